@@ -1,0 +1,17 @@
+"""The compiled CPU kernels, loaded once."""
+
+import functools
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).with_name("_cpu.so")
+
+
+@functools.cache
+def load() -> bool:
+    """Registers `torch.ops.gridwork_cpu`. False when the library was not built (other architectures)."""
+    if not LIBRARY.exists():
+        return False
+    torch.ops.load_library(str(LIBRARY))
+    return True

@@ -1,0 +1,237 @@
+"""Paged attention: the plain form, the form in PyTorch operations, and the choice between these and compiled ones.
+
+All implementations take the same arguments and give the same result up to rounding; `reference` is what the others
+are tested against. Every query token attends to the cached keys of its sequence up to its own position, or to the
+last `window` of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from gridwork_kernels import cpu_attention
+
+
+@dataclass
+class PagedLayout:
+    """Where one step's tokens and their sequences' keys lie; shared by all layers.
+
+    Tokens of a sequence are consecutive, in the order of their positions. Every tensor is on the model's device.
+    """
+
+    block_tables: torch.Tensor
+    """int32 `[num_sequences, max_blocks]`, at least as wide as the longest sequence needs."""
+    sequence: torch.Tensor
+    """int32 `[num_tokens]`: row of block_tables."""
+    length: torch.Tensor
+    """int32 `[num_tokens]`: position + 1."""
+    slots: torch.Tensor
+    """int64 `[num_tokens]`: where the token's own key and value are written."""
+    block_size: int
+    num_tokens: list[int]
+    """Tokens of each sequence, in order; their sum is num_tokens of the tensors."""
+    end: list[int]
+    """Length of each sequence when the step is done."""
+    null_slot: int
+    """A slot that is always zero: padding points to it, so that nothing stale (a NaN above all) is ever read."""
+    derived: dict[int, "_Gathering"] = field(default_factory=dict)
+    """Indices and masks of the `sdpa` form, by window; made once a step."""
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What distinguishes one layer's attention."""
+
+    scale: float
+    window: int = 0
+    """Only the last so many keys, the token's own included; 0: all."""
+    softcap: float = 0.0
+    """Scores become `softcap * tanh(score / softcap)`; 0: they stay."""
+    sinks: torch.Tensor | None = None
+    """float32 `[num_heads]`: one more logit for each head, without a value."""
+
+
+PagedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout, AttentionOptions], torch.Tensor]
+"""(query `[num_tokens, num_heads, key_size]`, keys `[num_slots, num_kv_heads, key_size]`, values
+`[num_slots, num_kv_heads, value_size]`, layout, options) -> `[num_tokens, num_heads, value_size]` in query's dtype."""
+
+
+def reference(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
+) -> torch.Tensor:
+    """The definition, sequence by sequence, in float32."""
+    group = query.shape[1] // keys.shape[1]
+    out = query.new_empty(*query.shape[:2], values.shape[2])
+    first = 0
+    for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
+        slots = _slots(layout, row, 0, end)
+        k = keys[slots].float().repeat_interleave(group, 1)
+        v = values[slots].float().repeat_interleave(group, 1)
+        q = query[first : first + count].float()
+        scores = torch.einsum("qhd,khd->hqk", q, k) * options.scale
+        if options.softcap:
+            scores = options.softcap * torch.tanh(scores / options.softcap)
+        scores = scores.masked_fill(~_visible(count, end, options.window, 0, query.device), -torch.inf)
+        if options.sinks is not None:
+            sinks = options.sinks.float()[:, None, None].expand(-1, count, 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        weights = scores.softmax(-1)[..., :end]
+        out[first : first + count] = torch.einsum("hqk,khd->qhd", weights, v).to(query.dtype)
+        first += count
+    return out
+
+
+def sdpa(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
+) -> torch.Tensor:
+    """In PyTorch operations, on any device: decodes gathered into one padded batch, prefills one by one."""
+    gathering = layout.derived.get(options.window)
+    if gathering is None:
+        gathering = layout.derived[options.window] = _Gathering.of(layout, options.window)
+    num_heads, kv_heads = query.shape[1], keys.shape[1]
+    out = query.new_empty(query.shape[0], num_heads, values.shape[2])
+    if gathering.decode_tokens is not None:
+        # The heads that share a KV head become its queries, so that keys need not be repeated.
+        q = query.index_select(0, gathering.decode_tokens).unflatten(1, (kv_heads, num_heads // kv_heads))
+        k = _gather(keys, gathering.decode_slots)
+        v = _gather(values, gathering.decode_slots)
+        sinks = None if options.sinks is None else options.sinks.view(1, kv_heads, -1, 1)
+        attended = _attend(q, k, v, gathering.decode_mask, options, sinks)
+        out.index_copy_(0, gathering.decode_tokens, attended.flatten(1, 2))
+    for chunk in gathering.prefills:
+        q = query[chunk.tokens].transpose(0, 1).unflatten(0, (kv_heads, num_heads // kv_heads))
+        k = _gather(keys, chunk.slots[None]).transpose(0, 1)
+        v = _gather(values, chunk.slots[None]).transpose(0, 1)
+        sinks = None if options.sinks is None else options.sinks.view(kv_heads, -1, 1, 1)
+        attended = _attend(q, k, v, chunk.mask, options, sinks)
+        out[chunk.tokens] = attended.flatten(0, 1).transpose(0, 1)
+    return out
+
+
+def cpu(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
+) -> torch.Tensor:
+    """The compiled CPU kernel."""
+    return cpu_attention.paged_attention(
+        query,
+        keys,
+        values,
+        layout.block_tables,
+        layout.sequence,
+        layout.length,
+        block_size=layout.block_size,
+        scale=options.scale,
+        window=options.window,
+        softcap=options.softcap,
+        sinks=options.sinks,
+    )
+
+
+IMPLEMENTATIONS: dict[str, PagedAttention] = {"cpu": cpu, "sdpa": sdpa, "reference": reference}
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype, heads: set[tuple[int, int]]) -> str:
+    """Name of the implementation to use. name: what was asked for, or `auto`; heads: the layers' (key size, value
+    size). Raises ValueError, with what would work, when the wish cannot be met."""
+    fits_cpu = device.type == "cpu" and all(cpu_attention.supports(dtype, *sizes) for sizes in heads)
+    if name == "auto":
+        return "cpu" if fits_cpu else "sdpa"
+    if name == "cpu" and not fits_cpu:
+        raise ValueError(
+            f"--attention cpu needs a CPU with AVX-512, float32 or bfloat16, and head sizes that are multiples of "
+            f"{cpu_attention.HEAD_MULTIPLE} up to {cpu_attention.LARGEST_HEAD}; here: {device}, {dtype}, {sorted(heads)}. "
+            "Use --attention sdpa"
+        )
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown attention `{name}`; one of auto, {', '.join(IMPLEMENTATIONS)}")
+    return name
+
+
+@dataclass
+class _Prefill:
+    tokens: slice
+    slots: torch.Tensor  # int64 [num_keys]
+    mask: torch.Tensor  # bool [num_tokens, num_keys]
+
+
+@dataclass
+class _Gathering:
+    decode_tokens: torch.Tensor | None  # int64 [num_decodes]
+    decode_slots: torch.Tensor  # int64 [num_decodes, longest]
+    decode_mask: torch.Tensor  # bool [num_decodes, 1, 1, longest]
+    prefills: list[_Prefill]
+
+    @staticmethod
+    def of(layout: PagedLayout, window: int) -> "_Gathering":
+        device = layout.slots.device
+        starts = [0]
+        for count in layout.num_tokens:
+            starts.append(starts[-1] + count)
+        decodes = [row for row, count in enumerate(layout.num_tokens) if count == 1]
+        rows = torch.tensor(decodes, dtype=torch.int64, device=device)
+        tokens = torch.tensor([starts[row] for row in decodes], dtype=torch.int64, device=device)
+        ends = torch.tensor([layout.end[row] for row in decodes], dtype=torch.int64, device=device)
+        begins = (ends - window).clamp(min=0) if window else torch.zeros_like(ends)
+        longest = max((min(layout.end[row], window or layout.end[row]) for row in decodes), default=0)
+        positions = begins[:, None] + torch.arange(longest, device=device)
+        valid = positions < ends[:, None]
+        positions = torch.where(valid, positions, 0)
+        blocks = layout.block_tables[rows[:, None], positions // layout.block_size].long()
+        slots = torch.where(valid, blocks * layout.block_size + positions % layout.block_size, layout.null_slot)
+        prefills = []
+        for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
+            if count == 1:
+                continue
+            begin = max(0, end - count + 1 - window) if window else 0
+            prefills.append(
+                _Prefill(
+                    slice(starts[row], starts[row + 1]),
+                    _slots(layout, row, begin, end),
+                    _visible(count, end, window, begin, device),
+                )
+            )
+        return _Gathering(tokens if decodes else None, slots, valid[:, None, None, :], prefills)
+
+
+def _slots(layout: PagedLayout, row: int, begin: int, end: int) -> torch.Tensor:
+    positions = torch.arange(begin, end, device=layout.slots.device)
+    blocks = layout.block_tables[row].long()[positions // layout.block_size]
+    return blocks * layout.block_size + positions % layout.block_size
+
+
+def _visible(count: int, end: int, window: int, begin: int, device: torch.device) -> torch.Tensor:
+    """bool `[count, end - begin]`: whether each of the last `count` positions sees each position from `begin` on."""
+    queries = torch.arange(end - count, end, device=device)[:, None]
+    positions = torch.arange(begin, end, device=device)[None, :]
+    visible = positions <= queries
+    return visible & (positions > queries - window) if window else visible
+
+
+def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """`[batch, num_kv_heads, num_keys, size]` of a cache `[num_slots, num_kv_heads, size]`."""
+    flat = cache.view(cache.shape[0], -1).index_select(0, slots.flatten())
+    return flat.view(*slots.shape, *cache.shape[1:]).transpose(1, 2)
+
+
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    options: AttentionOptions,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    if not options.softcap and sinks is None:
+        expanded = mask.expand(*torch.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k.expand(*q.shape[:2], *k.shape[2:]), v.expand(*q.shape[:2], *v.shape[2:]), expanded, scale=options.scale
+        )
+    scores = (q.float() @ k.float().transpose(-1, -2)) * options.scale
+    if options.softcap:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float().expand(*scores.shape[:-1], 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[-2]]
+    return (weights @ v.float()).to(q.dtype)

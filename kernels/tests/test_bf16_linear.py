@@ -1,0 +1,91 @@
+"""The packed bfloat16 linear layer against its plain form."""
+
+import pytest
+import torch
+from torch import nn
+
+from gridwork_kernels import bf16_linear, cpu_library
+
+needs_avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512" or not cpu_library.load(), reason="the CPU lacks AVX-512"
+)
+
+
+def random_layer(in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    torch.manual_seed(in_features + out_features)
+    return nn.Linear(in_features, out_features, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+
+
+@needs_avx512
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(576, 1536), (64, 32), (33, 70), (1, 100), (128, 1000)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 12, 13, 64, 65, 200])
+def test_equals_the_plain_product_up_to_one_rounding(shape: tuple[int, int], rows: int, bias: bool) -> None:
+    layer = random_layer(*shape, bias)
+    x = torch.randn(rows, shape[0]).bfloat16()
+    expected = bf16_linear.reference(x, layer.weight, layer.bias)
+    torch.testing.assert_close(bf16_linear.PackedLinear(layer)(x), expected, rtol=2**-7, atol=1e-3)
+
+
+@needs_avx512
+def test_a_row_does_not_depend_on_its_batch_mates() -> None:
+    packed = bf16_linear.PackedLinear(random_layer(576, 1536, True))
+    x = torch.randn(100, 576).bfloat16()
+    together = packed(x)
+    for rows in (1, 2, 5, 12, 31):
+        assert torch.equal(packed(x[:rows]), together[:rows])
+
+
+@needs_avx512
+def test_leading_dimensions_and_strides_are_kept() -> None:
+    layer = random_layer(64, 96, False)
+    x = torch.randn(2, 64, 5).bfloat16().transpose(1, 2)
+    assert not x.is_contiguous()
+    out = bf16_linear.PackedLinear(layer)(x)
+    assert out.shape == (2, 5, 96)
+    torch.testing.assert_close(out, bf16_linear.reference(x, layer.weight, None), rtol=2**-7, atol=1e-3)
+
+
+@needs_avx512
+def test_nan_stays_in_its_row_and_infinity_is_kept() -> None:
+    packed = bf16_linear.PackedLinear(random_layer(64, 64, False))
+    x = torch.ones(3, 64).bfloat16()
+    x[1, 0] = float("nan")
+    out = packed(x)
+    assert out[1].isnan().all() and not out[0].isnan().any() and not out[2].isnan().any()
+
+
+@needs_avx512
+def test_the_weight_can_be_read_back() -> None:
+    layer = random_layer(33, 70, False)
+    assert torch.equal(bf16_linear.PackedLinear(layer).weight, layer.weight)
+
+
+@needs_avx512
+def test_only_plain_bfloat16_layers_are_replaced() -> None:
+    class Special(nn.Linear):
+        pass
+
+    shared = random_layer(64, 64, False)
+    model = nn.ModuleDict(
+        {
+            "plain": shared,
+            "again": shared,
+            "special": Special(64, 64, dtype=torch.bfloat16),
+            "float32": nn.Linear(64, 64),
+            "small": random_layer(64, 8, False),
+        }
+    )
+    assert bf16_linear.pack_linears(model) == 1
+    assert model["plain"] is model["again"]
+    assert [type(model[name]) for name in ("special", "float32", "small")] == [Special, nn.Linear, nn.Linear]
+
+
+@needs_avx512
+def test_the_head_gives_float32_and_only_the_head() -> None:
+    model = nn.ModuleDict({"body": random_layer(64, 64, False), "head": random_layer(64, 100, False)})
+    weight = model["head"].weight
+    bf16_linear.pack_linears(model, head=model["head"])
+    x = torch.randn(3, 64).bfloat16()
+    assert model["body"](x).dtype == torch.bfloat16
+    torch.testing.assert_close(model["head"](x), x.float() @ weight.float().T, rtol=1e-5, atol=1e-5)
