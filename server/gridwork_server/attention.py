@@ -1,0 +1,126 @@
+"""The seam between a Transformers model and the paged cache: one attention function, registered by name.
+
+A model's layers call it with their queries, keys and values; what it does with them comes with the step, through the
+keyword arguments of `forward()`, so that there is no global state.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gridwork_kernels.paged_attention import AttentionOptions, PagedAttention, PagedLayout
+from gridwork_server.errors import ModelError
+
+NAME = "gridwork_paged"
+"""Name of the attention function in Transformers' registry."""
+
+ARGUMENT = "gridwork_step"
+"""Keyword argument of `forward()` that carries a step's context to every layer."""
+
+
+class StepContext(Protocol):
+    """What a layer's attention is done by."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """query, key, value: `[num_tokens, heads, size]`; returns `[num_tokens, query heads, value size]`."""
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What one layer writes to the cache, and how it attends."""
+
+    num_kv_heads: int
+    key_size: int
+    value_size: int
+    window: int
+
+
+@dataclass
+class Probe:
+    """Finds out every layer's geometry by running the model once."""
+
+    layers: dict[int, LayerGeometry] = field(default_factory=dict)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        if layer in self.layers:
+            raise ModelError(
+                f"layer {layer} attends twice in one forward pass; its attention modules share a layer_idx"
+            )
+        if query.shape[1] % key.shape[1] != 0:
+            raise ModelError(f"layer {layer} has {query.shape[1]} query heads for {key.shape[1]} KV heads")
+        self.layers[layer] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window)
+        return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])
+
+
+@dataclass
+class PagedStep:
+    """Writes keys and values into the cache and attends to all that the sequences have there."""
+
+    keys: dict[int, torch.Tensor]
+    """By layer: `[num_slots, num_kv_heads, key_size]`."""
+    values: dict[int, torch.Tensor]
+    layout: PagedLayout
+    implementation: PagedAttention
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(0, self.layout.slots, key)
+        values.index_copy_(0, self.layout.slots, value)
+        return self.implementation(query, keys, values, self.layout, options)
+
+
+def register() -> None:
+    """Makes the attention function known to Transformers. It needs no mask: Transformers makes none for it."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, paged_attention_forward)
+
+
+def paged_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention interface. query: `[1, heads, num_tokens, size]`, key and value likewise with the KV
+    heads. Returns `[1, num_tokens, heads, value_size]`. Raises ModelError for what paged attention cannot express."""
+    step: StepContext | None = kwargs.get(ARGUMENT)
+    name = type(module).__name__
+    if step is None:
+        raise ModelError(f"{name} does not get the keyword arguments of forward(): it cannot run on the paged path")
+    if attention_mask is not None:
+        raise ModelError(f"{name} attends with a mask of its own, which paged attention cannot express")
+    if kwargs.get("position_bias") is not None or kwargs.get("head_mask") is not None:
+        raise ModelError(f"{name} attends with a bias, which paged attention cannot express")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise ModelError(f"{name} attends in both directions, which paged attention cannot express")
+    options = AttentionOptions(
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        window=int(sliding_window or 0),
+        softcap=float(softcap or 0.0),
+        sinks=None if s_aux is None else s_aux.float(),
+    )
+    out = step.attend(
+        module.layer_idx,  # type: ignore[arg-type]
+        query[0].transpose(0, 1).contiguous(),
+        key[0].transpose(0, 1).contiguous(),
+        value[0].transpose(0, 1).contiguous(),
+        options,
+    )
+    return out[None], None

@@ -1,0 +1,41 @@
+"""What a shard is started with."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """One rank of a shard group, as the command line describes it."""
+
+    model_path: Path
+    socket: str
+    """Path of a unix socket, or `host:port`."""
+    rank: int = 0
+    world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29500
+    device: str = "cpu"
+    dtype: str = "auto"
+    model_impl: str = "auto"
+    attention: str = "auto"
+    fuse: bool = True
+    """Whether linear layers may be replaced by faster, equivalent ones."""
+    kv_cache_memory_bytes: int | None = None
+    cuda_memory_fraction: float = 1.0
+    trust_remote_code: bool = False
+    cpu_threads: int | None = None
+    revision: str | None = None
+
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """`4GiB`, `512 MiB`, `1.5GB` or a plain number of bytes. Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"`{text}` is not an amount of memory; write for example 4GiB, 512MiB or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,9 @@
+"""Errors whose message is for the person who started the server."""
+
+
+class ModelError(Exception):
+    """A model cannot be served. The message says what was wrong, where, and what to do."""
+
+
+class LimitError(Exception):
+    """The router's limits cannot be met. The message says which, and what to change."""

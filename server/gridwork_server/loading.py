@@ -1,0 +1,246 @@
+"""Loads a model of any architecture that supports Transformers' attention interface."""
+
+import inspect
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+from torch import nn
+
+from gridwork_server import attention
+from gridwork_server.attention import LayerGeometry, Probe
+from gridwork_server.config import ShardConfig
+from gridwork_server.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from gridwork_server.group import RankGroup
+
+
+@dataclass
+class LoadedModel:
+    """A model that is ready to run, and what was found out about it."""
+
+    model: nn.Module
+    config: "PretrainedConfig"
+    dtype: torch.dtype
+    device: torch.device
+    layers: dict[int, LayerGeometry]
+    """By `layer_idx`; on this rank."""
+    vocab_size: int
+    keeps_logits: bool
+    """Whether `forward()` takes `logits_to_keep`."""
+    eos_token_ids: list[int]
+    max_context_tokens: int
+    """0 when the config gives no limit."""
+    num_parameters: int
+    """Over all ranks."""
+    weight_bytes: int
+    """Over all ranks."""
+    notes: list[str]
+
+
+def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
+    """Loads this rank's part of the model. Raises ModelError."""
+    if config.model_impl not in ("auto", "paged"):
+        raise ModelError(
+            f"--model-impl {config.model_impl} is not available in this version; use auto or paged, for models that "
+            "support Transformers' attention interface"
+        )
+    attention.register()
+    model_config = _read_config(config)
+    model_class = _model_class(model_config, config)
+    dtype = _dtype(config.dtype, model_config)
+    device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
+    _check_files(config.model_path)
+    model: Any
+    if group.world_size == 1:
+        model = _load_whole(model_class, model_config, config, dtype)
+        num_parameters, weight_bytes = _size(model)
+    else:
+        from gridwork_server.tensor_parallel import load_part
+
+        part = load_part(model_class, model_config, config.model_path, dtype, group)
+        model, num_parameters = part.model, part.num_parameters
+        (weight_bytes,) = group.sum([part.weight_bytes])
+    model = model.to(device).eval().requires_grad_(False)
+    notes = []
+    if config.fuse and dtype == torch.bfloat16 and device.type == "cpu":
+        from gridwork_kernels import bf16_linear
+
+        if bf16_linear.is_profitable():
+            head = model.get_output_embeddings()
+            packed = bf16_linear.pack_linears(model, getattr(head, "local", head))
+            notes.append(f"{packed} linear layers packed for AVX-512")
+    keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    try:
+        layers, vocab_size = _probe(model, model_config, keeps_logits, device)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if group.world_size == 1:
+            raise
+        raise ModelError(
+            f"{type(model).__name__} cannot run with a part of its heads ({_first_line(error)}); use --num-shard 1"
+        ) from error
+    return LoadedModel(
+        model=model,
+        config=model_config,
+        dtype=dtype,
+        device=device,
+        layers=layers,
+        vocab_size=vocab_size,
+        keeps_logits=keeps_logits,
+        eos_token_ids=_eos_token_ids(model_config, config.model_path),
+        max_context_tokens=_max_context_tokens(model_config),
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        notes=notes,
+    )
+
+
+def _read_config(config: ShardConfig) -> "PretrainedConfig":
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    path = config.model_path
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{path} has no config.json: it is not a model folder; give --model-id the folder that has one"
+        )
+    try:
+        json.loads((path / "config.json").read_text())
+    except ValueError as error:
+        raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again") from None
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (ValueError, KeyError, ImportError, OSError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path / 'config.json'} asks for its own Python code; if you trust it, start with --trust-remote-code"
+            ) from None
+        raise ModelError(f"{path / 'config.json'} cannot be used: {_first_line(error)}") from error
+
+
+def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = (getattr(model_config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if reference is not None and config.trust_remote_code:
+        model_class = get_class_from_dynamic_module(reference, str(config.model_path))
+    else:
+        mapping = AutoModelForCausalLM._model_mapping
+        if type(model_config) not in mapping:
+            raise ModelError(
+                f"models of type `{model_config.model_type}` do not generate text with a causal language model in the "
+                "installed Transformers"
+                + (": it comes with its own code, start with --trust-remote-code if you trust it" if reference else "")
+            )
+        found: Any = mapping[type(model_config)]
+        model_class = found[0] if isinstance(found, tuple) else found
+    if not getattr(model_class, "_supports_attention_backend", False):
+        raise ModelError(
+            f"{model_class.__name__} does not support Transformers' attention interface, which this version needs"
+        )
+    return model_class
+
+
+def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    dtype = getattr(model_config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _check_files(path: Path) -> None:
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(f"{path} has no .safetensors files; only safetensors weights are loaded")
+
+
+def _load_whole(
+    model_class: type["PreTrainedModel"], model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+) -> nn.Module:
+    from safetensors import SafetensorError
+
+    model: nn.Module
+    info: dict[str, Any]
+    from_pretrained: Any = model_class.from_pretrained
+    try:
+        model, info = from_pretrained(
+            config.model_path,
+            config=model_config,
+            dtype=dtype,
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
+        raise ModelError(f"{config.model_path} cannot be loaded: {_first_line(error)}") from error
+    if info["mismatched_keys"]:
+        raise ModelError(f"weights and config.json disagree in shape: {_some(info['mismatched_keys'])}")
+    if info["missing_keys"]:
+        raise ModelError(
+            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete"
+        )
+    if info["unexpected_keys"]:
+        logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
+    return model
+
+
+@torch.inference_mode()
+def _probe(
+    model: nn.Module, model_config: "PretrainedConfig", keeps_logits: bool, device: torch.device
+) -> tuple[dict[int, LayerGeometry], int]:
+    """Runs one token, to see what every layer writes to the cache, and the size of the logits."""
+    probe = Probe()
+    arguments: dict[str, Any] = (
+        {"logits_to_keep": torch.zeros(1, dtype=torch.int64, device=device)} if keeps_logits else {}
+    )
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    out = model(input_ids=token, position_ids=token, use_cache=False, **arguments, **{attention.ARGUMENT: probe})
+    expected = getattr(model_config.get_text_config(), "num_hidden_layers", None)
+    if not probe.layers:
+        raise ModelError(f"{type(model).__name__} never calls the attention function: it cannot run on the paged path")
+    if expected is not None and len(probe.layers) > expected:
+        raise ModelError(
+            f"{type(model).__name__} attends in {len(probe.layers)} layers where its config has {expected}"
+        )
+    return probe.layers, int(out.logits.shape[-1])
+
+
+def _size(model: nn.Module) -> tuple[int, int]:
+    parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _eos_token_ids(model_config: "PretrainedConfig", path: Path) -> list[int]:
+    """generation_config.json decides; else the model's config."""
+    try:
+        ids = json.loads((path / "generation_config.json").read_text()).get("eos_token_id")
+    except (OSError, ValueError):
+        ids = None
+    if ids is None:
+        ids = getattr(model_config.get_text_config(), "eos_token_id", None)
+    if ids is None:
+        return []
+    return [int(id) for id in ids] if isinstance(ids, list) else [int(ids)]
+
+
+def _max_context_tokens(model_config: "PretrainedConfig") -> int:
+    return int(getattr(model_config.get_text_config(), "max_position_embeddings", None) or 0)
+
+
+def _some(keys: Any) -> str:
+    keys = [str(key) for key in sorted(keys, key=str)]
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return text if len(text) < 600 else text[:600] + " …"

@@ -1,0 +1,140 @@
+"""Converts a GGUF file into a folder for Transformers: config, bfloat16 safetensors, tokenizer, chat template."""
+
+import functools
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loguru import logger
+
+from gridwork_server.prepare.errors import PrepareError
+from gridwork_server.prepare.staging import build_folder
+
+# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+_FORMAT = 1
+_MAGIC = b"GGUF"
+_HEARTBEAT_INTERVAL_S = 10.0
+_LARGEST_SENSIBLE_LENGTH = 1 << 40
+
+
+def converted(path: Path, cache_dir: Path) -> Path:
+    """The folder that holds a GGUF file's conversion; made in `cache_dir` the first time, then found there.
+
+    A file that changed (by path, size or time of modification) is converted anew. Raises PrepareError.
+    """
+    stat = path.stat()
+    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{_FORMAT}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return build_folder(cache_dir / f"{path.stem}-{key}", is_complete, lambda folder: convert(path, folder))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return has_weights and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+
+
+def convert(path: Path, folder: Path) -> None:
+    """Writes the conversion of one GGUF file into an existing folder. Raises PrepareError."""
+    started = time.monotonic()
+    _check_magic(path)
+    logger.info("Converting {} ({}) into bfloat16 safetensors", path, _megabytes(path.stat().st_size))
+    with _heartbeat(f"Converting {path.name}"), _one_reader():
+        _convert(path, folder)
+    logger.info("Converted {} in {:.0f} s", path.name, time.monotonic() - started)
+
+
+def _convert(path: Path, folder: Path) -> None:
+    # Progress bars would arrive as one endless line in the launcher's log; the heartbeat stands for them.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            local_files_only=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    except Exception as error:  # whatever a reader meets in a damaged or unknown file
+        logger.opt(exception=True).debug("The conversion failed")
+        raise PrepareError(
+            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}). If the file is whole, "
+            "its architecture is not supported: use the model's original repository instead"
+        ) from error
+
+    if tokenizer.model_max_length > _LARGEST_SENSIBLE_LENGTH:
+        tokenizer.model_max_length = model.config.max_position_embeddings
+    needed_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise PrepareError(
+            f"{path} becomes {_megabytes(needed_bytes)} of bfloat16 weights, but {folder.parent} has only "
+            f"{_megabytes(free_bytes)} free. Free some space, or name another folder"
+        )
+    logger.info("Writing {} of weights, and the tokenizer", _megabytes(needed_bytes))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _heartbeat(what: str) -> Iterator[None]:
+    """Logs every few seconds that something long still goes on."""
+    done = threading.Event()
+    started = time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(_HEARTBEAT_INTERVAL_S):
+            logger.info("{}: {:.0f} s so far", what, time.monotonic() - started)
+
+    watcher = threading.Thread(target=watch, name="heartbeat", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise PrepareError(f"{path} cannot be read: {_one_line(error)}") from error
+    if magic != _MAGIC:
+        raise PrepareError(f"{path} is not a GGUF file. Download it again")
+
+
+@contextmanager
+def _one_reader() -> Iterator[None]:
+    """Lets everything inside share one reader of the file.
+
+    Reading a vocabulary takes seconds, and Transformers does it anew for the config, the weights and the tokenizer.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

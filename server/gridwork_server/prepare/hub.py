@@ -1,0 +1,223 @@
+"""Fetches models from the Hugging Face hub into the hub library's own cache."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from loguru import logger
+
+from gridwork_server.prepare.errors import PrepareError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt", "*.tiktoken")
+_WANTED_CODE = ("*.py",)
+# Other formats of the same weights that some repositories carry beside Transformers' own.
+_UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_PROGRESS_INTERVAL_S = 3.0
+
+
+def fetched(name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path) -> Path:
+    """The folder of a model's snapshot: found in the cache, else fetched into it.
+
+    A revision that is in the cache completely is used without asking the hub for a newer one, so that a restart serves
+    what was served before and needs no network. Raises PrepareError.
+    """
+    revision = revision or "main"
+    cached = find_cached(name, revision, trust_remote_code, cache_dir)
+    if cached is not None:
+        logger.info("Using {} from the cache, commit {}", name, cached.name)
+        return cached
+    return _fetch(name, revision, trust_remote_code, cache_dir)
+
+
+def find_cached(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -> Path | None:
+    """A complete snapshot in the hub's cache (refs/REVISION names the commit, snapshots/COMMIT holds it), or None.
+
+    Reads the cache's files itself: importing the hub library takes longer than all of this.
+    """
+    storage = cache_dir / f"models--{name.replace('/', '--')}"
+    try:
+        commit = revision if _COMMIT.fullmatch(revision) else (storage / "refs" / revision).read_text().strip()
+    except OSError:
+        return None
+    snapshot = storage / "snapshots" / commit
+    if not commit or not (snapshot / "config.json").is_file() or not _has_weights(snapshot):
+        return None
+    # The hub library leaves a list of the repository's files, from which an interrupted download shows.
+    try:
+        listing = json.loads((storage / "trees" / f"{commit}.json").read_text())
+        expected = wanted_files(listing["files"], trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError):
+        expected = []
+    return snapshot if all((snapshot / file).is_file() for file in expected) else None
+
+
+def wanted_files(files: "list[str] | dict[str, object]", trust_remote_code: bool) -> list[str]:
+    """Which of a repository's files are needed: safetensors, configs, tokenizer, chat template, code if trusted."""
+    patterns = _WANTED + (_WANTED_CODE if trust_remote_code else ())
+    return [
+        file
+        for file in files
+        if any(fnmatch(file, pattern) for pattern in patterns)
+        and not any(fnmatch(file, pattern) for pattern in _UNWANTED)
+    ]
+
+
+def _has_weights(folder: Path) -> bool:
+    if (folder / "model.safetensors").is_file():
+        return True
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        parts = set(index["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(parts) and all((folder / part).is_file() for part in parts)
+
+
+def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -> Path:
+    from huggingface_hub import HfApi, constants, errors, snapshot_download, utils
+
+    if constants.HF_HUB_OFFLINE:
+        raise PrepareError(
+            f"{name} (revision {revision}) is not in the cache {cache_dir}, and HF_HUB_OFFLINE is set. Unset it to "
+            "download the model, copy a cache that has it here, or give --model-id a local folder"
+        )
+    utils.disable_progress_bars()
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+        siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        wanted = wanted_files(list(siblings), trust_remote_code)
+        _check_wanted(name, list(siblings), wanted)
+        sizes = {file: siblings[file].size or 0 for file in wanted}
+        _check_space(name, sum(sizes.values()), cache_dir)
+        logger.info(
+            "Downloading {} (commit {}): {} files, {}", name, info.sha, len(wanted), _megabytes(sum(sizes.values()))
+        )
+        storage = cache_dir / f"models--{name.replace('/', '--')}"
+        with _progress_logged(storage / "blobs", {_blob_name(siblings[file]): sizes[file] for file in wanted}):
+            folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+        _raise_readable(error, name, revision, cache_dir)
+    except Exception as error:
+        # What is raised without a connection belongs to the HTTP client that the hub library happens to use.
+        if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
+            _raise_unreachable(error, name, cache_dir)
+        raise
+    logger.info("Downloaded {}", name)
+    return Path(folder)
+
+
+def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:
+    if "config.json" not in files:
+        gguf = any(file.endswith(".gguf") for file in files)
+        hint = "Download one of its .gguf files and give --model-id its path" if gguf else "Is it a Transformers model?"
+        raise PrepareError(f"{name} has no config.json on the hub. {hint}")
+    if not any(file.endswith(".safetensors") for file in wanted):
+        pickle = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
+        has = (
+            f"only as {pickle}, a pickle file, which can run code when loaded and is not read" if pickle else "nowhere"
+        )
+        raise PrepareError(
+            f"{name} has its weights {has}. Use a revision or repository with *.safetensors files, or convert it on "
+            "a machine you can spare with AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER), and its "
+            "tokenizer likewise"
+        )
+
+
+def _check_space(name: str, needed_bytes: int, cache_dir: Path) -> None:
+    existing = next(path for path in (cache_dir, *cache_dir.absolute().parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise PrepareError(
+            f"{name} needs {_megabytes(needed_bytes)}, but {cache_dir} has only {_megabytes(free_bytes)} free. Free "
+            "some space, or choose another cache folder with --huggingface-hub-cache"
+        )
+
+
+def _blob_name(sibling: "RepoSibling") -> str:
+    """The name of a file's content in the cache's `blobs` folder."""
+    return (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or sibling.rfilename
+
+
+@contextmanager
+def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
+    """Logs every few seconds how much of these blobs (name to bytes) has arrived."""
+    total = sum(sizes.values())
+    done = threading.Event()
+
+    def arrived(name: str, size: int) -> int:
+        if (blobs / name).is_file():
+            return size
+        partial = [file.stat().st_size for file in blobs.glob(f"{name}*.incomplete")]
+        return min(max(partial, default=0), size)
+
+    def watch() -> None:
+        while not done.wait(_PROGRESS_INTERVAL_S):
+            try:
+                now = sum(arrived(name, size) for name, size in sizes.items())
+            except OSError:  # a part was renamed between listing and asking for its size
+                continue
+            percent = 100 * now / total if total else 100
+            logger.info("Downloaded {} of {} ({:.0f} %)", _megabytes(now), _megabytes(total), percent)
+
+    watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _raise_readable(error: Exception, name: str, revision: str, cache_dir: Path) -> NoReturn:
+    """Raises the PrepareError that tells what to do about an error of the hub library or the file system."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        raise PrepareError(
+            f"{name} is gated: its authors ask you to accept their terms on its page on the hub. Do that, then set "
+            "HF_TOKEN to an access token of your account"
+        ) from error
+    if isinstance(error, errors.RepositoryNotFoundError):
+        raise PrepareError(
+            f"there is no model {name} on the hub, or it is private. Check the name (`organisation/name`); for a "
+            "private model set HF_TOKEN to an access token of an account that may read it"
+        ) from error
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise PrepareError(
+            f"{name} has no revision {revision}. Give --revision a branch, tag or commit of it"
+        ) from error
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else "no"
+        hint = "The token in HF_TOKEN is not valid" if status == 401 else "Try again later"
+        raise PrepareError(f"the hub answered {status} for {name}: {_first_line(error)}. {hint}") from error
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)):
+        _raise_unreachable(error, name, cache_dir)
+    raise PrepareError(
+        f"cannot store {name} in {cache_dir}: {_first_line(error)}. Make room or set permissions there, or choose "
+        "another folder with --huggingface-hub-cache"
+    ) from error
+
+
+def _raise_unreachable(error: Exception, name: str, cache_dir: Path) -> NoReturn:
+    raise PrepareError(
+        f"{name} is not in the cache {cache_dir}, and the hub cannot be reached ({_first_line(error)}). Check the "
+        "network (HTTPS_PROXY, HF_ENDPOINT), or give --model-id a local folder"
+    ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,69 @@
+"""Folders that are either whole or not there."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loguru import logger
+
+from gridwork_server.prepare.errors import PrepareError
+
+
+def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
+    """Makes a folder by calling `build` with an empty one beside it, which is renamed to `target` when it is done.
+
+    One process at a time builds a target, the others wait for it; a build that was killed leaves only a folder that the
+    next one removes. A target that is complete already is left alone. Raises PrepareError when the target holds
+    something else, or cannot be written.
+    """
+    if is_complete(target):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target.with_name(f".{target.name}.lock")):
+            if is_complete(target):
+                return target
+            if target.exists() and (not target.is_dir() or any(target.iterdir())):
+                raise PrepareError(
+                    f"{target} exists and does not hold a complete model. Remove it, or name another folder"
+                )
+            prefix = f".{target.name}.partial-"
+            for leftover in target.parent.glob(f"{prefix}*"):
+                logger.info("Removing {}, left by a run that was interrupted", leftover)
+                shutil.rmtree(leftover)
+            partial = target.with_name(f"{prefix}{os.getpid()}")
+            partial.mkdir()
+            try:
+                build(partial)
+                _settle(partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise PrepareError(f"cannot write {target}: {error}. Free space there, or name another folder") from error
+    return target
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on a file; the kernel lets go of it however the process ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Waiting for another process that is preparing the same model")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _settle(folder: Path) -> None:
+    """Makes files readable for those who may read the folder, and safe on disk before it gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | 0o444)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,268 @@
+"""Runs steps: the model, the cache and the sampler of one rank."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from loguru import logger
+
+from gridwork_kernels import paged_attention
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.attention import ARGUMENT, PagedStep
+from gridwork_server.config import ShardConfig
+from gridwork_server.errors import LimitError, ModelError
+from gridwork_server.group import RankGroup
+from gridwork_server.loading import LoadedModel
+from gridwork_server.memory import cache_budget_bytes
+from gridwork_server.sampling import Sampler, token_logprobs
+from gridwork_server.sequence_table import SequenceTable, StepBatch
+from gridwork_server.tracing import NoSpans, SequenceSpans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """What the cache came to."""
+
+    num_blocks: int
+    bytes: int
+    """Over all ranks."""
+    bytes_per_token: int
+    """Over all ranks."""
+
+
+class Runner:
+    """One rank's share of every step. Every rank runs the same steps; rank 0 samples and answers."""
+
+    def __init__(
+        self, loaded: LoadedModel, config: ShardConfig, group: RankGroup, spans: SequenceSpans | None = None
+    ) -> None:
+        """Raises ModelError when the attention implementation that was asked for cannot be used."""
+        self.loaded = loaded
+        self.config = config
+        self.group = group
+        self.spans: SequenceSpans | NoSpans = spans or NoSpans()
+        heads = {(layer.key_size, layer.value_size) for layer in loaded.layers.values()}
+        try:
+            self.attention_name = paged_attention.choose(config.attention, loaded.device, loaded.dtype, heads)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+        self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
+        self._keys: dict[int, torch.Tensor] = {}
+        self._values: dict[int, torch.Tensor] = {}
+
+    def warm_up(self, limits: "pb.WarmupRequest") -> CacheSize:
+        """Allocates the cache for these limits and runs a first step. Raises LimitError."""
+        if min(limits.block_size_tokens, limits.max_batch_tokens, limits.max_sequences) < 1:
+            raise LimitError("block size, batch tokens and sequences must be at least 1")
+        # Dropped first, so that its memory counts as free.
+        self._keys, self._values = {}, {}
+        size = self._size_cache(limits)
+        error = self._allocate(limits, size.num_blocks)
+        if self.group.minimum(0 if error else 1) == 0:
+            self._keys, self._values = {}, {}
+            raise LimitError(error or "another rank could not allocate its part of the cache")
+        self._run_first_steps(size.num_blocks)
+        tokens = size.num_blocks * limits.block_size_tokens
+        logger.info(
+            f"KV cache: {tokens} tokens in {size.num_blocks} blocks, {size.bytes / 2**20:.0f} MiB "
+            f"({size.bytes_per_token} bytes a token)"
+        )
+        return size
+
+    def reset(self) -> None:
+        """Drops every sequence."""
+        ids = np.arange(self._limits.max_sequences)
+        self.spans.release(ids.tolist())
+        self.table.release(ids)
+        self.sampler = Sampler(self._limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
+
+    @torch.inference_mode()
+    def run(self, step: "pb.Step") -> "pb.StepResult":
+        """Computes one step. On ranks other than 0 the result is empty."""
+        result = pb.StepResult(step_id=step.id)
+        self._change_sequences(step)
+        ids, num_tokens = _array(step.sequence_ids), _array(step.num_tokens)
+        self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
+        dead = self.table.failed[ids]
+        if dead.any():
+            self._report_failures(result, ids[dead], pb.SequenceFailure.KIND_INTERNAL, "the sequence has failed before")
+            ids, num_tokens = ids[~dead], num_tokens[~dead]
+        if len(ids) == 0:
+            return result
+        batch = self.table.batch(ids, num_tokens)
+        started = time.perf_counter()
+        logits, kept = self._forward(batch)
+        computed = time.perf_counter()
+        self.table.computed(batch)
+        if self.group.is_leader:
+            self._report_prompt_logprobs(result, batch, logits, kept)
+        self._sample(result, batch, logits, kept)
+        result.forward_us = int((computed - started) * 1e6)
+        result.sample_us = int((time.perf_counter() - computed) * 1e6)
+        return result
+
+    def fail(self, step: "pb.Step", message: str) -> "pb.StepResult":
+        """The result of a step that raised an exception: every sequence of it has failed."""
+        result = pb.StepResult(step_id=step.id)
+        known = (id for id in step.sequence_ids if id < len(self.table.failed))
+        self._report_failures(result, known, pb.SequenceFailure.KIND_INTERNAL, message)
+        return result
+
+    def _change_sequences(self, step: "pb.Step") -> None:
+        if step.released:
+            self.table.release(_array(step.released))
+            self.sampler.release(step.released)
+            self.spans.release(step.released)
+        for new in step.admitted:
+            self.table.admit(new)
+            tokens = self.table.token_ids[new.id, : len(new.token_ids)]
+            self.sampler.admit(new.id, tokens, new.num_prompt_tokens, new.sampling, new.logprobs, new.top_n_logprobs)
+            self.spans.admit(new.id, new.traceparent)
+
+    def _forward(self, batch: StepBatch) -> tuple[torch.Tensor, np.ndarray]:
+        """Logits `[num_kept, vocab]`, and the tokens of the batch that they belong to (int64 [num_kept], sorted)."""
+        device = self.loaded.device
+        step = PagedStep(self._keys, self._values, self.table.layout(batch, device), self._attention)
+        kept = batch.last[batch.samples]
+        wants_prompt = self.table.wants_prompt_logprobs[batch.sequence_ids]
+        if wants_prompt.any():
+            kept = np.union1d(kept, np.flatnonzero(wants_prompt[batch.row]))
+        # A model computes at least one row of logits.
+        index = torch.from_numpy(kept if len(kept) else batch.last[:1]).to(device)
+        arguments = {"logits_to_keep": index} if self.loaded.keeps_logits else {}
+        out = self.loaded.model(
+            input_ids=torch.from_numpy(batch.input_ids)[None].to(device),
+            position_ids=torch.from_numpy(batch.positions)[None].to(device),
+            use_cache=False,
+            **arguments,
+            **{ARGUMENT: step},
+        )
+        logits = out.logits[0]
+        if not self.loaded.keeps_logits:
+            logits = logits[index]
+        return logits[: len(kept)], kept
+
+    def _sample(self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray) -> None:
+        ids = batch.sequence_ids[batch.samples]
+        if len(ids) == 0:
+            return
+        sampled = np.zeros((2, len(ids)), dtype=np.int64)
+        if self.group.is_leader:
+            of_sample = np.searchsorted(kept, batch.last[batch.samples])
+            rows = logits if len(kept) == len(ids) else logits[torch.from_numpy(of_sample).to(logits.device)]
+            output = self.sampler.sample(rows.float(), ids, self.table.num_known[ids])
+            sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
+        # Every rank must know the tokens, since the next step may compute them.
+        sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
+        good = sampled[1] == 0
+        self.table.append_tokens(ids[good], sampled[0][good])
+        if not good.all():
+            self._report_failures(
+                result, ids[~good], pb.SequenceFailure.KIND_NAN_LOGITS, "the model produced NaN logits"
+            )
+        if not self.group.is_leader:
+            return
+        self.spans.sampled(ids)
+        result.sequence_ids.extend(ids[good].tolist())
+        result.token_ids.extend(sampled[0][good].tolist())
+        if output.logprobs is not None:
+            result.logprobs.extend(output.logprobs[good].tolist())
+        if output.num_top is not None and output.top_ids is not None and output.top_logprobs is not None:
+            keep = np.repeat(good, output.num_top)
+            result.num_top.extend(output.num_top[good].tolist())
+            result.top_token_ids.extend(output.top_ids[keep].tolist())
+            result.top_logprobs.extend(output.top_logprobs[keep].tolist())
+
+    def _report_prompt_logprobs(
+        self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray
+    ) -> None:
+        """The logits at a position give the log-probability of the token at the next one."""
+        for i in np.flatnonzero(self.table.wants_prompt_logprobs[batch.sequence_ids]):
+            sequence = int(batch.sequence_ids[i])
+            first = int(batch.last[i] - batch.num_tokens[i] + 1)
+            positions = batch.positions[first : batch.last[i] + 1]
+            positions = positions[positions + 1 < self.table.num_prompt[sequence]]
+            if len(positions) == 0:
+                continue
+            rows = np.searchsorted(kept, np.arange(first, first + len(positions)))
+            tokens = self.table.token_ids[sequence, positions + 1].astype(np.int64)
+            logprobs = token_logprobs(
+                logits[torch.from_numpy(rows).to(logits.device)].float(), torch.from_numpy(tokens).to(logits.device)
+            )
+            result.prompt_logprobs.add(
+                sequence_id=sequence, first_position=int(positions[0]) + 1, logprobs=logprobs.tolist()
+            )
+
+    def _report_failures(
+        self, result: "pb.StepResult", ids: "Iterable[int]", kind: "pb.SequenceFailure.Kind", message: str
+    ) -> None:
+        for sequence_id in ids:
+            self.table.failed[sequence_id] = True
+            result.failures.add(sequence_id=int(sequence_id), kind=kind, message=message)
+
+    def _allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> str | None:
+        """Makes all that the limits determine the size of. Returns why it could not, for the ranks to agree on."""
+        max_total_tokens = limits.max_total_tokens or num_blocks * limits.block_size_tokens
+        slots = (num_blocks + 1) * limits.block_size_tokens
+        self._limits = limits
+        try:
+            self.table = SequenceTable(limits.max_sequences, max_total_tokens, limits.block_size_tokens, num_blocks)
+            self.sampler = Sampler(limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
+            for index, layer in self.loaded.layers.items():
+                for cache, width in ((self._keys, layer.key_size), (self._values, layer.value_size)):
+                    cache[index] = torch.empty(
+                        slots, layer.num_kv_heads, width, dtype=self.loaded.dtype, device=self.loaded.device
+                    )
+                    cache[index][-limits.block_size_tokens :] = 0
+        except (RuntimeError, MemoryError) as error:
+            return f"memory for {num_blocks} blocks cannot be allocated ({error}); give a smaller --kv-cache-memory"
+        return None
+
+    def _size_cache(self, limits: "pb.WarmupRequest") -> CacheSize:
+        element = torch.empty((), dtype=self.loaded.dtype).element_size()
+        local = sum(
+            layer.num_kv_heads * (layer.key_size + layer.value_size) * element for layer in self.loaded.layers.values()
+        )
+        block_bytes = local * limits.block_size_tokens
+        budget = cache_budget_bytes(
+            self.loaded.device,
+            self.config.kv_cache_memory_bytes,
+            self.config.cuda_memory_fraction,
+            self.group.world_size,
+        )
+        num_blocks = budget // block_bytes
+        if limits.max_total_tokens:
+            longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
+            # More than this can never be in use.
+            num_blocks = min(num_blocks, longest * limits.max_sequences)
+        num_blocks = min(self.group.minimum(num_blocks), 2**31 // limits.block_size_tokens)
+        (bytes_per_token,) = self.group.sum([local])
+        return CacheSize(num_blocks, num_blocks * limits.block_size_tokens * bytes_per_token, bytes_per_token)
+
+    def _run_first_steps(self, num_blocks: int) -> None:
+        """A chunk of prefill and a decode, so that whatever is set up at first use is set up now."""
+        if num_blocks == 0:
+            return
+        tokens = min(self._limits.max_batch_tokens, 16, num_blocks * self._limits.block_size_tokens - 1)
+        if tokens < 1 or tokens + 1 > self.table.token_ids.shape[1] - 2:
+            return
+        needed = -(-(tokens + 1) // self._limits.block_size_tokens)
+        step = pb.Step(id=0, sequence_ids=[0], num_tokens=[tokens], num_new_blocks=[needed], new_blocks=range(needed))
+        step.admitted.add(
+            id=0,
+            token_ids=[0] * tokens,
+            num_prompt_tokens=tokens,
+            sampling=pb.SamplingParameters(greedy=True, temperature=1, top_p=1, typical_p=1, repetition_penalty=1),
+        )
+        self.run(step)
+        self.run(pb.Step(id=0, sequence_ids=[0], num_tokens=[1], num_new_blocks=[0]))
+        self.run(pb.Step(id=0, released=[0]))
+
+
+def _array(values: "Iterable[int]") -> np.ndarray:
+    return np.array(values, dtype=np.int64)

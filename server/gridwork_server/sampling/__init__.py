@@ -1,0 +1,11 @@
+"""Batched sampling: penalties, truncation, seeded random draws and log-probabilities, no loop over sequences.
+
+Files, each one subject: `sampler` (per-sequence settings and the order of things), `sparse_rows` (token tables behind
+penalties and biases), `weights` (exact integer softmax weights), `truncation` (top-k, typical-p, top-p, min-p),
+`philox` (random numbers from seed and position), `logprobs`.
+"""
+
+from gridwork_server.sampling.logprobs import token_logprobs
+from gridwork_server.sampling.sampler import SampleOutput, Sampler
+
+__all__ = ["SampleOutput", "Sampler", "token_logprobs"]

@@ -1,0 +1,217 @@
+"""Top-k, typical-p, top-p and min-p over candidates, without sorting the vocabulary where that can be avoided.
+
+Only the tokens that could matter are sorted: first the 64 best ones of each row, then 512, then all. A row is done at
+the first level whose candidates provably hold everything that stays, so the level changes the time, never the result.
+Ties are settled the same way at every level: all tokens as likely as the k-th stay (as in Transformers), and among
+equal logits the smaller id comes first.
+
+Formulas: top-k, A. Fan et al., "Hierarchical Neural Story Generation", 2018; top-p, A. Holtzman et al., "The Curious
+Case of Neural Text Degeneration", 2019; typical-p, C. Meister et al., "Locally Typical Sampling", 2022; min-p, M. N.
+Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from gridwork_server.sampling.draw import DrawSettings
+from gridwork_server.sampling.weights import (
+    BLOCK,
+    block_members,
+    block_weights,
+    in_blocks,
+    integer_weights,
+    pick,
+    relative_probabilities,
+    rows_per_chunk,
+)
+
+LEVELS = (64, 512)
+
+
+@dataclass
+class _Candidates:
+    """Some tokens of each row, best logit first; [R, K]."""
+
+    tokens: torch.Tensor  # int64
+    logits: torch.Tensor  # float32
+    scores: torch.Tensor  # float32: what they were chosen by
+    boundary: torch.Tensor | None  # float32 [R, 1]: tokens scored higher are all here; None: every token is
+
+
+def draw_truncated(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    maxima: torch.Tensor,
+    settings: DrawSettings,
+    levels: tuple[int, ...] = LEVELS,
+) -> torch.Tensor:
+    """Token ids int64 [R] drawn from what the settings leave of rows int64 [R], ascending, of logits float32 [B, V].
+
+    maxima: float32 [R], each row's largest logit.
+    """
+    vocab_size = logits.shape[1]
+    result = torch.empty_like(rows)
+    pending = torch.arange(len(rows), device=rows.device)
+    for level in (*(size for size in levels if 4 * size <= vocab_size), vocab_size):
+        last = level == vocab_size
+        # More candidates than top-k keeps are needed, to see where its ties end.
+        tried = pending if last else pending[settings.top_k[pending] < level]
+        if not len(tried):
+            continue
+        done = torch.zeros(len(settings.top_k), dtype=torch.bool, device=rows.device)
+        step = rows_per_chunk(logits, factor=16)
+        for start in range(0, len(tried), step):
+            part = tried[start : start + step]
+            values = logits if len(part) == len(logits) else logits.index_select(0, rows[part])
+            cut = settings.take(part)
+            kept = truncate(values, maxima[part, None], cut, level)
+            index, _ = pick(kept.weights, cut.uniform[:, None])
+            result[part] = kept.tokens.gather(1, index)[:, 0]
+            done[part] = kept.complete
+        pending = pending[~done[pending]]
+        if not len(pending):
+            break
+    return result
+
+
+@dataclass
+class Kept:
+    """What stays of each row, [R, K]."""
+
+    tokens: torch.Tensor  # int64, by falling logit, then by id
+    weights: torch.Tensor  # int64, 0 where the token was dropped
+    complete: torch.Tensor  # bool [R]: no token is missing
+
+
+def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings, level: int) -> Kept:
+    """Cuts the distributions of logits float32 [R, V], looking at the `level` best candidates of each.
+
+    maxima: float32 [R, 1]. With a level of V every row is complete.
+    """
+    inverse_temperature = settings.inverse_temperature[:, None]
+    has_top_k = (settings.top_k > 0)[:, None]
+    has_typical = (settings.typical_p < 1)[:, None]
+    has_top_p = (settings.top_p < 1)[:, None]
+    any_top_k, any_typical, any_top_p = bool(has_top_k.any()), bool(has_typical.any()), bool(has_top_p.any())
+
+    scores = values
+    totals = torch.zeros_like(maxima, dtype=torch.int64)
+    surprises = torch.zeros_like(maxima)  # mean of (max - logit) / temperature: the entropy less a constant
+    if not bool(has_top_k.all()):
+        totals, surprises = _vocabulary_sums(values, maxima, inverse_temperature, any_typical)
+        if any_typical:
+            by_typicality = -_distance(values, maxima, inverse_temperature, surprises)
+            scores = torch.where(has_typical & ~has_top_k, by_typicality, values)
+
+    found = _best(values, scores, level)
+    weights = integer_weights(relative_probabilities(found.logits, maxima, inverse_temperature))
+    complete = torch.ones_like(has_top_k)
+    keep = torch.ones_like(weights, dtype=torch.bool)
+
+    if any_top_k:
+        kth = found.logits.gather(1, (settings.top_k[:, None] - 1).clamp(0, level - 1))
+        keep &= ~has_top_k | (found.logits >= kth)
+        if found.boundary is not None:
+            complete &= ~has_top_k | (kth > found.boundary)
+
+    if any_typical:
+        kept = weights * keep
+        totals = torch.where(has_top_k, kept.sum(1, keepdim=True), totals)
+        means = _mean_surprise(found.logits, kept, maxima, inverse_temperature)
+        distances = _distance(found.logits, maxima, inverse_temperature, torch.where(has_top_k, means, surprises))
+        distances = distances.masked_fill(~keep, torch.inf)
+        by_distance = distances.argsort(1)
+        # The most typical tokens up to and with the one that reaches the mass, and all as typical as that one.
+        sorted_weights = kept.gather(1, by_distance)
+        before = sorted_weights.cumsum(1) - sorted_weights
+        in_mass = before < settings.typical_p[:, None].to(torch.float64) * totals
+        limits = distances.gather(1, by_distance).masked_fill(~in_mass, -torch.inf).amax(1, keepdim=True)
+        keep &= ~has_typical | (distances <= limits)
+        if found.boundary is not None:
+            complete &= ~has_typical | has_top_k | (-limits > found.boundary)
+
+    if any_top_p:
+        kept = weights * keep
+        mass = torch.where(has_top_k | has_typical, kept.sum(1, keepdim=True), totals)
+        before = kept.cumsum(1) - kept
+        keep &= ~has_top_p | (before < settings.top_p[:, None].to(torch.float64) * mass)
+
+    kept = weights * keep
+    floors = torch.ceil(settings.min_p[:, None].to(torch.float64) * kept.amax(1, keepdim=True)).to(torch.int64)
+    kept.masked_fill_(kept < floors, 0)
+    if found.boundary is not None:
+        reached = ((kept > 0) & (found.logits <= found.boundary)).any(1, keepdim=True)
+        complete &= has_top_k | has_typical | ~reached
+    return Kept(found.tokens, kept, complete[:, 0])
+
+
+def _surprise(logits: torch.Tensor, maxima: torch.Tensor, inverse_temperature: torch.Tensor) -> torch.Tensor:
+    return (maxima - logits) * inverse_temperature
+
+
+def _distance(
+    logits: torch.Tensor, maxima: torch.Tensor, inverse_temperature: torch.Tensor, means: torch.Tensor
+) -> torch.Tensor:
+    """|-log p - entropy| float32, in which the log of the softmax's sum cancels out."""
+    return (_surprise(logits, maxima, inverse_temperature) - means).abs_()
+
+
+def _mean_surprise(
+    logits: torch.Tensor, weights: torch.Tensor, maxima: torch.Tensor, inverse_temperature: torch.Tensor
+) -> torch.Tensor:
+    """The mean surprise float32 [R, 1] of some tokens, by their weights int64 [R, n]; weight 0 is left out."""
+    surprise = _surprise(logits, maxima, inverse_temperature).to(torch.float64)
+    sums = (surprise * weights).masked_fill_(weights == 0, 0).to(torch.int64).sum(1, keepdim=True)
+    return (sums.to(torch.float64) / weights.sum(1, keepdim=True)).to(torch.float32)
+
+
+def _vocabulary_sums(
+    values: torch.Tensor, maxima: torch.Tensor, inverse_temperature: torch.Tensor, with_surprise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A whole row's weight int64 [R, 1], and its mean surprise float32 [R, 1] (zero unless asked for)."""
+    totals, means = [], []
+    step = rows_per_chunk(values)
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        relative = relative_probabilities(values[part], maxima[part], inverse_temperature[part])
+        if with_surprise:
+            surprise = _surprise(values[part], maxima[part], inverse_temperature[part])
+            weighted = surprise.mul_(relative).masked_fill_(relative == 0, 0)
+            means.append(block_weights(weighted).sum(1, keepdim=True))
+        totals.append(block_weights(relative).sum(1, keepdim=True))
+    total = torch.cat(totals)
+    if not with_surprise:
+        return total, torch.zeros_like(maxima)
+    return total, (torch.cat(means).to(torch.float64) / total).to(torch.float32)
+
+
+def _best(values: torch.Tensor, scores: torch.Tensor, count: int) -> _Candidates:
+    """The `count` tokens of highest score of each row of scores [R, V], sorted by falling value, then by id."""
+    if count == values.shape[1]:
+        tokens = torch.arange(count, device=values.device).expand(len(values), count)
+        boundary = None
+    else:
+        tokens, boundary = best_tokens(scores, count)
+        tokens = tokens.sort(1).values
+    logits, order = values.gather(1, tokens).sort(stable=True, dim=1, descending=True)
+    tokens = tokens.gather(1, order)
+    return _Candidates(tokens, logits, scores.gather(1, tokens), boundary)
+
+
+def best_tokens(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 [R, count] of the highest scores float32 [R, V], and the lowest of these scores [R, 1].
+
+    Every token that scores higher than that is among them; of those that equal it, some. Only the blocks with the
+    highest maxima are looked into: a token of the `count` best is in one of the `count` blocks whose best is best.
+    """
+    blocks = in_blocks(scores, -torch.inf)
+    num_blocks = blocks.shape[2]
+    if 2 * count >= num_blocks:
+        values, tokens = scores.topk(count, dim=1)
+        return tokens, values[:, -1:]
+    chosen = blocks.amax(1).topk(count, dim=1, sorted=False).indices
+    members = block_members(chosen, num_blocks).view(len(scores), count * BLOCK)
+    inside = scores.gather(1, members.clamp(max=scores.shape[1] - 1))
+    values, index = inside.masked_fill_(members >= scores.shape[1], -torch.inf).topk(count, dim=1)
+    return members.gather(1, index), values[:, -1:]

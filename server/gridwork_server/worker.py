@@ -1,0 +1,180 @@
+"""The thread that the model runs in. Everything that touches the model goes through its queue, in order."""
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loguru import logger
+
+from gridwork_server import logs
+from gridwork_server.config import ShardConfig
+from gridwork_server.errors import LimitError, ModelError
+
+if TYPE_CHECKING:
+    from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.runner import CacheSize, Runner
+
+Result = TypeVar("Result")
+
+# What a rank 0 announces to the others before it does it.
+_WARM_UP, _RESET, _RUN, _LEAVE = range(4)
+
+
+class Worker:
+    """Loads the model in a thread of its own and runs what it is given there."""
+
+    def __init__(self, config: ShardConfig, otlp_endpoint: str | None) -> None:
+        self._config = config
+        self._otlp_endpoint = otlp_endpoint
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._runner: Runner | None = None
+        self.state = "starting"
+        """What it is doing, for people to read."""
+        self.error: str | None = None
+        """Why it will never be ready."""
+        self._thread = threading.Thread(target=self._main, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Begins to load."""
+        self._thread.start()
+
+    @property
+    def runner(self) -> "Runner | None":
+        """The loaded model, or None while it is loading."""
+        return self._runner
+
+    def call(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
+        """Runs a task in the model's thread, after those given before. Only once loading has ended."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            assert self._runner is not None
+            try:
+                future.set_result(task(self._runner))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._tasks.put(run)
+        return future
+
+    def warm_up(self, limits: "pb.WarmupRequest") -> "Future[CacheSize]":
+        """Allocates the cache on every rank. The future's error is a LimitError when the limits cannot be met."""
+
+        def task(runner: "Runner") -> "CacheSize":
+            try:
+                runner.group.broadcast_object((_WARM_UP, limits.SerializeToString()))
+                return runner.warm_up(limits)
+            except LimitError:
+                raise
+            except Exception as error:
+                if runner.group.world_size > 1:
+                    end_process(f"the first step failed: {error}")
+                raise
+
+        return self.call(task)
+
+    def reset(self) -> "Future[None]":
+        """Drops every sequence on every rank."""
+
+        def task(runner: "Runner") -> None:
+            runner.group.broadcast_object((_RESET, b""))
+            runner.reset()
+
+        return self.call(task)
+
+    def run(self, step: "pb.Step", done: Callable[["pb.StepResult"], Any]) -> None:
+        """Computes a step on every rank and calls `done`, in the model's thread, with the result."""
+
+        def task(runner: "Runner") -> None:
+            done(self._guarded(runner, step))
+
+        self.call(task)
+
+    def _guarded(self, runner: "Runner", step: "pb.Step") -> "pb.StepResult":
+        try:
+            if runner.group.world_size > 1:
+                runner.group.broadcast_object((_RUN, step.SerializeToString()))
+            return runner.run(step)
+        except Exception as error:
+            logger.opt(exception=True).error(f"step {step.id} failed")
+            # The other ranks wait in the middle of a sum, or the GPU is in an undefined state: only a restart helps.
+            if runner.group.world_size > 1 or runner.loaded.device.type != "cpu":
+                end_process(f"a step failed: {error}")
+            return runner.fail(step, f"{type(error).__name__}: {error}")
+
+    def _main(self) -> None:
+        try:
+            self._load()
+        except ModelError as error:
+            self._fail(str(error))
+            return
+        except Exception as error:
+            logger.opt(exception=True).error("loading failed")
+            self._fail(f"the model in {self._config.model_path} cannot be loaded: {type(error).__name__}: {error}")
+            return
+        assert self._runner is not None
+        if self._runner.group.is_leader:
+            while True:
+                self._tasks.get()()
+        else:
+            self._follow(self._runner)
+
+    def _load(self) -> None:
+        self.state = "importing PyTorch"
+        import torch
+
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(self._config.cpu_threads or max(1, cores // self._config.world_size))
+        self.state = "importing Transformers"
+        from gridwork_server.group import RankGroup
+        from gridwork_server.loading import load
+        from gridwork_server.runner import Runner
+        from gridwork_server.tracing import SequenceSpans
+
+        if self._config.world_size > 1:
+            self.state = f"meeting the other {self._config.world_size - 1} ranks"
+        group = RankGroup.join(self._config)
+        self.state = f"loading {self._config.model_path}"
+        loaded = load(self._config, group)
+        spans = SequenceSpans(self._otlp_endpoint) if self._otlp_endpoint and group.is_leader else None
+        self._runner = Runner(loaded, self._config, group, spans)
+        self.state = "ready"
+        logger.info(
+            f"loaded {type(loaded.model).__name__}: {loaded.num_parameters / 1e6:.1f}M parameters, "
+            f"{str(loaded.dtype).removeprefix('torch.')} on {loaded.device}, attention {self._runner.attention_name}, "
+            f"{torch.get_num_threads()} threads" + "".join(f", {note}" for note in loaded.notes)
+        )
+
+    def _follow(self, runner: "Runner") -> None:
+        """On ranks other than 0: does what rank 0 announces."""
+        from gridwork_server._proto import shard_pb2 as pb
+
+        while True:
+            try:
+                what, payload = runner.group.broadcast_object(None)
+                if what == _WARM_UP:
+                    try:
+                        runner.warm_up(pb.WarmupRequest.FromString(payload))
+                    except LimitError as error:
+                        logger.error(str(error))
+                elif what == _RESET:
+                    runner.reset()
+                elif what == _RUN:
+                    runner.run(pb.Step.FromString(payload))
+                else:
+                    return
+            except Exception as error:
+                end_process(f"rank {self._config.rank} cannot go on: {error}")
+
+    def _fail(self, message: str) -> None:
+        self.error = message
+        end_process(message)
+
+
+def end_process(message: str) -> None:
+    """Ends the process at once, with a reason for the user; its threads may be anywhere."""
+    logs.fatal(message)
+    os._exit(1)

@@ -1,0 +1,148 @@
+"""A small router for tests: schedules sequences over anything that runs steps, with chunks, blocks and preemption."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gridwork_server._proto import shard_pb2 as pb
+
+
+def sampling(**settings: Any) -> pb.SamplingParameters:
+    """Parameters that change nothing but what is given; greedy unless there is a seed."""
+    neutral: dict[str, Any] = {"temperature": 1, "top_p": 1, "typical_p": 1, "repetition_penalty": 1}
+    return pb.SamplingParameters(**({"greedy": "seed" not in settings} | neutral | settings))
+
+
+@dataclass
+class Sequence:
+    """What the driver knows of a sequence that runs."""
+
+    name: int
+    id: int
+    tokens: list[int]
+    num_prompt: int
+    wanted: int
+    settings: pb.SamplingParameters
+    prompt_logprobs: bool = False
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    admitted: bool = False
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens after the prompt."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def done(self) -> bool:
+        """Whether it has all its tokens."""
+        return len(self.generated) >= self.wanted
+
+
+class Driver:
+    """Runs requests through a function from Step to StepResult."""
+
+    def __init__(
+        self,
+        run: Callable[[pb.Step], pb.StepResult],
+        num_blocks: int,
+        block_size: int = 4,
+        chunk: int = 1000,
+        max_sequences: int = 8,
+        seed: int = 0,
+    ) -> None:
+        """Blocks are handed out in random order, so that tables are fragmented."""
+        self._run = run
+        self._random = random.Random(seed)
+        self._free = list(range(num_blocks))
+        self._random.shuffle(self._free)
+        self._block_size = block_size
+        self._chunk = chunk
+        self._ids = list(range(max_sequences - 1, -1, -1))
+        self._released: list[int] = []
+        self._next_name = 0
+        self._next_step = 1
+        self.running: list[Sequence] = []
+        self.finished: dict[int, Sequence] = {}
+        self.failures: dict[int, pb.SequenceFailure] = {}
+        self.prompt_logprobs: dict[int, dict[int, float]] = {}
+        self.results: list[pb.StepResult] = []
+
+    def add(
+        self,
+        prompt: list[int],
+        wanted: int,
+        settings: pb.SamplingParameters | None = None,
+        prompt_logprobs: bool = False,
+        num_prompt: int | None = None,
+    ) -> int:
+        """Adds a request and returns its name. num_prompt: when part of `prompt` was generated before."""
+        name, self._next_name = self._next_name, self._next_name + 1
+        sequence = Sequence(
+            name, self._ids.pop(), list(prompt), num_prompt or len(prompt), wanted, settings or sampling()
+        )
+        sequence.prompt_logprobs = prompt_logprobs
+        self.running.append(sequence)
+        return name
+
+    def preempt(self, name: int) -> None:
+        """Takes a running sequence's blocks away; it goes on from its tokens."""
+        sequence = next(sequence for sequence in self.running if sequence.name == name)
+        self._release(sequence)
+        sequence.id, sequence.computed, sequence.admitted = self._ids.pop(), 0, False
+
+    def step(self) -> pb.StepResult:
+        """One step over all that run."""
+        step = pb.Step(id=self._next_step, released=self._released)
+        self._next_step += 1
+        self._released = []
+        for sequence in self.running:
+            if not sequence.admitted:
+                step.admitted.add(
+                    id=sequence.id,
+                    token_ids=sequence.tokens,
+                    num_prompt_tokens=sequence.num_prompt,
+                    sampling=sequence.settings,
+                    prompt_logprobs=sequence.prompt_logprobs,
+                )
+                sequence.admitted = True
+            count = min(self._chunk, len(sequence.tokens) - sequence.computed)
+            new = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
+            blocks = [self._free.pop() for _ in range(new)]
+            sequence.blocks += blocks
+            sequence.computed += count
+            step.sequence_ids.append(sequence.id)
+            step.num_tokens.append(count)
+            step.num_new_blocks.append(new)
+            step.new_blocks.extend(blocks)
+        result = self._run(step)
+        assert result.step_id == step.id
+        self.results.append(result)
+        by_id = {sequence.id: sequence for sequence in self.running}
+        for failure in result.failures:
+            self.failures[by_id[failure.sequence_id].name] = failure
+        for id, token in zip(result.sequence_ids, result.token_ids, strict=True):
+            by_id[id].tokens.append(token)
+        for entry in result.prompt_logprobs:
+            known = self.prompt_logprobs.setdefault(by_id[entry.sequence_id].name, {})
+            known.update(enumerate(entry.logprobs, entry.first_position))
+        for sequence in list(self.running):
+            if sequence.done or sequence.name in self.failures:
+                self.running.remove(sequence)
+                self.finished[sequence.name] = sequence
+                self._release(sequence)
+        return result
+
+    def finish(self) -> dict[int, list[int]]:
+        """Runs until nothing runs; the generated tokens by name."""
+        while self.running:
+            self.step()
+        return {name: sequence.generated for name, sequence in self.finished.items()}
+
+    def _release(self, sequence: Sequence) -> None:
+        self._released.append(sequence.id)
+        self._ids.append(sequence.id)
+        self._free += sequence.blocks
+        self._random.shuffle(self._free)
+        sequence.blocks = []

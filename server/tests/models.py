@@ -1,0 +1,109 @@
+"""Tiny random models of many architectures, saved as folders, and what Transformers itself makes of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+VOCAB = 131
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A configuration class and what to set in it."""
+
+    config_class: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaConfig", {"head_dim": 16}),
+    "gpt2": Architecture(
+        "GPT2Config",
+        {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 512, "initializer_range": 0.3},
+    ),
+    "qwen2": Architecture("Qwen2Config", {"tie_word_embeddings": True, "hidden_size": 96}),
+    "qwen3": Architecture("Qwen3Config", {"head_dim": 16}),
+    "mistral": Architecture("MistralConfig", {"head_dim": 16, "sliding_window": 9}),
+    "gemma": Architecture("GemmaConfig", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma2": Architecture(
+        "Gemma2Config",
+        {
+            "head_dim": 16,
+            "sliding_window": 9,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 10.0,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "gemma3": Architecture(
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+}
+
+
+def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Saves a random model of an architecture into a folder, in float32, and returns the folder."""
+    architecture = ARCHITECTURES[name]
+    settings = architecture.settings if name == "gpt2" else _COMMON | architecture.settings
+    config = getattr(transformers, architecture.config_class)(**(settings | changes))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    # Biases and norms start at 0 and 1, which would hide mistakes with them.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def plain(folder: Path) -> Any:
+    """The model as Transformers runs it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    """The tokens that `generate()` gives, whatever ends them otherwise."""
+    out = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    """Random prompts of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCAB, (length,), generator=generator).tolist() for length in lengths]

@@ -1,0 +1,42 @@
+"""Runs `gridwork-server prepare` as the launcher does."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Outcome:
+    """What a run printed and how it ended."""
+
+    code: int
+    stdout: str
+    log: list[dict[str, object]]
+
+    @property
+    def model_path(self) -> Path:
+        return Path(json.loads(self.stdout.splitlines()[-1])["model_path"])
+
+    @property
+    def fatal(self) -> str:
+        """The message of the one fatal line."""
+        (message,) = [str(line["message"]) for line in self.log if line.get("fatal")]
+        return message
+
+
+def run(*arguments: object, home: Path, **environment: str) -> Outcome:
+    """Runs a subcommand with a hub cache of its own under `home`."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+    result = subprocess.run(
+        [sys.executable, "-m", "gridwork_server", *map(str, arguments)],
+        env={**inherited, "HF_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    log = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+    return Outcome(result.returncode, result.stdout, log)

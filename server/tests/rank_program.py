@@ -1,0 +1,72 @@
+"""Run as one rank of a group by test_tensor_parallel: generates with every model that it is given, one after another.
+
+Arguments: rank, world size, port, a file for the results, a JSON file with a list of jobs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.config import ShardConfig
+from gridwork_server.errors import ModelError
+from gridwork_server.group import RankGroup
+from gridwork_server.loading import load
+from gridwork_server.runner import Runner
+
+from .driver import Driver
+
+LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=8, max_total_tokens=100)
+
+
+def _run(job: dict[str, Any], config: ShardConfig, group: RankGroup) -> dict[str, Any]:
+    try:
+        runner = Runner(load(config, group), config, group)
+    except ModelError as error:
+        return {"error": str(error)}
+    size = runner.warm_up(LIMITS)
+    loaded = runner.loaded
+    facts = {
+        "num_parameters": loaded.num_parameters,
+        "weight_bytes": loaded.weight_bytes,
+        "kv_heads": [layer.num_kv_heads for layer in loaded.layers.values()],
+        "notes": loaded.notes,
+    }
+    if not group.is_leader:
+        while payload := group.broadcast_bytes(None):
+            runner.run(pb.Step.FromString(payload))
+        return facts
+
+    def run(step: pb.Step) -> pb.StepResult:
+        group.broadcast_bytes(step.SerializeToString())
+        return runner.run(step)
+
+    driver = Driver(run, size.num_blocks, chunk=7)
+    names = [driver.add(prompt, job["count"]) for prompt in job["prompts"]]
+    results = driver.finish()
+    group.broadcast_bytes(b"")
+    return facts | {"tokens": [results[name] for name in names]}
+
+
+def main(rank: int, world_size: int, port: int, output: Path, jobs: Path) -> None:
+    """Runs all jobs."""
+    group: RankGroup | None = None
+    results = []
+    for job in json.loads(jobs.read_text()):
+        config = ShardConfig(
+            model_path=Path(job["folder"]),
+            socket="",
+            rank=rank,
+            world_size=world_size,
+            master_port=port,
+            dtype=job["dtype"],
+            kv_cache_memory_bytes=2**24,
+        )
+        group = group or RankGroup.join(config)
+        results.append(_run(job, config, group))
+    output.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))

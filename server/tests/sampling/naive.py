@@ -1,0 +1,67 @@
+"""A slow sampler for one sequence at a time, written from the contract's words, to compare the batched one with."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+
+@dataclass
+class Parameters:
+    """Stands for the contract's SamplingParameters message; everything neutral unless given."""
+
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias_tokens: list[int] = field(default_factory=list)
+    logit_bias_values: list[float] = field(default_factory=list)
+    seed: int = 0
+
+
+def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]) -> torch.Tensor:
+    """Bias and penalties on logits float32 [V], token by token."""
+    values = logits.numpy().astype(np.float32).copy()
+    for token, bias in zip(params.logit_bias_tokens, params.logit_bias_values, strict=True):
+        values[token] += np.float32(bias)
+    for token in set(prompt) | set(generated):
+        penalty = np.float32(params.repetition_penalty)
+        values[token] = values[token] * penalty if values[token] < 0 else values[token] / penalty
+    for token, count in Counter(generated).items():
+        values[token] -= np.float32(params.frequency_penalty) * np.float32(count)
+        values[token] -= np.float32(params.presence_penalty)
+    return torch.from_numpy(values)
+
+
+def warped(logits: torch.Tensor, params: Parameters) -> torch.Tensor:
+    """Temperature and truncation of logits [V] in float64 by Transformers' own processors; what is dropped is -inf."""
+    scores, ids = logits[None].double(), torch.zeros((1, 1), dtype=torch.int64)
+    scores = TemperatureLogitsWarper(params.temperature)(ids, scores) if params.temperature != 1 else scores
+    if params.top_k:
+        scores = TopKLogitsWarper(params.top_k)(ids, scores)
+    if params.typical_p < 1:
+        scores = TypicalLogitsWarper(params.typical_p)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    if params.min_p > 0:
+        scores = MinPLogitsWarper(params.min_p)(ids, scores)
+    return scores[0]
+
+
+def repetition_by_transformers(logits: torch.Tensor, penalty: float, tokens: list[int]) -> torch.Tensor:
+    """Transformers' repetition penalty on logits float32 [V]."""
+    return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits[None].clone())[0]

@@ -1,0 +1,131 @@
+"""Real shard processes, driven over gRPC."""
+
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server._proto import shard_pb2_grpc as pb_grpc
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class ShardProcess:
+    """One `gridwork-server serve`."""
+
+    def __init__(self, model: Path, address: str, *arguments: str) -> None:
+        """address: path of a unix socket or host:port."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gridwork_server", "serve", "--model-path", str(model), "--socket", address]
+            + ["--kv-cache-memory", "16MiB", "--cpu-threads", "1", *arguments],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.channel = grpc.insecure_channel(address if ":" in address else f"unix:{address}")
+        self.stub = pb_grpc.ShardStub(self.channel)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(line.rstrip("\n") for line in self.process.stderr)
+
+    def wait_ready(self, timeout_s: float = 60) -> "ShardProcess":
+        """Waits until the model is loaded."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "\n".join(self.lines)
+            try:
+                health = self.stub.Health(pb.HealthRequest(), timeout=5)
+            except grpc.RpcError:
+                health = pb.HealthResponse()
+            if health.state == pb.HealthResponse.STATE_READY:
+                return self
+            time.sleep(0.05)
+        raise TimeoutError("\n".join(self.lines))
+
+    def wait_end(self, timeout_s: float = 60) -> int:
+        """Waits for the process to end by itself; its exit code."""
+        code = self.process.wait(timeout_s)
+        self._reader.join(5)
+        return code
+
+    def fatal(self) -> str:
+        """The reason that the process gave for ending."""
+        records = [json.loads(line) for line in self.lines]
+        return "\n".join(record["message"] for record in records if record.get("fatal"))
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Stream:
+    """A Run stream that is written to and read from step by step."""
+
+    def __init__(self, shard: ShardProcess) -> None:
+        self._steps: queue.SimpleQueue[pb.Step | None] = queue.SimpleQueue()
+        self._call: Any = shard.stub.Run(iter(self._steps.get, None))
+
+    def send(self, step: pb.Step) -> None:
+        """Sends a step."""
+        self._steps.put(step)
+
+    def receive(self) -> pb.StepResult:
+        """The next result."""
+        return next(self._call)
+
+    def run(self, step: pb.Step) -> pb.StepResult:
+        """Sends a step and waits for its result."""
+        self.send(step)
+        return self.receive()
+
+    def close(self) -> list[pb.StepResult]:
+        """Ends the stream; the results that were not read."""
+        self._steps.put(None)
+        return list(self._call)
+
+    def cancel(self) -> None:
+        """Ends the stream the hard way."""
+        self._call.cancel()
+
+
+@contextmanager
+def shards(model: Path, folder: Path, world_size: int = 1, *arguments: str) -> Iterator[list[ShardProcess]]:
+    """A group of shards, not yet ready; ended at the end."""
+    port = str(free_port())
+    group = [
+        ShardProcess(
+            model,
+            str(folder / f"{rank}.sock"),
+            *("--rank", str(rank), "--world-size", str(world_size), "--master-port", port),
+            *arguments,
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        yield group
+    finally:
+        for shard in group:
+            shard.kill()
