@@ -1,0 +1,364 @@
+//! Turns generated tokens into text one by one, so that the pieces concatenate to what decoding all of them gives.
+//!
+//! A character may be spread over several tokens; its text comes with the token that completes it.
+
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+use tokenizers::decoders::DecoderWrapper;
+
+/// What all sequences share: the tokenizer and, where its decoder works on bytes, the bytes of every token.
+pub(crate) struct Vocabulary {
+    tokenizer: Arc<Tokenizer>,
+    /// Indexed by token id.
+    special: Vec<bool>,
+    /// Bytes of every token, when the decoder is byte-level: then decoding is concatenation.
+    bytes: Option<Vec<Box<[u8]>>>,
+}
+
+impl Vocabulary {
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        let added = tokenizer.get_added_tokens_decoder();
+        let largest_added = added.keys().max().map_or(0, |id| *id as usize + 1);
+        let size = tokenizer
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |id| *id as usize + 1)
+            .max(largest_added);
+        let mut special = vec![false; size];
+        for (id, token) in &added {
+            special[*id as usize] = token.special;
+        }
+        let bytes =
+            matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))).then(|| {
+                let byte_of = byte_level_alphabet();
+                (0..size as u32)
+                    .map(|id| token_bytes(&tokenizer.id_to_token(id).unwrap_or_default(), &byte_of))
+                    .collect()
+            });
+        Vocabulary {
+            tokenizer,
+            special,
+            bytes,
+        }
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(false)
+    }
+}
+
+/// Incremental detokenizer of one sequence.
+pub(crate) enum Detokenizer {
+    Bytes(ByteLevel),
+    Window(Window),
+}
+
+impl Detokenizer {
+    /// `prompt`: the tokens before the first generated one; its end decides whether a leading space is kept.
+    pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
+        if vocabulary.bytes.is_some() {
+            Detokenizer::Bytes(ByteLevel {
+                pending: Vec::new(),
+                skip_special_tokens,
+            })
+        } else {
+            Detokenizer::Window(Window::new(vocabulary, prompt, skip_special_tokens))
+        }
+    }
+
+    /// Text that has become certain with this token.
+    pub fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
+        match self {
+            Detokenizer::Bytes(bytes) => bytes.push(vocabulary, id),
+            Detokenizer::Window(window) => window.push(vocabulary, id),
+        }
+    }
+
+    /// What remains when no more tokens come: an incomplete character shows as U+FFFD.
+    pub fn flush(&mut self, vocabulary: &Vocabulary) -> String {
+        match self {
+            Detokenizer::Bytes(bytes) => {
+                String::from_utf8_lossy(&std::mem::take(&mut bytes.pending)).into_owned()
+            }
+            Detokenizer::Window(window) => window.flush(vocabulary),
+        }
+    }
+}
+
+/// For byte-level decoders: concatenates bytes and gives out what is complete.
+pub(crate) struct ByteLevel {
+    /// Beginning of an incomplete character: three bytes at most.
+    pending: Vec<u8>,
+    skip_special_tokens: bool,
+}
+
+impl ByteLevel {
+    fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
+        if self.skip_special_tokens && vocabulary.is_special(id) {
+            return String::new();
+        }
+        let Some(bytes) = vocabulary
+            .bytes
+            .as_ref()
+            .and_then(|table| table.get(id as usize))
+        else {
+            return String::new();
+        };
+        if self.pending.is_empty()
+            && let Ok(text) = std::str::from_utf8(bytes)
+        {
+            return text.to_owned();
+        }
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::with_capacity(self.pending.len());
+        let mut done = 0;
+        loop {
+            match std::str::from_utf8(&self.pending[done..]) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    done = self.pending.len();
+                    break;
+                }
+                Err(error) => {
+                    let valid_to = done + error.valid_up_to();
+                    text.push_str(&String::from_utf8_lossy(&self.pending[done..valid_to]));
+                    done = valid_to;
+                    match error.error_len() {
+                        Some(invalid) => {
+                            text.push(char::REPLACEMENT_CHARACTER);
+                            done += invalid;
+                        }
+                        None => break,
+                    }
+                }
+            }
+        }
+        self.pending.drain(..done);
+        text
+    }
+}
+
+/// For every other decoder: decodes a short window of tokens twice, without and with the new token, and gives out
+/// the difference. The window begins with tokens whose text is known already, since decoders treat the beginning of
+/// a text in their own way (leading spaces).
+pub(crate) struct Window {
+    ids: Vec<u32>,
+    /// Tokens of `ids` whose text has been given out.
+    num_shown: usize,
+    shown_text: String,
+    skip_special_tokens: bool,
+}
+
+/// Prompt tokens that the window begins with; enough to hold a character that is spread over byte tokens.
+const CONTEXT_TOKENS: usize = 6;
+
+impl Window {
+    fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
+        let mut window = Window {
+            ids: prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec(),
+            num_shown: 0,
+            shown_text: String::new(),
+            skip_special_tokens,
+        };
+        // A window that began inside a character would spoil the bytes that follow it.
+        loop {
+            window.shown_text = window.decode(vocabulary, &window.ids);
+            if window.ids.is_empty() || !window.shown_text.starts_with(char::REPLACEMENT_CHARACTER)
+            {
+                break;
+            }
+            window.ids.remove(0);
+        }
+        window.num_shown = window.ids.len();
+        window
+    }
+
+    fn decode(&self, vocabulary: &Vocabulary, ids: &[u32]) -> String {
+        vocabulary
+            .tokenizer
+            .decode(ids, self.skip_special_tokens)
+            .unwrap_or_default()
+    }
+
+    fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
+        self.ids.push(id);
+        let text = self.decode(vocabulary, &self.ids);
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+            return String::new();
+        }
+        self.show(vocabulary, &text)
+    }
+
+    fn flush(&mut self, vocabulary: &Vocabulary) -> String {
+        let text = self.decode(vocabulary, &self.ids);
+        self.show(vocabulary, &text)
+    }
+
+    /// Gives out what `text`, the decoded window, has beyond what was shown, and moves the window on.
+    fn show(&mut self, vocabulary: &Vocabulary, text: &str) -> String {
+        let Some(new) = text
+            .strip_prefix(self.shown_text.as_str())
+            .filter(|new| !new.is_empty())
+        else {
+            return String::new();
+        };
+        let new = new.to_owned();
+        // What was given out just now ends and began at whole characters: a good beginning for the next window.
+        self.ids.drain(..self.num_shown);
+        self.num_shown = self.ids.len();
+        self.shown_text = self.decode(vocabulary, &self.ids);
+        new
+    }
+}
+
+/// Character of the byte-level alphabet to byte, as GPT-2 defined it: printable bytes of Latin-1 stand for
+/// themselves, the others for the characters from U+0100 on, in order.
+fn byte_level_alphabet() -> std::collections::HashMap<char, u8> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut next = 0x100;
+    (0..=255u8)
+        .map(|byte| {
+            if printable(byte) {
+                (char::from(byte), byte)
+            } else {
+                let stand_in = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
+                next += 1;
+                (stand_in, byte)
+            }
+        })
+        .collect()
+}
+
+/// Bytes of a token; one with characters outside the alphabet (an added token) stands for its own UTF-8.
+fn token_bytes(token: &str, byte_of: &std::collections::HashMap<char, u8>) -> Box<[u8]> {
+    token
+        .chars()
+        .map(|c| byte_of.get(&c).copied())
+        .collect::<Option<Vec<u8>>>()
+        .map_or_else(|| token.as_bytes().into(), Vec::into_boxed_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::str::FromStr;
+
+    /// Byte-level vocabulary: one token a byte, and a special one.
+    fn byte_level() -> Vocabulary {
+        let mut alphabet: Vec<(char, u8)> = byte_level_alphabet().into_iter().collect();
+        alphabet.sort_by_key(|(_, byte)| *byte);
+        let vocab: Vec<String> = alphabet
+            .iter()
+            .map(|(c, byte)| format!("{}:{byte}", json_string(&c.to_string())))
+            .collect();
+        tokenizer(&format!(
+            r#"{{"version":"1.0","added_tokens":[{{"id":256,"content":"<|end|>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}}],
+            "decoder":{{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}},
+            "model":{{"type":"BPE","vocab":{{{}}},"merges":[]}}}}"#,
+            vocab.join(",")
+        ))
+    }
+
+    /// SentencePiece-like vocabulary: word pieces with U+2581 for spaces, byte fall-back, leading space stripped.
+    fn sentence_piece() -> Vocabulary {
+        let mut vocab: Vec<String> = (0..=255u8)
+            .map(|byte| format!("\"<0x{byte:02X}>\":{byte}"))
+            .collect();
+        for (i, piece) in ["\u{2581}Hello", "\u{2581}world", "ly", "\u{2581}", "é"]
+            .iter()
+            .enumerate()
+        {
+            vocab.push(format!("{}:{}", json_string(piece), 256 + i));
+        }
+        tokenizer(&format!(
+            r#"{{"version":"1.0","added_tokens":[],
+            "decoder":{{"type":"Sequence","decoders":[{{"type":"Replace","pattern":{{"String":"▁"}},"content":" "}},{{"type":"ByteFallback"}},{{"type":"Fuse"}},{{"type":"Strip","content":" ","start":1,"stop":0}}]}},
+            "model":{{"type":"BPE","vocab":{{{}}},"merges":[]}}}}"#,
+            vocab.join(",")
+        ))
+    }
+
+    fn json_string(text: &str) -> String {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    }
+
+    fn tokenizer(json: &str) -> Vocabulary {
+        let json = json.replacen('{', r#"{"truncation":null,"padding":null,"normalizer":null,"pre_tokenizer":null,"post_processor":null,"#, 1);
+        Vocabulary::new(Arc::new(Tokenizer::from_str(&json).expect("a tokenizer")))
+    }
+
+    fn pieces(vocabulary: &Vocabulary, prompt: &[u32], ids: &[u32]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::new(vocabulary, prompt, true);
+        let mut pieces: Vec<String> = ids
+            .iter()
+            .map(|id| detokenizer.push(vocabulary, *id))
+            .collect();
+        pieces.push(detokenizer.flush(vocabulary));
+        pieces
+    }
+
+    #[test]
+    fn a_character_spread_over_tokens_comes_with_its_last_token() {
+        let vocabulary = byte_level();
+        let emoji: Vec<u32> = "a😀b".bytes().map(u32::from).collect();
+        assert_eq!(
+            pieces(&vocabulary, &[], &emoji),
+            ["a", "", "", "", "😀", "b", ""]
+        );
+    }
+
+    #[test]
+    fn byte_fallback_is_held_until_the_character_is_whole() {
+        let vocabulary = sentence_piece();
+        let mut ids = vec![256];
+        ids.extend("😀".bytes().map(u32::from));
+        ids.push(258);
+        assert_eq!(
+            pieces(&vocabulary, &[], &ids),
+            ["Hello", "", "", "", "😀", "ly", ""]
+        );
+    }
+
+    #[test]
+    fn a_leading_space_is_kept_after_a_prompt_and_dropped_at_the_start() {
+        let vocabulary = sentence_piece();
+        assert_eq!(
+            pieces(&vocabulary, &[256], &[257, 258]).concat(),
+            " worldly"
+        );
+        assert_eq!(pieces(&vocabulary, &[], &[257, 258]).concat(), "worldly");
+    }
+
+    #[test]
+    fn special_tokens_are_left_out() {
+        let vocabulary = byte_level();
+        assert!(vocabulary.is_special(256));
+        assert_eq!(pieces(&vocabulary, &[], &[104, 256, 105]).concat(), "hi");
+    }
+
+    #[test]
+    fn an_unknown_token_id_gives_no_text() {
+        assert_eq!(pieces(&byte_level(), &[], &[104, 9999, 105]).concat(), "hi");
+    }
+
+    proptest! {
+        #[test]
+        fn byte_level_pieces_concatenate_to_the_whole_decoding(ids in prop::collection::vec(0u32..257, 0..40)) {
+            let vocabulary = byte_level();
+            let whole = vocabulary.tokenizer.decode(&ids, true).expect("decodes");
+            prop_assert_eq!(pieces(&vocabulary, &[], &ids).concat(), whole);
+        }
+
+        #[test]
+        fn window_pieces_concatenate_to_the_whole_decoding(text in "[aé😀 漢]{0,12}") {
+            let vocabulary = sentence_piece();
+            let mut ids = vec![256];
+            ids.extend(text.bytes().map(u32::from));
+            let whole = vocabulary.tokenizer.decode(&ids, true).expect("decodes");
+            prop_assert_eq!(pieces(&vocabulary, &[], &ids).concat(), whole);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Everything between HTTP and the shard: scheduler, block accounting, the step stream, detokenizing and stopping.
+//!
+//! Knows nothing of HTTP and of model families. [`Engine::start`] connects to a shard; [`Engine::submit`] admits a
+//! request and returns its stream of [`Event`]s, and dropping that stream frees what the request held.
+
+mod blocks;
+mod detokenizer;
+mod engine;
+mod metrics;
+mod request;
+mod scheduler;
+mod sequence;
+mod shard_client;
+mod stop;
+mod trace;
+
+pub use engine::{Engine, EngineConfig, Generation, Limits, Ready, StartError};
+pub use request::*;
+pub use shard_client::ShardAddress;

@@ -1,0 +1,144 @@
+//! What the engine is asked for and what it answers: the one internal form that every HTTP API translates to.
+
+use std::time::Duration;
+
+pub use gridwork_proto::v1::SamplingParameters;
+
+/// One sequence to generate. The caller has validated it: the prompt is not empty, and prompt plus `max_new_tokens`
+/// fit into [`Limits::max_total_tokens`](crate::Limits).
+#[derive(Debug, Clone)]
+pub struct GenerationRequest {
+    /// The prompt, tokenized; special tokens included.
+    pub token_ids: Vec<u32>,
+    /// Most tokens to generate; at least 1.
+    pub max_new_tokens: u32,
+    pub sampling: SamplingParameters,
+    pub stop: StopConditions,
+    pub logprobs: LogprobOptions,
+    pub priority: Priority,
+    /// Leave special tokens out of the generated text.
+    pub skip_special_tokens: bool,
+    /// How long the request may wait for its first step before it fails; `None`: the engine's own limit.
+    pub queue_timeout: Option<Duration>,
+    /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
+    pub span: tracing::Span,
+}
+
+/// When to stop before `max_new_tokens`.
+#[derive(Debug, Clone, Default)]
+pub struct StopConditions {
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Stop as soon as the generated text contains one of these, wherever in a token it ends.
+    pub strings: Vec<String>,
+    /// Stop at these tokens; they are not part of the text.
+    pub token_ids: Vec<u32>,
+    /// Whether the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may be the
+    /// beginning of a stop string is held back until it is known not to be.
+    pub include_in_output: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogprobOptions {
+    /// Log-probability of every generated token.
+    pub sampled: bool,
+    /// And of the `top_n` most likely tokens at its position.
+    pub top_n: u32,
+    /// And of the prompt's tokens, as an [`Event::PromptLogprobs`] before the first token.
+    pub prompt: bool,
+}
+
+/// Scheduling class; within a class, first come first served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    High,
+    #[default]
+    Normal,
+    Low,
+}
+
+/// What happens to an admitted request, in order: at most one `PromptLogprobs`, then `Token`s, the last of which has
+/// `finish` set. A failure ends the stream with a [`GenerationError`] instead.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// One entry for each prompt token; the first has no log-probability.
+    PromptLogprobs(Vec<Option<f32>>),
+    Token(GeneratedToken),
+}
+
+#[derive(Debug, Clone)]
+pub struct GeneratedToken {
+    pub id: u32,
+    /// Text that has become certain with this token, ready to be shown; empty while a character or a possible stop
+    /// string is incomplete. The texts of all tokens, concatenated, are the generated text.
+    pub text: String,
+    /// `Some` when asked for; natural logarithm, of the model's own distribution.
+    pub logprob: Option<f32>,
+    /// Whether it is one of the tokenizer's special tokens.
+    pub special: bool,
+    /// Most likely tokens at this position, best first; empty unless asked for.
+    pub top: Vec<TopToken>,
+    /// Set on the last token.
+    pub finish: Option<Finish>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct TopToken {
+    pub id: u32,
+    pub logprob: f32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Finish {
+    pub reason: FinishReason,
+    pub num_generated_tokens: u32,
+    pub timing: Timing,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_new_tokens` reached.
+    Length,
+    /// An end-of-sequence token, also when it is the last one allowed.
+    EndOfSequence,
+    /// This stop string was found.
+    StopString(String),
+    /// This stop token was generated.
+    StopToken(u32),
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// From submission to the first step that computes any of it.
+    pub queue: Duration,
+    /// From submission to the first token.
+    pub first_token: Duration,
+    /// From the first step to the last token.
+    pub inference: Duration,
+}
+
+/// Why a request was not admitted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    #[error("The model is still loading")]
+    NotReady,
+    #[error("The server is shutting down")]
+    Draining,
+    #[error("Model is overloaded: {limit} requests are already running or waiting")]
+    Overloaded { limit: usize, retry_after_s: u64 },
+}
+
+/// Why an admitted request failed. It harms no other request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GenerationError {
+    #[error("the model produced NaN logits for this request")]
+    NanLogits,
+    #[error("the shard died {deaths} times while computing this request")]
+    ShardKiller { deaths: u32 },
+    #[error("the request waited longer than {limit_s} s for its first step")]
+    QueueTimeout { limit_s: u64 },
+    #[error("{0}")]
+    Shard(String),
+    #[error("the server stopped before the request was finished")]
+    Shutdown,
+}

@@ -1,0 +1,301 @@
+//! One request while it lives in the scheduler.
+
+use std::time::Instant;
+
+use gridwork_proto::v1::{NewSequence, StepResult};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::blocks::Blocks;
+use crate::detokenizer::{Detokenizer, Vocabulary};
+use crate::request::{
+    Event, Finish, FinishReason, GeneratedToken, GenerationError, GenerationRequest, Timing,
+    TopToken,
+};
+use crate::stop::StopMatcher;
+use crate::trace::RequestSpans;
+
+/// Identifies a request for the life of the engine; never reused.
+pub(crate) type SequenceKey = u64;
+
+/// Where a request's events go.
+pub(crate) type EventSender = UnboundedSender<Result<Event, GenerationError>>;
+
+pub(crate) struct Sequence {
+    pub key: SequenceKey,
+    pub request: GenerationRequest,
+    pub num_prompt_tokens: usize,
+    /// The prompt, then every generated token that the router has seen.
+    pub tokens: Vec<u32>,
+    /// Its id at the shard; `None` while it waits.
+    pub row: Option<u32>,
+    pub blocks: Blocks,
+    /// Tokens whose computation has been scheduled.
+    pub num_computed: usize,
+    /// Tokens being sampled by steps whose results are outstanding.
+    pub num_pending: usize,
+    pub crashes: CrashRecord,
+    pub submitted: Instant,
+    pub spans: RequestSpans,
+    first_scheduled: Option<Instant>,
+    first_token: Option<Instant>,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
+    prompt_logprobs: Option<Vec<Option<f32>>>,
+    events: EventSender,
+}
+
+/// Shard deaths that this sequence may have caused.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct CrashRecord {
+    /// Deaths in a row at the same place.
+    pub deaths: u32,
+    /// How many tokens the sequence had at the last one.
+    num_tokens: usize,
+}
+
+impl CrashRecord {
+    /// The shard died while it computed a sequence of `num_tokens` tokens.
+    pub fn died_at(&mut self, num_tokens: usize) {
+        self.deaths = if num_tokens > self.num_tokens {
+            1
+        } else {
+            self.deaths + 1
+        };
+        self.num_tokens = self.num_tokens.max(num_tokens);
+    }
+
+    /// Forgives once the sequence has got past the place of the last death.
+    pub fn reached(&mut self, num_tokens: usize) {
+        if num_tokens > self.num_tokens {
+            self.deaths = 0;
+        }
+    }
+}
+
+impl Sequence {
+    pub fn new(
+        key: SequenceKey,
+        mut request: GenerationRequest,
+        vocabulary: &Vocabulary,
+        events: EventSender,
+        now: Instant,
+    ) -> Self {
+        let tokens = std::mem::take(&mut request.token_ids);
+        let stop = std::mem::take(&mut request.stop.strings);
+        Sequence {
+            key,
+            num_prompt_tokens: tokens.len(),
+            row: None,
+            blocks: Blocks::default(),
+            num_computed: 0,
+            num_pending: 0,
+            crashes: CrashRecord::default(),
+            submitted: now,
+            spans: RequestSpans::queued(&request.span),
+            first_scheduled: None,
+            first_token: None,
+            detokenizer: Detokenizer::new(vocabulary, &tokens, request.skip_special_tokens),
+            stop: StopMatcher::new(stop, request.stop.include_in_output),
+            prompt_logprobs: request.logprobs.prompt.then(|| vec![None]),
+            events,
+            tokens,
+            request,
+        }
+    }
+
+    pub fn num_generated(&self) -> usize {
+        self.tokens.len() - self.num_prompt_tokens
+    }
+
+    /// Tokens that can be computed next: those known or being sampled, less those scheduled before. Zero when the
+    /// last allowed token is being sampled already.
+    pub fn num_ready(&self) -> usize {
+        if self.num_generated() + self.num_pending >= self.request.max_new_tokens as usize {
+            return 0;
+        }
+        self.tokens.len() + self.num_pending - self.num_computed
+    }
+
+    /// Whether its next step computes the one token that was sampled last.
+    pub fn is_decoding(&self) -> bool {
+        self.num_computed >= self.num_prompt_tokens
+            && self.num_computed + 1 == self.tokens.len() + self.num_pending
+    }
+
+    /// Forgets what the shard holds of it. Tokens that are being sampled may still arrive.
+    pub fn rewind(&mut self) {
+        self.row = None;
+        self.num_computed = 0;
+        if let Some(logprobs) = &mut self.prompt_logprobs {
+            logprobs.truncate(1);
+        }
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.first_scheduled.is_some()
+    }
+
+    /// The first step that computes any of it has been scheduled; returns how long it waited, once.
+    pub fn started(&mut self, now: Instant) -> Option<std::time::Duration> {
+        if self.first_scheduled.is_some() {
+            return None;
+        }
+        self.first_scheduled = Some(now);
+        self.spans.prefill();
+        Some(now.duration_since(self.submitted))
+    }
+
+    /// What the shard is told when the sequence is admitted, or admitted again.
+    pub fn introduction(&self, row: u32) -> NewSequence {
+        NewSequence {
+            id: row,
+            token_ids: self.tokens.clone(),
+            num_prompt_tokens: self.num_prompt_tokens as u32,
+            num_computed_tokens: 0,
+            sampling: Some(self.request.sampling.clone()),
+            logprobs: self.request.logprobs.sampled,
+            top_n_logprobs: self.request.logprobs.top_n,
+            prompt_logprobs: self.prompt_logprobs.is_some(),
+            traceparent: self.spans.traceparent(),
+        }
+    }
+
+    pub fn add_prompt_logprobs(&mut self, first_position: usize, logprobs: &[f32]) {
+        let num_prompt_tokens = self.num_prompt_tokens;
+        if let Some(known) = &mut self.prompt_logprobs
+            && first_position <= known.len()
+        {
+            known.truncate(first_position);
+            known.extend(logprobs.iter().map(|logprob| Some(*logprob)));
+            known.truncate(num_prompt_tokens);
+        }
+    }
+
+    /// Takes the token that `sampled` stands for, tells the client, and says whether it was the last one.
+    pub fn accept(
+        &mut self,
+        sampled: Sampled,
+        eos_token_ids: &[u32],
+        vocabulary: &Vocabulary,
+        now: Instant,
+    ) -> Option<Finish> {
+        let id = sampled.token_id;
+        self.tokens.push(id);
+        self.crashes.reached(self.tokens.len());
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+            self.spans.decode();
+        }
+        if let Some(logprobs) = self.prompt_logprobs.take() {
+            let _ = self.events.send(Ok(Event::PromptLogprobs(logprobs)));
+        }
+
+        let ended_by_token = if !self.request.stop.ignore_eos && eos_token_ids.contains(&id) {
+            Some(FinishReason::EndOfSequence)
+        } else if self.request.stop.token_ids.contains(&id) {
+            Some(FinishReason::StopToken(id))
+        } else {
+            None
+        };
+        let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
+
+        let mut text = String::new();
+        let mut reason = None;
+        if ended_by_token.is_none() {
+            let shown = self.stop.push(self.detokenizer.push(vocabulary, id));
+            text = shown.text;
+            reason = shown.stopped.map(FinishReason::StopString);
+        }
+        if reason.is_none() && (ended_by_token.is_some() || is_last) {
+            let shown = self.stop.push(self.detokenizer.flush(vocabulary));
+            text.push_str(&shown.text);
+            reason = shown.stopped.map(FinishReason::StopString);
+            if reason.is_none() {
+                text.push_str(&self.stop.flush());
+                reason = ended_by_token.or(Some(FinishReason::Length));
+            }
+        }
+
+        let finish = reason.map(|reason| Finish {
+            reason,
+            num_generated_tokens: self.num_generated() as u32,
+            timing: self.timing(now),
+        });
+        let _ = self.events.send(Ok(Event::Token(GeneratedToken {
+            id,
+            text,
+            logprob: sampled.logprob.filter(|_| self.request.logprobs.sampled),
+            special: vocabulary.is_special(id),
+            top: sampled.top,
+            finish: finish.clone(),
+        })));
+        finish
+    }
+
+    /// Ends the client's stream with an error.
+    pub fn fail(&self, error: GenerationError) {
+        let _ = self.events.send(Err(error));
+    }
+
+    fn timing(&self, now: Instant) -> Timing {
+        let since_submitted = |then: Option<Instant>| {
+            then.map_or_else(Default::default, |then| then - self.submitted)
+        };
+        Timing {
+            queue: since_submitted(self.first_scheduled),
+            first_token: since_submitted(self.first_token),
+            inference: self
+                .first_scheduled
+                .map_or_else(Default::default, |then| now - then),
+        }
+    }
+}
+
+/// One sampled token of a [`StepResult`].
+pub(crate) struct Sampled {
+    pub row: u32,
+    pub token_id: u32,
+    pub logprob: Option<f32>,
+    pub top: Vec<TopToken>,
+}
+
+impl Sampled {
+    /// All tokens of a result, or an error when its parallel arrays do not fit together.
+    pub fn of(result: &StepResult) -> Result<impl Iterator<Item = Sampled>, String> {
+        let count = result.sequence_ids.len();
+        let fits = |len: usize| len == 0 || len == count;
+        let num_top: usize = result.num_top.iter().map(|n| *n as usize).sum();
+        if result.token_ids.len() != count
+            || !fits(result.logprobs.len())
+            || !fits(result.num_top.len())
+            || result.top_token_ids.len() != num_top
+            || result.top_logprobs.len() != num_top
+        {
+            return Err(format!(
+                "result of step {} has arrays of different lengths",
+                result.step_id
+            ));
+        }
+        let mut next_top = 0;
+        Ok((0..count).map(move |i| {
+            let top = next_top..next_top + result.num_top.get(i).map_or(0, |n| *n as usize);
+            next_top = top.end;
+            Sampled {
+                row: result.sequence_ids[i],
+                token_id: result.token_ids[i],
+                logprob: result
+                    .logprobs
+                    .get(i)
+                    .copied()
+                    .filter(|logprob| !logprob.is_nan()),
+                top: top
+                    .map(|t| TopToken {
+                        id: result.top_token_ids[t],
+                        logprob: result.top_logprobs[t],
+                    })
+                    .collect(),
+            }
+        }))
+    }
+}
