@@ -1,0 +1,194 @@
+//! `POST /v1/chat/completions`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use tracing::Span;
+
+use super::answer::{Streaming, begin};
+use super::chat_request::ChatRequest;
+use super::choice::Choice;
+use super::chunk::{Identity, Kind};
+use super::response::{
+    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, FinishReason, Usage,
+};
+use super::submit::{Order, OrderedPrompt};
+use super::token_text::TokenTexts;
+use crate::chat_template::RenderOptions;
+use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::extract::ApiJson;
+use crate::headers::Account;
+use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::state::AppState;
+use crate::telemetry::request_span;
+
+/// Answer a conversation
+///
+/// With `stream`, the answer is a stream of server-sent events: `data: ` and a chunk each, at the end `data: [DONE]`.
+/// A request that is refused is answered with its status before the stream begins; a failure later is an event
+/// `data: {"error": …}`, after which the stream ends.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    tag = "OpenAI",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answer; with `stream`, chunks of it", content(
+            (ChatCompletion = "application/json"),
+            (super::response::ChatCompletionChunk = "text/event-stream"),
+        )),
+        (status = 400, description = "Not valid; `param` names the field"),
+        (status = 404, description = "Another model was asked for"),
+        (status = 429, description = "Too many requests; come back after `Retry-After` seconds"),
+        (status = 500, description = "Failed while generating"),
+        (status = 503, description = "Loading, restarting or shutting down"),
+    )
+)]
+pub async fn chat_completions(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    ApiJson(request): ApiJson<ChatRequest>,
+) -> Response {
+    let span = request_span(&headers, "POST", "/v1/chat/completions");
+    match answer(&state, request, span).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(Dialect::OpenAi),
+    }
+}
+
+async fn answer(
+    state: &AppState,
+    mut request: ChatRequest,
+    span: Span,
+) -> Result<Response, ApiError> {
+    let mut account = begin(state, "chat_completions");
+    let shared = request.take_shared();
+    state.check_model(shared.model.as_deref())?;
+    request.check_supported()?;
+    let num_choices = shared.num_choices(1, state.config().max_concurrent_requests)?;
+    let stream = shared.stream.unwrap_or(false);
+    let stream_options = shared.stream_options()?;
+    let logprobs = logprobs(&request)?;
+    state.ready()?;
+
+    let (limit_field, limit) = request.limit();
+    let order = Order {
+        prompts: vec![OrderedPrompt {
+            prompt: prompt(state, &request)?,
+            text: None,
+        }],
+        parameters: Parameters {
+            max_new_tokens: limit,
+            logprobs: logprobs.is_some(),
+            top_n_tokens: logprobs.unwrap_or(0),
+            ..shared.into_parameters()?
+        },
+        names: FieldNames {
+            prompt: "messages",
+            max_new_tokens: limit_field,
+            top_n_tokens: "top_logprobs",
+        },
+        num_choices,
+        default_limit: None,
+        echo: false,
+        echo_only: false,
+    };
+    let choices = order.submit(state, &span, &mut account).await?;
+    let identity = Identity::new("chatcmpl", state);
+    if stream {
+        let streaming = Streaming {
+            kind: Kind::Chat,
+            identity,
+            options: stream_options,
+            with_logprobs: logprobs.is_some(),
+        };
+        return Ok(streaming.response(state, choices, account, span));
+    }
+    let body = collect(state, identity, choices, &mut account, logprobs.is_some()).await?;
+    account.record_success(&span);
+    let mut response = Json(body).into_response();
+    account.write(response.headers_mut());
+    Ok(response)
+}
+
+/// How many alternatives to show; `None`: no log-probabilities at all.
+fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
+    match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::validation(
+            "top_logprobs",
+            "`top_logprobs` is only allowed when `logprobs` is true",
+        )),
+    }
+}
+
+/// The conversation as the model was trained to read it.
+fn prompt(state: &AppState, request: &ChatRequest) -> Result<Prompt, ApiError> {
+    let template_error = |error: &dyn std::fmt::Display| ApiError {
+        field: Some("messages".into()),
+        ..ApiError::new(ErrorKind::Template, error.to_string())
+    };
+    let (add_generation_prompt, continue_final_message) = request.continuation()?;
+    let template = state
+        .chat_template()
+        .map_err(|error| template_error(error))?;
+    let options = RenderOptions {
+        add_generation_prompt,
+        continue_final_message,
+        variables: request.chat_template_kwargs.as_ref(),
+    };
+    let text = template
+        .render(&request.messages, &options)
+        .map_err(|error| template_error(&error))?;
+    Ok(Prompt::Text {
+        text,
+        // The template writes them itself.
+        add_special_tokens: false,
+    })
+}
+
+async fn collect(
+    state: &AppState,
+    identity: Identity,
+    running: Vec<Choice>,
+    account: &mut Account,
+    with_logprobs: bool,
+) -> Result<ChatCompletion, ApiError> {
+    let texts = TokenTexts::new(state.tokenizer());
+    let mut choices = Vec::with_capacity(running.len());
+    let mut generated_tokens = 0;
+    for mut choice in running {
+        let mut content = String::new();
+        let mut logprobs = with_logprobs.then(ChatLogprobs::default);
+        let finish = choice
+            .collect(false, |piece| {
+                if let Some(logprobs) = &mut logprobs {
+                    piece.add_to_chat(texts, logprobs);
+                }
+                content.push_str(&piece.text());
+            })
+            .await?;
+        account.add(&finish);
+        generated_tokens += choice.num_counted();
+        choices.push(ChatChoice {
+            index: choice.index,
+            message: AssistantMessage {
+                role: "assistant".into(),
+                content,
+            },
+            logprobs,
+            finish_reason: FinishReason::from(&finish.reason),
+        });
+    }
+    Ok(ChatCompletion {
+        id: identity.id,
+        object: "chat.completion".into(),
+        created: identity.created,
+        model: identity.model,
+        system_fingerprint: identity.system_fingerprint,
+        choices,
+        usage: Usage::new(account.prompt_tokens as u64, generated_tokens),
+    })
+}

@@ -1,0 +1,335 @@
+//! Body of `/v1/chat/completions`, and which of it this version serves.
+
+use serde_json::{Map, Value};
+
+use super::request::request;
+use crate::chat_template::{Content, Message};
+use crate::error::ApiError;
+
+request! {
+    /// A conversation to go on with.
+    pub struct ChatRequest {
+        /// The conversation so far. When the last message is the assistant's, the answer goes on with it.
+        pub messages: Vec<Message>,
+        /// Most tokens to generate; what is left of the model's context when left out.
+        #[schema(minimum = 1)]
+        pub max_completion_tokens: Option<u32>,
+        /// Older name of `max_completion_tokens`, which wins over it.
+        #[schema(minimum = 1)]
+        pub max_tokens: Option<u32>,
+        /// Answer with the log-probability of every token.
+        #[schema(default = false)]
+        pub logprobs: Option<bool>,
+        /// And with those of so many most likely tokens at its position; needs `logprobs`.
+        #[schema(default = 0, minimum = 0)]
+        pub top_logprobs: Option<u32>,
+        /// End the prompt with the opening of an assistant's message. On unless the last message is continued.
+        pub add_generation_prompt: Option<bool>,
+        /// Go on with the last message instead of answering it. On when that message is the assistant's, unless
+        /// `add_generation_prompt` is set.
+        pub continue_final_message: Option<bool>,
+        /// Further variables for the model's chat template, such as `enable_thinking`.
+        pub chat_template_kwargs: Option<Map<String, Value>>,
+        /// Not supported by this version: refused unless empty or `tool_choice` is `none`.
+        pub tools: Option<Value>,
+        /// Only `none`, and `auto` without `tools`.
+        pub tool_choice: Option<Value>,
+        /// Not supported: refused unless empty.
+        pub functions: Option<Value>,
+        /// Not supported: refused unless `none` or `auto`.
+        pub function_call: Option<Value>,
+        /// Only `{"type": "text"}` is supported by this version.
+        pub response_format: Option<Value>,
+        /// Only `["text"]` is supported.
+        pub modalities: Option<Value>,
+        /// Not supported: refused.
+        pub audio: Option<Value>,
+    }
+}
+
+impl ChatRequest {
+    /// Refuses what this version cannot do, naming the field.
+    pub fn check_supported(&self) -> Result<(), ApiError> {
+        let choice = self.tool_choice.as_ref().filter(|value| !value.is_null());
+        let no_tools = choice.is_some_and(|choice| choice == "none");
+        if !no_tools {
+            if !is_empty(self.tools.as_ref()) {
+                return Err(unsupported("tools", "unless `tool_choice` is \"none\""));
+            }
+            if choice.is_some_and(|choice| choice != "auto") {
+                return Err(unsupported("tool_choice", "other than \"none\""));
+            }
+        }
+        if !is_empty(self.functions.as_ref()) {
+            return Err(unsupported("functions", ""));
+        }
+        let function_call = self.function_call.as_ref().filter(|value| !value.is_null());
+        if function_call.is_some_and(|call| call != "none" && call != "auto") {
+            return Err(unsupported("function_call", "other than \"none\""));
+        }
+        if let Some(format) = &self.response_format
+            && !format.is_null()
+            && format.get("type").is_none_or(|kind| kind != "text")
+        {
+            return Err(unsupported(
+                "response_format",
+                "other than {\"type\": \"text\"}",
+            ));
+        }
+        if let Some(modalities) = self.modalities.as_ref().filter(|value| !value.is_null()) {
+            let only_text = modalities
+                .as_array()
+                .is_some_and(|list| list.iter().all(|modality| modality == "text"));
+            if !only_text {
+                return Err(unsupported("modalities", "other than [\"text\"]"));
+            }
+        }
+        if !is_empty(self.audio.as_ref()) {
+            return Err(unsupported("audio", ""));
+        }
+        self.check_messages()
+    }
+
+    fn check_messages(&self) -> Result<(), ApiError> {
+        if self.messages.is_empty() {
+            return Err(ApiError::validation(
+                "messages",
+                "`messages` must not be empty",
+            ));
+        }
+        for (index, message) in self.messages.iter().enumerate() {
+            let Some(Content::Parts(parts)) = &message.content else {
+                continue;
+            };
+            for (part_index, part) in parts.iter().enumerate() {
+                let path = format!("messages[{index}].content[{part_index}]");
+                if part.kind != "text" {
+                    return Err(ApiError::validation(
+                        &format!("{path}.type"),
+                        format!(
+                            "`{path}.type`: parts of type `{}` are not supported by this version; only `text` is",
+                            part.kind
+                        ),
+                    ));
+                }
+                if part.text.is_none() {
+                    return Err(ApiError::validation(
+                        &format!("{path}.text"),
+                        format!("`{path}` is of type `text` and must have a `text`"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether to open an assistant's message and whether to go on with the last one.
+    pub fn continuation(&self) -> Result<(bool, bool), ApiError> {
+        let from_assistant = self
+            .messages
+            .last()
+            .is_some_and(|message| message.role == "assistant");
+        match (self.add_generation_prompt, self.continue_final_message) {
+            (Some(true), Some(true)) => Err(ApiError::validation(
+                "continue_final_message",
+                "`continue_final_message` and `add_generation_prompt` exclude each other",
+            )),
+            (Some(open), goes_on) => Ok((open, goes_on.unwrap_or(from_assistant && !open))),
+            (None, goes_on) => {
+                let goes_on = goes_on.unwrap_or(from_assistant);
+                Ok((!goes_on, goes_on))
+            }
+        }
+    }
+
+    /// Limit of generated tokens, and which field says so.
+    pub fn limit(&self) -> (&'static str, Option<u32>) {
+        match (self.max_completion_tokens, self.max_tokens) {
+            (None, Some(limit)) => ("max_tokens", Some(limit)),
+            (limit, _) => ("max_completion_tokens", limit),
+        }
+    }
+}
+
+/// Absent, `null`, `[]` or `{}`.
+fn is_empty(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => true,
+        Some(Value::Array(items)) => items.is_empty(),
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(_) => false,
+    }
+}
+
+fn unsupported(field: &'static str, when: &str) -> ApiError {
+    let space = if when.is_empty() { "" } else { " " };
+    ApiError::validation(
+        field,
+        format!("`{field}`{space}{when} is not supported by this version"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn request(more: Value) -> ChatRequest {
+        let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+        let entries = more.as_object().cloned().unwrap_or_default();
+        body.as_object_mut().unwrap().extend(entries);
+        serde_json::from_value(body).unwrap()
+    }
+
+    fn refused_field(more: Value) -> String {
+        let error = request(more.clone()).check_supported().unwrap_err();
+        assert!(
+            error.message.contains("not supported by this version"),
+            "{more}: {}",
+            error.message
+        );
+        error.field.unwrap_or_default()
+    }
+
+    #[test]
+    fn unknown_fields_and_nulls_are_accepted() {
+        let plain = request(json!({}));
+        let more = request(json!({
+            "user": "me", "store": false, "metadata": {"a": "b"}, "frobnicate": 1, "temperature": null, "stop": null,
+            "stream_options": null, "max_tokens": null, "tools": null, "response_format": null, "logit_bias": null,
+        }));
+        assert_eq!(plain, more);
+        plain.check_supported().unwrap();
+    }
+
+    #[test]
+    fn harmless_forms_of_unsupported_fields_are_accepted() {
+        for more in [
+            json!({"tools": []}),
+            json!({"tools": [], "tool_choice": "auto"}),
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}),
+            json!({"functions": [], "function_call": "none"}),
+            json!({"response_format": {"type": "text"}}),
+            json!({"modalities": ["text"], "audio": null}),
+        ] {
+            request(more).check_supported().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_refused_by_name() {
+        let tool = json!({"type": "function", "function": {"name": "f"}});
+        assert_eq!(refused_field(json!({"tools": [tool]})), "tools");
+        assert_eq!(
+            refused_field(json!({"tools": [tool], "tool_choice": "auto"})),
+            "tools"
+        );
+        assert_eq!(
+            refused_field(json!({"tool_choice": "required"})),
+            "tool_choice"
+        );
+        assert_eq!(
+            refused_field(json!({"functions": [{"name": "f"}]})),
+            "functions"
+        );
+        assert_eq!(
+            refused_field(json!({"function_call": {"name": "f"}})),
+            "function_call"
+        );
+        assert_eq!(
+            refused_field(json!({"response_format": {"type": "json_object"}})),
+            "response_format"
+        );
+        assert_eq!(
+            refused_field(json!({"modalities": ["text", "audio"]})),
+            "modalities"
+        );
+        assert_eq!(refused_field(json!({"audio": {"voice": "a"}})), "audio");
+    }
+
+    #[test]
+    fn images_and_parts_without_text_are_refused_where_they_stand() {
+        for (part, field) in [
+            (
+                json!({"type": "image_url", "image_url": {"url": "data:"}}),
+                "messages[0].content[0].type",
+            ),
+            (json!({"type": "text"}), "messages[0].content[0].text"),
+        ] {
+            let request = request(json!({"messages": [{"role": "user", "content": [part]}]}));
+            let error = request.check_supported().unwrap_err();
+            assert_eq!(error.field.as_deref(), Some(field));
+        }
+    }
+
+    #[test]
+    fn an_empty_conversation_is_refused() {
+        let error = request(json!({"messages": []}))
+            .check_supported()
+            .unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("messages"));
+    }
+
+    #[test]
+    fn the_last_message_is_continued_when_it_is_the_assistants() {
+        let assistant =
+            json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        let case = |more: Value| request(more).continuation();
+        assert_eq!(case(json!({})).unwrap(), (true, false));
+        assert_eq!(case(json!({"messages": assistant})).unwrap(), (false, true));
+        assert_eq!(
+            case(json!({"messages": assistant, "add_generation_prompt": true})).unwrap(),
+            (true, false)
+        );
+        assert_eq!(
+            case(json!({"messages": assistant, "continue_final_message": false})).unwrap(),
+            (true, false)
+        );
+        assert_eq!(
+            case(json!({"add_generation_prompt": false})).unwrap(),
+            (false, false)
+        );
+        let both = case(json!({"add_generation_prompt": true, "continue_final_message": true}));
+        assert_eq!(
+            both.unwrap_err().field.as_deref(),
+            Some("continue_final_message")
+        );
+    }
+
+    #[test]
+    fn max_completion_tokens_wins_over_its_older_name() {
+        assert_eq!(request(json!({})).limit(), ("max_completion_tokens", None));
+        assert_eq!(
+            request(json!({"max_tokens": 3})).limit(),
+            ("max_tokens", Some(3))
+        );
+        assert_eq!(
+            request(json!({"max_tokens": 3, "max_completion_tokens": 4})).limit(),
+            ("max_completion_tokens", Some(4))
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_refused() {
+        for more in [
+            json!({"messages": "hi"}),
+            json!({"messages": [{"content": "no role"}]}),
+            json!({"messages": [{"role": "user", "content": 5}]}),
+            json!({"stop": 5}),
+            json!({"temperature": "hot"}),
+            json!({"n": -1}),
+            json!({"seed": 1.5}),
+            json!({"max_tokens": -1}),
+            json!({"logit_bias": [1]}),
+        ] {
+            let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
+            let entries = more.as_object().cloned().unwrap_or_default();
+            body.as_object_mut().unwrap().extend(entries);
+            assert!(
+                serde_json::from_value::<ChatRequest>(body).is_err(),
+                "{more}"
+            );
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Chunks of a stream, encoded by hand: everything that is the same in all chunks of an answer is written once, so that
+//! a token costs three copies.
+
+use serde::Serialize;
+
+use super::response::{FinishReason, Usage};
+use crate::sse::json_string;
+
+/// What all parts of one answer have in common.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Id of the served model.
+    pub model: String,
+    pub system_fingerprint: String,
+}
+
+/// Which of the two routes a chunk belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Chat,
+    Completion,
+}
+
+impl Kind {
+    /// `object` of a chunk.
+    fn object(self) -> &'static str {
+        match self {
+            Self::Chat => "chat.completion.chunk",
+            Self::Completion => "text_completion",
+        }
+    }
+
+    /// Between a choice's index and its text, in the first chunk of a choice.
+    fn before_first_text(self) -> &'static str {
+        match self {
+            Self::Chat => r#""delta":{"role":"assistant","content":"#,
+            Self::Completion => r#""text":"#,
+        }
+    }
+
+    /// And in all others.
+    fn before_text(self) -> &'static str {
+        match self {
+            Self::Chat => r#""delta":{"content":"#,
+            Self::Completion => r#""text":"#,
+        }
+    }
+
+    fn after_text(self) -> &'static str {
+        match self {
+            Self::Chat => "}",
+            Self::Completion => "",
+        }
+    }
+}
+
+/// What a chunk says besides its text.
+#[derive(Debug)]
+pub struct Details<'a, L> {
+    /// Whether it is the first of its choice.
+    pub first: bool,
+    pub logprobs: Option<&'a L>,
+    pub finish_reason: Option<FinishReason>,
+    /// The usage so far, when every chunk brings it.
+    pub usage: Option<Usage>,
+}
+
+/// Encodes the chunks of one answer as server-sent events.
+#[derive(Debug)]
+pub struct ChunkEncoder {
+    kind: Kind,
+    /// Up to and with the `[` of `choices`.
+    head: Vec<u8>,
+    /// For each choice: everything before the text of a chunk that is not its first.
+    plain_heads: Vec<Box<[u8]>>,
+    /// Everything after the text of a chunk that has nothing but text.
+    plain_tail: Vec<u8>,
+    /// Whether chunks without usage say `"usage":null`.
+    null_usage: bool,
+}
+
+impl ChunkEncoder {
+    /// `null_usage`: the last chunk will bring the usage, all others have it as `null`.
+    pub fn new(kind: Kind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
+        let mut head = Vec::with_capacity(256);
+        head.extend_from_slice(b"data: {\"id\":");
+        json_string(&mut head, &identity.id);
+        head.extend_from_slice(b",\"object\":\"");
+        head.extend_from_slice(kind.object().as_bytes());
+        head.extend_from_slice(format!("\",\"created\":{}", identity.created).as_bytes());
+        head.extend_from_slice(b",\"model\":");
+        json_string(&mut head, &identity.model);
+        head.extend_from_slice(b",\"system_fingerprint\":");
+        json_string(&mut head, &identity.system_fingerprint);
+        head.extend_from_slice(b",\"choices\":[");
+        let plain_heads = (0..num_choices)
+            .map(|index| {
+                let mut plain = head.clone();
+                plain.extend_from_slice(format!("{{\"index\":{index},").as_bytes());
+                plain.extend_from_slice(kind.before_text().as_bytes());
+                plain.into_boxed_slice()
+            })
+            .collect();
+        let usage = if null_usage { r#","usage":null"# } else { "" };
+        let plain_tail = format!(
+            "{}{}{usage}}}\n\n",
+            kind.after_text(),
+            r#","logprobs":null,"finish_reason":null}]"#
+        );
+        Self {
+            kind,
+            head,
+            plain_heads,
+            plain_tail: plain_tail.into_bytes(),
+            null_usage,
+        }
+    }
+
+    /// A chunk with nothing but text, not the first of its choice.
+    pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str) {
+        if let Some(head) = self.plain_heads.get(index as usize) {
+            out.extend_from_slice(head);
+            json_string(out, text);
+            out.extend_from_slice(&self.plain_tail);
+        }
+    }
+
+    /// Any chunk of a choice.
+    pub fn detailed<L: Serialize>(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        text: &str,
+        details: &Details<'_, L>,
+    ) -> Result<(), serde_json::Error> {
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(format!("{{\"index\":{index},").as_bytes());
+        let before = if details.first {
+            self.kind.before_first_text()
+        } else {
+            self.kind.before_text()
+        };
+        out.extend_from_slice(before.as_bytes());
+        json_string(out, text);
+        out.extend_from_slice(self.kind.after_text().as_bytes());
+        out.extend_from_slice(b",\"logprobs\":");
+        serde_json::to_writer(&mut *out, &details.logprobs)?;
+        out.extend_from_slice(b",\"finish_reason\":");
+        serde_json::to_writer(&mut *out, &details.finish_reason)?;
+        out.extend_from_slice(b"}]");
+        self.end(out, details.usage)
+    }
+
+    /// The chunk without choices that brings the usage of the whole answer.
+    pub fn usage(&self, out: &mut Vec<u8>, usage: Usage) -> Result<(), serde_json::Error> {
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(b"]");
+        self.end(out, Some(usage))
+    }
+
+    fn end(&self, out: &mut Vec<u8>, usage: Option<Usage>) -> Result<(), serde_json::Error> {
+        if usage.is_some() || self.null_usage {
+            out.extend_from_slice(b",\"usage\":");
+            serde_json::to_writer(&mut *out, &usage)?;
+        }
+        out.extend_from_slice(b"}\n\n");
+        Ok(())
+    }
+}
+
+/// The event after the last chunk.
+pub const DONE: &[u8] = b"data: [DONE]\n\n";
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::openai::response::{
+        ChatCompletionChunk, ChatLogprobs, CompletionChunk, TokenLogprob,
+    };
+
+    fn encoder(kind: Kind, null_usage: bool) -> ChunkEncoder {
+        let identity = Identity {
+            id: "chatcmpl-1".into(),
+            created: 1_767_225_600,
+            model: "a \"model\"".into(),
+            system_fingerprint: "1.0".into(),
+        };
+        ChunkEncoder::new(kind, &identity, 2, null_usage)
+    }
+
+    fn parse<T: DeserializeOwned>(event: &[u8]) -> T {
+        let text = std::str::from_utf8(event).unwrap();
+        let json = text
+            .strip_prefix("data: ")
+            .unwrap()
+            .strip_suffix("\n\n")
+            .unwrap();
+        assert!(!json.contains('\n'), "an event is one line");
+        serde_json::from_str(json).unwrap()
+    }
+
+    const NOTHING: Details<'static, ()> = Details {
+        first: false,
+        logprobs: None,
+        finish_reason: None,
+        usage: None,
+    };
+
+    #[test]
+    fn text_survives_whatever_it_contains() {
+        let encoder = encoder(Kind::Chat, false);
+        for text in [
+            "",
+            " Paris",
+            "\"\\\n\r\t\u{8}\u{c}\u{1}\u{1f}\u{7f}",
+            "é 😀 \u{2028}",
+            "</script>",
+        ] {
+            let mut out = Vec::new();
+            encoder.text(&mut out, 1, text);
+            let chunk: ChatCompletionChunk = parse(&out);
+            assert_eq!(chunk.choices[0].delta.content, text);
+            assert_eq!(chunk.choices[0].delta.role, None);
+            assert_eq!(chunk.choices[0].index, 1);
+            assert_eq!(chunk.choices[0].finish_reason, None);
+            assert_eq!(chunk.model, "a \"model\"");
+            assert_eq!(chunk.object, "chat.completion.chunk");
+        }
+    }
+
+    #[test]
+    fn the_quick_way_writes_what_the_general_way_writes() {
+        for kind in [Kind::Chat, Kind::Completion] {
+            for null_usage in [false, true] {
+                let encoder = encoder(kind, null_usage);
+                let (mut quick, mut general) = (Vec::new(), Vec::new());
+                encoder.text(&mut quick, 1, "a\nb");
+                encoder.detailed(&mut general, 1, "a\nb", &NOTHING).unwrap();
+                assert_eq!(quick, general);
+            }
+        }
+    }
+
+    #[test]
+    fn first_and_last_chunks_of_a_chat() {
+        let encoder = encoder(Kind::Chat, true);
+        let mut out = Vec::new();
+        let logprobs = ChatLogprobs {
+            content: vec![TokenLogprob {
+                token: "a".into(),
+                logprob: -0.1,
+                bytes: vec![97],
+                top_logprobs: Vec::new(),
+            }],
+        };
+        let first = Details {
+            first: true,
+            logprobs: Some(&logprobs),
+            finish_reason: None,
+            usage: None,
+        };
+        encoder.detailed(&mut out, 0, "a", &first).unwrap();
+        let json: Value = parse(&out);
+        assert_eq!(
+            json["choices"][0],
+            json!({
+                "index": 0,
+                "delta": {"role": "assistant", "content": "a"},
+                "logprobs": {"content": [{"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": []}]},
+                "finish_reason": null,
+            })
+        );
+        assert_eq!(json["usage"], Value::Null);
+        assert!(json.as_object().unwrap().contains_key("usage"));
+
+        out.clear();
+        let last = Details {
+            finish_reason: Some(FinishReason::Stop),
+            usage: Some(Usage::new(3, 4)),
+            ..NOTHING
+        };
+        encoder.detailed(&mut out, 0, "", &last).unwrap();
+        let json: Value = parse(&out);
+        assert_eq!(json["choices"][0]["finish_reason"], "stop");
+        assert_eq!(json["choices"][0]["delta"], json!({"content": ""}));
+        assert_eq!(json["usage"]["total_tokens"], 7);
+    }
+
+    #[test]
+    fn chunks_of_a_completion_and_its_usage() {
+        let encoder = encoder(Kind::Completion, false);
+        let mut out = Vec::new();
+        let last = Details {
+            finish_reason: Some(FinishReason::Length),
+            ..NOTHING
+        };
+        encoder.detailed(&mut out, 1, "end", &last).unwrap();
+        let chunk: CompletionChunk = parse(&out);
+        assert_eq!(chunk.object, "text_completion");
+        assert_eq!(chunk.choices[0].text, "end");
+        assert_eq!(chunk.choices[0].finish_reason, Some(FinishReason::Length));
+        assert_eq!(chunk.usage, None);
+
+        out.clear();
+        encoder.usage(&mut out, Usage::new(1, 2)).unwrap();
+        let chunk: CompletionChunk = parse(&out);
+        assert!(chunk.choices.is_empty());
+        assert_eq!(chunk.usage, Some(Usage::new(1, 2)));
+    }
+}

@@ -1,0 +1,154 @@
+//! Log-probabilities in the two forms that this API has for them.
+
+use gridwork_engine::GeneratedToken;
+use serde_json::{Map, Value};
+
+use super::response::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob};
+use super::token_text::TokenTexts;
+
+/// What OpenAI shows for a token that cannot occur: JSON has no infinity.
+const IMPOSSIBLE: f32 = -9999.0;
+
+/// A chat's entry for one generated token.
+pub fn chat_entry(texts: TokenTexts<'_>, token: &GeneratedToken) -> TokenLogprob {
+    let (text, bytes) = texts.text_and_bytes(token.id);
+    let top_logprobs = token.top.iter().map(|top| {
+        let (token, bytes) = texts.text_and_bytes(top.id);
+        TopLogprob {
+            token,
+            logprob: finite(Some(top.logprob)),
+            bytes,
+        }
+    });
+    TokenLogprob {
+        token: text,
+        logprob: finite(token.logprob),
+        bytes,
+        top_logprobs: top_logprobs.collect(),
+    }
+}
+
+impl ChatLogprobs {
+    pub fn push(&mut self, texts: TokenTexts<'_>, token: &GeneratedToken) {
+        self.content.push(chat_entry(texts, token));
+    }
+}
+
+impl CompletionLogprobs {
+    /// Adds a generated token; `offset`: characters of the text before it.
+    pub fn push(&mut self, texts: TokenTexts<'_>, token: &GeneratedToken, offset: u64) {
+        let (text, _) = texts.text_and_bytes(token.id);
+        let mut alternatives = Map::new();
+        let taken = (token.id, finite(token.logprob));
+        let tops = token
+            .top
+            .iter()
+            .map(|top| (top.id, finite(Some(top.logprob))));
+        for (id, logprob) in tops.chain([taken]) {
+            // Two tokens may look the same: the more likely one is shown.
+            let (text, _) = texts.text_and_bytes(id);
+            alternatives
+                .entry(text)
+                .or_insert_with(|| shortest(logprob));
+        }
+        self.tokens.push(text);
+        self.token_logprobs.push(Some(finite(token.logprob)));
+        self.top_logprobs.push(Some(alternatives));
+        self.text_offset.push(offset);
+    }
+
+    /// Adds the prompt's tokens, with their log-probabilities where there are any.
+    pub fn push_prompt(&mut self, texts: TokenTexts<'_>, ids: &[u32], logprobs: &[Option<f32>]) {
+        let mut offset = 0;
+        for (position, id) in ids.iter().enumerate() {
+            let (text, _) = texts.text_and_bytes(*id);
+            let length = text.chars().count() as u64;
+            self.tokens.push(text);
+            let logprob = logprobs.get(position).copied().flatten();
+            self.token_logprobs
+                .push(logprob.map(|logprob| finite(Some(logprob))));
+            self.top_logprobs.push(None);
+            self.text_offset.push(offset);
+            offset += length;
+        }
+    }
+}
+
+fn finite(logprob: Option<f32>) -> f32 {
+    logprob
+        .filter(|logprob| logprob.is_finite())
+        .unwrap_or(IMPOSSIBLE)
+}
+
+/// The shortest decimal number that is this `f32`: going through `f64` would show digits that mean nothing.
+fn shortest(logprob: f32) -> Value {
+    let number: f64 = logprob.to_string().parse().unwrap_or(f64::from(logprob));
+    Value::from(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use gridwork_engine::TopToken;
+    use serde_json::json;
+    use tokenizers::Tokenizer;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "added_tokens": [],
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "vocab": {"Ġa": 0, "b": 1, "Ã": 2, "Â": 3}, "merges": []},
+        });
+        Tokenizer::from_str(&json.to_string()).unwrap()
+    }
+
+    fn token(id: u32, logprob: f32, top: &[(u32, f32)]) -> GeneratedToken {
+        let top = top.iter().map(|&(id, logprob)| TopToken { id, logprob });
+        GeneratedToken {
+            id,
+            text: String::new(),
+            logprob: Some(logprob),
+            special: false,
+            top: top.collect(),
+            finish: None,
+        }
+    }
+
+    #[test]
+    fn a_chats_entries_tell_texts_bytes_and_alternatives() {
+        let tokenizer = tokenizer();
+        let mut logprobs = ChatLogprobs::default();
+        let tops = [(0, -0.1), (2, f32::NEG_INFINITY)];
+        logprobs.push(TokenTexts::new(&tokenizer), &token(0, -0.1, &tops));
+        assert_eq!(
+            serde_json::to_value(&logprobs).unwrap().to_string(),
+            json!({"content": [{"token": " a", "logprob": -0.1f32, "bytes": [32, 97], "top_logprobs": [
+                {"token": " a", "logprob": -0.1f32, "bytes": [32, 97]},
+                {"token": "\u{FFFD}", "logprob": -9999.0, "bytes": [195]},
+            ]}]})
+            .to_string()
+        );
+    }
+
+    #[test]
+    fn a_completions_lists_have_the_same_length_and_order() {
+        let tokenizer = tokenizer();
+        let texts = TokenTexts::new(&tokenizer);
+        let mut logprobs = CompletionLogprobs::default();
+        logprobs.push_prompt(texts, &[0, 1], &[None, Some(-0.5)]);
+        logprobs.push(texts, &token(1, -1.5, &[(2, -0.2), (3, -0.3)]), 3);
+        let json = serde_json::to_string(&logprobs).unwrap();
+        assert_eq!(
+            json,
+            concat!(
+                r#"{"tokens":[" a","b","b"],"token_logprobs":[null,-0.5,-1.5],"#,
+                "\"top_logprobs\":[null,null,{\"\u{FFFD}\":-0.2,\"b\":-1.5}],",
+                r#""text_offset":[0,2,3]}"#
+            )
+        );
+    }
+}

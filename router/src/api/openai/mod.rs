@@ -1,0 +1,38 @@
+//! The OpenAI-compatible API: chat completions, completions, models.
+
+mod answer;
+mod chat;
+mod chat_request;
+mod choice;
+mod chunk;
+mod completion_request;
+mod completions;
+mod logprobs;
+mod models;
+mod request;
+mod response;
+mod stream;
+mod submit;
+mod token_text;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::state::AppState;
+
+pub use chat::{__path_chat_completions, chat_completions};
+pub use chat_request::ChatRequest;
+pub use completion_request::{CompletionRequest, PromptInput};
+pub use completions::{__path_completions, completions};
+pub use models::{__path_model, __path_models, model, models};
+pub use request::{Seed, Stop, StreamOptions};
+pub use response::*;
+
+/// The routes of this API.
+pub fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+}

@@ -1,0 +1,63 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::sync::OnceLock;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+
+use super::response::{Model, ModelList};
+use super::submit::unix_time_s;
+use crate::error::{ApiError, Dialect};
+use crate::state::AppState;
+
+/// The served model, as a list
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "OpenAI",
+    responses((status = 200, description = "The one model that is served", body = ModelList))
+)]
+pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
+    Json(ModelList {
+        object: "list".into(),
+        data: vec![served(&state)],
+    })
+}
+
+/// The served model
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "OpenAI",
+    params(("id" = String, Path, description = "Id of the model; slashes in it may stand as they are")),
+    responses(
+        (status = 200, description = "It is served", body = Model),
+        (status = 404, description = "It is not")
+    )
+)]
+pub async fn model(State(state): State<AppState>, Path(id): Path<String>) -> Response {
+    if id == state.config().model_id {
+        return Json(served(&state)).into_response();
+    }
+    ApiError::unknown_model("model", &id, &state.config().model_id).into_response(Dialect::OpenAi)
+}
+
+fn served(state: &AppState) -> Model {
+    Model {
+        id: state.config().model_id.clone(),
+        object: "model".into(),
+        created: first_asked_s(),
+        owned_by: "gridwork".into(),
+        max_model_len: state
+            .engine()
+            .loaded()
+            .map(|ready| ready.limits.max_total_tokens),
+    }
+}
+
+/// The same for as long as the process lives.
+fn first_asked_s() -> u64 {
+    static SINCE: OnceLock<u64> = OnceLock::new();
+    *SINCE.get_or_init(unix_time_s)
+}

@@ -1,0 +1,234 @@
+//! A streamed answer: the pieces of all its choices, in the order in which they come, as server-sent events.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Bytes;
+use futures::Stream;
+use gridwork_engine::{Finish, Generation};
+use serde::Serialize;
+use tokenizers::Tokenizer;
+
+use super::choice::{Choice, Events, Piece};
+use super::chunk::{ChunkEncoder, DONE, Details, Kind};
+use super::response::{ChatLogprobs, CompletionLogprobs, Usage};
+use super::token_text::TokenTexts;
+use crate::error::{ApiError, Dialect, ErrorKind};
+
+/// What a stream brings besides the text.
+#[derive(Debug, Clone, Default)]
+pub struct StreamContent {
+    /// Tokenizer to show log-probabilities with, when they were asked for.
+    pub logprobs: Option<Arc<Tokenizer>>,
+    /// A last chunk with the usage.
+    pub include_usage: bool,
+    /// The usage so far in every chunk.
+    pub continuous_usage: bool,
+}
+
+/// How an answer ended.
+#[derive(Debug)]
+pub enum End<'a> {
+    /// Completely; how each of its choices did, in the order in which they ended.
+    Complete(&'a [Finish]),
+    Failed(&'a ApiError),
+    /// The client went away.
+    Dropped,
+}
+
+/// Told once how the answer ended.
+pub type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
+
+/// Server-sent events of one answer.
+pub struct AnswerStream<S = Generation> {
+    kind: Kind,
+    encoder: ChunkEncoder,
+    choices: Vec<Choice<S>>,
+    content: StreamContent,
+    prompt_tokens: u64,
+    finishes: Vec<Finish>,
+    on_end: Option<OnEnd>,
+    ended: bool,
+}
+
+/// Enough for one frame: what is ready beyond it goes into the next.
+const FRAME_BYTES: usize = 16 * 1024;
+
+impl<S: Events> AnswerStream<S> {
+    pub fn new(
+        kind: Kind,
+        encoder: ChunkEncoder,
+        choices: Vec<Choice<S>>,
+        prompt_tokens: u64,
+        content: StreamContent,
+        on_end: OnEnd,
+    ) -> Self {
+        Self {
+            kind,
+            encoder,
+            choices,
+            content,
+            prompt_tokens,
+            finishes: Vec::new(),
+            on_end: Some(on_end),
+            ended: false,
+        }
+    }
+
+    /// Writes what is ready to `out`; `Pending` when nothing is.
+    fn poll_events(&mut self, context: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
+        let mut ready = true;
+        // Round after round, so that choices interleave as their tokens come.
+        while ready && !self.ended && out.len() < FRAME_BYTES {
+            ready = false;
+            for position in 0..self.choices.len() {
+                let count_chars = self.content.logprobs.is_some();
+                let Some(choice) = self.choices.get_mut(position) else {
+                    break;
+                };
+                match choice.poll_piece(context, count_chars) {
+                    Poll::Ready(Some(Ok(piece))) => {
+                        ready = true;
+                        if let Err(error) = self.write(position, piece, out) {
+                            self.fail(out, ApiError::new(ErrorKind::Internal, error.to_string()));
+                            return Poll::Ready(());
+                        }
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        self.fail(out, ApiError::from(error));
+                        return Poll::Ready(());
+                    }
+                    Poll::Ready(None) | Poll::Pending => {}
+                }
+            }
+            if self.choices.iter().all(Choice::has_ended) {
+                self.finish(out);
+            }
+        }
+        if out.is_empty() && !self.ended {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+
+    fn write(
+        &mut self,
+        position: usize,
+        mut piece: Piece,
+        out: &mut Vec<u8>,
+    ) -> Result<(), serde_json::Error> {
+        let usage = self.content.continuous_usage.then(|| self.usage());
+        let Some(choice) = self.choices.get_mut(position) else {
+            return Ok(());
+        };
+        let index = choice.index;
+        let finish_reason = piece.finish_reason();
+        self.finishes.extend(piece.token.finish.take());
+        let Some(tokenizer) = &self.content.logprobs else {
+            let text = piece.text();
+            if finish_reason.is_none() {
+                if text.is_empty() {
+                    return Ok(());
+                }
+                if choice.started && usage.is_none() {
+                    self.encoder.text(out, index, &text);
+                    return Ok(());
+                }
+            }
+            let details = Details::<()> {
+                first: !std::mem::replace(&mut choice.started, true),
+                logprobs: None,
+                finish_reason,
+                usage,
+            };
+            return self.encoder.detailed(out, index, &text, &details);
+        };
+        let texts = TokenTexts::new(tokenizer);
+        let first = !std::mem::replace(&mut choice.started, true);
+        match self.kind {
+            Kind::Chat => {
+                let mut logprobs = ChatLogprobs::default();
+                piece.add_to_chat(texts, &mut logprobs);
+                let details = details(first, &logprobs, finish_reason, usage);
+                self.encoder.detailed(out, index, &piece.text(), &details)
+            }
+            Kind::Completion => {
+                let mut logprobs = CompletionLogprobs::default();
+                piece.add_to_completion(texts, &mut logprobs);
+                let details = details(first, &logprobs, finish_reason, usage);
+                self.encoder.detailed(out, index, &piece.text(), &details)
+            }
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let generated = self.choices.iter().map(Choice::num_counted).sum();
+        Usage::new(self.prompt_tokens, generated)
+    }
+
+    fn finish(&mut self, out: &mut Vec<u8>) {
+        if self.content.include_usage
+            && let Err(error) = self.encoder.usage(out, self.usage())
+        {
+            return self.fail(out, ApiError::new(ErrorKind::Internal, error.to_string()));
+        }
+        out.extend_from_slice(DONE);
+        self.ended = true;
+        if let Some(on_end) = self.on_end.take() {
+            on_end(End::Complete(&self.finishes));
+        }
+    }
+
+    /// The answer ends with an error instead of `[DONE]`; choices still running are aborted.
+    fn fail(&mut self, out: &mut Vec<u8>, error: ApiError) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(error.body(Dialect::OpenAi).to_string().as_bytes());
+        out.extend_from_slice(b"\n\n");
+        self.choices.clear();
+        self.ended = true;
+        if let Some(on_end) = self.on_end.take() {
+            on_end(End::Failed(&error));
+        }
+    }
+}
+
+impl<S> Drop for AnswerStream<S> {
+    fn drop(&mut self) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(End::Dropped);
+        }
+    }
+}
+
+fn details<L: Serialize>(
+    first: bool,
+    logprobs: &L,
+    finish_reason: Option<super::response::FinishReason>,
+    usage: Option<Usage>,
+) -> Details<'_, L> {
+    Details {
+        first,
+        logprobs: Some(logprobs),
+        finish_reason,
+        usage,
+    }
+}
+
+impl<S: Events> Stream for AnswerStream<S> {
+    type Item = Bytes;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let mut out = Vec::new();
+        std::task::ready!(self.poll_events(context, &mut out));
+        Poll::Ready(Some(Bytes::from(out)))
+    }
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -1,0 +1,301 @@
+//! Streams of answers, read back as a client reads them.
+
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use gridwork_engine::{Event, FinishReason, GeneratedToken, GenerationError, Timing};
+use serde_json::{Value, json};
+
+use super::super::choice::Echo;
+use super::super::chunk::Identity;
+use super::*;
+
+type Events = UnboundedReceiver<Result<Event, GenerationError>>;
+type Sender = UnboundedSender<Result<Event, GenerationError>>;
+
+fn token(id: u32, text: &str) -> GeneratedToken {
+    GeneratedToken {
+        id,
+        text: text.into(),
+        logprob: Some(-0.5),
+        special: false,
+        top: Vec::new(),
+        finish: None,
+    }
+}
+
+fn last(id: u32, text: &str, reason: FinishReason) -> GeneratedToken {
+    GeneratedToken {
+        finish: Some(Finish {
+            reason,
+            num_generated_tokens: 0,
+            timing: Timing::default(),
+        }),
+        ..token(id, text)
+    }
+}
+
+fn send(sender: &Sender, token: GeneratedToken) {
+    sender.unbounded_send(Ok(Event::Token(token))).unwrap();
+}
+
+/// How a stream ended, as it tells once.
+type Told = Arc<Mutex<String>>;
+
+fn answer(
+    kind: Kind,
+    choices: Vec<Choice<Events>>,
+    content: StreamContent,
+) -> (AnswerStream<Events>, Told) {
+    let identity = Identity {
+        id: "x-1".into(),
+        created: 1,
+        model: "m".into(),
+        system_fingerprint: "f".into(),
+    };
+    let encoder = ChunkEncoder::new(kind, &identity, choices.len() as u32, content.include_usage);
+    let end = Told::default();
+    let told = end.clone();
+    let on_end: OnEnd = Box::new(move |end| {
+        *told.lock().unwrap() = match end {
+            End::Complete(finishes) => format!("{} complete", finishes.len()),
+            End::Failed(error) => error.type_name().to_owned(),
+            End::Dropped => "dropped".to_owned(),
+        }
+    });
+    (
+        AnswerStream::new(kind, encoder, choices, 5, content, on_end),
+        end,
+    )
+}
+
+fn choice(index: u32) -> (Sender, Choice<Events>) {
+    let (sender, events) = unbounded();
+    (sender, Choice::new(index, events, None, false))
+}
+
+/// The JSON of every event; `[DONE]` as a string.
+fn read(frames: &[Bytes]) -> Vec<Value> {
+    let text: String = frames
+        .iter()
+        .map(|frame| std::str::from_utf8(frame).unwrap())
+        .collect();
+    let events = text.split_terminator("\n\n").map(|event| {
+        let data = event.strip_prefix("data: ").unwrap();
+        serde_json::from_str(data).unwrap_or_else(|_| Value::from(data))
+    });
+    events.collect()
+}
+
+async fn read_all(stream: AnswerStream<Events>) -> Vec<Value> {
+    read(&stream.collect::<Vec<_>>().await)
+}
+
+fn tokenizer() -> Arc<Tokenizer> {
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "added_tokens": [],
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []},
+    });
+    Arc::new(Tokenizer::from_str(&json.to_string()).unwrap())
+}
+
+#[tokio::test]
+async fn a_chat_has_its_role_first_its_finish_last_and_then_done() {
+    let (sender, choice) = choice(0);
+    for text in ["", "Par", "is"] {
+        send(&sender, token(0, text));
+    }
+    send(&sender, last(1, "", FinishReason::EndOfSequence));
+    let (stream, end) = answer(Kind::Chat, vec![choice], StreamContent::default());
+    let events = read_all(stream).await;
+    let deltas: Vec<_> = events[..3]
+        .iter()
+        .map(|e| e["choices"][0]["delta"].clone())
+        .collect();
+    assert_eq!(
+        deltas,
+        [
+            json!({"role": "assistant", "content": "Par"}),
+            json!({"content": "is"}),
+            json!({"content": ""})
+        ]
+    );
+    let reasons: Vec<_> = events[..3]
+        .iter()
+        .map(|e| &e["choices"][0]["finish_reason"])
+        .collect();
+    assert_eq!(reasons, [&Value::Null, &Value::Null, &json!("stop")]);
+    assert!(
+        events[..3]
+            .iter()
+            .all(|e| e["id"] == "x-1" && e.get("usage").is_none())
+    );
+    assert_eq!(events[3], "[DONE]");
+    assert_eq!(events.len(), 4);
+    assert_eq!(*end.lock().unwrap(), "1 complete");
+}
+
+#[tokio::test]
+async fn choices_interleave_as_their_tokens_come() {
+    let (first, one) = choice(0);
+    let (second, two) = choice(1);
+    let (mut stream, _) = answer(Kind::Completion, vec![one, two], StreamContent::default());
+    send(&second, token(0, "b"));
+    let frame = stream.next().await.unwrap();
+    assert_eq!(read(&[frame])[0]["choices"][0]["index"], 1);
+    send(&second, last(0, "!", FinishReason::Length));
+    send(&first, token(0, "a"));
+    send(&first, last(0, "?", FinishReason::StopToken(0)));
+    let events = read_all(stream).await;
+    let mut texts = [String::new(), String::new()];
+    for event in &events[..3] {
+        let choice = &event["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        texts[index] += choice["text"].as_str().unwrap();
+    }
+    assert_eq!(texts, ["a?", "!"]);
+    assert_eq!(events[3], "[DONE]");
+}
+
+#[tokio::test]
+async fn usage_comes_last_or_with_every_chunk() {
+    let script = || {
+        let (sender, choice) = choice(0);
+        send(&sender, token(0, "a"));
+        send(&sender, last(1, "b", FinishReason::Length));
+        choice
+    };
+    let include = StreamContent {
+        include_usage: true,
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(Kind::Chat, vec![script()], include);
+    let events = read_all(stream).await;
+    assert!(
+        events[..2]
+            .iter()
+            .all(|e| e.get("usage") == Some(&Value::Null))
+    );
+    assert_eq!(events[2]["choices"], json!([]));
+    let total = json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7});
+    assert_eq!(events[2]["usage"], total);
+
+    let continuous = StreamContent {
+        continuous_usage: true,
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(Kind::Chat, vec![script()], continuous);
+    let events = read_all(stream).await;
+    assert_eq!(events[0]["usage"]["completion_tokens"], 1);
+    assert_eq!(events[1]["usage"]["completion_tokens"], 2);
+    assert_eq!(events[2], "[DONE]");
+}
+
+#[tokio::test]
+async fn a_failure_is_an_event_and_the_end() {
+    let (sender, one) = choice(0);
+    let (other, two) = choice(1);
+    send(&sender, token(0, "a"));
+    sender
+        .unbounded_send(Err(GenerationError::NanLogits))
+        .unwrap();
+    let (stream, end) = answer(Kind::Chat, vec![one, two], StreamContent::default());
+    let events = read_all(stream).await;
+    assert_eq!(events.len(), 2);
+    assert!(
+        events[1]["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("NaN")
+    );
+    assert_eq!(*end.lock().unwrap(), "generation");
+    assert!(other.is_closed(), "the other choice is aborted");
+}
+
+#[tokio::test]
+async fn every_token_comes_with_its_logprob_even_without_text() {
+    let (sender, choice) = choice(0);
+    send(&sender, token(0, ""));
+    send(&sender, last(1, "ab", FinishReason::Length));
+    let content = StreamContent {
+        logprobs: Some(tokenizer()),
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(Kind::Chat, vec![choice], content);
+    let events = read_all(stream).await;
+    let entry = |event: &Value| event["choices"][0]["logprobs"]["content"][0]["token"].clone();
+    assert_eq!(entry(&events[0]), "a");
+    assert_eq!(
+        events[0]["choices"][0]["delta"],
+        json!({"role": "assistant", "content": ""})
+    );
+    assert_eq!(entry(&events[1]), "b");
+    assert_eq!(events[1]["choices"][0]["delta"], json!({"content": "ab"}));
+}
+
+#[tokio::test]
+async fn an_echo_comes_first_with_the_prompts_logprobs() {
+    let (sender, events) = unbounded();
+    let echo = Echo {
+        text: "ab".into(),
+        ids: vec![0, 1],
+    };
+    let choice = Choice::new(0, events, Some(echo), false);
+    sender
+        .unbounded_send(Ok(Event::PromptLogprobs(vec![None, Some(-2.0)])))
+        .unwrap();
+    send(&sender, token(0, "a"));
+    send(&sender, last(1, "b", FinishReason::Length));
+    let content = StreamContent {
+        logprobs: Some(tokenizer()),
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(Kind::Completion, vec![choice], content);
+    let events = read_all(stream).await;
+    assert_eq!(events[0]["choices"][0]["text"], "aba");
+    let logprobs = &events[0]["choices"][0]["logprobs"];
+    assert_eq!(logprobs["token_logprobs"], json!([null, -2.0, -0.5]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
+    assert_eq!(
+        events[1]["choices"][0]["logprobs"]["text_offset"],
+        json!([3])
+    );
+}
+
+#[tokio::test]
+async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
+    let (sender, events) = unbounded();
+    let echo = Echo {
+        text: "ab".into(),
+        ids: vec![0, 1],
+    };
+    let choice = Choice::new(0, events, Some(echo), true);
+    send(&sender, last(1, "b", FinishReason::EndOfSequence));
+    let content = StreamContent {
+        include_usage: true,
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(Kind::Completion, vec![choice], content);
+    let events = read_all(stream).await;
+    assert_eq!(events[0]["choices"][0]["text"], "ab");
+    assert_eq!(events[0]["choices"][0]["finish_reason"], "length");
+    assert_eq!(events[1]["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn a_stream_waits_when_nothing_is_ready() {
+    let (sender, choice) = choice(0);
+    let (mut stream, end) = answer(Kind::Chat, vec![choice], StreamContent::default());
+    let waited = tokio::time::timeout(Duration::from_millis(10), stream.next()).await;
+    assert!(waited.is_err());
+    send(&sender, token(0, "a"));
+    assert!(stream.next().await.is_some());
+    drop(stream);
+    assert!(sender.is_closed());
+    assert_eq!(*end.lock().unwrap(), "dropped");
+}

@@ -1,0 +1,127 @@
+//! From validated prompts to running choices.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures::future::try_join_all;
+use tracing::Span;
+
+use super::choice::{Choice, Echo};
+use super::chunk::Identity;
+use crate::error::ApiError;
+use crate::headers::Account;
+use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::state::AppState;
+
+/// What to generate, and how to call things when something is wrong with it.
+#[derive(Debug)]
+pub struct Order {
+    pub prompts: Vec<OrderedPrompt>,
+    pub parameters: Parameters,
+    pub names: FieldNames,
+    /// Texts for each prompt.
+    pub num_choices: u32,
+    /// Bound of generated tokens that gives way to the context's end, for when the client has set none.
+    pub default_limit: Option<u32>,
+    /// Begin the texts with their prompts.
+    pub echo: bool,
+    /// And show nothing else.
+    pub echo_only: bool,
+}
+
+/// A prompt, and the text that an echo shows for it.
+#[derive(Debug)]
+pub struct OrderedPrompt {
+    pub prompt: Prompt,
+    /// `None`: what its tokens stand for.
+    pub text: Option<String>,
+}
+
+impl OrderedPrompt {
+    /// Characters of a text; 0 for tokens.
+    fn num_chars(&self) -> usize {
+        match &self.prompt {
+            Prompt::Text { text, .. } => text.chars().count(),
+            Prompt::Tokens(_) => 0,
+        }
+    }
+}
+
+impl Order {
+    /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices come in
+    /// the order of their indices: those of the first prompt first. `account` gets what is known of the prompts.
+    pub async fn submit(
+        self,
+        state: &AppState,
+        span: &Span,
+        account: &mut Account,
+    ) -> Result<Vec<Choice>, ApiError> {
+        span.record("parameters", format!("{:?}", self.parameters));
+        account.prompt_chars = self.prompts.iter().map(OrderedPrompt::num_chars).sum();
+        let texts: Vec<_> = self
+            .prompts
+            .iter()
+            .map(|prompt| prompt.text.clone())
+            .collect();
+        let validations = self.prompts.into_iter().map(|prompt| {
+            state.validate(
+                prompt.prompt,
+                self.parameters.clone(),
+                &self.names,
+                span.clone(),
+            )
+        });
+        let mut valid = try_join_all(validations).await?;
+        let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
+        for (valid, text) in valid.iter_mut().zip(texts) {
+            if let Some(limit) = self.default_limit {
+                valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
+            }
+            account.prompt_tokens += valid.prompt_tokens;
+            account.validation = account.validation.max(valid.validation_time);
+            if let Some(seed) = valid.seed {
+                span.record("seed", seed);
+            }
+            let echo = match self.echo {
+                true => Some(echo(state, text, &valid.prompt_ids)?),
+                false => None,
+            };
+            for copy in valid.repeat(self.num_choices as usize) {
+                let index = choices.len() as u32;
+                let events = state.engine().submit(copy.request)?;
+                choices.push(Choice::new(index, events, echo.clone(), self.echo_only));
+            }
+        }
+        Ok(choices)
+    }
+}
+
+fn echo(state: &AppState, text: Option<String>, ids: &[u32]) -> Result<Echo, ApiError> {
+    let text = match text {
+        Some(text) => text,
+        None => state.tokenizer().decode(ids, false).map_err(|error| {
+            ApiError::validation("prompt", format!("`prompt` cannot be decoded: {error}"))
+        })?,
+    };
+    Ok(Echo {
+        text,
+        ids: ids.to_vec(),
+    })
+}
+
+impl Identity {
+    /// A new one. `prefix`: `chatcmpl` or `cmpl`.
+    pub fn new(prefix: &str, state: &AppState) -> Self {
+        Self {
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            created: unix_time_s(),
+            model: state.config().model_id.clone(),
+            system_fingerprint: concat!("gridwork-", env!("CARGO_PKG_VERSION")).to_owned(),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn unix_time_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

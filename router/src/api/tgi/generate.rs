@@ -1,0 +1,224 @@
+//! `/generate` and `/`: the whole text at once.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use futures::future::try_join_all;
+use gridwork_engine::{Event, Finish, Generation};
+use tokenizers::Tokenizer;
+use tracing::Span;
+
+use super::stream::stream_response;
+use super::types::{
+    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters, GenerateRequest,
+    GenerateResponse, PrefillToken, Token,
+};
+use crate::error::{ApiError, Dialect};
+use crate::extract::ApiJson;
+use crate::headers::Account;
+use crate::parameters::{FieldNames, Prompt};
+use crate::state::AppState;
+use crate::telemetry::request_span;
+
+/// Continue a text.
+#[utoipa::path(
+    post, path = "/generate", tag = "Text generation", request_body = GenerateRequest,
+    responses(
+        (status = 200, description = "The text", body = GenerateResponse),
+        (status = 422, description = "A field cannot be used", body = ErrorResponse),
+        (status = 424, description = "The generation failed", body = ErrorResponse),
+        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
+        (status = 503, description = "Loading or shutting down; see Retry-After", body = ErrorResponse),
+    )
+)]
+pub async fn generate(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    ApiJson(request): ApiJson<GenerateRequest>,
+) -> Response {
+    let span = request_span(&headers, "POST", "/generate");
+    respond(&state, request, span, |response| Json(response).into_response()).await
+}
+
+/// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route.
+#[utoipa::path(
+    post, path = "/", tag = "Text generation", request_body = CompatGenerateRequest,
+    responses(
+        (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", body = Vec<GenerateResponse>),
+        (status = 422, description = "A field cannot be used", body = ErrorResponse),
+        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
+    )
+)]
+pub async fn compat_generate(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    ApiJson(request): ApiJson<CompatGenerateRequest>,
+) -> Response {
+    let span = request_span(&headers, "POST", "/");
+    let CompatGenerateRequest { inputs, parameters, stream } = request;
+    let request = GenerateRequest { inputs, parameters };
+    if stream == Some(true) {
+        return match stream_response(&state, request, span).await {
+            Ok(response) => response,
+            Err(error) => error.into_response(Dialect::Tgi),
+        };
+    }
+    respond(&state, request, span, |response| Json([response]).into_response()).await
+}
+
+async fn respond(
+    state: &AppState,
+    request: GenerateRequest,
+    span: Span,
+    encode: impl FnOnce(GenerateResponse) -> Response,
+) -> Response {
+    metrics::counter!("gridwork_requests_total", "route" => "generate").increment(1);
+    let mut account = Account::new(Instant::now(), &state.config().compute_type);
+    match run(state, request, &span, &mut account).await {
+        Ok(answer) => {
+            account.record_success(&span);
+            let mut response = encode(answer);
+            account.write(response.headers_mut());
+            response
+        }
+        Err(error) => error.into_response(Dialect::Tgi),
+    }
+}
+
+async fn run(
+    state: &AppState,
+    request: GenerateRequest,
+    span: &Span,
+    account: &mut Account,
+) -> Result<GenerateResponse, ApiError> {
+    let GenerateRequest { inputs, parameters } = request;
+    let parameters = parameters.unwrap_or_default();
+    let best_of = parameters.best_of(state.config().max_best_of)?;
+    let wants_details =
+        parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
+    let full_text = parameters.return_full_text.unwrap_or(false);
+    span.record("parameters", format!("{parameters:?}"));
+    let parameters: GenerateParameters = parameters;
+    let parameters = parameters.translate(wants_details || best_of > 1, &state.config().model_id)?;
+    account.prompt_chars = inputs.chars().count();
+    let prefix = full_text.then(|| inputs.clone());
+    let prompt = Prompt::Text { text: inputs, add_special_tokens: true };
+    let valid = state.validate(prompt, parameters, &FieldNames::TGI, span.clone()).await?;
+    account.prompt_tokens = valid.prompt_tokens;
+    account.validation = valid.validation_time;
+    if let Some(seed) = valid.seed {
+        span.record("seed", seed);
+    }
+
+    let prompt_ids = valid.prompt_ids.clone();
+    let mut sequences = Vec::with_capacity(best_of);
+    for valid in valid.repeat(best_of) {
+        let generation = state.engine().submit(valid.request)?;
+        sequences.push(collect(generation, valid.seed, &prompt_ids, state.tokenizer()));
+    }
+    let mut sequences = try_join_all(sequences).await?;
+    for sequence in &mut sequences {
+        account.add(&sequence.finish);
+        if let Some(prefix) = &prefix {
+            sequence.text.insert_str(0, prefix);
+        }
+    }
+    let best = sequences
+        .iter()
+        .enumerate()
+        .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
+        .map_or(0, |(index, _)| index);
+    let best = sequences.swap_remove(best);
+    Ok(GenerateResponse {
+        generated_text: best.text,
+        details: wants_details.then(|| Details {
+            finish_reason: (&best.finish.reason).into(),
+            generated_tokens: best.finish.num_generated_tokens,
+            seed: best.seed,
+            prefill: best.prefill,
+            tokens: best.tokens,
+            top_tokens: best.top_tokens,
+            best_of_sequences: (best_of > 1).then(|| sequences.into_iter().map(BestOfSequence::from).collect()),
+        }),
+    })
+}
+
+/// One sequence that has ended.
+struct Collected {
+    text: String,
+    seed: Option<u64>,
+    prefill: Vec<PrefillToken>,
+    tokens: Vec<Token>,
+    top_tokens: Vec<Vec<Token>>,
+    finish: Finish,
+}
+
+impl Collected {
+    fn mean_logprob(&self) -> f32 {
+        self.tokens.iter().map(|token| token.logprob).sum::<f32>() / self.tokens.len().max(1) as f32
+    }
+}
+
+impl From<Collected> for BestOfSequence {
+    fn from(sequence: Collected) -> Self {
+        BestOfSequence {
+            generated_text: sequence.text,
+            finish_reason: (&sequence.finish.reason).into(),
+            generated_tokens: sequence.finish.num_generated_tokens,
+            seed: sequence.seed,
+            prefill: sequence.prefill,
+            tokens: sequence.tokens,
+            top_tokens: sequence.top_tokens,
+        }
+    }
+}
+
+async fn collect(
+    mut generation: Generation,
+    seed: Option<u64>,
+    prompt_ids: &[u32],
+    tokenizer: &Tokenizer,
+) -> Result<Collected, ApiError> {
+    let (mut text, mut tokens, mut top_tokens, mut prefill) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+    while let Some(event) = generation.next().await {
+        match event? {
+            Event::PromptLogprobs(logprobs) => {
+                prefill = prompt_ids
+                    .iter()
+                    .zip(logprobs)
+                    .map(|(&id, logprob)| PrefillToken { id, text: own_text(tokenizer, id), logprob })
+                    .collect();
+            }
+            Event::Token(token) => {
+                text.push_str(&token.text);
+                if !token.top.is_empty() {
+                    top_tokens.push(token.top.iter().map(|top| top_token(tokenizer, top)).collect());
+                }
+                tokens.push(Token {
+                    id: token.id,
+                    text: if token.special { own_text(tokenizer, token.id) } else { token.text },
+                    logprob: token.logprob.unwrap_or(0.0),
+                    special: token.special,
+                });
+                if let Some(finish) = token.finish {
+                    return Ok(Collected { text, seed, prefill, tokens, top_tokens, finish });
+                }
+            }
+        }
+    }
+    Err(gridwork_engine::GenerationError::Shutdown.into())
+}
+
+/// The text of a token by itself, special or not.
+pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.decode(&[id], false).unwrap_or_default()
+}
+
+pub(super) fn top_token(tokenizer: &Tokenizer, top: &gridwork_engine::TopToken) -> Token {
+    let special = tokenizer.get_added_tokens_decoder().get(&top.id).is_some_and(|token| token.special);
+    Token { id: top.id, text: own_text(tokenizer, top.id), logprob: top.logprob, special }
+}

@@ -1,0 +1,24 @@
+//! text-generation-inference's own API: `/generate`, `/generate_stream`, `/` and `/tokenize`.
+
+mod generate;
+mod stream;
+mod tokenize;
+pub mod types;
+
+use axum::Router;
+use axum::routing::{get, post};
+
+use crate::state::AppState;
+
+pub use generate::{__path_compat_generate, __path_generate, compat_generate, generate};
+pub use stream::{__path_generate_stream, generate_stream};
+pub use tokenize::{__path_tokenize, tokenize};
+
+/// The routes that generate or tokenize.
+pub fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/", get(super::info::health).post(compat_generate))
+        .route("/generate", post(generate))
+        .route("/generate_stream", post(generate_stream))
+        .route("/tokenize", post(tokenize))
+}

@@ -1,0 +1,426 @@
+//! The command line of `gridwork-router`, and the settings that follow from it.
+//!
+//! Every flag can also be given by an environment variable of the same name in upper case. Two differ: the address to
+//! listen on is `GRIDWORK_HOSTNAME`, since container runtimes set `HOSTNAME`; and the key of the API has no flag, since
+//! every user of a machine sees the arguments of its processes. A variable that is set but empty counts as not set, as
+//! compose files pass them so.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use gridwork_engine::{EngineConfig, ShardAddress};
+
+use crate::state::Config;
+
+/// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.
+/// Started by `gridwork`; seldom by hand.
+#[derive(Debug, Parser)]
+#[command(name = "gridwork-router", version, max_term_width = 120)]
+pub struct Cli {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub batching: BatchingArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+
+    /// `Authorization: Bearer` that clients must send; by the environment only (`API_KEY`).
+    #[arg(skip)]
+    pub api_key: Option<Secret>,
+
+    /// What the model runs on, for the `x-compute-type` header; by the environment only (`COMPUTE_TYPE`).
+    #[arg(skip = "cpu".to_owned())]
+    pub compute_type: String,
+}
+
+/// What is served.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Folder of the model, with its tokenizer.json
+    #[arg(long, env = "MODEL_PATH", value_name = "DIR")]
+    pub model_path: PathBuf,
+
+    /// Name that the model is served under
+    #[arg(long, env = "MODEL_ID", value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub model_id: String,
+
+    /// Revision of the model, for /info
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+
+    /// A tokenizer_config.json to use in place of the model's (for its chat template)
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE")]
+    pub tokenizer_config_path: Option<PathBuf>,
+
+    /// Where the shard listens: path of a unix socket, or HOST:PORT
+    #[arg(long, env = "SHARD_SOCKET", value_name = "PATH|HOST:PORT")]
+    pub shard_socket: ShardAddress,
+
+    /// Seconds that the shard may take to become ready
+    #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub shard_timeout: u64,
+}
+
+/// How it is reached.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Address to listen on
+    #[arg(long, env = "GRIDWORK_HOSTNAME", default_value = "0.0.0.0", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub hostname: String,
+
+    /// Port to listen on; 0: a free one, which is logged
+    #[arg(long, short, env = "PORT", default_value_t = 3000)]
+    pub port: u16,
+
+    /// Origin allowed to call from a browser; may be repeated [default: any]
+    #[arg(
+        long,
+        env = "CORS_ALLOW_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_allow_origin: Vec<String>,
+
+    /// Largest request body, bytes
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub payload_limit: u64,
+
+    /// Most prompts in one request
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_client_batch_size: u32,
+
+    /// At SIGTERM, seconds that running requests are given to finish
+    #[arg(
+        long,
+        env = "GRACEFUL_TERMINATION_TIMEOUT",
+        default_value_t = 90,
+        value_name = "SECONDS"
+    )]
+    pub graceful_termination_timeout: u64,
+}
+
+/// What a request may ask for.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits of a request")]
+pub struct LimitArgs {
+    /// Requests at once, waiting ones included; more are answered 429
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_concurrent_requests: u32,
+
+    /// Seconds that a request may wait before it is started
+    #[arg(long, env = "QUEUE_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub queue_timeout: u64,
+
+    /// Longest prompt, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_input_tokens: Option<u32>,
+
+    /// Longest prompt and answer together, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_total_tokens: Option<u32>,
+
+    /// Highest `best_of` and `n`
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_best_of: u32,
+
+    /// Most stop sequences
+    #[arg(
+        long,
+        env = "MAX_STOP_SEQUENCES",
+        default_value_t = 4,
+        value_name = "N"
+    )]
+    pub max_stop_sequences: u32,
+
+    /// Highest `top_n_tokens`
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5, value_name = "N")]
+    pub max_top_n_tokens: u32,
+
+    /// Refuse requests with a grammar
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
+          value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub disable_grammar_support: bool,
+
+    /// Prompts that are tokenized and checked at once
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub validation_workers: u32,
+}
+
+/// What runs at once, and in how much memory.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batching and memory")]
+pub struct BatchingArgs {
+    /// Most tokens that one step computes; longer prompts are computed in chunks
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_prefill_tokens: u32,
+
+    /// Most tokens of all running sequences together [default: what the cache holds]
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_total_tokens: Option<u32>,
+
+    /// Most sequences that run at once
+    #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_size: u32,
+
+    /// Tokens in a block of the cache
+    #[arg(long, env = "BLOCK_SIZE", default_value_t = 16, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub block_size: u32,
+}
+
+/// What is logged and traced.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Least severe log lines to show
+    #[arg(
+        long,
+        env = "LOG_LEVEL",
+        default_value = "info",
+        ignore_case = true,
+        value_enum
+    )]
+    pub log_level: LogLevel,
+
+    /// Send traces to this OpenTelemetry collector (gRPC), for example http://localhost:4317
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = parse_endpoint)]
+    pub otlp_endpoint: Option<String>,
+
+    /// Name of the service in traces
+    #[arg(
+        long,
+        env = "OTLP_SERVICE_NAME",
+        default_value = "gridwork.router",
+        value_name = "NAME"
+    )]
+    pub otlp_service_name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    #[value(alias = "warning")]
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// As `tracing-subscriber`'s filters call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// A text that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Everything that a router is run with.
+#[derive(Debug, Clone)]
+pub struct RouterConfig {
+    /// Folder of the model.
+    pub model_path: PathBuf,
+    /// A `tokenizer_config.json` in place of the model's.
+    pub tokenizer_config_path: Option<PathBuf>,
+    pub engine: EngineConfig,
+    pub http: Config,
+    /// How long running requests may go on once the router is told to end.
+    pub graceful_termination_timeout: Duration,
+    /// Collector of traces; `None`: nothing is traced.
+    pub otlp_endpoint: Option<String>,
+    pub otlp_service_name: String,
+    pub log_level: LogLevel,
+}
+
+impl Cli {
+    /// Reads the arguments and the environment of this process.
+    ///
+    /// Errors are clap's: they name the flag, what it was given, and what it takes. `--help` and `--version` are among
+    /// them.
+    pub fn from_process() -> Result<Self, clap::Error> {
+        let environment = |name| std::env::var_os(name);
+        Self::read(
+            std::env::args_os(),
+            environment("API_KEY"),
+            environment("COMPUTE_TYPE"),
+        )
+    }
+
+    /// Reads `args` (the first is the program) and the two settings that have no flag.
+    pub fn read(
+        args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+        api_key: Option<OsString>,
+        compute_type: Option<OsString>,
+    ) -> Result<Self, clap::Error> {
+        let command = Self::command().mut_args(|arg| {
+            let empty = arg
+                .get_env()
+                .and_then(std::env::var_os)
+                .is_some_and(|value| value.is_empty());
+            if empty {
+                arg.env(None::<&'static str>)
+            } else {
+                arg
+            }
+        });
+        let mut cli = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
+        cli.api_key = read_key(api_key).map_err(|message| invalid(&message))?;
+        if let Some(text) = compute_type.filter(|text| !text.is_empty()) {
+            cli.compute_type = text.to_string_lossy().into_owned();
+        }
+        cli.check().map_err(|message| invalid(&message))?;
+        Ok(cli)
+    }
+
+    /// What must hold between flags.
+    fn check(&self) -> Result<(), String> {
+        let LimitArgs {
+            max_input_tokens,
+            max_total_tokens,
+            ..
+        } = self.limits;
+        if let (Some(input), Some(total)) = (max_input_tokens, max_total_tokens)
+            && input >= total
+        {
+            return Err(format!(
+                "--max-input-tokens {input} must be less than --max-total-tokens {total}: a request generates at \
+                 least one token"
+            ));
+        }
+        if let (Some(total), Some(batch)) = (max_total_tokens, self.batching.max_batch_total_tokens)
+            && batch < total
+        {
+            return Err(format!(
+                "--max-batch-total-tokens {batch} must be at least --max-total-tokens {total}: the longest request \
+                 must fit into a batch"
+            ));
+        }
+        Ok(())
+    }
+
+    /// `host:port` to bind; an IPv6 address is put into brackets.
+    pub fn listen_address(&self) -> String {
+        let HttpArgs { hostname, port, .. } = &self.http;
+        match hostname.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+            _ => format!("{hostname}:{port}"),
+        }
+    }
+
+    pub fn into_config(self) -> RouterConfig {
+        let Cli {
+            model,
+            http,
+            limits,
+            batching,
+            output,
+            api_key,
+            compute_type,
+        } = self;
+        RouterConfig {
+            model_path: model.model_path,
+            tokenizer_config_path: model.tokenizer_config_path,
+            engine: EngineConfig {
+                shard: model.shard_socket,
+                block_size_tokens: batching.block_size,
+                max_batch_tokens: batching.max_batch_prefill_tokens,
+                max_sequences: batching.max_batch_size,
+                max_total_tokens: limits.max_total_tokens,
+                max_batch_total_tokens: batching.max_batch_total_tokens,
+                max_concurrent_requests: limits.max_concurrent_requests as usize,
+                queue_timeout: Duration::from_secs(limits.queue_timeout),
+                shard_timeout: Duration::from_secs(model.shard_timeout),
+            },
+            http: Config {
+                model_id: model.model_id,
+                revision: model.revision,
+                max_best_of: limits.max_best_of as usize,
+                max_stop_sequences: limits.max_stop_sequences as usize,
+                max_top_n_tokens: limits.max_top_n_tokens,
+                max_input_tokens: limits.max_input_tokens,
+                max_client_batch_size: http.max_client_batch_size as usize,
+                max_concurrent_requests: limits.max_concurrent_requests as usize,
+                validation_workers: limits.validation_workers as usize,
+                payload_limit_bytes: usize::try_from(http.payload_limit).unwrap_or(usize::MAX),
+                api_key: api_key.map(|key| key.0),
+                cors_allow_origin: http.cors_allow_origin,
+                compute_type,
+            },
+            graceful_termination_timeout: Duration::from_secs(http.graceful_termination_timeout),
+            otlp_endpoint: output.otlp_endpoint,
+            otlp_service_name: output.otlp_service_name,
+            log_level: output.log_level,
+        }
+    }
+}
+
+fn invalid(message: &str) -> clap::Error {
+    Cli::command().error(clap::error::ErrorKind::ValueValidation, message)
+}
+
+/// A key must be a text that can stand in a header. Messages do not show it.
+fn read_key(key: Option<OsString>) -> Result<Option<Secret>, String> {
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return Ok(None);
+    };
+    let key = key
+        .into_string()
+        .map_err(|_| "API_KEY is not UTF-8".to_owned())?;
+    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(
+            "API_KEY has characters that cannot be sent in a header (only visible ASCII can)"
+                .to_owned(),
+        );
+    }
+    Ok(Some(Secret(key)))
+}
+
+fn parse_endpoint(text: &str) -> Result<String, String> {
+    let uri: axum::http::Uri = text.parse().map_err(|_| "not a URL".to_owned())?;
+    match uri.scheme_str() {
+        Some("http") => Ok(text.to_owned()),
+        Some("https") => Err(
+            "this build cannot encrypt; give http:// and a collector in the same network"
+                .to_owned(),
+        ),
+        _ => Err("a collector's URL begins with http://".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

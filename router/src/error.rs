@@ -1,0 +1,217 @@
+//! Every refusal and failure, and how each of the two API dialects says it.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use gridwork_engine::{GenerationError, SubmitError};
+use serde_json::{Value, json};
+
+/// Whose shapes and statuses an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// text-generation-inference: `{"error", "error_type"}`.
+    Tgi,
+    /// OpenAI: `{"error": {"message", "type", "param", "code"}}`.
+    OpenAi,
+}
+
+impl Dialect {
+    /// The dialect of a path: everything under `/v1/` is OpenAI's.
+    pub fn of(path: &str) -> Self {
+        if path == "/v1" || path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Tgi }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The body is not JSON.
+    InvalidJson,
+    /// A field is missing or of the wrong type.
+    InvalidType,
+    /// A value is out of range, or does not go with another.
+    Validation,
+    /// The chat template refuses the conversation.
+    Template,
+    Unauthorized,
+    UnknownModel,
+    NotFound,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    Overloaded,
+    /// Loading, restarting or shutting down.
+    Unavailable,
+    /// The request was admitted and failed later.
+    Generation,
+    Internal,
+}
+
+/// What a client is told when it does not get what it asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub kind: ErrorKind,
+    pub message: String,
+    /// The field of the request that is at fault, as the client calls it.
+    pub field: Option<String>,
+    pub retry_after_s: Option<u64>,
+}
+
+impl ApiError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        ApiError { kind, message: message.into(), field: None, retry_after_s: None }
+    }
+
+    /// A value of `field` cannot be used; the message names it.
+    pub fn validation(field: &str, message: impl Into<String>) -> Self {
+        ApiError { field: Some(field.to_owned()), ..Self::new(ErrorKind::Validation, message) }
+    }
+
+    /// A model or adapter that is not served.
+    pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
+        let message = format!("the model `{name}` does not exist here; this server serves `{served}`");
+        ApiError { field: Some(field.to_owned()), ..Self::new(ErrorKind::UnknownModel, message) }
+    }
+
+    pub fn status(&self, dialect: Dialect) -> StatusCode {
+        match self.kind {
+            ErrorKind::InvalidJson => StatusCode::BAD_REQUEST,
+            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::Template => match dialect {
+                Dialect::Tgi => StatusCode::UNPROCESSABLE_ENTITY,
+                Dialect::OpenAi => StatusCode::BAD_REQUEST,
+            },
+            ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorKind::UnknownModel | ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            ErrorKind::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            ErrorKind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Generation => match dialect {
+                Dialect::Tgi => StatusCode::FAILED_DEPENDENCY,
+                Dialect::OpenAi => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// `error_type` of TGI's dialect, `kind` of the failure metric.
+    pub fn type_name(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::InvalidJson => "invalid_json",
+            ErrorKind::InvalidType | ErrorKind::Validation => "validation",
+            ErrorKind::Template => "template_error",
+            ErrorKind::Unauthorized => "unauthorized",
+            ErrorKind::UnknownModel => "unknown_model",
+            ErrorKind::NotFound => "not_found",
+            ErrorKind::MethodNotAllowed => "method_not_allowed",
+            ErrorKind::PayloadTooLarge => "payload_too_large",
+            ErrorKind::UnsupportedMediaType => "unsupported_media_type",
+            ErrorKind::Overloaded => "overloaded",
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Generation => "generation",
+            ErrorKind::Internal => "internal",
+        }
+    }
+
+    /// The JSON body.
+    pub fn body(&self, dialect: Dialect) -> Value {
+        let prefix = match self.kind {
+            ErrorKind::InvalidType | ErrorKind::Validation => "Input validation error: ",
+            ErrorKind::Template => "Template error: ",
+            ErrorKind::Generation => "Request failed during generation: ",
+            _ => "",
+        };
+        match dialect {
+            Dialect::Tgi => json!({"error": format!("{prefix}{}", self.message), "error_type": self.type_name()}),
+            Dialect::OpenAi => {
+                let (class, code) = match self.kind {
+                    ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
+                    ErrorKind::UnknownModel => ("invalid_request_error", Some("model_not_found")),
+                    ErrorKind::Overloaded => ("rate_limit_error", Some("overloaded")),
+                    ErrorKind::Unavailable => ("server_error", Some("unavailable")),
+                    ErrorKind::Generation | ErrorKind::Internal => ("server_error", Some(self.type_name())),
+                    _ => ("invalid_request_error", Some(self.type_name())),
+                };
+                json!({"error": {"message": self.message, "type": class, "param": self.field, "code": code}})
+            }
+        }
+    }
+
+    /// Counts the failure. [`ApiError::into_response`] does it too; an error that ends a stream has to be counted so.
+    pub fn count(&self) {
+        metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name()).increment(1);
+    }
+
+    /// The answer that a refused or failed request gets; counts it as one.
+    pub fn into_response(self, dialect: Dialect) -> Response {
+        self.count();
+        self.into_uncounted_response(dialect)
+    }
+
+    /// The same for what is no request to the model.
+    pub fn into_uncounted_response(self, dialect: Dialect) -> Response {
+        let mut response = (self.status(dialect), Json(self.body(dialect))).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.kind == ErrorKind::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let (kind, retry_after_s) = match &error {
+            SubmitError::Overloaded { retry_after_s, .. } => (ErrorKind::Overloaded, *retry_after_s),
+            SubmitError::NotReady | SubmitError::Draining => (ErrorKind::Unavailable, 5),
+        };
+        ApiError { retry_after_s: Some(retry_after_s), ..ApiError::new(kind, error.to_string()) }
+    }
+}
+
+impl From<GenerationError> for ApiError {
+    fn from(error: GenerationError) -> Self {
+        let kind = match error {
+            GenerationError::Shutdown | GenerationError::QueueTimeout { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::Generation,
+        };
+        let retry_after_s = (kind == ErrorKind::Unavailable).then_some(5);
+        ApiError { retry_after_s, ..ApiError::new(kind, error.to_string()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_dialect_has_its_own_status_and_shape() {
+        let error = ApiError::validation("top_p", "`top_p` must be > 0.0 and <= 1.0");
+        assert_eq!(error.status(Dialect::Tgi), 422);
+        assert_eq!(error.status(Dialect::OpenAi), 400);
+        assert_eq!(
+            error.body(Dialect::Tgi),
+            json!({"error": "Input validation error: `top_p` must be > 0.0 and <= 1.0", "error_type": "validation"})
+        );
+        assert_eq!(error.body(Dialect::OpenAi)["error"]["param"], "top_p");
+    }
+
+    #[test]
+    fn overload_says_when_to_come_back() {
+        let error = ApiError::from(SubmitError::Overloaded { limit: 3, retry_after_s: 2 });
+        let response = error.into_response(Dialect::OpenAi);
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn the_dialect_follows_the_path() {
+        assert_eq!(Dialect::of("/v1/completions"), Dialect::OpenAi);
+        assert_eq!(Dialect::of("/generate"), Dialect::Tgi);
+        assert_eq!(Dialect::of("/v1x"), Dialect::Tgi);
+    }
+}

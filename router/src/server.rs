@@ -1,0 +1,111 @@
+//! All routes, and what lies around them: API key, CORS, JSON for every refusal, request ids.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+
+use crate::api;
+use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::state::AppState;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The whole application.
+pub fn app(state: AppState) -> Router {
+    let cors = cors(&state.config().cors_allow_origin);
+    Router::new()
+        .merge(api::tgi::routes())
+        .merge(api::openai::routes())
+        .route("/health", get(api::info::health))
+        .route("/ping", get(api::info::health))
+        .route("/info", get(api::info::info))
+        .route("/metrics", get(api::info::metrics))
+        .merge(crate::openapi::routes())
+        .layer(from_fn_with_state(state.clone(), require_key))
+        .layer(from_fn(explain_routing))
+        .layer(cors)
+        .layer(from_fn(request_id))
+        .with_state(state)
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| origin.parse().ok()).collect();
+    let allowed = if origins.is_empty() { AllowOrigin::any() } else { AllowOrigin::list(origins) };
+    CorsLayer::new()
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::list([header::CONTENT_TYPE, header::AUTHORIZATION]))
+        .allow_origin(allowed)
+}
+
+/// Everything that is POSTed needs the API key, when there is one.
+async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let Some(key) = &state.config().api_key else { return next.run(request).await };
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .unwrap_or_default();
+    if equal_in_constant_time(given, key.as_bytes()) {
+        return next.run(request).await;
+    }
+    let message = "the API key is missing or wrong; send it as `Authorization: Bearer <key>`";
+    ApiError::new(ErrorKind::Unauthorized, message).into_response(Dialect::of(request.uri().path()))
+}
+
+/// Takes as long for a nearly right key as for a wrong one.
+fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    let difference = a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y));
+    a.len() == b.len() && std::hint::black_box(difference) == 0
+}
+
+/// Gives the router's own refusals (unknown route, wrong method) a JSON body.
+async fn explain_routing(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = next.run(request).await;
+    // A handler's own 404 and 405 have a body; the router's have none.
+    if response.headers().contains_key(header::CONTENT_TYPE) {
+        return response;
+    }
+    let error = match response.status() {
+        StatusCode::NOT_FOUND => ApiError::new(ErrorKind::NotFound, format!("there is no route {path}; see /docs")),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ApiError::new(ErrorKind::MethodNotAllowed, format!("{path} does not take {method}; see /docs"))
+        }
+        _ => return response,
+    };
+    let mut explained = error.into_response(Dialect::of(&path));
+    if let Some(allow) = response.headers().get(header::ALLOW) {
+        explained.headers_mut().insert(header::ALLOW, allow.clone());
+    }
+    explained
+}
+
+/// Every answer carries the client's request id, or a new one.
+async fn request_id(request: Request, next: Next) -> Response {
+    let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+    });
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::equal_in_constant_time;
+
+    #[test]
+    fn keys_are_compared_whole_and_with_case() {
+        assert!(equal_in_constant_time(b"Key", b"Key"));
+        for wrong in [&b"key"[..], b"Ke", b"Keys", b""] {
+            assert!(!equal_in_constant_time(wrong, b"Key"));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Traces: a span for each request, sent to an OpenTelemetry collector when one is given.
+//!
+//! Spans are exported in the background by a thread of their own, out of a queue of bounded length: a collector that is
+//! slow or down costs spans, never time. Which requests are traced follows the caller's `traceparent`; without one, all
+//! are, unless OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use axum::http::HeaderMap;
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData, SpanExporter,
+};
+use tracing::{Span, Subscriber, field::Empty};
+use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How long the last spans may take to leave when the router ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long one batch may take to be sent.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Spans that may wait to be sent; a request has four.
+const MAX_QUEUED_SPANS: usize = 8192;
+
+/// Between two warnings that the collector does not take spans.
+const WARNING_INTERVAL: Duration = Duration::from_secs(300);
+
+/// The way to the collector.
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+}
+
+impl Telemetry {
+    /// Prepares to send spans to `endpoint`; connects when there is something to send.
+    ///
+    /// Must be called in a tokio runtime that lives as long as spans are sent. Fails on an endpoint that cannot be used.
+    pub fn start(endpoint: &str, service_name: &str) -> Result<Self, ExporterBuildError> {
+        let exporter = opentelemetry_otlp::SpanExporter::builder()
+            .with_tonic()
+            .with_endpoint(endpoint)
+            .with_timeout(EXPORT_TIMEOUT)
+            .build()?;
+        Ok(Self::with_exporter(
+            QuietExporter::new(exporter, endpoint),
+            service_name,
+        ))
+    }
+
+    fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
+        let config = BatchConfigBuilder::default()
+            .with_max_queue_size(MAX_QUEUED_SPANS)
+            .build();
+        let resource = Resource::builder()
+            .with_service_name(service_name.to_owned())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let processor = BatchSpanProcessor::builder(exporter)
+            .with_batch_config(config)
+            .build();
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(processor)
+            .with_resource(resource)
+            .build();
+        Telemetry { provider }
+    }
+
+    /// What turns spans of `tracing` into OpenTelemetry's: those of Gridwork's own crates.
+    pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    {
+        let layer: OpenTelemetryLayer<S, SdkTracer> =
+            tracing_opentelemetry::layer().with_tracer(self.provider.tracer("gridwork"));
+        let own = Targets::new()
+            .with_target("gridwork_router", LevelFilter::INFO)
+            .with_target("gridwork_engine", LevelFilter::INFO);
+        layer
+            .with_context_activation(false)
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_filter(own)
+    }
+
+    /// Sends what is queued, for at most a second.
+    pub async fn shutdown(self) {
+        // Blocks, and the runtime must go on meanwhile, since it drives the connection. What is not sent by then is
+        // lost, which the exporter has warned of.
+        let flushed =
+            tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+        let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
+    }
+}
+
+/// An exporter whose failures are a warning every five minutes, instead of an error for every batch.
+#[derive(Debug)]
+struct QuietExporter<E> {
+    inner: E,
+    endpoint: String,
+    last_warning: Mutex<Option<Instant>>,
+}
+
+impl<E> QuietExporter<E> {
+    fn new(inner: E, endpoint: &str) -> Self {
+        QuietExporter {
+            inner,
+            endpoint: endpoint.to_owned(),
+            last_warning: Mutex::new(None),
+        }
+    }
+
+    /// Whether enough time has passed since the last warning.
+    fn may_warn(&self, now: Instant) -> bool {
+        let mut last = self
+            .last_warning
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let due = last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        if let Err(error) = self.inner.export(batch).await
+            && self.may_warn(Instant::now())
+        {
+            tracing::warn!(
+                "the collector at {} does not take traces, which are lost meanwhile; requests are not affected: {error}",
+                self.endpoint
+            );
+        }
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.inner.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.inner.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.inner.set_resource(resource);
+    }
+}
+
+/// The span of one request, a child of the caller's span when `headers` have a W3C `traceparent`
+/// (<https://www.w3.org/TR/trace-context/>).
+///
+/// The empty fields are for what only later is known; they become texts, times for example `1.234567ms`. Costs next to nothing when
+/// nothing is traced.
+pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static str) -> Span {
+    let span = tracing::info_span!(
+        "request",
+        otel.name = route,
+        otel.kind = "server",
+        otel.status_code = Empty,
+        http.request.method = method,
+        http.route = route,
+        parameters = Empty,
+        total_time = Empty,
+        validation_time = Empty,
+        queue_time = Empty,
+        inference_time = Empty,
+        time_per_token = Empty,
+        seed = Empty,
+        prompt_tokens = Empty,
+        generated_tokens = Empty,
+    );
+    if !span.is_disabled() && headers.contains_key("traceparent") {
+        let parent =
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
+        // Fails when nothing is traced, and then there is no parent to have.
+        let _ = span.set_parent(parent);
+    }
+    span
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(|value| value.to_str().ok())
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(axum::http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::http::HeaderValue;
+    use opentelemetry::trace::{SpanKind, TraceContextExt};
+    use opentelemetry_sdk::error::OTelSdkError;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    #[derive(Debug, Clone, Default)]
+    struct Collected(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Collected {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().expect("the spans").extend(batch);
+            Ok(())
+        }
+    }
+
+    #[derive(Debug)]
+    struct Down;
+
+    impl SpanExporter for Down {
+        async fn export(&self, _: Vec<SpanData>) -> OTelSdkResult {
+            Err(OTelSdkError::InternalFailure("refused".into()))
+        }
+    }
+
+    fn traced(headers: &HeaderMap, during: impl FnOnce(&Span)) -> Vec<SpanData> {
+        let collected = Collected::default();
+        let telemetry = Telemetry::with_exporter(collected.clone(), "test");
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry().with(telemetry.layer()),
+            || {
+                during(&request_span(headers, "POST", "/generate"));
+            },
+        );
+        telemetry.provider.shutdown().expect("a flush");
+        std::mem::take(&mut *collected.0.lock().expect("the spans"))
+    }
+
+    fn with_parent(parent: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(
+            "traceparent".parse().expect("a name"),
+            HeaderValue::from_static(parent),
+        )])
+    }
+
+    #[test]
+    fn a_request_joins_the_trace_of_its_caller() {
+        let spans = traced(&with_parent(PARENT), |span| {
+            span.record("seed", 3_u64);
+            // As the engine makes them, and as it tells the shard of them.
+            drop(tracing::info_span!(target: "gridwork_engine::trace", parent: span, "queue"));
+            let context = span.context();
+            let context = context.span().span_context().clone();
+            assert!(context.is_valid() && context.is_sampled());
+            assert_eq!(
+                context.trace_id().to_string(),
+                "0af7651916cd43dd8448eb211c80319c"
+            );
+            tracing::info_span!(target: "hyper", "noise").in_scope(|| ());
+        });
+        let [queue, request] = &spans[..] else {
+            panic!("{spans:?}")
+        };
+        assert_eq!(request.name, "/generate");
+        assert_eq!(request.span_kind, SpanKind::Server);
+        assert_eq!(request.parent_span_id.to_string(), "b7ad6b7169203331");
+        assert!(
+            request.attributes.contains(&KeyValue::new("seed", "3")),
+            "{:?}",
+            request.attributes
+        );
+        assert!(
+            request
+                .attributes
+                .contains(&KeyValue::new("http.route", "/generate"))
+        );
+        assert_eq!(queue.name, "queue");
+        assert_eq!(queue.parent_span_id, request.span_context.span_id());
+        assert_eq!(
+            queue.span_context.trace_id(),
+            request.span_context.trace_id()
+        );
+    }
+
+    #[test]
+    fn a_request_without_a_usable_parent_begins_a_trace() {
+        for headers in [HeaderMap::new(), with_parent("nonsense")] {
+            let spans = traced(&headers, |_| ());
+            assert_eq!(spans.len(), 1);
+            assert_eq!(spans[0].parent_span_id, opentelemetry::SpanId::INVALID);
+            assert!(spans[0].span_context.is_valid());
+        }
+    }
+
+    #[test]
+    fn a_caller_that_does_not_trace_is_not_traced() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        let spans = traced(&with_parent(parent), |span| {
+            assert!(!span.context().span().span_context().is_sampled());
+        });
+        assert!(spans.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_is_down_is_warned_of_once_in_a_while() {
+        let exporter = QuietExporter::new(Down, "http://down");
+        exporter.export(vec![]).await.expect("no error");
+        let first = exporter
+            .last_warning
+            .lock()
+            .expect("a time")
+            .expect("a warning");
+        assert!(!exporter.may_warn(first + WARNING_INTERVAL / 2));
+        assert!(exporter.may_warn(first + WARNING_INTERVAL));
+        assert!(!exporter.may_warn(first + WARNING_INTERVAL));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_collector_that_never_answers_holds_nothing_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+        let telemetry = Telemetry::start(&endpoint, "test").expect("a usable endpoint");
+        let started = Instant::now();
+        tracing::subscriber::with_default(
+            tracing_subscriber::registry().with(telemetry.layer()),
+            || {
+                for _ in 0..1000 {
+                    drop(request_span(&HeaderMap::new(), "POST", "/generate"));
+                }
+            },
+        );
+        assert!(
+            started.elapsed() < Duration::from_millis(500),
+            "{:?}",
+            started.elapsed()
+        );
+        telemetry.shutdown().await;
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            started.elapsed()
+        );
+    }
+}
