@@ -1,0 +1,352 @@
+//! The command line. Every flag is also an environment variable; flags and variables keep TGI's names.
+//!
+//! Three variables depart from "the flag in upper case": `GRIDWORK_HOSTNAME`, because container runtimes set `HOSTNAME`
+//! to the container's name; `GRIDWORK_SERVER` for `--server-command`; and `--env` has none, because `ENV` is often set
+//! to something else.
+
+mod legacy;
+mod parse;
+mod validate;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, ValueEnum};
+
+pub use legacy::Legacy;
+pub use parse::{parse_command_line, parse_size};
+
+/// Serves a Hugging Face Transformers model over HTTP.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gridwork",
+    version,
+    about = "Serves a Hugging Face Transformers model over HTTP.",
+    after_help = "Every flag can also be given as the environment variable shown beside it.",
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub http: HttpArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub batching: BatchingArgs,
+    #[command(flatten)]
+    pub processes: ProcessArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub legacy: Legacy,
+}
+
+/// Which model, and how it is run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A local folder, a local .gguf file, or a name on the Hugging Face hub (`gpt2`, `org/name`)
+    #[arg(long, env = "MODEL_ID")]
+    pub model_id: Option<String>,
+
+    /// Branch, tag or commit on the hub
+    #[arg(long, env = "REVISION")]
+    pub revision: Option<String>,
+
+    /// Run Python code that comes with the model
+    #[arg(long, env = "TRUST_REMOTE_CODE", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub trust_remote_code: bool,
+
+    /// Type of weights and activations; auto: what the model's config says
+    #[arg(long, env = "DTYPE", default_value = "auto")]
+    pub dtype: Dtype,
+
+    /// How the model is run; auto: the fastest way that it allows
+    #[arg(long, env = "MODEL_IMPL", default_value = "auto")]
+    pub model_impl: ModelImpl,
+
+    /// Folder that models from the hub are downloaded to [default: the hub library's own cache]
+    #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
+    pub huggingface_hub_cache: Option<PathBuf>,
+
+    /// A tokenizer_config.json to use in place of the model's (for its chat template)
+    #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE")]
+    pub tokenizer_config_path: Option<PathBuf>,
+}
+
+/// How it is reached.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
+    /// Address to listen on (the variable is not HOSTNAME, which container runtimes set)
+    #[arg(long, env = "GRIDWORK_HOSTNAME", default_value = "0.0.0.0")]
+    pub hostname: String,
+
+    /// Port to listen on
+    #[arg(long, short, env = "PORT", default_value_t = 3000, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+
+    /// Key that clients must send as `Authorization: Bearer KEY`; prefer the variable, which `ps` does not show
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY", value_parser = parse::secret)]
+    pub api_key: Option<parse::Secret>,
+
+    /// Origin allowed to call from a browser; may be repeated [default: any]
+    #[arg(
+        long,
+        env = "CORS_ALLOW_ORIGIN",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_allow_origin: Vec<String>,
+
+    /// Largest request body, bytes
+    #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub payload_limit: u64,
+
+    /// Most prompts in one request
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_client_batch_size: u32,
+
+    /// At SIGTERM, seconds that running requests are given to finish
+    #[arg(
+        long,
+        short,
+        env = "GRACEFUL_TERMINATION_TIMEOUT",
+        default_value_t = 90,
+        value_name = "SECONDS"
+    )]
+    pub graceful_termination_timeout: u64,
+}
+
+/// What a request may ask for.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits of a request")]
+pub struct LimitArgs {
+    /// Requests at once, waiting ones included; more are answered 429
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_concurrent_requests: u32,
+
+    /// Seconds that a request may wait before it is started
+    #[arg(long, env = "QUEUE_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub queue_timeout: u64,
+
+    /// Longest prompt, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_input_tokens: Option<u32>,
+
+    /// The old name of --max-input-tokens
+    #[arg(long, env = "MAX_INPUT_LENGTH", hide = true, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_input_length: Option<u32>,
+
+    /// Longest prompt and answer together, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_total_tokens: Option<u32>,
+
+    /// Highest `best_of`
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_best_of: u32,
+
+    /// Most stop sequences
+    #[arg(
+        long,
+        env = "MAX_STOP_SEQUENCES",
+        default_value_t = 4,
+        value_name = "N"
+    )]
+    pub max_stop_sequences: u32,
+
+    /// Highest `top_n_tokens`
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5, value_name = "N")]
+    pub max_top_n_tokens: u32,
+
+    /// Refuse requests with a grammar
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
+          value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub disable_grammar_support: bool,
+
+    /// Threads that tokenize and check requests
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub validation_workers: u32,
+}
+
+/// What runs at once, and in how much memory.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batching and memory")]
+pub struct BatchingArgs {
+    /// Most tokens that one step computes; longer prompts are computed in chunks
+    #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_prefill_tokens: u32,
+
+    /// Most tokens of all running sequences together [default: what the cache holds]
+    #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_total_tokens: Option<u32>,
+
+    /// Most sequences that run at once
+    #[arg(long, env = "MAX_BATCH_SIZE", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_size: u32,
+
+    /// Tokens in a block of the cache
+    #[arg(long, env = "BLOCK_SIZE", default_value_t = 16, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub block_size: u32,
+
+    /// Memory for keys and values, over all shards: bytes, or 512MiB, 4GiB [default: from what is free]
+    #[arg(long, env = "KV_CACHE_MEMORY", value_name = "SIZE", value_parser = parse_size)]
+    pub kv_cache_memory: Option<u64>,
+
+    /// Part of a GPU's memory that may be used, above 0 and at most 1
+    #[arg(long, env = "CUDA_MEMORY_FRACTION", default_value_t = 1.0, value_name = "FRACTION",
+          value_parser = parse::fraction)]
+    pub cuda_memory_fraction: f32,
+}
+
+/// Which processes are started, and how they are watched.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Device and processes")]
+pub struct ProcessArgs {
+    /// Where the model runs [default: cuda when an NVIDIA GPU is visible, else cpu]
+    #[arg(long, env = "DEVICE")]
+    pub device: Option<Device>,
+
+    /// Number of shards that the model is split over [default: number of visible GPUs, 1 on cpu]
+    #[arg(long, env = "NUM_SHARD", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub num_shard: Option<u32>,
+
+    /// true: split over all GPUs; false: never split
+    #[arg(long, env = "SHARDED", value_name = "BOOL", hide_possible_values = true,
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub sharded: Option<bool>,
+
+    /// Threads that each shard computes with on cpu [default: the cores, divided by the shards]
+    #[arg(long, env = "CPU_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub cpu_threads: Option<u32>,
+
+    /// Sockets of the shards are made at PREFIX-0, PREFIX-1, … [default: in a private temporary folder]
+    #[arg(long, env = "SHARD_UDS_PATH", value_name = "PREFIX")]
+    pub shard_uds_path: Option<PathBuf>,
+
+    /// Address by which several shards find each other
+    #[arg(
+        long,
+        env = "MASTER_ADDR",
+        default_value = "127.0.0.1",
+        value_name = "HOST"
+    )]
+    pub master_addr: String,
+
+    /// Port by which several shards find each other [default: a free one]
+    #[arg(long, env = "MASTER_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub master_port: Option<u16>,
+
+    /// Seconds until everything must be ready
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub startup_timeout: u64,
+
+    /// Seconds after which the router takes an unanswered step for lost
+    #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub shard_timeout: u64,
+
+    /// Seconds without an answer after which a shard is killed and started again
+    #[arg(long, env = "SHARD_HANG_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub shard_hang_timeout: u64,
+
+    /// Restarts in a row that do not become ready before giving up
+    #[arg(long, env = "MAX_RESTARTS", default_value_t = 10, value_name = "N")]
+    pub max_restarts: u32,
+
+    /// Program of the shards [default: gridwork-server beside this program, in PATH, or in a .venv above it]
+    #[arg(long, env = "GRIDWORK_SERVER", value_name = "PROGRAM")]
+    pub server_command: Option<String>,
+
+    /// Program of the router [default: gridwork-router beside this program or in PATH]
+    #[arg(long, env = "GRIDWORK_ROUTER", value_name = "PROGRAM")]
+    pub router_command: Option<String>,
+}
+
+/// What is shown.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+pub struct OutputArgs {
+    /// Least severe log lines to show
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", ignore_case = true)]
+    pub log_level: LogLevel,
+
+    /// Log as one JSON object a line
+    #[arg(long, env = "JSON_OUTPUT", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub json_output: bool,
+
+    /// Send traces to this OpenTelemetry collector (gRPC), for example http://localhost:4317
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = parse::url)]
+    pub otlp_endpoint: Option<String>,
+
+    /// Name of the service in traces [default: gridwork.router and gridwork.shard]
+    #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
+    pub otlp_service_name: Option<String>,
+
+    /// Print versions, platform and GPU, then end
+    #[arg(long, short)]
+    pub env: bool,
+}
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    Cpu,
+    Cuda,
+}
+
+/// Type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
+}
+
+/// The ways to run a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModelImpl {
+    #[value(alias = "transformers")]
+    Auto,
+    #[value(alias = "native")]
+    Paged,
+    Batched,
+    Solo,
+}
+
+/// Severity of a log line, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// The name by which a value of the command line is written, for passing it on to a child.
+pub fn value_name<T: ValueEnum>(value: T) -> String {
+    value
+        .to_possible_value()
+        .map(|possible| possible.get_name().to_owned())
+        .unwrap_or_default()
+}

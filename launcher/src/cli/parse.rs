@@ -1,0 +1,171 @@
+//! Parsers of single values, and of the command line as a whole.
+
+use std::ffi::OsString;
+use std::fmt;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory, FromArgMatches};
+
+use super::Cli;
+
+/// A value that is never shown: its `Debug` form hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("***")
+    }
+}
+
+/// Never fails, so that clap never prints the value in an error.
+pub fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret(text.to_owned()))
+}
+
+/// Parses a number of bytes: `1073741824`, `1GiB`, `1.5 GiB`, `512MB`, `64k`. Binary units (KiB, MiB, GiB, TiB) are
+/// powers of 1024, decimal ones (kB, MB, GB, TB) of 1000; a bare `k`, `M`, `G`, `T` is binary.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let usage = "give bytes, or a number with KiB, MiB, GiB or TiB, for example 4GiB";
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number.parse().map_err(|_| format!("not a size; {usage}"))?;
+    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        other => return Err(format!("unknown unit \"{other}\"; {usage}")),
+    };
+    let bytes = number * scale as f64;
+    if bytes < 1.0 {
+        return Err("must be above 0".to_owned());
+    }
+    if bytes >= u64::MAX as f64 {
+        return Err(format!("too large; {usage}"));
+    }
+    Ok(bytes as u64)
+}
+
+/// Parses a fraction above 0 and at most 1.
+pub fn fraction(text: &str) -> Result<f32, String> {
+    match text.trim().parse::<f32>() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("must be a number above 0 and at most 1".to_owned()),
+    }
+}
+
+/// Accepts `http://…` and `https://…`.
+pub fn url(text: &str) -> Result<String, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .or_else(|| text.strip_prefix("https://"));
+    match rest {
+        Some(rest) if !rest.is_empty() => Ok(text.to_owned()),
+        _ => Err("must start with http:// or https://".to_owned()),
+    }
+}
+
+/// Parses and validates the command line and the environment.
+///
+/// Environment variables of ours that are set but empty count as not set (compose files pass them so) and are removed.
+/// Ends the process for `--help`, `--version` and wrong values, after saying what was wrong.
+pub fn parse_command_line() -> Cli {
+    let command = Cli::command();
+    for name in command.get_arguments().filter_map(|arg| arg.get_env()) {
+        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+            // SAFETY: called first thing in `main`, before any other thread exists.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+    match try_parse(command, std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    }
+}
+
+/// Parses `args` (the program's name first) and checks what depends on several values.
+pub fn try_parse<I>(mut command: Command, args: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = OsString>,
+{
+    let args: Vec<OsString> = args.into_iter().collect();
+    let parsed = command
+        .try_get_matches_from_mut(&args)
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => match cli.validate() {
+            Ok(()) => Ok(cli),
+            Err(message) => Err(command.error(ErrorKind::ValueValidation, message)),
+        },
+        Err(error) => Err(name_the_variable(&command, error, &args)),
+    }
+}
+
+/// Says so when a refused value came from an environment variable: the user typed no such flag.
+fn name_the_variable(command: &Command, mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    if !matches!(
+        error.kind(),
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation
+    ) {
+        return error;
+    }
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let arg = command
+        .get_arguments()
+        .find(|arg| arg.to_string() == *shown);
+    let Some((long, variable)) = arg.and_then(|arg| Some((arg.get_long()?, arg.get_env()?))) else {
+        return error;
+    };
+    let flag = format!("--{long}");
+    let typed = args
+        .iter()
+        .any(|given| given.to_string_lossy().split('=').next() == Some(&flag));
+    if !typed && std::env::var_os(variable).is_some() {
+        // clap puts the whole in quotes.
+        let shown = format!(
+            "{shown}' from the environment variable '{}",
+            variable.to_string_lossy()
+        );
+        error.insert(ContextKind::InvalidArg, ContextValue::String(shown));
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_binary_and_decimal_units() {
+        assert_eq!(parse_size("1024"), Ok(1024));
+        assert_eq!(parse_size("4GiB"), Ok(4 << 30));
+        assert_eq!(parse_size("512 MiB"), Ok(512 << 20));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("2MB"), Ok(2_000_000));
+    }
+
+    #[test]
+    fn wrong_sizes_say_what_is_allowed() {
+        for wrong in ["", "GiB", "4 apples", "-1", "1..2GiB"] {
+            let message = parse_size(wrong).unwrap_err();
+            assert!(message.contains("4GiB"), "{wrong}: {message}");
+        }
+        assert!(parse_size("0").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_not_shown() {
+        assert_eq!(format!("{:?}", Secret("hush".to_owned())), "***");
+    }
+}

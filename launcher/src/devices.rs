@@ -1,0 +1,222 @@
+//! Which GPUs there are, told from the environment and the kernel's device files: no library of the vendor is loaded.
+
+use std::fs;
+use std::path::Path;
+
+use crate::cli::{Device, ProcessArgs};
+use crate::error::LauncherError;
+
+/// The machine's NVIDIA GPUs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpus {
+    /// How many processes may use.
+    pub visible: u32,
+    /// Name of the first, empty when not known.
+    pub name: String,
+}
+
+impl Gpus {
+    /// Looks at `CUDA_VISIBLE_DEVICES`, else `NVIDIA_VISIBLE_DEVICES`, else `/dev/nvidia0` and on.
+    pub fn detect() -> Self {
+        let variable = |name| std::env::var(name).ok();
+        let visible = count_visible(
+            device_files(),
+            variable("CUDA_VISIBLE_DEVICES").as_deref(),
+            variable("NVIDIA_VISIBLE_DEVICES").as_deref(),
+        );
+        let name = if visible > 0 {
+            first_name().unwrap_or_default()
+        } else {
+            String::new()
+        };
+        Self { visible, name }
+    }
+}
+
+/// Variables that are `None` are not set; `existing` is `None` where there is a driver but no telling how many GPUs.
+/// A list can name fewer devices than exist, never more.
+fn count_visible(existing: Option<u32>, cuda: Option<&str>, nvidia: Option<&str>) -> u32 {
+    let named = |list| existing.map_or(count_list(list), |n| n.min(count_list(list)));
+    match (cuda, nvidia) {
+        (Some(list), _) if list != "all" => named(list),
+        (_, Some("all") | None) => existing.unwrap_or(1),
+        (_, Some(list)) => named(list),
+    }
+}
+
+/// Devices up to the first that is not one: CUDA ignores what follows `-1`.
+fn count_list(list: &str) -> u32 {
+    list.split(',')
+        .map(str::trim)
+        .take_while(|device| !matches!(*device, "" | "-1" | "void" | "none" | "NoDevFiles"))
+        .count() as u32
+}
+
+/// Counts `/dev/nvidia0` and on. Some drivers have none (WSL, Jetson).
+fn device_files() -> Option<u32> {
+    let entries = fs::read_dir("/dev").ok()?;
+    let numbered = entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("nvidia"));
+            number.is_some_and(|n| !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()))
+        })
+        .count() as u32;
+    let unnumbered = ["/dev/dxg", "/dev/nvmap"];
+    let uncountable = numbered == 0 && unnumbered.iter().any(|path| Path::new(path).exists());
+    (!uncountable).then_some(numbered)
+}
+
+/// The kernel driver's own description.
+fn first_name() -> Option<String> {
+    let gpu = fs::read_dir("/proc/driver/nvidia/gpus")
+        .ok()?
+        .flatten()
+        .next()?;
+    let text = fs::read_to_string(gpu.path().join("information")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+    Some(line.trim().to_owned())
+}
+
+/// Where the shards run and how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    pub device: Device,
+    pub num_shard: u32,
+    /// Threads that each shard is told to compute with; `None` leaves it to the shard.
+    pub cpu_threads: Option<u32>,
+}
+
+impl Placement {
+    /// `cores`: processors that this process may use.
+    pub fn choose(args: &ProcessArgs, gpus: &Gpus, cores: u32) -> Result<Self, LauncherError> {
+        let device = args.device.unwrap_or(if gpus.visible > 0 {
+            Device::Cuda
+        } else {
+            Device::Cpu
+        });
+        let by_default = match (device, args.sharded) {
+            (Device::Cuda, Some(false)) | (Device::Cpu, _) => 1,
+            (Device::Cuda, _) => gpus.visible.max(1),
+        };
+        let num_shard = args.num_shard.unwrap_or(by_default);
+        if device == Device::Cuda {
+            if gpus.visible == 0 {
+                return Err(LauncherError::NoDevice);
+            }
+            if num_shard > gpus.visible {
+                return Err(LauncherError::TooFewDevices {
+                    shards: num_shard,
+                    visible: gpus.visible,
+                });
+            }
+        }
+        // Several shards on one machine would otherwise each use all of its cores.
+        let shared = (device == Device::Cpu && num_shard > 1).then(|| (cores / num_shard).max(1));
+        Ok(Self {
+            device,
+            num_shard,
+            cpu_threads: args.cpu_threads.or(shared),
+        })
+    }
+
+    /// The `COMPUTE_TYPE` that the router reports: `cpu`, or `2-nvidia-h200`.
+    pub fn compute_type(&self, gpus: &Gpus) -> String {
+        match self.device {
+            Device::Cpu => "cpu".to_owned(),
+            Device::Cuda if gpus.name.is_empty() => format!("{}-gpu", self.num_shard),
+            Device::Cuda => {
+                let name = gpus.name.to_lowercase();
+                let words: Vec<&str> = name.split_whitespace().collect();
+                format!("{}-{}", self.num_shard, words.join("-"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn gpus(visible: u32) -> Gpus {
+        Gpus {
+            visible,
+            name: "NVIDIA H200".to_owned(),
+        }
+    }
+
+    fn choose(args: &[&str], visible: u32) -> Result<Placement, LauncherError> {
+        let cli = Cli::parse_from([&["gridwork", "--model-id", "m"], args].concat());
+        Placement::choose(&cli.processes, &gpus(visible), 8)
+    }
+
+    #[test]
+    fn visible_devices_are_counted() {
+        for (existing, cuda, nvidia, expected) in [
+            (Some(0), None, None, 0),
+            (Some(4), None, None, 4),
+            (Some(4), Some("1,2"), None, 2),
+            (Some(4), Some("0,-1,2"), None, 1),
+            (Some(4), Some(""), None, 0),
+            (Some(4), Some("-1"), Some("all"), 0),
+            (Some(4), None, Some("all"), 4),
+            (Some(4), None, Some("void"), 0),
+            (Some(0), None, Some("all"), 0),
+            (Some(0), Some("0"), None, 0),
+            (Some(2), Some("0,1,2"), None, 2),
+            (Some(4), None, Some("GPU-1,GPU-2"), 2),
+            (None, Some("0"), None, 1),
+            (None, None, None, 1),
+        ] {
+            let found = count_visible(existing, cuda, nvidia);
+            assert_eq!(found, expected, "{existing:?} {cuda:?} {nvidia:?}");
+        }
+    }
+
+    #[test]
+    fn the_device_follows_the_machine_unless_given() {
+        assert_eq!(choose(&[], 0).unwrap().device, Device::Cpu);
+        let both = choose(&[], 2).unwrap();
+        assert_eq!((both.device, both.num_shard), (Device::Cuda, 2));
+        let cpu = choose(&["--device", "cpu"], 2).unwrap();
+        assert_eq!((cpu.device, cpu.num_shard), (Device::Cpu, 1));
+        assert_eq!(choose(&["--sharded", "false"], 2).unwrap().num_shard, 1);
+    }
+
+    #[test]
+    fn more_shards_than_gpus_are_refused() {
+        assert!(matches!(
+            choose(&["--num-shard", "3"], 2),
+            Err(LauncherError::TooFewDevices { .. })
+        ));
+        assert!(matches!(
+            choose(&["--device", "cuda"], 0),
+            Err(LauncherError::NoDevice)
+        ));
+        assert_eq!(choose(&["--num-shard", "3"], 0).unwrap().num_shard, 3);
+    }
+
+    #[test]
+    fn shards_on_cpu_share_the_cores() {
+        assert_eq!(choose(&[], 0).unwrap().cpu_threads, None);
+        assert_eq!(
+            choose(&["--num-shard", "3"], 0).unwrap().cpu_threads,
+            Some(2)
+        );
+        let given = choose(&["--num-shard", "3", "--cpu-threads", "5"], 0).unwrap();
+        assert_eq!(given.cpu_threads, Some(5));
+    }
+
+    #[test]
+    fn the_compute_type_names_number_and_card() {
+        assert_eq!(
+            choose(&[], 2).unwrap().compute_type(&gpus(2)),
+            "2-nvidia-h200"
+        );
+        assert_eq!(choose(&[], 0).unwrap().compute_type(&gpus(0)), "cpu");
+    }
+}

@@ -1,0 +1,258 @@
+//! One line of a child: read as a log record where it is one, shown in the same form as all others.
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::{Fields, Format, time};
+use crate::cli::LogLevel;
+
+/// A log line in parts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// RFC 3339.
+    pub timestamp: String,
+    pub level: LogLevel,
+    /// Module that it comes from; may be empty.
+    pub target: String,
+    pub message: String,
+    pub fields: Fields,
+}
+
+/// What a line of output turned out to be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Line {
+    Record(Record),
+    /// Anything that is not a JSON log line: prints of custom code, warnings of libraries, panics.
+    Plain(String),
+}
+
+impl Line {
+    /// Reads a line; the flag tells whether its process ends because of it.
+    pub fn parse(text: &str) -> (Self, bool) {
+        match parse_record(text) {
+            Some((record, fatal)) => (Self::Record(record), fatal),
+            None => (Self::Plain(text.to_owned()), false),
+        }
+    }
+}
+
+/// A JSON object with `level` and `message`; members that are not known are kept among the fields.
+fn parse_record(text: &str) -> Option<(Record, bool)> {
+    if !text.starts_with('{') {
+        return None;
+    }
+    let Value::Object(mut object) = serde_json::from_str(text).ok()? else {
+        return None;
+    };
+    let level = LogLevel::from_str(object.get("level")?.as_str()?, true).ok()?;
+    let Value::String(message) = object.get("message")?.clone() else {
+        return None;
+    };
+    let mut take = |name: &str| match object.get(name) {
+        Some(Value::String(_)) => match object.shift_remove(name) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        },
+        _ => None,
+    };
+    let timestamp = take("timestamp").map_or_else(time::now, time::tidy);
+    let target = take("target").unwrap_or_default();
+    let fatal = object.shift_remove("fatal") == Some(Value::Bool(true));
+    object.shift_remove("level");
+    object.shift_remove("message");
+    let mut fields = match object.shift_remove("fields") {
+        Some(Value::Object(fields)) => fields,
+        Some(other) => Fields::from_iter([("fields".to_owned(), other)]),
+        None => Fields::new(),
+    };
+    fields.extend(object);
+    let record = Record {
+        timestamp,
+        level,
+        target,
+        message,
+        fields,
+    };
+    Some((record, fatal))
+}
+
+impl Record {
+    /// The record as it is written, with its newline.
+    pub fn render(&self, tag: &str, format: Format) -> String {
+        if format.json {
+            return self.render_json(tag);
+        }
+        let paint = Paint(format.colour);
+        let (name, colour) = level_style(self.level);
+        let mut text = format!(
+            "{} {} {}",
+            paint.with("2", &self.timestamp),
+            paint.with(colour, name),
+            paint.with("1", tag)
+        );
+        if !self.target.is_empty() {
+            text.push(' ');
+            text.push_str(&paint.with("2", &self.target));
+        }
+        text.push_str(": ");
+        // A traceback stays readable and cannot be taken for lines of their own.
+        text.push_str(&self.message.trim_end().replace('\n', "\n    "));
+        for (key, value) in &self.fields {
+            let value = match value {
+                Value::String(text) if is_plain_word(text) => text.clone(),
+                other => other.to_string(),
+            };
+            text.push(' ');
+            text.push_str(&paint.with("2", &format!("{key}=")));
+            text.push_str(&value);
+        }
+        text.push('\n');
+        text
+    }
+
+    fn render_json(&self, tag: &str) -> String {
+        let level = level_style(self.level).0.trim();
+        let mut object = json!({"timestamp": self.timestamp, "level": level, "tag": tag});
+        if !self.target.is_empty() {
+            object["target"] = json!(self.target);
+        }
+        object["message"] = json!(self.message);
+        if !self.fields.is_empty() {
+            object["fields"] = Value::Object(self.fields.clone());
+        }
+        format!("{object}\n")
+    }
+}
+
+/// Plain text as it is written, with its newline.
+pub fn render_plain(tag: &str, text: &str, format: Format) -> String {
+    if format.json {
+        let record = Record {
+            timestamp: time::now(),
+            level: LogLevel::Info,
+            target: "output".to_owned(),
+            message: text.to_owned(),
+            fields: Fields::new(),
+        };
+        return record.render_json(tag);
+    }
+    format!(
+        "{} {text}\n",
+        Paint(format.colour).with("1", &format!("{tag} |"))
+    )
+}
+
+fn is_plain_word(text: &str) -> bool {
+    !text.is_empty()
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
+}
+
+/// Name, padded to one width, and ANSI colour.
+fn level_style(level: LogLevel) -> (&'static str, &'static str) {
+    match level {
+        LogLevel::Trace => ("TRACE", "35"),
+        LogLevel::Debug => ("DEBUG", "34"),
+        LogLevel::Info => (" INFO", "32"),
+        LogLevel::Warn => (" WARN", "33"),
+        LogLevel::Error => ("ERROR", "31"),
+    }
+}
+
+struct Paint(bool);
+
+impl Paint {
+    /// `text` in an ANSI style, when colour is on.
+    fn with(&self, style: &str, text: &str) -> String {
+        if self.0 {
+            format!("\x1b[{style}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRETTY: Format = Format {
+        json: false,
+        colour: false,
+    };
+    const JSON: Format = Format {
+        json: true,
+        colour: false,
+    };
+
+    fn show(text: &str, format: Format) -> String {
+        match Line::parse(text).0 {
+            Line::Record(record) => record.render("shard-0", format),
+            Line::Plain(text) => render_plain("shard-0", &text, format),
+        }
+    }
+
+    #[test]
+    fn a_record_is_shown_with_tag_target_and_fields() {
+        let text = r#"{"timestamp":"T","level":"info","target":"a.b","message":"hi","fields":{"n":1,"s":"x y"},"z":true}"#;
+        assert_eq!(
+            show(text, PRETTY),
+            "T  INFO shard-0 a.b: hi n=1 s=\"x y\" z=true\n"
+        );
+        let json: Value = serde_json::from_str(&show(text, JSON)).unwrap();
+        assert_eq!(
+            json,
+            json!({"timestamp":"T","level":"INFO","tag":"shard-0","target":"a.b","message":"hi",
+                   "fields":{"n":1,"s":"x y","z":true}})
+        );
+    }
+
+    #[test]
+    fn anything_else_is_shown_as_it_is() {
+        for text in [
+            "hello",
+            "",
+            "{not json}",
+            "{\"a\":1}",
+            "[1]",
+            r#"{"level":"LOUD","message":"x"}"#,
+            r#"{"level":"INFO","message":7}"#,
+        ] {
+            assert_eq!(show(text, PRETTY), format!("shard-0 | {text}\n"));
+            let json: Value = serde_json::from_str(&show(text, JSON)).unwrap();
+            assert_eq!(json["message"], text);
+            assert_eq!(json["tag"], "shard-0");
+        }
+    }
+
+    #[test]
+    fn a_fatal_line_is_recognised() {
+        let (line, fatal) = Line::parse(r#"{"level":"ERROR","fatal":true,"message":"no memory"}"#);
+        assert!(fatal);
+        let Line::Record(record) = line else {
+            panic!("not a record");
+        };
+        assert_eq!(record.message, "no memory");
+        assert!(record.fields.is_empty());
+        assert!(!Line::parse(r#"{"level":"ERROR","message":"x"}"#).1);
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_indented() {
+        let text = r#"{"timestamp":"T","level":"ERROR","message":"a\nb\n"}"#;
+        assert_eq!(show(text, PRETTY), "T ERROR shard-0: a\n    b\n");
+    }
+
+    #[test]
+    fn colour_is_there_only_when_asked_for() {
+        let record = match Line::parse(r#"{"level":"WARN","message":"m"}"#).0 {
+            Line::Record(record) => record,
+            Line::Plain(_) => panic!("not a record"),
+        };
+        let colour = Format {
+            json: false,
+            colour: true,
+        };
+        assert!(record.render("router", colour).contains("\x1b[33m"));
+        assert!(!record.render("router", PRETTY).contains('\x1b'));
+    }
+}

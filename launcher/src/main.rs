@@ -1,0 +1,133 @@
+//! `gridwork`: the program that people start. It fetches or checks the model, starts the router and the shards, watches
+//! them, and ends them in order.
+
+mod cli;
+mod devices;
+mod environment;
+mod error;
+mod logs;
+mod model;
+mod native_types;
+mod prepare;
+mod process;
+mod programs;
+mod readiness;
+mod safetensors_check;
+mod settings;
+mod shutdown;
+mod sockets;
+mod supervisor;
+
+use std::io::{Write, stderr, stdout};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use cli::Cli;
+use devices::{Gpus, Placement};
+use error::LauncherError;
+use logs::{Format, Log};
+use model::{Source, Trust};
+use native_types::NativeTypes;
+use programs::Wanted;
+use settings::Settings;
+use shutdown::Signals;
+use sockets::Sockets;
+
+/// How long a stalled terminal may hold up the end.
+const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let cli = cli::parse_command_line();
+    if cli.output.env {
+        let text = environment::describe(&cli.processes, &Gpus::detect());
+        // A reader that went away does not care.
+        let _ = writeln!(stdout(), "{text}");
+        return ExitCode::SUCCESS;
+    }
+    let result = start(cli, began);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(stderr(), "error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Everything happens on this thread: children are bound to the thread that started them (see [`process`]).
+fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
+    let io = |what| move |source| LauncherError::Io { what, source };
+    let format = Format::for_stdout(cli.output.json_output);
+    let log = Log::start(cli.output.log_level, format, stdout())
+        .map_err(io("cannot start a thread for the log"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(io("cannot start"))?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::listen().map_err(io("cannot listen to signals"))?;
+        launch(cli, began, &log, &mut signals).await
+    });
+    log.flush(LAST_LINES_WAIT);
+    // Name resolution of the health checks may still be under way on a thread of its own.
+    runtime.shutdown_background();
+    result
+}
+
+/// Checks everything that can be checked, cheapest first, then runs the server until it is told to end.
+async fn launch(
+    cli: Cli,
+    began: Instant,
+    log: &Log,
+    signals: &mut Signals,
+) -> Result<(), LauncherError> {
+    for warning in cli.legacy.warnings() {
+        log.warn(warning);
+    }
+    let model_id = cli.model.model_id.clone().unwrap_or_default();
+    let source = model::locate(&model_id)?;
+    let server = Wanted::server(&cli.processes).find();
+    let trust = Trust {
+        remote_code: cli.model.trust_remote_code,
+        native_types: NativeTypes::of_server(server.as_deref().unwrap_or_default()),
+    };
+    if let Source::Folder(folder) = &source {
+        model::check_folder(folder, &trust)?;
+    }
+    let server = server?;
+    let gpus = Gpus::detect();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    let placement = Placement::choose(&cli.processes, &gpus, cores)?;
+    let router = Wanted::router(&cli.processes).find()?;
+    sockets::check_port(&cli.http.hostname, cli.http.port)?;
+    let sockets = Sockets::prepare(cli.processes.shard_uds_path.as_deref(), placement.num_shard)?;
+    let prepared = prepare::folder_of(source, &cli, &server, &trust, log, signals).await?;
+    let Some(model_path) = prepared else {
+        return Ok(());
+    };
+    let compute_type = std::env::var("COMPUTE_TYPE")
+        .ok()
+        .filter(|text| !text.is_empty());
+    let settings = Settings {
+        model_id,
+        model_path,
+        placement,
+        compute_type: compute_type.unwrap_or_else(|| placement.compute_type(&gpus)),
+        server,
+        router,
+        cli,
+    };
+    log.info(format!(
+        "Gridwork {} starts {} with {} on {}",
+        env!("CARGO_PKG_VERSION"),
+        settings.model_id,
+        match placement.num_shard {
+            1 => "one shard".to_owned(),
+            n => format!("{n} shards"),
+        },
+        settings.compute_type
+    ));
+    log.debug(format!("{:?}", settings.cli));
+    supervisor::run(&settings, &sockets, log, signals, began).await
+}

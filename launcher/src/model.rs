@@ -1,0 +1,396 @@
+//! What `--model-id` names, and whether the folder it comes to can be served. Everything here is checked before any process
+//! is started, so that a mistake is told within a second.
+
+mod weights;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::native_types::NativeTypes;
+use crate::safetensors_check::{self, Damage};
+use weights::weight_files;
+
+/// Why a model cannot be served, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("--model-id {0}: there is no such file or folder. Check the path")]
+    NoSuchPath(String),
+    #[error(
+        "--model-id {0} is neither a folder, nor a .gguf file, nor a name on the Hugging Face hub (`name` or `org/name`)"
+    )]
+    NotAName(String),
+    #[error(
+        "{} has no config.json. Give the folder that holds the model's config.json, tokenizer.json and weights", .0.display()
+    )]
+    NoConfig(PathBuf),
+    #[error("{} cannot be read: {source}", .path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{} is not valid JSON ({source}). Download it again", .path.display())]
+    BadJson {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{} is not a JSON object. Download it again", .0.display())]
+    NotAnObject(PathBuf),
+    #[error(
+        "{} has no tokenizer.json, which the router needs. Convert the model's tokenizer with \
+         `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package", .0.display()
+    )]
+    NoTokenizer(PathBuf),
+    #[error(
+        "{} has no weights: neither model.safetensors nor model.safetensors.index.json. Download the model again", .0.display()
+    )]
+    NoWeights(PathBuf),
+    #[error(
+        "{} has its weights only as {file}, a pickle file, which can run code when loaded and is not read. Convert them with \
+         `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package", .folder.display()
+    )]
+    OnlyPickle { folder: PathBuf, file: String },
+    #[error("{} is an adapter, not a whole model. Merge it into its base model first", .0.display())]
+    OnlyAdapter(PathBuf),
+    #[error("{} is missing, and {} lists it. Download it again", .folder.join(.file).display(), .index)]
+    MissingPart {
+        folder: PathBuf,
+        file: String,
+        index: &'static str,
+    },
+    #[error("{} {damage}. Download it again", .path.display())]
+    Damaged { path: PathBuf, damage: Damage },
+    #[error(
+        "the model needs Python code of its own ({} has auto_map). If you trust its author, pass --trust-remote-code", .0.display()
+    )]
+    CustomCode(PathBuf),
+    #[error("cannot prepare {model_id}: {reason}")]
+    Prepare { model_id: String, reason: String },
+}
+
+/// Where a model comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A folder on this machine, used as it is.
+    Folder(PathBuf),
+    /// A .gguf file on this machine, to be converted.
+    Gguf(PathBuf),
+    /// A name on the hub, to be fetched.
+    Hub(String),
+}
+
+/// Tells what `model_id` names. What looks like a path is never looked up on the hub.
+pub fn locate(model_id: &str) -> Result<Source, ModelError> {
+    let path = expand_home(model_id);
+    if path.is_dir() {
+        return Ok(Source::Folder(path));
+    }
+    let is_gguf = model_id.to_ascii_lowercase().ends_with(".gguf");
+    if path.is_file() {
+        return if is_gguf {
+            Ok(Source::Gguf(path))
+        } else {
+            Err(ModelError::NotAName(model_id.to_owned()))
+        };
+    }
+    let like_a_path = model_id.starts_with(['.', '/', '~', '\\'])
+        || model_id.ends_with('/')
+        || model_id.matches('/').count() > 1
+        || is_gguf;
+    if like_a_path {
+        return Err(ModelError::NoSuchPath(model_id.to_owned()));
+    }
+    let is_name = model_id.split('/').all(|part| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    });
+    if is_name {
+        Ok(Source::Hub(model_id.to_owned()))
+    } else {
+        Err(ModelError::NotAName(model_id.to_owned()))
+    }
+}
+
+fn expand_home(path: &str) -> PathBuf {
+    match (path.strip_prefix("~/"), std::env::var_os("HOME")) {
+        (Some(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => PathBuf::from(path),
+    }
+}
+
+/// Whose Python code may run.
+#[derive(Debug, Default)]
+pub struct Trust {
+    /// The user trusts the model's author.
+    pub remote_code: bool,
+    /// Types that need no code of the model's own.
+    pub native_types: NativeTypes,
+}
+
+impl Trust {
+    fn allows(&self, config: &Value) -> bool {
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        self.remote_code
+            || !asks_for_code(config)
+            || model_type.is_some_and(|name| self.native_types.contain(name))
+    }
+}
+
+/// Checks that `folder` holds a model that can be served. Reads configs and headers, not weights.
+pub fn check_folder(folder: &Path, trust: &Trust) -> Result<(), ModelError> {
+    let config = folder.join("config.json");
+    if !config.is_file() {
+        return Err(if folder.join("adapter_config.json").is_file() {
+            ModelError::OnlyAdapter(folder.to_owned())
+        } else {
+            ModelError::NoConfig(folder.to_owned())
+        });
+    }
+    for path in [config, folder.join("tokenizer_config.json")] {
+        if !path.is_file() {
+            continue;
+        }
+        let value: Value = read_json(&path)?;
+        if !value.is_object() {
+            return Err(ModelError::NotAnObject(path));
+        }
+        if !trust.allows(&value) {
+            return Err(ModelError::CustomCode(path));
+        }
+    }
+    if !folder.join("tokenizer.json").is_file() {
+        return Err(ModelError::NoTokenizer(folder.to_owned()));
+    }
+    for path in weight_files(folder)? {
+        safetensors_check::check(&path).map_err(|damage| ModelError::Damaged { path, damage })?;
+    }
+    Ok(())
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let text = fs::read(path).map_err(|source| ModelError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&text).map_err(|source| ModelError::BadJson {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Whether a config, or a config inside it, names classes of its own.
+fn asks_for_code(config: &Value) -> bool {
+    match config {
+        Value::Object(map) => map.iter().any(|(key, value)| {
+            let names_classes = key == "auto_map"
+                && value
+                    .as_object()
+                    .is_some_and(|classes| classes.values().any(names_a_class));
+            names_classes || asks_for_code(value)
+        }),
+        Value::Array(items) => items.iter().any(asks_for_code),
+        _ => false,
+    }
+}
+
+/// `"file.Class"`, or for tokenizers `["file.Slow", null]`.
+fn names_a_class(value: &Value) -> bool {
+    match value {
+        Value::String(name) => !name.is_empty(),
+        Value::Array(items) => items.iter().any(names_a_class),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEIGHTS: &str = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
+
+    fn weights() -> Vec<u8> {
+        [
+            &(WEIGHTS.len() as u64).to_le_bytes()[..],
+            WEIGHTS.as_bytes(),
+            &[0; 4],
+        ]
+        .concat()
+    }
+
+    /// A folder that passes, for each test to break.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        put(&folder, "config.json", r#"{"model_type":"llama"}"#);
+        put(
+            &folder,
+            "tokenizer_config.json",
+            r#"{"tokenizer_class":"X"}"#,
+        );
+        put(&folder, "tokenizer.json", "{}");
+        put(&folder, "model.safetensors", weights());
+        folder
+    }
+
+    fn put(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+
+    fn remove(folder: &tempfile::TempDir, name: &str) {
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
+
+    fn refusal(folder: &tempfile::TempDir) -> String {
+        check_folder(folder.path(), &Trust::default())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn a_whole_model_passes() {
+        check_folder(folder().path(), &Trust::default()).unwrap();
+    }
+
+    #[test]
+    fn a_model_in_parts_passes_and_a_missing_part_is_named() {
+        let folder = folder();
+        remove(&folder, "model.safetensors");
+        put(
+            &folder,
+            "model.safetensors.index.json",
+            r#"{"metadata":{},"weight_map":{"a":"x-1.safetensors","b":"x-2.safetensors"}}"#,
+        );
+        put(&folder, "x-1.safetensors", weights());
+        put(&folder, "x-2.safetensors", weights());
+        check_folder(folder.path(), &Trust::default()).unwrap();
+        remove(&folder, "x-2.safetensors");
+        assert!(refusal(&folder).contains("x-2.safetensors is missing"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (file, expected) in [
+            ("config.json", "has no config.json"),
+            ("tokenizer.json", "has no tokenizer.json"),
+            ("model.safetensors", "has no weights"),
+        ] {
+            let folder = folder();
+            remove(&folder, file);
+            let message = refusal(&folder);
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_file_is_named_with_what_to_do() {
+        let folder = folder();
+        put(&folder, "model.safetensors", &weights()[..60]);
+        let message = refusal(&folder);
+        assert!(
+            message.contains("model.safetensors is truncated"),
+            "{message}"
+        );
+        assert!(message.contains("Download it again"), "{message}");
+    }
+
+    #[test]
+    fn pickled_weights_are_refused() {
+        let folder = folder();
+        remove(&folder, "model.safetensors");
+        put(&folder, "pytorch_model.bin", "");
+        assert!(refusal(&folder).contains("pytorch_model.bin, a pickle file"));
+    }
+
+    #[test]
+    fn an_adapter_is_not_a_model() {
+        let folder = folder();
+        remove(&folder, "config.json");
+        put(&folder, "adapter_config.json", "{}");
+        assert!(refusal(&folder).contains("adapter"));
+    }
+
+    #[test]
+    fn custom_code_needs_trust_and_the_file_is_named() {
+        for (file, content) in [
+            ("config.json", r#"{"auto_map":{"AutoConfig":"c.Config"}}"#),
+            (
+                "config.json",
+                r#"{"text_config":{"auto_map":{"AutoModel":"m.M"}}}"#,
+            ),
+            (
+                "tokenizer_config.json",
+                r#"{"auto_map":{"AutoTokenizer":["t.T",null]}}"#,
+            ),
+        ] {
+            let folder = folder();
+            put(&folder, file, content);
+            let message = refusal(&folder);
+            assert!(
+                message.contains(file) && message.contains("--trust-remote-code"),
+                "{message}"
+            );
+            let trust = Trust {
+                remote_code: true,
+                ..Trust::default()
+            };
+            check_folder(folder.path(), &trust).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_empty_auto_map_asks_for_nothing() {
+        let folder = folder();
+        put(
+            &folder,
+            "config.json",
+            r#"{"auto_map":{},"x":{"auto_map":null}}"#,
+        );
+        check_folder(folder.path(), &Trust::default()).unwrap();
+    }
+
+    #[test]
+    fn a_broken_config_is_named() {
+        let folder = folder();
+        put(&folder, "config.json", "{");
+        assert!(refusal(&folder).contains("config.json is not valid JSON"));
+        put(&folder, "config.json", "[]");
+        assert!(refusal(&folder).contains("config.json is not a JSON object"));
+    }
+
+    #[test]
+    fn ids_are_told_apart() {
+        let folder = folder();
+        let path = folder.path().to_str().unwrap();
+        assert_eq!(
+            locate(path).unwrap(),
+            Source::Folder(folder.path().to_owned())
+        );
+        put(&folder, "m.GGUF", "");
+        let gguf = format!("{path}/m.GGUF");
+        assert_eq!(locate(&gguf).unwrap(), Source::Gguf(PathBuf::from(&gguf)));
+        assert_eq!(locate("gpt2").unwrap(), Source::Hub("gpt2".to_owned()));
+        assert_eq!(
+            locate("org/Name-1.5_x").unwrap(),
+            Source::Hub("org/Name-1.5_x".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_looks_like_a_path_is_not_looked_up_on_the_hub() {
+        for id in [
+            "./model",
+            "../model",
+            "/no/model",
+            "~/no-such-model",
+            "model/",
+            "a/b/c",
+            "model.gguf",
+        ] {
+            let error = locate(id).unwrap_err();
+            assert!(matches!(error, ModelError::NoSuchPath(_)), "{id}: {error}");
+        }
+        for id in ["", "a b", "org//name"] {
+            assert!(locate(id).is_err(), "{id}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Child processes that cannot outlive the launcher.
+//!
+//! Each is the leader of a process group of its own, so that Ctrl-C in a terminal reaches the launcher alone, and asks the
+//! kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started the
+//! child: children are started from the main thread, which the runtime of the launcher lives on.
+
+use std::ffi::OsString;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use std::os::unix::process::ExitStatusExt;
+
+use tokio::process::Command;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::error::LauncherError;
+use crate::logs::{Log, Output, Record, read_output};
+
+/// After a process has ended, how long its last output is waited for. A helper of its own may hold the pipe open.
+const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
+
+/// How to start a child.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommandSpec {
+    /// Names the child in the log.
+    pub tag: String,
+    /// The program and its first arguments.
+    pub program: Vec<String>,
+    pub args: Vec<OsString>,
+    /// Variables added to the launcher's own.
+    pub env: Vec<(String, String)>,
+    /// Variables taken away.
+    pub env_remove: Vec<&'static str>,
+}
+
+/// How a child ended.
+#[derive(Debug, Clone)]
+pub struct Exit {
+    pub tag: String,
+    pub status: Option<ExitStatus>,
+    /// The log line that says why, not shown yet.
+    pub fatal: Option<Record>,
+    pub last_stdout_line: String,
+    pub last_stderr_line: String,
+}
+
+impl Exit {
+    /// One sentence for people: the child's own reason where it gave one.
+    pub fn reason(&self) -> String {
+        let tag = &self.tag;
+        if let Some(record) = &self.fatal {
+            return format!("{tag}: {}", record.message.trim());
+        }
+        let how = match self.status {
+            Some(status) => match (status.code(), status.signal()) {
+                (_, Some(libc::SIGKILL)) => {
+                    return format!(
+                        "{tag} was killed (SIGKILL); unless that was you, the machine ran out of memory"
+                    );
+                }
+                (_, Some(signal)) => format!("was ended by signal {signal}"),
+                (Some(code), _) => format!("ended with exit code {code}"),
+                _ => "ended".to_owned(),
+            },
+            None => "was lost".to_owned(),
+        };
+        let printed = [&self.last_stderr_line, &self.last_stdout_line];
+        let last = printed.into_iter().find(|line| !line.is_empty());
+        let Some(last) = last.map(|line| line.trim()) else {
+            return format!("{tag} {how} without saying why");
+        };
+        format!("{tag} {how}; its last line was: {last}")
+    }
+}
+
+/// A running child. Dropping it kills it, and the helpers it has started.
+#[derive(Debug)]
+pub struct Child {
+    pub tag: String,
+    pid: i32,
+    exit: watch::Receiver<Option<Exit>>,
+}
+
+impl Child {
+    /// Starts a child, its output shown in `log` and remembered. Call from the main thread (see the module).
+    pub fn start(spec: &CommandSpec, log: &Log) -> Result<Self, LauncherError> {
+        let mut child = command(spec)
+            .spawn()
+            .map_err(|source| LauncherError::Spawn {
+                tag: spec.tag.clone(),
+                program: spec.program.join(" "),
+                source,
+            })?;
+        let tag = spec.tag.clone();
+        let pid = child.id().map_or(0, |pid| pid as i32);
+        let (stdout, stderr) = (Output::default(), Output::default());
+        let mut readers: Vec<JoinHandle<()>> = Vec::new();
+        if let Some(stream) = child.stdout.take() {
+            let reader = read_output(stream, tag.clone(), log.clone(), stdout.clone());
+            readers.push(tokio::spawn(reader));
+        }
+        if let Some(stream) = child.stderr.take() {
+            let reader = read_output(stream, tag.clone(), log.clone(), stderr.clone());
+            readers.push(tokio::spawn(reader));
+        }
+        let (ended, exit) = watch::channel(None);
+        let exit_tag = tag.clone();
+        tokio::spawn(async move {
+            let status = child.wait().await.ok();
+            // Helpers of the child (compilers, loaders) end with it.
+            signal_group(pid, libc::SIGKILL);
+            let all_read = async {
+                for reader in readers {
+                    let _ = reader.await;
+                }
+            };
+            let _ = tokio::time::timeout(LAST_OUTPUT_WAIT, all_read).await;
+            ended.send_replace(Some(Exit {
+                tag: exit_tag,
+                status,
+                fatal: stderr.take_fatal().or_else(|| stdout.take_fatal()),
+                last_stdout_line: stdout.last_line(),
+                last_stderr_line: stderr.last_line(),
+            }));
+        });
+        Ok(Self { tag, pid, exit })
+    }
+
+    /// Waits until it has ended. May be called again and from several places.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let ended = match exit.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone(),
+            Err(_) => None,
+        };
+        ended.unwrap_or_else(|| Exit {
+            tag: self.tag.clone(),
+            status: None,
+            fatal: None,
+            last_stdout_line: String::new(),
+            last_stderr_line: String::new(),
+        })
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<Exit> {
+        self.exit.borrow().clone()
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        if self.ended().is_none() && self.pid > 0 {
+            // SAFETY: plain system call. The process has not been reported as ended, so the id is still its own.
+            unsafe { libc::kill(self.pid, libc::SIGTERM) };
+        }
+    }
+
+    /// Ends it and its helpers at once.
+    pub fn kill(&self) {
+        if self.ended().is_none() {
+            signal_group(self.pid, libc::SIGKILL);
+        }
+    }
+
+    /// Asks it to end, and ends it when it has not after `grace`.
+    pub async fn stop(&self, grace: Duration) -> Exit {
+        self.terminate();
+        match tokio::time::timeout(grace, self.wait()).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                self.kill();
+                self.wait().await
+            }
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn signal_group(leader: i32, signal: i32) {
+    if leader > 1 {
+        // SAFETY: plain system call; a group that is gone gives an error that does not matter.
+        unsafe { libc::kill(-leader, signal) };
+    }
+}
+
+fn command(spec: &CommandSpec) -> Command {
+    let (program, first_args) = match spec.program.split_first() {
+        Some((program, rest)) => (program.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let mut command = Command::new(program);
+    command
+        .args(first_args)
+        .args(&spec.args)
+        .envs(spec.env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true);
+    for name in &spec.env_remove {
+        command.env_remove(name);
+    }
+    // SAFETY: getpid always succeeds.
+    let launcher = unsafe { libc::getpid() };
+    // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The launcher may have died between fork and prctl: nobody would send the signal any more.
+            if libc::getppid() != launcher {
+                libc::_exit(1);
+            }
+            Ok(())
+        });
+    }
+    command
+}

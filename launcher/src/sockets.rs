@@ -1,0 +1,223 @@
+//! Places of the shards' sockets, and of the port that they meet at.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::net::{TcpListener, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use crate::error::LauncherError;
+
+/// Longest path of a unix socket: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// One socket a shard. They are removed when this is dropped.
+#[derive(Debug)]
+pub struct Sockets {
+    prefix: PathBuf,
+    count: u32,
+    /// Removed with everything in it when dropped.
+    _private: Option<tempfile::TempDir>,
+}
+
+impl Sockets {
+    /// `given` is a path that `-0`, `-1`, … are added to; without it, a temporary folder that only this user can enter.
+    /// Checks that the sockets can be made.
+    pub fn prepare(given: Option<&Path>, count: u32) -> Result<Self, LauncherError> {
+        let (prefix, private) = match given {
+            Some(prefix) => (absolute(prefix), None),
+            None => {
+                let private = tempfile::Builder::new().prefix("gridwork-").tempdir();
+                let private = private.map_err(|source| LauncherError::SocketFolder {
+                    folder: std::env::temp_dir(),
+                    source,
+                })?;
+                (private.path().join("shard"), Some(private))
+            }
+        };
+        // Before there is anything to drop: the sockets of another server must survive a refusal.
+        check(&prefix, count)?;
+        Ok(Self {
+            prefix,
+            count,
+            _private: private,
+        })
+    }
+
+    /// Where the shard of `rank` listens.
+    pub fn path(&self, rank: u32) -> PathBuf {
+        socket_path(&self.prefix, rank)
+    }
+
+    /// Removes sockets left over by shards that have ended.
+    pub fn remove_stale(&self) {
+        for rank in 0..self.count {
+            let path = self.path(rank);
+            if is_socket(&path) {
+                // A socket that stays makes the shard's own bind fail, with a clear error of its own.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        self.remove_stale();
+    }
+}
+
+fn socket_path(prefix: &Path, rank: u32) -> PathBuf {
+    let mut path = prefix.as_os_str().to_owned();
+    path.push(format!("-{rank}"));
+    path.into()
+}
+
+fn check(prefix: &Path, count: u32) -> Result<(), LauncherError> {
+    let folder = prefix.parent().unwrap_or(Path::new("/"));
+    check_writable(folder).map_err(|source| LauncherError::SocketFolder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    for rank in 0..count {
+        let path = socket_path(prefix, rank);
+        let length = path.as_os_str().as_bytes().len();
+        if length > MAX_SOCKET_PATH_BYTES {
+            return Err(LauncherError::SocketPathTooLong {
+                path,
+                length,
+                limit: MAX_SOCKET_PATH_BYTES,
+            });
+        }
+        if UnixStream::connect(&path).is_ok() {
+            return Err(LauncherError::SocketInUse(path));
+        }
+        if path.symlink_metadata().is_ok() && !is_socket(&path) {
+            return Err(LauncherError::SocketPathTaken(path));
+        }
+    }
+    Ok(())
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn is_socket(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|data| data.file_type().is_socket())
+}
+
+/// Permissions do not tell for root or on read-only mounts: a file is made and removed again.
+fn check_writable(folder: &Path) -> io::Result<()> {
+    let probe = folder.join(format!(".gridwork-{}", std::process::id()));
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&probe)?;
+    fs::remove_file(probe)
+}
+
+/// Checks that the router will be able to listen, by listening for a moment.
+pub fn check_port(hostname: &str, port: u16) -> Result<(), LauncherError> {
+    let host = hostname.trim_start_matches('[').trim_end_matches(']');
+    let cannot = |source| LauncherError::CannotListen {
+        hostname: hostname.to_owned(),
+        port,
+        source,
+    };
+    let addresses: Vec<_> = (host, port).to_socket_addrs().map_err(cannot)?.collect();
+    match TcpListener::bind(&addresses[..]) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(LauncherError::PortInUse {
+            hostname: hostname.to_owned(),
+            port,
+        }),
+        Err(error) => Err(cannot(error)),
+    }
+}
+
+/// A port of this machine that nobody listens on now.
+pub fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn two_launchers_never_share_a_socket_and_leave_nothing() {
+        let (one, two) = (
+            Sockets::prepare(None, 2).unwrap(),
+            Sockets::prepare(None, 2).unwrap(),
+        );
+        assert_ne!(one.path(0), two.path(0));
+        assert_ne!(one.path(0), one.path(1));
+        let folder = one.path(0).parent().unwrap().to_owned();
+        drop(UnixListener::bind(one.path(0)).unwrap());
+        drop(one);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_removed_and_one_in_use_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("s");
+        let listener = UnixListener::bind(folder.path().join("s-1")).unwrap();
+        assert!(matches!(
+            Sockets::prepare(Some(&prefix), 2),
+            Err(LauncherError::SocketInUse(_))
+        ));
+        drop(listener);
+        assert!(folder.path().join("s-1").exists());
+        let sockets = Sockets::prepare(Some(&prefix), 2).unwrap();
+        sockets.remove_stale();
+        assert!(!folder.path().join("s-1").exists());
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("s-0"), "mine").unwrap();
+        let prefix = folder.path().join("s");
+        assert!(matches!(
+            Sockets::prepare(Some(&prefix), 1),
+            Err(LauncherError::SocketPathTaken(_))
+        ));
+        assert!(folder.path().join("s-0").exists());
+    }
+
+    #[test]
+    fn impossible_places_are_refused() {
+        assert!(matches!(
+            Sockets::prepare(Some(Path::new("/no/such/folder/s")), 1),
+            Err(LauncherError::SocketFolder { .. })
+        ));
+        let folder = tempfile::tempdir().unwrap();
+        let long = folder.path().join("x".repeat(100));
+        assert!(matches!(
+            Sockets::prepare(Some(&long), 1),
+            Err(LauncherError::SocketPathTooLong { .. })
+        ));
+    }
+
+    #[test]
+    fn a_port_in_use_is_told_from_a_bad_host() {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        assert!(matches!(
+            check_port("127.0.0.1", port),
+            Err(LauncherError::PortInUse { .. })
+        ));
+        assert!(matches!(
+            check_port("no such host", port),
+            Err(LauncherError::CannotListen { .. })
+        ));
+        check_port("127.0.0.1", free_port().unwrap()).unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! Starts everything at once, says when it is ready, keeps it running, and ends it in the right order.
+
+mod backoff;
+mod router;
+mod shards;
+mod unit;
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::error::LauncherError;
+use crate::logs::Log;
+use crate::process::Exit;
+use crate::readiness::Board;
+use crate::settings::Settings;
+use crate::shutdown::{Request, Signals};
+use crate::sockets::Sockets;
+
+pub use backoff::Backoff;
+use router::Router;
+use shards::ShardGroup;
+use unit::{Keeper, Stop};
+
+/// How long killed processes are waited for.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+/// What the router is given to answer its clients when no shard will come back.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// What went wrong with a running part.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("{}", .0.reason())]
+    Ended(Box<Exit>),
+    #[error("{tag}: {message}")]
+    Failed { tag: String, message: String },
+    #[error("{tag} has not answered for {seconds} s (--shard-hang-timeout)")]
+    Hung { tag: String, seconds: u64 },
+    #[error("not ready after {seconds} s (--startup-timeout). {states}")]
+    NotReady { seconds: u64, states: String },
+    #[error("{0}")]
+    NotStarted(Box<LauncherError>),
+}
+
+/// Runs the router and the shards until a signal ends them or they cannot be kept running.
+///
+/// Must be called on the main thread (see [`crate::process`]). `began`: when the command was given.
+pub async fn run(
+    settings: &Settings,
+    sockets: &Sockets,
+    log: &Log,
+    signals: &mut Signals,
+    began: Instant,
+) -> Result<(), LauncherError> {
+    let board = Board::new(log.clone());
+    let startup_timeout = Duration::from_secs(settings.cli.processes.startup_timeout);
+    let (announce, announced) = watch::channel(false);
+    let keeper = |stop| Keeper {
+        log: log.clone(),
+        announced: announced.clone(),
+        stop,
+        max_restarts: settings.cli.processes.max_restarts,
+    };
+    let (stop_router, router_stop) = watch::channel(Stop::No);
+    let (stop_shards, shards_stop) = watch::channel(Stop::No);
+    let (router_ready, mut router_is_ready) = watch::channel(false);
+    let (shards_ready, mut shards_are_ready) = watch::channel(false);
+    let router = Router::new(settings, sockets, log, &board);
+    let url = router.url();
+    let shards = ShardGroup::new(settings, sockets, log, &board);
+    let router_life = keeper(router_stop).keep(router, router_ready);
+    let shards_life = keeper(shards_stop).keep(shards, shards_ready);
+    tokio::pin!(router_life, shards_life);
+
+    let all_ready = async {
+        // An error means that a life has ended, which is seen below.
+        let shards = shards_are_ready.wait_for(|ready| *ready).await.is_ok();
+        let router = router_is_ready.wait_for(|ready| *ready).await.is_ok();
+        if !(shards && router) {
+            std::future::pending::<()>().await;
+        }
+    };
+    // From here on: a download may take its time.
+    let deadline = tokio::time::sleep(startup_timeout);
+    tokio::pin!(all_ready, deadline);
+    let mut remind = tokio::time::interval(Duration::from_secs(1));
+    let (mut waiting, mut stopping) = (true, false);
+    let (mut router_ended, mut shards_ended) = (false, false);
+    let failure = loop {
+        if router_ended && shards_ended {
+            return Ok(());
+        }
+        tokio::select! {
+            result = &mut shards_life, if !shards_ended => {
+                shards_ended = true;
+                if let Err(error) = result {
+                    break error;
+                }
+            }
+            result = &mut router_life, if !router_ended => {
+                router_ended = true;
+                if let Err(error) = result {
+                    break error;
+                }
+                stop_shards.send_replace(Stop::Gracefully);
+            }
+            () = &mut all_ready, if waiting => {
+                waiting = false;
+                announce.send_replace(true);
+                let seconds = began.elapsed().as_secs_f64();
+                log.info(format!("{} is ready at {url} after {seconds:.1} s", settings.model_id));
+            }
+            () = &mut deadline, if waiting && !stopping => {
+                break LauncherError::StartupTimeout {
+                    seconds: startup_timeout.as_secs(),
+                    states: board.describe(),
+                };
+            }
+            _ = remind.tick(), if waiting && !stopping => board.remind(),
+            request = signals.next() => match request {
+                Request::Interrupt if stopping => break LauncherError::Interrupted,
+                _ if stopping => log.info("already ending; press Ctrl-C once more to drop running requests"),
+                request => {
+                    stopping = true;
+                    if waiting {
+                        log.info(format!("{request}: ending"));
+                        stop_shards.send_replace(Stop::Gracefully);
+                    } else {
+                        let seconds = settings.cli.http.graceful_termination_timeout;
+                        log.info(format!("{request}: ending, running requests are given {seconds} s"));
+                    }
+                    stop_router.send_replace(Stop::Gracefully);
+                }
+            },
+        }
+    };
+    if !waiting && !router_ended && !matches!(failure, LauncherError::Interrupted) {
+        stop_router.send_replace(Stop::Gracefully);
+        router_ended = tokio::time::timeout(LAST_ANSWERS, &mut router_life)
+            .await
+            .is_ok();
+    }
+    stop_router.send_replace(Stop::Now);
+    stop_shards.send_replace(Stop::Now);
+    let all_ended = async {
+        if !router_ended {
+            let _ = router_life.await;
+        }
+        if !shards_ended {
+            let _ = shards_life.await;
+        }
+    };
+    let _ = tokio::time::timeout(KILL_WAIT, all_ended).await;
+    Err(failure)
+}

@@ -1,0 +1,248 @@
+//! Stand-ins for the router, the shards and `gridwork-server prepare`: small enough to start in milliseconds, and told
+//! by a file how to behave.
+//!
+//! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture -- …`,
+//! and the test of that name calls [`run_if_asked`].
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use gridwork_proto::v1::health_response::State;
+use gridwork_proto::v1::shard_server::{Shard, ShardServer};
+use gridwork_proto::v1::{
+    HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step, StepResult, WarmupRequest,
+    WarmupResponse,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+/// Names the folder through which test and stand-ins talk.
+pub const FOLDER_VARIABLE: &str = "GRIDWORK_TEST_FOLDER";
+
+/// Becomes a stand-in when the launcher has started this process as one; never returns then.
+pub fn run_if_asked() {
+    let Some(folder) = std::env::var_os(FOLDER_VARIABLE) else {
+        return;
+    };
+    let words: Vec<String> = std::env::args().collect();
+    let rest = words.iter().skip_while(|word| *word != "--").skip(1);
+    let fake = Fake::new(folder.into(), rest.cloned().collect());
+    match fake.role.as_str() {
+        "router" => fake.be_router(),
+        "prepare" => fake.be_prepare(),
+        _ => fake.be_shard(),
+    }
+    std::process::exit(0);
+}
+
+struct Fake {
+    folder: PathBuf,
+    role: String,
+    args: Vec<String>,
+}
+
+impl Fake {
+    fn new(folder: PathBuf, args: Vec<String>) -> Self {
+        let value = |flag: &str| {
+            let at = args.iter().position(|arg| arg == flag)?;
+            args.get(at + 1).cloned()
+        };
+        let role = match args.first().map(String::as_str) {
+            Some("serve") => format!("shard-{}", value("--rank").unwrap()),
+            Some("prepare") => "prepare".to_owned(),
+            _ => "router".to_owned(),
+        };
+        let fake = Self { folder, role, args };
+        fake.note("started");
+        fake
+    }
+
+    fn value(&self, flag: &str) -> String {
+        let at = self.args.iter().position(|arg| arg == flag).unwrap();
+        self.args[at + 1].clone()
+    }
+
+    /// What the test wrote for this role, empty when nothing.
+    fn orders(&self) -> String {
+        let path = self.folder.join(format!("{}.orders", self.role));
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    /// Appends a line to the journal that the test reads.
+    fn note(&self, what: &str) {
+        let journal = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("journal"));
+        let line = format!("{} {what} {}\n", self.role, std::process::id());
+        journal.unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Orders that are the same for every role.
+    fn obey_at_start(&self) {
+        let orders = self.orders();
+        let environment: Vec<String> = std::env::vars()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let path = self.folder.join(format!("{}.environment", self.role));
+        fs::write(path, environment.join("\n")).unwrap();
+        let path = self.folder.join(format!("{}.arguments", self.role));
+        fs::write(path, self.args.join("\n")).unwrap();
+        for order in orders.lines() {
+            match order.split_once(' ') {
+                Some(("print", text)) => println!("{text}"),
+                Some(("print-raw", _)) => {
+                    std::io::stdout().write_all(b"bad \xff byte\n").unwrap();
+                }
+                Some(("log", text)) => eprintln!(
+                    r#"{{"timestamp":"T","level":"WARN","target":"fake","message":"{text}","fields":{{"n":1}}}}"#
+                ),
+                Some(("fatal", text)) => {
+                    eprintln!(
+                        r#"{{"timestamp":"T","level":"ERROR","target":"fake","message":"{text}","fatal":true}}"#
+                    );
+                    std::process::exit(1);
+                }
+                Some(("exit", code)) => std::process::exit(code.parse().unwrap()),
+                _ => {}
+            }
+        }
+    }
+
+    fn has_order(&self, order: &str) -> bool {
+        self.orders().lines().any(|line| line == order)
+    }
+
+    fn be_prepare(&self) {
+        self.obey_at_start();
+        println!(
+            "{{\"model_path\": \"{}\"}}",
+            self.folder.join("model").display()
+        );
+    }
+
+    fn be_router(&self) {
+        let port = self.value("--port").parse::<u16>().unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        self.obey_at_start();
+        let runtime = runtime();
+        let term = self.end_at_sigterm(&runtime);
+        runtime.spawn_blocking({
+            let never_ready = self.has_order("never ready");
+            move || {
+                for mut stream in listener.incoming().flatten() {
+                    let mut request = [0; 1024];
+                    let _ = stream.read(&mut request);
+                    let answer: &[u8] = if never_ready {
+                        b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"waiting for the shard\"}"
+                    } else {
+                        b"HTTP/1.1 200 OK\r\n\r\n"
+                    };
+                    let _ = stream.write_all(answer);
+                }
+            }
+        });
+        let _ = runtime.block_on(term);
+        std::process::exit(0);
+    }
+
+    fn be_shard(&self) {
+        self.obey_at_start();
+        let runtime = runtime();
+        let term = self.end_at_sigterm(&runtime);
+        let socket = self.value("--socket");
+        let shard = FakeShard {
+            orders: self.folder.join(format!("{}.orders", self.role)),
+        };
+        runtime.spawn(async move {
+            let listener = tokio::net::UnixListener::bind(socket).unwrap();
+            tonic::transport::Server::builder()
+                .add_service(ShardServer::new(shard))
+                .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener))
+                .await
+                .unwrap();
+        });
+        let _ = runtime.block_on(term);
+        std::process::exit(0);
+    }
+
+    /// Ends at SIGTERM, noted in the journal, unless ordered to ignore it.
+    fn end_at_sigterm(&self, runtime: &tokio::runtime::Runtime) -> tokio::task::JoinHandle<()> {
+        let ignore = self.has_order("ignore SIGTERM");
+        let slow = self.has_order("end slowly");
+        let _guard = runtime.enter();
+        let kind = tokio::signal::unix::SignalKind::terminate();
+        let mut signal = tokio::signal::unix::signal(kind).unwrap();
+        let journal = Self {
+            folder: self.folder.clone(),
+            role: self.role.clone(),
+            args: Vec::new(),
+        };
+        runtime.spawn(async move {
+            loop {
+                signal.recv().await;
+                journal.note("SIGTERM");
+                if ignore {
+                    continue;
+                }
+                if slow {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                journal.note("ended");
+                return;
+            }
+        })
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Answers `Health` as its orders say at that moment.
+struct FakeShard {
+    orders: PathBuf,
+}
+
+#[tonic::async_trait]
+impl Shard for FakeShard {
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Err(Status::unimplemented("a stand-in"))
+    }
+
+    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
+        Err(Status::unimplemented("a stand-in"))
+    }
+
+    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
+        let orders = fs::read_to_string(&self.orders).unwrap_or_default();
+        let has = |order: &str| orders.lines().any(|line| line == order);
+        if has("hang") {
+            std::future::pending::<()>().await;
+        }
+        let (state, message) = if has("never ready") {
+            (State::Loading, "loading layer 3 of 7")
+        } else if has("say failed") {
+            (State::Failed, "the weights are of another model")
+        } else {
+            (State::Ready, "")
+        };
+        Ok(Response::new(HealthResponse {
+            state: state.into(),
+            message: message.to_owned(),
+            rank: 0,
+        }))
+    }
+
+    type RunStream = tokio_stream::Pending<Result<StepResult, Status>>;
+
+    async fn run(&self, _: Request<Streaming<Step>>) -> Result<Response<Self::RunStream>, Status> {
+        Err(Status::unimplemented("a stand-in"))
+    }
+}
