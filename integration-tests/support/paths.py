@@ -1,0 +1,18 @@
+"""Where things are: the checkout, the built launcher, the default model."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: The launcher under test.
+GRIDWORK = Path(os.environ.get("GRIDWORK_BIN", ROOT / "target" / "release" / "gridwork"))
+
+#: SmolLM2-135M-Instruct, as `make build` prepares it.
+SMOLLM2 = Path(os.environ.get("GRIDWORK_TEST_MODEL", ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"))
+
+#: Reference answers are kept here between runs.
+REFERENCE_CACHE = ROOT / ".cache" / "tests" / "reference"
+
+#: Whether to run the long forms of the tests (`make nightly`).
+LONG = os.environ.get("GRIDWORK_TEST_LONG", "") not in ("", "0")

@@ -1,0 +1,87 @@
+"""What Transformers' own `generate()` answers, in float32, one prompt at a time: the truth of the exactness tests."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from .paths import REFERENCE_CACHE
+from .text import spread, text_of_tokens
+
+#: Where the two most likely tokens are closer than this in float32, another order of summation may swap them; a case
+#: ends before such a position.
+TIE_MARGIN = 2e-4
+
+LONGEST_PROMPT_TOKENS = 600
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt and its greedy continuation; `token_ids` has at most `max_new_tokens` entries, fewer after EOS."""
+
+    prompt: str
+    num_prompt_tokens: int
+    max_new_tokens: int
+    token_ids: tuple[int, ...]
+
+
+def cases(
+    folder: Path, number: int = 64, longest_prompt: int = LONGEST_PROMPT_TOKENS, longest_answer: int = 32
+) -> list[Case]:
+    """`number` prompts of 1 to `longest_prompt` tokens with answers of up to `longest_answer`; kept on disk."""
+    key = _key(folder, number, longest_prompt, longest_answer)
+    path = REFERENCE_CACHE / f"{folder.name}-{key}.json"
+    if not path.exists():
+        found = _compute(folder, number, longest_prompt, longest_answer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([asdict(case) for case in found]))
+    return [Case(**entry | {"token_ids": tuple(entry["token_ids"])}) for entry in json.loads(path.read_text())]
+
+
+def _key(folder: Path, *parameters: int) -> str:
+    digest = hashlib.sha256(f"{transformers.__version__} {torch.__version__} {parameters} {TIE_MARGIN}".encode())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        digest.update((folder / name).read_bytes())
+    digest.update(Path(__file__).with_name("text.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def _compute(folder: Path, number: int, longest_prompt: int, longest_answer: int) -> list[Case]:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    eos = model.generation_config.eos_token_id
+    prompt_lengths = spread(number, 1, longest_prompt)
+    answer_lengths = spread(number, 4, longest_answer)[::-1]
+    found = []
+    for index, (num_prompt, num_answer) in enumerate(zip(prompt_lengths, answer_lengths, strict=True)):
+        prompt = text_of_tokens(tokenizer, num_prompt, start=index * 97)
+        ids = torch.tensor([tokenizer.encode(prompt).ids])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=GenerationConfig(
+                do_sample=False,
+                max_new_tokens=num_answer,
+                eos_token_id=eos,
+                pad_token_id=0,
+                output_scores=True,
+                return_dict_in_generate=True,
+            ),
+        )
+        answer = output.sequences[0, ids.shape[1] :].tolist()
+        for position, scores in enumerate(output.scores):
+            best = scores[0].topk(2).values
+            if (best[0] - best[1]).item() < TIE_MARGIN * max(1.0, best[0].abs().item()):
+                answer = answer[:position]
+                num_answer = position
+                break
+        if num_answer:
+            found.append(Case(prompt, num_prompt, num_answer, tuple(answer)))
+    assert len(found) > number * 0.8, "too many ties: the model's logits are too flat for a comparison"
+    return found

@@ -1,0 +1,110 @@
+"""What one request does to its model harms no other request."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.client import Answer
+from support.models import KILL, NAN
+from support.server import Server, wait_for
+
+
+@pytest.fixture(scope="module")
+def server(trap: Path) -> Iterator[Server]:
+    with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code") as running:
+        yield running
+
+
+def check_idle(server: Server) -> None:
+    wait_for(lambda: server.client.metric("gridwork_cache_blocks_used") == 0, 10, "no block is in use when idle")
+    assert server.client.metric("gridwork_scheduler_integrity_violations_total") == 0
+
+
+class Bystanders:
+    """Three streams that run while something happens, and must be what they are when nothing does."""
+
+    PROMPTS = ("The boats are past", "Count the seeds", "A good map")
+    NUM_TOKENS = 200
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.alone = [server.client.generate(prompt, max_new_tokens=self.NUM_TOKENS) for prompt in self.PROMPTS]
+        self.answers: list[Answer | BaseException | None] = [None] * len(self.PROMPTS)
+
+    def __enter__(self) -> "Bystanders":
+        before = self.server.client.metric("gridwork_generated_tokens_total")
+        self.threads = [threading.Thread(target=self._run, args=(i,)) for i in range(len(self.PROMPTS))]
+        for thread in self.threads:
+            thread.start()
+        wait_for(
+            lambda: self.server.client.metric("gridwork_generated_tokens_total") > before + 15, 30, "the streams run"
+        )
+        return self
+
+    def _run(self, index: int) -> None:
+        try:
+            self.answers[index] = self.server.client.generate_stream(
+                self.PROMPTS[index], max_new_tokens=self.NUM_TOKENS
+            )
+        except BaseException as error:
+            self.answers[index] = error
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for thread in self.threads:
+            thread.join()
+        if kind is None:
+            for answer, alone in zip(self.answers, self.alone, strict=True):
+                assert isinstance(answer, Answer), answer
+                assert answer.token_ids == alone.token_ids
+                assert answer.text == alone.text
+
+
+def test_nan_logits_fail_only_their_own_request(server: Server) -> None:
+    restarts = server.client.metric("gridwork_shard_restarts_total")
+    with Bystanders(server):
+        for _ in range(3):
+            response = server.client.post(
+                "/generate", {"inputs": f"bad {NAN} day", "parameters": {"max_new_tokens": 4}}
+            )
+            assert response.status_code == 424, response.text
+            assert "NaN" in response.json()["error"]
+            response = server.client.post("/v1/completions", {"prompt": f"bad {NAN} day", "max_tokens": 4})
+            assert response.status_code == 500
+            assert "NaN" in response.json()["error"]["message"]
+    assert server.client.metric("gridwork_shard_restarts_total") == restarts
+    check_idle(server)
+
+
+def test_blocks_that_held_nan_poison_nobody(server: Server) -> None:
+    """Blocks are used again without being cleared; a sequence must not read what lies behind its own tokens."""
+    prompts = [f"{word} boat" for word in ("red", "green", "blue", "old")]
+    clean = [server.client.generate(prompt, max_new_tokens=20).token_ids for prompt in prompts]
+    body = {"inputs": f"{NAN} " + "boat " * 200, "parameters": {"max_new_tokens": 2}}
+    assert {r.status_code for r in server.client.together([lambda: server.client.post("/generate", body)] * 6)} == {424}
+    assert [server.client.generate(prompt, max_new_tokens=20).token_ids for prompt in prompts] == clean
+
+
+def test_a_failure_inside_a_stream_is_an_event(server: Server) -> None:
+    """The 200 has been sent when the model fails; the stream ends with an error that OpenAI clients understand."""
+    body = {"prompt": f"bad {NAN} day", "max_tokens": 4, "stream": True}
+    with server.client.http.stream("POST", "/v1/completions", json=body) as response:
+        text = b"".join(response.iter_raw()).decode()
+    assert "NaN" in text
+    assert '"error"' in text
+
+
+def test_a_request_that_kills_shards_fails_alone(server: Server) -> None:
+    with Bystanders(server):
+        response = server.client.post("/generate", {"inputs": f"the {KILL} word", "parameters": {"max_new_tokens": 4}})
+        assert response.status_code == 424, response.text
+        error = response.json()["error"]
+        assert "shard" in error and "died" in error
+    assert server.client.metric("gridwork_shard_restarts_total") >= 2
+    assert "the trap of this model's custom code has closed" in server.log()
+    check_idle(server)
+
+
+def test_the_server_is_healthy_again_afterwards(server: Server) -> None:
+    assert server.client.get("/health").status_code == 200
+    assert server.client.generate("The boats", max_new_tokens=4).token_ids

@@ -1,0 +1,170 @@
+"""`/metrics` counts what happens and shows nothing in use when idle; spans reach a collector, or nobody notices."""
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.client import events_of
+from support.collector import Collector
+from support.models import KILL, NAN
+from support.server import Server, free_port, wait_for
+
+#: What dashboards are built on; a name that changes breaks them.
+NAMES = (
+    "gridwork_queue_size",
+    "gridwork_running_sequences",
+    "gridwork_cache_blocks_used",
+    "gridwork_cache_blocks_total",
+    "gridwork_time_to_first_token_seconds",
+    "gridwork_time_per_output_token_seconds",
+    "gridwork_request_queue_seconds",
+    "gridwork_request_inference_seconds",
+    "gridwork_prompt_tokens_total",
+    "gridwork_generated_tokens_total",
+    "gridwork_steps_total",
+    "gridwork_step_sequences",
+    "gridwork_step_tokens",
+    "gridwork_preemptions_total",
+    "gridwork_requests_aborted_total",
+    "gridwork_shard_restarts_total",
+)
+
+
+@pytest.fixture(scope="module")
+def server(trap: Path) -> Iterator[Server]:
+    with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code") as running:
+        yield running
+
+
+def check_idle(server: Server) -> None:
+    def idle() -> bool:
+        values = server.client.metrics()
+        names = ("gridwork_cache_blocks_used", "gridwork_running_sequences", "gridwork_queue_size")
+        return all(values[name] == 0 for name in names)
+
+    wait_for(idle, 10, "no block in use, nothing running, nothing queued")
+    assert server.client.metric("gridwork_scheduler_integrity_violations_total") == 0
+
+
+def test_every_metric_is_there_and_described(server: Server) -> None:
+    server.client.generate("The boats", max_new_tokens=4)
+    text = server.client.get("/metrics").text
+    for name in NAMES:
+        assert f"# TYPE {name} " in text, name
+        assert f"# HELP {name} " in text, name
+
+
+def test_tokens_are_counted(server: Server) -> None:
+    client = server.client
+    before = client.metrics()
+    answers = [client.generate("The boats are past", max_new_tokens=7) for _ in range(3)]
+    prompt = len(client.ok("/tokenize", {"inputs": "The boats are past"}))
+    after = client.metrics()
+    counted = {name: after[name] - before.get(name, 0) for name in after}
+    assert counted["gridwork_generated_tokens_total"] == sum(len(answer.token_ids) for answer in answers)
+    assert counted["gridwork_prompt_tokens_total"] == 3 * prompt
+    assert counted["gridwork_time_to_first_token_seconds_count"] == 3
+
+
+def test_nothing_is_in_use_after_normal_ends(server: Server) -> None:
+    server.client.together(
+        [lambda i=i: server.client.generate("The boats " * i, max_new_tokens=5) for i in range(1, 20)]
+    )
+    check_idle(server)
+
+
+def test_nothing_is_in_use_after_clients_have_left(server: Server) -> None:
+    aborted = server.client.metric("gridwork_requests_aborted_total")
+
+    def leave(index: int) -> None:
+        route, body = (
+            ("/generate_stream", {"inputs": "The boats", "parameters": {"max_new_tokens": 900}}),
+            ("/v1/completions", {"prompt": "The boats", "max_tokens": 900, "stream": True}),
+        )[index % 2]
+        with server.client.http.stream("POST", route, json=body) as response:
+            events = events_of(response)
+            for _ in range(index):
+                next(events)
+
+    server.client.together([lambda i=i: leave(i) for i in range(8)])
+    check_idle(server)
+    assert server.client.metric("gridwork_requests_aborted_total") >= aborted + 8
+
+
+def test_nothing_is_in_use_after_a_whole_answer_is_not_waited_for(server: Server) -> None:
+    import httpx
+
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.post("/generate", {"inputs": "The boats", "parameters": {"max_new_tokens": 900}}, timeout=0.5)
+    check_idle(server)
+
+
+def test_nothing_is_in_use_after_refusals(server: Server) -> None:
+    for body in ({"inputs": ""}, {"inputs": "x", "parameters": {"max_new_tokens": 99999}}, {"inputs": 3}):
+        assert server.client.post("/generate", body).status_code == 422
+        assert server.client.post("/generate_stream", body).status_code == 422
+    check_idle(server)
+
+
+def test_nothing_is_in_use_after_failures(server: Server) -> None:
+    for word in (NAN, KILL):
+        reply = server.client.post("/generate", {"inputs": f"a {word} b", "parameters": {"max_new_tokens": 4}})
+        assert reply.status_code == 424, reply.text
+    values = server.client.metrics()
+    assert any("nan_logits" in name and value > 0 for name, value in values.items())
+    check_idle(server)
+
+
+def test_nothing_is_in_use_after_a_restart_with_clients_that_leave_meanwhile(server: Server) -> None:
+    stay = threading.Thread(target=lambda: server.client.generate_stream("The seeds", max_new_tokens=60))
+    body = {"inputs": "The boats", "parameters": {"max_new_tokens": 900}}
+    with server.client.http.stream("POST", "/generate_stream", json=body) as response:
+        next(events_of(response))
+        stay.start()
+        server.shards()[0].kill()
+    stay.join()
+    check_idle(server)
+
+
+# --- traces -----------------------------------------------------------------------------------------------------
+
+
+def test_one_trace_runs_from_http_into_the_shard(trap: Path) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with Collector() as collector:
+        flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
+        with Server("--model-id", trap, *flags) as server:
+            headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+            body = {"inputs": "The boats", "parameters": {"max_new_tokens": 8}}
+            assert server.client.post("/generate", body, headers=headers).status_code == 200
+        spans = collector.of_trace(trace_id)
+        summary = [(span.service, span.name) for span in collector.spans]
+        services = {span.service for span in spans}
+        assert len(services) >= 2, summary
+        names = {span.name for span in spans}
+        for phase in ("queue", "prefill", "decode"):
+            assert phase in names, summary
+        by_id = {span.span_id: span for span in spans}
+        for span in spans:
+            assert span.end_ns >= span.start_ns
+            assert span.parent_id in by_id or span.parent_id == "b7ad6b7169203331", span
+
+
+def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
+    with Collector() as collector:
+        flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
+        with Server("--model-id", trap, *flags) as server:
+            list(server.client.stream("/v1/completions", {"prompt": "The boats", "max_tokens": 4, "stream": True}))
+        assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans}
+
+
+def test_a_collector_that_is_down_costs_a_warning_and_nothing_else(trap: Path) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", endpoint, "--json-output")
+    with Server("--model-id", trap, *flags) as server:
+        for _ in range(3):
+            assert server.client.generate("The boats", max_new_tokens=4).token_ids
+    entries = [json.loads(line) for line in server.lines if line.startswith("{")]
+    assert not [entry for entry in entries if entry["level"].upper() == "ERROR"], server.log_tail()

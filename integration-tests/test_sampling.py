@@ -1,0 +1,144 @@
+"""Sampled answers: what a seed promises, and that every parameter has its effect."""
+
+import math
+from functools import partial
+
+import pytest
+from support.client import Answer
+from support.server import Server
+
+PROMPT = "The harbour wakes before the town does."
+
+
+def test_the_same_seed_gives_the_same_tokens_alone_and_among_63_others(tiny_server: Server) -> None:
+    client = tiny_server.client
+    sampling = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 100, "max_new_tokens": 48}
+
+    def ask(prompt: str, seed: int) -> Answer:
+        return client.generate(prompt, seed=seed, **sampling)
+
+    alone = ask(PROMPT, 1234)
+    assert alone.details["seed"] == 1234
+    asked = [(f"{i} boats left. {PROMPT * (1 + i % 5)}", i) for i in range(63)]
+    asked.insert(40, (PROMPT, 1234))
+    among = client.together([partial(ask, *one) for one in asked])[40]
+    assert among.token_ids == alone.token_ids
+
+
+def test_the_same_seed_gives_the_same_text_from_the_default_model(smollm2_server: Server) -> None:
+    client = smollm2_server.client
+    body = {"messages": [{"role": "user", "content": "Tell me a story."}], "seed": 7, "max_tokens": 24}
+    say = lambda: client.ok("/v1/chat/completions", body)["choices"][0]["message"]["content"]  # noqa: E731
+    alone = say()
+    assert set(client.together([say] * 8)) == {alone}
+
+
+def test_different_seeds_differ(tiny_server: Server) -> None:
+    answers = [
+        tuple(tiny_server.client.generate(PROMPT, do_sample=True, seed=seed, max_new_tokens=24).token_ids)
+        for seed in range(8)
+    ]
+    assert len(set(answers)) == 8
+
+
+def test_no_seed_differs_from_call_to_call(tiny_server: Server) -> None:
+    answers = [tiny_server.client.generate(PROMPT, do_sample=True, max_new_tokens=24) for _ in range(4)]
+    assert len({tuple(answer.token_ids) for answer in answers}) == 4
+    assert all(isinstance(answer.details["seed"], int) for answer in answers)
+
+
+def test_top_k_of_one_is_greedy(tiny_server: Server) -> None:
+    greedy = tiny_server.client.generate(PROMPT, max_new_tokens=24)
+    for narrow in ({"top_k": 1}, {"top_p": 0.0001}, {"temperature": 0.0001}):
+        sampled = tiny_server.client.generate(PROMPT, max_new_tokens=24, do_sample=True, seed=5, **narrow)
+        assert sampled.token_ids == greedy.token_ids, narrow
+
+
+def test_min_p_of_one_keeps_only_the_most_likely(tiny_server: Server) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 1.0, "seed": 3}
+    client = tiny_server.client
+    greedy = client.ok("/v1/completions", body | {"temperature": 0})["choices"][0]["text"]
+    assert client.ok("/v1/completions", body | {"min_p": 1.0})["choices"][0]["text"] == greedy
+    assert client.ok("/v1/completions", body)["choices"][0]["text"] != greedy
+
+
+def test_typical_p_changes_what_is_sampled(tiny_server: Server) -> None:
+    plain = tiny_server.client.generate(PROMPT, max_new_tokens=32, do_sample=True, seed=11)
+    typical = tiny_server.client.generate(PROMPT, max_new_tokens=32, do_sample=True, seed=11, typical_p=0.2)
+    assert plain.token_ids != typical.token_ids
+
+
+def test_logit_bias_forces_and_forbids_a_token(smollm2_server: Server) -> None:
+    client = smollm2_server.client
+    forced = client.ok("/tokenize", {"inputs": " banana"})[0]
+    body = {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0}
+    text = client.ok("/v1/completions", body | {"logit_bias": {str(forced["id"]): 100}})["choices"][0]["text"]
+    assert text == " banana" * 3
+    paris = client.ok("/tokenize", {"inputs": " Paris"})[0]
+    text = client.ok("/v1/completions", body | {"logit_bias": {str(paris["id"]): -100}})["choices"][0]["text"]
+    assert "Paris" not in text
+
+
+@pytest.mark.parametrize(
+    "penalty", [{"presence_penalty": 2.0}, {"frequency_penalty": 2.0}, {"repetition_penalty": 1.8}]
+)
+def test_a_penalty_makes_repetition_rarer(smollm2_server: Server, penalty: dict[str, float]) -> None:
+    client = smollm2_server.client
+    body = {"prompt": "na na na na na na na na na na na na", "max_tokens": 40, "temperature": 0}
+    plain = client.ok("/v1/completions", body)["choices"][0]["text"]
+    penalised = client.ok("/v1/completions", body | penalty)["choices"][0]["text"]
+    assert len(set(penalised.split())) > len(set(plain.split()))
+
+
+def test_logprobs_are_those_of_the_model(tiny_server: Server) -> None:
+    """The token taken greedily is the most likely one, and top tokens come best first."""
+    answer = tiny_server.client.generate(PROMPT, max_new_tokens=12, top_n_tokens=4)
+    assert len(answer.details["top_tokens"]) == len(answer.token_ids)
+    for token, top in zip(answer.details["tokens"], answer.details["top_tokens"], strict=True):
+        logprobs = [entry["logprob"] for entry in top]
+        assert len(top) == 4
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert top[0]["id"] == token["id"]
+        assert top[0]["logprob"] == pytest.approx(token["logprob"], abs=1e-4)
+        assert sum(math.exp(logprob) for logprob in logprobs) <= 1.0 + 1e-4
+
+
+def test_logprobs_do_not_depend_on_the_temperature(tiny_server: Server) -> None:
+    greedy = tiny_server.client.generate(PROMPT, max_new_tokens=8)
+    sampled = tiny_server.client.generate(PROMPT, max_new_tokens=8, do_sample=True, top_k=1, temperature=3.0, seed=1)
+    assert sampled.token_ids == greedy.token_ids
+    for one, other in zip(greedy.details["tokens"], sampled.details["tokens"], strict=True):
+        assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+
+
+def test_prompt_logprobs_are_given_with_decoder_input_details(tiny_server: Server) -> None:
+    answer = tiny_server.client.generate(PROMPT, max_new_tokens=4, decoder_input_details=True)
+    prefill = answer.details["prefill"]
+    ids = [token["id"] for token in tiny_server.client.ok("/tokenize", {"inputs": PROMPT})]
+    assert [token["id"] for token in prefill] == ids
+    assert prefill[0]["logprob"] is None
+    assert all(token["logprob"] <= 0 for token in prefill[1:])
+
+
+def test_chat_logprobs_have_the_shape_that_openai_clients_read(smollm2_server: Server) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    choice = smollm2_server.client.ok("/v1/chat/completions", body)["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content).startswith("The capital of France is Paris.")
+    assert all(len(entry["top_logprobs"]) == 2 and entry["logprob"] <= 0 for entry in content)
+
+
+def test_best_of_gives_the_likeliest_of_several(tiny_server: Server) -> None:
+    answer = tiny_server.client.generate(PROMPT, max_new_tokens=8, do_sample=True, best_of=2)
+    others = answer.details["best_of_sequences"]
+    assert len(others) == 1
+
+    def mean(tokens: list[dict[str, float]]) -> float:
+        return sum(token["logprob"] for token in tokens) / len(tokens)
+
+    assert mean(answer.details["tokens"]) >= mean(others[0]["tokens"])
