@@ -1,0 +1,154 @@
+# Gridwork: `make serve` builds everything and serves the default model; `make test` runs every check.
+#
+# Needs Rust, Python 3.11 or newer, a C++ compiler and make. Everything else is installed into .venv (Python packages,
+# pinned by hash), target (Rust) and .cache (uv, the default model). Steps that are up to date are skipped.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+# The Python that .venv is made from: the first of these that is at least 3.11. `make PYTHON=/path/to/python` overrides it.
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(if \
+            $(shell $(p) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),$(p))))
+
+# Flags for the launcher (`make serve ARGS="--model-id gpt2 --port 8080"`).
+ARGS ?=
+
+VENV := .venv
+UV := .cache/uv/bin/uv
+MODEL := .cache/models/SmolLM2-135M-Instruct
+PROTO := $(wildcard proto/gridwork/shard/v1/*.proto)
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_HTTP_TIMEOUT := 300
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONUNBUFFERED := 1
+
+# So that `gridwork` finds its router and shard, and tools are the pinned ones.
+export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/uv/bin:$(PATH)
+
+say = @printf '\033[1m==> %s\033[0m\n'
+
+.PHONY: build serve test fmt lint integration bench bench-router nightly clean help rust python python-dev model
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: python rust model ## Install everything and build, without serving
+
+serve: build ## Build, then serve the default model on port 3000 (ARGS="--model-id …" to change)
+	@exec scripts/serve $(ARGS)
+
+# --- Python -----------------------------------------------------------------------------------------------------
+
+python: $(VENV)/.stamp-packages $(VENV)/.stamp-proto $(VENV)/.stamp-kernels
+
+python-dev: python $(VENV)/.stamp-dev
+
+$(UV): server/requirements-uv.lock
+	$(say) "Installing uv into .cache/uv"
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python"; exit 1; }
+	@rm -rf .cache/uv
+	@$(PYTHON) -m venv .cache/uv || { echo "$(PYTHON) -m venv failed; on Debian and Ubuntu install python3-venv"; exit 1; }
+	@.cache/uv/bin/python -m pip install --quiet --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+$(VENV)/bin/python: | $(UV)
+	$(say) "Creating $(VENV)"
+	@$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV)
+
+$(VENV)/.stamp-server: server/requirements.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing the Python packages of server/requirements.lock"
+	@$(UV) pip sync --python $(VENV)/bin/python --require-hashes $< \
+	    $$(test ! -e $(VENV)/.stamp-dev || echo server/requirements-dev.lock)
+	@touch $@
+
+$(VENV)/.stamp-packages: $(VENV)/.stamp-server server/pyproject.toml kernels/pyproject.toml
+	$(say) "Installing gridwork-server and gridwork-kernels (editable)"
+	@$(UV) pip install --python $(VENV)/bin/python --quiet --no-deps --no-build-isolation -e server -e kernels
+	@touch $@
+
+$(VENV)/.stamp-dev: server/requirements-dev.lock $(VENV)/.stamp-server
+	$(say) "Installing the test tools of server/requirements-dev.lock"
+	@$(UV) pip install --python $(VENV)/bin/python --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.stamp-proto: $(PROTO) server/generate_proto.py $(VENV)/.stamp-packages
+	$(say) "Generating the Python side of the contract"
+	@$(VENV)/bin/python server/generate_proto.py
+	@touch $@
+
+$(VENV)/.stamp-kernels: $(wildcard kernels/cpu/*.cpp) kernels/build_cpu.py $(VENV)/.stamp-packages
+	$(say) "Building the CPU kernels"
+	@$(VENV)/bin/python kernels/build_cpu.py
+	@touch $@
+
+# --- Rust -------------------------------------------------------------------------------------------------------
+
+rust: ## Build the launcher and the router
+	$(say) "Building gridwork and gridwork-router"
+	@cargo build --release --locked -p gridwork-launcher -p gridwork-router --bins
+
+# --- The default model ------------------------------------------------------------------------------------------
+
+model: $(MODEL)/config.json
+
+$(MODEL)/config.json: | python
+	$(say) "Preparing SmolLM2-135M-Instruct in $(MODEL) (once)"
+	@mkdir -p $(dir $(MODEL))
+	@$(VENV)/bin/gridwork-server default-model --output $(MODEL) 2>&1 | $(VENV)/bin/python scripts/plain_log
+
+# --- Checks -----------------------------------------------------------------------------------------------------
+
+fmt: python-dev ## Format Rust and Python
+	@cargo fmt --all
+	@$(VENV)/bin/ruff format server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff check --fix server kernels integration-tests benchmarks
+
+lint: python-dev ## Formatting, lints and types, without changing anything
+	$(say) "Rust: formatting and lints"
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(say) "Python: formatting, lints and types"
+	@$(VENV)/bin/ruff format --check server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff check server kernels integration-tests benchmarks
+	@cd server && ../$(VENV)/bin/mypy
+	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
+	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
+
+test: build lint unit integration ## Every check and test
+
+.PHONY: unit
+unit: build python-dev
+	$(say) "Rust unit tests"
+	@cargo test --workspace --locked
+	$(say) "Python unit tests"
+	@$(VENV)/bin/python -m pytest -q server/tests kernels
+
+integration: build python-dev ## Black-box tests: the real launcher, over HTTP
+	$(say) "Integration tests"
+	@$(VENV)/bin/python -m pytest -q integration-tests
+
+nightly: test ## What `test` runs, then the long forms of the integration tests
+	$(say) "Integration tests, long forms"
+	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
+
+# --- Benchmarks -------------------------------------------------------------------------------------------------
+
+PEER := .cache/peers/transformers
+
+$(PEER)/bin/transformers: | $(UV) $(VENV)/.stamp-server
+	$(say) "Installing transformers[serving] into $(PEER)"
+	@$(UV) venv --quiet --python $(VENV)/bin/python $(PEER)
+	@$(UV) pip install --python $(PEER)/bin/python --constraints server/requirements.lock 'transformers[serving]' torch
+
+bench: build python-dev $(PEER)/bin/transformers ## Gridwork beside `transformers serve`; prints a Markdown table
+	@$(VENV)/bin/python benchmarks/serve_vs_transformers.py --peer $(PEER)/bin/transformers
+
+bench-router: build ## The router's own cost, with a shard that answers at once
+	@cargo build --release --locked -p gridwork-router-overhead
+	@target/release/router-overhead --router target/release/gridwork-router --model-path $(MODEL)
+
+clean: ## Remove everything that was built or installed here
+	rm -rf $(VENV) target .cache
