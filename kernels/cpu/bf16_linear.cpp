@@ -1,6 +1,6 @@
-// Linear layer with bfloat16 weights for x86-64 CPUs that have AVX-512 but no bfloat16 units.
+// Linear layer with bfloat16 weights for x86-64 CPUs with AVX-512.
 //
-// On such CPUs a bfloat16 product is fastest in float32: a bfloat16 is the upper half of the float32 of the same value,
+// Without tile units a bfloat16 product is fastest in float32: a bfloat16 is the upper half of the float32 of the same value,
 // so a weight is widened by one shift or mask when it is used, and memory is read at bfloat16's size.
 //
 // Packed weights: [ceil(N / 32), K, 32] bfloat16, panels of 32 output features. Within the 32, lane j of the 32-bit

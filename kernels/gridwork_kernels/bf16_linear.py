@@ -1,8 +1,10 @@
-"""Linear layers with bfloat16 weights on CPUs that have AVX-512 but no bfloat16 units.
+"""Linear layers with bfloat16 weights on CPUs.
 
-There PyTorch's bfloat16 product runs at a quarter of the speed of a float32 one. This kernel reads the weights as
-bfloat16, packed once, and multiplies in float32. A row's result does not depend on the other rows of the batch.
+Without tile units (AMX), PyTorch's bfloat16 product is slower than a float32 one. With AVX-512, this kernel reads the
+weights as bfloat16, packed once, and multiplies in float32. A row's result does not depend on the other rows of the batch.
 """
+
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -19,14 +21,14 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     return nn.functional.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
 
 
+def is_supported() -> bool:
+    """Whether this CPU can run the kernel."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and cpu_library.load()
+
+
 def is_profitable() -> bool:
-    """Whether this CPU can run the kernel, and PyTorch has nothing faster for bfloat16 on it."""
-    return (
-        torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and not torch.cpu._is_avx512_bf16_supported()
-        and not torch.cpu._is_amx_tile_supported()
-        and cpu_library.load()
-    )
+    """Whether the kernel runs here, and PyTorch has nothing faster for bfloat16."""
+    return is_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 class PackedLinear(nn.Module):
@@ -52,23 +54,55 @@ class PackedLinear(nn.Module):
         return weight[: self.out_features]
 
 
-def pack_linears(model: nn.Module, head: nn.Module | None = None) -> int:
-    """Replaces every plain bfloat16 `nn.Linear` on the CPU by its packed form, in place. Returns how many.
+class Float32Linear(nn.Module):
+    """An `nn.Linear` that computes, and answers, in float32: the plain form of a packed one with `float32_out`."""
 
-    head: the layer that gives logits. It gives them in float32: at the size of logits, rounding to bfloat16 makes ties
-    of tokens that the model tells apart.
+    def __init__(self, linear: nn.Linear) -> None:
+        """Keeps a float32 copy of the weights."""
+        super().__init__()
+        self.register_buffer("weight", linear.weight.data.float())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.data.float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: `[..., in_features]`; returns float32 `[..., out_features]`."""
+        return nn.functional.linear(x.float(), self.weight, self.bias)
+
+
+def pack_linears(model: nn.Module) -> int:
+    """Replaces every plain bfloat16 `nn.Linear` on the CPU by its packed form, in place. Returns how many.
 
     Subclasses of `nn.Linear` are left alone, since they may do something else; so are layers smaller than a panel.
     """
-    replaced: dict[nn.Linear, PackedLinear] = {}
+    replaced: dict[nn.Module, nn.Module] = {}
+    for child in model.modules():
+        if _is_plain(child) and child.out_features >= PANEL:
+            replaced[child] = PackedLinear(child)
+    _replace(model, replaced)
+    return len(replaced)
+
+
+def widen_head(model: nn.Module, head: nn.Module) -> bool:
+    """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16 makes
+    ties of tokens that the model tells apart. Returns False for a head that is no plain bfloat16 `nn.Linear` on the CPU."""
+    if not _is_plain(head):
+        return False
+    packable = is_supported() and head.out_features >= PANEL
+    _replace(model, {head: PackedLinear(head, float32_out=True) if packable else Float32Linear(head)})
+    return True
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return (
+        type(module) is nn.Linear
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and module.weight.dtype == torch.bfloat16
+        and module.weight.device.type == "cpu"
+    )
+
+
+def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() leaves out shared ones
-            if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
-                continue
-            weight = child.weight
-            if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or child.out_features < PANEL:
-                continue
-            if child not in replaced:
-                replaced[child] = PackedLinear(child, float32_out=child is head)
-            setattr(parent, name, replaced[child])
-    return len(replaced)
+            if child in replaced:
+                setattr(parent, name, replaced[child])

@@ -81,11 +81,15 @@ def test_only_plain_bfloat16_layers_are_replaced() -> None:
     assert [type(model[name]) for name in ("special", "float32", "small")] == [Special, nn.Linear, nn.Linear]
 
 
-@needs_avx512
-def test_the_head_gives_float32_and_only_the_head() -> None:
-    model = nn.ModuleDict({"body": random_layer(64, 64, False), "head": random_layer(64, 100, False)})
-    weight = model["head"].weight
-    bf16_linear.pack_linears(model, head=model["head"])
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_avx512)])
+def test_a_widened_head_gives_float32(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bf16_linear, "is_supported", lambda: packed)
+    model = nn.ModuleDict({"body": random_layer(64, 64, False), "head": random_layer(64, 100, True)})
+    head = model["head"]
+    weight, bias = head.weight.float(), head.bias.float()
+    assert bf16_linear.widen_head(model, head)
+    assert type(model["head"]) is (bf16_linear.PackedLinear if packed else bf16_linear.Float32Linear)
     x = torch.randn(3, 64).bfloat16()
     assert model["body"](x).dtype == torch.bfloat16
-    torch.testing.assert_close(model["head"](x), x.float() @ weight.float().T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model["head"](x), x.float() @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    assert not bf16_linear.widen_head(model, nn.Linear(64, 64))

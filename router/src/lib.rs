@@ -54,7 +54,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RouterError> {
     let metrics = metrics::install();
-    let (tokenizer, chat_template) = load_tokenizer(&config).await?;
+    tokio::pin!(shutdown);
+    let (tokenizer, chat_template) = tokio::select! {
+        loaded = load_tokenizer(&config) => loaded?,
+        () = &mut shutdown => return Ok(()),
+    };
     match &chat_template {
         Ok(_) => {}
         Err(ChatTemplateError::Missing) => {
@@ -80,7 +84,6 @@ pub async fn run(
         ended.map_err(|error| RouterError::Internal(error.to_string()))?.map_err(RouterError::Http)
     };
 
-    tokio::pin!(shutdown);
     tokio::select! {
         ready = engine.ready() => {
             let ready = ready?;

@@ -73,10 +73,11 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     if config.fuse and dtype == torch.bfloat16 and device.type == "cpu":
         from gridwork_kernels import bf16_linear
 
+        head = model.get_output_embeddings()
+        if head is not None and bf16_linear.widen_head(model, getattr(head, "local", head)):
+            notes.append("logits in float32")
         if bf16_linear.is_profitable():
-            head = model.get_output_embeddings()
-            packed = bf16_linear.pack_linears(model, getattr(head, "local", head))
-            notes.append(f"{packed} linear layers packed for AVX-512")
+            notes.append(f"{bf16_linear.pack_linears(model)} linear layers packed for AVX-512")
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     try:
         layers, vocab_size = _probe(model, model_config, keeps_logits, device)
