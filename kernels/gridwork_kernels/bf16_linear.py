@@ -1,7 +1,8 @@
 """Linear layers with bfloat16 weights on CPUs.
 
 Without tile units (AMX), PyTorch's bfloat16 product is slower than a float32 one. With AVX-512, this kernel reads the
-weights as bfloat16, packed once, and multiplies in float32. A row's result does not depend on the other rows of the batch.
+weights as bfloat16, packed once, and multiplies in float32. A row's result does not depend on the other rows of the
+batch.
 """
 
 from typing import TypeGuard
@@ -82,8 +83,9 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def widen_head(model: nn.Module, head: nn.Module) -> bool:
-    """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16 makes
-    ties of tokens that the model tells apart. Returns False for a head that is no plain bfloat16 `nn.Linear` on the CPU."""
+    """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16
+    makes ties of tokens that the model tells apart. Returns False for a head that is no plain bfloat16 `nn.Linear` on
+    the CPU."""
     if not _is_plain(head):
         return False
     packable = is_supported() and head.out_features >= PANEL

@@ -140,8 +140,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype, heads: set[tuple
     if name == "cpu" and not fits_cpu:
         raise ValueError(
             f"--attention cpu needs a CPU with AVX-512, float32 or bfloat16, and head sizes that are multiples of "
-            f"{cpu_attention.HEAD_MULTIPLE} up to {cpu_attention.LARGEST_HEAD}; here: {device}, {dtype}, {sorted(heads)}. "
-            "Use --attention sdpa"
+            f"{cpu_attention.HEAD_MULTIPLE} up to {cpu_attention.LARGEST_HEAD}; here: {device}, {dtype}, "
+            f"{sorted(heads)}. Use --attention sdpa"
         )
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown attention `{name}`; one of auto, {', '.join(IMPLEMENTATIONS)}")

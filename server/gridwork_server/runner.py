@@ -62,6 +62,7 @@ class Runner:
         # Dropped first, so that its memory counts as free.
         self._keys, self._values = {}, {}
         size = self._size_cache(limits)
+        _check_capacity(size, limits)
         error = self._allocate(limits, size.num_blocks)
         if self.group.minimum(0 if error else 1) == 0:
             self._keys, self._values = {}, {}
@@ -246,8 +247,6 @@ class Runner:
 
     def _run_first_steps(self, num_blocks: int) -> None:
         """A chunk of prefill and a decode, so that whatever is set up at first use is set up now."""
-        if num_blocks == 0:
-            return
         tokens = min(self._limits.max_batch_tokens, 16, num_blocks * self._limits.block_size_tokens - 1)
         if tokens < 1 or tokens + 1 > self.table.token_ids.shape[1] - 2:
             return
@@ -262,6 +261,22 @@ class Runner:
         self.run(step)
         self.run(pb.Step(id=0, sequence_ids=[0], num_tokens=[1], num_new_blocks=[0]))
         self.run(pb.Step(id=0, released=[0]))
+
+
+def _check_capacity(size: CacheSize, limits: "pb.WarmupRequest") -> None:
+    """Every rank comes to the same conclusion, since the size is agreed upon."""
+    if size.num_blocks == 0:
+        needed = limits.block_size_tokens * size.bytes_per_token
+        raise LimitError(
+            f"the memory for it does not hold one block of {limits.block_size_tokens} tokens, which takes {needed} "
+            "bytes; give it more with --kv-cache-memory"
+        )
+    capacity = size.num_blocks * limits.block_size_tokens
+    if capacity < limits.max_total_tokens:
+        raise LimitError(
+            f"it would hold {capacity} tokens, too few for one sequence of {limits.max_total_tokens} tokens; set "
+            f"--max-total-tokens to {capacity} or less, or give it more memory with --kv-cache-memory"
+        )
 
 
 def _array(values: "Iterable[int]") -> np.ndarray:

@@ -82,9 +82,7 @@ def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
 
 def plain(folder: Path) -> Any:
     """The model as Transformers runs it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 
 

@@ -32,8 +32,10 @@ class ShardProcess:
     def __init__(self, model: Path, address: str, *arguments: str) -> None:
         """address: path of a unix socket or host:port."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gridwork_server", "serve", "--model-path", str(model), "--socket", address]
-            + ["--kv-cache-memory", "16MiB", "--cpu-threads", "1", *arguments],
+            [
+                *(sys.executable, "-m", "gridwork_server", "serve", "--model-path", str(model), "--socket", address),
+                *("--kv-cache-memory", "16MiB", "--cpu-threads", "1", *arguments),
+            ],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

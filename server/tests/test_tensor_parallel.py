@@ -46,8 +46,10 @@ def run_jobs(folder: Path, jobs: list[dict[str, Any]], world_size: int = 2) -> l
     outputs = [folder / f"results-{rank}.json" for rank in range(world_size)]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.rank_program", str(rank), str(world_size), port, str(outputs[rank])]
-            + [str(folder / "jobs.json")],
+            [
+                *(sys.executable, "-m", "tests.rank_program"),
+                *(str(rank), str(world_size), port, str(outputs[rank]), str(folder / "jobs.json")),
+            ],
             cwd=SERVER,
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
@@ -123,7 +125,9 @@ def test_runs_in_bfloat16(results: dict[str, list[dict[str, Any]]]) -> None:
         ("misshapen", ["model.norm.weight is [10], not [48]"]),
     ],
 )
-def test_says_why_a_model_cannot_be_split(name: str, words: list[str], results: dict[str, list[dict[str, Any]]]) -> None:
+def test_says_why_a_model_cannot_be_split(
+    name: str, words: list[str], results: dict[str, list[dict[str, Any]]]
+) -> None:
     for rank in results[name]:
         for word in words:
             assert word in rank["error"]

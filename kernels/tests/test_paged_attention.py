@@ -1,0 +1,111 @@
+"""The implementations of paged attention against `reference`, and `reference` against a dense softmax."""
+
+import pytest
+import torch
+
+from gridwork_kernels import cpu_attention
+from gridwork_kernels.paged_attention import IMPLEMENTATIONS, AttentionOptions, PagedLayout, choose, reference
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 40
+NULL_BLOCK = NUM_BLOCKS
+
+# Chunks of prefill that start a sequence or go on with it, and decodes, short and long.
+MIXED = [(5, 5), (1, 1), (7, 26), (1, 38), (1, 9), (12, 13)]
+DECODES = [(1, 1), (1, 17), (1, 30)]
+
+OPTIONS = {
+    "plain": AttentionOptions(scale=0.25),
+    "window": AttentionOptions(scale=0.25, window=6),
+    "window of one": AttentionOptions(scale=0.25, window=1),
+    "softcap": AttentionOptions(scale=0.25, softcap=2.0),
+    "sinks": AttentionOptions(scale=0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
+    "all": AttentionOptions(scale=0.2, window=6, softcap=2.0, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
+}
+
+
+def problem(
+    chunks: list[tuple[int, int]],
+    kv_heads: int,
+    sizes: tuple[int, int] = (16, 16),
+    dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout]:
+    """Query, keys, values and layout for chunks of (tokens computed, length afterwards). Unused slots are NaN."""
+    torch.manual_seed(len(chunks) + kv_heads)
+    blocks = torch.randperm(NUM_BLOCKS).tolist()
+    tables = torch.full((len(chunks), max(-(-end // BLOCK_SIZE) for _, end in chunks)), NULL_BLOCK, dtype=torch.int32)
+    keys = torch.full(((NUM_BLOCKS + 1) * BLOCK_SIZE, kv_heads, sizes[0]), torch.nan)
+    values = torch.full(((NUM_BLOCKS + 1) * BLOCK_SIZE, kv_heads, sizes[1]), torch.nan)
+    keys[NULL_BLOCK * BLOCK_SIZE :], values[NULL_BLOCK * BLOCK_SIZE :] = 0, 0
+    sequence, length = [], []
+    for row, (count, end) in enumerate(chunks):
+        own = [blocks.pop() for _ in range(-(-end // BLOCK_SIZE))]
+        tables[row, : len(own)] = torch.tensor(own)
+        slots = torch.tensor([own[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(end)])
+        keys[slots], values[slots] = torch.randn(end, kv_heads, sizes[0]), torch.randn(end, kv_heads, sizes[1])
+        sequence += [row] * count
+        length += range(end - count + 1, end + 1)
+    layout = PagedLayout(
+        block_tables=tables,
+        sequence=torch.tensor(sequence, dtype=torch.int32),
+        length=torch.tensor(length, dtype=torch.int32),
+        slots=torch.zeros(len(length), dtype=torch.int64),
+        block_size=BLOCK_SIZE,
+        num_tokens=[count for count, _ in chunks],
+        end=[end for _, end in chunks],
+        null_slot=NULL_BLOCK * BLOCK_SIZE,
+    )
+    query = torch.randn(len(length), 6, sizes[0]) * 3
+    return query.to(dtype), keys.to(dtype), values.to(dtype), layout
+
+
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name != "reference"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+@pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_equals_the_reference(
+    implementation: str, options: AttentionOptions, kv_heads: int, chunks: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
+    if implementation == "cpu" and not cpu_attention.supports(dtype, 16, 32):
+        pytest.skip("the CPU lacks AVX-512 or the library was not built")
+    query, keys, values, layout = problem(chunks, kv_heads, (16, 32), dtype)
+    out = IMPLEMENTATIONS[implementation](query, keys, values, layout, options)
+    assert out.dtype == dtype
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
+    torch.testing.assert_close(out, reference(query, keys, values, layout, options), **tolerance)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_reference_is_softmax_over_the_visible_keys(options: AttentionOptions) -> None:
+    query, keys, values, layout = problem([(3, 11)], kv_heads=2)
+    out = reference(query, keys, values, layout, options)
+    for token, head in ((0, 0), (1, 4), (2, 5)):
+        end = 9 + token
+        positions = range(max(0, end - options.window) if options.window else 0, end)
+        slots = [int(layout.block_tables[0, i // BLOCK_SIZE]) * BLOCK_SIZE + i % BLOCK_SIZE for i in positions]
+        scores = torch.stack([query[token, head].dot(keys[slot, head // 3]) for slot in slots]) * options.scale
+        if options.softcap:
+            scores = options.softcap * (scores / options.softcap).tanh()
+        weights = scores.exp()
+        total = weights.sum() + (0 if options.sinks is None else options.sinks[head].exp())
+        expected = (weights[:, None] / total * values[slots, head // 3]).sum(0)
+        torch.testing.assert_close(out[token, head], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_layout_serves_layers_with_different_windows() -> None:
+    query, keys, values, layout = problem(MIXED, kv_heads=2)
+    for name in ("window", "plain", "window"):
+        out = IMPLEMENTATIONS["sdpa"](query, keys, values, layout, OPTIONS[name])
+        torch.testing.assert_close(out, reference(query, keys, values, layout, OPTIONS[name]), rtol=1e-5, atol=1e-5)
+
+
+def test_heads_that_the_compiled_kernel_cannot_do_are_left_to_pytorch() -> None:
+    cpu = torch.device("cpu")
+    assert choose("auto", cpu, torch.float32, {(16, 16), (20, 20)}) == "sdpa"
+    assert choose("auto", torch.device("cuda"), torch.bfloat16, {(64, 64)}) == "sdpa"
+    assert choose("reference", cpu, torch.float32, {(20, 20)}) == "reference"
+    with pytest.raises(ValueError, match="--attention sdpa"):
+        choose("cpu", cpu, torch.float16, {(64, 64)})
+    with pytest.raises(ValueError, match="unknown attention `flash`"):
+        choose("flash", cpu, torch.float32, {(64, 64)})
