@@ -1,8 +1,10 @@
 """The default model answers, on every route, streamed or not, and the two ways of asking agree."""
 
 import json
+from pathlib import Path
 
 import pytest
+from support.reference import chat_answer
 from support.server import Server
 
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
@@ -34,7 +36,7 @@ def test_a_chat_stream_says_what_the_whole_answer_says(smollm2_server: Server) -
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_a_chat_goes_on_from_what_was_said(smollm2_server: Server) -> None:
+def test_a_chat_goes_on_from_what_was_said(smollm2_server: Server, smollm2: Path) -> None:
     messages = [
         {"role": "system", "content": "You answer briefly."},
         {"role": "user", "content": "My name is Ada. Remember it."},
@@ -44,7 +46,9 @@ def test_a_chat_goes_on_from_what_was_said(smollm2_server: Server) -> None:
     reply = smollm2_server.client.ok(
         "/v1/chat/completions", {"messages": messages, "temperature": 0, "max_completion_tokens": 24}
     )
-    assert "Ada" in reply["choices"][0]["message"]["content"]
+    text, num_prompt_tokens = chat_answer(smollm2, messages, max_new_tokens=24)
+    assert reply["choices"][0]["message"]["content"] == text
+    assert reply["usage"]["prompt_tokens"] == num_prompt_tokens
 
 
 def test_two_answers_have_different_ids(smollm2_server: Server) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from .paths import REFERENCE_CACHE
 from .text import spread, text_of_tokens
@@ -85,3 +85,14 @@ def _compute(folder: Path, number: int, longest_prompt: int, longest_answer: int
             found.append(Case(prompt, num_prompt, num_answer, tuple(answer)))
     assert len(found) > number * 0.8, "too many ties: the model's logits are too flat for a comparison"
     return found
+
+
+@torch.inference_mode()
+def chat_answer(folder: Path, messages: list[dict[str, str]], max_new_tokens: int) -> tuple[str, int]:
+    """The greedy answer to a chat by the model's own template, and the number of prompt tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    output = model.generate(ids, do_sample=False, max_new_tokens=max_new_tokens)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True), ids.shape[1]
