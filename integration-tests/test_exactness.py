@@ -89,6 +89,25 @@ def check_through_the_death_of_a_shard(server: Server, expected: list[Case], fol
     assert {shard.pid for shard in server.shards()}.isdisjoint({victims[-1].pid})
 
 
+def check_in_chunks_of_16_tokens(folder: Path, expected: list[Case]) -> None:
+    with Server("--model-id", folder, "--dtype", "float32", "--max-batch-prefill-tokens", 16) as server:
+        check(ask_together(server, expected), expected, folder)
+        longest = max(case.num_prompt_tokens for case in expected)
+        assert server.client.metric("gridwork_steps_total") > longest / 16
+        check_idle(server)
+
+
+def check_with_preemptions(folder: Path, expected: list[Case]) -> None:
+    """With a cache of 704 tokens, where the cases together need many times that."""
+    with Server(
+        *("--model-id", folder, "--dtype", "float32", "--max-total-tokens", 640),
+        *("--kv-cache-memory", 704 * cache_bytes_per_token(folder)),
+    ) as server:
+        check(ask_together(server, expected), expected, folder)
+        assert server.client.metric("gridwork_preemptions_total") > 0
+        check_idle(server)
+
+
 def check_idle(server: Server) -> None:
     wait_for(lambda: server.client.metric("gridwork_cache_blocks_used") == 0, 5, "no block is in use when idle")
     assert server.client.metric("gridwork_scheduler_integrity_violations_total") == 0
@@ -119,16 +138,12 @@ def test_smollm2_through_the_death_of_a_shard(smollm2_server: Server, smollm2: P
     check_idle(smollm2_server)
 
 
-def test_smollm2_in_chunks_of_16_tokens_with_preemptions(smollm2: Path) -> None:
-    # A cache of 1024 tokens; the cases together need about four times that.
-    with Server(
-        *("--model-id", smollm2, "--dtype", "float32", "--max-batch-prefill-tokens", 16),
-        *("--max-total-tokens", 640, "--kv-cache-memory", 1024 * cache_bytes_per_token(smollm2)),
-    ) as server:
-        expected = smollm2_cases(smollm2)
-        check(ask_together(server, expected), expected, smollm2)
-        assert server.client.metric("gridwork_preemptions_total") > 0
-        check_idle(server)
+def test_smollm2_in_chunks_of_16_tokens(smollm2: Path) -> None:
+    check_in_chunks_of_16_tokens(smollm2, smollm2_cases(smollm2))
+
+
+def test_smollm2_with_preemptions(smollm2: Path) -> None:
+    check_with_preemptions(smollm2, smollm2_cases(smollm2))
 
 
 def test_smollm2_over_two_shards_and_through_the_death_of_one(smollm2: Path) -> None:
@@ -158,16 +173,13 @@ def test_alone_then_64_at_once_then_through_the_death_of_a_shard(family: str, ti
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_in_chunks_of_16_tokens_with_preemptions(family: str, tiny: TinyModels) -> None:
-    folder = tiny(family)
-    with Server(
-        *("--model-id", folder, "--dtype", "float32", "--max-batch-prefill-tokens", 16),
-        *("--max-total-tokens", 640, "--kv-cache-memory", 704 * cache_bytes_per_token(folder)),
-    ) as server:
-        expected = cases(folder)
-        check(ask_together(server, expected), expected, folder)
-        assert server.client.metric("gridwork_preemptions_total") > 0
-        check_idle(server)
+def test_in_chunks_of_16_tokens(family: str, tiny: TinyModels) -> None:
+    check_in_chunks_of_16_tokens(tiny(family), cases(tiny(family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_preemptions(family: str, tiny: TinyModels) -> None:
+    check_with_preemptions(tiny(family), cases(tiny(family)))
 
 
 @pytest.mark.parametrize("family", SPLITTABLE)

@@ -52,17 +52,29 @@ async fn read<T: DeserializeOwned>(request: Request, limit_bytes: usize) -> Resu
 
 /// Parses JSON; errors name the path of the field.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // A struct would be read from an array as well.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        well_formed(body)?;
+        return Err(ApiError::new(ErrorKind::InvalidType, "the body must be a JSON object"));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
-            serde_json::error::Category::Data => wrong_type(&path, &inner),
+            // The first error in the text may be a wrong type, with bad syntax behind it.
+            serde_json::error::Category::Data => {
+                well_formed(body).err().unwrap_or_else(|| wrong_type(&path, &inner))
+            }
             _ => malformed(&inner),
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
     Ok(value)
+}
+
+fn well_formed(body: &[u8]) -> Result<(), ApiError> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(body).map(|_| ()).map_err(|error| malformed(&error))
 }
 
 fn malformed(error: &serde_json::Error) -> ApiError {
@@ -122,9 +134,11 @@ mod tests {
 
     #[test]
     fn what_is_not_json_is_told_apart_from_a_wrong_type() {
-        for body in ["", "{", "{} x", "\u{0}", r#"{"inputs": "x"} {}"#] {
+        for body in ["", "{", "{} x", "\u{0}", r#"{"inputs": "x"} {}"#, "null x", "[", r#"{"inputs": 1"#] {
             assert_eq!(error(body).kind, ErrorKind::InvalidJson, "{body:?}");
         }
-        assert_eq!(error("[]").kind, ErrorKind::InvalidType);
+        for body in ["[]", r#"["x"]"#, "null", "3"] {
+            assert_eq!(error(body).message, "the body must be a JSON object", "{body:?}");
+        }
     }
 }
