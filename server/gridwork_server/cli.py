@@ -62,8 +62,8 @@ def _bytes(text: str) -> int:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    # OpenMP reads it when PyTorch is imported. Threads that spin while they wait take the cores from the router and from
-    # each other: with one more busy process a step was seen to take ten times as long.
+    # OpenMP reads it when PyTorch is imported. Threads that spin while they wait take the cores from the router and
+    # from each other: with one more busy process a step was seen to take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if args.otlp_endpoint:
         os.environ.setdefault("OTEL_SERVICE_NAME", args.otlp_service_name)

@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import attention
+from gridwork_server import attention, logs
 from gridwork_server.attention import LayerGeometry, Probe
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
@@ -52,6 +52,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
             f"--model-impl {config.model_impl} is not available in this version; use auto or paged, for models that "
             "support Transformers' attention interface"
         )
+    logs.adopt_transformers()
     attention.register()
     model_config = _read_config(config)
     model_class = _model_class(model_config, config)
@@ -113,7 +114,7 @@ def _read_config(config: ShardConfig) -> "PretrainedConfig":
             f"{path} has no config.json: it is not a model folder; give --model-id the folder that has one"
         )
     try:
-        json.loads((path / "config.json").read_text())
+        content = json.loads((path / "config.json").read_text())
     except ValueError as error:
         raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again") from None
     try:
@@ -122,6 +123,13 @@ def _read_config(config: ShardConfig) -> "PretrainedConfig":
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{path / 'config.json'} asks for its own Python code; if you trust it, start with --trust-remote-code"
+            ) from None
+        if "does not recognize this architecture" in str(error):
+            import transformers
+
+            raise ModelError(
+                f"{path / 'config.json'} has the model type `{content['model_type']}`, which Transformers "
+                f"{transformers.__version__} does not know; the model may need a newer version of Gridwork"
             ) from None
         raise ModelError(f"{path / 'config.json'} cannot be used: {_first_line(error)}") from error
 
@@ -138,14 +146,19 @@ def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type[
         if type(model_config) not in mapping:
             raise ModelError(
                 f"models of type `{model_config.model_type}` do not generate text with a causal language model in the "
-                "installed Transformers"
-                + (": it comes with its own code, start with --trust-remote-code if you trust it" if reference else "")
+                "installed Transformers; "
+                + (
+                    "this one comes with its own code, start with --trust-remote-code if you trust it"
+                    if reference
+                    else "this version serves no others, use another model"
+                )
             )
         found: Any = mapping[type(model_config)]
         model_class = found[0] if isinstance(found, tuple) else found
     if not getattr(model_class, "_supports_attention_backend", False):
         raise ModelError(
-            f"{model_class.__name__} does not support Transformers' attention interface, which this version needs"
+            f"{model_class.__name__} does not support Transformers' attention interface, which this version needs; "
+            "use another model"
         )
     return model_class
 
@@ -159,17 +172,22 @@ def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
 
 def _check_files(path: Path) -> None:
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path} has no .safetensors files; only safetensors weights are loaded")
+        raise ModelError(
+            f"{path} has no .safetensors files; only safetensors weights are loaded, use a model that has them"
+        )
 
 
 def _load_whole(
     model_class: type["PreTrainedModel"], model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
 ) -> nn.Module:
     from safetensors import SafetensorError
+    from transformers.utils import logging
 
     model: nn.Module
     info: dict[str, Any]
     from_pretrained: Any = model_class.from_pretrained
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
     try:
         model, info = from_pretrained(
             config.model_path,
@@ -178,16 +196,26 @@ def _load_whole(
             attn_implementation=attention.NAME,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
         )
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
+    except FileNotFoundError as error:
+        raise ModelError(f"{_first_line(error)}; the folder is incomplete, download the model again") from None
     except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise ModelError(f"{config.model_path} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
-        raise ModelError(f"weights and config.json disagree in shape: {_some(info['mismatched_keys'])}")
+        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
+        raise ModelError(
+            f"weights and config.json in {config.model_path} disagree in shape: {_some(shapes)}; they are not of one "
+            "model, download it again"
+        )
     if info["missing_keys"]:
         raise ModelError(
-            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete"
+            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete, "
+            "download the model again"
         )
     if info["unexpected_keys"]:
         logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")

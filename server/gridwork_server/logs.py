@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 if TYPE_CHECKING:
-    from loguru import Message
+    from loguru import Message, Record
 
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR", "SUCCESS": "INFO"}
 
@@ -18,11 +19,22 @@ def set_up(level: str) -> None:
     """Sends loguru, the standard library's logging and warnings to stderr. level: as in LOG_LEVEL, any case."""
     level = {"warn": "WARNING"}.get(level.lower(), level.upper())
     logger.remove()
-    logger.add(_write, level=level)
+    # Tracebacks without the values of variables, which may be anything that a client sent.
+    logger.add(_write, level=level, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     warnings.showwarning = lambda message, category, *_args, **_kwargs: logger.warning(
         f"{category.__name__}: {message}"
     )
+
+
+def adopt_transformers() -> None:
+    """Sends Transformers' warnings the same way, without its progress bars and its advice to programmers."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
 
 def fatal(message: str) -> None:
@@ -53,4 +65,8 @@ def _write(message: "Message") -> None:
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         name = record.levelname if record.levelname in ("DEBUG", "INFO", "WARNING", "ERROR") else "WARNING"
-        logger.opt(exception=record.exc_info).log(name, "{}", record.getMessage())
+
+        def name_sender(line: "Record") -> None:
+            line["name"] = record.name
+
+        logger.patch(name_sender).opt(exception=record.exc_info).log(name, "{}", record.getMessage())

@@ -308,7 +308,8 @@ def _load(
         expected = list(tensors[name].shape) if name in tensors else files.shape(name)
         if files.shape(source) != expected:
             raise ModelError(
-                f"weights and config.json disagree in shape: {source} is {files.shape(source)}, not {expected}"
+                f"weights and config.json disagree in shape: {source} is {files.shape(source)}, not {expected}; they "
+                "are not of one model, download it again"
             )
         owner = owners.get(ties.get(name, name))
         part = _part(name, split)
@@ -328,7 +329,7 @@ def _load(
             num_bytes += value.nbytes
         _assign(model, name, value)
     if missing:
-        raise ModelError(f"the weights lack {_some(missing)}; the folder is incomplete")
+        raise ModelError(f"the weights lack {_some(missing)}; the folder is incomplete, download the model again")
     return num_bytes
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import grpc
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
+
+_READERS = ThreadPoolExecutor(4)
 
 
 def free_port() -> int:
@@ -89,6 +92,7 @@ class Stream:
     def __init__(self, shard: ShardProcess) -> None:
         self._steps: queue.SimpleQueue[pb.Step | None] = queue.SimpleQueue()
         self._call: Any = shard.stub.Run(iter(self._steps.get, None))
+        self._next: Future[pb.StepResult] | None = None
 
     def send(self, step: pb.Step) -> None:
         """Sends a step."""
@@ -96,7 +100,16 @@ class Stream:
 
     def receive(self) -> pb.StepResult:
         """The next result."""
-        return next(self._call)
+        if self._next is None:
+            return next(self._call)
+        future, self._next = self._next, None
+        return future.result()
+
+    def arrived(self) -> bool:
+        """Whether a result can be read at once."""
+        if self._next is None:
+            self._next = _READERS.submit(next, self._call)
+        return self._next.done()
 
     def run(self, step: pb.Step) -> pb.StepResult:
         """Sends a step and waits for its result."""
