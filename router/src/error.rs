@@ -18,7 +18,11 @@ pub enum Dialect {
 impl Dialect {
     /// The dialect of a path: everything under `/v1/` is OpenAI's.
     pub fn of(path: &str) -> Self {
-        if path == "/v1" || path.starts_with("/v1/") { Dialect::OpenAi } else { Dialect::Tgi }
+        if path == "/v1" || path.starts_with("/v1/") {
+            Dialect::OpenAi
+        } else {
+            Dialect::Tgi
+        }
     }
 }
 
@@ -59,18 +63,30 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        ApiError { kind, message: message.into(), field: None, retry_after_s: None }
+        ApiError {
+            kind,
+            message: message.into(),
+            field: None,
+            retry_after_s: None,
+        }
     }
 
     /// A value of `field` cannot be used; the message names it.
     pub fn validation(field: &str, message: impl Into<String>) -> Self {
-        ApiError { field: Some(field.to_owned()), ..Self::new(ErrorKind::Validation, message) }
+        ApiError {
+            field: Some(field.to_owned()),
+            ..Self::new(ErrorKind::Validation, message)
+        }
     }
 
     /// A model or adapter that is not served.
     pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
-        let message = format!("the model `{name}` does not exist here; this server serves `{served}`");
-        ApiError { field: Some(field.to_owned()), ..Self::new(ErrorKind::UnknownModel, message) }
+        let message =
+            format!("the model `{name}` does not exist here; this server serves `{served}`");
+        ApiError {
+            field: Some(field.to_owned()),
+            ..Self::new(ErrorKind::UnknownModel, message)
+        }
     }
 
     pub fn status(&self, dialect: Dialect) -> StatusCode {
@@ -123,14 +139,18 @@ impl ApiError {
             _ => "",
         };
         match dialect {
-            Dialect::Tgi => json!({"error": format!("{prefix}{}", self.message), "error_type": self.type_name()}),
+            Dialect::Tgi => {
+                json!({"error": format!("{prefix}{}", self.message), "error_type": self.type_name()})
+            }
             Dialect::OpenAi => {
                 let (class, code) = match self.kind {
                     ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
                     ErrorKind::UnknownModel => ("invalid_request_error", Some("model_not_found")),
                     ErrorKind::Overloaded => ("rate_limit_error", Some("overloaded")),
                     ErrorKind::Unavailable => ("server_error", Some("unavailable")),
-                    ErrorKind::Generation | ErrorKind::Internal => ("server_error", Some(self.type_name())),
+                    ErrorKind::Generation | ErrorKind::Internal => {
+                        ("server_error", Some(self.type_name()))
+                    }
                     _ => ("invalid_request_error", Some(self.type_name())),
                 };
                 json!({"error": {"message": self.message, "type": class, "param": self.field, "code": code}})
@@ -140,7 +160,8 @@ impl ApiError {
 
     /// Counts the failure. [`ApiError::into_response`] does it too; an error that ends a stream has to be counted so.
     pub fn count(&self) {
-        metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name()).increment(1);
+        metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name())
+            .increment(1);
     }
 
     /// The answer that a refused or failed request gets; counts it as one.
@@ -166,21 +187,31 @@ impl ApiError {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let (kind, retry_after_s) = match &error {
-            SubmitError::Overloaded { retry_after_s, .. } => (ErrorKind::Overloaded, *retry_after_s),
+            SubmitError::Overloaded { retry_after_s, .. } => {
+                (ErrorKind::Overloaded, *retry_after_s)
+            }
             SubmitError::NotReady | SubmitError::Draining => (ErrorKind::Unavailable, 5),
         };
-        ApiError { retry_after_s: Some(retry_after_s), ..ApiError::new(kind, error.to_string()) }
+        ApiError {
+            retry_after_s: Some(retry_after_s),
+            ..ApiError::new(kind, error.to_string())
+        }
     }
 }
 
 impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
         let kind = match error {
-            GenerationError::Shutdown | GenerationError::QueueTimeout { .. } => ErrorKind::Unavailable,
+            GenerationError::Shutdown | GenerationError::QueueTimeout { .. } => {
+                ErrorKind::Unavailable
+            }
             _ => ErrorKind::Generation,
         };
         let retry_after_s = (kind == ErrorKind::Unavailable).then_some(5);
-        ApiError { retry_after_s, ..ApiError::new(kind, error.to_string()) }
+        ApiError {
+            retry_after_s,
+            ..ApiError::new(kind, error.to_string())
+        }
     }
 }
 
@@ -202,7 +233,10 @@ mod tests {
 
     #[test]
     fn overload_says_when_to_come_back() {
-        let error = ApiError::from(SubmitError::Overloaded { limit: 3, retry_after_s: 2 });
+        let error = ApiError::from(SubmitError::Overloaded {
+            limit: 3,
+            retry_after_s: 2,
+        });
         let response = error.into_response(Dialect::OpenAi);
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");

@@ -59,7 +59,10 @@ impl Account {
         set("x-validation-time", self.validation.as_millis().to_string());
         set("x-queue-time", self.queue.as_millis().to_string());
         set("x-inference-time", self.inference.as_millis().to_string());
-        set("x-time-per-token", self.time_per_token().as_millis().to_string());
+        set(
+            "x-time-per-token",
+            self.time_per_token().as_millis().to_string(),
+        );
         set("x-prompt-tokens", self.prompt_tokens.to_string());
         set("x-generated-tokens", self.generated_tokens.to_string());
     }
@@ -82,7 +85,8 @@ impl Account {
         let total = self.started.elapsed();
         metrics::counter!("gridwork_request_success_total").increment(1);
         metrics::histogram!("gridwork_request_duration_seconds").record(total.as_secs_f64());
-        metrics::histogram!("gridwork_request_generated_tokens").record(self.generated_tokens as f64);
+        metrics::histogram!("gridwork_request_generated_tokens")
+            .record(self.generated_tokens as f64);
         span.record("total_time", format!("{total:?}"));
         span.record("validation_time", format!("{:?}", self.validation));
         span.record("queue_time", format!("{:?}", self.queue));

@@ -73,15 +73,26 @@ pub async fn run(
         max_input_tokens: config.http.max_input_tokens,
     };
     let validator = Validator::new(tokenizer.clone(), limits, config.http.validation_workers);
-    let state = AppState::new(engine.clone(), validator, tokenizer, config.http.clone(), chat_template, metrics);
+    let state = AppState::new(
+        engine.clone(),
+        validator,
+        tokenizer,
+        config.http.clone(),
+        chat_template,
+        metrics,
+    );
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener.tap_nodelay(), server::app(state)).with_graceful_shutdown(async move {
-        let _ = stopped.await;
-    });
+    let server = axum::serve(listener.tap_nodelay(), server::app(state)).with_graceful_shutdown(
+        async move {
+            let _ = stopped.await;
+        },
+    );
     let mut server = tokio::spawn(server.into_future());
     let ended = |ended: Result<std::io::Result<()>, tokio::task::JoinError>| {
-        ended.map_err(|error| RouterError::Internal(error.to_string()))?.map_err(RouterError::Http)
+        ended
+            .map_err(|error| RouterError::Internal(error.to_string()))?
+            .map_err(RouterError::Http)
     };
 
     tokio::select! {
@@ -109,7 +120,10 @@ pub async fn run(
         let _ = tokio::time::timeout(LAST_BYTES, &mut server).await;
     };
     if tokio::time::timeout(grace, finished).await.is_err() {
-        tracing::warn!("requests still ran after {} s; they are cut off", grace.as_secs());
+        tracing::warn!(
+            "requests still ran after {} s; they are cut off",
+            grace.as_secs()
+        );
     }
     Ok(())
 }
@@ -121,10 +135,16 @@ type LoadedTokenizer = (Arc<Tokenizer>, Result<ChatTemplate, ChatTemplateError>)
 
 /// Reads tokenizer and chat template, off the threads that serve connections.
 async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, RouterError> {
-    let (folder, tokenizer_config) = (config.model_path.clone(), config.tokenizer_config_path.clone());
+    let (folder, tokenizer_config) = (
+        config.model_path.clone(),
+        config.tokenizer_config_path.clone(),
+    );
     tokio::task::spawn_blocking(move || {
         let tokenizer = read_tokenizer(&folder)?;
-        Ok((Arc::new(tokenizer), ChatTemplate::load(&folder, tokenizer_config.as_deref())))
+        Ok((
+            Arc::new(tokenizer),
+            ChatTemplate::load(&folder, tokenizer_config.as_deref()),
+        ))
     })
     .await
     .map_err(|error| RouterError::Internal(error.to_string()))?
@@ -135,8 +155,10 @@ fn read_tokenizer(folder: &Path) -> Result<Tokenizer, RouterError> {
     if !path.is_file() {
         return Err(RouterError::NoTokenizer(folder.to_owned()));
     }
-    let mut tokenizer = Tokenizer::from_file(&path)
-        .map_err(|error| RouterError::BadTokenizer { path: path.clone(), cause: error.to_string() })?;
+    let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| RouterError::BadTokenizer {
+        path: path.clone(),
+        cause: error.to_string(),
+    })?;
     // A saved tokenizer may cut or fill up texts; what fits is decided here, and nothing is padded.
     let _ = tokenizer.with_truncation(None);
     tokenizer.with_padding(None);

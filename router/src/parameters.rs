@@ -4,7 +4,10 @@
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
     /// `add_special_tokens`: as the tokenizer's configuration has it (a chat template brings its own).
-    Text { text: String, add_special_tokens: bool },
+    Text {
+        text: String,
+        add_special_tokens: bool,
+    },
     Tokens(Vec<u32>),
 }
 
@@ -79,6 +82,9 @@ pub struct FieldNames {
 }
 
 impl FieldNames {
-    pub const TGI: FieldNames =
-        FieldNames { prompt: "inputs", max_new_tokens: "max_new_tokens", top_n_tokens: "top_n_tokens" };
+    pub const TGI: FieldNames = FieldNames {
+        prompt: "inputs",
+        max_new_tokens: "max_new_tokens",
+        top_n_tokens: "top_n_tokens",
+    };
 }

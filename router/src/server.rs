@@ -33,17 +33,29 @@ pub fn app(state: AppState) -> Router {
 }
 
 fn cors(origins: &[String]) -> CorsLayer {
-    let origins: Vec<HeaderValue> = origins.iter().filter_map(|origin| origin.parse().ok()).collect();
-    let allowed = if origins.is_empty() { AllowOrigin::any() } else { AllowOrigin::list(origins) };
+    let origins: Vec<HeaderValue> = origins
+        .iter()
+        .filter_map(|origin| origin.parse().ok())
+        .collect();
+    let allowed = if origins.is_empty() {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins)
+    };
     CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(AllowHeaders::list([header::CONTENT_TYPE, header::AUTHORIZATION]))
+        .allow_headers(AllowHeaders::list([
+            header::CONTENT_TYPE,
+            header::AUTHORIZATION,
+        ]))
         .allow_origin(allowed)
 }
 
 /// Everything that is POSTed needs the API key, when there is one.
 async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let Some(key) = &state.config().api_key else { return next.run(request).await };
+    let Some(key) = &state.config().api_key else {
+        return next.run(request).await;
+    };
     if request.method() != Method::POST {
         return next.run(request).await;
     }
@@ -61,7 +73,10 @@ async fn require_key(State(state): State<AppState>, request: Request, next: Next
 
 /// Takes as long for a nearly right key as for a wrong one.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let difference = a.iter().zip(b).fold(0, |difference, (x, y)| difference | (x ^ y));
+    let difference = a
+        .iter()
+        .zip(b)
+        .fold(0, |difference, (x, y)| difference | (x ^ y));
     a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
@@ -74,10 +89,14 @@ async fn explain_routing(request: Request, next: Next) -> Response {
         return response;
     }
     let error = match response.status() {
-        StatusCode::NOT_FOUND => ApiError::new(ErrorKind::NotFound, format!("there is no route {path}; see /docs")),
-        StatusCode::METHOD_NOT_ALLOWED => {
-            ApiError::new(ErrorKind::MethodNotAllowed, format!("{path} does not take {method}; see /docs"))
-        }
+        StatusCode::NOT_FOUND => ApiError::new(
+            ErrorKind::NotFound,
+            format!("there is no route {path}; see /docs"),
+        ),
+        StatusCode::METHOD_NOT_ALLOWED => ApiError::new(
+            ErrorKind::MethodNotAllowed,
+            format!("{path} does not take {method}; see /docs"),
+        ),
         _ => return response,
     };
     let mut explained = error.into_response(Dialect::of(&path));
@@ -89,9 +108,14 @@ async fn explain_routing(request: Request, next: Next) -> Response {
 
 /// Every answer carries the client's request id, or a new one.
 async fn request_id(request: Request, next: Next) -> Response {
-    let id = request.headers().get(&REQUEST_ID).cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).unwrap_or(HeaderValue::from_static("unknown"))
-    });
+    let id = request
+        .headers()
+        .get(&REQUEST_ID)
+        .cloned()
+        .unwrap_or_else(|| {
+            HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
+                .unwrap_or(HeaderValue::from_static("unknown"))
+        });
     let mut response = next.run(request).await;
     response.headers_mut().insert(REQUEST_ID, id);
     response

@@ -24,9 +24,16 @@ where
     let first = Instant::now() + KEEP_ALIVE_INTERVAL;
     let mut keep_alive = tokio::time::interval_at(first, KEEP_ALIVE_INTERVAL);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut response = Response::new(Body::new(EventBody { frames, keep_alive, sent: false }));
+    let mut response = Response::new(Body::new(EventBody {
+        frames,
+        keep_alive,
+        sent: false,
+    }));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
@@ -97,7 +104,15 @@ mod tests {
 
     #[test]
     fn strings_parse_back() {
-        for text in ["", "plain", "\"quoted\" \\ back", "line\nfeed\r\t", "\u{0}\u{1f}\u{7f}", "é😀漢", "\u{2028}"] {
+        for text in [
+            "",
+            "plain",
+            "\"quoted\" \\ back",
+            "line\nfeed\r\t",
+            "\u{0}\u{1f}\u{7f}",
+            "é😀漢",
+            "\u{2028}",
+        ] {
             let mut out = Vec::new();
             json_string(&mut out, text);
             assert_eq!(serde_json::from_slice::<String>(&out).expect("JSON"), text);
@@ -106,8 +121,14 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_passed_on_under_the_right_headers() {
-        let response = response(stream::iter([Bytes::from("data: 1\n\n"), Bytes::from("data: 2\n\n")]));
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+        let response = response(stream::iter([
+            Bytes::from("data: 1\n\n"),
+            Bytes::from("data: 2\n\n"),
+        ]));
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "text/event-stream"
+        );
         let body = to_bytes(response.into_body(), 1000).await.expect("a body");
         assert_eq!(body, "data: 1\n\ndata: 2\n\n");
     }
@@ -116,7 +137,10 @@ mod tests {
     async fn silence_is_broken_by_a_comment() {
         let body = response(stream::pending::<Bytes>()).into_body();
         let mut body = http_body_util::BodyExt::into_data_stream(body);
-        let comment = futures::StreamExt::next(&mut body).await.expect("a frame").expect("no error");
+        let comment = futures::StreamExt::next(&mut body)
+            .await
+            .expect("a frame")
+            .expect("no error");
         assert_eq!(comment, KEEP_ALIVE);
     }
 }

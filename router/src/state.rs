@@ -53,7 +53,14 @@ impl AppState {
         chat_template: Result<ChatTemplate, ChatTemplateError>,
         metrics: metrics_exporter_prometheus::PrometheusHandle,
     ) -> Self {
-        AppState(Arc::new(Inner { engine, validator, tokenizer, config, chat_template, metrics }))
+        AppState(Arc::new(Inner {
+            engine,
+            validator,
+            tokenizer,
+            config,
+            chat_template,
+            metrics,
+        }))
     }
 
     pub fn engine(&self) -> &Engine {
@@ -108,6 +115,16 @@ impl AppState {
         span: Span,
     ) -> Result<Valid, ApiError> {
         let ready = self.ready()?;
-        self.0.validator.validate(prompt, parameters, names, &ready.limits, ready.info.vocab_size, span).await
+        self.0
+            .validator
+            .validate(
+                prompt,
+                parameters,
+                names,
+                &ready.limits,
+                ready.info.vocab_size,
+                span,
+            )
+            .await
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_engine::{GenerationRequest, Limits, LogprobOptions, Priority, SamplingParameters, StopConditions};
+use gridwork_engine::{
+    GenerationRequest, Limits, LogprobOptions, Priority, SamplingParameters, StopConditions,
+};
 use tokenizers::Tokenizer;
 use tokio::sync::Semaphore;
 use tracing::Span;
@@ -60,7 +62,11 @@ impl Valid {
 impl Validator {
     /// `workers`: how many requests are tokenized at once.
     pub fn new(tokenizer: Arc<Tokenizer>, limits: ValidationLimits, workers: usize) -> Self {
-        Validator { tokenizer, limits, workers: Arc::new(Semaphore::new(workers.max(1))) }
+        Validator {
+            tokenizer,
+            limits,
+            workers: Arc::new(Semaphore::new(workers.max(1))),
+        }
     }
 
     /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the field as `names` has it.
@@ -76,26 +82,51 @@ impl Validator {
         let started = Instant::now();
         let checked = check(&parameters, &self.limits, names, vocab_size)?;
         let prompt_ids = self.tokenize(prompt, names, vocab_size).await?;
-        let valid = fit(prompt_ids, parameters, checked, names, &self.limits, engine, span)?;
-        metrics::histogram!("gridwork_request_validation_seconds").record(started.elapsed().as_secs_f64());
+        let valid = fit(
+            prompt_ids,
+            parameters,
+            checked,
+            names,
+            &self.limits,
+            engine,
+            span,
+        )?;
+        metrics::histogram!("gridwork_request_validation_seconds")
+            .record(started.elapsed().as_secs_f64());
         metrics::histogram!("gridwork_request_input_tokens").record(valid.prompt_tokens as f64);
-        metrics::histogram!("gridwork_request_max_new_tokens").record(f64::from(valid.request.max_new_tokens));
-        Ok(Valid { validation_time: started.elapsed(), ..valid })
+        metrics::histogram!("gridwork_request_max_new_tokens")
+            .record(f64::from(valid.request.max_new_tokens));
+        Ok(Valid {
+            validation_time: started.elapsed(),
+            ..valid
+        })
     }
 
-    async fn tokenize(&self, prompt: Prompt, names: &FieldNames, vocab_size: u32) -> Result<Vec<u32>, ApiError> {
+    async fn tokenize(
+        &self,
+        prompt: Prompt,
+        names: &FieldNames,
+        vocab_size: u32,
+    ) -> Result<Vec<u32>, ApiError> {
         match prompt {
             Prompt::Tokens(ids) => {
                 if let Some(id) = ids.iter().find(|id| **id >= vocab_size) {
                     return Err(ApiError::validation(
                         names.prompt,
-                        format!("`{}` has the token id {id}, but the vocabulary ends at {}", names.prompt, vocab_size - 1),
+                        format!(
+                            "`{}` has the token id {id}, but the vocabulary ends at {}",
+                            names.prompt,
+                            vocab_size - 1
+                        ),
                     ));
                 }
                 Ok(ids)
             }
             Prompt::Text { text, .. } if text.is_empty() => Ok(Vec::new()),
-            Prompt::Text { text, add_special_tokens } => {
+            Prompt::Text {
+                text,
+                add_special_tokens,
+            } => {
                 let encoding = self.encode(text, add_special_tokens, names.prompt).await?;
                 Ok(encoding.get_ids().to_vec())
             }
@@ -110,7 +141,12 @@ impl Validator {
         field: &str,
     ) -> Result<tokenizers::Encoding, ApiError> {
         let internal = |message: String| ApiError::new(ErrorKind::Internal, message);
-        let permit = self.workers.clone().acquire_owned().await.map_err(|error| internal(error.to_string()))?;
+        let permit = self
+            .workers
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|error| internal(error.to_string()))?;
         let tokenizer = self.tokenizer.clone();
         let encoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -118,7 +154,9 @@ impl Validator {
         })
         .await
         .map_err(|error| internal(format!("tokenizing failed: {error}")))?;
-        encoded.map_err(|error| ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}")))
+        encoded.map_err(|error| {
+            ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
+        })
     }
 }
 
@@ -135,7 +173,10 @@ fn check(
     vocab_size: u32,
 ) -> Result<Checked, ApiError> {
     let out_of_range = |field: &str, bounds: &str, given: f32| {
-        Err(ApiError::validation(field, format!("`{field}` must be {bounds}. Given: {given}")))
+        Err(ApiError::validation(
+            field,
+            format!("`{field}` must be {bounds}. Given: {given}"),
+        ))
     };
     // Written so that a NaN is out of every range.
     let within = |value: Option<f32>, fits: fn(f32) -> bool| value.filter(|value| !fits(*value));
@@ -149,14 +190,18 @@ fn check(
             format!("`repetition_penalty` must be strictly positive. Given: {value}"),
         ));
     }
-    for (field, value) in
-        [("frequency_penalty", parameters.frequency_penalty), ("presence_penalty", parameters.presence_penalty)]
-    {
+    for (field, value) in [
+        ("frequency_penalty", parameters.frequency_penalty),
+        ("presence_penalty", parameters.presence_penalty),
+    ] {
         if let Some(value) = within(value, |p| (-2.0..=2.0).contains(&p)) {
             return out_of_range(field, ">= -2.0 and <= 2.0", value);
         }
     }
-    for (field, value) in [("top_p", parameters.top_p), ("typical_p", parameters.typical_p)] {
+    for (field, value) in [
+        ("top_p", parameters.top_p),
+        ("typical_p", parameters.typical_p),
+    ] {
         if let Some(value) = within(value, |p| p > 0.0 && p <= 1.0) {
             return out_of_range(field, "> 0.0 and <= 1.0", value);
         }
@@ -166,7 +211,10 @@ fn check(
     }
     if parameters.max_new_tokens == Some(0) {
         let field = names.max_new_tokens;
-        return Err(ApiError::validation(field, format!("`{field}` must be strictly positive")));
+        return Err(ApiError::validation(
+            field,
+            format!("`{field}` must be strictly positive"),
+        ));
     }
     if parameters.stop.len() > limits.max_stop_sequences {
         return Err(ApiError::validation(
@@ -179,27 +227,47 @@ fn check(
         ));
     }
     if parameters.stop.iter().any(String::is_empty) {
-        return Err(ApiError::validation("stop", "`stop` must not contain an empty string"));
+        return Err(ApiError::validation(
+            "stop",
+            "`stop` must not contain an empty string",
+        ));
     }
     if parameters.top_n_tokens > limits.max_top_n_tokens {
         let field = names.top_n_tokens;
         return Err(ApiError::validation(
             field,
-            format!("`{field}` must be >= 0 and <= {}. Given: {}", limits.max_top_n_tokens, parameters.top_n_tokens),
+            format!(
+                "`{field}` must be >= 0 and <= {}. Given: {}",
+                limits.max_top_n_tokens, parameters.top_n_tokens
+            ),
         ));
     }
     for (field, mut ids) in [
-        ("logit_bias", Box::new(parameters.logit_bias.iter().map(|(id, _)| *id)) as Box<dyn Iterator<Item = u32>>),
-        ("stop_token_ids", Box::new(parameters.stop_token_ids.iter().copied())),
+        (
+            "logit_bias",
+            Box::new(parameters.logit_bias.iter().map(|(id, _)| *id))
+                as Box<dyn Iterator<Item = u32>>,
+        ),
+        (
+            "stop_token_ids",
+            Box::new(parameters.stop_token_ids.iter().copied()),
+        ),
     ] {
         if let Some(id) = ids.find(|id| *id >= vocab_size) {
             return Err(ApiError::validation(
                 field,
-                format!("`{field}` has the token id {id}, but the vocabulary ends at {}", vocab_size - 1),
+                format!(
+                    "`{field}` has the token id {id}, but the vocabulary ends at {}",
+                    vocab_size - 1
+                ),
             ));
         }
     }
-    if let Some((id, value)) = parameters.logit_bias.iter().find(|(_, value)| !(-100.0..=100.0).contains(value)) {
+    if let Some((id, value)) = parameters
+        .logit_bias
+        .iter()
+        .find(|(_, value)| !(-100.0..=100.0).contains(value))
+    {
         return Err(ApiError::validation(
             "logit_bias",
             format!("`logit_bias` of token {id} must be >= -100 and <= 100. Given: {value}"),
@@ -209,7 +277,10 @@ fn check(
     let is_random = parameters.do_sample.unwrap_or(true) && parameters.temperature != Some(0.0);
     let sampling = SamplingParameters {
         greedy: !is_random,
-        temperature: parameters.temperature.filter(|temperature| *temperature > 0.0).unwrap_or(1.0),
+        temperature: parameters
+            .temperature
+            .filter(|temperature| *temperature > 0.0)
+            .unwrap_or(1.0),
         top_k: parameters.top_k.unwrap_or(0),
         top_p: parameters.top_p.unwrap_or(1.0),
         min_p: parameters.min_p.unwrap_or(0.0),
@@ -218,10 +289,17 @@ fn check(
         frequency_penalty: parameters.frequency_penalty.unwrap_or(0.0),
         presence_penalty: parameters.presence_penalty.unwrap_or(0.0),
         logit_bias_tokens: parameters.logit_bias.iter().map(|(id, _)| *id).collect(),
-        logit_bias_values: parameters.logit_bias.iter().map(|(_, value)| *value).collect(),
+        logit_bias_values: parameters
+            .logit_bias
+            .iter()
+            .map(|(_, value)| *value)
+            .collect(),
         seed: parameters.seed.unwrap_or_else(rand::random),
     };
-    Ok(Checked { sampling, is_random })
+    Ok(Checked {
+        sampling,
+        is_random,
+    })
 }
 
 fn fit(
@@ -235,16 +313,24 @@ fn fit(
 ) -> Result<Valid, ApiError> {
     let field = names.prompt;
     let max_total_tokens = engine.max_total_tokens as usize;
-    let max_input_tokens =
-        limits.max_input_tokens.map_or(max_total_tokens - 1, |limit| (limit as usize).min(max_total_tokens - 1));
+    let max_input_tokens = limits
+        .max_input_tokens
+        .map_or(max_total_tokens - 1, |limit| {
+            (limit as usize).min(max_total_tokens - 1)
+        });
     if prompt_ids.is_empty() {
-        return Err(ApiError::validation(field, format!("`{field}` cannot be empty")));
+        return Err(ApiError::validation(
+            field,
+            format!("`{field}` cannot be empty"),
+        ));
     }
     if let Some(truncate) = parameters.truncate {
         if truncate == 0 || truncate > max_input_tokens {
             return Err(ApiError::validation(
                 "truncate",
-                format!("`truncate` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"),
+                format!(
+                    "`truncate` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"
+                ),
             ));
         }
         prompt_ids.drain(..prompt_ids.len().saturating_sub(truncate));
@@ -253,11 +339,15 @@ fn fit(
     if prompt_tokens > max_input_tokens {
         return Err(ApiError::validation(
             field,
-            format!("`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"),
+            format!(
+                "`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"
+            ),
         ));
     }
     let left = max_total_tokens - prompt_tokens;
-    let max_new_tokens = parameters.max_new_tokens.map_or(left, |tokens| tokens as usize);
+    let max_new_tokens = parameters
+        .max_new_tokens
+        .map_or(left, |tokens| tokens as usize);
     if max_new_tokens > left {
         let new = names.max_new_tokens;
         return Err(ApiError::validation(
@@ -288,7 +378,13 @@ fn fit(
         queue_timeout: None,
         span,
     };
-    Ok(Valid { request, prompt_tokens, seed, prompt_ids, validation_time: Duration::ZERO })
+    Ok(Valid {
+        request,
+        prompt_tokens,
+        seed,
+        prompt_ids,
+        validation_time: Duration::ZERO,
+    })
 }
 
 #[cfg(test)]

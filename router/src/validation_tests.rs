@@ -6,12 +6,22 @@ use super::*;
 const VOCAB: u32 = 4;
 
 fn validator() -> Validator {
-    let vocab = ["[UNK]", "a", "b", "c"].iter().enumerate().map(|(id, word)| (word.to_string(), id as u32));
-    let model =
-        WordLevel::builder().vocab(vocab.collect()).unk_token("[UNK]".into()).build().expect("a vocabulary");
+    let vocab = ["[UNK]", "a", "b", "c"]
+        .iter()
+        .enumerate()
+        .map(|(id, word)| (word.to_string(), id as u32));
+    let model = WordLevel::builder()
+        .vocab(vocab.collect())
+        .unk_token("[UNK]".into())
+        .build()
+        .expect("a vocabulary");
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(Whitespace));
-    let limits = ValidationLimits { max_stop_sequences: 4, max_top_n_tokens: 5, max_input_tokens: None };
+    let limits = ValidationLimits {
+        max_stop_sequences: 4,
+        max_top_n_tokens: 5,
+        max_input_tokens: None,
+    };
     Validator::new(Arc::new(tokenizer), limits, 1)
 }
 
@@ -29,8 +39,20 @@ fn engine_limits() -> Limits {
 }
 
 async fn validate(text: &str, parameters: Parameters) -> Result<Valid, ApiError> {
-    let prompt = Prompt::Text { text: text.into(), add_special_tokens: true };
-    validator().validate(prompt, parameters, &FieldNames::TGI, &engine_limits(), VOCAB, Span::none()).await
+    let prompt = Prompt::Text {
+        text: text.into(),
+        add_special_tokens: true,
+    };
+    validator()
+        .validate(
+            prompt,
+            parameters,
+            &FieldNames::TGI,
+            &engine_limits(),
+            VOCAB,
+            Span::none(),
+        )
+        .await
 }
 
 type Change = fn(&mut Parameters);
@@ -42,9 +64,13 @@ async fn every_value_out_of_range_is_refused_by_name() {
         ("temperature", |p| p.temperature = Some(f32::NAN)),
         ("temperature", |p| p.temperature = Some(f32::INFINITY)),
         ("repetition_penalty", |p| p.repetition_penalty = Some(0.0)),
-        ("repetition_penalty", |p| p.repetition_penalty = Some(f32::NAN)),
+        ("repetition_penalty", |p| {
+            p.repetition_penalty = Some(f32::NAN)
+        }),
         ("frequency_penalty", |p| p.frequency_penalty = Some(2.1)),
-        ("frequency_penalty", |p| p.frequency_penalty = Some(f32::NAN)),
+        ("frequency_penalty", |p| {
+            p.frequency_penalty = Some(f32::NAN)
+        }),
         ("presence_penalty", |p| p.presence_penalty = Some(-2.1)),
         ("top_p", |p| p.top_p = Some(0.0)),
         ("top_p", |p| p.top_p = Some(1.01)),
@@ -69,7 +95,11 @@ async fn every_value_out_of_range_is_refused_by_name() {
         let mut parameters = Parameters::default();
         change(&mut parameters);
         let error = validate("a b", parameters.clone()).await.expect_err(field);
-        assert_eq!((error.kind, error.field.as_deref()), (ErrorKind::Validation, Some(field)), "{parameters:?}");
+        assert_eq!(
+            (error.kind, error.field.as_deref()),
+            (ErrorKind::Validation, Some(field)),
+            "{parameters:?}"
+        );
         assert!(error.message.contains(field), "{error}");
     }
 }
@@ -77,7 +107,9 @@ async fn every_value_out_of_range_is_refused_by_name() {
 #[tokio::test]
 async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused() {
     for text in ["", &"a ".repeat(10)] {
-        let error = validate(text, Parameters::default()).await.expect_err("refused");
+        let error = validate(text, Parameters::default())
+            .await
+            .expect_err("refused");
         assert_eq!(error.field.as_deref(), Some("inputs"));
     }
     for ids in [vec![], vec![1, VOCAB]] {
@@ -98,22 +130,45 @@ async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused()
 
 #[tokio::test]
 async fn a_missing_limit_means_the_rest_of_the_context() {
-    let valid = validate("a b c", Parameters::default()).await.expect("valid");
+    let valid = validate("a b c", Parameters::default())
+        .await
+        .expect("valid");
     assert_eq!((valid.prompt_tokens, valid.request.max_new_tokens), (3, 7));
 }
 
 #[tokio::test]
 async fn truncation_keeps_the_end() {
-    let parameters = Parameters { truncate: Some(2), ..Parameters::default() };
-    assert_eq!(validate("a b c", parameters).await.expect("valid").prompt_ids, [2, 3]);
+    let parameters = Parameters {
+        truncate: Some(2),
+        ..Parameters::default()
+    };
+    assert_eq!(
+        validate("a b c", parameters)
+            .await
+            .expect("valid")
+            .prompt_ids,
+        [2, 3]
+    );
 }
 
 #[tokio::test]
 async fn temperature_zero_is_greedy_and_repeated_requests_differ_in_seed() {
-    let greedy = Parameters { temperature: Some(0.0), ..Parameters::default() };
+    let greedy = Parameters {
+        temperature: Some(0.0),
+        ..Parameters::default()
+    };
     let valid = validate("a", greedy).await.expect("valid");
     assert!(valid.request.sampling.greedy && valid.seed.is_none());
-    let seeded = Parameters { seed: Some(u64::MAX), ..Parameters::default() };
-    let seeds: Vec<_> = validate("a", seeded).await.expect("valid").repeat(2).iter().map(|v| v.seed).collect();
+    let seeded = Parameters {
+        seed: Some(u64::MAX),
+        ..Parameters::default()
+    };
+    let seeds: Vec<_> = validate("a", seeded)
+        .await
+        .expect("valid")
+        .repeat(2)
+        .iter()
+        .map(|v| v.seed)
+        .collect();
     assert_eq!(seeds, [Some(u64::MAX), Some(0)]);
 }

@@ -99,7 +99,10 @@ pub async fn info(State(state): State<AppState>) -> Response {
         max_best_of: config.max_best_of,
         max_stop_sequences: config.max_stop_sequences,
         max_top_n_tokens: config.max_top_n_tokens,
-        max_input_tokens: config.max_input_tokens.unwrap_or(u32::MAX).min(limits.max_total_tokens - 1),
+        max_input_tokens: config
+            .max_input_tokens
+            .unwrap_or(u32::MAX)
+            .min(limits.max_total_tokens - 1),
         max_total_tokens: limits.max_total_tokens,
         max_batch_prefill_tokens: limits.max_batch_tokens,
         max_batch_total_tokens: limits.capacity_tokens,
@@ -138,14 +141,26 @@ pub async fn health(State(state): State<AppState>) -> Response {
         Ok(_) if state.engine().is_draining() => "the server is shutting down".into(),
         Ok(_) => "the shard is being restarted".into(),
     };
-    let error = ApiError { retry_after_s: Some(5), ..ApiError::new(ErrorKind::Unavailable, message) };
+    let error = ApiError {
+        retry_after_s: Some(5),
+        ..ApiError::new(ErrorKind::Unavailable, message)
+    };
     let mut response = error.into_uncounted_response(Dialect::Tgi);
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "Server", responses((status = 200, description = "Metrics", body = String)))]
 pub async fn metrics(State(state): State<AppState>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.render_metrics()).into_response()
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        state.render_metrics(),
+    )
+        .into_response()
 }

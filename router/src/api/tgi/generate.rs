@@ -14,8 +14,8 @@ use tracing::Span;
 
 use super::stream::stream_response;
 use super::types::{
-    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters, GenerateRequest,
-    GenerateResponse, PrefillToken, Token,
+    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters,
+    GenerateRequest, GenerateResponse, PrefillToken, Token,
 };
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
@@ -41,7 +41,10 @@ pub async fn generate(
     ApiJson(request): ApiJson<GenerateRequest>,
 ) -> Response {
     let span = request_span(&headers, "POST", "/generate");
-    respond(&state, request, span, |response| Json(response).into_response()).await
+    respond(&state, request, span, |response| {
+        Json(response).into_response()
+    })
+    .await
 }
 
 /// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route.
@@ -59,7 +62,11 @@ pub async fn compat_generate(
     ApiJson(request): ApiJson<CompatGenerateRequest>,
 ) -> Response {
     let span = request_span(&headers, "POST", "/");
-    let CompatGenerateRequest { inputs, parameters, stream } = request;
+    let CompatGenerateRequest {
+        inputs,
+        parameters,
+        stream,
+    } = request;
     let request = GenerateRequest { inputs, parameters };
     if stream == Some(true) {
         return match stream_response(&state, request, span).await {
@@ -67,7 +74,10 @@ pub async fn compat_generate(
             Err(error) => error.into_response(Dialect::Tgi),
         };
     }
-    respond(&state, request, span, |response| Json([response]).into_response()).await
+    respond(&state, request, span, |response| {
+        Json([response]).into_response()
+    })
+    .await
 }
 
 async fn respond(
@@ -103,11 +113,17 @@ async fn run(
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
     let parameters: GenerateParameters = parameters;
-    let parameters = parameters.translate(wants_details || best_of > 1, &state.config().model_id)?;
+    let parameters =
+        parameters.translate(wants_details || best_of > 1, &state.config().model_id)?;
     account.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
-    let prompt = Prompt::Text { text: inputs, add_special_tokens: true };
-    let valid = state.validate(prompt, parameters, &FieldNames::TGI, span.clone()).await?;
+    let prompt = Prompt::Text {
+        text: inputs,
+        add_special_tokens: true,
+    };
+    let valid = state
+        .validate(prompt, parameters, &FieldNames::TGI, span.clone())
+        .await?;
     account.prompt_tokens = valid.prompt_tokens;
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
@@ -118,7 +134,12 @@ async fn run(
     let mut sequences = Vec::with_capacity(best_of);
     for valid in valid.repeat(best_of) {
         let generation = state.engine().submit(valid.request)?;
-        sequences.push(collect(generation, valid.seed, &prompt_ids, state.tokenizer()));
+        sequences.push(collect(
+            generation,
+            valid.seed,
+            &prompt_ids,
+            state.tokenizer(),
+        ));
     }
     let mut sequences = try_join_all(sequences).await?;
     for sequence in &mut sequences {
@@ -142,7 +163,8 @@ async fn run(
             prefill: best.prefill,
             tokens: best.tokens,
             top_tokens: best.top_tokens,
-            best_of_sequences: (best_of > 1).then(|| sequences.into_iter().map(BestOfSequence::from).collect()),
+            best_of_sequences: (best_of > 1)
+                .then(|| sequences.into_iter().map(BestOfSequence::from).collect()),
         }),
     })
 }
@@ -183,29 +205,51 @@ async fn collect(
     prompt_ids: &[u32],
     tokenizer: &Tokenizer,
 ) -> Result<Collected, ApiError> {
-    let (mut text, mut tokens, mut top_tokens, mut prefill) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut text, mut tokens, mut top_tokens, mut prefill) =
+        (String::new(), Vec::new(), Vec::new(), Vec::new());
     while let Some(event) = generation.next().await {
         match event? {
             Event::PromptLogprobs(logprobs) => {
                 prefill = prompt_ids
                     .iter()
                     .zip(logprobs)
-                    .map(|(&id, logprob)| PrefillToken { id, text: own_text(tokenizer, id), logprob })
+                    .map(|(&id, logprob)| PrefillToken {
+                        id,
+                        text: own_text(tokenizer, id),
+                        logprob,
+                    })
                     .collect();
             }
             Event::Token(token) => {
                 text.push_str(&token.text);
                 if !token.top.is_empty() {
-                    top_tokens.push(token.top.iter().map(|top| top_token(tokenizer, top)).collect());
+                    top_tokens.push(
+                        token
+                            .top
+                            .iter()
+                            .map(|top| top_token(tokenizer, top))
+                            .collect(),
+                    );
                 }
                 tokens.push(Token {
                     id: token.id,
-                    text: if token.special { own_text(tokenizer, token.id) } else { token.text },
+                    text: if token.special {
+                        own_text(tokenizer, token.id)
+                    } else {
+                        token.text
+                    },
                     logprob: token.logprob.unwrap_or(0.0),
                     special: token.special,
                 });
                 if let Some(finish) = token.finish {
-                    return Ok(Collected { text, seed, prefill, tokens, top_tokens, finish });
+                    return Ok(Collected {
+                        text,
+                        seed,
+                        prefill,
+                        tokens,
+                        top_tokens,
+                        finish,
+                    });
                 }
             }
         }
@@ -219,6 +263,14 @@ pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
 }
 
 pub(super) fn top_token(tokenizer: &Tokenizer, top: &gridwork_engine::TopToken) -> Token {
-    let special = tokenizer.get_added_tokens_decoder().get(&top.id).is_some_and(|token| token.special);
-    Token { id: top.id, text: own_text(tokenizer, top.id), logprob: top.logprob, special }
+    let special = tokenizer
+        .get_added_tokens_decoder()
+        .get(&top.id)
+        .is_some_and(|token| token.special);
+    Token {
+        id: top.id,
+        text: own_text(tokenizer, top.id),
+        logprob: top.logprob,
+        special,
+    }
 }

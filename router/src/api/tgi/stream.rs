@@ -55,7 +55,10 @@ pub(super) async fn stream_response(
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     if parameters.best_of.is_some_and(|best_of| best_of != 1) {
-        return Err(ApiError::validation("best_of", "`best_of` != 1 is not supported when streaming tokens"));
+        return Err(ApiError::validation(
+            "best_of",
+            "`best_of` != 1 is not supported when streaming tokens",
+        ));
     }
     if parameters.decoder_input_details == Some(true) {
         return Err(ApiError::validation(
@@ -68,9 +71,18 @@ pub(super) async fn stream_response(
     span.record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(true, &state.config().model_id)?;
     account.prompt_chars = inputs.chars().count();
-    let text = if full_text { inputs.clone() } else { String::new() };
-    let prompt = Prompt::Text { text: inputs, add_special_tokens: true };
-    let valid = state.validate(prompt, parameters, &FieldNames::TGI, span.clone()).await?;
+    let text = if full_text {
+        inputs.clone()
+    } else {
+        String::new()
+    };
+    let prompt = Prompt::Text {
+        text: inputs,
+        add_special_tokens: true,
+    };
+    let valid = state
+        .validate(prompt, parameters, &FieldNames::TGI, span.clone())
+        .await?;
     account.prompt_tokens = valid.prompt_tokens;
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
@@ -128,7 +140,11 @@ impl Stream for TokenStream {
                 Poll::Ready(None) => self.ended = true,
             }
         }
-        if frame.is_empty() && !self.ended { Poll::Pending } else { Poll::Ready(Some(frame.into())) }
+        if frame.is_empty() && !self.ended {
+            Poll::Pending
+        } else {
+            Poll::Ready(Some(frame.into()))
+        }
     }
 }
 
@@ -147,11 +163,17 @@ impl TokenStream {
             json_string(out, &token.text);
             out.extend_from_slice(b",\"logprob\":");
             write_number(out, logprob);
-            out.extend_from_slice(b",\"special\":false},\"generated_text\":null,\"details\":null}\n\n");
+            out.extend_from_slice(
+                b",\"special\":false},\"generated_text\":null,\"details\":null}\n\n",
+            );
             return;
         }
         let tokenizer = self.state.tokenizer().clone();
-        let text = if token.special { own_text(&tokenizer, token.id) } else { token.text };
+        let text = if token.special {
+            own_text(&tokenizer, token.id)
+        } else {
+            token.text
+        };
         let mut event = StreamResponse {
             index: self.index,
             token: super::types::Token {
@@ -160,7 +182,11 @@ impl TokenStream {
                 logprob: token.logprob.unwrap_or(0.0),
                 special: token.special,
             },
-            top_tokens: token.top.iter().map(|top| top_token(&tokenizer, top)).collect(),
+            top_tokens: token
+                .top
+                .iter()
+                .map(|top| top_token(&tokenizer, top))
+                .collect(),
             generated_text: None,
             details: None,
         };

@@ -17,7 +17,10 @@ use crate::state::AppState;
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
     )
 )]
-pub async fn tokenize(State(state): State<AppState>, ApiJson(request): ApiJson<GenerateRequest>) -> Response {
+pub async fn tokenize(
+    State(state): State<AppState>,
+    ApiJson(request): ApiJson<GenerateRequest>,
+) -> Response {
     match run(&state, request.inputs).await {
         Ok(tokens) => Json(tokens).into_response(),
         Err(error) => error.into_response(Dialect::Tgi),
@@ -28,7 +31,10 @@ async fn run(state: &AppState, inputs: String) -> Result<Vec<SimpleToken>, ApiEr
     if inputs.is_empty() {
         return Err(ApiError::validation("inputs", "`inputs` cannot be empty"));
     }
-    let encoding = state.validator().encode(inputs.clone(), true, "inputs").await?;
+    let encoding = state
+        .validator()
+        .encode(inputs.clone(), true, "inputs")
+        .await?;
     Ok(encoding
         .get_ids()
         .iter()

@@ -120,10 +120,16 @@ impl GenerateParameters {
             ));
         }
         if best_of > 1 && !self.asks_for_sampling() {
-            return Err(ApiError::validation("best_of", "you must use sampling when `best_of` is > 1"));
+            return Err(ApiError::validation(
+                "best_of",
+                "you must use sampling when `best_of` is > 1",
+            ));
         }
         if best_of > 1 && self.seed.is_some() {
-            return Err(ApiError::validation("seed", "`seed` must not be set when `best_of` > 1"));
+            return Err(ApiError::validation(
+                "seed",
+                "`seed` must not be set when `best_of` > 1",
+            ));
         }
         Ok(best_of)
     }
@@ -140,24 +146,41 @@ impl GenerateParameters {
     /// In the form that all APIs share. `logprobs`: whether the answer will show those of the generated tokens.
     pub fn translate(self, logprobs: bool, served: &str) -> Result<Parameters, ApiError> {
         let do_sample = self.asks_for_sampling();
-        if self.temperature.is_some_and(|temperature| temperature == 0.0) {
-            return Err(ApiError::validation("temperature", "`temperature` must be strictly positive"));
+        if self
+            .temperature
+            .is_some_and(|temperature| temperature == 0.0)
+        {
+            return Err(ApiError::validation(
+                "temperature",
+                "`temperature` must be strictly positive",
+            ));
         }
         let top_k = match self.top_k {
             Some(k) if k < 1 => {
-                return Err(ApiError::validation("top_k", format!("`top_k` must be strictly positive. Given: {k}")));
+                return Err(ApiError::validation(
+                    "top_k",
+                    format!("`top_k` must be strictly positive. Given: {k}"),
+                ));
             }
             k => k.map(|k| u32::try_from(k).unwrap_or(u32::MAX)),
         };
         if self.watermark == Some(true) {
-            return Err(ApiError::validation("watermark", "`watermark` is not supported; leave it out"));
+            return Err(ApiError::validation(
+                "watermark",
+                "`watermark` is not supported; leave it out",
+            ));
         }
         if self.grammar.is_some() {
-            return Err(ApiError::validation("grammar", "`grammar` is not supported by this version; leave it out"));
+            return Err(ApiError::validation(
+                "grammar",
+                "`grammar` is not supported by this version; leave it out",
+            ));
         }
         if let Some(adapter) = &self.adapter_id {
             return Err(ApiError {
-                message: format!("the adapter `{adapter}` does not exist: this server serves `{served}` without adapters"),
+                message: format!(
+                    "the adapter `{adapter}` does not exist: this server serves `{served}` without adapters"
+                ),
                 field: Some("adapter_id".into()),
                 ..ApiError::new(ErrorKind::UnknownModel, "")
             });
@@ -165,7 +188,10 @@ impl GenerateParameters {
         let mut logit_bias = Vec::new();
         for (id, value) in self.logit_bias.unwrap_or_default() {
             let id = id.parse().map_err(|_| {
-                ApiError::validation("logit_bias", format!("`logit_bias` has the key `{id}`, which is not a token id"))
+                ApiError::validation(
+                    "logit_bias",
+                    format!("`logit_bias` has the key `{id}`, which is not a token id"),
+                )
             })?;
             logit_bias.push((id, value));
         }
@@ -211,7 +237,9 @@ impl From<&EngineFinishReason> for FinishReason {
         match reason {
             EngineFinishReason::Length => FinishReason::Length,
             EngineFinishReason::EndOfSequence => FinishReason::EosToken,
-            EngineFinishReason::StopString(_) | EngineFinishReason::StopToken(_) => FinishReason::StopSequence,
+            EngineFinishReason::StopString(_) | EngineFinishReason::StopToken(_) => {
+                FinishReason::StopSequence
+            }
         }
     }
 }
