@@ -11,7 +11,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import attention, logs
+from gridwork_server import attention, logs, model_folder
 from gridwork_server.attention import LayerGeometry, Probe
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
@@ -47,18 +47,13 @@ class LoadedModel:
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     """Loads this rank's part of the model. Raises ModelError."""
-    if config.model_impl not in ("auto", "paged"):
-        raise ModelError(
-            f"--model-impl {config.model_impl} is not available in this version; use auto or paged, for models that "
-            "support Transformers' attention interface"
-        )
+    content = model_folder.check(config)
     logs.adopt_transformers()
     attention.register()
-    model_config = _read_config(config)
+    model_config = _read_config(config, content)
     model_class = _model_class(model_config, config)
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
-    _check_files(config.model_path)
     model: Any
     if group.world_size == 1:
         model = _load_whole(model_class, model_config, config, dtype)
@@ -104,19 +99,12 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     )
 
 
-def _read_config(config: ShardConfig) -> "PretrainedConfig":
+def _read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
+    """content: of config.json."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     path = config.model_path
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{path} has no config.json: it is not a model folder; give --model-id the folder that has one"
-        )
-    try:
-        content = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again") from None
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (ValueError, KeyError, ImportError, OSError, StrictDataclassError) as error:
@@ -168,13 +156,6 @@ def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
         return getattr(torch, name)
     dtype = getattr(model_config, "dtype", None) or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-def _check_files(path: Path) -> None:
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{path} has no .safetensors files; only safetensors weights are loaded, use a model that has them"
-        )
 
 
 def _load_whole(

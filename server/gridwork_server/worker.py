@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 
-from gridwork_server import logs
+from gridwork_server import logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError, ModelError
 
@@ -49,11 +49,15 @@ class Worker:
         return self._runner
 
     def call(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
-        """Runs a task in the model's thread, after those given before. Only once loading has ended."""
+        """Runs a task in the model's thread, after those given before. Only once loading has ended. A task whose future
+        is cancelled before its turn is not run."""
         future: Future[Result] = Future()
 
         def run() -> None:
             assert self._runner is not None
+            # From here on the future cannot be cancelled, as it would be when a call's client goes away.
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(task(self._runner))
             except BaseException as error:
@@ -121,11 +125,17 @@ class Worker:
         assert self._runner is not None
         if self._runner.group.is_leader:
             while True:
-                self._tasks.get()()
+                try:
+                    self._tasks.get()()
+                except Exception as error:
+                    logger.opt(exception=True).error("the model's thread failed")
+                    end_process(f"the model's thread cannot go on: {type(error).__name__}: {error}")
         else:
             self._follow(self._runner)
 
     def _load(self) -> None:
+        self.state = "checking the model's folder"
+        model_folder.check(self._config)
         self.state = "importing PyTorch"
         import torch
 

@@ -91,7 +91,7 @@ class Stream:
 
     def __init__(self, shard: ShardProcess) -> None:
         self._steps: queue.SimpleQueue[pb.Step | None] = queue.SimpleQueue()
-        self._call: Any = shard.stub.Run(iter(self._steps.get, None))
+        self._call: Any = shard.stub.Run(iter(self._steps.get, None), timeout=100)
         self._next: Future[pb.StepResult] | None = None
 
     def send(self, step: pb.Step) -> None:
