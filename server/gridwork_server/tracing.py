@@ -1,7 +1,18 @@
 """OpenTelemetry spans of the shard: one for a traced sequence's prefill, one for its decode."""
 
-from collections.abc import Iterable
-from typing import Any
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+_WARNING_INTERVAL_S = 60
 
 
 class NoSpans:
@@ -33,7 +44,11 @@ class SequenceSpans(NoSpans):
 
         self._provider = TracerProvider(resource=Resource.create())
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=5)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+        # It would log every attempt, as an error.
+        logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
+        self._provider.add_span_processor(
+            BatchSpanProcessor(_with_warnings(exporter, endpoint), schedule_delay_millis=1000)
+        )
         self._tracer = self._provider.get_tracer("gridwork.shard")
         self._propagator = TraceContextTextMapPropagator()
         self._contexts: dict[int, Any] = {}
@@ -69,3 +84,29 @@ class SequenceSpans(NoSpans):
     def shut_down(self) -> None:
         """Exports what is left, for a second at most."""
         self._provider.force_flush(1000)
+
+
+def _with_warnings(exporter: "SpanExporter", endpoint: str) -> "SpanExporter":
+    """The exporter, with a warning now and then when the collector does not take what it is sent."""
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+    class WarningExporter(SpanExporter):
+        def __init__(self) -> None:
+            self._warned = -math.inf
+
+        def export(self, spans: "Sequence[ReadableSpan]") -> SpanExportResult:
+            result = exporter.export(spans)
+            if result != SpanExportResult.SUCCESS and time.monotonic() - self._warned > _WARNING_INTERVAL_S:
+                self._warned = time.monotonic()
+                logger.warning(
+                    f"the collector at {endpoint} does not take traces, which are lost meanwhile; requests are not affected"
+                )
+            return result
+
+        def shutdown(self) -> None:
+            exporter.shutdown()
+
+        def force_flush(self, timeout_millis: int = 30000) -> bool:
+            return exporter.force_flush(timeout_millis)
+
+    return WarningExporter()
