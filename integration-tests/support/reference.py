@@ -95,4 +95,4 @@ def chat_answer(folder: Path, messages: list[dict[str, str]], max_new_tokens: in
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     output = model.generate(ids, do_sample=False, max_new_tokens=max_new_tokens)
-    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True), ids.shape[1]
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)), ids.shape[1]

@@ -38,10 +38,11 @@ class ShardService(pb_grpc.ShardServicer):
         return pb.HealthResponse(state=state, message=self._worker.error or self._worker.state, rank=self._rank)
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoResponse:
+        await self._require_ready(context)
+        # Not before: the model's thread would be importing them too.
         import torch
         import transformers
 
-        await self._require_ready(context)
         runner = self._worker.runner
         assert runner is not None
         loaded = runner.loaded

@@ -99,7 +99,8 @@ def _with_warnings(exporter: "SpanExporter", endpoint: str) -> "SpanExporter":
             if result != SpanExportResult.SUCCESS and time.monotonic() - self._warned > _WARNING_INTERVAL_S:
                 self._warned = time.monotonic()
                 logger.warning(
-                    f"the collector at {endpoint} does not take traces, which are lost meanwhile; requests are not affected"
+                    f"the collector at {endpoint} does not take traces, which are lost meanwhile; "
+                    "requests are not affected"
                 )
             return result
 
