@@ -15,7 +15,7 @@ LIBRARY = HERE / "gridwork_kernels" / "_cpu.so"
 
 
 def main() -> int:
-    newest_source = max(path.stat().st_mtime for path in [*SOURCES, Path(__file__)])
+    newest_source = max(path.stat().st_mtime for path in [*(HERE / "cpu").iterdir(), Path(__file__)])
     if LIBRARY.exists() and LIBRARY.stat().st_mtime > newest_source:
         return 0
     if "x86_64" not in os.uname().machine:
@@ -26,7 +26,7 @@ def main() -> int:
     partial = LIBRARY.with_suffix(f".{os.getpid()}.partial")
     command = [
         os.environ.get("CXX", "c++"),
-        *("-std=c++20", "-O3", "-fPIC", "-shared"),
+        *("-std=c++20", "-O3", "-fPIC", "-shared", "-pthread"),
         *(f"-I{path}" for path in include_paths()),
         *map(str, SOURCES),
         *("-o", str(partial)),

@@ -21,6 +21,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "thread_pool.h"
+
 namespace {
 
 using torch::stable::Tensor;
@@ -193,8 +195,9 @@ Tensor linear(const Tensor x, const Tensor packed, std::optional<Tensor> bias, i
   const auto* bp = bias.has_value() ? static_cast<const bf16*>(bias->data_ptr()) : nullptr;
   void* op = out.data_ptr();
   const int64_t num_panels = packed.size(0);
-  // At least four panels to a thread: they are computed together when there is one row.
-  torch::stable::parallel_for(0, num_panels, 4, [&](int64_t begin, int64_t end) {
+  // At least four panels at a time: they are computed together when there is one row.
+  const int64_t chunk = std::max<int64_t>(4, num_panels / (gridwork::num_threads() * 8));
+  gridwork::parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) {
     if (float32_out) panels(xp, M, wp, bp, static_cast<float*>(op), K, out_features, begin, end);
     else panels(xp, M, wp, bp, static_cast<bf16*>(op), K, out_features, begin, end);
   });
@@ -207,7 +210,7 @@ Tensor pack(const Tensor weight) {
   Tensor packed = torch::stable::new_empty(weight, {num_panels, K, kPanel});
   const auto* in = static_cast<const bf16*>(weight.data_ptr());
   auto* out = static_cast<bf16*>(packed.data_ptr());
-  torch::stable::parallel_for(0, num_panels, 1, [&](int64_t begin, int64_t end) {
+  gridwork::parallel_for(num_panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
       for (int64_t lane = 0; lane < kPanel; ++lane) {
         // Place of feature `lane` among the 32: even places are lower halves, odd ones upper halves.

@@ -6,7 +6,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -15,6 +14,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include "thread_pool.h"
 
 namespace {
 
@@ -173,16 +174,10 @@ void attend_group(const Problem<T>& p, int64_t token, int64_t kv_head) {
 template <typename T>
 void run(const Problem<T>& p, int64_t tokens) {
   const int64_t tasks = tokens * p.kv_heads;
-  std::atomic<int64_t> next{0};
-  // Contexts differ in length, so that threads take tasks as they come; a few at a time.
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t grab = std::clamp<int64_t>(tasks / (threads * 8), 1, 16);
-  torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
-    for (int64_t first; (first = next.fetch_add(grab)) < tasks;) {
-      for (int64_t task = first; task < std::min(first + grab, tasks); ++task) {
-        attend_group(p, task / p.kv_heads, task % p.kv_heads);
-      }
-    }
+  // Contexts differ in length: threads take a few tasks at a time.
+  const int64_t chunk = std::clamp<int64_t>(tasks / (gridwork::num_threads() * 8), 1, 16);
+  gridwork::parallel_for(tasks, chunk, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) attend_group(p, task / p.kv_heads, task % p.kv_heads);
   });
 }
 

@@ -1,5 +1,6 @@
 """The compiled CPU kernels, loaded once."""
 
+import ctypes
 import functools
 from pathlib import Path
 
@@ -15,3 +16,9 @@ def load() -> bool:
         return False
     torch.ops.load_library(str(LIBRARY))
     return True
+
+
+def set_num_threads(count: int) -> None:
+    """Threads that the kernels use, the caller's included. They are not PyTorch's."""
+    if load():
+        ctypes.CDLL(str(LIBRARY)).gridwork_set_num_threads(ctypes.c_int64(count))

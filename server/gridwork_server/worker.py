@@ -140,7 +140,11 @@ class Worker:
         import torch
 
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(self._config.cpu_threads or max(1, cores // self._config.world_size))
+        from gridwork_kernels import cpu_library
+
+        threads = self._config.cpu_threads or max(1, cores // self._config.world_size)
+        torch.set_num_threads(threads)
+        cpu_library.set_num_threads(threads)
         self.state = "importing Transformers"
         from gridwork_server.group import RankGroup
         from gridwork_server.loading import load

@@ -1,0 +1,58 @@
+"""The threads of the CPU kernels: every element is computed once, whoever computes it."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from gridwork_kernels import bf16_linear, cpu_library
+
+pytestmark = pytest.mark.skipif(
+    not bf16_linear.is_supported(), reason="the CPU lacks AVX-512 or the library was not built"
+)
+
+
+def expected_and_call(seed: int) -> tuple[torch.Tensor, nn.Module, torch.Tensor]:
+    torch.manual_seed(seed)
+    linear = nn.Linear(96, 1000).bfloat16()
+    x = torch.randn(3, 96).bfloat16()
+    return bf16_linear.reference(x, linear.weight, linear.bias), bf16_linear.PackedLinear(linear), x
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> None:
+    cpu_library.set_num_threads(request.param)
+    request.addfinalizer(lambda: cpu_library.set_num_threads(1))
+
+
+@torch.inference_mode()
+@pytest.mark.usefixtures("threads")
+def test_many_short_loops_after_another_are_all_computed() -> None:
+    expected, layer, x = expected_and_call(0)
+    first = layer(x)
+    torch.testing.assert_close(first, expected)
+    for _ in range(3000):
+        assert torch.equal(layer(x), first)
+
+
+@pytest.mark.usefixtures("threads")
+def test_two_callers_at_once_do_not_disturb_each_other() -> None:
+    failures: list[BaseException] = []
+
+    @torch.inference_mode()
+    def call(seed: int) -> None:
+        try:
+            _expected, layer, x = expected_and_call(seed)
+            first = layer(x)
+            for _ in range(500):
+                assert torch.equal(layer(x), first)
+        except BaseException as error:
+            failures.append(error)
+
+    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
