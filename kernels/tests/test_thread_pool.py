@@ -1,6 +1,7 @@
 """The threads of the CPU kernels: every element is computed once, whoever computes it."""
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ def expected_and_call(seed: int) -> tuple[torch.Tensor, nn.Module, torch.Tensor]
 
 
 @pytest.fixture(params=[1, 2, 5])
-def threads(request: pytest.FixtureRequest) -> None:
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     cpu_library.set_num_threads(request.param)
-    request.addfinalizer(lambda: cpu_library.set_num_threads(1))
+    yield
+    cpu_library.set_num_threads(1)
 
 
 @torch.inference_mode()
