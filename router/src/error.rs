@@ -34,6 +34,8 @@ pub enum ErrorKind {
     InvalidType,
     /// A value is out of range, or does not go with another.
     Validation,
+    /// Prompt and answer do not fit into the model's context.
+    TooLong,
     /// The chat template refuses the conversation.
     Template,
     Unauthorized,
@@ -79,6 +81,14 @@ impl ApiError {
         }
     }
 
+    /// `field` asks for more tokens than fit.
+    pub fn too_long(field: &str, message: impl Into<String>) -> Self {
+        ApiError {
+            kind: ErrorKind::TooLong,
+            ..Self::validation(field, message)
+        }
+    }
+
     /// A model or adapter that is not served.
     pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
         let message =
@@ -92,7 +102,10 @@ impl ApiError {
     pub fn status(&self, dialect: Dialect) -> StatusCode {
         match self.kind {
             ErrorKind::InvalidJson => StatusCode::BAD_REQUEST,
-            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::Template => match dialect {
+            ErrorKind::InvalidType
+            | ErrorKind::Validation
+            | ErrorKind::TooLong
+            | ErrorKind::Template => match dialect {
                 Dialect::Tgi => StatusCode::UNPROCESSABLE_ENTITY,
                 Dialect::OpenAi => StatusCode::BAD_REQUEST,
             },
@@ -115,7 +128,7 @@ impl ApiError {
     pub fn type_name(&self) -> &'static str {
         match self.kind {
             ErrorKind::InvalidJson => "invalid_json",
-            ErrorKind::InvalidType | ErrorKind::Validation => "validation",
+            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => "validation",
             ErrorKind::Template => "template_error",
             ErrorKind::Unauthorized => "unauthorized",
             ErrorKind::UnknownModel => "unknown_model",
@@ -133,7 +146,9 @@ impl ApiError {
     /// The JSON body.
     pub fn body(&self, dialect: Dialect) -> Value {
         let prefix = match self.kind {
-            ErrorKind::InvalidType | ErrorKind::Validation => "Input validation error: ",
+            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => {
+                "Input validation error: "
+            }
             ErrorKind::Template => "Template error: ",
             ErrorKind::Generation => "Request failed during generation: ",
             _ => "",
@@ -146,6 +161,9 @@ impl ApiError {
                 let (class, code) = match self.kind {
                     ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
                     ErrorKind::UnknownModel => ("invalid_request_error", Some("model_not_found")),
+                    ErrorKind::TooLong => {
+                        ("invalid_request_error", Some("context_length_exceeded"))
+                    }
                     ErrorKind::Overloaded => ("rate_limit_error", Some("overloaded")),
                     ErrorKind::Unavailable => ("server_error", Some("unavailable")),
                     ErrorKind::Generation | ErrorKind::Internal => {
@@ -229,6 +247,17 @@ mod tests {
             json!({"error": "Input validation error: `top_p` must be > 0.0 and <= 1.0", "error_type": "validation"})
         );
         assert_eq!(error.body(Dialect::OpenAi)["error"]["param"], "top_p");
+    }
+
+    #[test]
+    fn what_does_not_fit_has_the_code_that_openais_clients_look_for() {
+        let error = ApiError::too_long("prompt", "`prompt` must have at most 7 tokens");
+        assert_eq!(error.status(Dialect::OpenAi), 400);
+        assert_eq!(
+            error.body(Dialect::OpenAi)["error"]["code"],
+            "context_length_exceeded"
+        );
+        assert_eq!(error.body(Dialect::Tgi)["error_type"], "validation");
     }
 
     #[test]

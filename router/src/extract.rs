@@ -1,32 +1,68 @@
 //! Request bodies: JSON or a refusal that says what is wrong with it, in the path's dialect.
 
+use std::marker::PhantomData;
+
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::state::AppState;
+use crate::unread::{self, Unread};
+
+/// What a body may be parsed as.
+pub trait Body: DeserializeOwned {
+    /// Fields beside those of the type that are refused rather than ignored.
+    const UNREAD: &'static [Unread];
+}
 
 /// The body, parsed.
 pub struct ApiJson<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<AppState> for ApiJson<T> {
+impl<T: Body> FromRequest<AppState> for ApiJson<T> {
     type Rejection = Response;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Response> {
         let dialect = Dialect::of(request.uri().path());
         read(request, state.config().payload_limit_bytes)
             .await
+            .and_then(|body| parse(&body))
             .map(ApiJson)
             .map_err(|error| error.into_response(dialect))
     }
 }
 
-async fn read<T: DeserializeOwned>(request: Request, limit_bytes: usize) -> Result<T, ApiError> {
-    let is_json = request
-        .headers()
+/// The bytes of a body that says it is JSON, at most `limit_bytes` of them.
+pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+    if !says_it_is_json(request.headers()) {
+        return Err(ApiError::new(
+            ErrorKind::UnsupportedMediaType,
+            "the Content-Type header must be `application/json`",
+        ));
+    }
+    match Limited::new(request.into_body(), limit_bytes)
+        .collect()
+        .await
+    {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
+            ErrorKind::PayloadTooLarge,
+            format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
+        )),
+        Err(error) => Err(ApiError::new(
+            ErrorKind::InvalidJson,
+            format!("the body ended early: {error}"),
+        )),
+    }
+}
+
+fn says_it_is_json(headers: &HeaderMap) -> bool {
+    headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .map(|value| {
@@ -37,36 +73,11 @@ async fn read<T: DeserializeOwned>(request: Request, limit_bytes: usize) -> Resu
                 .trim()
                 .to_ascii_lowercase()
         })
-        .is_some_and(|mime| mime == "application/json" || mime.ends_with("+json"));
-    if !is_json {
-        return Err(ApiError::new(
-            ErrorKind::UnsupportedMediaType,
-            "the Content-Type header must be `application/json`",
-        ));
-    }
-    let body = match Limited::new(request.into_body(), limit_bytes)
-        .collect()
-        .await
-    {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            return Err(ApiError::new(
-                ErrorKind::PayloadTooLarge,
-                format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
-            ));
-        }
-        Err(error) => {
-            return Err(ApiError::new(
-                ErrorKind::InvalidJson,
-                format!("the body ended early: {error}"),
-            ));
-        }
-    };
-    parse(&body)
+        .is_some_and(|mime| mime == "application/json" || mime.ends_with("+json"))
 }
 
 /// Parses JSON; errors name the path of the field.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
     // A struct would be read from an array as well.
     if !body.trim_ascii_start().starts_with(b"{") {
         well_formed(body)?;
@@ -88,6 +99,7 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
+    unread::check(body, T::UNREAD)?;
     Ok(value)
 }
 
@@ -110,6 +122,7 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     let text = text
         .rsplit_once(" at line ")
         .map_or(text.as_str(), |(text, _)| text);
+    let text = &in_terms_of_json(text);
     // A missing field is named by the message, relative to what contains it.
     let missing = text
         .strip_prefix("missing field `")
@@ -118,7 +131,7 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     let field = match (path, missing) {
         (".", Some(name)) => name.to_owned(),
         (path, Some(name)) => format!("{path}.{name}"),
-        (".", None) => return ApiError::new(ErrorKind::InvalidType, text),
+        (".", None) => return ApiError::new(ErrorKind::InvalidType, text.clone()),
         (path, None) => path.to_owned(),
     };
     let message = if missing.is_some() {
@@ -132,6 +145,54 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
+/// `text` without the names that Rust has for types.
+fn in_terms_of_json(text: &str) -> String {
+    let text = text
+        .replace("invalid type: sequence", "invalid type: array")
+        .replace("invalid type: map", "invalid type: object");
+    let Some((found, expected)) = text.rsplit_once(", expected ") else {
+        return text;
+    };
+    let expected = match expected {
+        "u32" => "an integer from 0 to 4294967295",
+        "u64" | "usize" => "an integer from 0 to 18446744073709551615",
+        "i64" => "an integer",
+        "f32" => "a number",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
+}
+
+/// Reads an optional field that is a JSON object: a struct by itself would be read from an array as well.
+pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_any(ObjectVisitor(PhantomData))
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,7 +202,12 @@ mod tests {
         #[allow(dead_code)]
         inputs: String,
         #[allow(dead_code)]
+        #[serde(default, deserialize_with = "object")]
         parameters: Option<Inner>,
+    }
+
+    impl Body for Outer {
+        const UNREAD: &'static [Unread] = &[Unread::misplaced("top_k", "parameters")];
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -162,6 +228,39 @@ mod tests {
             (ErrorKind::InvalidType, Some("parameters.top_k"))
         );
         assert!(!error.message.contains("line"), "{error}");
+    }
+
+    #[test]
+    fn types_are_called_what_json_calls_them() {
+        for (parameters, message) in [
+            (
+                r#"{"top_k": -1}"#,
+                "`parameters.top_k`: invalid value: integer `-1`, expected an integer from 0 to 4294967295",
+            ),
+            (
+                r#"{"top_k": {}}"#,
+                "`parameters.top_k`: invalid type: object, expected an integer from 0 to 4294967295",
+            ),
+            (
+                "[]",
+                "`parameters`: invalid type: array, expected an object",
+            ),
+            (
+                "3",
+                "`parameters`: invalid type: integer `3`, expected an object",
+            ),
+        ] {
+            let body = format!(r#"{{"inputs": "x", "parameters": {parameters}}}"#);
+            assert_eq!(error(&body).message, message);
+        }
+        assert!(parse::<Outer>(br#"{"inputs": "x", "parameters": null}"#).is_ok());
+    }
+
+    #[test]
+    fn a_misplaced_field_is_refused() {
+        let error = error(r#"{"inputs": "x", "top_k": 5}"#);
+        assert_eq!(error.message, "`top_k` must stand in `parameters`");
+        assert_eq!(error.field.as_deref(), Some("top_k"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`run`] takes its socket and its shutdown signal from the caller, so that a test runs the real server in a line.
 
 pub mod api;
+mod bounds;
 pub mod chat_template;
 pub mod cli;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod server;
 pub mod sse;
 pub mod state;
 pub mod telemetry;
+mod unread;
 pub mod validation;
 
 use std::future::{Future, IntoFuture};

@@ -3,7 +3,7 @@
 use axum::Router;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::api::{info, openai, tgi};
 use crate::state::AppState;
@@ -20,12 +20,15 @@ use crate::state::AppState;
         tgi::generate_stream,
         tgi::compat_generate,
         tgi::tokenize,
+        tgi::chat_tokenize,
+        tgi::invocations,
         openai::chat_completions,
         openai::completions,
         openai::models,
         openai::model,
         info::info,
         info::health,
+        info::ping,
         info::metrics,
     ),
     tags(
@@ -64,6 +67,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// `/api-doc/openapi.json`, and `/docs` that shows it.
 pub fn routes() -> Router<AppState> {
     SwaggerUi::new("/docs")
+        // Otherwise the page asks a server on the internet whether the document is valid.
+        .config(Config::default().validator_url("none"))
         .url("/api-doc/openapi.json", document())
         .into()
 }
@@ -86,12 +91,15 @@ mod tests {
             ("post", "/generate"),
             ("post", "/generate_stream"),
             ("post", "/tokenize"),
+            ("post", "/chat_tokenize"),
+            ("post", "/invocations"),
             ("post", "/v1/chat/completions"),
             ("post", "/v1/completions"),
             ("get", "/v1/models"),
             ("get", "/v1/models/{id}"),
             ("get", "/info"),
             ("get", "/health"),
+            ("get", "/ping"),
             ("get", "/metrics"),
         ] {
             let operation = &document["paths"][path][method];

@@ -6,7 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::get;
-use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
 use crate::error::{ApiError, Dialect, ErrorKind};
@@ -21,7 +21,7 @@ pub fn app(state: AppState) -> Router {
         .merge(api::tgi::routes())
         .merge(api::openai::routes())
         .route("/health", get(api::info::health))
-        .route("/ping", get(api::info::health))
+        .route("/ping", get(api::info::ping))
         .route("/info", get(api::info::info))
         .route("/metrics", get(api::info::metrics))
         .merge(crate::openapi::routes())
@@ -44,10 +44,9 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers(AllowHeaders::list([
-            header::CONTENT_TYPE,
-            header::AUTHORIZATION,
-        ]))
+        // OpenAI's client for browsers sends headers of its own; `*` would leave Authorization out.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(ExposeHeaders::any())
         .allow_origin(allowed)
 }
 
@@ -62,13 +61,19 @@ async fn require_key(State(state): State<AppState>, request: Request, next: Next
     let given = request
         .headers()
         .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .and_then(|value| bearer_token(value.as_bytes()))
         .unwrap_or_default();
     if equal_in_constant_time(given, key.as_bytes()) {
         return next.run(request).await;
     }
     let message = "the API key is missing or wrong; send it as `Authorization: Bearer <key>`";
     ApiError::new(ErrorKind::Unauthorized, message).into_response(Dialect::of(request.uri().path()))
+}
+
+/// What follows `Bearer`, a word that may be written in any case (RFC 9110, section 11.1).
+fn bearer_token(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// Takes as long for a nearly right key as for a wrong one.
@@ -123,7 +128,17 @@ async fn request_id(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::equal_in_constant_time;
+    use super::{bearer_token, equal_in_constant_time};
+
+    #[test]
+    fn only_the_scheme_may_be_written_in_any_case() {
+        for header in [&b"Bearer Key"[..], b"bearer Key", b"BEARER Key"] {
+            assert_eq!(bearer_token(header), Some(&b"Key"[..]));
+        }
+        for header in [&b"Basic Key"[..], b"Bearer", b"Key", b""] {
+            assert_eq!(bearer_token(header), None);
+        }
+    }
 
     #[test]
     fn keys_are_compared_whole_and_with_case() {

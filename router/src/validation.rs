@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_engine::{
-    GenerationRequest, Limits, LogprobOptions, Priority, SamplingParameters, StopConditions,
-};
+use gridwork_engine::{GenerationRequest, Limits, LogprobOptions, Priority, StopConditions};
 use tokenizers::Tokenizer;
 use tokio::sync::Semaphore;
 use tracing::Span;
 
+use crate::bounds::{Checked, check, in_vocabulary};
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 
@@ -110,16 +109,7 @@ impl Validator {
     ) -> Result<Vec<u32>, ApiError> {
         match prompt {
             Prompt::Tokens(ids) => {
-                if let Some(id) = ids.iter().find(|id| **id >= vocab_size) {
-                    return Err(ApiError::validation(
-                        names.prompt,
-                        format!(
-                            "`{}` has the token id {id}, but the vocabulary ends at {}",
-                            names.prompt,
-                            vocab_size - 1
-                        ),
-                    ));
-                }
+                in_vocabulary(names.prompt, ids.iter().copied(), vocab_size)?;
                 Ok(ids)
             }
             Prompt::Text { text, .. } if text.is_empty() => Ok(Vec::new()),
@@ -160,148 +150,6 @@ impl Validator {
     }
 }
 
-/// What follows from the parameters alone.
-struct Checked {
-    sampling: SamplingParameters,
-    is_random: bool,
-}
-
-fn check(
-    parameters: &Parameters,
-    limits: &ValidationLimits,
-    names: &FieldNames,
-    vocab_size: u32,
-) -> Result<Checked, ApiError> {
-    let out_of_range = |field: &str, bounds: &str, given: f32| {
-        Err(ApiError::validation(
-            field,
-            format!("`{field}` must be {bounds}. Given: {given}"),
-        ))
-    };
-    // Written so that a NaN is out of every range.
-    let within = |value: Option<f32>, fits: fn(f32) -> bool| value.filter(|value| !fits(*value));
-
-    if let Some(value) = within(parameters.temperature, |t| (0.0..=1e6).contains(&t)) {
-        return out_of_range("temperature", ">= 0.0 and <= 1000000.0", value);
-    }
-    if let Some(value) = within(parameters.repetition_penalty, |p| p > 0.0 && p.is_finite()) {
-        return Err(ApiError::validation(
-            "repetition_penalty",
-            format!("`repetition_penalty` must be strictly positive. Given: {value}"),
-        ));
-    }
-    for (field, value) in [
-        ("frequency_penalty", parameters.frequency_penalty),
-        ("presence_penalty", parameters.presence_penalty),
-    ] {
-        if let Some(value) = within(value, |p| (-2.0..=2.0).contains(&p)) {
-            return out_of_range(field, ">= -2.0 and <= 2.0", value);
-        }
-    }
-    for (field, value) in [
-        ("top_p", parameters.top_p),
-        ("typical_p", parameters.typical_p),
-    ] {
-        if let Some(value) = within(value, |p| p > 0.0 && p <= 1.0) {
-            return out_of_range(field, "> 0.0 and <= 1.0", value);
-        }
-    }
-    if let Some(value) = within(parameters.min_p, |p| (0.0..=1.0).contains(&p)) {
-        return out_of_range("min_p", ">= 0.0 and <= 1.0", value);
-    }
-    if parameters.max_new_tokens == Some(0) {
-        let field = names.max_new_tokens;
-        return Err(ApiError::validation(
-            field,
-            format!("`{field}` must be strictly positive"),
-        ));
-    }
-    if parameters.stop.len() > limits.max_stop_sequences {
-        return Err(ApiError::validation(
-            "stop",
-            format!(
-                "`stop` supports up to {} stop sequences. Given: {}",
-                limits.max_stop_sequences,
-                parameters.stop.len()
-            ),
-        ));
-    }
-    if parameters.stop.iter().any(String::is_empty) {
-        return Err(ApiError::validation(
-            "stop",
-            "`stop` must not contain an empty string",
-        ));
-    }
-    if parameters.top_n_tokens > limits.max_top_n_tokens {
-        let field = names.top_n_tokens;
-        return Err(ApiError::validation(
-            field,
-            format!(
-                "`{field}` must be >= 0 and <= {}. Given: {}",
-                limits.max_top_n_tokens, parameters.top_n_tokens
-            ),
-        ));
-    }
-    for (field, mut ids) in [
-        (
-            "logit_bias",
-            Box::new(parameters.logit_bias.iter().map(|(id, _)| *id))
-                as Box<dyn Iterator<Item = u32>>,
-        ),
-        (
-            "stop_token_ids",
-            Box::new(parameters.stop_token_ids.iter().copied()),
-        ),
-    ] {
-        if let Some(id) = ids.find(|id| *id >= vocab_size) {
-            return Err(ApiError::validation(
-                field,
-                format!(
-                    "`{field}` has the token id {id}, but the vocabulary ends at {}",
-                    vocab_size - 1
-                ),
-            ));
-        }
-    }
-    if let Some((id, value)) = parameters
-        .logit_bias
-        .iter()
-        .find(|(_, value)| !(-100.0..=100.0).contains(value))
-    {
-        return Err(ApiError::validation(
-            "logit_bias",
-            format!("`logit_bias` of token {id} must be >= -100 and <= 100. Given: {value}"),
-        ));
-    }
-
-    let is_random = parameters.do_sample.unwrap_or(true) && parameters.temperature != Some(0.0);
-    let sampling = SamplingParameters {
-        greedy: !is_random,
-        temperature: parameters
-            .temperature
-            .filter(|temperature| *temperature > 0.0)
-            .unwrap_or(1.0),
-        top_k: parameters.top_k.unwrap_or(0),
-        top_p: parameters.top_p.unwrap_or(1.0),
-        min_p: parameters.min_p.unwrap_or(0.0),
-        typical_p: parameters.typical_p.unwrap_or(1.0),
-        repetition_penalty: parameters.repetition_penalty.unwrap_or(1.0),
-        frequency_penalty: parameters.frequency_penalty.unwrap_or(0.0),
-        presence_penalty: parameters.presence_penalty.unwrap_or(0.0),
-        logit_bias_tokens: parameters.logit_bias.iter().map(|(id, _)| *id).collect(),
-        logit_bias_values: parameters
-            .logit_bias
-            .iter()
-            .map(|(_, value)| *value)
-            .collect(),
-        seed: parameters.seed.unwrap_or_else(rand::random),
-    };
-    Ok(Checked {
-        sampling,
-        is_random,
-    })
-}
-
 fn fit(
     mut prompt_ids: Vec<u32>,
     parameters: Parameters,
@@ -337,7 +185,7 @@ fn fit(
     }
     let prompt_tokens = prompt_ids.len();
     if prompt_tokens > max_input_tokens {
-        return Err(ApiError::validation(
+        return Err(ApiError::too_long(
             field,
             format!(
                 "`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"
@@ -350,7 +198,7 @@ fn fit(
         .map_or(left, |tokens| tokens as usize);
     if max_new_tokens > left {
         let new = names.max_new_tokens;
-        return Err(ApiError::validation(
+        return Err(ApiError::too_long(
             new,
             format!(
                 "`{field}` tokens + `{new}` must be <= {max_total_tokens}. Given: {prompt_tokens} `{field}` tokens and {max_new_tokens} `{new}`"

@@ -79,8 +79,6 @@ async fn every_value_out_of_range_is_refused_by_name() {
         ("min_p", |p| p.min_p = Some(1.1)),
         ("min_p", |p| p.min_p = Some(f32::NAN)),
         ("max_new_tokens", |p| p.max_new_tokens = Some(0)),
-        ("max_new_tokens", |p| p.max_new_tokens = Some(9)),
-        ("max_new_tokens", |p| p.max_new_tokens = Some(u32::MAX)),
         ("stop", |p| p.stop = vec!["x".into(); 5]),
         ("stop", |p| p.stop = vec![String::new()]),
         ("top_n_tokens", |p| p.top_n_tokens = 6),
@@ -102,6 +100,30 @@ async fn every_value_out_of_range_is_refused_by_name() {
         );
         assert!(error.message.contains(field), "{error}");
     }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_context_is_told_apart() {
+    for (text, max_new_tokens, field) in [
+        ("a b", Some(9), "max_new_tokens"),
+        ("a b", Some(u32::MAX), "max_new_tokens"),
+        ("a a a a a a a a a a", None, "inputs"),
+    ] {
+        let parameters = Parameters {
+            max_new_tokens,
+            ..Parameters::default()
+        };
+        let error = validate(text, parameters).await.expect_err(field);
+        assert_eq!(
+            (error.kind, error.field.as_deref()),
+            (ErrorKind::TooLong, Some(field))
+        );
+    }
+    let fits = Parameters {
+        max_new_tokens: Some(8),
+        ..Parameters::default()
+    };
+    validate("a b", fits).await.expect("two and eight are ten");
 }
 
 #[tokio::test]

@@ -152,6 +152,18 @@ pub async fn health(State(state): State<AppState>) -> Response {
     response
 }
 
+/// The same as `/health`, where Amazon SageMaker asks.
+#[utoipa::path(
+    get, path = "/ping", tag = "Server",
+    responses(
+        (status = 200, description = "Everything is well"),
+        (status = 503, description = "Loading, restarting or shutting down", body = ErrorResponse),
+    )
+)]
+pub async fn ping(state: State<AppState>) -> Response {
+    health(state).await
+}
+
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", tag = "Server", responses((status = 200, description = "Metrics", body = String)))]
 pub async fn metrics(State(state): State<AppState>) -> Response {

@@ -52,6 +52,8 @@ pub struct ChatTemplate {
     /// `bos_token`, `eos_token`, … as the tokenizer's configuration has them.
     special_tokens: Map<String, Json>,
     content: ContentForm,
+    /// Whether the template tells `developer` messages from others.
+    knows_developer: bool,
 }
 
 /// How the template wants `content`.
@@ -91,6 +93,7 @@ impl ChatTemplate {
             environment,
             special_tokens,
             content: ContentForm::Either,
+            knows_developer: template.contains("developer"),
         };
         compiled.content = compiled.probe_content_form();
         Ok(compiled)
@@ -127,9 +130,12 @@ impl ChatTemplate {
         Ok(prompt)
     }
 
-    /// `message` with its content in the form that the template understands.
+    /// `message` in the form that the template understands: its content, and OpenAI's newer name of the system role.
     fn adapt(&self, message: &Message) -> Message {
         let mut message = message.clone();
+        if message.role == "developer" && !self.knows_developer {
+            message.role = "system".into();
+        }
         message.content = match (message.content, self.content) {
             (Some(Content::Parts(parts)), ContentForm::Text) => {
                 let texts = parts.into_iter().filter_map(|part| part.text);
@@ -153,12 +159,12 @@ impl ChatTemplate {
                 .get_template(environment::TEMPLATE)?
                 .render(merge_maps([
                     Value::from(Serde(&self.special_tokens)),
+                    context! { documents => () },
                     Value::from(Serde(options.variables.unwrap_or(&Map::new()))),
                     context! {
                         messages => Serde(messages),
                         add_generation_prompt => options.add_generation_prompt,
                         tools => (),
-                        documents => (),
                     },
                 ]))
         };

@@ -233,6 +233,17 @@ fn further_fields_of_a_message_reach_the_template() {
 }
 
 #[test]
+fn a_developer_message_is_a_system_message_unless_the_template_knows_better() {
+    let messages = conversation(json!([{"role": "developer", "content": "Be brief"}]));
+    let roles = "{% for message in messages %}{{ message.role }}{% endfor %}";
+    let known = "{% if messages[0].role == 'developer' %}yes{% endif %}";
+    for (source, expected) in [(roles, "system"), (known, "yes")] {
+        let prompt = template(source).render(&messages, &RenderOptions::default());
+        assert_eq!(prompt.as_deref(), Ok(expected));
+    }
+}
+
+#[test]
 fn mistral_renders_and_raises() {
     let mistral = template(MISTRAL);
     let messages = conversation(json!([
@@ -287,6 +298,17 @@ fn variables_of_the_request_reach_the_template() {
         template.render(&messages, &PROMPT).unwrap(),
         "user:hi\nassistant:"
     );
+}
+
+#[test]
+fn documents_are_a_variable_like_others_and_none_when_left_out() {
+    let template =
+        template("{% if documents is none %}none{% else %}{{ documents[0].text }}{% endif %}");
+    let variables = json!({"documents": [{"text": "a"}]});
+    for (variables, expected) in [(None, "none"), (variables.as_object(), "a")] {
+        let options = RenderOptions { variables, ..PLAIN };
+        assert_eq!(template.render(&[], &options).as_deref(), Ok(expected));
+    }
 }
 
 #[test]

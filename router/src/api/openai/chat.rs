@@ -73,9 +73,13 @@ async fn answer(
     state.ready()?;
 
     let (limit_field, limit) = request.limit();
+    let (text, add_special_tokens) = chat_prompt(state, &request)?;
     let order = Order {
         prompts: vec![OrderedPrompt {
-            prompt: prompt(state, &request)?,
+            prompt: Prompt::Text {
+                text,
+                add_special_tokens,
+            },
             text: None,
         }],
         parameters: Parameters {
@@ -124,8 +128,8 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// The conversation as the model was trained to read it.
-fn prompt(state: &AppState, request: &ChatRequest) -> Result<Prompt, ApiError> {
+/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it.
+pub fn chat_prompt(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
     let template_error = |error: &dyn std::fmt::Display| ApiError {
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())
@@ -134,19 +138,17 @@ fn prompt(state: &AppState, request: &ChatRequest) -> Result<Prompt, ApiError> {
     let template = state
         .chat_template()
         .map_err(|error| template_error(error))?;
+    let variables = request.template_variables();
     let options = RenderOptions {
         add_generation_prompt,
         continue_final_message,
-        variables: request.chat_template_kwargs.as_ref(),
+        variables: Some(&variables),
     };
     let text = template
         .render(&request.messages, &options)
         .map_err(|error| template_error(&error))?;
-    Ok(Prompt::Text {
-        text,
-        // The template writes them itself.
-        add_special_tokens: false,
-    })
+    // The template writes them itself.
+    Ok((text, request.add_special_tokens.unwrap_or(false)))
 }
 
 async fn collect(

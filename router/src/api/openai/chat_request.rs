@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::request::request;
+use super::request::{UNREAD_BY_BOTH, request};
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
+use crate::extract::Body;
+use crate::unread::Unread;
 
 request! {
     /// A conversation to go on with.
@@ -30,6 +32,8 @@ request! {
         pub continue_final_message: Option<bool>,
         /// Further variables for the model's chat template, such as `enable_thinking`.
         pub chat_template_kwargs: Option<Map<String, Value>>,
+        /// A variable for the model's chat template, if that knows it: `low`, `medium`, `high`, …
+        pub reasoning_effort: Option<String>,
         /// Not supported by this version: refused unless empty or `tool_choice` is `none`.
         pub tools: Option<Value>,
         /// Only `none`, and `auto` without `tools`.
@@ -90,6 +94,16 @@ impl ChatRequest {
         self.check_messages()
     }
 
+    /// The variables for the chat template.
+    pub fn template_variables(&self) -> Map<String, Value> {
+        let mut variables = Map::new();
+        if let Some(effort) = &self.reasoning_effort {
+            variables.insert("reasoning_effort".into(), effort.as_str().into());
+        }
+        variables.extend(self.chat_template_kwargs.clone().unwrap_or_default());
+        variables
+    }
+
     fn check_messages(&self) -> Result<(), ApiError> {
         if self.messages.is_empty() {
             return Err(ApiError::validation(
@@ -98,6 +112,7 @@ impl ChatRequest {
             ));
         }
         for (index, message) in self.messages.iter().enumerate() {
+            check_content_is_there(index, message)?;
             let Some(Content::Parts(parts)) = &message.content else {
                 continue;
             };
@@ -149,6 +164,29 @@ impl ChatRequest {
             (limit, _) => ("max_completion_tokens", limit),
         }
     }
+}
+
+/// Templates say nothing useful about a message without content. Only an assistant's may have something else instead.
+fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiError> {
+    let has_instead = message.role == "assistant" && message.extra.values().any(|v| !v.is_null());
+    let must_have = ["system", "developer", "user", "tool", "assistant"];
+    if message.content.is_some() || has_instead || !must_have.contains(&message.role.as_str()) {
+        return Ok(());
+    }
+    let path = format!("messages[{index}].content");
+    Err(ApiError::validation(&path, format!("`{path}` is missing")))
+}
+
+impl Body for ChatRequest {
+    const UNREAD: &'static [Unread] = &{
+        let mut all = [Unread::unsupported("chat_template"); 27];
+        let (own, both) = all.split_at_mut(4);
+        own[1] = Unread::misplaced("documents", "chat_template_kwargs");
+        own[2] = Unread::unsupported("web_search_options");
+        own[3] = Unread::unsupported("echo");
+        both.copy_from_slice(&UNREAD_BY_BOTH);
+        all
+    };
 }
 
 /// Absent, `null`, `[]` or `{}`.
@@ -261,6 +299,37 @@ mod tests {
             let error = request.check_supported().unwrap_err();
             assert_eq!(error.field.as_deref(), Some(field));
         }
+    }
+
+    #[test]
+    fn a_message_needs_content_unless_the_assistant_called_tools() {
+        let case = |message: Value| request(json!({"messages": [message]})).check_supported();
+        for message in [
+            json!({"role": "user"}),
+            json!({"role": "user", "content": null, "name": "me"}),
+            json!({"role": "assistant", "content": null, "refusal": null}),
+        ] {
+            let error = case(message).unwrap_err();
+            assert_eq!(error.field.as_deref(), Some("messages[0].content"));
+        }
+        case(json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]})).unwrap();
+        case(json!({"role": "documents", "files": []})).unwrap();
+    }
+
+    #[test]
+    fn reasoning_effort_reaches_the_template_unless_its_own_variables_say_otherwise() {
+        let effort = |more: Value| {
+            request(more)
+                .template_variables()
+                .remove("reasoning_effort")
+        };
+        assert_eq!(effort(json!({})), None);
+        assert_eq!(
+            effort(json!({"reasoning_effort": "low"})),
+            Some(json!("low"))
+        );
+        let both = json!({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}});
+        assert_eq!(effort(both), Some(json!("high")));
     }
 
     #[test]

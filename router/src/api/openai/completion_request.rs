@@ -4,8 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::request;
+use super::request::{UNREAD_BY_BOTH, request};
 use crate::error::ApiError;
+use crate::extract::Body;
+use crate::unread::Unread;
 
 /// Generated tokens when the client gives no limit, as OpenAI has it.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -59,7 +61,7 @@ request! {
         /// Begin the text with the prompt; with `logprobs`, the prompt's tokens get theirs too.
         #[schema(default = false)]
         pub echo: Option<bool>,
-        /// At most `n`: this version generates no texts that it does not return.
+        /// The same as `n`: this version generates no texts that it does not return.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
         /// Not supported: put it into the prompt, in the form that the model was trained on.
@@ -81,14 +83,7 @@ impl CompletionRequest {
                 "`suffix` is not supported and can be achieved by preprocessing the prompt",
             ));
         }
-        if let Some(best_of) = self.best_of
-            && best_of > self.n.unwrap_or(1)
-        {
-            return Err(ApiError::validation(
-                "best_of",
-                "`best_of` greater than `n` is not supported by this version",
-            ));
-        }
+        self.check_best_of()?;
         if let Some(format) = &self.response_format
             && !format.is_null()
             && format.get("type").is_none_or(|kind| kind != "text")
@@ -126,6 +121,28 @@ impl CompletionRequest {
         }
         Ok(())
     }
+}
+
+impl CompletionRequest {
+    fn check_best_of(&self) -> Result<(), ApiError> {
+        let n = self.n.unwrap_or(1);
+        let message = match self.best_of.unwrap_or(n) {
+            best_of if best_of < n => format!("`best_of` must be >= `n`. Given: {best_of}"),
+            best_of if best_of > n => {
+                "`best_of` greater than `n` is not supported by this version".to_owned()
+            }
+            _ => return Ok(()),
+        };
+        Err(ApiError::validation("best_of", message))
+    }
+}
+
+impl Body for CompletionRequest {
+    const UNREAD: &'static [Unread] = &{
+        let mut all = [Unread::renamed("max_completion_tokens", "max_tokens"); 24];
+        all.split_at_mut(1).1.copy_from_slice(&UNREAD_BY_BOTH);
+        all
+    };
 }
 
 #[cfg(test)]
@@ -197,6 +214,10 @@ mod tests {
             refused_field(json!({"prompt": "a", "best_of": 2})),
             "best_of"
         );
+        for (best_of, n) in [(0, 1), (1, 2)] {
+            let body = json!({"prompt": "a", "best_of": best_of, "n": n});
+            assert_eq!(refused_field(body), "best_of");
+        }
         assert_eq!(
             refused_field(json!({"prompt": "a", "max_tokens": 0})),
             "max_tokens"

@@ -68,6 +68,7 @@ async fn answer(
     let num_choices = shared.num_choices(prompts.len(), state.config().max_concurrent_requests)?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;
+    let add_special_tokens = request.add_special_tokens.unwrap_or(true);
     let echo_only = request.max_tokens == Some(0);
     let with_logprobs = request.logprobs.is_some();
     state.ready()?;
@@ -75,7 +76,7 @@ async fn answer(
     let order = Order {
         prompts: prompts
             .into_iter()
-            .map(|prompt| ordered(prompt, echo))
+            .map(|prompt| ordered(prompt, echo, add_special_tokens))
             .collect(),
         parameters: Parameters {
             // The engine always generates; one token is the least.
@@ -113,13 +114,13 @@ async fn answer(
     Ok(response)
 }
 
-fn ordered(prompt: OnePrompt, echo: bool) -> OrderedPrompt {
+fn ordered(prompt: OnePrompt, echo: bool, add_special_tokens: bool) -> OrderedPrompt {
     match prompt {
         OnePrompt::Text(text) => OrderedPrompt {
             text: echo.then(|| text.clone()),
             prompt: Prompt::Text {
                 text,
-                add_special_tokens: true,
+                add_special_tokens,
             },
         },
         OnePrompt::Tokens(ids) => OrderedPrompt {

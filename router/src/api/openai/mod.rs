@@ -20,7 +20,7 @@ use axum::routing::{get, post};
 
 use crate::state::AppState;
 
-pub use chat::{__path_chat_completions, chat_completions};
+pub use chat::{__path_chat_completions, chat_completions, chat_prompt};
 pub use chat_request::ChatRequest;
 pub use completion_request::{CompletionRequest, PromptInput};
 pub use completions::{__path_completions, completions};
@@ -30,6 +30,7 @@ pub use response::*;
 
 /// The routes of this API.
 pub fn routes() -> Router<AppState> {
+    models::started_s();
     Router::new()
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 
@@ -36,7 +37,16 @@ pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
         (status = 404, description = "It is not")
     )
 )]
-pub async fn model(State(state): State<AppState>, Path(id): Path<String>) -> Response {
+pub async fn model(
+    State(state): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Response {
+    let id = match id {
+        Ok(Path(id)) => id,
+        Err(error) => {
+            return ApiError::validation("model", error.body_text()).into_response(Dialect::OpenAi);
+        }
+    };
     if id == state.config().model_id {
         return Json(served(&state)).into_response();
     }
@@ -47,7 +57,7 @@ fn served(state: &AppState) -> Model {
     Model {
         id: state.config().model_id.clone(),
         object: "model".into(),
-        created: first_asked_s(),
+        created: started_s(),
         owned_by: "gridwork".into(),
         max_model_len: state
             .engine()
@@ -56,8 +66,8 @@ fn served(state: &AppState) -> Model {
     }
 }
 
-/// The same for as long as the process lives.
-fn first_asked_s() -> u64 {
+/// When this was first called: the routes do it when they are made. In seconds since 1970.
+pub fn started_s() -> u64 {
     static SINCE: OnceLock<u64> = OnceLock::new();
     *SINCE.get_or_init(unix_time_s)
 }

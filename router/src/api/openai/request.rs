@@ -1,6 +1,7 @@
 //! What both generating routes of this API accept, as clients send it.
 //!
-//! Everything optional may also be `null`. Fields that nobody knows are ignored, as OpenAI's clients expect.
+//! Everything optional may also be `null`. Fields that nobody knows are ignored, as OpenAI's clients expect; what other
+//! servers read and this one does not is refused, as far as the answer would be another.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::parameters::Parameters;
+use crate::unread::Unread;
 
 /// Sequences that end the text.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -80,6 +82,7 @@ pub struct Shared {
     pub seed: Option<Seed>,
     pub stop: Option<Stop>,
     pub stop_token_ids: Option<Vec<u32>>,
+    pub include_stop_str_in_output: Option<bool>,
     pub ignore_eos: Option<bool>,
     pub skip_special_tokens: Option<bool>,
 }
@@ -135,7 +138,7 @@ impl Shared {
             seed: self.seed.map(u64::from),
             stop: self.stop.map(Vec::from).unwrap_or_default(),
             stop_token_ids: self.stop_token_ids.unwrap_or_default(),
-            include_stop: false,
+            include_stop: self.include_stop_str_in_output.unwrap_or(false),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             ..Parameters::default()
@@ -165,6 +168,33 @@ fn logit_bias(given: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError>
     entries.collect()
 }
 
+/// Fields of other servers that neither route reads.
+pub const UNREAD_BY_BOTH: [Unread; 23] = [
+    Unread::unsupported("guided_json"),
+    Unread::unsupported("guided_regex"),
+    Unread::unsupported("guided_choice"),
+    Unread::unsupported("guided_grammar"),
+    Unread::unsupported("structured_outputs"),
+    Unread::unsupported("json_schema"),
+    Unread::unsupported("regex"),
+    Unread::unsupported("ebnf"),
+    Unread::unsupported("grammar"),
+    Unread::unsupported("min_tokens"),
+    Unread::unsupported("bad_words"),
+    Unread::unsupported("allowed_token_ids"),
+    Unread::unsupported("logits_processors"),
+    Unread::unsupported("use_beam_search"),
+    Unread::unsupported("prompt_logprobs"),
+    Unread::unsupported("prompt_embeds"),
+    Unread::unsupported("truncate_prompt_tokens"),
+    Unread::unsupported("adapter_id"),
+    Unread::unsupported("lora_path"),
+    Unread::unsupported("mirostat"),
+    Unread::unsupported("dry_multiplier"),
+    Unread::unsupported("xtc_probability"),
+    Unread::renamed("max_new_tokens", "max_tokens"),
+];
+
 /// Declares a request: its own fields, then those of [`Shared`]. (`#[serde(flatten)]` would do the same, but errors
 /// could then no longer name the field.)
 macro_rules! request {
@@ -179,6 +209,7 @@ macro_rules! request {
             #[schema(default = false)]
             pub stream: Option<bool>,
             /// What a stream brings besides the text.
+            #[serde(default, deserialize_with = "crate::extract::object")]
             pub stream_options: Option<$crate::api::openai::request::StreamOptions>,
             /// How many texts to generate for each prompt, with different seeds.
             #[schema(default = 1, minimum = 1, maximum = 128)]
@@ -212,10 +243,16 @@ macro_rules! request {
             pub logit_bias: Option<std::collections::BTreeMap<String, f32>>,
             /// The same seed with the same request gives the same text; random when left out.
             pub seed: Option<$crate::api::openai::request::Seed>,
-            /// Sequences that end the text; they are not part of it.
+            /// Sequences that end the text; they are not part of it, unless `include_stop_str_in_output` is set.
             pub stop: Option<$crate::api::openai::request::Stop>,
             /// Tokens that end the text, besides the model's own; they are not part of it.
             pub stop_token_ids: Option<Vec<u32>>,
+            /// Let the text end with the stop sequence that was found.
+            #[schema(default = false)]
+            pub include_stop_str_in_output: Option<bool>,
+            /// Write the tokenizer's special tokens before the prompt: on for completions, off for chats, whose
+            /// template brings them.
+            pub add_special_tokens: Option<bool>,
             /// Go on after an end-of-sequence token.
             #[schema(default = false)]
             pub ignore_eos: Option<bool>,
@@ -244,6 +281,7 @@ macro_rules! request {
                     seed: self.seed,
                     stop: self.stop.take(),
                     stop_token_ids: self.stop_token_ids.take(),
+                    include_stop_str_in_output: self.include_stop_str_in_output,
                     ignore_eos: self.ignore_eos,
                     skip_special_tokens: self.skip_special_tokens,
                 }

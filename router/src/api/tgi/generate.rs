@@ -47,7 +47,8 @@ pub async fn generate(
     .await
 }
 
-/// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route.
+/// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route; `return_full_text` is true
+/// when left out.
 #[utoipa::path(
     post, path = "/", tag = "Text generation", request_body = CompatGenerateRequest,
     responses(
@@ -67,7 +68,13 @@ pub async fn compat_generate(
         parameters,
         stream,
     } = request;
-    let request = GenerateRequest { inputs, parameters };
+    let mut parameters = parameters.unwrap_or_default();
+    // Clients of this route have always got the whole text unless they said otherwise.
+    parameters.return_full_text.get_or_insert(true);
+    let request = GenerateRequest {
+        inputs,
+        parameters: Some(parameters),
+    };
     if stream == Some(true) {
         return match stream_response(&state, request, span).await {
             Ok(response) => response,

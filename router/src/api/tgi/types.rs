@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ErrorKind};
+use crate::extract::{Body, object};
 use crate::parameters::Parameters;
+use crate::unread::Unread;
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateRequest {
@@ -15,7 +17,7 @@ pub struct GenerateRequest {
     #[schema(example = "My name is Olivier and I")]
     pub inputs: String,
     /// How to continue it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub parameters: Option<GenerateParameters>,
 }
 
@@ -25,13 +27,50 @@ pub struct CompatGenerateRequest {
     #[schema(example = "My name is Olivier and I")]
     pub inputs: String,
     /// How to continue it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object")]
     pub parameters: Option<GenerateParameters>,
     /// Answer with server-sent events, as `/generate_stream` does.
     #[serde(default)]
     #[schema(default = false)]
     pub stream: Option<bool>,
 }
+
+impl Body for GenerateRequest {
+    const UNREAD: &'static [Unread] = MISPLACED;
+}
+
+impl Body for CompatGenerateRequest {
+    const UNREAD: &'static [Unread] = MISPLACED;
+}
+
+/// The parameters, where they would not be read.
+const MISPLACED: &[Unread] = &[
+    Unread::misplaced("best_of", "parameters"),
+    Unread::misplaced("temperature", "parameters"),
+    Unread::misplaced("repetition_penalty", "parameters"),
+    Unread::misplaced("frequency_penalty", "parameters"),
+    Unread::misplaced("presence_penalty", "parameters"),
+    Unread::misplaced("top_k", "parameters"),
+    Unread::misplaced("top_p", "parameters"),
+    Unread::misplaced("min_p", "parameters"),
+    Unread::misplaced("typical_p", "parameters"),
+    Unread::misplaced("do_sample", "parameters"),
+    Unread::misplaced("max_new_tokens", "parameters"),
+    Unread::misplaced("return_full_text", "parameters"),
+    Unread::misplaced("stop", "parameters"),
+    Unread::misplaced("stop_token_ids", "parameters"),
+    Unread::misplaced("truncate", "parameters"),
+    Unread::misplaced("watermark", "parameters"),
+    Unread::misplaced("details", "parameters"),
+    Unread::misplaced("decoder_input_details", "parameters"),
+    Unread::misplaced("seed", "parameters"),
+    Unread::misplaced("top_n_tokens", "parameters"),
+    Unread::misplaced("grammar", "parameters"),
+    Unread::misplaced("adapter_id", "parameters"),
+    Unread::misplaced("logit_bias", "parameters"),
+    Unread::misplaced("ignore_eos", "parameters"),
+    Unread::misplaced("skip_special_tokens", "parameters"),
+];
 
 /// Everything is optional, and may be `null`; fields that nobody knows are ignored.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -70,8 +109,7 @@ pub struct GenerateParameters {
     /// Most tokens to generate; what is left of the context when left out.
     #[schema(minimum = 1, example = 20)]
     pub max_new_tokens: Option<u32>,
-    /// Begin `generated_text` with `inputs`.
-    #[schema(default = false)]
+    /// Begin `generated_text` with `inputs`. Left out: no, but on `/` yes.
     pub return_full_text: Option<bool>,
     /// Sequences that end the text; the one that is found is part of it.
     pub stop: Option<Vec<String>>,
@@ -324,9 +362,17 @@ pub struct StreamResponse {
 pub struct SimpleToken {
     pub id: u32,
     pub text: String,
-    /// Byte offset in `inputs`.
+    /// Byte offset in the text.
     pub start: usize,
     pub stop: usize,
+}
+
+/// What the model sees of a conversation.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ChatTokenizeResponse {
+    pub tokenize_response: Vec<SimpleToken>,
+    /// The prompt that the chat template makes of the conversation.
+    pub templated_text: String,
 }
 
 /// Body of an error.
@@ -334,4 +380,21 @@ pub struct SimpleToken {
 pub struct ErrorResponse {
     pub error: String,
     pub error_type: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_parameter_is_refused_where_it_would_not_be_read() {
+        let parameters = format!("{:?}", GenerateParameters::default());
+        let fields: Vec<_> = parameters
+            .split(['{', ','])
+            .filter_map(|part| part.split_once(':'))
+            .map(|(name, _)| name.trim())
+            .collect();
+        let listed: Vec<_> = MISPLACED.iter().map(|field| field.name).collect();
+        assert_eq!(fields, listed);
+    }
 }

@@ -1,0 +1,237 @@
+"""The finer points of the API: what is refused rather than ignored, and what clients and browsers depend on."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from support.paths import ROOT
+from support.server import Server
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
+COMPLETION: dict[str, Any] = {"prompt": "hi", "max_tokens": 2, "temperature": 0}
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": {"inputs": "hi", "parameters": {"max_new_tokens": 2}},
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETION,
+}
+
+
+def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of an OpenAI route."""
+    assert response.status_code == status, response.text
+    return response.json()["error"]
+
+
+# --- nothing that changes the answer is ignored -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guided_json", {}),
+        ("guided_regex", "[0-9]"),
+        ("structured_outputs", {"regex": "a"}),
+        ("min_tokens", 3),
+        ("bad_words", ["Paris"]),
+        ("allowed_token_ids", [1]),
+        ("use_beam_search", True),
+        ("truncate_prompt_tokens", 2),
+        ("adapter_id", "mine"),
+        ("max_new_tokens", 5),
+    ],
+)
+def test_what_other_servers_read_and_this_one_does_not_is_refused(
+    tiny_server: Server, path: str, field: str, value: Any
+) -> None:
+    for stream in (False, True):
+        error = refusal(tiny_server.client.post(path, BODIES[path] | {field: value, "stream": stream}), 400)
+        assert error["param"] == field
+    assert tiny_server.client.post(path, BODIES[path] | {field: None}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/completions", "max_completion_tokens", 5),
+        ("/v1/completions", "best_of", 0),
+        ("/v1/completions", "best_of", 2),
+        ("/v1/chat/completions", "chat_template", "{{ messages }}"),
+        ("/v1/chat/completions", "documents", [{"text": "a"}]),
+        ("/v1/chat/completions", "echo", True),
+    ],
+)
+def test_what_belongs_to_another_route_is_refused(tiny_server: Server, path: str, field: str, value: Any) -> None:
+    assert refusal(tiny_server.client.post(path, BODIES[path] | {field: value}), 400)["param"] == field
+
+
+def test_best_of_below_n_is_refused(tiny_server: Server) -> None:
+    error = refusal(tiny_server.client.post("/v1/completions", COMPLETION | {"n": 2, "best_of": 1}), 400)
+    assert error["param"] == "best_of"
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/", "/tokenize"])
+def test_parameters_beside_inputs_are_refused(tiny_server: Server, path: str) -> None:
+    response = tiny_server.client.post(path, {"inputs": "hi", "max_new_tokens": 2})
+    assert response.status_code == 422, response.text
+    assert "`max_new_tokens` must stand in `parameters`" in response.json()["error"]
+
+
+@pytest.mark.parametrize("value", [[], 3, "x"])
+def test_parameters_must_be_an_object(tiny_server: Server, value: Any) -> None:
+    response = tiny_server.client.post("/generate", {"inputs": "hi", "parameters": value})
+    assert response.status_code == 422, response.text
+    assert "expected an object" in response.json()["error"]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e-7, 1e7, 1e38])
+@pytest.mark.parametrize("path", list(BODIES))
+def test_a_penalty_that_would_overflow_is_refused(tiny_server: Server, path: str, value: float) -> None:
+    body = dict(BODIES[path])
+    if path == "/generate":
+        body["parameters"] = body["parameters"] | {"repetition_penalty": value}
+    else:
+        body["repetition_penalty"] = value
+    response = tiny_server.client.post(path, body)
+    assert response.status_code == (422 if path == "/generate" else 400), response.text
+    assert "repetition_penalty" in response.text
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
+def test_the_ends_of_the_ranges_can_be_computed(tiny_server: Server, penalty: float, temperature: float) -> None:
+    extremes = {"repetition_penalty": penalty, "temperature": temperature, "logit_bias": {"5": 100, "6": -100}}
+    reply = tiny_server.client.ok("/v1/completions", COMPLETION | extremes | {"ignore_eos": True})
+    assert reply["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_does_not_fit_has_openais_code(tiny_server: Server, path: str) -> None:
+    long = "boat " * 20_000
+    prompts: dict[str, dict[str, Any]] = {
+        "/v1/completions": {"prompt": long},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": long}]},
+    }
+    for change in ({"max_tokens": 10_000_000}, prompts[path]):
+        error = refusal(tiny_server.client.post(path, BODIES[path] | change), 400)
+        assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
+
+
+def test_types_are_called_what_json_calls_them(tiny_server: Server) -> None:
+    for value, words in ((-1, "an integer from 0"), ("x", "an integer from 0"), ([], "invalid type: array")):
+        error = refusal(tiny_server.client.post("/v1/completions", COMPLETION | {"max_tokens": value}), 400)
+        assert words in error["message"]
+        assert "u32" not in error["message"]
+
+
+def test_a_message_without_content_is_refused_where_it_stands(tiny_server: Server) -> None:
+    for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "assistant", "content": None}):
+        messages = [{"role": "user", "content": "hi"}, message]
+        error = refusal(tiny_server.client.post("/v1/chat/completions", CHAT | {"messages": messages}), 400)
+        assert error["param"] == "messages[1].content"
+
+
+def test_a_model_id_that_is_no_text_is_refused_in_json(tiny_server: Server) -> None:
+    assert refusal(tiny_server.client.get("/v1/models/%ff"), 400)["param"] == "model"
+
+
+# --- shapes that clients depend on ------------------------------------------------------------------------------
+
+
+def test_the_root_route_gives_the_whole_text_unless_told_otherwise(tiny_server: Server) -> None:
+    client = tiny_server.client
+    body: dict[str, Any] = {"inputs": "The boats", "parameters": {"max_new_tokens": 3}}
+    new = client.ok("/generate", body)["generated_text"]
+    assert client.ok("/", body) == [{"generated_text": "The boats" + new}]
+    assert list(client.stream("/", body | {"stream": True}))[-1]["generated_text"] == "The boats" + new
+    body["parameters"]["return_full_text"] = False
+    assert client.ok("/", body) == [{"generated_text": new}]
+
+
+def test_stop_text_stays_when_it_is_asked_for(tiny_server: Server) -> None:
+    client = tiny_server.client
+    body = COMPLETION | {"max_tokens": 12, "ignore_eos": True}
+    whole = client.ok("/v1/completions", body)["choices"][0]["text"]
+    stop = whole[len(whole) // 2 :][:2]
+    before = whole[: whole.index(stop)]
+    choice = client.ok("/v1/completions", body | {"stop": stop})["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == (before, "stop")
+    with_stop = client.ok("/v1/completions", body | {"stop": stop, "include_stop_str_in_output": True})
+    assert with_stop["choices"][0]["text"] == before + stop
+
+
+def test_invocations_takes_the_bodies_of_all_generating_routes(tiny_server: Server) -> None:
+    client = tiny_server.client
+    generate = BODIES["/generate"]
+    assert client.ok("/invocations", generate) == client.ok("/", generate)
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert client.ok("/invocations", BODIES[path])["choices"] == client.ok(path, BODIES[path])["choices"]
+        chunks = list(client.stream("/invocations", BODIES[path] | {"stream": True}))
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert refusal(client.post("/invocations", CHAT | {"temperature": -1}), 400)["param"] == "temperature"
+    assert client.post("/invocations", {}).json()["error_type"] == "validation"
+    assert client.http.post("/invocations", content=b"{").status_code == 415
+
+
+def test_chat_tokenize_shows_what_a_chat_is_made_of(tiny_server: Server) -> None:
+    client = tiny_server.client
+    reply = client.ok("/chat_tokenize", {"messages": CHAT["messages"]})
+    assert "hi" in reply["templated_text"]
+    ids = [token["id"] for token in reply["tokenize_response"]]
+    assert len(ids) == client.ok("/v1/chat/completions", CHAT)["usage"]["prompt_tokens"]
+    as_text = client.ok("/v1/completions", COMPLETION | {"prompt": ids})["choices"][0]["text"]
+    assert as_text == client.ok("/v1/chat/completions", CHAT)["choices"][0]["message"]["content"]
+
+
+def test_a_browser_may_send_what_openais_client_sends(tiny_server: Server) -> None:
+    headers = {
+        "Origin": "http://page",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    }
+    preflight = tiny_server.client.http.options("/v1/chat/completions", headers=headers)
+    assert preflight.status_code == 200
+    allowed = preflight.headers["access-control-allow-headers"].split(",")
+    assert {"authorization", "content-type", "x-stainless-os"} <= set(allowed)
+    answer = tiny_server.client.http.post("/v1/completions", json=COMPLETION, headers={"Origin": "http://page"})
+    assert answer.headers["access-control-expose-headers"] == "*"
+
+
+# --- pages ------------------------------------------------------------------------------------------------------
+
+
+def test_the_documentation_page_needs_no_network(tiny_server: Server) -> None:
+    page = tiny_server.client.http.get("/docs", follow_redirects=True)
+    assert page.status_code == 200
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) > 4
+    for asset in assets:
+        assert not asset.startswith(("http", "//")), asset
+        assert tiny_server.client.get(f"/docs/{asset.removeprefix('./')}").status_code == 200, asset
+    settings = tiny_server.client.get("/docs/swagger-initializer.js").text
+    assert "/api-doc/openapi.json" in settings
+    assert re.search(r'"validatorUrl":\s*"none"', settings), settings
+
+
+def test_every_route_of_the_document_is_on_the_page_about_the_api(tiny_server: Server) -> None:
+    paths = tiny_server.client.get("/api-doc/openapi.json").json()["paths"]
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert len(paths) > 10
+    assert {path for path in paths if f"{path}`" not in page} == set()
+
+
+def test_the_page_about_metrics_lists_what_there_is(tiny_server: Server) -> None:
+    client = tiny_server.client
+    client.ok("/v1/completions", COMPLETION)
+    client.post("/v1/completions", {})
+    shown = set(re.findall(r"^# TYPE (\w+) ", client.get("/metrics").text, flags=re.MULTILINE))
+    tables = (ROOT / "docs" / "metrics.md").read_text().split("## From text-generation-inference")[0]
+    rows = re.findall(r"^\| `(\w+)(?:\{\w+\})?` \| (\w+) \|", tables, flags=re.MULTILINE)
+    # Counted with a label, so that it is only shown once something has failed.
+    assert shown | {"gridwork_generation_failures_total"} == {name for name, _ in rows}
+    kinds = re.findall(r"^# TYPE (\w+) (\w+)", client.get("/metrics").text, flags=re.MULTILINE)
+    assert set(kinds) <= set(rows)
