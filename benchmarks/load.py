@@ -3,6 +3,7 @@ last one has been answered. Only fields that every server accepts are sent."""
 
 import asyncio
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -91,10 +92,12 @@ async def _run(url: str, model: str, requests: Sequence[Request], clients: int) 
                 group.create_task(client(session))
         seconds = time.perf_counter() - started
     num_tokens = sum(answer.num_tokens for answer in answers)
+    # An answer of one token has no time between tokens.
+    tpots_s = [answer.tpot_s for answer in answers if answer.num_tokens > 1] or [math.nan]
     return Load(
         tokens_per_s=num_tokens / seconds,
         ttft_ms=1e3 * statistics.median(answer.ttft_s for answer in answers),
-        tpot_ms=1e3 * statistics.median(answer.tpot_s for answer in answers if answer.num_tokens > 1),
+        tpot_ms=1e3 * statistics.median(tpots_s),
         num_tokens=num_tokens,
     )
 
