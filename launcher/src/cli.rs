@@ -67,6 +67,16 @@ pub struct ModelArgs {
     #[arg(long, env = "MODEL_IMPL", default_value = "auto")]
     pub model_impl: ModelImpl,
 
+    /// Implementation of attention; auto: the fastest that the device and the model allow
+    #[arg(long, env = "ATTENTION", default_value = "auto")]
+    pub attention: Attention,
+
+    /// Run the model's own layers, without packed or fused ones in their place
+    #[arg(long, env = "DISABLE_FUSION", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub disable_fusion: bool,
+
     /// Folder that models from the hub are downloaded to [default: the hub library's own cache]
     #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
     pub huggingface_hub_cache: Option<PathBuf>,
@@ -331,6 +341,15 @@ pub enum ModelImpl {
     Paged,
     Batched,
     Solo,
+}
+
+/// The implementations of attention: compiled for CPUs, PyTorch's operations, the definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attention {
+    Auto,
+    Cpu,
+    Sdpa,
+    Reference,
 }
 
 /// Severity of a log line, least first.

@@ -94,6 +94,8 @@ impl Settings {
         args.add("--device", value_name(self.placement.device));
         args.add("--dtype", value_name(model.dtype));
         args.add("--model-impl", value_name(model.model_impl));
+        args.add("--attention", value_name(model.attention));
+        args.flag_if("--disable-fusion", model.disable_fusion);
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
         args.number("--cuda-memory-fraction", batching.cuda_memory_fraction);
         args.flag_if("--trust-remote-code", model.trust_remote_code);
@@ -245,7 +247,15 @@ mod tests {
 
     #[test]
     fn a_shard_is_told_its_place() {
-        let settings = settings(&["--kv-cache-memory", "1MiB", "--model-impl", "native"]);
+        let settings = settings(&[
+            "--kv-cache-memory",
+            "1MiB",
+            "--model-impl",
+            "native",
+            "--attention",
+            "sdpa",
+            "--disable-fusion",
+        ]);
         let sockets = Sockets::prepare(None, 2).unwrap();
         let shard = settings.shard_command(1, &sockets, 4321);
         assert_eq!(shard.tag, "shard-1");
@@ -254,7 +264,7 @@ mod tests {
             "serve --model-path /m --socket",
             "--rank 1 --world-size 2",
             "--master-port 4321",
-            "--device cpu --dtype auto --model-impl paged",
+            "--device cpu --dtype auto --model-impl paged --attention sdpa --disable-fusion",
             "--kv-cache-memory 1048576",
             "--cpu-threads 3",
         ] {
