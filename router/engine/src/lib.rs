@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP and of model families. [`Engine::start`] connects to a shard; [`Engine::submit`] admits a
 //! request and returns its stream of [`Event`]s, and dropping that stream frees what the request held.
 
+mod batch;
 mod blocks;
 mod detokenizer;
 mod engine;
@@ -12,6 +13,7 @@ mod scheduler;
 mod sequence;
 mod shard_client;
 mod stop;
+mod suspects;
 mod trace;
 
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready, StartError};

@@ -11,20 +11,17 @@ use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::{SequenceFailure, Step, StepResult, sequence_failure};
 
+use crate::batch::{Batch, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
 use crate::request::{GenerationError, Priority};
 use crate::sequence::{Sampled, Sequence, SequenceKey};
+use crate::suspects::Suspects;
 
 /// Steps that may be sent before the result of the first of them is known: while the shard computes one, the next
 /// is waiting for it already.
 const MAX_STEPS_IN_FLIGHT: usize = 2;
-
-/// From how many shard deaths at the same place on a sequence is computed alone.
-const DEATHS_UNTIL_ALONE: u32 = 2;
-/// And at how many it fails; the last one happened while it was alone.
-const DEATHS_UNTIL_FAILED: u32 = 3;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SchedulerConfig {
@@ -51,28 +48,7 @@ pub(crate) struct Scheduler {
     in_flight: VecDeque<StepInFlight>,
     next_step_id: u64,
     /// Sequences that may have killed the shard and must first prove themselves alone.
-    suspects: VecDeque<SequenceKey>,
-}
-
-struct StepInFlight {
-    id: u64,
-    sent: Instant,
-    /// In the order of the step's `sequence_ids`.
-    entries: Vec<StepEntry>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct StepEntry {
-    row: u32,
-    key: SequenceKey,
-    samples: bool,
-}
-
-/// A step while it is being filled.
-struct Batch {
-    step: Step,
-    entries: Vec<StepEntry>,
-    budget_tokens: usize,
+    suspects: Suspects,
 }
 
 impl Scheduler {
@@ -95,7 +71,7 @@ impl Scheduler {
             released_rows: Vec::new(),
             in_flight: VecDeque::new(),
             next_step_id: 1,
-            suspects: VecDeque::new(),
+            suspects: Suspects::default(),
         };
         scheduler.reset_shard(config);
         scheduler
@@ -167,7 +143,7 @@ impl Scheduler {
             return None;
         }
         let mut batch = Batch::new(self.config.max_batch_tokens);
-        if let Some(suspect) = self.next_suspect() {
+        if let Some(suspect) = self.suspects.next(&self.sequences) {
             if !self.in_flight.is_empty() {
                 return None;
             }
@@ -319,50 +295,11 @@ impl Scheduler {
 
     /// Counts a death for every sequence in flight; fails those that did it alone.
     fn blame(&mut self) {
-        let blamed: BTreeSet<SequenceKey> = self
-            .in_flight
-            .iter()
-            .flat_map(|step| &step.entries)
-            .map(|entry| entry.key)
-            .collect();
-        self.suspects.clear();
-        for key in blamed {
-            let Some(sequence) = self.sequences.get_mut(&key) else {
-                continue;
-            };
-            sequence.crashes.died_at(sequence.tokens.len());
-            match sequence.crashes.deaths {
-                deaths if deaths >= DEATHS_UNTIL_FAILED => {
-                    self.fail(key, GenerationError::ShardKiller { deaths })
-                }
-                DEATHS_UNTIL_ALONE => self.suspects.push_back(key),
-                _ => {}
-            }
+        let entries = self.in_flight.iter().flat_map(|step| &step.entries);
+        let in_flight: BTreeSet<SequenceKey> = entries.map(|entry| entry.key).collect();
+        for (key, deaths) in self.suspects.shard_died(&in_flight, &mut self.sequences) {
+            self.fail(key, GenerationError::ShardKiller { deaths });
         }
-        let also_suspected = self
-            .sequences
-            .values()
-            .filter(|s| s.crashes.deaths >= DEATHS_UNTIL_ALONE);
-        for key in also_suspected.map(|s| s.key).collect::<Vec<_>>() {
-            if !self.suspects.contains(&key) {
-                self.suspects.push_back(key);
-            }
-        }
-    }
-
-    /// The sequence that must run alone now, if any.
-    fn next_suspect(&mut self) -> Option<SequenceKey> {
-        while let Some(&key) = self.suspects.front() {
-            if self
-                .sequences
-                .get(&key)
-                .is_some_and(|s| s.crashes.deaths >= DEATHS_UNTIL_ALONE)
-            {
-                return Some(key);
-            }
-            self.suspects.pop_front();
-        }
-        None
     }
 
     fn add_decodes(&mut self, batch: &mut Batch) {
@@ -560,60 +497,6 @@ impl Scheduler {
             tracing::error!("scheduler integrity: {violation}");
             debug_assert!(false, "scheduler integrity: {violation}");
         }
-    }
-}
-
-impl Batch {
-    fn new(budget_tokens: usize) -> Self {
-        Batch {
-            step: Step::default(),
-            entries: Vec::new(),
-            budget_tokens,
-        }
-    }
-
-    /// Prefill goes on beside any number of decodes.
-    fn leave_for_prefill(&mut self, at_least_tokens: usize) {
-        self.budget_tokens = self.budget_tokens.max(at_least_tokens);
-    }
-
-    /// Schedules `num_tokens` of a running sequence; false, and nothing changed, when there are not enough blocks.
-    fn add(
-        &mut self,
-        sequence: &mut Sequence,
-        num_tokens: usize,
-        pool: &mut BlockPool,
-        block_size_tokens: usize,
-    ) -> bool {
-        let Some(row) = sequence.row else {
-            return false;
-        };
-        let computed = sequence.num_computed + num_tokens;
-        let num_held = sequence.blocks.len();
-        let num_new = computed
-            .div_ceil(block_size_tokens)
-            .saturating_sub(num_held);
-        if !pool.extend(&mut sequence.blocks, num_new) {
-            return false;
-        }
-        let samples = computed == sequence.tokens.len() + sequence.num_pending;
-        sequence.num_computed = computed;
-        if samples {
-            sequence.num_pending += 1;
-        }
-        self.step.sequence_ids.push(row);
-        self.step.num_tokens.push(num_tokens as u32);
-        self.step.num_new_blocks.push(num_new as u32);
-        self.step
-            .new_blocks
-            .extend_from_slice(&sequence.blocks.ids()[num_held..]);
-        self.entries.push(StepEntry {
-            row,
-            key: sequence.key,
-            samples,
-        });
-        self.budget_tokens = self.budget_tokens.saturating_sub(num_tokens);
-        true
     }
 }
 

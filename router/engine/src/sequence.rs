@@ -12,6 +12,7 @@ use crate::request::{
     TopToken,
 };
 use crate::stop::StopMatcher;
+use crate::suspects::CrashRecord;
 use crate::trace::RequestSpans;
 
 /// Identifies a request for the life of the engine; never reused.
@@ -43,34 +44,6 @@ pub(crate) struct Sequence {
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
     prompt_logprobs: Option<Vec<Option<f32>>>,
     events: EventSender,
-}
-
-/// Shard deaths that this sequence may have caused.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct CrashRecord {
-    /// Deaths in a row at the same place.
-    pub deaths: u32,
-    /// How many tokens the sequence had at the last one.
-    num_tokens: usize,
-}
-
-impl CrashRecord {
-    /// The shard died while it computed a sequence of `num_tokens` tokens.
-    pub fn died_at(&mut self, num_tokens: usize) {
-        self.deaths = if num_tokens > self.num_tokens {
-            1
-        } else {
-            self.deaths + 1
-        };
-        self.num_tokens = self.num_tokens.max(num_tokens);
-    }
-
-    /// Forgives once the sequence has got past the place of the last death.
-    pub fn reached(&mut self, num_tokens: usize) {
-        if num_tokens > self.num_tokens {
-            self.deaths = 0;
-        }
-    }
 }
 
 impl Sequence {

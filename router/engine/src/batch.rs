@@ -1,0 +1,83 @@
+//! A step while it is being filled, and what is remembered of one that is under way.
+
+use std::time::Instant;
+
+use gridwork_proto::v1::Step;
+
+use crate::blocks::BlockPool;
+use crate::sequence::{Sequence, SequenceKey};
+
+pub(crate) struct StepInFlight {
+    pub id: u64,
+    pub sent: Instant,
+    /// In the order of the step's `sequence_ids`.
+    pub entries: Vec<StepEntry>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepEntry {
+    pub row: u32,
+    pub key: SequenceKey,
+    pub samples: bool,
+}
+
+/// A step while it is being filled.
+pub(crate) struct Batch {
+    pub step: Step,
+    pub entries: Vec<StepEntry>,
+    pub budget_tokens: usize,
+}
+
+impl Batch {
+    pub fn new(budget_tokens: usize) -> Self {
+        Batch {
+            step: Step::default(),
+            entries: Vec::new(),
+            budget_tokens,
+        }
+    }
+
+    /// Prefill goes on beside any number of decodes.
+    pub fn leave_for_prefill(&mut self, at_least_tokens: usize) {
+        self.budget_tokens = self.budget_tokens.max(at_least_tokens);
+    }
+
+    /// Schedules `num_tokens` of a running sequence; false, and nothing changed, when there are not enough blocks.
+    pub fn add(
+        &mut self,
+        sequence: &mut Sequence,
+        num_tokens: usize,
+        pool: &mut BlockPool,
+        block_size_tokens: usize,
+    ) -> bool {
+        let Some(row) = sequence.row else {
+            return false;
+        };
+        let computed = sequence.num_computed + num_tokens;
+        let num_held = sequence.blocks.len();
+        let num_new = computed
+            .div_ceil(block_size_tokens)
+            .saturating_sub(num_held);
+        if !pool.extend(&mut sequence.blocks, num_new) {
+            return false;
+        }
+        let samples = computed == sequence.tokens.len() + sequence.num_pending;
+        sequence.num_computed = computed;
+        if samples {
+            sequence.num_pending += 1;
+        }
+        self.step.sequence_ids.push(row);
+        self.step.num_tokens.push(num_tokens as u32);
+        self.step.num_new_blocks.push(num_new as u32);
+        self.step
+            .new_blocks
+            .extend_from_slice(&sequence.blocks.ids()[num_held..]);
+        self.entries.push(StepEntry {
+            row,
+            key: sequence.key,
+            samples,
+        });
+        self.budget_tokens = self.budget_tokens.saturating_sub(num_tokens);
+        true
+    }
+}

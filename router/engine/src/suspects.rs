@@ -1,0 +1,91 @@
+//! Sequences that may have killed the shard. After two deaths at the same place a sequence is computed alone; if the shard
+//! dies once more, it was this sequence, and it fails.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use crate::sequence::{Sequence, SequenceKey};
+
+/// From how many shard deaths at the same place on a sequence is computed alone.
+const DEATHS_UNTIL_ALONE: u32 = 2;
+/// And at how many it fails; the last one happened while it was alone.
+const DEATHS_UNTIL_FAILED: u32 = 3;
+
+/// Shard deaths that this sequence may have caused.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct CrashRecord {
+    /// Deaths in a row at the same place.
+    pub deaths: u32,
+    /// How many tokens the sequence had at the last one.
+    num_tokens: usize,
+}
+
+impl CrashRecord {
+    /// The shard died while it computed a sequence of `num_tokens` tokens.
+    pub fn died_at(&mut self, num_tokens: usize) {
+        self.deaths = if num_tokens > self.num_tokens {
+            1
+        } else {
+            self.deaths + 1
+        };
+        self.num_tokens = self.num_tokens.max(num_tokens);
+    }
+
+    /// Forgives once the sequence has got past the place of the last death.
+    pub fn reached(&mut self, num_tokens: usize) {
+        if num_tokens > self.num_tokens {
+            self.deaths = 0;
+        }
+    }
+}
+
+/// Those that must prove themselves alone, one after another.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects(VecDeque<SequenceKey>);
+
+impl Suspects {
+    /// Counts a death for every sequence in flight. Returns those that did it alone, with their number of deaths.
+    pub fn shard_died(
+        &mut self,
+        in_flight: &BTreeSet<SequenceKey>,
+        sequences: &mut HashMap<SequenceKey, Sequence>,
+    ) -> Vec<(SequenceKey, u32)> {
+        self.0.clear();
+        let mut killers = Vec::new();
+        for &key in in_flight {
+            let Some(sequence) = sequences.get_mut(&key) else {
+                continue;
+            };
+            sequence.crashes.died_at(sequence.tokens.len());
+            match sequence.crashes.deaths {
+                deaths if deaths >= DEATHS_UNTIL_FAILED => killers.push((key, deaths)),
+                DEATHS_UNTIL_ALONE => self.0.push_back(key),
+                _ => {}
+            }
+        }
+        // Those that were suspected before and had no part in this death.
+        let mut others: Vec<SequenceKey> = sequences
+            .values()
+            .filter(|sequence| {
+                sequence.crashes.deaths == DEATHS_UNTIL_ALONE && !self.0.contains(&sequence.key)
+            })
+            .map(|sequence| sequence.key)
+            .collect();
+        others.sort_unstable();
+        self.0.extend(others);
+        killers
+    }
+
+    /// The sequence that must run alone now, if any.
+    pub fn next(&mut self, sequences: &HashMap<SequenceKey, Sequence>) -> Option<SequenceKey> {
+        while let Some(&key) = self.0.front() {
+            if sequences
+                .get(&key)
+                .is_some_and(|sequence| sequence.crashes.deaths >= DEATHS_UNTIL_ALONE)
+            {
+                return Some(key);
+            }
+            self.0.pop_front();
+        }
+        None
+    }
+}
