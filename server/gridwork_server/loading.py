@@ -15,11 +15,16 @@ from gridwork_server import attention, logs, model_folder
 from gridwork_server.attention import LayerGeometry, Probe
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
+from gridwork_server.memory import free_cpu_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from gridwork_server.group import RankGroup
+
+
+_LARGEST_SECOND_COPY = 0.25
+"""Of free memory, what a second form of the weights may take."""
 
 
 @dataclass
@@ -65,15 +70,9 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         model, num_parameters = part.model, part.num_parameters
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
-    notes = []
-    if config.fuse and dtype == torch.bfloat16 and device.type == "cpu":
-        from gridwork_kernels import bf16_linear
-
-        head = model.get_output_embeddings()
-        if head is not None and bf16_linear.widen_head(model, getattr(head, "local", head)):
-            notes.append("logits in float32")
-        if bf16_linear.is_profitable():
-            notes.append(f"{bf16_linear.pack_linears(model)} linear layers packed for AVX-512")
+    notes = (
+        _use_own_layers(model, weight_bytes) if config.fuse and dtype == torch.bfloat16 and device.type == "cpu" else []
+    )
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     try:
         layers, vocab_size = _probe(model, model_config, keeps_logits, device)
@@ -222,6 +221,27 @@ def _probe(
             f"{type(model).__name__} attends in {len(probe.layers)} layers where its config has {expected}"
         )
     return probe.layers, int(out.logits.shape[-1])
+
+
+def _use_own_layers(model: Any, weight_bytes: int) -> list[str]:
+    """Puts our linear layers in the place of the model's, on CPUs in bfloat16. Returns what was done."""
+    from gridwork_kernels import bf16_linear
+
+    notes = []
+    head = model.get_output_embeddings()
+    if head is not None and bf16_linear.widen_head(model, getattr(head, "local", head)):
+        notes.append("logits in float32")
+    if not bf16_linear.is_supported():
+        return notes
+    max_rows = None
+    if torch.cpu._is_amx_tile_supported():
+        if weight_bytes > free_cpu_bytes() * _LARGEST_SECOND_COPY:
+            return [*notes, "linear layers of PyTorch: there is no memory for both forms of the weights"]
+        max_rows = bf16_linear.rows_until_plain_is_faster(model)
+    if max_rows == 0:
+        return [*notes, "linear layers of PyTorch"]
+    packed = f"{bf16_linear.pack_linears(model, max_rows)} linear layers packed for AVX-512"
+    return [*notes, packed if max_rows is None else f"{packed}, for up to {max_rows} tokens a step"]
 
 
 def _size(model: nn.Module) -> tuple[int, int]:
