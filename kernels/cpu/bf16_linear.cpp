@@ -21,35 +21,26 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "avx512.h"
 #include "thread_pool.h"
 
 namespace {
 
 using torch::stable::Tensor;
-using bf16 = uint16_t;
+using gridwork::bf16;
+using gridwork::load16;
+using gridwork::narrow;
 
 constexpr int64_t kPanel = 32;
 // Rows whose float32 copies a thread holds at once: with K = 4096 they fill 1 MiB, about a core's L2 cache.
 constexpr int64_t kRowBlock = 64;
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 
 AVX512 inline __m512 widen_low(__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
 AVX512 inline __m512 widen_high(__m512i v) {
   return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
-// Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
-AVX512 inline __m256i narrow(__m512 v) {
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
-}
-
-inline float widen(bf16 v) {
+inline float widen_one(bf16 v) {
   const uint32_t bits = static_cast<uint32_t>(v) << 16;
   float f;
   std::memcpy(&f, &bits, sizeof f);
@@ -66,7 +57,7 @@ AVX512 inline void store(Out* out, __m512 sum, const bf16* bias, int64_t count) 
   const __mmask16 mask = count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
   if (bias != nullptr) {
     const __m256i b = _mm256_maskz_loadu_epi16(mask, bias);
-    sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+    sum = _mm512_add_ps(sum, gridwork::widen(b));
   }
   store_masked(out, mask, sum);
 }
@@ -151,10 +142,9 @@ AVX512 void tiles(const float* x, int64_t rows, const bf16* w, const bf16* bias,
 AVX512 void widen_row(const bf16* in, float* out, int64_t count) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i));
-    _mm512_storeu_ps(out + i, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)));
+    _mm512_storeu_ps(out + i, load16(in + i));
   }
-  for (; i < count; ++i) out[i] = widen(in[i]);
+  for (; i < count; ++i) out[i] = widen_one(in[i]);
 }
 
 // Panels [begin, end) of the product of all rows.

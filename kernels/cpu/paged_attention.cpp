@@ -15,35 +15,20 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "avx512.h"
 #include "thread_pool.h"
 
 namespace {
 
 using torch::stable::Tensor;
-using bf16 = uint16_t;
+using gridwork::bf16;
+using gridwork::load16;
+using gridwork::store16;
 
 // Head sizes are multiples of 16 up to this.
 constexpr int64_t kLargestHead = 256;
 // Keys whose scores are held at once.
 constexpr int64_t kTile = 64;
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
-
-AVX512 inline __m512 load16(const float* p) { return _mm512_loadu_ps(p); }
-AVX512 inline __m512 load16(const bf16* p) {
-  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-}
-AVX512 inline void store16(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
-// Rounds to the nearest, ties to even; NaN stays NaN.
-AVX512 inline void store16(bf16* p, __m512 v) {
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  const __m512i result = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16)));
-}
 
 // exp(x) for x <= 0, to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (the
 // coefficients are those of the Taylor series to degree 7). NaN stays NaN.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from gridwork_kernels import cpu_library
+from gridwork_kernels.replace import replace_modules
 
 PANEL = 32
 """Output features in a panel of packed weights."""
@@ -22,11 +23,6 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """The plain form: x `[..., K]`, weight `[N, K]` and bias `[N]` in bfloat16, summed in float32, rounded once."""
     wide_bias = None if bias is None else bias.float()
     return nn.functional.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
-
-
-def is_supported() -> bool:
-    """Whether this CPU can run the kernel."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and cpu_library.load()
 
 
 class PackedLinear(nn.Module):
@@ -81,7 +77,7 @@ def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
     for child in model.modules():
         if _is_plain(child) and child.out_features >= PANEL:
             replaced[child] = PackedLinear(child, max_rows=max_rows)
-    _replace(model, replaced)
+    replace_modules(model, replaced)
     return len(replaced)
 
 
@@ -126,8 +122,8 @@ def widen_head(model: nn.Module, head: nn.Module) -> bool:
     the CPU."""
     if not _is_plain(head):
         return False
-    packable = is_supported() and head.out_features >= PANEL
-    _replace(model, {head: PackedLinear(head, float32_out=True) if packable else Float32Linear(head)})
+    packable = cpu_library.has_avx512() and head.out_features >= PANEL
+    replace_modules(model, {head: PackedLinear(head, float32_out=True) if packable else Float32Linear(head)})
     return True
 
 
@@ -139,10 +135,3 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
         and module.weight.dtype == torch.bfloat16
         and module.weight.device.type == "cpu"
     )
-
-
-def _replace(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() leaves out shared ones
-            if child in replaced:
-                setattr(parent, name, replaced[child])

@@ -13,9 +13,8 @@ def supports(dtype: torch.dtype, key_size: int, value_size: int) -> bool:
     """Whether this CPU and these heads can use the kernel."""
     return (
         dtype in DTYPES
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and all(size % HEAD_MULTIPLE == 0 and 0 < size <= LARGEST_HEAD for size in (key_size, value_size))
-        and cpu_library.load()
+        and cpu_library.has_avx512()
     )
 
 

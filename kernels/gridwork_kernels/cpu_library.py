@@ -18,6 +18,11 @@ def load() -> bool:
     return True
 
 
+def has_avx512() -> bool:
+    """Whether the kernels that need AVX-512 run here."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and load()
+
+
 def set_num_threads(count: int) -> None:
     """Threads that the kernels use, the caller's included. They are not PyTorch's."""
     if load():

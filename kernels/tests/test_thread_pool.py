@@ -10,7 +10,7 @@ from torch import nn
 from gridwork_kernels import bf16_linear, cpu_library
 
 pytestmark = pytest.mark.skipif(
-    not bf16_linear.is_supported(), reason="the CPU lacks AVX-512 or the library was not built"
+    not cpu_library.has_avx512(), reason="the CPU lacks AVX-512 or the library was not built"
 )
 
 

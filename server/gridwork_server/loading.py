@@ -70,9 +70,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         model, num_parameters = part.model, part.num_parameters
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
-    notes = (
-        _use_own_layers(model, weight_bytes) if config.fuse and dtype == torch.bfloat16 and device.type == "cpu" else []
-    )
+    notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
     try:
         layers, vocab_size = _probe(model, model_config, keeps_logits, device)
@@ -223,15 +221,26 @@ def _probe(
     return probe.layers, int(out.logits.shape[-1])
 
 
-def _use_own_layers(model: Any, weight_bytes: int) -> list[str]:
-    """Puts our linear layers in the place of the model's, on CPUs in bfloat16. Returns what was done."""
-    from gridwork_kernels import bf16_linear
+def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:
+    """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
+    from gridwork_kernels import cpu_library, rms_norm
+
+    notes = []
+    if dtype == torch.bfloat16:
+        notes += _use_own_linears(model, weight_bytes)
+    if cpu_library.has_avx512() and (fused := rms_norm.fuse_norms(model)):
+        notes.append(f"{fused} RMS norms fused")
+    return notes
+
+
+def _use_own_linears(model: Any, weight_bytes: int) -> list[str]:
+    from gridwork_kernels import bf16_linear, cpu_library
 
     notes = []
     head = model.get_output_embeddings()
     if head is not None and bf16_linear.widen_head(model, getattr(head, "local", head)):
         notes.append("logits in float32")
-    if not bf16_linear.is_supported():
+    if not cpu_library.has_avx512():
         return notes
     max_rows = None
     if torch.cpu._is_amx_tile_supported():

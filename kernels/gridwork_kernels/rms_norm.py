@@ -1,0 +1,97 @@
+"""RMSNorm in one pass on x86-64 CPUs with AVX-512, in the place of modules that are found to compute just that."""
+
+import inspect
+
+import torch
+from torch import nn
+
+from gridwork_kernels.replace import replace_modules
+
+WIDTH_MULTIPLE = 16
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
+    """The plain form. x: `[..., width]`, weight: `[width]`, the same dtype. plus_one: the scale is `1 + weight`,
+    applied before rounding (Gemma's way); else the normalised values are rounded to x's dtype first (Llama's way)."""
+    wide = x.float()
+    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if plus_one:
+        return (normalised * (1 + weight.float())).to(x.dtype)
+    return weight * normalised.to(x.dtype)
+
+
+class FusedRMSNorm(nn.Module):
+    """Stands in for a module that computes `reference`."""
+
+    def __init__(self, plain: nn.Module, eps: float, plus_one: bool) -> None:
+        """plain: has the weight, and takes inputs of other dtypes."""
+        super().__init__()
+        self.plain = plain
+        self.eps, self.plus_one = eps, plus_one
+        self.weight = plain.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x: `[..., width]`; returns the same shape and dtype."""
+        if x.dtype != self.weight.dtype:
+            out: torch.Tensor = self.plain(x)
+            return out
+        return torch.ops.gridwork_cpu.rms_norm(x, self.weight, self.eps, self.plus_one)
+
+
+@torch.inference_mode()
+def fuse_norms(model: nn.Module) -> int:
+    """Replaces every module on the CPU that computes RMSNorm, in place; whether it does is found by computing.
+    Returns how many."""
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        fused = _fused(module)
+        if fused is not None:
+            replaced[module] = fused
+    replace_modules(model, replaced)
+    return len(replaced)
+
+
+def _fused(module: nn.Module) -> FusedRMSNorm | None:
+    parameters = dict(module.named_parameters(recurse=False))
+    weight, eps = parameters.get("weight"), _eps(module)
+    if len(parameters) != 1 or weight is None or eps is None or next(module.children(), None) is not None:
+        return None
+    if (
+        weight.dim() != 1
+        or weight.numel() % WIDTH_MULTIPLE
+        or weight.dtype not in DTYPES
+        or weight.device.type != "cpu"
+    ):
+        return None
+    if module._forward_hooks or module._forward_pre_hooks or len(inspect.signature(module.forward).parameters) != 1:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    # Rows of many sizes, so that a wrong epsilon shows.
+    x = torch.randn(6, weight.numel(), generator=generator) * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
+    x = x.to(weight.dtype)
+    try:
+        expected = module(x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    for plus_one in (False, True):
+        if _same(torch.ops.gridwork_cpu.rms_norm(x, weight, eps, plus_one), expected):
+            return FusedRMSNorm(module, eps, plus_one)
+    return None
+
+
+def _eps(module: nn.Module) -> float | None:
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        value = getattr(module, name, None)
+        if isinstance(value, float):
+            return value
+    return None
+
+
+def _same(got: torch.Tensor, expected: object) -> bool:
+    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16."""
+    if not isinstance(expected, torch.Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
+        return False
+    if got.dtype == torch.float32:
+        return torch.allclose(got, expected, rtol=1e-5, atol=0)
+    return torch.allclose(got, expected, rtol=2**-7, atol=0) and bool((got != expected).float().mean() < 0.01)

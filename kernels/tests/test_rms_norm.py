@@ -1,0 +1,87 @@
+"""The fused RMSNorm against its plain form, and which modules it takes the place of."""
+
+import pytest
+import torch
+from torch import nn
+
+from gridwork_kernels import cpu_library, rms_norm
+
+pytestmark = pytest.mark.skipif(
+    not cpu_library.has_avx512(), reason="the CPU lacks AVX-512 or the library was not built"
+)
+
+
+class Plain(nn.Module):
+    def __init__(self, width: int, dtype: torch.dtype, plus_one: bool, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width).to(dtype))
+        self.eps, self.plus_one = eps, plus_one
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm.reference(x, self.weight, self.eps, self.plus_one)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", rms_norm.DTYPES)
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1, 16), (3, 48), (1, 700, 576), (2, 5, 3, 64), (0, 32)])
+def test_equals_the_plain_form(dtype: torch.dtype, plus_one: bool, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    x, weight = (3 * torch.randn(shape)).to(dtype), torch.randn(shape[-1]).to(dtype)
+    got = torch.ops.gridwork_cpu.rms_norm(x, weight, 1e-6, plus_one)
+    expected = rms_norm.reference(x, weight, 1e-6, plus_one)
+    assert (got.shape, got.dtype) == (x.shape, dtype)
+    torch.testing.assert_close(got, expected, rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=0)
+
+
+@torch.inference_mode()
+def test_rows_that_are_not_contiguous_and_nan() -> None:
+    x = torch.randn(64, 10).T
+    x[3, 5] = torch.nan
+    got = torch.ops.gridwork_cpu.rms_norm(x, torch.ones(64), 1e-6, False)
+    assert got[3].isnan().all()
+    keep = torch.arange(10) != 3
+    torch.testing.assert_close(got[keep], rms_norm.reference(x, torch.ones(64), 1e-6, False)[keep])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", rms_norm.DTYPES)
+@pytest.mark.parametrize("plus_one", [False, True])
+def test_modules_that_compute_it_are_replaced_and_stay_equal(dtype: torch.dtype, plus_one: bool) -> None:
+    torch.manual_seed(2)
+    plain = Plain(48, dtype, plus_one)
+    model = nn.ModuleDict({"a": plain, "again": plain, "b": Plain(32, dtype, plus_one, eps=1e-3)})
+    assert rms_norm.fuse_norms(model) == 2
+    assert model["a"] is model["again"]
+    x = (1e-3 * torch.randn(7, 48)).to(dtype)
+    torch.testing.assert_close(model["a"](x), plain(x), rtol=1e-5 if dtype == torch.float32 else 2**-7, atol=0)
+    # Another dtype than the weight's goes to the module itself.
+    wide = x.double()
+    assert torch.equal(model["a"](wide), plain(wide))
+
+
+def test_modules_that_compute_something_else_are_left_alone() -> None:
+    class WrongEpsilon(Plain):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return rms_norm.reference(x, self.weight, 2 * self.eps, self.plus_one)
+
+    class TwoInputs(Plain):
+        def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(x)
+
+    hooked = Plain(32, torch.float32, False)
+    hooked.register_forward_hook(lambda _module, _inputs, out: 2 * out)
+    model = nn.ModuleDict(
+        {
+            "layer norm": nn.LayerNorm(32),
+            "without bias": nn.LayerNorm(32, bias=False),
+            "wrong epsilon": WrongEpsilon(32, torch.float32, False),
+            "two inputs": TwoInputs(32, torch.float32, False),
+            "odd width": Plain(24, torch.float32, False),
+            "float16": Plain(32, torch.float16, False),
+            "hooked": hooked,
+        }
+    )
+    before = dict(model.items())
+    assert rms_norm.fuse_norms(model) == 0
+    assert all(model[name] is module for name, module in before.items())
