@@ -193,7 +193,7 @@ void dispatch(const Tensor& query, const Tensor& keys, const Tensor& values, con
   run(p, query.size(0));
 }
 
-// See `paged_attention/cpu.py` for shapes and meaning; its caller has checked them.
+// See `gridwork_kernels/cpu_attention.py` for shapes and meaning; its caller has checked them.
 Tensor paged_attention(const Tensor query, const Tensor keys, const Tensor values, const Tensor tables,
                        const Tensor sequence, const Tensor length, std::optional<Tensor> sinks, int64_t block_size,
                        double scale, int64_t window, double softcap) {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 # What a rank 0 announces to the others before it does it.
-_WARM_UP, _RESET, _RUN, _LEAVE = range(4)
+_WARM_UP, _RESET, _RUN = range(3)
 
 
 class Worker:
@@ -179,10 +179,8 @@ class Worker:
                         logger.error(str(error))
                 elif what == _RESET:
                     runner.reset()
-                elif what == _RUN:
-                    runner.run(pb.Step.FromString(payload))
                 else:
-                    return
+                    runner.run(pb.Step.FromString(payload))
             except Exception as error:
                 end_process(f"rank {self._config.rank} cannot go on: {error}")
 
