@@ -1,0 +1,125 @@
+"""Calls a model's `forward()` with what it takes, and finds logits and cache in what it returns."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from gridwork_server.paths.base import PathError
+
+_CACHE_NAMES = (
+    "past_key_values",
+    "cache_params",
+    "state",
+    "past",
+    "layer_past",
+    "past_key_value",
+    "mems",
+    "past_buckets_states",
+)
+"""What models have called their cache over the years, as argument and in what they return."""
+
+
+class Caller:
+    """The signature of one model's `forward()`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = inspect.signature(model.forward).parameters
+        self._takes_any = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+        self.cache_names = [name for name in _CACHE_NAMES if name in self.parameters]
+
+    def takes(self, name: str) -> bool:
+        """Whether `forward()` names an argument so."""
+        return name in self.parameters
+
+    def plain(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Logits `[batch, num_tokens, vocab_size]` of whole sequences, int64 `[batch, num_tokens]`, without a cache, from
+        what the model's own code makes ready for generating."""
+        prepare = getattr(self.model, "prepare_inputs_for_generation", None)
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        mask = torch.ones_like(input_ids)
+        if prepare is not None:
+            positions = {"position_ids": self._positions(input_ids, mask)} if self.takes("position_ids") else {}
+            try:
+                inputs = dict(prepare(input_ids, attention_mask=mask, use_cache=False, **positions))
+            except Exception:  # custom code, of whatever kind
+                inputs = {"input_ids": input_ids, "attention_mask": mask}
+        for name in (*_CACHE_NAMES, "use_cache"):
+            inputs.pop(name, None)
+        inputs = {name: value for name, value in inputs.items() if value is not None and self._may_take(name)}
+        return logits_of(self.model(**inputs, **self._options(use_cache=False)))
+
+    def _positions(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        prepare = getattr(self.model, "_prepare_position_ids_for_generation", None)
+        if prepare is not None:
+            return prepare(input_ids, {"attention_mask": mask})
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None].expand_as(input_ids)
+
+    def with_cache(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        keep_all: bool,
+        more: dict[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, Any]:
+        """Computes tokens that follow what is in a cache.
+
+        input_ids: int64 `[batch, num_tokens]`; cache: None at first; attention_mask: int64 `[batch, num_cached +
+        num_tokens]`, 0 for padding; positions: int64 `[batch, num_tokens]`; keep_all: whether all logits are wanted, or
+        those of the last token. Returns logits `[batch, num_tokens or 1, vocab_size]` and the cache. Raises PathError
+        when no cache comes back.
+        """
+        arguments: dict[str, Any] = dict(more or {})
+        if self.takes("attention_mask"):
+            arguments["attention_mask"] = attention_mask
+        if self.takes("position_ids"):
+            arguments["position_ids"] = positions
+        if not keep_all and self.takes("logits_to_keep"):
+            arguments["logits_to_keep"] = 1
+        if cache is not None:
+            arguments[self._name_of_cache] = cache
+        out = self.model(input_ids=input_ids, **arguments, **self._options(use_cache=True))
+        if cache is None:
+            self._name_of_cache, cache = self._find_cache(out)
+        else:
+            cache = self._cache(out, self._name_of_cache)
+        if cache is None:
+            raise PathError("forward() returns no cache")
+        return logits_of(out), cache
+
+    def _find_cache(self, out: Any) -> tuple[str, Any]:
+        for name in self.cache_names:
+            cache = self._cache(out, name)
+            if cache is not None:
+                return name, cache
+        if not self.cache_names:
+            raise PathError("forward() takes no cache")
+        raise PathError("forward() returns no cache")
+
+    def _cache(self, out: Any, name: str) -> Any:
+        if isinstance(out, tuple) and not hasattr(out, "_fields"):
+            return out[1] if len(out) > 1 else None
+        return getattr(out, name, None)
+
+    def _may_take(self, name: str) -> bool:
+        return self._takes_any or name in self.parameters
+
+    def _options(self, use_cache: bool) -> dict[str, bool]:
+        options = {"use_cache": use_cache, "return_dict": True}
+        return {name: value for name, value in options.items() if self.takes(name) or (self._takes_any and use_cache)}
+
+
+def logits_of(out: Any) -> torch.Tensor:
+    """Logits `[batch, num_tokens, vocab_size]` in whatever a model returned."""
+    logits = out if isinstance(out, torch.Tensor) else getattr(out, "logits", None)
+    if logits is None and isinstance(out, tuple | list) and out:
+        logits = out[0]
+    if logits is None and isinstance(out, dict):
+        logits = out.get("logits")
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 3:
+        raise PathError("forward() gives no logits [batch, tokens, vocabulary]")
+    return logits

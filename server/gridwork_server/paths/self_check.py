@@ -1,0 +1,84 @@
+"""Compares a path with plain `forward()` on a few tokens, before a model is called ready."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.sequence_table import SequenceTable
+
+if TYPE_CHECKING:
+    from gridwork_server.paths.caller import Caller
+
+_PROMPTS = (7, 4)
+"""Tokens of the sequences; one more each is decoded."""
+
+_LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=16)
+_NUM_BLOCKS = 8
+
+_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.25}
+"""Largest difference, as a share of the logits' own standard deviation: what is computed wrongly differs by about 1."""
+
+
+def sample_tokens(vocab_size: int) -> list[np.ndarray]:
+    """The sequences to compare on: int32, of the middle of the vocabulary, where no special tokens are."""
+    generator = np.random.default_rng(0)
+    low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
+    return [generator.integers(low, high, length + 1).astype(np.int32) for length in _PROMPTS]
+
+
+@torch.inference_mode()
+def plain_logits(caller: "Caller", sequences: list[np.ndarray], device: torch.device) -> torch.Tensor:
+    """What plain `forward()` gives after each prompt and after each sequence: float32 `[4, vocab_size]`.
+
+    Every row is computed from its own beginning: a model that looks ahead gives other logits for a longer text.
+    """
+    rows = []
+    for sequence in sequences:
+        for length in (len(sequence) - 1, len(sequence)):
+            tokens = torch.from_numpy(sequence[:length].astype(np.int64))[None].to(device)
+            rows.append(caller.plain(tokens)[0, -1].float())
+    return torch.stack(rows)
+
+
+@torch.inference_mode()
+def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
+    """The same by a path: the first prompt in two pieces, then both sequences together."""
+    table = SequenceTable(2, _LIMITS.max_total_tokens, _LIMITS.block_size_tokens, _NUM_BLOCKS)
+    path.allocate(_LIMITS, _NUM_BLOCKS)
+    rows: dict[tuple[int, int], torch.Tensor] = {}
+
+    def step(ids: list[int], counts: list[int]) -> None:
+        batch = table.batch(np.array(ids), np.array(counts))
+        logits, kept = path.forward(batch, table, np.array([], dtype=np.int64))
+        for row, token in zip(logits, kept.tolist(), strict=True):
+            rows[int(batch.sequence_ids[batch.row[token]]), int(batch.positions[token])] = row.float()
+        table.computed(batch)
+
+    for id, sequence in enumerate(sequences):
+        prompt = sequence[:-1]
+        table.admit(pb.NewSequence(id=id, token_ids=prompt.tolist(), num_prompt_tokens=len(prompt)))
+        table.append_blocks(np.array([id]), np.array([4]), np.arange(4 * id, 4 * id + 4))
+        first = len(prompt) // 2 if id == 0 else len(prompt)
+        step([id], [first])
+        if first < len(prompt):
+            step([id], [len(prompt) - first])
+    table.append_tokens(np.array([0, 1]), np.array([sequence[-1] for sequence in sequences]))
+    step([0, 1], [1, 1])
+    path.release(np.array([0, 1]))
+    return torch.stack([rows[id, len(seq) - 2 + k] for id, seq in enumerate(sequences) for k in (0, 1)])
+
+
+def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
+    """Raises PathError when a path's logits are not those of plain `forward()`."""
+    given = path_logits(path, sequences)
+    if given.shape != expected.shape:
+        raise PathError(f"it gives logits of shape {list(given.shape)} where forward() gives {list(expected.shape)}")
+    if not torch.isfinite(expected).any():
+        return  # nothing can be told from a model whose own answer is no number
+    known = torch.isfinite(expected)
+    difference = float((given - expected)[known].abs().max()) / max(float(expected[known].std()), 1e-6)
+    if not difference <= _TOLERANCE[dtype]:
+        raise PathError(f"its logits differ from those of plain forward() by {difference:.2g} of their spread")
