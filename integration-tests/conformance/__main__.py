@@ -18,12 +18,14 @@ def main() -> int:
     parser.add_argument("types", nargs="*")
     parser.add_argument("--model-impl", default="auto")
     args = parser.parse_args()
+    import torch
     import transformers
     from loguru import logger
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from conformance.causal import check
 
+    torch.set_num_threads(1)
     logger.remove()
     transformers.logging.set_verbosity_error()
     wrong = 0

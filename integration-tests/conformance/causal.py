@@ -50,6 +50,7 @@ def prompts(seed: int = 0) -> list[list[int]]:
 def build(model_type: str, folder: Path) -> None:
     """Saves a tiny random model of the type."""
     config = tiny_config(model_type)
+    config.forced_eos_token_id = None
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     randomise(model)
@@ -71,6 +72,7 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
         max_new_tokens=count,
         min_new_tokens=count,
         do_sample=False,
+        forced_eos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,
     )

@@ -20,6 +20,8 @@ _MAX_LAYERS = 6
 _SIZES: list[tuple[str, int]] = [
     (r"(^|_)vocab_size|^n_words$|^num_embeddings$|_vocab_size$", VOCAB_SIZE),
     (r"per_layer_input$", 16),
+    (r"index_topk$", 6),
+    (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
     (r"^max_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len(gth)?$|^seq_length$|^max_target_positions$", CONTEXT_TOKENS),
     (r"^max_source_positions$|^context_length$|^max_sequence_length$|^model_max_length$", CONTEXT_TOKENS),
     (r"^sliding_window(_size)?$|^attention_window_size$|^window_size$|^local_attention$|attention_chunk_size$", 8),
@@ -42,8 +44,6 @@ _SIZES: list[tuple[str, int]] = [
     (r"chunk_size$", 8),
     (r"(period|interval|frequency|every_n_layers|every_n|_step)$", 2),
     (r"first_k_dense_replace$|^num_dense_layers$|^num_hash_layers$", 1),
-    (r"index_topk$", 6),
-    (r"index_n_heads$", 2),
 ]
 """Name of an integer in a config, and what it becomes when it is larger."""
 
@@ -103,7 +103,8 @@ def _settings(config: PretrainedConfig) -> dict[str, Any]:
         elif isinstance(value, list | tuple) and num_layers and len(value) == num_layers:
             settings[name] = [_small(name, value[i]) for i in keep]
         elif isinstance(value, bool):
-            continue
+            if name == "is_decoder":
+                settings[name] = True  # an encoder's layers look ahead: generating with them means nothing
         elif isinstance(value, int):
             small = len(keep) if re.search(_LAYER_COUNTS, name) else _small(name, value)
             if name == "head_dim" and value == getattr(config, "qk_rope_head_dim", None):

@@ -4,7 +4,7 @@ A model's layers call it with their queries, keys and values; what it does with 
 keyword arguments of `forward()`, so that there is no global state.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -73,6 +73,8 @@ class PagedStep:
     values: dict[LayerKey, torch.Tensor]
     layout: PagedLayout
     implementation: PagedAttention
+    chunks: dict[int, int] = field(default_factory=dict)
+    """Of layers that attend within chunks: positions in a chunk."""
     calls: dict[int, int] = field(default_factory=dict)
     """Of each layer so far."""
 
@@ -82,6 +84,8 @@ class PagedStep:
         nth = self.calls.get(layer, 0)
         self.calls[layer] = nth + 1
         keys, values = self.keys[layer, nth], self.values[layer, nth]
+        if layer in self.chunks:
+            options = replace(options, chunk=self.chunks[layer])
         keys.index_copy_(0, self.layout.slots, key)
         values.index_copy_(0, self.layout.slots, value)
         return self.implementation(query, keys, values, self.layout, options)

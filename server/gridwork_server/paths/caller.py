@@ -28,6 +28,7 @@ class Caller:
         self.model = model
         self.parameters = inspect.signature(model.forward).parameters
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+        self._keeps_mask: bool | None = None
         self.cache_names = [name for name in _CACHE_NAMES if name in self.parameters]
 
     def takes(self, name: str) -> bool:
@@ -74,7 +75,9 @@ class Caller:
         when no cache comes back.
         """
         arguments: dict[str, Any] = dict(more or {})
-        if self.takes("attention_mask"):
+        if cache is not None and self._keeps_mask is None:
+            self._keeps_mask = self._wants_mask_when_decoding(cache)
+        if self.takes("attention_mask") and (cache is None or self._keeps_mask):
             arguments["attention_mask"] = attention_mask
         if self.takes("position_ids"):
             arguments["position_ids"] = positions
@@ -90,6 +93,24 @@ class Caller:
         if cache is None:
             raise PathError("forward() returns no cache")
         return logits_of(out), cache
+
+    def _wants_mask_when_decoding(self, cache: Any) -> bool:
+        """Some models with recurrent state take a mask with the prompt only; what makes their inputs ready leaves it out."""
+        prepare = getattr(self.model, "prepare_inputs_for_generation", None)
+        if prepare is None:
+            return True
+        tokens = torch.ones(1, 2, dtype=torch.int64)
+        try:
+            inputs = prepare(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                use_cache=True,
+                is_first_iteration=False,
+                **{self._name_of_cache: cache},
+            )
+        except Exception:  # custom code, of whatever kind
+            return True
+        return inputs.get("attention_mask") is not None
 
     def _find_cache(self, out: Any) -> tuple[str, Any]:
         for name in self.cache_names:

@@ -101,7 +101,7 @@ def _candidates(
 
 
 def _use_attention(model: Any, name: str, own_attention: bool) -> None:
-    if own_attention and model.config._attn_implementation != name:
+    if own_attention:
         model.set_attn_implementation(name)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from gridwork_kernels import paged_attention
-from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
+from gridwork_server.attention import ARGUMENT, LayerGeometry, LayerKey, PagedStep, Probe
 from gridwork_server.errors import ModelError
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
 
@@ -35,6 +35,8 @@ class PagedPath:
         if not probe.layers:
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
         self._layers = probe.layers
+        self._chunks = _chunks(model)
+        _check_cache_kinds(model, self._layers, self._chunks)
         heads = {(layer.key_size, layer.value_size) for layer in self._layers.values()}
         try:
             self.attention_name = paged_attention.choose(attention, device, dtype, heads)
@@ -63,7 +65,7 @@ class PagedPath:
     ) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
-        step = PagedStep(self._keys, self._values, table.layout(batch, self._device), self._attention)
+        step = PagedStep(self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks)
         # A model computes at least one row of logits.
         logits = self._call(batch.input_ids, batch.positions, kept if len(kept) else batch.last[:1], step)
         return logits[: len(kept)], kept
@@ -87,6 +89,28 @@ class PagedPath:
         )
         logits: torch.Tensor = out.logits[0]
         return logits if self._keeps_logits else logits[index]
+
+
+def _chunks(model: Any) -> dict[int, int]:
+    """By layer that attends within chunks: positions in a chunk. Transformers tells them by the mask that the config's
+    layer types ask for, and our attention function gets no mask."""
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "attention_chunk_size", None)
+    types = getattr(config, "layer_types", None) or []
+    return {i: int(size) for i, kind in enumerate(types) if kind == "chunked_attention"} if size else {}
+
+
+def _check_cache_kinds(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
+    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
+    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
+    for i, kind in enumerate(DynamicCache(config=model.config).layers):
+        if isinstance(kind, LinearAttentionCacheLayerMixin):
+            raise PathError(f"layer {i} keeps a recurrent state")
+        geometry = layers.get((i, 0))
+        slides = bool(getattr(kind, "is_sliding", False))
+        if geometry is not None and slides != (geometry.window > 0 or i in chunks):
+            raise PathError(f"the cache of layer {i} {'slides' if slides else 'does not slide'}, unlike its attention")
 
 
 def keeps_logits(model: "nn.Module") -> bool:

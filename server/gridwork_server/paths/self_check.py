@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from gridwork_server.paths.caller import Caller
 
 _PROMPTS = (7, 4)
-"""Tokens of the sequences; one more each is decoded."""
+"""Tokens of the sequences' prompts."""
+
+_DECODED = (3, 2)
+"""Tokens that are decoded of each, so that one leaves the other at the end."""
 
 _LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=16)
 _NUM_BLOCKS = 8
@@ -26,18 +29,21 @@ def sample_tokens(vocab_size: int) -> list[np.ndarray]:
     """The sequences to compare on: int32, of the middle of the vocabulary, where no special tokens are."""
     generator = np.random.default_rng(0)
     low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
-    return [generator.integers(low, high, length + 1).astype(np.int32) for length in _PROMPTS]
+    return [
+        generator.integers(low, high, prompt + decoded).astype(np.int32)
+        for prompt, decoded in zip(_PROMPTS, _DECODED, strict=True)
+    ]
 
 
 @torch.inference_mode()
 def plain_logits(caller: "Caller", sequences: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """What plain `forward()` gives after each prompt and after each sequence: float32 `[4, vocab_size]`.
+    """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[7, vocab_size]`.
 
     Every row is computed from its own beginning: a model that looks ahead gives other logits for a longer text.
     """
     rows = []
-    for sequence in sequences:
-        for length in (len(sequence) - 1, len(sequence)):
+    for sequence, prompt in zip(sequences, _PROMPTS, strict=True):
+        for length in range(prompt, len(sequence) + 1):
             tokens = torch.from_numpy(sequence[:length].astype(np.int64))[None].to(device)
             rows.append(caller.plain(tokens)[0, -1].float())
     return torch.stack(rows)
@@ -58,17 +64,19 @@ def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
         table.computed(batch)
 
     for id, sequence in enumerate(sequences):
-        prompt = sequence[:-1]
+        prompt = sequence[: _PROMPTS[id]]
         table.admit(pb.NewSequence(id=id, token_ids=prompt.tolist(), num_prompt_tokens=len(prompt)))
         table.append_blocks(np.array([id]), np.array([4]), np.arange(4 * id, 4 * id + 4))
         first = len(prompt) // 2 if id == 0 else len(prompt)
         step([id], [first])
         if first < len(prompt):
             step([id], [len(prompt) - first])
-    table.append_tokens(np.array([0, 1]), np.array([sequence[-1] for sequence in sequences]))
-    step([0, 1], [1, 1])
+    for i in range(max(_DECODED)):
+        ids = [id for id, decoded in enumerate(_DECODED) if i < decoded]
+        table.append_tokens(np.array(ids), np.array([sequences[id][_PROMPTS[id] + i] for id in ids]))
+        step(ids, [1] * len(ids))
     path.release(np.array([0, 1]))
-    return torch.stack([rows[id, len(seq) - 2 + k] for id, seq in enumerate(sequences) for k in (0, 1)])
+    return torch.stack([rows[key] for key in sorted(rows)])
 
 
 def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
