@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from loguru import logger
 
 from gridwork_server.paths import cache_tree
-from gridwork_server.paths.base import CacheNeeds, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
 from gridwork_server.paths.cache_tree import CacheSpec, Member, Sample, spec_of
 from gridwork_server.paths.caller import Caller
 
@@ -112,8 +113,15 @@ class BatchedPath:
             last = logits.shape[0] - 1
             for token in wanted.tolist():
                 rows[token] = logits[last - (position - int(batch.positions[token]))]
-        for cohort in self._gather([id for id, _ in decodes]):
+        try:
+            cohorts = self._gather([id for id, _ in decodes])
+        except (PathError, ValueError, RuntimeError) as error:
+            self._stop_sharing(error)
+            cohorts = self._gather([id for id, _ in decodes])
+        for cohort in cohorts:
             tokens = table.token_ids[cohort.ids, cohort.lengths].astype(np.int64)
+            if self._mode == "single" and not cohort.sizes:
+                self._restart(cohort, table)
             logits = self._decode(cohort, tokens)
             for id, token in decodes:
                 if id in cohort.ids:
@@ -142,8 +150,32 @@ class BatchedPath:
         )
         cohort.lengths = cohort.lengths + 1
         if self._mode != "single":
-            cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
+            try:
+                cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
+            except ValueError as error:
+                self._stop_sharing(error)
         return logits[:, -1]
+
+    def _stop_sharing(self, error: Exception) -> None:
+        """From now on every sequence decodes alone: the cache has become something else than it was found to be. What
+        shared a cache is computed again from its tokens."""
+        logger.warning(
+            f"the model's caches cannot be put together any more ({type(error).__name__}: {error}): from now on every "
+            "sequence decodes alone"
+        )
+        self._mode = "single"
+        shared = [cohort for cohort in self._cohorts.values() if len(cohort.ids) > 1]
+        for cohort in shared:
+            for index, id in enumerate(cohort.ids):
+                if self._cohorts.get(id) is cohort:
+                    self._cohorts[id] = Cohort([id], cohort.lengths[index : index + 1], None)
+
+    def _restart(self, cohort: Cohort, table: "SequenceTable") -> None:
+        """Makes the cache of a sequence anew."""
+        (id,) = cohort.ids
+        if cohort.cache is None:
+            cohort.cache = self._prefill(table.token_ids[id, : cohort.lengths[0]], keep_all=False)[1]
+        cohort.sizes = [[]]
 
     def _gather(self, ids: list[int]) -> list[Cohort]:
         """The cohorts that exactly these sequences decode in."""
@@ -185,7 +217,13 @@ class BatchedPath:
         return self._spec.member(source.cache, index, source.sizes[index])
 
     def _sizes(self, cache: Any) -> list[list[int]]:
-        return [self._spec.whole(cache)] if self._mode != "single" else [[]]
+        """True sizes of the tensors of one sequence's cache."""
+        if self._mode != "single":
+            try:
+                return [self._spec.whole(cache)]
+            except ValueError as error:
+                self._stop_sharing(error)
+        return [[]]
 
     def _length(self, id: int) -> int:
         cohort = self._cohorts[id]

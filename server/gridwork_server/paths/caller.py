@@ -1,10 +1,12 @@
 """Calls a model's `forward()` with what it takes, and finds logits and cache in what it returns."""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, DynamicCache
 
 from gridwork_server.paths.base import PathError
 
@@ -21,6 +23,51 @@ _CACHE_NAMES = (
 """What models have called their cache over the years, as argument and in what they return."""
 
 
+@dataclass
+class _CacheAndModules:
+    """A cache, and what the model's modules keep of a sequence in attributes of their own."""
+
+    cache: Any
+    attributes: list[Any]
+
+
+class _ModuleState:
+    """Attributes of modules that hold a sequence's state: they are swapped in before a call, and out after it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._before = [dict(self._held(module)) for module in self._modules]
+        self._places: list[tuple[nn.Module, str]] = []
+        self._initial: list[Any] = []
+
+    @staticmethod
+    def _held(module: nn.Module) -> dict[str, Any]:
+        return {name: value for name, value in vars(module).items() if value is None or isinstance(value, torch.Tensor)}
+
+    def find(self) -> None:
+        """Compares with how it was before the first call."""
+        for module, before in zip(self._modules, self._before, strict=True):
+            for name, value in self._held(module).items():
+                if isinstance(value, torch.Tensor) and name in before and before[name] is not value:
+                    self._places.append((module, name))
+                    self._initial.append(before[name])
+
+    def swap_in(self, cache: Any) -> Any:
+        """Gives the modules what belongs to a cache, and returns the cache alone."""
+        if not self._places:
+            return cache
+        attributes = self._initial if cache is None else cache.attributes
+        for (module, name), value in zip(self._places, attributes, strict=True):
+            setattr(module, name, value)
+        return None if cache is None else cache.cache
+
+    def swap_out(self, cache: Any) -> Any:
+        """Returns a cache with what the modules have of it now."""
+        if not self._places:
+            return cache
+        return _CacheAndModules(cache, [getattr(module, name) for module, name in self._places])
+
+
 class Caller:
     """The signature of one model's `forward()`."""
 
@@ -29,6 +76,10 @@ class Caller:
         self.parameters = inspect.signature(model.forward).parameters
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
         self._keeps_mask: bool | None = None
+        self._module_state: _ModuleState | None = None
+        self._name_of_cache = ""
+        self._makes_cache = False
+        """Whether the model wants to be given an empty cache at first, as `generate()` does, and returns none."""
         self.cache_names = [name for name in _CACHE_NAMES if name in self.parameters]
 
     def takes(self, name: str) -> bool:
@@ -74,7 +125,25 @@ class Caller:
         those of the last token. Returns logits `[batch, num_tokens or 1, vocab_size]` and the cache. Raises PathError
         when no cache comes back.
         """
-        arguments: dict[str, Any] = dict(more or {})
+        if self._module_state is None:
+            self._module_state = _ModuleState(self.model)
+            logits, made = self._with_cache(input_ids, cache, attention_mask, positions, keep_all, more or {})
+            self._module_state.find()
+        else:
+            cache = self._module_state.swap_in(cache)
+            logits, made = self._with_cache(input_ids, cache, attention_mask, positions, keep_all, more or {})
+        return logits, self._module_state.swap_out(made)
+
+    def _with_cache(
+        self,
+        input_ids: torch.Tensor,
+        cache: Any,
+        attention_mask: torch.Tensor,
+        positions: torch.Tensor,
+        keep_all: bool,
+        more: dict[str, Any],
+    ) -> tuple[torch.Tensor, Any]:
+        arguments: dict[str, Any] = dict(more)
         if cache is not None and self._keeps_mask is None:
             self._keeps_mask = self._wants_mask_when_decoding(cache)
         if self.takes("attention_mask") and (cache is None or self._keeps_mask):
@@ -83,16 +152,24 @@ class Caller:
             arguments["position_ids"] = positions
         if not keep_all and self.takes("logits_to_keep"):
             arguments["logits_to_keep"] = 1
+        if cache is None and self._makes_cache:
+            cache = DynamicCache(config=self.model.config)
         if cache is not None:
             arguments[self._name_of_cache] = cache
         out = self.model(input_ids=input_ids, **arguments, **self._options(use_cache=True))
-        if cache is None:
-            self._name_of_cache, cache = self._find_cache(out)
-        else:
-            cache = self._cache(out, self._name_of_cache)
-        if cache is None:
-            raise PathError("forward() returns no cache")
-        return logits_of(out), cache
+        if cache is not None:
+            returned = self._cache(out, self._name_of_cache)
+            # What is changed in place need not come back.
+            return logits_of(out), cache if returned is None and isinstance(cache, Cache) else returned
+        found = [(name, self._cache(out, name)) for name in self.cache_names]
+        for name, returned in found:
+            if returned is not None:
+                self._name_of_cache = name
+                return logits_of(out), returned
+        if "past_key_values" in self.cache_names and not isinstance(out, tuple):
+            self._name_of_cache, self._makes_cache = "past_key_values", True
+            return self._with_cache(input_ids, None, attention_mask, positions, keep_all, more)
+        raise PathError("forward() returns no cache" if self.cache_names else "forward() takes no cache")
 
     def _wants_mask_when_decoding(self, cache: Any) -> bool:
         """Some models with recurrent state take a mask with the prompt only; what makes their inputs ready leaves it out."""
@@ -111,15 +188,6 @@ class Caller:
         except Exception:  # custom code, of whatever kind
             return True
         return inputs.get("attention_mask") is not None
-
-    def _find_cache(self, out: Any) -> tuple[str, Any]:
-        for name in self.cache_names:
-            cache = self._cache(out, name)
-            if cache is not None:
-                return name, cache
-        if not self.cache_names:
-            raise PathError("forward() takes no cache")
-        raise PathError("forward() returns no cache")
 
     def _cache(self, out: Any, name: str) -> Any:
         if isinstance(out, tuple) and not hasattr(out, "_fields"):

@@ -14,7 +14,14 @@ from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
-from gridwork_server.paths.self_check import compare, plain_logits, sample_tokens
+from gridwork_server.paths.self_check import (
+    compare,
+    compare_generated,
+    generated_tokens,
+    plain_logits,
+    sample_tokens,
+)
+from gridwork_server.paths.stepwise import StepwisePath
 
 if TYPE_CHECKING:
     from gridwork_server.group import RankGroup
@@ -36,6 +43,8 @@ class _Candidate:
     what: str
     """For the log."""
     paged: bool
+    odd: bool
+    """Whether it is for models whose tokens with a cache are others than without: `generate()` is what counts there."""
     make: Callable[[], ModelPath]
 
 
@@ -62,7 +71,9 @@ def choose(
                 expected = plain_logits(caller, sequences, device)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
-            if expected is not None:
+            if candidate.odd and group.world_size == 1:
+                compare_generated(path, generated_tokens(model, sequences, device), sequences)
+            elif expected is not None:
                 compare(path, expected, sequences, dtype)
         except ModelError:
             raise
@@ -88,16 +99,23 @@ def _candidates(
     model: Any, dtype: torch.dtype, device: torch.device, attention_name: str, plain: str, own_attention: bool
 ) -> Iterator[_Candidate]:
     if own_attention:
-        yield _Candidate("paged", "paged", True, lambda: PagedPath(model, dtype, device, attention_name))
+        yield _Candidate("paged", "paged", True, False, lambda: PagedPath(model, dtype, device, attention_name))
     for impl, cohorts, what in (
         ("batched", "padded", "batched with padding"),
         ("batched", "equal", "batched by equal length"),
         ("solo", "single", "solo with its cache"),
     ):
         yield _Candidate(
-            impl, what, False, lambda cohorts=cohorts: BatchedPath(model, device, plain, cohorts)  # type: ignore[misc]
+            impl,
+            what,
+            False,
+            False,
+            lambda cohorts=cohorts: BatchedPath(model, device, plain, cohorts),  # type: ignore[misc]
         )
-    yield _Candidate("solo", "solo", False, lambda: RecomputePath(model, device, plain))
+    recompute = "solo, computing everything anew for every token"
+    yield _Candidate("solo", "solo as generate() does it", False, True, lambda: StepwisePath(model, device, plain))
+    yield _Candidate("solo", recompute, False, True, lambda: RecomputePath(model, device, plain))
+    yield _Candidate("solo", recompute, False, False, lambda: RecomputePath(model, device, plain))
 
 
 def _use_attention(model: Any, name: str, own_attention: bool) -> None:

@@ -1,6 +1,6 @@
 """Compares a path with plain `forward()` on a few tokens, before a model is called ready."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -77,6 +77,56 @@ def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
         step(ids, [1] * len(ids))
     path.release(np.array([0, 1]))
     return torch.stack([rows[key] for key in sorted(rows)])
+
+
+_NUM_GENERATED = 4
+
+
+@torch.inference_mode()
+def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.device) -> list[list[int]]:
+    """What `generate()` gives for each sequence. Raises whatever it raises."""
+    results = []
+    for sequence in sequences:
+        tokens = torch.from_numpy(sequence.astype(np.int64))[None].to(device)
+        out = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=_NUM_GENERATED,
+            min_new_tokens=_NUM_GENERATED,
+            do_sample=False,
+            eos_token_id=None,
+            forced_eos_token_id=None,
+            pad_token_id=0,
+        )
+        results.append(out[0, len(sequence) :].tolist())
+    return results
+
+
+@torch.inference_mode()
+def path_tokens(path: ModelPath, sequences: list[np.ndarray]) -> list[list[int]]:
+    """The same by a path, one sequence after the other."""
+    path.allocate(_LIMITS, _NUM_BLOCKS)
+    results = []
+    for sequence in sequences:
+        table = SequenceTable(2, _LIMITS.max_total_tokens, _LIMITS.block_size_tokens, _NUM_BLOCKS)
+        table.admit(pb.NewSequence(id=0, token_ids=sequence.tolist(), num_prompt_tokens=len(sequence)))
+        count, tokens = len(sequence), []
+        for _ in range(_NUM_GENERATED):
+            batch = table.batch(np.array([0]), np.array([count]))
+            logits, _kept = path.forward(batch, table, np.array([], dtype=np.int64))
+            table.computed(batch)
+            tokens.append(int(logits[0].argmax()))
+            table.append_tokens(np.array([0]), np.array(tokens[-1:]))
+            count = 1
+        path.release(np.array([0]))
+        results.append(tokens)
+    return results
+
+
+def compare_generated(path: ModelPath, expected: list[list[int]], sequences: list[np.ndarray]) -> None:
+    """Raises PathError when a path's greedy tokens are not those of `generate()`."""
+    if path_tokens(path, sequences) != expected:
+        raise PathError("its tokens are not those of generate()")
 
 
 def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
