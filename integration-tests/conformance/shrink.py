@@ -22,7 +22,10 @@ _SIZES: list[tuple[str, int]] = [
     (r"per_layer_input$", 16),
     (r"index_topk$", 6),
     (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
-    (r"^max_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len(gth)?$|^seq_length$|^max_target_positions$", CONTEXT_TOKENS),
+    (
+        r"^max_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len(gth)?$|^seq_length$|^max_target_positions$",
+        CONTEXT_TOKENS,
+    ),
     (r"^max_source_positions$|^context_length$|^max_sequence_length$|^model_max_length$", CONTEXT_TOKENS),
     (r"^sliding_window(_size)?$|^attention_window_size$|^window_size$|^local_attention$|attention_chunk_size$", 8),
     (r"mamba_(n_heads|num_heads)$|mamba_n_heads$", 8),
@@ -65,7 +68,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4,
         "num_kv_shared_layers": 2,
     },
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32]},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [16, 16],
+        "axial_pos_embds_dim": [32, 32],
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"]},
     "zamba2": {

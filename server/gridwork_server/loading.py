@@ -111,27 +111,46 @@ def _read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
 
 
 def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
-    from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     reference = (getattr(model_config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if reference is not None and config.trust_remote_code:
         model_class = get_class_from_dynamic_module(reference, str(config.model_path))
     else:
-        mapping = AutoModelForCausalLM._model_mapping
-        if type(model_config) not in mapping:
+        mapping = _mapping(model_config)
+        if mapping is None:
             raise ModelError(
-                f"models of type `{model_config.model_type}` do not generate text with a causal language model in the "
-                "installed Transformers; "
+                f"models of type `{model_config.model_type}` do not generate text in the installed Transformers; "
                 + (
                     "this one comes with its own code, start with --trust-remote-code if you trust it"
                     if reference
-                    else "this version serves no others, use another model"
+                    else "use another model"
                 )
             )
         found: Any = mapping[type(model_config)]
         model_class = found[0] if isinstance(found, tuple) else found
     return model_class
+
+
+def _mapping(model_config: "PretrainedConfig") -> Any:
+    """The classes of Transformers that generate with such a config: what the model was saved as decides where there are
+    both kinds. None when there are none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    fitting = [
+        mapping
+        for mapping in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping)
+        if type(model_config) in mapping
+    ]
+    saved = set(getattr(model_config, "architectures", None) or [])
+    named = [mapping for mapping in fitting if _names(mapping[type(model_config)]) & saved]
+    if not named and model_config.is_encoder_decoder:
+        fitting.reverse()
+    return next(iter(named or fitting), None)
+
+
+def _names(found: Any) -> set[str]:
+    return {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:

@@ -114,8 +114,11 @@ class Runner:
             self.spans.release(step.released)
         for new in step.admitted:
             self.table.admit(new)
-            tokens = self.table.token_ids[new.id, : len(new.token_ids)]
-            self.sampler.admit(new.id, tokens, new.num_prompt_tokens, new.sampling, new.logprobs, new.top_n_logprobs)
+            # An encoder's prompt is no part of the text that penalties are for.
+            first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
+            tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
+            num_prompt = new.num_prompt_tokens - first
+            self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
             self.spans.admit(new.id, new.traceparent)
 
     def _wanted_prompt_tokens(self, batch: StepBatch) -> np.ndarray:

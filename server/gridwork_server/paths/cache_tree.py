@@ -169,12 +169,14 @@ class Sample:
     scalars: list[int | None]
     """Of tensors that hold one integer: its value."""
     numbers: list[int]
+    num_bytes: int
 
     @staticmethod
     def of(tree: Any) -> "Sample":
         """What is compared of a cache."""
         tensors = tensors_of(tree)
-        return Sample([list(t.shape) for t in tensors], [_scalar(t) for t in tensors], numbers_of(tree))
+        shapes = [list(t.shape) for t in tensors]
+        return Sample(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
 
 
 def _scalar(tensor: torch.Tensor) -> int | None:

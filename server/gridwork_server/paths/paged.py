@@ -60,9 +60,7 @@ class PagedPath:
                 cache[index] = torch.empty(slots, layer.num_kv_heads, width, dtype=self._dtype, device=self._device)
                 cache[index][-limits.block_size_tokens :] = 0
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
         step = PagedStep(self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks)
