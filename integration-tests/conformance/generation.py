@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.paths import ROOT
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
-
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.group import RankGroup
+from support.paths import ROOT
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .shrink import VOCAB_SIZE, randomise, tiny_config
 
 sys.path.append(str(ROOT / "server"))
-from tests.driver import Driver  # type: ignore[import-not-found]  # noqa: E402
+from tests.driver import Driver
 
 PROMPT_LENGTHS = (23, 1, 12, 30, 5, 17, 2, 9)
 NUM_NEW_TOKENS = 10
@@ -93,9 +92,8 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
     from gridwork_server.loading import load
     from gridwork_server.runner import Runner
 
-    config = ShardConfig(
-        **({"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24} | settings)
-    )
+    given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
+    config = ShardConfig(**(given | settings))
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
     size = runner.warm_up(LIMITS)

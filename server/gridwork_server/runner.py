@@ -208,8 +208,8 @@ class Runner:
         fixed = self.path.needs.bytes_per_sequence * limits.max_sequences
         if fixed > budget:
             raise LimitError(
-                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is {budget}; "
-                "give a smaller --max-batch-size, or more memory with --kv-cache-memory"
+                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
+                f"{budget}; give a smaller --max-batch-size, or more memory with --kv-cache-memory"
             )
         num_blocks = (budget - fixed) // max(1, local * limits.block_size_tokens)
         if limits.max_total_tokens:

@@ -176,7 +176,7 @@ class BatchedPath:
         return cohorts
 
     def _form(self, ids: list[int], lengths: dict[int, int]) -> Cohort:
-        """A new cohort of sequences from other ones. Those that stay behind are parted from the cohorts that lose some."""
+        """A new cohort of sequences from other ones. Cohorts that lose some go on as cohorts of those that stay."""
         members = [self._member(id) for id in ids]
         sources = list({id(cohort): cohort for cohort in (self._cohorts[i] for i in ids)}.values())
         cohort = self._stack(ids, members, lengths)

@@ -65,8 +65,8 @@ class Caller:
         return np.zeros_like(num_prompt)
 
     def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
-        """Logits `[num_tokens, vocab_size]` of a whole sequence, integers `[num_tokens]`, without a cache, from what the
-        model's own code makes ready for generating. Some models give those of the last token only."""
+        """Logits `[num_tokens, vocab_size]` of a whole sequence, integers `[num_tokens]`, without a cache, from what
+        the model's own code makes ready for generating. Some models give those of the last token only."""
         input_ids = self._row(tokens)
         prepare = getattr(self.model, "prepare_inputs_for_generation", None)
         inputs: dict[str, Any] = {"input_ids": input_ids}
@@ -103,8 +103,8 @@ class Caller:
         return CacheProbe(alone, longer, spec_of(alone, longer, pair, decoded, _SHORT), 2)
 
     def next(self, tokens: np.ndarray, cache: Any, lengths: np.ndarray) -> tuple[torch.Tensor, Any]:
-        """Computes one token of every sequence of a cache. tokens, lengths: int64 [B], the length of each sequence in the
-        cache; shorter ones are padded on the left. Returns logits `[B, vocab_size]` and the cache."""
+        """Computes one token of every sequence of a cache. tokens, lengths: int64 [B], the length of each sequence in
+        the cache; shorter ones are padded on the left. Returns logits `[B, vocab_size]` and the cache."""
         positions = torch.from_numpy(lengths)[:, None].to(self.device)
         input_ids = torch.from_numpy(tokens)[:, None].to(self.device)
         logits, cache = self.with_cache(input_ids, cache, self._mask(lengths), positions, False)
@@ -167,7 +167,7 @@ class Caller:
         if not keep_all and self.takes("logits_to_keep"):
             arguments["logits_to_keep"] = 1
         if cache is None and self._makes_cache:
-            cache = DynamicCache(config=self.model.config)
+            cache = DynamicCache(config=self.model.config)  # type: ignore[arg-type]
         if cache is not None:
             arguments[self._name_of_cache] = cache
         out = self.model(input_ids=input_ids, **arguments, **self._options(use_cache=True))
@@ -186,7 +186,7 @@ class Caller:
         raise PathError("forward() returns no cache" if self.cache_names else "forward() takes no cache")
 
     def _wants_mask_when_decoding(self, cache: Any) -> bool:
-        """Some models with recurrent state take a mask with the prompt only; what makes their inputs ready leaves it out."""
+        """Some models with recurrent state take a mask with the prompt only; what prepares their inputs drops it."""
         prepare = getattr(self.model, "prepare_inputs_for_generation", None)
         if prepare is None:
             return True

@@ -83,7 +83,8 @@ def choose(
         except Exception as error:  # a model's own code may raise anything
             if group.world_size > 1:
                 raise ModelError(
-                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); use --num-shard 1"
+                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); "
+                    "use --num-shard 1"
                 ) from error
             logger.opt(exception=True).debug(f"{candidate.what} cannot be used")
             reasons.append(f"not {candidate.what}: {_one_line(error)}")

@@ -44,7 +44,7 @@ class Seq2SeqCaller:
         return num_prompt - 1
 
     def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
-        """Logits of the tokens that follow the start token and each generated one: `[1 + num_generated, vocab_size]`."""
+        """Logits after the start token and after each generated one: `[1 + num_generated, vocab_size]`."""
         source, target = self._split(tokens, num_prompt)
         out = self.model(
             input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=target, use_cache=False
