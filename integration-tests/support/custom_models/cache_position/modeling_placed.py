@@ -1,4 +1,4 @@
-"""A DynamicCache, `cache_position` and `position_ids` through every layer, and classes chosen by `_attn_implementation`.
+"""A DynamicCache, `cache_position` and `position_ids` in every layer, and classes chosen by `_attn_implementation`.
 
 The layers return tuples whose length depends on what was asked for.
 """
