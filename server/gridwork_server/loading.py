@@ -1,6 +1,5 @@
 """Loads a model of any architecture that supports Transformers' attention interface."""
 
-import inspect
 import json
 import re
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from loguru import logger
 from torch import nn
 
 from gridwork_server import attention, logs, model_folder
-from gridwork_server.attention import LayerGeometry, Probe
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
+from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.choice import choose
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,11 +35,10 @@ class LoadedModel:
     config: "PretrainedConfig"
     dtype: torch.dtype
     device: torch.device
-    layers: dict[int, LayerGeometry]
-    """By `layer_idx`; on this rank."""
+    path: ModelPath
+    path_reason: str
+    """Why not a faster one; empty for the fastest."""
     vocab_size: int
-    keeps_logits: bool
-    """Whether `forward()` takes `logits_to_keep`."""
     eos_token_ids: list[int]
     max_context_tokens: int
     """0 when the config gives no limit."""
@@ -71,23 +70,15 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
     notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
-    keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    try:
-        layers, vocab_size = _probe(model, model_config, keeps_logits, device)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if group.world_size == 1:
-            raise
-        raise ModelError(
-            f"{type(model).__name__} cannot run with a part of its heads ({_first_line(error)}); use --num-shard 1"
-        ) from error
+    choice = choose(model, config.model_impl, config.attention, dtype, device, group)
     return LoadedModel(
         model=model,
         config=model_config,
         dtype=dtype,
         device=device,
-        layers=layers,
-        vocab_size=vocab_size,
-        keeps_logits=keeps_logits,
+        path=choice.path,
+        path_reason=choice.reason,
+        vocab_size=choice.vocab_size,
         eos_token_ids=_eos_token_ids(model_config, config.model_path),
         max_context_tokens=_max_context_tokens(model_config),
         num_parameters=num_parameters,
@@ -140,12 +131,11 @@ def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type[
             )
         found: Any = mapping[type(model_config)]
         model_class = found[0] if isinstance(found, tuple) else found
-    if not getattr(model_class, "_supports_attention_backend", False):
-        raise ModelError(
-            f"{model_class.__name__} does not support Transformers' attention interface, which this version needs; "
-            "use another model"
-        )
     return model_class
+
+
+def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
+    return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
 
 
 def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
@@ -171,7 +161,7 @@ def _load_whole(
             config.model_path,
             config=model_config,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name
@@ -198,27 +188,6 @@ def _load_whole(
     if info["unexpected_keys"]:
         logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
     return model
-
-
-@torch.inference_mode()
-def _probe(
-    model: nn.Module, model_config: "PretrainedConfig", keeps_logits: bool, device: torch.device
-) -> tuple[dict[int, LayerGeometry], int]:
-    """Runs one token, to see what every layer writes to the cache, and the size of the logits."""
-    probe = Probe()
-    arguments: dict[str, Any] = (
-        {"logits_to_keep": torch.zeros(1, dtype=torch.int64, device=device)} if keeps_logits else {}
-    )
-    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    out = model(input_ids=token, position_ids=token, use_cache=False, **arguments, **{attention.ARGUMENT: probe})
-    expected = getattr(model_config.get_text_config(), "num_hidden_layers", None)
-    if not probe.layers:
-        raise ModelError(f"{type(model).__name__} never calls the attention function: it cannot run on the paged path")
-    if expected is not None and len(probe.layers) > expected:
-        raise ModelError(
-            f"{type(model).__name__} attends in {len(probe.layers)} layers where its config has {expected}"
-        )
-    return probe.layers, int(out.logits.shape[-1])
 
 
 def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:

@@ -10,11 +10,6 @@ from gridwork_server.errors import ModelError
 def check(config: ShardConfig) -> Any:
     """Returns the content of config.json. Raises ModelError for a folder that is obviously not a model that this
     version can load, and for a path that is not there."""
-    if config.model_impl not in ("auto", "paged"):
-        raise ModelError(
-            f"--model-impl {config.model_impl} is not available in this version; use auto or paged, for models that "
-            "support Transformers' attention interface"
-        )
     path = config.model_path
     if not (path / "config.json").is_file():
         raise ModelError(

@@ -1,0 +1,1 @@
+"""Every model type of the installed Transformers, tiny and random, served and compared with Transformers itself."""

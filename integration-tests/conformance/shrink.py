@@ -1,0 +1,177 @@
+"""Shrinks the default config of any model type to one of a tiny model that keeps its kinds of layers.
+
+Nothing here knows a model type. What an integer of a config means is told from its name, which the families of
+Transformers share; per-layer lists are cut to the first layer of every kind.
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
+
+VOCAB_SIZE = 131
+
+CONTEXT_TOKENS = 256
+
+_MAX_LAYERS = 6
+
+_SIZES: list[tuple[str, int]] = [
+    (r"(^|_)vocab_size|^n_words$|^num_embeddings$|_vocab_size$", VOCAB_SIZE),
+    (r"per_layer_input$", 16),
+    (r"index_topk$", 6),
+    (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
+    (r"^max_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len(gth)?$|^seq_length$|^max_target_positions$", CONTEXT_TOKENS),
+    (r"^max_source_positions$|^context_length$|^max_sequence_length$|^model_max_length$", CONTEXT_TOKENS),
+    (r"^sliding_window(_size)?$|^attention_window_size$|^window_size$|^local_attention$|attention_chunk_size$", 8),
+    (r"mamba_(n_heads|num_heads)$|mamba_n_heads$", 8),
+    (r"rotary_dim$", 8),
+    (r"offset$", 1),
+    (r"num_key_value_heads$|num_kv_heads$|^n_head_kv$|num_global_key_value_heads$", 2),
+    (r"(^|_)(num_attention_heads|attention_heads|n_heads?|num_heads)$|^nhead$", 4),
+    (r"linear_num_(key|value)_heads$", 2),
+    (r"(qk_rope_head_dim|rope_head_dim)$", 8),
+    (r"(q_lora_rank|kv_lora_rank|o_lora_rank|lora_rank)$", 16),
+    (r"head_dim$|d_kv$|head_size$|head_dim_qk$|_d_head$|d_head$|^kv_channels$|attention_key_size$", 16),
+    (r"(hidden_size|d_model|n_embd|^dim|embed_dim|embedding_size|hidden_dim|lru_width|word_embed_proj_dim)$", 64),
+    (r"(intermediate_size|ffn_dim|ffn_hidden_size|d_ff|d_inner|inner_dim|n_inner|ffn_size)$", 96),
+    (r"(num|n)_(local_|routed_)?experts$|^moe_num_experts$|num_local_experts$|n_routed_experts$", 4),
+    (r"(num_experts_per_tok|moe_top_?k|num_selected_experts|top_k_experts|moe_k|num_experts_per_token)$", 2),
+    (r"n_shared_experts$|num_shared_experts$", 1),
+    (r"^n_group$|^topk_group$|^num_expert_group$", 1),
+    (r"(state_size|d_state|ssm_state_size|dt_rank|time_step_rank)$", 8),
+    (r"chunk_size$", 8),
+    (r"(period|interval|frequency|every_n_layers|every_n|_step)$", 2),
+    (r"first_k_dense_replace$|^num_dense_layers$|^num_hash_layers$", 1),
+]
+"""Name of an integer in a config, and what it becomes when it is larger."""
+
+_LAYER_COUNTS = r"^(num_hidden_layers|n_layers?|num_layers|num_decoder_layers|encoder_layers|decoder_layers|num_blocks|num_encoder_layers|num_encoder_blocks)$"
+
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    # Without these the default config has layers of one kind only, or is none that its own model accepts.
+    "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3},
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+    },
+    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"]},
+    "zamba2": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "attention_head_dim": 32,
+        "attention_hidden_size": 128,
+    },
+}
+"""By model type: what the rules cannot know."""
+
+
+def tiny_config(model_type: str) -> PretrainedConfig:
+    """The shrunk default config of a model type."""
+    return shrink(CONFIG_MAPPING[model_type](), **EXCEPTIONS.get(model_type, {}))
+
+
+def shrink(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
+    """A config of the same class with small sizes. changes: what the rules cannot know."""
+    settings = _settings(config)
+    settings.update(changes)
+    return type(config)(**settings)
+
+
+def _settings(config: PretrainedConfig) -> dict[str, Any]:
+    """What to construct the small config with: only what differs from the default, for the class to derive the rest."""
+    settings: dict[str, Any] = {}
+    num_layers = _num_layers(config)
+    keep = _kept_layers(config, num_layers)
+    for name, value in vars(config).items():
+        if name.startswith("_") or name in ("attribute_map", "transformers_version", "model_type"):
+            continue
+        if isinstance(value, PretrainedConfig):
+            settings[name] = shrink(value)
+        elif isinstance(value, list | tuple) and num_layers and len(value) == num_layers:
+            settings[name] = [_small(name, value[i]) for i in keep]
+        elif isinstance(value, bool):
+            if name == "is_decoder":
+                settings[name] = True  # an encoder's layers look ahead: generating with them means nothing
+        elif isinstance(value, int):
+            small = len(keep) if re.search(_LAYER_COUNTS, name) else _small(name, value)
+            if name == "head_dim" and value == getattr(config, "qk_rope_head_dim", None):
+                small = _small("qk_rope_head_dim", value)
+            if name.endswith("num_key_value_heads") and value == getattr(config, "num_attention_heads", None):
+                small = _small("num_attention_heads", value)
+            if re.search(r"_token_id$|_token_index$|_id$", name) and value >= VOCAB_SIZE:
+                small = VOCAB_SIZE - 1 - (value % 7)
+            if small != value:
+                settings[name] = small
+        elif name == "head_dim" and value is None:
+            settings[name] = 16
+        elif isinstance(value, list) and name.endswith("_token_id"):
+            settings[name] = [id % VOCAB_SIZE for id in value]
+    return settings
+
+
+def _small(name: str, value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    for pattern, small in _SIZES:
+        if re.search(pattern, name):
+            return min(value, small)
+    return value
+
+
+def _num_layers(config: PretrainedConfig) -> int:
+    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return 0
+
+
+def _kept_layers(config: PretrainedConfig, num_layers: int) -> list[int]:
+    """Indices of the layers to keep: the first of every kind, at least two."""
+    lists = [
+        value for value in vars(config).values() if isinstance(value, list | tuple) and len(value) == num_layers > 0
+    ]
+    seen: set[str] = set()
+    keep = []
+    for i in range(num_layers):
+        kind = repr([value[i] for value in lists])
+        if kind not in seen:
+            seen.add(kind)
+            keep.append(i)
+    for i in range(num_layers):
+        if len(keep) >= 2:
+            break
+        if i not in keep:
+            keep.append(i)
+    return sorted(keep)[:_MAX_LAYERS]
+
+
+@torch.no_grad()
+def randomise(model: PreTrainedModel, seed: int = 0) -> None:
+    """Widens the initial values, in place, so that every layer matters for the answer: the usual ones make a model whose
+    answers depend on the last token alone. Parameters of one dimension (biases, norms, gates) get a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_floating_point():
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() >= 2 and isinstance(module, nn.Embedding):
+                parameter.copy_(noise)
+            elif parameter.dim() >= 2 and parameter.std() > 0:
+                parameter.copy_(noise * (1.2 / parameter.shape[-1] ** 0.5))
+            else:
+                parameter.add_(noise * 0.1)
