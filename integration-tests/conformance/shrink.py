@@ -93,7 +93,6 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "swa_head_dim": 24,
         "swa_qk_nope_head_dim": 16,
         "swa_v_head_dim": 16,
-        "per_layer_config": None,
     },
     "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "n_groups": 2},

@@ -1,8 +1,9 @@
 """Whether two ranks give the logits of one, for every causal language model type with a tensor-parallel plan.
 
-    python -m conformance.tensor_parallel [--json FILE] [TYPE ...]
+    python -m conformance.tensor_parallel [--world-size N] [--json FILE] [TYPE ...]
 
-Prints a line a type: `TYPE  exact`, `TYPE  refused: REASON` or `TYPE  WRONG: WHAT`. Exits with 1 when one is wrong.
+Prints a line a type: `TYPE  exact: SHARE`, `TYPE  refused: REASON` or `TYPE  WRONG: WHAT`, where the share is of the
+weights' bytes that a rank has at most. Exits with 1 when one is wrong.
 """
 
 import argparse
@@ -20,8 +21,6 @@ from typing import IO, Any
 import torch
 
 from conformance.shrink import CANNOT_GENERATE, VOCAB_SIZE, randomise, tiny_config
-
-WORLD_SIZE = 2
 
 _START_S, _JOB_S, _OTHER_RANK_S = 120, 120, 20
 """How long the ranks may take to start, for a model, and once one of them has failed."""
@@ -71,22 +70,23 @@ def logits_of(model: Any) -> list[torch.Tensor]:
 
 
 class Ranks:
-    """Two processes that are started once for many models."""
+    """Processes that are started once for many models."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, world_size: int, folder: Path) -> None:
         """folder: for what the ranks give back."""
         self.logits = folder / "logits.pt"
+        self._world_size = world_size
         self._processes: list[subprocess.Popen[str]] = []
 
-    def run(self, job: dict[str, str]) -> list[dict[str, str]]:
-        """What each rank says of a model: `refused`, `failed` or neither."""
+    def run(self, job: dict[str, str]) -> list[dict[str, Any]]:
+        """What each rank says of a model: why it is `refused` or has `failed`, or its `weight_bytes` and `notes`."""
         if not self._processes:
             self._start()
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
-        answers: list[dict[str, str]] = []
+        answers: list[dict[str, Any]] = []
         for process in self._processes:
             assert process.stdout is not None
             waiting = _OTHER_RANK_S if any("failed" in answer for answer in answers) else _JOB_S
@@ -106,14 +106,14 @@ class Ranks:
         rendezvous = tempfile.mkdtemp(dir=self.logits.parent)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "conformance.tensor_parallel", "--rank", str(rank), rendezvous, str(self.logits)],
+                [sys.executable, "-m", "conformance.tensor_parallel", *self._role(rank, rendezvous)],
                 cwd=Path(__file__).parents[1],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            for rank in range(WORLD_SIZE)
+            for rank in range(self._world_size)
         ]
         for process in self._processes:
             assert process.stdout is not None
@@ -121,8 +121,11 @@ class Ranks:
                 self.stop()
                 raise SystemExit(f"the ranks do not start: {started['failed']}")
 
+    def _role(self, rank: int, rendezvous: str) -> list[str]:
+        return ["--rank", str(rank), str(self._world_size), rendezvous, str(self.logits)]
 
-def _read(stream: IO[str], timeout_s: float) -> dict[str, str]:
+
+def _read(stream: IO[str], timeout_s: float) -> dict[str, Any]:
     """One line of JSON, or what kept it."""
     if not select.select([stream], [], [], timeout_s)[0]:
         return {"failed": f"no answer within {timeout_s:.0f} s"}
@@ -142,34 +145,37 @@ def check(model_type: str, folder: Path, ranks: Ranks) -> Outcome:
         del model
         whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         expected = logits_of(whole)
-        text_config = whole.config.get_text_config()
+        whole_bytes = sum(parameter.nbytes for parameter in whole.parameters())
     except Exception as error:
         return Outcome(model_type, "refused", f"does not run in one process: {type(error).__name__}: {_line(error)}")
     ranks.logits.unlink(missing_ok=True)
-    answers = ranks.run({"folder": str(folder), "attention": text_config._attn_implementation})
+    answers = ranks.run({"folder": str(folder), "attention": whole.config._attn_implementation})
     if failed := next((answer["failed"] for answer in answers if "failed" in answer), None):
         return Outcome(model_type, "WRONG", failed)
     if refused := [answer["refused"] for answer in answers if "refused" in answer]:
-        return Outcome(model_type, "refused" if len(refused) == WORLD_SIZE else "WRONG", refused[0])
-    return _compare(model_type, expected, torch.load(ranks.logits))
+        return Outcome(model_type, "refused" if len(refused) == len(answers) else "WRONG", refused[0])
+    if wrong := _difference(expected, torch.load(ranks.logits)):
+        return Outcome(model_type, "WRONG", wrong)
+    share = max(answer["weight_bytes"] for answer in answers) / whole_bytes
+    return Outcome(model_type, "exact", "; ".join([f"{share:.0%}", *answers[0]["notes"]]))
 
 
-def _compare(model_type: str, expected: list[torch.Tensor], got: list[torch.Tensor]) -> Outcome:
-    difference = 0.0
+def _difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> str | None:
+    """What is wrong with logits; None when nothing is."""
     for one, other in zip(expected, got, strict=True):
         if one.shape != other.shape or not torch.isfinite(other).all():
-            return Outcome(model_type, "WRONG", f"logits of {list(other.shape)}, some of them not finite")
-        difference = max(difference, float((one - other).abs().max() / one.abs().max()))
+            return f"logits of {list(other.shape)}, not {list(one.shape)}, or not finite"
+        difference = float((one - other).abs().max() / one.abs().max())
         if difference >= _TOLERANCE or not torch.equal(one.argmax(-1), other.argmax(-1)):
-            return Outcome(model_type, "WRONG", f"logits differ by {difference:.1e}")
-    return Outcome(model_type, "exact")
+            return f"logits differ by {difference:.1e}"
+    return None
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def run_rank(rank: int, rendezvous: str, output: Path) -> None:
+def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
     """Loads and runs this rank's part of one model after another, as told on stdin."""
     import torch.distributed as dist
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -180,12 +186,12 @@ def run_rank(rank: int, rendezvous: str, output: Path) -> None:
 
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may come between the answers
 
-    def answer(**content: str) -> None:
+    def answer(**content: Any) -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}/meet", rank=rank, world_size=WORLD_SIZE)
-    group = RankGroup(rank, WORLD_SIZE)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}/meet", rank=rank, world_size=world_size)
+    group = RankGroup(rank, world_size)
     answer()
     for line in sys.stdin:
         job = json.loads(line)
@@ -193,8 +199,8 @@ def run_rank(rank: int, rendezvous: str, output: Path) -> None:
             config = AutoConfig.from_pretrained(job["folder"])
             found: Any = AutoModelForCausalLM._model_mapping[type(config)]
             model_class = found[0] if isinstance(found, tuple) else found
-            model = load_part(model_class, config, Path(job["folder"]), torch.float32, group, job["attention"]).model
-            logits = logits_of(model.eval())
+            part = load_part(model_class, config, Path(job["folder"]), torch.float32, group, job["attention"])
+            logits = logits_of(part.model.eval())
             if rank == 0:
                 torch.save(logits, output)
         except ModelError as error:
@@ -205,15 +211,16 @@ def run_rank(rank: int, rendezvous: str, output: Path) -> None:
             place = traceback.extract_tb(error.__traceback__)[-1]
             answer(failed=f"{type(error).__name__}: {_line(error)} ({Path(place.filename).name}:{place.lineno})")
         else:
-            answer()
+            answer(weight_bytes=part.weight_bytes, notes=part.notes)
 
 
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="model types; all with a plan when none is given")
+    parser.add_argument("--world-size", type=int, default=2, help="number of ranks")
     parser.add_argument("--json", type=Path, help="file to write the outcomes into")
-    parser.add_argument("--rank", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
@@ -222,13 +229,13 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if arguments.rank:
-        rank, rendezvous, output = arguments.rank
-        run_rank(int(rank), rendezvous, Path(output))
+        rank, world_size, rendezvous, output = arguments.rank
+        run_rank(int(rank), int(world_size), rendezvous, Path(output))
         sys.stderr.flush()
         os._exit(0)  # the threads of a process group that still stands may abort the interpreter's own way out
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
-        ranks = Ranks(Path(folder))
+        ranks = Ranks(arguments.world_size, Path(folder))
         try:
             for model_type in arguments.types or types_with_a_plan():
                 outcomes.append(check(model_type, Path(tempfile.mkdtemp(dir=folder)), ranks))

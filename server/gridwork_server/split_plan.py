@@ -7,6 +7,7 @@ the one that takes them, have one parent: they are split alike, by attention hea
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from gridwork_server.errors import ModelError
 from gridwork_server.group import RankGroup
+from gridwork_server.split_check import features_are_independent, gate_layout
 from gridwork_server.split_modules import (
     GatheredHead,
     GatheredLinear,
@@ -73,6 +75,8 @@ class Splits:
     """By parameter; parameters that are not named are whole on every rank."""
     changes: list[Callable[[], None]] = field(default_factory=list)
     """What is to be done to the model once its parameters have been loaded."""
+    notes: list[str] = field(default_factory=list)
+    """What is whole on every rank, against the plan, and why."""
 
 
 def plan(model: "PreTrainedModel", group: RankGroup) -> Splits:
@@ -87,6 +91,11 @@ class _Named:
     path: str
     style: str
     value: nn.Linear | nn.Parameter
+
+    @property
+    def name(self) -> str:
+        """In its module."""
+        return self.path.rpartition(".")[2]
 
     @property
     def weight(self) -> torch.Tensor:
@@ -116,33 +125,28 @@ class _Planner:
         if not styles:
             raise self._refusal("has no tensor-parallel plan in Transformers: it cannot be split")
         families: dict[str, list[_Named]] = {}
-        summed: dict[str, str] = {}
+        alone: dict[str, list[_Named]] = {}
+        summed: set[str] = set()
         things: list[tuple[str, Any]] = [*self._model.named_modules(), *self._model.named_parameters()]
-        named = [(path, styles[_generic(path)], thing) for path, thing in things if _generic(path) in styles]
-        head = self._model.get_output_embeddings()
-        split_somewhere = False
-        for path, style, thing in named:
+        for path, thing in things:
+            style = styles.get(_generic(path), "replicate")
+            parent = path.rpartition(".")[0]
             if style in _WHOLE:
                 continue
-            split_somewhere |= thing is not head
             if style in _FEATURES and isinstance(thing, nn.Linear | nn.Parameter):
-                families.setdefault(path.rpartition(".")[0], []).append(_Named(path, style, thing))
+                families.setdefault(parent, []).append(_Named(path, style, thing))
             elif style in _SUMMED and isinstance(thing, nn.Module):
-                summed[path] = style
+                summed.add(path)
             elif style == "moe_identity_expert" and isinstance(thing, nn.Module):
-                self._splits.changes.append(lambda module=thing: divide_inputs(module, self._group.world_size))
+                self._splits.changes.append(partial(divide_inputs, thing, self._group.world_size))
             elif style in (*_GATHERED, *_TAKES_ITS_PART) and isinstance(thing, nn.Linear):
-                self._split_alone(_Named(path, style, thing), is_head=thing is head)
+                alone.setdefault(parent, []).append(_Named(path, style, thing))
             elif style == "embedding_colwise" and isinstance(thing, nn.Embedding):
                 self._split_embedding(path, thing)
             else:
                 raise self._refusal(
                     f"splits {path}, a {type(thing).__name__}, in the style `{style}`, which this version does not do"
                 )
-        if not split_somewhere:
-            raise self._refusal(
-                "has a tensor-parallel plan that names none of its layers: every rank would do all the work"
-            )
         for parent, members in families.items():
             module = self._model.get_submodule(parent)
             if parent in summed:
@@ -150,8 +154,19 @@ class _Planner:
             elif _head_size(module) is not None:
                 self._split_heads(parent, module, members)
             else:
-                self._split_features(parent, members)
+                self._split_layers(parent, module, members)
+        head = self._model.get_output_embeddings()
+        for parent, members in alone.items():
+            if not self._split_packed(parent, members):
+                for member in members:
+                    self._split_alone(member, is_head=member.value is head)
+        if all(getattr(head, "weight", None) is self._parameter(name) for name in self._splits.parts):
+            why = f": {self._splits.notes[0]}" if self._splits.notes else ""
+            raise self._refusal(f"has a tensor-parallel plan that splits none of its layers{why}")
         return self._splits
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self._model.get_parameter(name)
 
     def _refusal(self, what: str) -> ModelError:
         return ModelError(f"{self._name} {what}; use --num-shard 1")
@@ -166,16 +181,16 @@ class _Planner:
             raise self._refusal(f"has {whole} features in {named.path}, too few for {self._group.world_size} ranks")
         self._add(named, (part,))
         if named.style in _TAKES_ITS_PART:
-            self._replace(named.path, lambda: SummedLinear(linear, part))
+            self._replace(named.path, partial(SummedLinear, linear, part))
         elif is_head:
-            self._replace(named.path, lambda: GatheredHead(linear, whole, self._group))
+            self._replace(named.path, partial(GatheredHead, linear, whole, self._group))
         else:
-            self._replace(named.path, lambda: GatheredLinear(linear, whole, self._group))
+            self._replace(named.path, partial(GatheredLinear, linear, whole, self._group))
 
     def _split_embedding(self, path: str, embedding: nn.Embedding) -> None:
         features = embedding.embedding_dim
         self._splits.parts[f"{path}.weight"] = Part(1, (share(features, self._group.rank, self._group.world_size),))
-        self._splits.changes.append(lambda: gather_outputs(embedding, features, self._group))
+        self._splits.changes.append(partial(gather_outputs, embedding, features, self._group))
 
     def _split_summed(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
         """Experts: every rank has some of the intermediate features of each."""
@@ -188,75 +203,99 @@ class _Planner:
             raise ModelError(
                 f"{where} cannot be split: the plan does not say how to split {', '.join(unnamed)}; use --num-shard 1"
             )
-        start, stop, whole = self._split_features(parent, members)
+        start, stop, whole = self._split_features(where, members, gate_layout(module))
         for attribute, value in vars(module).items():
             if value == whole and re.search(r"intermediate|expert_dim|ffn|^moe_.*(dim|size)$", attribute):
-                self._splits.changes.append(lambda name=attribute: setattr(module, name, stop - start))
-        self._splits.changes.append(lambda: sum_outputs(module))
+                self._splits.changes.append(partial(setattr, module, attribute, stop - start))
+        self._splits.changes.append(partial(sum_outputs, module))
 
-    def _split_features(self, parent: str, members: list[_Named]) -> tuple[int, int, int]:
-        """Splits what makes features and the one that takes them. Returns this rank's first, its last plus one, all."""
+    def _split_layers(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
+        """Linear layers of an MLP."""
         where = f"{parent} of {self._name}"
-        taker = self._taker(where, members)
-        whole, world_size = taker.width, self._group.world_size
-        ratios = {member.path: member.width / whole for member in members}
-        if whole < world_size or any(
-            ratio
-            not in ((2,) if "packed" in member.style else (1, 2) if isinstance(member.value, nn.Parameter) else (1,))
-            for member, ratio in zip(members, ratios.values(), strict=True)
-        ):
-            raise ModelError(
-                f"{where} cannot be split over {world_size} ranks: its layers have "
-                f"{sorted({member.width for member in members})} features; use --num-shard 1"
-            )
-        granule = next(g for g in _GRANULES if whole % (g * world_size) == 0 or g == 1)
-        start, stop = (edge * granule for edge in share(whole // granule, self._group.rank, world_size))
+        taker = self._taker(members)
+        makers = {member.name: 1 for member in members if member is not taker}
+        if taker is None or not makers:
+            self._leave_whole(parent, self._counted(members))
+        elif features_are_independent(module, makers, taker.name) is False:
+            self._leave_whole(parent, "what it computes of one feature depends on the others")
+        else:
+            self._split_features(where, members)
+
+    def _split_packed(self, parent: str, members: list[_Named]) -> bool:
+        """Layers of which the plan has everything gathered, but whose features turn out to be independent: packed gates
+        and values. Returns whether they are."""
+        takers = [member for member in members if member.style in _TAKES_ITS_PART]
+        makers = [member for member in members if member.style in _GATHERED]
+        if len(takers) != 1 or not makers or any(maker.width % takers[0].width for maker in makers):
+            return False
+        packs = {maker.name: maker.width // takers[0].width for maker in makers}
+        module = self._model.get_submodule(parent)
+        if _head_size(module) is not None or not features_are_independent(module, packs, takers[0].name):
+            return False
+        whole = takers[0].width
+        start, stop = self._share_features(f"{parent} of {self._name}", whole)
+        for maker in makers:
+            packed = [(pack * whole + start, pack * whole + stop) for pack in range(packs[maker.name])]
+            self._add(maker, tuple(packed))
+        self._add(takers[0], ((start, stop),))
+        self._replace_taker(takers[0])
+        return True
+
+    def _split_features(self, where: str, members: list[_Named], layout: str | None = None) -> tuple[int, int, int]:
+        """Splits what makes features and the one that takes them. layout: of gates and values, where it has been found
+        out; the plan's styles tell that of the weights' files. Returns this rank's first, its last plus one, all."""
+        taker = self._taker(members)
+        if taker is None:
+            raise ModelError(f"{where} cannot be split: it has {self._counted(members)}; use --num-shard 1")
+        whole = taker.width
+        start, stop = self._share_features(where, whole)
         for member in members:
-            if "packed" in member.style:
-                self._add(member, ((start, stop), (whole + start, whole + stop)))
+            packs = member.width / whole
+            packed = (layout == "halves") if layout else "packed" in member.style
+            if member is taker or packs == 1:
+                self._add(member, ((start, stop),))
+            elif packs == 2 and isinstance(member.value, nn.Parameter):
+                in_halves = ((start, stop), (whole + start, whole + stop))
+                self._add(member, in_halves if packed else ((2 * start, 2 * stop),))
             else:
-                ratio = member.width // whole
-                self._add(member, ((start * ratio, stop * ratio),))
+                raise ModelError(
+                    f"{where} cannot be split: its layers have {sorted({member.width for member in members})} "
+                    "features; use --num-shard 1"
+                )
         self._replace_taker(taker)
         return start, stop, whole
+
+    def _share_features(self, where: str, whole: int) -> tuple[int, int]:
+        world_size = self._group.world_size
+        if whole < world_size:
+            raise ModelError(
+                f"{where} cannot be split over {world_size} ranks: its layers have {whole} features; use --num-shard 1"
+            )
+        granule = next(g for g in _GRANULES if whole % (g * world_size) == 0 or g == 1)
+        start, stop = share(whole // granule, self._group.rank, world_size)
+        return start * granule, stop * granule
 
     def _split_heads(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
         """An attention module: KV heads stay together with their query heads."""
         where = f"{parent} of {self._name}"
-        taker = self._taker(where, members)
+        taker = self._taker(members)
+        if taker is None or len(members) < 2:
+            return self._leave_whole(parent, self._counted(members))
         heads = _Heads.of(module, taker.width)
         if heads is None or any(member.width % heads.num_kv_heads for member in members):
-            raise ModelError(
-                f"{where} cannot be split by heads: its layers have {sorted({member.width for member in members})} "
-                f"features for heads of {_head_size(module)}; use --num-shard 1"
-            )
-        self._check_surroundings(where, module, members, heads)
-        start, stop = 0, 0
+            widths = sorted({member.width for member in members})
+            return self._leave_whole(parent, f"its layers have {widths} features for heads of {_head_size(module)}")
+        if whole := _goes_with_heads(module, {member.name for member in members}, heads):
+            return self._leave_whole(parent, f"the plan does not say how to split its `{whole}`")
         for member in members:
-            start, stop = heads.part(member.width, where, self._group)
-            self._add(member, ((start, stop),))
+            self._add(member, (heads.part(member.width, where, self._group),))
         self._localise_counts(module, heads, where)
         self._replace_taker(taker)
 
-    def _check_surroundings(self, where: str, module: nn.Module, members: list[_Named], heads: "_Heads") -> None:
-        """Refuses parameters that go with the heads, but that the plan leaves whole."""
-        named = {member.path.rpartition(".")[2] for member in members}
-        for name, parameter in module.named_parameters(recurse=False):
-            if name not in named:
-                raise ModelError(
-                    f"{where} cannot be split: the plan does not say how to split its `{name}` "
-                    f"{list(parameter.shape)}; use --num-shard 1"
-                )
-        for name, child in module.named_children():
-            if name in named or isinstance(child, nn.Linear):
-                continue
-            for own, parameter in child.named_parameters(recurse=False):
-                over_heads = parameter.dim() == 2 and parameter.shape[0] in (heads.num_heads, heads.num_kv_heads)
-                if over_heads and parameter.shape[0] > 1 and parameter.shape[1] == heads.size:
-                    raise ModelError(
-                        f"{where} cannot be split: its `{name}.{own}` {list(parameter.shape)} differs by "
-                        "head; use --num-shard 1"
-                    )
+    def _leave_whole(self, parent: str, why: str) -> None:
+        note = f"{_generic(parent)} of {self._name} is whole on every rank: {why}"
+        if note not in self._splits.notes:
+            self._splits.notes.append(note)
 
     def _localise_counts(self, module: nn.Module, heads: "_Heads", where: str) -> None:
         """Modules that keep the number of their heads shape their tensors by it."""
@@ -267,20 +306,22 @@ class _Planner:
                 continue
             if re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
                 if value == heads.num_kv_heads:
-                    self._splits.changes.append(lambda name=attribute: setattr(module, name, kv_heads))
+                    self._splits.changes.append(partial(setattr, module, attribute, kv_heads))
             elif re.fullmatch(r"(num_|n_)(attention_|query_|q_)?heads?", attribute) and value == heads.num_heads:
-                self._splits.changes.append(lambda name=attribute: setattr(module, name, stop - start))
+                self._splits.changes.append(partial(setattr, module, attribute, stop - start))
 
-    def _taker(self, where: str, members: list[_Named]) -> _Named:
+    @staticmethod
+    def _taker(members: list[_Named]) -> _Named | None:
+        """The one that takes the features that the others make; None when there is not one."""
         # Weights that lie transposed, `[..., in_features, out_features]`, are the only ones that are packed along rows.
         transposed = any(member.style == _PACKED_ROWS for member in members)
         takers = [member for member in members if member.style == (_COLUMNS if transposed else _ROWS)]
-        if len(takers) != 1 or len(members) < 2:
-            raise ModelError(
-                f"{where} has {len(members) - len(takers)} layers split by columns and {len(takers)} by rows; "
-                "use --num-shard 1"
-            )
-        return takers[0]
+        return takers[0] if len(takers) == 1 else None
+
+    @staticmethod
+    def _counted(members: list[_Named]) -> str:
+        columns = sum(member.style in (_COLUMNS, _PACKED_COLUMNS) for member in members)
+        return f"{columns} layers split by columns and {len(members) - columns} by rows"
 
     def _add(self, member: _Named, ranges: tuple[tuple[int, int], ...]) -> None:
         part = Part(member.dim, ranges)
@@ -302,7 +343,7 @@ class _Planner:
     def _replace_taker(self, taker: _Named) -> None:
         linear = taker.value
         if isinstance(linear, nn.Linear):
-            self._replace(taker.path, lambda: SummedLinear(linear))
+            self._replace(taker.path, partial(SummedLinear, linear))
 
     def _replace(self, path: str, make: Callable[[], nn.Module]) -> None:
         self._splits.changes.append(lambda: self._model.set_submodule(path, make()))
@@ -357,6 +398,21 @@ class _Heads:
             return kv_head * step, (kv_head + 1) * step
         first, end = share(queries_each, nth, ranks_each)
         return kv_head * step + first * step // queries_each, kv_head * step + end * step // queries_each
+
+
+def _goes_with_heads(module: nn.Module, named: set[str], heads: _Heads) -> str | None:
+    """A parameter of an attention module that seems to differ by head, but that the plan leaves whole."""
+    for name, _parameter in module.named_parameters(recurse=False):
+        if name not in named:
+            return name
+    for name, child in module.named_children():
+        if name in named or isinstance(child, nn.Linear):
+            continue
+        for own, parameter in child.named_parameters(recurse=False):
+            over_heads = parameter.dim() == 2 and parameter.shape[0] in (heads.num_heads, heads.num_kv_heads)
+            if over_heads and parameter.shape[0] > 1 and parameter.shape[1] == heads.size:
+                return f"{name}.{own}"
+    return None
 
 
 def _head_size(module: nn.Module) -> int | None:

@@ -35,6 +35,8 @@ class ModelPart:
     """Of the whole model."""
     weight_bytes: int
     """On this rank."""
+    notes: list[str]
+    """What is whole on every rank, against the plan, and why."""
 
 
 def load_part(
@@ -55,13 +57,15 @@ def load_part(
         if name not in ties or ties[name] == name
     )
     splits = split_plan.plan(model, group)
+    for note in splits.notes if group.is_leader else ():
+        logger.warning(note)
     with WeightFiles(model_path, model) as files:
         weight_bytes = _load(model, files, splits.parts, ties, dtype)
         if files.unused and group.is_leader:
             logger.warning(f"the weights have tensors that the model does not use: {_some(files.unused)}")
     for change in splits.changes:
         change()
-    return ModelPart(model, num_parameters, weight_bytes)
+    return ModelPart(model, num_parameters, weight_bytes, splits.notes)
 
 
 def _build(
