@@ -146,7 +146,13 @@ def _mapping(model_config: "PretrainedConfig") -> Any:
     named = [mapping for mapping in fitting if _names(mapping[type(model_config)]) & saved]
     if not named and model_config.is_encoder_decoder:
         fitting.reverse()
-    return next(iter(named or fitting), None)
+    if fitting:
+        return next(iter(named or fitting))
+    # Parts of larger models, saved by themselves, are in no mapping.
+    import transformers
+
+    found = [getattr(transformers, name, None) for name in saved]
+    return next(({type(model_config): each} for each in found if each is not None and each.can_generate()), None)
 
 
 def _names(found: Any) -> set[str]:
