@@ -1,7 +1,6 @@
 """Loads a model of any architecture that supports Transformers' attention interface."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from gridwork_server import attention, logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
+from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import choose
 
@@ -54,8 +54,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     content = model_folder.check(config)
     logs.adopt_transformers()
     attention.register()
-    model_config = _read_config(config, content)
-    model_class = _model_class(model_config, config)
+    model_config = read_config(config, content)
+    model_class = find_model_class(model_config, config)
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     model: Any
@@ -85,78 +85,6 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         weight_bytes=weight_bytes,
         notes=notes,
     )
-
-
-def _read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
-    """content: of config.json."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    path = config.model_path
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (ValueError, KeyError, ImportError, OSError, StrictDataclassError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{path / 'config.json'} asks for its own Python code; if you trust it, start with --trust-remote-code"
-            ) from None
-        if "does not recognize this architecture" in str(error):
-            import transformers
-
-            raise ModelError(
-                f"{path / 'config.json'} has the model type `{content['model_type']}`, which Transformers "
-                f"{transformers.__version__} does not know; the model may need a newer version of Gridwork"
-            ) from None
-        raise ModelError(f"{path / 'config.json'} cannot be used: {_first_line(error)}") from error
-
-
-def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    reference = (getattr(model_config, "auto_map", None) or {}).get("AutoModelForCausalLM")
-    if reference is not None and config.trust_remote_code:
-        model_class = get_class_from_dynamic_module(reference, str(config.model_path))
-    else:
-        mapping = _mapping(model_config)
-        if mapping is None:
-            raise ModelError(
-                f"models of type `{model_config.model_type}` do not generate text in the installed Transformers; "
-                + (
-                    "this one comes with its own code, start with --trust-remote-code if you trust it"
-                    if reference
-                    else "use another model"
-                )
-            )
-        found: Any = mapping[type(model_config)]
-        model_class = found[0] if isinstance(found, tuple) else found
-    return model_class
-
-
-def _mapping(model_config: "PretrainedConfig") -> Any:
-    """The classes of Transformers that generate with such a config: what the model was saved as decides where there are
-    both kinds. None when there are none."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    fitting = [
-        mapping
-        for mapping in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping)
-        if type(model_config) in mapping
-    ]
-    saved = set(getattr(model_config, "architectures", None) or [])
-    named = [mapping for mapping in fitting if _names(mapping[type(model_config)]) & saved]
-    if not named and model_config.is_encoder_decoder:
-        fitting.reverse()
-    if fitting:
-        return next(iter(named or fitting))
-    # Parts of larger models, saved by themselves, are in no mapping.
-    import transformers
-
-    found = [getattr(transformers, name, None) for name in saved]
-    return next(({type(model_config): each} for each in found if each is not None and each.can_generate()), None)
-
-
-def _names(found: Any) -> set[str]:
-    return {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
@@ -194,9 +122,12 @@ def _load_whole(
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
-        raise ModelError(f"{_first_line(error)}; the folder is incomplete, download the model again") from None
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise ModelError(f"{config.model_path} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
+    except Exception as error:  # whatever a config's values, and a model's own code, lead to
+        raise ModelError(
+            f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
+            "its code is at fault"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
@@ -272,8 +203,3 @@ def _max_context_tokens(model_config: "PretrainedConfig") -> int:
 def _some(keys: Any) -> str:
     keys = [str(key) for key in sorted(keys, key=str)]
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return text if len(text) < 600 else text[:600] + " …"
