@@ -6,6 +6,7 @@ pub mod api;
 mod bounds;
 pub mod chat_template;
 pub mod cli;
+pub mod encoder;
 pub mod error;
 pub mod extract;
 pub mod headers;
@@ -24,13 +25,14 @@ use std::future::{Future, IntoFuture};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gridwork_engine::{Engine, StartError};
+use gridwork_engine::{Encoder, Engine, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
+use crate::encoder::EncoderService;
 use crate::state::AppState;
 use crate::validation::{ValidationLimits, Validator};
 
@@ -69,6 +71,12 @@ pub async fn run(
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
     let engine = Engine::start(config.engine.clone(), tokenizer.clone());
+    let encoder = EncoderService::new(
+        Encoder::start(config.encoder.clone()),
+        tokenizer.clone(),
+        &config.model_path,
+        config.encoder_limits,
+    );
     let limits = ValidationLimits {
         max_stop_sequences: config.http.max_stop_sequences,
         max_top_n_tokens: config.http.max_top_n_tokens,
@@ -81,8 +89,10 @@ pub async fn run(
         tokenizer,
         config.http.clone(),
         chat_template,
+        encoder,
         metrics,
     );
+    let served = state.clone();
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener.tap_nodelay(), server::app(state)).with_graceful_shutdown(
@@ -98,13 +108,7 @@ pub async fn run(
     };
 
     tokio::select! {
-        ready = engine.ready() => {
-            let ready = ready?;
-            tracing::info!(
-                "ready: {} tokens of cache, sequences of up to {} tokens",
-                ready.limits.capacity_tokens, ready.limits.max_total_tokens
-            );
-        }
+        ready = until_ready(&served) => tracing::info!("ready: {}", ready?),
         () = &mut shutdown => return Ok(()),
         result = &mut server => return ended(result),
     }
@@ -116,7 +120,7 @@ pub async fn run(
     tracing::info!("shutting down: no more requests are admitted, running ones are finished");
     let grace = config.graceful_termination_timeout;
     let finished = async {
-        engine.drain().await;
+        tokio::join!(engine.drain(), served.encoder().handle().drain());
         let _ = stop.send(());
         // Connections that are kept alive without a request would hold the server up for nothing.
         let _ = tokio::time::timeout(LAST_BYTES, &mut server).await;
@@ -128,6 +132,26 @@ pub async fn run(
         );
     }
     Ok(())
+}
+
+/// Waits until the model is loaded, whatever it is served for; what then to tell the user.
+async fn until_ready(state: &AppState) -> Result<String, StartError> {
+    match state.engine().ready().await {
+        Ok(ready) => Ok(format!(
+            "{} tokens of cache, sequences of up to {} tokens",
+            ready.limits.capacity_tokens, ready.limits.max_total_tokens
+        )),
+        Err(StartError::OtherTask { .. }) => {
+            let info = state.encoder().handle().ready().await?;
+            Ok(format!(
+                "{} batches of up to {} tokens, inputs of up to {} tokens",
+                info.model_impl,
+                state.encoder().limits().max_batch_tokens,
+                state.encoder().max_input_tokens(&info)
+            ))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// How long the last bytes of the last answers may take to leave once the engine is idle.

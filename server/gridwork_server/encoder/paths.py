@@ -194,9 +194,8 @@ class FlatPath:
         return out
 
     def _head(self, out: Any, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """Runs the head alone. out: of the model under it; hidden: `[batch, length, size]`; token_ids: `[batch, length]`.
-
-        Raises Unsupported."""
+        """Runs the head alone. out: of the model under it; hidden: `[batch, length, size]`; token_ids:
+        `[batch, length]`. Raises Unsupported."""
         if self._base is self._model or "last_hidden_state" not in getattr(out, "keys", tuple)():
             raise Unsupported(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
         values = {"last_hidden_state": hidden}

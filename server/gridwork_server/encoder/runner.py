@@ -66,12 +66,11 @@ class EncoderRunner:
         try:
             encodings = self._compute(job)
         except (RuntimeError, MemoryError, ValueError, IndexError) as error:
-            if self.loaded.device.type != "cpu" or len(job.batch.lengths) == 1:
+            if self.loaded.device.type != "cpu":
                 raise
-            logger.warning(
-                f"a batch of {len(job.batch.lengths)} failed ({error}); its sequences are computed one by one"
-            )
-            encodings = [self._compute_alone(job.one(index)) for index in range(len(job.batch.lengths))]
+            count = len(job.batch.lengths)
+            logger.warning(f"a batch of {count} sequences failed ({error}); they are computed one by one")
+            encodings = [self._compute_alone(job.one(index)) for index in range(count)]
         elapsed = time.perf_counter() - started
         return pb.EncodeResponse(encodings=encodings, forward_us=int(elapsed * 1e6))
 
