@@ -52,7 +52,8 @@ pub struct Truncation {
 pub struct Preparation {
     /// As the client calls the inputs.
     pub field: &'static str,
-    pub truncation: Truncation,
+    /// `None`: the route cannot cut.
+    pub truncation: Option<Truncation>,
     /// Put before each text.
     pub prompt: Option<String>,
     pub max_tokens: usize,
@@ -89,7 +90,12 @@ impl Preparation {
             return Err(ApiError::too_long(
                 field,
                 format!(
-                    "`{field}` must have at most {max_tokens} tokens. Given: {length}; with `truncate` it is cut"
+                    "`{field}` must have at most {max_tokens} tokens. Given: {length}{}",
+                    if self.truncation.is_some() {
+                        "; with `truncate` it is cut"
+                    } else {
+                        ""
+                    }
                 ),
             ));
         }
@@ -99,9 +105,9 @@ impl Preparation {
     }
 
     fn tokens(&self, mut ids: Vec<u32>) -> Result<EncodeSequence, ApiError> {
-        if self.truncation.enabled {
+        if let Some(direction) = self.cut_at() {
             let surplus = ids.len().saturating_sub(self.max_tokens);
-            match self.truncation.direction {
+            match direction {
                 TruncationDirection::Left => drop(ids.drain(..surplus)),
                 TruncationDirection::Right => ids.truncate(self.max_tokens),
             }
@@ -130,9 +136,11 @@ impl Preparation {
             Some(second) => tokenizer.encode((first.as_str(), second.as_str()), true),
         }
         .map_err(failed)?;
-        if self.truncation.enabled && encoding.len() > self.max_tokens {
+        if let Some(direction) = self.cut_at()
+            && encoding.len() > self.max_tokens
+        {
             encoding = self
-                .cut(tokenizer, &first, second.as_deref())
+                .cut(tokenizer, &first, second.as_deref(), direction)
                 .map_err(failed)?;
         }
         let types = encoding.get_type_ids();
@@ -153,6 +161,7 @@ impl Preparation {
         tokenizer: &Tokenizer,
         first: &str,
         second: Option<&str>,
+        direction: TruncationDirection,
     ) -> tokenizers::Result<Encoding> {
         let encode = |text: &str| tokenizer.encode(text, false);
         let (first, second) = (encode(first)?, second.map(encode).transpose()?);
@@ -160,7 +169,7 @@ impl Preparation {
             .get_post_processor()
             .map_or(0, |processor| processor.added_tokens(second.is_some()));
         let parameters = TruncationParams {
-            direction: match self.truncation.direction {
+            direction: match direction {
                 TruncationDirection::Left => Direction::Left,
                 TruncationDirection::Right => Direction::Right,
             },
@@ -173,6 +182,13 @@ impl Preparation {
             second.set_type_ids(vec![1; second.len()]);
         }
         tokenizer.post_process(first, second, true)
+    }
+
+    /// The end to cut off, when cutting is wished for.
+    fn cut_at(&self) -> Option<TruncationDirection> {
+        self.truncation
+            .filter(|truncation| truncation.enabled)
+            .map(|truncation| truncation.direction)
     }
 
     fn in_vocabulary(&self, ids: &[u32]) -> Result<(), ApiError> {

@@ -139,6 +139,8 @@ def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict
     if task != Task.EMBED:
         return transformers.AutoModelForSequenceClassification, {}
     if model_config.is_encoder_decoder and type(model_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        # Some of these classes refuse a config that says otherwise.
+        model_config.is_encoder_decoder = False
         return MODEL_FOR_TEXT_ENCODING_MAPPING[type(model_config)], {}
     mapping = transformers.AutoModel._model_mapping
     model_class = mapping.get(type(model_config), None)

@@ -164,11 +164,14 @@ class _Check:
 
 
 def num_tokens(model: Any) -> int:
-    """Size of the model's vocabulary, tokens."""
+    """Size of the model's vocabulary, tokens. Raises ModelError when it has none."""
     try:
         return int(model.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError):
-        return int(model.config.get_text_config().vocab_size)
+        size = getattr(model.config.get_text_config(), "vocab_size", None)
+        if not isinstance(size, int):
+            raise ModelError(f"{type(model).__name__} has no vocabulary of tokens") from None
+        return size
 
 
 def _padding_token(model: Any) -> int:

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::tei::{Account, Inputs, InputsForm, Shape};
-use crate::encoder::{Preparation, Truncation, Usage};
+use crate::encoder::{Preparation, Usage};
 use crate::error::{ApiError, Dialect};
 use crate::extract::{ApiJson, Body};
 use crate::state::AppState;
@@ -109,7 +109,7 @@ async fn run(
     let shape = Shape::new(request.dimensions, None, &info)?;
     let preparation = Preparation {
         field: "input",
-        truncation: Truncation::default(),
+        truncation: None,
         prompt: encoder.prompt(None)?,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,

@@ -11,7 +11,7 @@ use super::account::Account;
 use super::types::{EmbedRequest, SimilarityRequest, SparseValue, truncation};
 use super::vectors::{Shape, cosine};
 use crate::api::tgi::types::ErrorResponse;
-use crate::encoder::{Answer, Input, Preparation, Truncation, Usage};
+use crate::encoder::{Answer, Input, Preparation, Usage};
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
 use crate::state::AppState;
@@ -157,7 +157,10 @@ async fn run_similarity(
     encoder.check_number(request.inputs.sentences.len(), "inputs.sentences")?;
     let preparation = Preparation {
         field: "inputs",
-        truncation: truncation(parameters.truncate, parameters.truncation_direction),
+        truncation: Some(truncation(
+            parameters.truncate,
+            parameters.truncation_direction,
+        )),
         prompt: encoder.prompt(parameters.prompt_name.as_deref())?,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,
@@ -222,10 +225,9 @@ fn preparation(
             "`prompt_name` is for texts, and `inputs` has token ids",
         ));
     }
-    let truncation: Truncation = request.truncation();
     Ok(Preparation {
         field: "inputs",
-        truncation,
+        truncation: Some(request.truncation()),
         prompt: encoder.prompt(request.prompt_name.as_deref())?,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,
