@@ -37,8 +37,9 @@ pub enum InputForm {
 
 impl<'de> Deserialize<'de> for Inputs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let form = InputsForm::deserialize(deserializer).map_err(|_| {
-            D::Error::custom(
+        let form = InputsForm::deserialize(deserializer).map_err(|error| {
+            unless_missing(
+                error,
                 "expected a string, an array of token ids, or an array of strings and arrays of token ids",
             )
         })?;
@@ -71,6 +72,18 @@ pub struct PredictInputs {
     pub is_single: bool,
 }
 
+const PREDICT_FORMS: &str =
+    "expected a string, a pair of strings, or an array of arrays of one or two strings";
+
+/// The error of a value that has none of the forms that are allowed; that of a field which is not there stays.
+fn unless_missing<E: Error>(error: E, forms: &str) -> E {
+    if error.to_string().starts_with("missing field") {
+        error
+    } else {
+        E::custom(forms)
+    }
+}
+
 /// The forms that [`PredictInputs`] come in.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
@@ -83,12 +96,8 @@ pub enum PredictForm {
 
 impl<'de> Deserialize<'de> for PredictInputs {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let wrong = || {
-            D::Error::custom(
-                "expected a string, a pair of strings, or an array of arrays of one or two strings",
-            )
-        };
-        let form = PredictForm::deserialize(deserializer).map_err(|_| wrong())?;
+        let form = PredictForm::deserialize(deserializer)
+            .map_err(|error| unless_missing(error, PREDICT_FORMS))?;
         let (items, is_single) = match form {
             PredictForm::Text(text) | PredictForm::One([text]) => (vec![Input::Text(text)], true),
             PredictForm::Pair([first, second]) => (vec![Input::Pair(first, second)], true),
@@ -98,7 +107,7 @@ impl<'de> Deserialize<'de> for PredictInputs {
                     match (texts.next(), texts.next(), texts.next()) {
                         (Some(text), None, None) => Ok(Input::Text(text)),
                         (Some(first), Some(second), None) => Ok(Input::Pair(first, second)),
-                        _ => Err(wrong()),
+                        _ => Err(D::Error::custom(PREDICT_FORMS)),
                     }
                 });
                 (items.collect::<Result<_, _>>()?, false)
