@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from gridwork_server import loading, logs
+from gridwork_server import loading, logs, model_code
 from gridwork_server.config import ShardConfig
 from gridwork_server.encoder import pooling, selection
 from gridwork_server.encoder.pooling import Pooling
@@ -52,7 +52,7 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
     if config.attention == "cpu":
         raise ModelError(f"--attention cpu is for --task generate; with --task {task} use auto, sdpa or reference")
     logs.adopt_transformers()
-    model_config = loading._read_config(config, content)
+    model_config = model_code.read_config(config, content)
     dtype = loading._dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     model = _load(config, model_config, task, dtype)
@@ -104,9 +104,9 @@ def _load(config: ShardConfig, model_config: "PretrainedConfig", task: Task, dty
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
-        raise ModelError(f"{loading._first_line(error)}; the folder is incomplete, download the model again") from None
+        raise ModelError(f"{model_code.one_line(error)}; the folder is incomplete, download the model again") from None
     except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
-        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {loading._first_line(error)}") from error
+        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {model_code.one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
@@ -165,7 +165,7 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         return int(pooled.pool(selected.path.hidden_states(batch), batch).shape[1])
     except RuntimeError as error:
         raise ModelError(
-            f"the modules of {config.model_path / 'modules.json'} do not fit together: {loading._first_line(error)}"
+            f"the modules of {config.model_path / 'modules.json'} do not fit together: {model_code.one_line(error)}"
         ) from error
 
 
