@@ -31,6 +31,8 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 
 say = @printf '\033[1m==> %s\033[0m\n'
 
+
+.PHONY: conformance
 .PHONY: build serve test fmt lint integration bench bench-router nightly clean help rust python python-dev model encoder-model
 
 help: ## Show this list
@@ -145,7 +147,11 @@ integration: build python-dev encoder-model ## Black-box tests: the real launche
 	$(say) "Integration tests"
 	@$(VENV)/bin/python -m pytest -q integration-tests
 
-nightly: test ## What `test` runs, then the long forms of the integration tests
+conformance: python-dev ## Every model type of Transformers against Transformers itself; writes docs/models.md
+	$(say) "Conformance over every model type"
+	@cd integration-tests && ../$(VENV)/bin/python -m conformance --write ../docs/models.md
+
+nightly: test conformance ## What `test` runs, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
 

@@ -1,6 +1,6 @@
 """Serves a tiny random model of every type of Transformers and compares it with Transformers itself.
 
-    python -m conformance [--section SECTION ...] [--write FILE] [TYPE ...]
+    python -m conformance [--section SECTION] ... [--write FILE] [TYPE ...]
 
 Prints a line for every type; the exit code is 1 when one is wrong. `--write` makes the table of docs/models.md.
 """
@@ -23,7 +23,7 @@ def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="model types; all when none is given")
-    parser.add_argument("--section", choices=SECTIONS, nargs="+", default=SECTIONS, dest="sections")
+    parser.add_argument("--section", choices=SECTIONS, action="append", dest="sections")
     parser.add_argument("--model-impl", default="auto", help="path to serve them on")
     parser.add_argument("--write", type=Path, metavar="FILE", help="file for the tables")
     arguments = parser.parse_args()
@@ -39,15 +39,16 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     found = sections.Found()
+    wanted = arguments.sections or SECTIONS
     with tempfile.TemporaryDirectory() as folder:
-        if "tensor-parallel" in arguments.sections:
+        if "tensor-parallel" in wanted:
             found.tensor_parallel = sections.tensor_parallel(arguments.types, Path(folder))
         for name in ("causal", "seq2seq"):
-            if name in arguments.sections:
+            if name in wanted:
                 found.generators[name] = sections.generators(
                     name, arguments.types, Path(folder), model_impl=arguments.model_impl
                 )
-        if "encoders" in arguments.sections:
+        if "encoders" in wanted:
             found.encoders = sections.encoders(arguments.types)
     if arguments.write:
         arguments.write.write_text(page(found))

@@ -56,6 +56,8 @@ def build(model_type: str, folder: Path, kind: Any) -> type[PreTrainedModel]:
     config.forced_eos_token_id = None
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
+    if kind is SEQ2SEQ and hasattr(getattr(config, "encoder", None), "is_decoder"):
+        config.encoder.is_decoder, config.decoder.add_cross_attention = False, True
     torch.manual_seed(0)
     model = kind.from_config(config)
     randomise(model)

@@ -16,9 +16,9 @@ Written by `make conformance`, which anyone can run. It makes a tiny random mode
 {version} knows, from the type's own default config with every kind of layer kept, serves it in float32 and compares.
 
 **Generating types.** {num_requests} requests of {lengths} tokens, joining one after another, {num_tokens} greedy tokens
-each. *Exact* means that all are the tokens of `generate()`. The path is the fastest that passed the comparison with plain
-`forward()` that every model goes through at start; `paged` is the fast one. Why a type runs on a slower one stands beside
-it, as the server's log and `/info` would say.
+each. *Exact* means that all are the tokens of `generate()`. The path is the fastest that passed the comparison with
+plain `forward()` that every model goes through at start; `paged` is the fast one. Why a type runs on a slower one
+stands beside it, as the server's log and `/info` would say.
 
 **Over two ranks** (types with a tensor-parallel plan in Transformers): *exact* means that the logits of two processes
 equal those of one; the percentage is the largest share of the weights' bytes that a rank has.

@@ -41,6 +41,8 @@ class LayerGeometry:
     key_size: int
     value_size: int
     window: int
+    source: "LayerKey | None" = None
+    """The layer whose keys and values it attends to, where those are not its own."""
 
 
 @dataclass
@@ -50,6 +52,9 @@ class Probe:
     layers: dict[LayerKey, LayerGeometry] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     """Of each layer so far."""
+    _owners: dict[tuple[int, int], LayerKey] = field(default_factory=dict)
+    _kept: list[torch.Tensor] = field(default_factory=list)
+    """So that no other layer's tensors come to lie in the same memory."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -60,7 +65,12 @@ class Probe:
             raise PathError(f"layer {layer} attends to something else than the tokens")
         nth = self.calls.get(layer, 0)
         self.calls[layer] = nth + 1
-        self.layers[layer, nth] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window)
+        # One token's keys reach here as they are: layers that share them bring the same memory.
+        place = key.data_ptr(), value.data_ptr()
+        source = self._owners.get(place)
+        self._owners.setdefault(place, (layer, nth))
+        self._kept += [key, value]
+        self.layers[layer, nth] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window, source)
         return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 
 
@@ -75,6 +85,8 @@ class PagedStep:
     implementation: PagedAttention
     chunks: dict[int, int] = field(default_factory=dict)
     """Of layers that attend within chunks: positions in a chunk."""
+    sharing: set[LayerKey] = field(default_factory=set)
+    """Layers that attend to another's keys and values, which that one has written."""
     calls: dict[int, int] = field(default_factory=dict)
     """Of each layer so far."""
 
@@ -86,8 +98,9 @@ class PagedStep:
         keys, values = self.keys[layer, nth], self.values[layer, nth]
         if layer in self.chunks:
             options = replace(options, chunk=self.chunks[layer])
-        keys.index_copy_(0, self.layout.slots, key)
-        values.index_copy_(0, self.layout.slots, value)
+        if (layer, nth) not in self.sharing:
+            keys.index_copy_(0, self.layout.slots, key)
+            values.index_copy_(0, self.layout.slots, value)
         return self.implementation(query, keys, values, self.layout, options)
 
 

@@ -28,6 +28,7 @@ class PagedPath:
         asked for cannot be used."""
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
+        _check_cache_kinds(model)
         probe = Probe()
         with torch.inference_mode():
             token = np.zeros(1, dtype=np.int64)
@@ -37,7 +38,8 @@ class PagedPath:
         self.layers = probe.layers
         """By layer: what it writes to the cache, on this rank."""
         self._chunks = _chunks(model)
-        _check_cache_kinds(model, self.layers, self._chunks)
+        self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
+        _check_windows(model, self.layers, self._chunks)
         heads = {(layer.key_size, layer.value_size) for layer in self.layers.values()}
         try:
             self.attention_name = paged_attention.choose(attention, device, dtype, heads)
@@ -46,7 +48,11 @@ class PagedPath:
         self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
         element = torch.empty((), dtype=dtype).element_size()
         self.needs = CacheNeeds(
-            sum(layer.num_kv_heads * (layer.key_size + layer.value_size) * element for layer in self.layers.values())
+            sum(
+                layer.num_kv_heads * (layer.key_size + layer.value_size) * element
+                for layer in self.layers.values()
+                if layer.source is None
+            )
         )
         self._keys: dict[LayerKey, torch.Tensor] = {}
         self._values: dict[LayerKey, torch.Tensor] = {}
@@ -57,6 +63,9 @@ class PagedPath:
         self._keys, self._values = {}, {}
         slots = (num_blocks + 1) * limits.block_size_tokens
         for index, layer in self.layers.items():
+            if layer.source is not None:
+                self._keys[index], self._values[index] = self._keys[layer.source], self._values[layer.source]
+                continue
             for cache, width in ((self._keys, layer.key_size), (self._values, layer.value_size)):
                 cache[index] = torch.empty(slots, layer.num_kv_heads, width, dtype=self._dtype, device=self._device)
                 cache[index][-limits.block_size_tokens :] = 0
@@ -64,7 +73,9 @@ class PagedPath:
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
-        step = PagedStep(self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks)
+        step = PagedStep(
+            self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks, self._sharing
+        )
         # A model computes at least one row of logits.
         logits = self._call(batch.input_ids, batch.positions, kept if len(kept) else batch.last[:1], step)
         return logits[: len(kept)], kept
@@ -99,16 +110,36 @@ def _chunks(model: Any) -> dict[int, int]:
     return {i: int(size) for i, kind in enumerate(types) if kind == "chunked_attention"} if size else {}
 
 
-def _check_cache_kinds(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
-    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
-    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+def _check_cache_kinds(model: Any) -> None:
+    """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep something else
+    than keys and values."""
+    from transformers.cache_utils import (
+        DynamicCache,
+        DynamicIndexedLayer,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        LinearAttentionCacheLayerMixin,
+    )
 
     for i, kind in enumerate(DynamicCache(config=model.config).layers):
         if isinstance(kind, LinearAttentionCacheLayerMixin):
             raise PathError(f"layer {i} keeps a recurrent state")
+        if isinstance(kind, DynamicIndexedLayer):
+            raise PathError(f"layer {i} attends to the few keys that an index of its own chooses")
+        if isinstance(kind, DynamicLayer) and type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise PathError(f"layer {i} keeps more than keys and values ({type(kind).__name__})")
+
+
+def _check_windows(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
+    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
+    from transformers.cache_utils import DynamicCache
+
+    for i, kind in enumerate(DynamicCache(config=model.config).layers):
         geometry = layers.get((i, 0))
-        slides = bool(getattr(kind, "is_sliding", False))
-        if geometry is not None and slides != (geometry.window > 0 or i in chunks):
+        if geometry is None or not hasattr(kind, "is_sliding"):
+            continue  # has no cache of its own
+        slides = bool(kind.is_sliding)
+        if slides != (geometry.window > 0 or i in chunks):
             raise PathError(f"the cache of layer {i} {'slides' if slides else 'does not slide'}, unlike its attention")
 
 
