@@ -140,8 +140,8 @@ def tiny_model(model_type: str) -> Any:
     """A random model of a type, from its default config with small numbers; in float32."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     config = config_class(**(_shrunk(config_class()) | EXCEPTIONS.get(model_type, {})))
-    text_encoding = modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
-    found = transformers.AutoModel._model_mapping[config_class]
+    text_encoding: Any = modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
+    found: Any = transformers.AutoModel._model_mapping[config_class]
     model_class = found[0] if isinstance(found, tuple) else found
     torch.manual_seed(0)
     if config.is_encoder_decoder and config_class in text_encoding:
