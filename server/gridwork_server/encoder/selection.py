@@ -9,7 +9,7 @@ from loguru import logger
 
 from gridwork_server.encoder import attention, positions
 from gridwork_server.encoder.batch import SequenceBatch
-from gridwork_server.encoder.paths import EncoderPath, FlatPath, PaddedPath, SinglePath
+from gridwork_server.encoder.paths import EncoderPath, FlatPath, PaddedPath, SinglePath, use_attention
 from gridwork_server.errors import ModelError
 from gridwork_server.task import Task
 
@@ -46,7 +46,8 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
     `sdpa` or `reference`. Raises ModelError when a path that is asked for cannot be used."""
     attention.register()
     name = type(model).__name__
-    plain = "eager" if attention_wish == "reference" else model.config._attn_implementation or "eager"
+    plain = _plain_attention(model, attention_wish)
+    use_attention(model, plain)
     vocab_size = num_tokens(model)
     device = next(model.parameters()).device
     base = getattr(model, "base_model", model)
@@ -172,6 +173,12 @@ def num_tokens(model: Any) -> int:
         if not isinstance(size, int):
             raise ModelError(f"{type(model).__name__} has no vocabulary of tokens") from None
         return size
+
+
+def _plain_attention(model: Any, wish: str) -> str:
+    """The attention that Transformers has chosen, or by its definition."""
+    chosen = model.config._attn_implementation
+    return "eager" if wish == "reference" or chosen in (None, attention.NAME) else str(chosen)
 
 
 def _padding_token(model: Any) -> int:
