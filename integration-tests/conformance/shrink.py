@@ -22,9 +22,13 @@ _SIZES: list[tuple[str, int]] = [
     (r"per_layer_input$", 16),
     (r"index_topk$", 6),
     (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
-    (r"^max_position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len(gth)?$|^seq_length$|^max_target_positions$", CONTEXT_TOKENS),
-    (r"^max_source_positions$|^context_length$|^max_sequence_length$|^model_max_length$", CONTEXT_TOKENS),
+    (
+        r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len(gth)?|seq_length|max_target_positions)$",
+        CONTEXT_TOKENS,
+    ),
+    (r"^(max_source_positions|context_length|max_sequence_length|model_max_length)$", CONTEXT_TOKENS),
     (r"^sliding_window(_size)?$|^attention_window_size$|^window_size$|^local_attention$|attention_chunk_size$", 8),
+    (r"^local_attention_window_len$|_attn_chunk_length$", 8),
     (r"mamba_(n_heads|num_heads)$|mamba_n_heads$", 8),
     (r"rotary_dim$", 8),
     (r"offset$", 1),
@@ -35,6 +39,7 @@ _SIZES: list[tuple[str, int]] = [
     (r"(q_lora_rank|kv_lora_rank|o_lora_rank|lora_rank)$", 16),
     (r"head_dim$|d_kv$|head_size$|head_dim_qk$|_d_head$|d_head$|^kv_channels$|attention_key_size$", 16),
     (r"(hidden_size|d_model|n_embd|^dim|embed_dim|embedding_size|hidden_dim|lru_width|word_embed_proj_dim)$", 64),
+    (r"^hidden_size_global$|^encoder_cross_output_size$|^adapter_(in|out)_dim$|^adapter_input_size$", 64),
     (r"(intermediate_size|ffn_dim|ffn_hidden_size|d_ff|d_inner|inner_dim|n_inner|ffn_size)$", 96),
     (r"(num|n)_(local_|routed_)?experts$|^moe_num_experts$|num_local_experts$|n_routed_experts$", 4),
     (r"(num_experts_per_tok|moe_top_?k|num_selected_experts|top_k_experts|moe_k|num_experts_per_token)$", 2),
@@ -47,27 +52,83 @@ _SIZES: list[tuple[str, int]] = [
 ]
 """Name of an integer in a config, and what it becomes when it is larger."""
 
-_LAYER_COUNTS = r"^(num_hidden_layers|n_layers?|num_layers|num_decoder_layers|encoder_layers|decoder_layers|num_blocks|num_encoder_layers|num_encoder_blocks)$"
+_LAYER_COUNTS = (
+    r"^(num_hidden_layers|n_layers?|num_layers|num_decoder_layers|encoder_layers|decoder_layers|num_blocks"
+    r"|num_encoder_layers|num_encoder_blocks)$"
+)
 
+
+_SHARED_KV = {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+}
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     # Without these the default config has layers of one kind only, or is none that its own model accepts.
     "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+            "full_attention": None,
+        },
+    },
+    "blt": {"num_hidden_layers": 2},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8}},
+    "flint": {"mlp_only_layers": [0]},
+    "gemma4_text": _SHARED_KV
+    | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96},
+    "gemma4_unified_text": _SHARED_KV,
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "num_hidden_layers": 3},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note_text": {
+        "head_dim": 24,
+        "swa_num_attention_heads": 2,
+        "swa_num_key_value_heads": 2,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 24,
+        "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 16,
+    },
     "longcat_flash": {"head_dim": 8, "zero_expert_num": 2},
     "mamba2": {"num_heads": 8, "n_groups": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "hc_lowrank": 16,
+        "ple_layer_ids": [1],
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 50,
+        "split_ngram_parts": 2,
+        "make_ngram_vocab_size_divisible_by": 2,
+        "eos_token_id": 2,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
-    "gemma3n_text": {
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
+    "gemma3n_text": _SHARED_KV,
+    "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_shape": [16, 16],
+        "axial_pos_embds_dim": [32, 32],
     },
-    "reformer": {"is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32]},
+    # Its projections are rounded up to multiples of 64.
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 6, "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"]},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "attention_head_dim": 32,
+        "attention_hidden_size": 128,
+    },
     "zamba2": {
         "num_hidden_layers": 6,
         "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
@@ -75,31 +136,47 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
     },
 }
-"""By model type: what the rules cannot know."""
+"""By model type, wherever a config of it is nested: what the rules cannot know. A dictionary in the place of a nested
+config has the changes of that."""
+
+
+CANNOT_GENERATE: dict[str, str] = {
+    "gemma3n": "its vision tower is built with timm and Pillow, not installed here; gemma3n_text is its text part",
+    "gemma4_assistant": "an assistant model: it needs another model's hidden states, keys and values",
+    "gemma4_unified_assistant": "an assistant model: it needs another model's hidden states, keys and values",
+    "musicgen": "its causal model takes the config of its decoder alone, and writes audio codebooks",
+    "musicgen_melody": "its causal model takes the config of its decoder alone, and writes audio codebooks",
+}
+"""By model type: why Transformers' own `generate()` makes no text of tokens with it."""
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
     """The shrunk default config of a model type."""
-    return shrink(CONFIG_MAPPING[model_type](), **EXCEPTIONS.get(model_type, {}))
+    return shrink(CONFIG_MAPPING[model_type]())
 
 
-def shrink(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
-    """A config of the same class with small sizes. changes: what the rules cannot know."""
-    settings = _settings(config)
-    settings.update(changes)
-    return type(config)(**settings)
+def shrink(config: PretrainedConfig, changes: dict[str, Any] | None = None) -> PretrainedConfig:
+    """A config of the same class with small sizes. changes: what the rules cannot know, besides EXCEPTIONS."""
+    changes = EXCEPTIONS.get(config.model_type, {}) | (changes or {})
+    return type(config)(**_settings(config, changes))
 
 
-def _settings(config: PretrainedConfig) -> dict[str, Any]:
+def _settings(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
     """What to construct the small config with: only what differs from the default, for the class to derive the rest."""
     settings: dict[str, Any] = {}
-    num_layers = _num_layers(config)
-    keep = _kept_layers(config, num_layers)
-    for name, value in vars(config).items():
-        if name.startswith("_") or name in ("attribute_map", "transformers_version", "model_type"):
-            continue
+    # Attributes that differ by layer cannot be read from the config itself.
+    values = {
+        name: value
+        for name, value in vars(config).items()
+        if not name.startswith("_") and name not in ("attribute_map", "transformers_version", "model_type")
+    }
+    num_layers = _num_layers(values)
+    keep = _kept_layers(values, num_layers)
+    for name, value in values.items():
         if isinstance(value, PretrainedConfig):
-            settings[name] = shrink(value)
+            settings[name] = shrink(value, changes.get(name))
+        elif name in changes:
+            continue
         elif isinstance(value, list | tuple) and num_layers and len(value) == num_layers:
             settings[name] = [_small(name, value[i]) for i in keep]
         elif isinstance(value, bool):
@@ -107,19 +184,21 @@ def _settings(config: PretrainedConfig) -> dict[str, Any]:
                 settings[name] = True  # an encoder's layers look ahead: generating with them means nothing
         elif isinstance(value, int):
             small = len(keep) if re.search(_LAYER_COUNTS, name) else _small(name, value)
-            if name == "head_dim" and value == getattr(config, "qk_rope_head_dim", None):
+            if name == "head_dim" and value == values.get("qk_rope_head_dim"):
                 small = _small("qk_rope_head_dim", value)
-            if name.endswith("num_key_value_heads") and value == getattr(config, "num_attention_heads", None):
+            if name == "qk_head_dim" and "qk_nope_head_dim" in values:
+                small = sum(_small(part, values[part]) for part in ("qk_nope_head_dim", "qk_rope_head_dim"))
+            if name.endswith("num_key_value_heads") and value == values.get("num_attention_heads"):
                 small = _small("num_attention_heads", value)
             if re.search(r"_token_id$|_token_index$|_id$", name) and value >= VOCAB_SIZE:
                 small = VOCAB_SIZE - 1 - (value % 7)
             if small != value:
                 settings[name] = small
-        elif name == "head_dim" and value is None:
-            settings[name] = 16
+        elif value is None and name in ("head_dim", "num_key_value_heads"):
+            settings[name] = _small(name, 2**20)
         elif isinstance(value, list) and name.endswith("_token_id"):
             settings[name] = [id % VOCAB_SIZE for id in value]
-    return settings
+    return settings | {name: value for name, value in changes.items() if name not in settings}
 
 
 def _small(name: str, value: Any) -> Any:
@@ -131,19 +210,17 @@ def _small(name: str, value: Any) -> Any:
     return value
 
 
-def _num_layers(config: PretrainedConfig) -> int:
+def _num_layers(values: dict[str, Any]) -> int:
     for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers"):
-        value = getattr(config, name, None)
+        value = values.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return 0
 
 
-def _kept_layers(config: PretrainedConfig, num_layers: int) -> list[int]:
+def _kept_layers(values: dict[str, Any], num_layers: int) -> list[int]:
     """Indices of the layers to keep: the first of every kind, at least two."""
-    lists = [
-        value for value in vars(config).values() if isinstance(value, list | tuple) and len(value) == num_layers > 0
-    ]
+    lists = [value for value in values.values() if isinstance(value, list | tuple) and len(value) == num_layers > 0]
     seen: set[str] = set()
     keep = []
     for i in range(num_layers):
@@ -161,11 +238,12 @@ def _kept_layers(config: PretrainedConfig, num_layers: int) -> list[int]:
 
 @torch.no_grad()
 def randomise(model: PreTrainedModel, seed: int = 0) -> None:
-    """Widens the initial values, in place, so that every layer matters for the answer: the usual ones make a model whose
-    answers depend on the last token alone. Parameters of one dimension (biases, norms, gates) get a little noise."""
+    """Widens the initial values, in place, so that every layer matters for the answer: the usual ones make a model
+    whose answers depend on the last token alone. Parameters of one dimension (biases, norms, gates) get a little
+    noise."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             if not parameter.is_floating_point():
                 continue
             noise = torch.randn(parameter.shape, generator=generator)

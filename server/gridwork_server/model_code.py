@@ -44,7 +44,6 @@ def read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
 
 def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
     """The class that generates text with this config. Raises ModelError."""
-    from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     references = _references(vars(model_config))
@@ -56,8 +55,8 @@ def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> t
             return get_class(reference, str(config.model_path), **_code_revision(config))
         except Exception as error:
             _raise_for_code(error, config, key, reference)
-    mapping = AutoModelForCausalLM._model_mapping
-    if type(model_config) not in mapping:
+    mapping = _mapping(model_config)
+    if mapping is None:
         if key is not None:
             hint = "this one comes with its own code, start with --trust-remote-code if you trust it"
         elif references and config.trust_remote_code:
@@ -66,13 +65,33 @@ def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> t
                 f"{', '.join(sorted(references))}"
             )
         else:
-            hint = "this version serves no others, use another model"
+            hint = "use another model"
         raise ModelError(
-            f"models of type `{model_config.model_type}` do not generate text with a causal language model in the "
-            f"installed Transformers; {hint}"
+            f"models of type `{model_config.model_type}` do not generate text in the installed Transformers; {hint}"
         )
     found: Any = mapping[type(model_config)]
     return found[0] if isinstance(found, tuple) else found
+
+
+def _mapping(model_config: "PretrainedConfig") -> Any:
+    """The classes of Transformers that generate with such a config: what the model was saved as decides where there are
+    both kinds. None when there are none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    fitting = [
+        mapping
+        for mapping in (AutoModelForCausalLM._model_mapping, AutoModelForSeq2SeqLM._model_mapping)
+        if type(model_config) in mapping
+    ]
+    saved = set(getattr(model_config, "architectures", None) or [])
+    named = [mapping for mapping in fitting if _names(mapping[type(model_config)]) & saved]
+    if not named and model_config.is_encoder_decoder:
+        fitting.reverse()
+    return next(iter(named or fitting), None)
+
+
+def _names(found: Any) -> set[str]:
+    return {each.__name__ for each in (found if isinstance(found, tuple) else (found,))}
 
 
 def _key_of_model(references: dict[str, str], architectures: list[str] | None) -> str | None:

@@ -114,8 +114,11 @@ class Runner:
             self.spans.release(step.released)
         for new in step.admitted:
             self.table.admit(new)
-            tokens = self.table.token_ids[new.id, : len(new.token_ids)]
-            self.sampler.admit(new.id, tokens, new.num_prompt_tokens, new.sampling, new.logprobs, new.top_n_logprobs)
+            # An encoder's prompt is no part of the text that penalties are for.
+            first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
+            tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
+            num_prompt = new.num_prompt_tokens - first
+            self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
             self.spans.admit(new.id, new.traceparent)
 
     def _wanted_prompt_tokens(self, batch: StepBatch) -> np.ndarray:
@@ -205,10 +208,12 @@ class Runner:
         fixed = self.path.needs.bytes_per_sequence * limits.max_sequences
         if fixed > budget:
             raise LimitError(
-                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is {budget}; "
-                "give a smaller --max-batch-size, or more memory with --kv-cache-memory"
+                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
+                f"{budget}; give a smaller --max-batch-size, or more memory with --kv-cache-memory"
             )
-        num_blocks = (budget - fixed) // max(1, local * limits.block_size_tokens)
+        # Without a limit every sequence may become as long as there is memory, and the ids of its tokens take some too.
+        ids = 0 if limits.max_total_tokens else np.dtype(np.int32).itemsize * limits.max_sequences
+        num_blocks = (budget - fixed) // max(1, (local + ids) * limits.block_size_tokens)
         if limits.max_total_tokens:
             longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
             # More than this can never be in use.

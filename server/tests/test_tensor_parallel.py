@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from gridwork_server.tensor_parallel import share
+from gridwork_server.split_modules import share
 
 from . import models
 from .shard_process import free_port

@@ -38,11 +38,9 @@ class ModelPath(Protocol):
         """Makes all that the limits determine the size of, in place of what was there. Raises RuntimeError or
         MemoryError when there is no memory for it."""
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those of the last tokens of
-        sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong to,
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those of the last tokens
+        of sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong to,
         int64 `[num_kept]`, sorted."""
 
     def release(self, ids: np.ndarray) -> None:

@@ -12,19 +12,14 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server.paths import cache_tree
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
-from gridwork_server.paths.cache_tree import CacheSpec, Member, Sample, spec_of
-from gridwork_server.paths.caller import Caller
+from gridwork_server.paths.cache_tree import CacheSpec, Member
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.paths.caller import Caller
+    from gridwork_server.paths.seq2seq import Seq2SeqCaller
     from gridwork_server.sequence_table import SequenceTable, StepBatch
-
-_PROBE = (5, 7)
-"""Lengths of the inputs whose caches are compared, tokens."""
 
 
 @dataclass
@@ -42,15 +37,13 @@ class Cohort:
 class BatchedPath:
     """Runs a model that takes a cache and returns it."""
 
-    def __init__(
-        self, model: "nn.Module", device: torch.device, attention_name: str, cohorts: str, token: int = 0
-    ) -> None:
+    def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
         """cohorts: `padded`, sequences of any length decode together; `equal`, those of one length do; `single`, each
         decodes alone. token: an id to try the model with. Raises PathError when the model returns no cache, or none
         that sequences can share in that way."""
         self.name = "solo" if cohorts == "single" else "batched"
         self.attention_name = attention_name
-        self._caller, self._device = Caller(model), device
+        self._caller = caller
         self._mode = cohorts
         self._spec = CacheSpec([], [])
         self._cohorts: dict[int, Cohort] = {}
@@ -59,22 +52,12 @@ class BatchedPath:
             self.needs = self._probe(token)
 
     def _probe(self, token: int) -> CacheNeeds:
-        short, longer = _PROBE
-        alone = self._prefill(np.full(short, token), keep_all=False)[1]
-        before = Sample.of(alone)
-        after_tree = self._prefill(np.full(longer, token), keep_all=False)[1]
-        size_before, size_after = (sum(t.nbytes for t in cache_tree.tensors_of(tree)) for tree in (alone, after_tree))
-        per_token = max(0, size_after - size_before) // (longer - short)
-        if self._mode != "single":
-            pair = torch.full((2, short), token, dtype=torch.int64, device=self._device)
-            positions = torch.arange(short, device=self._device).expand(2, -1)
-            both = self._caller.with_cache(pair, None, torch.ones_like(pair), positions, False)[1]
-            one = torch.full((1, 1), token, dtype=torch.int64, device=self._device)
-            mask = torch.ones(1, short + 1, dtype=torch.int64, device=self._device)
-            decoded = self._caller.with_cache(one, alone, mask, torch.full_like(one, short), False)[1]
-            self._spec = spec_of(before, Sample.of(after_tree), Sample.of(both), Sample.of(decoded), short)
+        probe = self._caller.probe(token, share=self._mode != "single")
+        self._spec = probe.spec or CacheSpec([], [])
         # Stacking copies: what is put together stands beside what it is put together from.
-        return CacheNeeds(per_token * 3, max(0, size_before - per_token * short) * 2)
+        return CacheNeeds(
+            3 * max(0, probe.longer.num_bytes - probe.alone.num_bytes) // probe.more_tokens, 2 * probe.alone.num_bytes
+        )
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """See ModelPath. Caches are made as they are needed."""
@@ -89,9 +72,7 @@ class BatchedPath:
         """See ModelPath."""
         self._cohorts.clear()
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath. A chunk that does not reach the end of what is known is left for the one that does."""
         kept = wanted_tokens(batch, extra)
         rows: dict[int, torch.Tensor] = {}
@@ -102,24 +83,32 @@ class BatchedPath:
                 continue
             position = int(batch.positions[batch.last[i]])
             cohort = self._cohorts.get(id)
-            if cohort is not None and batch.num_tokens[i] == 1 and cohort.lengths[cohort.ids.index(id)] == position:
+            offset = self._offset([id], table)[0]
+            if (
+                cohort is not None
+                and batch.num_tokens[i] == 1
+                and cohort.lengths[cohort.ids.index(id)] + offset == position
+            ):
                 decodes.append((id, int(wanted[0])))
                 continue
             self._cohorts.pop(id, None)
             keep_all = len(wanted) > 1 or not batch.samples[i]
-            logits, cache = self._prefill(table.token_ids[id, : position + 1], keep_all)
+            logits, cache = self._first(id, position + 1, table, keep_all)
             if batch.samples[i]:
-                self._cohorts[id] = Cohort([id], np.array([position + 1]), cache, self._sizes(cache))
+                self._cohorts[id] = Cohort([id], np.array([position + 1 - offset]), cache, self._sizes(cache))
             last = logits.shape[0] - 1
             for token in wanted.tolist():
-                rows[token] = logits[last - (position - int(batch.positions[token]))]
+                row = last - (position - int(batch.positions[token]))
+                # The prompt of an encoder has no logits.
+                rows[token] = logits[row] if row >= 0 else torch.full_like(logits[last], torch.nan)
         try:
             cohorts = self._gather([id for id, _ in decodes])
         except (PathError, ValueError, RuntimeError) as error:
             self._stop_sharing(error)
             cohorts = self._gather([id for id, _ in decodes])
         for cohort in cohorts:
-            tokens = table.token_ids[cohort.ids, cohort.lengths].astype(np.int64)
+            lengths = cohort.lengths + self._offset(cohort.ids, table)
+            tokens = table.token_ids[cohort.ids, lengths].astype(np.int64)
             if self._mode == "single" and not cohort.sizes:
                 self._restart(cohort, table)
             logits = self._decode(cohort, tokens)
@@ -130,31 +119,22 @@ class BatchedPath:
             return torch.empty(0, 0), kept
         return torch.stack([rows[token] for token in kept.tolist()]), kept
 
-    def _prefill(self, tokens: np.ndarray, keep_all: bool) -> tuple[torch.Tensor, Any]:
-        """Logits `[num_tokens or 1, vocab_size]` and cache of a sequence's first tokens, integers."""
-        input_ids = torch.from_numpy(tokens.astype(np.int64))[None].to(self._device)
-        positions = torch.arange(len(tokens), device=self._device)[None]
-        logits, cache = self._caller.with_cache(input_ids, None, torch.ones_like(input_ids), positions, keep_all)
-        return logits[0], cache
+    def _offset(self, ids: list[int], table: "SequenceTable") -> np.ndarray:
+        return self._caller.offset(table.num_prompt[ids])
+
+    def _first(self, id: int, length: int, table: "SequenceTable", keep_all: bool) -> tuple[torch.Tensor, Any]:
+        return self._caller.first(table.token_ids[id, :length], int(table.num_prompt[id]), keep_all)
 
     def _decode(self, cohort: Cohort, tokens: np.ndarray) -> torch.Tensor:
         """Computes one token of every member. tokens: int64 [B]. Returns logits `[B, vocab_size]`."""
-        longest = int(cohort.lengths.max())
-        mask = torch.from_numpy(np.arange(longest + 1) >= (longest - cohort.lengths)[:, None]).to(torch.int64)
-        logits, cohort.cache = self._caller.with_cache(
-            torch.from_numpy(tokens)[:, None].to(self._device),
-            cohort.cache,
-            mask.to(self._device),
-            torch.from_numpy(cohort.lengths)[:, None].to(self._device),
-            False,
-        )
+        logits, cohort.cache = self._caller.next(tokens, cohort.cache, cohort.lengths)
         cohort.lengths = cohort.lengths + 1
         if self._mode != "single":
             try:
                 cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
             except ValueError as error:
                 self._stop_sharing(error)
-        return logits[:, -1]
+        return logits
 
     def _stop_sharing(self, error: Exception) -> None:
         """From now on every sequence decodes alone: the cache has become something else than it was found to be. What
@@ -174,7 +154,8 @@ class BatchedPath:
         """Makes the cache of a sequence anew."""
         (id,) = cohort.ids
         if cohort.cache is None:
-            cohort.cache = self._prefill(table.token_ids[id, : cohort.lengths[0]], keep_all=False)[1]
+            length = int(cohort.lengths[0] + self._offset([id], table)[0])
+            cohort.cache = self._first(id, length, table, keep_all=False)[1]
         cohort.sizes = [[]]
 
     def _gather(self, ids: list[int]) -> list[Cohort]:
@@ -195,7 +176,7 @@ class BatchedPath:
         return cohorts
 
     def _form(self, ids: list[int], lengths: dict[int, int]) -> Cohort:
-        """A new cohort of sequences from other ones. Those that stay behind are parted from the cohorts that lose some."""
+        """A new cohort of sequences from other ones. Cohorts that lose some go on as cohorts of those that stay."""
         members = [self._member(id) for id in ids]
         sources = list({id(cohort): cohort for cohort in (self._cohorts[i] for i in ids)}.values())
         cohort = self._stack(ids, members, lengths)

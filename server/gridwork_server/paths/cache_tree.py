@@ -1,7 +1,7 @@
 """Takes caches apart into tensors and puts them together again, whatever a model's cache is made of.
 
-A cache may be one of Transformers' `Cache` classes, tuples of tensors as older code returns them, a list of states, or an
-object of the model's own. What its dimensions mean is found out by comparing the caches of a few short inputs.
+A cache may be one of Transformers' `Cache` classes, tuples of tensors as older code returns them, a list of states, or
+an object of the model's own. What its dimensions mean is found out by comparing the caches of a few short inputs.
 """
 
 import copy
@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from gridwork_server.paths.base import PathError
-
 
 _ATOMS = (bool, float, str, bytes, type(None), type, torch.device, torch.dtype, torch.Size)
 
@@ -169,12 +168,14 @@ class Sample:
     scalars: list[int | None]
     """Of tensors that hold one integer: its value."""
     numbers: list[int]
+    num_bytes: int
 
     @staticmethod
     def of(tree: Any) -> "Sample":
         """What is compared of a cache."""
         tensors = tensors_of(tree)
-        return Sample([list(t.shape) for t in tensors], [_scalar(t) for t in tensors], numbers_of(tree))
+        shapes = [list(t.shape) for t in tensors]
+        return Sample(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
 
 
 def _scalar(tensor: torch.Tensor) -> int | None:
@@ -184,8 +185,8 @@ def _scalar(tensor: torch.Tensor) -> int | None:
 def spec_of(alone: Sample, longer: Sample, pair: Sample, decoded: Sample, length: int) -> CacheSpec:
     """What a cache's tensors and integers mean.
 
-    alone: of a sequence of `length` tokens; longer: of one that is two tokens longer; pair: of two as long as the first;
-    decoded: of the first when one token more was computed. Raises PathError when that cannot be told, or when sequences
+    alone: of a sequence of `length` tokens; longer: of one that is two tokens longer; pair: of two as long as the
+    first; decoded: of the first when one token more was computed. Raises PathError when that cannot be told, or when sequences
     cannot share such a cache.
     """
     samples = (alone, longer, pair, decoded)

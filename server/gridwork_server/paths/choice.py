@@ -21,6 +21,7 @@ from gridwork_server.paths.self_check import (
     plain_logits,
     sample_tokens,
 )
+from gridwork_server.paths.seq2seq import Seq2SeqCaller
 from gridwork_server.paths.stepwise import StepwisePath
 
 if TYPE_CHECKING:
@@ -54,21 +55,21 @@ def choose(
     """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
     plain `forward()`. Raises ModelError when none works."""
     plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-    caller = Caller(model)
+    caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
     sequences = sample_tokens(_vocab_size(model))
     expected: torch.Tensor | None = None
     own_attention = model.config._attn_implementation == attention.NAME
     reasons: list[str] = []
     if not own_attention and wish in ("auto", "paged"):
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
-    for candidate in _candidates(model, dtype, device, attention_name, plain_attention, own_attention):
+    for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention):
         if wish not in ("auto", candidate.impl):
             continue
         try:
             # The ranks of a group have parts of heads, which plain attention functions cannot always run with.
             if group.world_size == 1 and expected is None:
                 _use_attention(model, plain_attention, own_attention)
-                expected = plain_logits(caller, sequences, device)
+                expected = plain_logits(caller, sequences)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
             if candidate.odd and group.world_size == 1:
@@ -82,7 +83,8 @@ def choose(
         except Exception as error:  # a model's own code may raise anything
             if group.world_size > 1:
                 raise ModelError(
-                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); use --num-shard 1"
+                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); "
+                    "use --num-shard 1"
                 ) from error
             logger.opt(exception=True).debug(f"{candidate.what} cannot be used")
             reasons.append(f"not {candidate.what}: {_one_line(error)}")
@@ -96,10 +98,15 @@ def choose(
 
 
 def _candidates(
-    model: Any, dtype: torch.dtype, device: torch.device, attention_name: str, plain: str, own_attention: bool
+    model: Any,
+    caller: Caller | Seq2SeqCaller,
+    dtype: torch.dtype,
+    attention_name: str,
+    plain: str,
+    own_attention: bool,
 ) -> Iterator[_Candidate]:
     if own_attention:
-        yield _Candidate("paged", "paged", True, False, lambda: PagedPath(model, dtype, device, attention_name))
+        yield _Candidate("paged", "paged", True, False, lambda: PagedPath(model, dtype, caller.device, attention_name))
     for impl, cohorts, what in (
         ("batched", "padded", "batched with padding"),
         ("batched", "equal", "batched by equal length"),
@@ -110,12 +117,18 @@ def _candidates(
             what,
             False,
             False,
-            lambda cohorts=cohorts: BatchedPath(model, device, plain, cohorts),  # type: ignore[misc]
+            lambda cohorts=cohorts: BatchedPath(caller, plain, cohorts),  # type: ignore[misc]
         )
     recompute = "solo, computing everything anew for every token"
-    yield _Candidate("solo", "solo as generate() does it", False, True, lambda: StepwisePath(model, device, plain))
-    yield _Candidate("solo", recompute, False, True, lambda: RecomputePath(model, device, plain))
-    yield _Candidate("solo", recompute, False, False, lambda: RecomputePath(model, device, plain))
+    yield _Candidate(
+        "solo",
+        "solo as generate() does it",
+        False,
+        True,
+        lambda: StepwisePath(model, caller.device, plain, _vocab_size(model)),
+    )
+    yield _Candidate("solo", recompute, False, True, lambda: RecomputePath(caller, plain))
+    yield _Candidate("solo", recompute, False, False, lambda: RecomputePath(caller, plain))
 
 
 def _use_attention(model: Any, name: str, own_attention: bool) -> None:

@@ -34,10 +34,11 @@ class PagedPath:
             self._call(token, token, np.zeros(1, dtype=np.int64), probe)
         if not probe.layers:
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
-        self._layers = probe.layers
+        self.layers = probe.layers
+        """By layer: what it writes to the cache, on this rank."""
         self._chunks = _chunks(model)
-        _check_cache_kinds(model, self._layers, self._chunks)
-        heads = {(layer.key_size, layer.value_size) for layer in self._layers.values()}
+        _check_cache_kinds(model, self.layers, self._chunks)
+        heads = {(layer.key_size, layer.value_size) for layer in self.layers.values()}
         try:
             self.attention_name = paged_attention.choose(attention, device, dtype, heads)
         except ValueError as error:
@@ -45,7 +46,7 @@ class PagedPath:
         self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
         element = torch.empty((), dtype=dtype).element_size()
         self.needs = CacheNeeds(
-            sum(layer.num_kv_heads * (layer.key_size + layer.value_size) * element for layer in self._layers.values())
+            sum(layer.num_kv_heads * (layer.key_size + layer.value_size) * element for layer in self.layers.values())
         )
         self._keys: dict[LayerKey, torch.Tensor] = {}
         self._values: dict[LayerKey, torch.Tensor] = {}
@@ -55,14 +56,12 @@ class PagedPath:
         # Dropped first, so that the memory can be had again.
         self._keys, self._values = {}, {}
         slots = (num_blocks + 1) * limits.block_size_tokens
-        for index, layer in self._layers.items():
+        for index, layer in self.layers.items():
             for cache, width in ((self._keys, layer.key_size), (self._values, layer.value_size)):
                 cache[index] = torch.empty(slots, layer.num_kv_heads, width, dtype=self._dtype, device=self._device)
                 cache[index][-limits.block_size_tokens :] = 0
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
         step = PagedStep(self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks)

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from gridwork_server.paths.base import CacheNeeds, wanted_tokens
-from gridwork_server.paths.caller import Caller
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.paths.caller import Caller
+    from gridwork_server.paths.seq2seq import Seq2SeqCaller
     from gridwork_server.sequence_table import SequenceTable, StepBatch
 
 
@@ -20,17 +19,15 @@ class RecomputePath:
 
     name = "solo"
 
-    def __init__(self, model: "nn.Module", device: torch.device, attention_name: str) -> None:
-        self._caller, self._device = Caller(model), device
+    def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
+        self._caller = caller
         self.attention_name = attention_name
         self.needs = CacheNeeds(0)
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """See ModelPath. There is nothing to keep."""
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
         rows = []
@@ -39,14 +36,16 @@ class RecomputePath:
             if len(of_sequence) == 0:
                 continue
             positions = batch.positions[of_sequence]
-            tokens = torch.from_numpy(table.token_ids[sequence, : positions[-1] + 1].astype(np.int64))[None]
-            logits = self._caller.plain(tokens.to(self._device))[0]
+            tokens = table.token_ids[sequence, : positions[-1] + 1]
+            logits = self._caller.plain(tokens, int(table.num_prompt[sequence]))
             # Some give those of the last token only.
             first = int(positions[-1]) + 1 - logits.shape[0]
-            rows.append(logits[torch.from_numpy(positions - first).to(self._device)])
+            for position in positions.tolist():
+                missing = torch.full_like(logits[-1], torch.nan)
+                rows.append(logits[position - first] if position >= first else missing)
         if not rows:
             return torch.empty(0, 0), kept
-        return torch.cat(rows), kept
+        return torch.stack(rows), kept
 
     def release(self, ids: np.ndarray) -> None:
         """See ModelPath."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath, PathError
@@ -11,41 +12,44 @@ from gridwork_server.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
     from gridwork_server.paths.caller import Caller
+    from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _PROMPTS = (7, 4)
 """Tokens of the sequences' prompts."""
 
-_DECODED = (3, 2)
-"""Tokens that are decoded of each, so that one leaves the other at the end."""
+_DECODES = ((0,), (0, 1), (0, 1), (1,))
+"""Which of them decode in each step: the second joins when the first has begun to, and goes on when it has left."""
+
+_NUM_DECODED = 3
 
 _LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=16)
 _NUM_BLOCKS = 8
 
-_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.25}
-"""Largest difference, as a share of the logits' own standard deviation: what is computed wrongly differs by about 1."""
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
+"""Largest root mean square of a row's differences, as a share of the logits' own standard deviation. What is computed
+wrongly differs by about 1, what is rounded differently by some hundredths."""
+
+_OUTLIERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 1}
+"""Rows that may differ by more: rounding may send a token to another expert."""
 
 
 def sample_tokens(vocab_size: int) -> list[np.ndarray]:
     """The sequences to compare on: int32, of the middle of the vocabulary, where no special tokens are."""
     generator = np.random.default_rng(0)
     low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
-    return [
-        generator.integers(low, high, prompt + decoded).astype(np.int32)
-        for prompt, decoded in zip(_PROMPTS, _DECODED, strict=True)
-    ]
+    return [generator.integers(low, high, prompt + _NUM_DECODED).astype(np.int32) for prompt in _PROMPTS]
 
 
 @torch.inference_mode()
-def plain_logits(caller: "Caller", sequences: list[np.ndarray], device: torch.device) -> torch.Tensor:
-    """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[7, vocab_size]`.
+def plain_logits(caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray]) -> torch.Tensor:
+    """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[8, vocab_size]`.
 
     Every row is computed from its own beginning: a model that looks ahead gives other logits for a longer text.
     """
     rows = []
     for sequence, prompt in zip(sequences, _PROMPTS, strict=True):
         for length in range(prompt, len(sequence) + 1):
-            tokens = torch.from_numpy(sequence[:length].astype(np.int64))[None].to(device)
-            rows.append(caller.plain(tokens)[0, -1].float())
+            rows.append(caller.plain(sequence[:length], prompt)[-1].float())
     return torch.stack(rows)
 
 
@@ -71,10 +75,13 @@ def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
         step([id], [first])
         if first < len(prompt):
             step([id], [len(prompt) - first])
-    for i in range(max(_DECODED)):
-        ids = [id for id, decoded in enumerate(_DECODED) if i < decoded]
-        table.append_tokens(np.array(ids), np.array([sequences[id][_PROMPTS[id] + i] for id in ids]))
-        step(ids, [1] * len(ids))
+    num_decoded = [0, 0]
+    for ids in _DECODES:
+        tokens = [sequences[id][_PROMPTS[id] + num_decoded[id]] for id in ids]
+        table.append_tokens(np.array(ids), np.array(tokens))
+        step(list(ids), [1] * len(ids))
+        for id in ids:
+            num_decoded[id] += 1
     path.release(np.array([0, 1]))
     return torch.stack([rows[key] for key in sorted(rows)])
 
@@ -98,7 +105,7 @@ def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.devi
             forced_eos_token_id=None,
             pad_token_id=0,
         )
-        results.append(out[0, len(sequence) :].tolist())
+        results.append(out[0, -_NUM_GENERATED:].tolist())
     return results
 
 
@@ -136,7 +143,9 @@ def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray]
         raise PathError(f"it gives logits of shape {list(given.shape)} where forward() gives {list(expected.shape)}")
     if not torch.isfinite(expected).any():
         return  # nothing can be told from a model whose own answer is no number
-    known = torch.isfinite(expected)
-    difference = float((given - expected)[known].abs().max()) / max(float(expected[known].std()), 1e-6)
-    if not difference <= _TOLERANCE[dtype]:
-        raise PathError(f"its logits differ from those of plain forward() by {difference:.2g} of their spread")
+    spread = float(expected[torch.isfinite(expected)].std())
+    difference = torch.where(torch.isfinite(expected), given - expected, 0)
+    rows = difference.square().mean(-1).sqrt() / max(spread, 1e-6)
+    logger.debug(f"rows differ by {[round(row, 5) for row in rows.tolist()]} of the logits' spread")
+    if int((~(rows <= _TOLERANCE[dtype])).sum()) > _OUTLIERS[dtype]:
+        raise PathError(f"its logits differ from those of plain forward() by {float(rows.max()):.2g} of their spread")

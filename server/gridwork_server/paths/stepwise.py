@@ -8,6 +8,7 @@ import torch
 
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
 from gridwork_server.paths.caller import logits_of
+from gridwork_server.paths.seq2seq import start_token
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
@@ -19,7 +20,9 @@ class _State:
     """What `generate()` would keep of a sequence."""
 
     input_ids: torch.Tensor
-    """int64 `[1, num_tokens]`, all computed."""
+    """int64 `[1, num_tokens]`, all computed; of the decoder, where there is an encoder."""
+    num_computed: int
+    """Tokens of the sequence, prompt and generated."""
     arguments: dict[str, Any]
 
 
@@ -28,7 +31,7 @@ class StepwisePath:
 
     name = "solo"
 
-    def __init__(self, model: Any, device: torch.device, attention_name: str) -> None:
+    def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparations for generating."""
         for method in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
             if not hasattr(model, method):
@@ -37,6 +40,8 @@ class StepwisePath:
         self.attention_name = attention_name
         self.needs = CacheNeeds(0)
         self._states: dict[int, _State] = {}
+        self._vocab_size = vocab_size
+        self._start = start_token(model) if model.config.is_encoder_decoder else None
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """See ModelPath."""
@@ -51,19 +56,19 @@ class StepwisePath:
         """See ModelPath."""
         self._states.clear()
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray
-    ) -> tuple[torch.Tensor, np.ndarray]:
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath. The prompt is computed in one piece and every later token by itself, also after a preemption:
-        some models give other answers when tokens are computed together. Raises PathError for logits of prompts, which
-        such models do not give."""
-        if len(extra):
-            raise PathError(f"{type(self._model).__name__} gives no log-probabilities of prompts")
+        some models give other answers when tokens are computed together. Logits within prompts are NaN: such models do
+        not give them."""
         kept = wanted_tokens(batch, extra)
         rows = []
+        sampled = set(batch.last[batch.samples].tolist())
         for token in kept.tolist():
             id = int(batch.sequence_ids[batch.row[token]])
-            rows.append(self._advance(id, int(batch.positions[token]) + 1, table))
+            if token in sampled:
+                rows.append(self._advance(id, int(batch.positions[token]) + 1, table))
+            else:
+                rows.append(torch.full((self._vocab_size,), torch.nan, device=self._device))
         return (torch.stack(rows) if rows else torch.empty(0, 0)), kept
 
     def _advance(self, id: int, length: int, table: "SequenceTable") -> torch.Tensor:
@@ -71,12 +76,19 @@ class StepwisePath:
         tokens = torch.from_numpy(table.token_ids[id, :length].astype(np.int64))[None].to(self._device)
         state = self._states.get(id)
         logits = None
-        if state is None or state.input_ids.shape[1] >= length:
-            prompt = tokens[:, : min(length, max(1, int(table.num_prompt[id])))]
-            state = self._states[id] = _State(prompt, self._first_arguments(prompt))
+        if state is None or state.num_computed >= length:
+            num_prompt = min(length, int(table.num_prompt[id]))
+            prompt = tokens[:, :num_prompt]
+            if self._start is None:
+                state = _State(prompt, num_prompt, self._first_arguments(prompt))
+            else:
+                start = torch.full_like(tokens[:, :1], self._start)
+                state = _State(start, num_prompt, self._encoded_arguments(prompt))
+            self._states[id] = state
             logits = self._call(state, first=True)
-        while (known := state.input_ids.shape[1]) < length:
-            state.input_ids = tokens[:, : known + 1]
+        while state.num_computed < length:
+            state.input_ids = torch.cat([state.input_ids, tokens[:, state.num_computed, None]], 1)
+            state.num_computed += 1
             logits = self._call(state, first=False)
         assert logits is not None
         return logits
@@ -88,13 +100,23 @@ class StepwisePath:
         arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
         if "position_ids" in inspect.signature(self._model.forward).parameters:
             arguments["position_ids"] = self._model._prepare_position_ids_for_generation(prompt, arguments)
+        self._prepare_cache(arguments, prompt.shape[1])
+        return arguments
+
+    def _encoded_arguments(self, prompt: torch.Tensor) -> dict[str, Any]:
+        mask = torch.ones_like(prompt)
+        encoded = self._model.get_encoder()(input_ids=prompt, attention_mask=mask, return_dict=True)
+        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "encoder_outputs": encoded}
+        self._prepare_cache(arguments, 1)
+        return arguments
+
+    def _prepare_cache(self, arguments: dict[str, Any], length: int) -> None:
         config = self._model.generation_config
         prepare = getattr(self._model, "_prepare_cache_for_generation", None)
         if prepare is not None and config is not None:
             from transformers.generation import GenerationMode
 
-            prepare(config, arguments, GenerationMode.GREEDY_SEARCH, 1, prompt.shape[1] + 1)
-        return arguments
+            prepare(config, arguments, GenerationMode.GREEDY_SEARCH, 1, length + 1)
 
     def _call(self, state: _State, first: bool) -> torch.Tensor:
         length = None if first or not state.arguments["use_cache"] else 1
@@ -102,5 +124,7 @@ class StepwisePath:
             state.input_ids, next_sequence_length=length, is_first_iteration=first, **state.arguments
         )
         out = self._model(**inputs, return_dict=True)
-        state.arguments = self._model._update_model_kwargs_for_generation(out, state.arguments)
+        state.arguments = self._model._update_model_kwargs_for_generation(
+            out, state.arguments, is_encoder_decoder=self._start is not None
+        )
         return logits_of(out)[0, -1]

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.paths import ROOT
-from transformers import AutoModelForCausalLM, PreTrainedModel
-
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.group import RankGroup
+from support.paths import ROOT
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .shrink import VOCAB_SIZE, randomise, tiny_config
 
 sys.path.append(str(ROOT / "server"))
-from tests.driver import Driver  # type: ignore[import-not-found]  # noqa: E402
+from tests.driver import Driver
 
 PROMPT_LENGTHS = (23, 1, 12, 30, 5, 17, 2, 9)
 NUM_NEW_TOKENS = 10
@@ -48,19 +47,24 @@ def prompts(seed: int = 0) -> list[list[int]]:
     return [torch.randint(5, VOCAB_SIZE - 10, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
 
 
-def build(model_type: str, folder: Path) -> None:
-    """Saves a tiny random model of the type."""
+SEQ2SEQ, CAUSAL = AutoModelForSeq2SeqLM, AutoModelForCausalLM
+
+
+def build(model_type: str, folder: Path, kind: Any) -> None:
+    """Saves a tiny random model of the type. kind: CAUSAL or SEQ2SEQ."""
     config = tiny_config(model_type)
     config.forced_eos_token_id = None
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = kind.from_config(config)
     randomise(model)
     model.save_pretrained(folder)
 
 
-def reference_tokens(folder: Path) -> list[list[int]]:
+def reference_tokens(folder: Path, kind: Any) -> list[list[int]]:
     """What `generate()` gives for every prompt alone."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     # Some keep state in their modules and would begin a prompt with what the last one left there.
     fresh = copy.deepcopy if getattr(model, "_is_stateful", False) else lambda same: same
     return [greedy(fresh(model), prompt, NUM_NEW_TOKENS) for prompt in prompts()]
@@ -75,11 +79,12 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
         max_new_tokens=count,
         min_new_tokens=count,
         do_sample=False,
+        num_beams=1,
         forced_eos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,
     )
-    return out[0, len(prompt) :].tolist()
+    return out[0, -count:].tolist()
 
 
 def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[int]]:
@@ -87,9 +92,8 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
     from gridwork_server.loading import load
     from gridwork_server.runner import Runner
 
-    config = ShardConfig(
-        **({"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24} | settings)
-    )
+    given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
+    config = ShardConfig(**(given | settings))
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
     size = runner.warm_up(LIMITS)
@@ -105,13 +109,13 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
     return [results[name] for name in names]
 
 
-def check(model_type: str, folder: Path, **settings: Any) -> Verdict:
+def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) -> Verdict:
     """Builds, serves and compares. Never raises."""
     verdict = Verdict(model_type)
     started = time.monotonic()
     try:
-        build(model_type, folder)
-        expected = reference_tokens(folder)
+        build(model_type, folder, kind)
+        expected = reference_tokens(folder, kind)
     except Exception as error:
         verdict.reference_error = first_line(error)
         return verdict

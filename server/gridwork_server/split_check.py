@@ -1,0 +1,100 @@
+"""How a module's features depend on each other, found out by computing with a small copy of it.
+
+A plan says which layers are split, but not what the module does with the features in between: it may halve them into
+gates and values, or norm them, for which parts do not do.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+_INPUTS, _FEATURES, _OUTPUTS = 5, 12, 7
+"""Sizes of the small copy, all different so that a mistake between them shows."""
+
+_PARTS = ((0, 4), (4, 12))
+"""Of the features; uneven, in fours for activations that work in groups."""
+
+_TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def features_are_independent(module: nn.Module, makers: dict[str, int], taker: str) -> bool | None:
+    """Whether parts of the features, computed apart and summed, give what all give together.
+
+    makers: by child, a linear layer, how many packs of the features it makes, one after the other. taker: the child
+    that takes them. None when the module cannot be run with other sizes than its own, which says nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def linear(out_features: int, in_features: int, like: nn.Module) -> nn.Linear:
+        small = nn.Linear(in_features, out_features, bias=getattr(like, "bias", None) is not None, dtype=torch.float32)
+        for parameter in small.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        return small
+
+    whole = {name: linear(packs * _FEATURES, _INPUTS, module.get_submodule(name)) for name, packs in makers.items()}
+    whole[taker] = linear(_OUTPUTS, _FEATURES, module.get_submodule(taker))
+    x = torch.randn(1, 3, _INPUTS, generator=generator)
+
+    def run(part: tuple[int, int]) -> torch.Tensor:
+        start, stop = part
+        layers = {}
+        for name, packs in makers.items():
+            rows = torch.cat([torch.arange(start, stop) + pack * _FEATURES for pack in range(packs)])
+            layers[name] = _narrowed(whole[name], rows, None)
+        layers[taker] = _narrowed(whole[taker], None, torch.arange(start, stop))
+        if start and layers[taker].bias is not None:
+            layers[taker].bias.zero_()
+        return _with_children(module, layers)(x)
+
+    try:
+        expected = run((0, _FEATURES))
+        got = torch.stack([run(part) for part in _PARTS]).sum(0)
+        return expected.shape == (1, 3, _OUTPUTS) and _same(expected, got)
+    except Exception:
+        return None
+
+
+@torch.no_grad()
+def gate_layout(experts: nn.Module) -> str | None:
+    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours. None when the
+    module does not say, or does neither."""
+    apply_gate: Callable[[torch.Tensor], torch.Tensor] | None = getattr(experts, "_apply_gate", None)
+    if apply_gate is None or not getattr(experts, "has_gate", True):
+        return None
+    x = torch.randn(3, 2 * _FEATURES, generator=torch.Generator().manual_seed(0))
+    start, stop = _PARTS[1]
+    layouts = {
+        "halves": torch.cat([x[:, start:stop], x[:, _FEATURES + start : _FEATURES + stop]], dim=1),
+        "pairs": x[:, 2 * start : 2 * stop],
+    }
+    try:
+        expected = apply_gate(x)[:, start:stop]
+        return next((name for name, part in layouts.items() if _same(expected, apply_gate(part))), None)
+    except Exception:
+        return None
+
+
+def _narrowed(linear: nn.Linear, rows: torch.Tensor | None, columns: torch.Tensor | None) -> nn.Linear:
+    part = copy.deepcopy(linear)
+    if rows is not None:
+        part.weight = nn.Parameter(part.weight[rows])
+        if part.bias is not None:
+            part.bias = nn.Parameter(part.bias[rows])
+    if columns is not None:
+        part.weight = nn.Parameter(part.weight[:, columns])
+    part.out_features, part.in_features = part.weight.shape
+    return part
+
+
+def _with_children(module: nn.Module, children: dict[str, nn.Linear]) -> nn.Module:
+    """The module with other children in the place of its own; everything else is shared."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules) | children
+    return other.eval()
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE * 10))
