@@ -31,7 +31,7 @@ def expected(model: Any, tokenizer: Any) -> tuple[list[int], str]:
 
 def check_served(folder: Path, cache: Path, truth: tuple[list[int], str], *flags: str) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    options = ("--model-id", folder, "--dtype", "float32", "--huggingface-hub-cache", cache, *flags)
+    options: list[str | Path] = ["--model-id", folder, "--dtype", "float32", "--huggingface-hub-cache", cache, *flags]
     with Server(*options) as server:
         answer = server.client.generate(PROMPT, max_new_tokens=COUNT)
     assert (answer.token_ids, answer.text) == truth
