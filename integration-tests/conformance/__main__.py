@@ -1,4 +1,9 @@
-"""Goes over every causal language model of Transformers: `python -m conformance [TYPE …]`."""
+"""Serves a tiny random model of every type of Transformers and compares it with Transformers itself.
+
+    python -m conformance [--section SECTION ...] [--write FILE] [TYPE ...]
+
+Prints a line for every type; the exit code is 1 when one is wrong. `--write` makes the table of docs/models.md.
+"""
 
 import argparse
 import os
@@ -11,41 +16,43 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel")
+
 
 def main() -> int:
-    """Prints a line for every type; the exit code tells whether one was wrong."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("types", nargs="*")
-    parser.add_argument("--model-impl", default="auto")
-    parser.add_argument("--seq2seq", action="store_true")
-    args = parser.parse_args()
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", help="model types; all when none is given")
+    parser.add_argument("--section", choices=SECTIONS, nargs="+", default=SECTIONS, dest="sections")
+    parser.add_argument("--model-impl", default="auto", help="path to serve them on")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="file for the tables")
+    arguments = parser.parse_args()
     import torch
     import transformers
     from loguru import logger
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    )
 
-    from conformance.generation import CAUSAL, SEQ2SEQ, check
+    from conformance import sections
+    from conformance.table import page
 
     torch.set_num_threads(1)
     logger.remove()
     transformers.logging.set_verbosity_error()
-    wrong = 0
+    transformers.logging.disable_progress_bar()
+    found = sections.Found()
     with tempfile.TemporaryDirectory() as folder:
-        names = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES if args.seq2seq else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        for name in args.types or names:
-            verdict = check(name, Path(folder) / name, SEQ2SEQ if args.seq2seq else CAUSAL, model_impl=args.model_impl)
-            wrong += bool(verdict.path) and not verdict.exact
-            state = (
-                "exact" if verdict.exact else "REF" if verdict.reference_error else "WRONG" if verdict.path else "FAIL"
-            )
-            print(
-                f"{state:6} {name:28} {verdict.path:8} {verdict.seconds:4.1f}s {verdict.error or verdict.reference_error} "
-                f"| {verdict.reason}",
-                flush=True,
-            )
+        if "tensor-parallel" in arguments.sections:
+            found.tensor_parallel = sections.tensor_parallel(arguments.types, Path(folder))
+        for name in ("causal", "seq2seq"):
+            if name in arguments.sections:
+                found.generators[name] = sections.generators(
+                    name, arguments.types, Path(folder), model_impl=arguments.model_impl
+                )
+        if "encoders" in arguments.sections:
+            found.encoders = sections.encoders(arguments.types)
+    if arguments.write:
+        arguments.write.write_text(page(found))
+    wrong = found.wrong()
+    print(f"wrong: {', '.join(wrong) or 'none'}")
     return 1 if wrong else 0
 
 

@@ -50,8 +50,8 @@ def prompts(seed: int = 0) -> list[list[int]]:
 SEQ2SEQ, CAUSAL = AutoModelForSeq2SeqLM, AutoModelForCausalLM
 
 
-def build(model_type: str, folder: Path, kind: Any) -> None:
-    """Saves a tiny random model of the type. kind: CAUSAL or SEQ2SEQ."""
+def build(model_type: str, folder: Path, kind: Any) -> type[PreTrainedModel]:
+    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ."""
     config = tiny_config(model_type)
     config.forced_eos_token_id = None
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
@@ -60,11 +60,12 @@ def build(model_type: str, folder: Path, kind: Any) -> None:
     model = kind.from_config(config)
     randomise(model)
     model.save_pretrained(folder)
+    return type(model)
 
 
-def reference_tokens(folder: Path, kind: Any) -> list[list[int]]:
+def reference_tokens(folder: Path, model_class: Any) -> list[list[int]]:
     """What `generate()` gives for every prompt alone."""
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     # Some keep state in their modules and would begin a prompt with what the last one left there.
     fresh = copy.deepcopy if getattr(model, "_is_stateful", False) else lambda same: same
     return [greedy(fresh(model), prompt, NUM_NEW_TOKENS) for prompt in prompts()]
@@ -114,8 +115,7 @@ def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) ->
     verdict = Verdict(model_type)
     started = time.monotonic()
     try:
-        build(model_type, folder, kind)
-        expected = reference_tokens(folder, kind)
+        expected = reference_tokens(folder, build(model_type, folder, kind))
     except Exception as error:
         verdict.reference_error = first_line(error)
         return verdict

@@ -11,6 +11,9 @@ GRIDWORK = Path(os.environ.get("GRIDWORK_BIN", ROOT / "target" / "release" / "gr
 #: SmolLM2-135M-Instruct, as `make build` prepares it.
 SMOLLM2 = Path(os.environ.get("GRIDWORK_TEST_MODEL", ROOT / ".cache" / "models" / "SmolLM2-135M-Instruct"))
 
+#: all-MiniLM-L6-v2, as `make encoder-model` fetches it.
+MINILM = ROOT / ".cache" / "models" / "all-MiniLM-L6-v2"
+
 #: Reference answers are kept here between runs.
 REFERENCE_CACHE = ROOT / ".cache" / "tests" / "reference"
 

@@ -77,6 +77,10 @@ pub struct ModelArgs {
     #[arg(long, env = "MODEL_IMPL", default_value = "auto")]
     pub model_impl: ModelImpl,
 
+    /// What the model is served for; auto: what its folder says
+    #[arg(long, env = "TASK", default_value = "auto")]
+    pub task: Task,
+
     /// Implementation of attention; auto: the fastest that the device and the model allow
     #[arg(long, env = "ATTENTION", default_value = "auto")]
     pub attention: Attention,
@@ -126,10 +130,9 @@ pub struct HttpArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
 
-    /// Most prompts in one request
-    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_client_batch_size: u32,
+    /// Most prompts, or inputs of an encoder, in one request [default: 4 prompts, 32 inputs]
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_client_batch_size: Option<u32>,
 
     /// At SIGTERM, seconds that running requests are given to finish
     #[arg(
@@ -207,6 +210,11 @@ pub struct BatchingArgs {
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512, value_name = "TOKENS",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch_prefill_tokens: u32,
+
+    /// Most tokens of an encoder's batch; a longer input is computed alone
+    #[arg(long, env = "MAX_BATCH_TOKENS", default_value_t = 4096, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_tokens: u32,
 
     /// Most tokens of all running sequences together [default: what the cache holds]
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "TOKENS",
@@ -351,6 +359,17 @@ pub enum ModelImpl {
     Paged,
     Batched,
     Solo,
+}
+
+/// What a model can be served for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    Auto,
+    Generate,
+    Embed,
+    Classify,
+    Rerank,
+    FillMask,
 }
 
 /// The implementations of attention: compiled for CPUs, PyTorch's operations, the definition.

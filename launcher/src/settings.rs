@@ -107,6 +107,7 @@ impl Settings {
         args.add("--device", value_name(self.placement.device));
         args.add("--dtype", value_name(model.dtype));
         args.add("--model-impl", value_name(model.model_impl));
+        args.add("--task", value_name(model.task));
         args.add("--attention", value_name(model.attention));
         args.flag_if("--disable-fusion", model.disable_fusion);
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
@@ -168,7 +169,8 @@ impl Settings {
         args.number_if("--max-batch-total-tokens", batching.max_batch_total_tokens);
         args.number("--max-batch-size", batching.max_batch_size);
         args.number("--block-size", batching.block_size);
-        args.number("--max-client-batch-size", http.max_client_batch_size);
+        args.number("--max-batch-tokens", batching.max_batch_tokens);
+        args.number_if("--max-client-batch-size", http.max_client_batch_size);
         args.number("--payload-limit", http.payload_limit);
         for origin in &http.cors_allow_origin {
             args.add("--cors-allow-origin", origin);
@@ -276,6 +278,8 @@ mod tests {
             "1MiB",
             "--model-impl",
             "native",
+            "--task",
+            "embed",
             "--attention",
             "sdpa",
             "--disable-fusion",
@@ -288,7 +292,7 @@ mod tests {
             "serve --model-path /m --socket",
             "--rank 1 --world-size 2",
             "--master-port 4321",
-            "--device cpu --dtype auto --model-impl paged --attention sdpa --disable-fusion",
+            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion",
             "--kv-cache-memory 1048576",
             "--cpu-threads 3",
         ] {

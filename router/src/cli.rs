@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use gridwork_engine::{EngineConfig, ShardAddress};
+use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
 
+use crate::encoder::EncoderLimits;
 use crate::state::Config;
 
 /// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.
@@ -104,10 +105,9 @@ pub struct HttpArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
 
-    /// Most prompts in one request
-    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", default_value_t = 4, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_client_batch_size: u32,
+    /// Most prompts, or inputs of an encoder, in one request [default: 4 prompts, 32 inputs]
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_client_batch_size: Option<u32>,
 
     /// At SIGTERM, seconds that running requests are given to finish
     #[arg(
@@ -179,6 +179,11 @@ pub struct BatchingArgs {
     #[arg(long, env = "MAX_BATCH_PREFILL_TOKENS", default_value_t = 512, value_name = "TOKENS",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch_prefill_tokens: u32,
+
+    /// Most tokens of an encoder's batch; a longer input is computed alone
+    #[arg(long, env = "MAX_BATCH_TOKENS", default_value_t = 4096, value_name = "TOKENS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_batch_tokens: u32,
 
     /// Most tokens of all running sequences together [default: what the cache holds]
     #[arg(long, env = "MAX_BATCH_TOTAL_TOKENS", value_name = "TOKENS",
@@ -269,6 +274,9 @@ pub struct RouterConfig {
     /// Whether the shard tokenizes.
     pub tokenize_on_shard: bool,
     pub engine: EngineConfig,
+    /// For models that encode.
+    pub encoder: EncoderConfig,
+    pub encoder_limits: EncoderLimits,
     pub http: Config,
     /// How long running requests may go on once the router is told to end.
     pub graceful_termination_timeout: Duration,
@@ -370,6 +378,22 @@ impl Cli {
             tokenize_on_shard: model.tokenize_on_shard,
             model_path: model.model_path,
             tokenizer_config_path: model.tokenizer_config_path,
+            encoder: EncoderConfig {
+                shard: model.shard_socket.clone(),
+                max_batch_tokens: batching.max_batch_tokens,
+                max_batch_sequences: batching.max_batch_size,
+                max_concurrent_requests: limits.max_concurrent_requests as usize,
+                queue_timeout: Duration::from_secs(limits.queue_timeout),
+                shard_timeout: Duration::from_secs(model.shard_timeout),
+            },
+            encoder_limits: EncoderLimits {
+                max_input_tokens: limits.max_input_tokens,
+                max_batch_tokens: batching.max_batch_tokens,
+                max_batch_size: batching.max_batch_size,
+                max_client_batch_size: http.max_client_batch_size.unwrap_or(DEFAULT_CLIENT_INPUTS)
+                    as usize,
+                workers: limits.validation_workers as usize,
+            },
             engine: EngineConfig {
                 shard: model.shard_socket,
                 block_size_tokens: batching.block_size,
@@ -388,7 +412,8 @@ impl Cli {
                 max_stop_sequences: limits.max_stop_sequences as usize,
                 max_top_n_tokens: limits.max_top_n_tokens,
                 max_input_tokens: limits.max_input_tokens,
-                max_client_batch_size: http.max_client_batch_size as usize,
+                max_client_batch_size: http.max_client_batch_size.unwrap_or(DEFAULT_CLIENT_PROMPTS)
+                    as usize,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 validation_workers: limits.validation_workers as usize,
                 payload_limit_bytes: usize::try_from(http.payload_limit).unwrap_or(usize::MAX),
@@ -403,6 +428,11 @@ impl Cli {
         }
     }
 }
+
+/// `--max-client-batch-size` when it is not given: of prompts.
+const DEFAULT_CLIENT_PROMPTS: u32 = 4;
+/// And of inputs of an encoder, which take one step each.
+const DEFAULT_CLIENT_INPUTS: u32 = 32;
 
 fn invalid(message: &str) -> clap::Error {
     Cli::command().error(clap::error::ErrorKind::ValueValidation, message)

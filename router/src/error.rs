@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use gridwork_engine::{GenerationError, SubmitError};
+use gridwork_engine::{EncodeError, GenerationError, SubmitError};
 use serde_json::{Value, json};
 
 /// Whose shapes and statuses an answer has.
@@ -13,13 +13,27 @@ pub enum Dialect {
     Tgi,
     /// OpenAI: `{"error": {"message", "type", "param", "code"}}`.
     OpenAi,
+    /// text-embeddings-inference: `{"error", "error_type"}`, with statuses and types of its own.
+    Tei,
 }
 
+/// The routes of text-embeddings-inference.
+const TEI_PATHS: [&str; 6] = [
+    "/embed",
+    "/embed_all",
+    "/embed_sparse",
+    "/predict",
+    "/rerank",
+    "/similarity",
+];
+
 impl Dialect {
-    /// The dialect of a path: everything under `/v1/` is OpenAI's.
+    /// The dialect of a path: everything under `/v1/` is OpenAI's, and a few routes are text-embeddings-inference's.
     pub fn of(path: &str) -> Self {
         if path == "/v1" || path.starts_with("/v1/") {
             Dialect::OpenAi
+        } else if TEI_PATHS.contains(&path) {
+            Dialect::Tei
         } else {
             Dialect::Tgi
         }
@@ -36,6 +50,10 @@ pub enum ErrorKind {
     Validation,
     /// Prompt and answer do not fit into the model's context.
     TooLong,
+    /// An input of an encoder has nothing in it.
+    Empty,
+    /// The model is served for another task.
+    WrongTask,
     /// The chat template refuses the conversation.
     Template,
     Unauthorized,
@@ -101,13 +119,17 @@ impl ApiError {
 
     pub fn status(&self, dialect: Dialect) -> StatusCode {
         match self.kind {
-            ErrorKind::InvalidJson => StatusCode::BAD_REQUEST,
+            ErrorKind::InvalidJson | ErrorKind::WrongTask => StatusCode::BAD_REQUEST,
             ErrorKind::InvalidType
             | ErrorKind::Validation
             | ErrorKind::TooLong
-            | ErrorKind::Template => match dialect {
-                Dialect::Tgi => StatusCode::UNPROCESSABLE_ENTITY,
-                Dialect::OpenAi => StatusCode::BAD_REQUEST,
+            | ErrorKind::Empty
+            | ErrorKind::Template => match (dialect, self.kind) {
+                (Dialect::OpenAi, _) | (Dialect::Tei, ErrorKind::Empty) => StatusCode::BAD_REQUEST,
+                (Dialect::Tei, ErrorKind::Validation | ErrorKind::TooLong) => {
+                    StatusCode::PAYLOAD_TOO_LARGE
+                }
+                (Dialect::Tgi | Dialect::Tei, _) => StatusCode::UNPROCESSABLE_ENTITY,
             },
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorKind::UnknownModel | ErrorKind::NotFound => StatusCode::NOT_FOUND,
@@ -117,7 +139,7 @@ impl ApiError {
             ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Generation => match dialect {
-                Dialect::Tgi => StatusCode::FAILED_DEPENDENCY,
+                Dialect::Tgi | Dialect::Tei => StatusCode::FAILED_DEPENDENCY,
                 Dialect::OpenAi => StatusCode::INTERNAL_SERVER_ERROR,
             },
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -128,7 +150,11 @@ impl ApiError {
     pub fn type_name(&self) -> &'static str {
         match self.kind {
             ErrorKind::InvalidJson => "invalid_json",
-            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => "validation",
+            ErrorKind::InvalidType
+            | ErrorKind::Validation
+            | ErrorKind::TooLong
+            | ErrorKind::Empty => "validation",
+            ErrorKind::WrongTask => "wrong_task",
             ErrorKind::Template => "template_error",
             ErrorKind::Unauthorized => "unauthorized",
             ErrorKind::UnknownModel => "unknown_model",
@@ -143,12 +169,25 @@ impl ApiError {
         }
     }
 
+    /// `error_type` of text-embeddings-inference's dialect, where that has one.
+    fn tei_type(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => "Validation",
+            ErrorKind::Empty => "Empty",
+            ErrorKind::Overloaded => "Overloaded",
+            ErrorKind::Unavailable => "Unhealthy",
+            ErrorKind::Generation => "Backend",
+            _ => self.type_name(),
+        }
+    }
+
     /// The JSON body.
     pub fn body(&self, dialect: Dialect) -> Value {
         let prefix = match self.kind {
-            ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => {
-                "Input validation error: "
-            }
+            ErrorKind::InvalidType
+            | ErrorKind::Validation
+            | ErrorKind::TooLong
+            | ErrorKind::Empty => "Input validation error: ",
             ErrorKind::Template => "Template error: ",
             ErrorKind::Generation => "Request failed during generation: ",
             _ => "",
@@ -157,6 +196,7 @@ impl ApiError {
             Dialect::Tgi => {
                 json!({"error": format!("{prefix}{}", self.message), "error_type": self.type_name()})
             }
+            Dialect::Tei => json!({"error": self.message, "error_type": self.tei_type()}),
             Dialect::OpenAi => {
                 let (class, code) = match self.kind {
                     ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
@@ -213,6 +253,15 @@ impl From<SubmitError> for ApiError {
         ApiError {
             retry_after_s: Some(retry_after_s),
             ..ApiError::new(kind, error.to_string())
+        }
+    }
+}
+
+impl From<EncodeError> for ApiError {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::Submit(error) => error.into(),
+            EncodeError::Failed(error) => error.into(),
         }
     }
 }
@@ -276,5 +325,20 @@ mod tests {
         assert_eq!(Dialect::of("/v1/completions"), Dialect::OpenAi);
         assert_eq!(Dialect::of("/generate"), Dialect::Tgi);
         assert_eq!(Dialect::of("/v1x"), Dialect::Tgi);
+        assert_eq!(Dialect::of("/embed"), Dialect::Tei);
+    }
+
+    #[test]
+    fn encoders_refuse_as_text_embeddings_inference_does() {
+        let too_long = ApiError::too_long("inputs", "`inputs` must have at most 7 tokens");
+        assert_eq!(too_long.status(Dialect::Tei), 413);
+        assert_eq!(
+            too_long.body(Dialect::Tei),
+            json!({"error": "`inputs` must have at most 7 tokens", "error_type": "Validation"})
+        );
+        let empty = ApiError::new(ErrorKind::Empty, "`inputs` cannot be empty");
+        assert_eq!(empty.status(Dialect::Tei), 400);
+        assert_eq!(empty.body(Dialect::Tei)["error_type"], "Empty");
+        assert_eq!(empty.status(Dialect::OpenAi), 400);
     }
 }

@@ -6,7 +6,7 @@ pub mod api;
 mod bounds;
 pub mod chat_template;
 pub mod cli;
-mod encoder;
+pub mod encoder;
 pub mod error;
 pub mod extract;
 pub mod headers;
@@ -18,6 +18,7 @@ pub mod server;
 pub mod sse;
 pub mod state;
 pub mod telemetry;
+mod text_encoder;
 mod unread;
 pub mod validation;
 
@@ -25,15 +26,16 @@ use std::future::{Future, IntoFuture};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gridwork_engine::{Engine, ShardTokenizer, StartError};
+use gridwork_engine::{Encoder, Engine, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
-use crate::encoder::Encoder;
+use crate::encoder::EncoderService;
 use crate::state::AppState;
+use crate::text_encoder::TextEncoder;
 use crate::validation::{ValidationLimits, Validator};
 
 /// Why the router cannot serve; the message is for the user.
@@ -71,31 +73,39 @@ pub async fn run(
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
     let engine = Engine::start(config.engine.clone(), tokenizer.clone());
+    let encoder = EncoderService::new(
+        Encoder::start(config.encoder.clone()),
+        tokenizer.clone(),
+        &config.model_path,
+        config.encoder_limits,
+    );
     let limits = ValidationLimits {
         max_stop_sequences: config.http.max_stop_sequences,
         max_top_n_tokens: config.http.max_top_n_tokens,
         max_input_tokens: config.http.max_input_tokens,
     };
-    let encoder = if config.tokenize_on_shard {
+    let text_encoder = if config.tokenize_on_shard {
         tracing::info!(
             "texts are tokenized by the shard: the tokenizer exists as Python code alone"
         );
-        Encoder::Shard {
+        TextEncoder::Shard {
             shard: ShardTokenizer::new(config.engine.shard.clone()),
             texts: tokenizer.clone(),
         }
     } else {
-        Encoder::Local(tokenizer.clone())
+        TextEncoder::Local(tokenizer.clone())
     };
-    let validator = Validator::new(encoder, limits, config.http.validation_workers);
+    let validator = Validator::new(text_encoder, limits, config.http.validation_workers);
     let state = AppState::new(
         engine.clone(),
         validator,
         tokenizer,
         config.http.clone(),
         chat_template,
+        encoder,
         metrics,
     );
+    let served = state.clone();
 
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener.tap_nodelay(), server::app(state)).with_graceful_shutdown(
@@ -111,13 +121,7 @@ pub async fn run(
     };
 
     tokio::select! {
-        ready = engine.ready() => {
-            let ready = ready?;
-            tracing::info!(
-                "ready: {} tokens of cache, sequences of up to {} tokens",
-                ready.limits.capacity_tokens, ready.limits.max_total_tokens
-            );
-        }
+        ready = until_ready(&served) => tracing::info!("ready: {}", ready?),
         () = &mut shutdown => return Ok(()),
         result = &mut server => return ended(result),
     }
@@ -129,7 +133,7 @@ pub async fn run(
     tracing::info!("shutting down: no more requests are admitted, running ones are finished");
     let grace = config.graceful_termination_timeout;
     let finished = async {
-        engine.drain().await;
+        tokio::join!(engine.drain(), served.encoder().handle().drain());
         let _ = stop.send(());
         // Connections that are kept alive without a request would hold the server up for nothing.
         let _ = tokio::time::timeout(LAST_BYTES, &mut server).await;
@@ -141,6 +145,26 @@ pub async fn run(
         );
     }
     Ok(())
+}
+
+/// Waits until the model is loaded, whatever it is served for; what then to tell the user.
+async fn until_ready(state: &AppState) -> Result<String, StartError> {
+    match state.engine().ready().await {
+        Ok(ready) => Ok(format!(
+            "{} tokens of cache, sequences of up to {} tokens",
+            ready.limits.capacity_tokens, ready.limits.max_total_tokens
+        )),
+        Err(StartError::OtherTask { .. }) => {
+            let info = state.encoder().handle().ready().await?;
+            Ok(format!(
+                "{} batches of up to {} tokens, inputs of up to {} tokens",
+                info.model_impl,
+                state.encoder().limits().max_batch_tokens,
+                state.encoder().max_input_tokens(&info)
+            ))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// How long the last bytes of the last answers may take to leave once the engine is idle.

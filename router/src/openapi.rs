@@ -5,14 +5,15 @@ use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use crate::api::{info, openai, tgi};
+use crate::api::{info, openai, tei, tgi};
 use crate::state::AppState;
 
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Gridwork",
-        description = "Text generation: an OpenAI-compatible API, and text-generation-inference's own",
+        description = "Text generation and encoders: an OpenAI-compatible API, text-generation-inference's own, and \
+                       text-embeddings-inference's",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     paths(
@@ -24,8 +25,15 @@ use crate::state::AppState;
         tgi::invocations,
         openai::chat_completions,
         openai::completions,
+        openai::embeddings,
         openai::models,
         openai::model,
+        tei::embed,
+        tei::embed_all,
+        tei::embed_sparse,
+        tei::similarity,
+        tei::rerank,
+        tei::predict,
         info::info,
         info::health,
         info::ping,
@@ -34,6 +42,7 @@ use crate::state::AppState;
     tags(
         (name = "OpenAI", description = "As clients of OpenAI's API call it"),
         (name = "Text generation", description = "As clients of text-generation-inference call it"),
+        (name = "Encoders", description = "As clients of text-embeddings-inference call it"),
         (name = "Server", description = "What an operator asks"),
     ),
     modifiers(&ApiKey)
@@ -95,6 +104,13 @@ mod tests {
             ("post", "/invocations"),
             ("post", "/v1/chat/completions"),
             ("post", "/v1/completions"),
+            ("post", "/v1/embeddings"),
+            ("post", "/embed"),
+            ("post", "/embed_all"),
+            ("post", "/embed_sparse"),
+            ("post", "/similarity"),
+            ("post", "/rerank"),
+            ("post", "/predict"),
             ("get", "/v1/models"),
             ("get", "/v1/models/{id}"),
             ("get", "/info"),

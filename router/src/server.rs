@@ -9,6 +9,7 @@ use axum::routing::get;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
+use crate::encoder::{require_encoder, require_generator};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::state::AppState;
 
@@ -18,8 +19,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub fn app(state: AppState) -> Router {
     let cors = cors(&state.config().cors_allow_origin);
     Router::new()
-        .merge(api::tgi::routes())
-        .merge(api::openai::routes())
+        .merge(
+            api::tgi::routes()
+                .merge(api::openai::routes())
+                .route_layer(from_fn_with_state(state.clone(), require_generator)),
+        )
+        .merge(api::tei::routes().route_layer(from_fn_with_state(state.clone(), require_encoder)))
         .route("/health", get(api::info::health))
         .route("/ping", get(api::info::ping))
         .route("/info", get(api::info::info))

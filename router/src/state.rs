@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 use tracing::Span;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
+use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::validation::{Valid, Validator};
@@ -41,6 +42,7 @@ struct Inner {
     tokenizer: Arc<Tokenizer>,
     config: Config,
     chat_template: Result<ChatTemplate, ChatTemplateError>,
+    encoder: EncoderService,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
 }
 
@@ -51,6 +53,7 @@ impl AppState {
         tokenizer: Arc<Tokenizer>,
         config: Config,
         chat_template: Result<ChatTemplate, ChatTemplateError>,
+        encoder: EncoderService,
         metrics: metrics_exporter_prometheus::PrometheusHandle,
     ) -> Self {
         AppState(Arc::new(Inner {
@@ -59,12 +62,18 @@ impl AppState {
             tokenizer,
             config,
             chat_template,
+            encoder,
             metrics,
         }))
     }
 
     pub fn engine(&self) -> &Engine {
         &self.0.engine
+    }
+
+    /// What serves encoders; there also when the model generates.
+    pub fn encoder(&self) -> &EncoderService {
+        &self.0.encoder
     }
 
     pub fn validator(&self) -> &Validator {

@@ -8,9 +8,9 @@ use tokio::sync::Semaphore;
 use tracing::Span;
 
 use crate::bounds::{Checked, check, in_vocabulary};
-use crate::encoder::{Encoded, Encoder};
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::text_encoder::{Encoded, TextEncoder};
 
 /// Bounds that the operator sets.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,7 @@ pub struct ValidationLimits {
 /// Validates requests; cheap to clone.
 #[derive(Clone)]
 pub struct Validator {
-    encoder: Encoder,
+    encoder: TextEncoder,
     limits: ValidationLimits,
     workers: Arc<Semaphore>,
 }
@@ -60,7 +60,7 @@ impl Valid {
 
 impl Validator {
     /// `workers`: how many requests are tokenized at once.
-    pub fn new(encoder: Encoder, limits: ValidationLimits, workers: usize) -> Self {
+    pub fn new(encoder: TextEncoder, limits: ValidationLimits, workers: usize) -> Self {
         Validator {
             encoder,
             limits,

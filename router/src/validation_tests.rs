@@ -25,7 +25,7 @@ fn validator() -> Validator {
         max_top_n_tokens: 5,
         max_input_tokens: None,
     };
-    Validator::new(Encoder::Local(Arc::new(tokenizer)), limits, 1)
+    Validator::new(TextEncoder::Local(Arc::new(tokenizer)), limits, 1)
 }
 
 fn engine_limits() -> Limits {

@@ -40,6 +40,12 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         help="path that the model runs on (transformers: auto, native: paged)",
     )
     serve.add_argument(
+        "--task",
+        choices=["auto", "generate", "embed", "classify", "rerank", "fill-mask"],
+        default="auto",
+        help="what the model is served for (auto: what its folder says)",
+    )
+    serve.add_argument(
         "--attention", choices=["auto", "cpu", "sdpa", "reference"], default="auto", help="attention implementation"
     )
     serve.add_argument("--disable-fusion", action="store_true", help="run the model's own layers, unchanged")
@@ -79,6 +85,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         model_impl={"transformers": "auto", "native": "paged"}.get(args.model_impl, args.model_impl),
+        task=args.task,
         attention=args.attention,
         fuse=not args.disable_fusion,
         kv_cache_memory_bytes=args.kv_cache_memory,

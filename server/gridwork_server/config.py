@@ -19,6 +19,8 @@ class ShardConfig:
     device: str = "cpu"
     dtype: str = "auto"
     model_impl: str = "auto"
+    task: str = "auto"
+    """What the model is served for: `auto`, or a name of `gridwork_server.task.Task`."""
     attention: str = "auto"
     fuse: bool = True
     """Whether linear layers may be replaced by faster, equivalent ones."""

@@ -14,7 +14,7 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
-from gridwork_server.worker import Worker
+from gridwork_server.worker import Worker, end_process
 
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
 
@@ -31,7 +31,7 @@ class ShardService(pb_grpc.ShardServicer):
     async def Health(self, request: pb.HealthRequest, context: grpc.aio.ServicerContext) -> pb.HealthResponse:
         if self._worker.error is not None:
             state = pb.HealthResponse.STATE_FAILED
-        elif self._worker.runner is None:
+        elif not self._worker.is_ready:
             state = pb.HealthResponse.STATE_LOADING
         else:
             state = pb.HealthResponse.STATE_READY
@@ -43,6 +43,8 @@ class ShardService(pb_grpc.ShardServicer):
         import torch
         import transformers
 
+        if self._worker.encoder is not None:
+            return self._worker.encoder.info()
         runner = self._worker.runner
         assert runner is not None
         loaded = runner.loaded
@@ -66,10 +68,11 @@ class ShardService(pb_grpc.ShardServicer):
             world_size=runner.group.world_size,
             transformers_version=transformers.__version__,
             torch_version=torch.__version__,
+            task=pb.TASK_GENERATE,
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:
-        await self._require_ready(context)
+        await self._require_generator(context)
         self._run_id += 1  # ends a stream of steps that may still be open
         try:
             size = await asyncio.wrap_future(self._worker.warm_up(request))
@@ -84,7 +87,7 @@ class ShardService(pb_grpc.ShardServicer):
     async def Run(
         self, request_iterator: AsyncIterator[pb.Step], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.StepResult]:
-        await self._require_ready(context)
+        await self._require_generator(context)
         if not self._has_cache:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "call Warmup first")
         self._run_id += 1
@@ -118,10 +121,36 @@ class ShardService(pb_grpc.ShardServicer):
             if self._run_id == run_id:
                 await asyncio.wrap_future(self._worker.reset())
 
+    async def Encode(self, request: pb.EncodeRequest, context: grpc.aio.ServicerContext) -> pb.EncodeResponse:
+        await self._require_ready(context)
+        if self._worker.encoder is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this shard generates: call Warmup and Run")
+        from gridwork_server.encoder.runner import BadBatch
+
+        try:
+            return await asyncio.wrap_future(self._worker.encode(request))
+        except BadBatch as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Exception as error:
+            logger.opt(exception=True).error("a batch failed")
+            if self._worker.encoder is not None and self._worker.encoder.loaded.device.type != "cpu":
+                # The GPU is in an undefined state: only a restart helps.
+                end_process(f"a batch failed: {error}")
+            await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+        raise AssertionError("abort() has raised")
+
+    async def _require_generator(self, context: grpc.aio.ServicerContext) -> None:
+        await self._require_ready(context)
+        if self._worker.encoder is not None:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this shard serves --task {self._worker.encoder.loaded.task}: call Encode",
+            )
+
     async def _require_ready(self, context: grpc.aio.ServicerContext) -> None:
         if self._rank != 0:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "only rank 0 takes steps")
-        if self._worker.runner is None:
+        if not self._worker.is_ready:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self._worker.error or self._worker.state)
 
 

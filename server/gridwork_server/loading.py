@@ -65,7 +65,9 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     else:
         from gridwork_server.tensor_parallel import load_part
 
-        part = load_part(model_class, model_config, config.model_path, dtype, group)
+        plain = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
+        attention_name = attention.NAME if _takes_our_attention(model_class, config) else plain
+        part = load_part(model_class, model_config, config.model_path, dtype, group, attention_name)
         model, num_parameters = part.model, part.num_parameters
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)

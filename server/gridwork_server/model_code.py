@@ -76,6 +76,7 @@ def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> t
 def _mapping(model_config: "PretrainedConfig") -> Any:
     """The classes of Transformers that generate with such a config: what the model was saved as decides where there are
     both kinds. None when there are none."""
+    import transformers
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     fitting = [
@@ -87,7 +88,11 @@ def _mapping(model_config: "PretrainedConfig") -> Any:
     named = [mapping for mapping in fitting if _names(mapping[type(model_config)]) & saved]
     if not named and model_config.is_encoder_decoder:
         fitting.reverse()
-    return next(iter(named or fitting), None)
+    if fitting:
+        return next(iter(named or fitting))
+    # Parts of larger models, saved by themselves, are in no mapping.
+    found: list[Any] = [getattr(transformers, name, None) for name in sorted(saved)]
+    return next(({type(model_config): each} for each in found if each is not None and each.can_generate()), None)
 
 
 def _names(found: Any) -> set[str]:

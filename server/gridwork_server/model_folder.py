@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gridwork_server import task
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 
@@ -25,6 +26,7 @@ def check(config: ShardConfig) -> Any:
     _check_sizes(path / "config.json", content, "")
     if isinstance(content.get("text_config"), dict):
         _check_sizes(path / "config.json", content["text_config"], "text_config.")
+    task.choose(config.task, path, content)
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path} has no .safetensors files; only safetensors weights are loaded, use a model that has them"

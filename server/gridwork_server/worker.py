@@ -14,9 +14,12 @@ from loguru import logger
 from gridwork_server import logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError, ModelError
+from gridwork_server.task import Task
+from gridwork_server.task import choose as choose_task
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.encoder.runner import EncoderRunner
     from gridwork_server.runner import CacheSize, Runner
 
 Result = TypeVar("Result")
@@ -33,6 +36,7 @@ class Worker:
         self._otlp_endpoint = otlp_endpoint
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._runner: Runner | None = None
+        self._encoder: EncoderRunner | None = None
         self.state = "starting"
         """What it is doing, for people to read."""
         self.error: str | None = None
@@ -47,6 +51,32 @@ class Worker:
     def runner(self) -> "Runner | None":
         """The loaded model, or None while it is loading."""
         return self._runner
+
+    @property
+    def encoder(self) -> "EncoderRunner | None":
+        """The loaded model when it is an encoder, else None."""
+        return self._encoder
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether loading has ended well."""
+        return self._runner is not None or self._encoder is not None
+
+    def encode(self, request: "pb.EncodeRequest") -> "Future[pb.EncodeResponse]":
+        """Computes a batch in the model's thread, after what was given before. Only of an encoder."""
+        future: Future[pb.EncodeResponse] = Future()
+
+        def run() -> None:
+            assert self._encoder is not None
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(self._encoder.encode(request))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._tasks.put(run)
+        return future
 
     def call(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
         """Runs a task in the model's thread, after those given before. Only once loading has ended. A task whose future
@@ -122,8 +152,7 @@ class Worker:
             logger.opt(exception=True).error("loading failed")
             self._fail(f"the model in {self._config.model_path} cannot be loaded: {type(error).__name__}: {error}")
             return
-        assert self._runner is not None
-        if self._runner.group.is_leader:
+        if self._runner is None or self._runner.group.is_leader:
             while True:
                 try:
                     self._tasks.get()()
@@ -135,7 +164,8 @@ class Worker:
 
     def _load(self) -> None:
         self.state = "checking the model's folder"
-        model_folder.check(self._config)
+        content = model_folder.check(self._config)
+        task = choose_task(self._config.task, self._config.model_path, content)
         self.state = "importing PyTorch"
         import torch
 
@@ -145,6 +175,9 @@ class Worker:
         threads = self._config.cpu_threads or max(1, cores // self._config.world_size)
         torch.set_num_threads(threads)
         cpu_library.set_num_threads(threads)
+        if task != Task.GENERATE:
+            self._load_encoder(content, task)
+            return
         self.state = "importing Transformers"
         from gridwork_server.group import RankGroup
         from gridwork_server.loading import load
@@ -165,6 +198,15 @@ class Worker:
             f"{loaded.path.name} path, attention {loaded.path.attention_name}, "
             f"{torch.get_num_threads()} threads" + "".join(f", {note}" for note in loaded.notes)
         )
+
+    def _load_encoder(self, content: Any, task: Task) -> None:
+        """content: of config.json."""
+        self.state = f"loading {self._config.model_path} to {task}"
+        from gridwork_server.encoder.loading import load
+        from gridwork_server.encoder.runner import EncoderRunner
+
+        self._encoder = EncoderRunner(load(self._config, content, task))
+        self.state = "ready"
 
     def _follow(self, runner: "Runner") -> None:
         """On ranks other than 0: does what rank 0 announces."""

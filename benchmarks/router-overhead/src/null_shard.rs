@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use gridwork_proto::PROTOCOL_VERSION;
 use gridwork_proto::v1::shard_server::{Shard, ShardServer};
 use gridwork_proto::v1::{
-    HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step, StepResult, WarmupRequest,
-    WarmupResponse, health_response,
+    EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
+    StepResult, WarmupRequest, WarmupResponse, health_response,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -117,6 +117,13 @@ impl Shard for NullShard {
             kv_cache_bytes: 0,
             bytes_per_token: 0,
         }))
+    }
+
+    async fn encode(
+        &self,
+        _request: Request<EncodeRequest>,
+    ) -> Result<Response<EncodeResponse>, Status> {
+        Err(Status::failed_precondition("this shard generates"))
     }
 
     async fn health(

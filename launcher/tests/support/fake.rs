@@ -13,8 +13,8 @@ use std::time::Duration;
 use gridwork_proto::v1::health_response::State;
 use gridwork_proto::v1::shard_server::{Shard, ShardServer};
 use gridwork_proto::v1::{
-    HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step, StepResult, WarmupRequest,
-    WarmupResponse,
+    EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
+    StepResult, WarmupRequest, WarmupResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -238,6 +238,10 @@ impl Shard for FakeShard {
             message: message.to_owned(),
             rank: 0,
         }))
+    }
+
+    async fn encode(&self, _: Request<EncodeRequest>) -> Result<Response<EncodeResponse>, Status> {
+        Err(Status::unimplemented("a stand-in"))
     }
 
     type RunStream = tokio_stream::Pending<Result<StepResult, Status>>;

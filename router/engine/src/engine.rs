@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
-use gridwork_proto::v1::{InfoResponse, WarmupRequest, WarmupResponse};
+use gridwork_proto::v1::{InfoResponse, Task as ServedTask, WarmupRequest, WarmupResponse};
 use tokenizers::Tokenizer;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -73,6 +73,8 @@ pub enum StartError {
         "the shard speaks version {shard} of the contract, this router version {router}; install matching versions"
     )]
     Version { shard: u32, router: u32 },
+    #[error("the shard serves another task: {}", .task.as_str_name())]
+    OtherTask { task: ServedTask },
     #[error(
         "--max-total-tokens {max_total_tokens} is more than the model's context of {context_tokens} tokens; set it to {context_tokens} or less"
     )]

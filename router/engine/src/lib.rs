@@ -6,6 +6,7 @@
 mod batch;
 mod blocks;
 mod detokenizer;
+pub mod encoder;
 mod engine;
 mod metrics;
 mod request;
@@ -17,6 +18,7 @@ mod stop;
 mod suspects;
 mod trace;
 
+pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready, StartError};
 pub use request::*;
 pub use shard_client::ShardAddress;

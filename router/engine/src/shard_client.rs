@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use gridwork_proto::PROTOCOL_VERSION;
 use gridwork_proto::v1::shard_client::ShardClient;
 use gridwork_proto::v1::{
-    HealthRequest, InfoRequest, InfoResponse, Step, StepResult, WarmupRequest, WarmupResponse,
-    health_response,
+    HealthRequest, InfoRequest, InfoResponse, Step, StepResult, Task, WarmupRequest,
+    WarmupResponse, health_response,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -65,17 +65,9 @@ pub(crate) async fn connect(
     timeout: Duration,
     warmup: impl FnOnce(&InfoResponse) -> Result<WarmupRequest, StartError>,
 ) -> Result<ReadyShard, StartError> {
-    let mut client = wait_until_loaded(address, timeout).await?;
-    let info = client
-        .info(InfoRequest {})
-        .await
-        .map_err(refused)?
-        .into_inner();
-    if info.protocol_version != PROTOCOL_VERSION {
-        return Err(StartError::Version {
-            shard: info.protocol_version,
-            router: PROTOCOL_VERSION,
-        });
+    let (mut client, info) = find(address, timeout).await?;
+    if !generates(&info) {
+        return Err(StartError::OtherTask { task: info.task() });
     }
     let warmup = client
         .warmup(warmup(&info)?)
@@ -94,6 +86,31 @@ pub(crate) async fn connect(
         steps,
         results,
     })
+}
+
+/// Waits until the shard is loaded, and asks what it is.
+pub(crate) async fn find(
+    address: &ShardAddress,
+    timeout: Duration,
+) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
+    let mut client = wait_until_loaded(address, timeout).await?;
+    let info = client
+        .info(InfoRequest {})
+        .await
+        .map_err(refused)?
+        .into_inner();
+    if info.protocol_version != PROTOCOL_VERSION {
+        return Err(StartError::Version {
+            shard: info.protocol_version,
+            router: PROTOCOL_VERSION,
+        });
+    }
+    Ok((client, info))
+}
+
+/// Whether it takes steps rather than batches.
+pub(crate) fn generates(info: &InfoResponse) -> bool {
+    matches!(info.task(), Task::Unspecified | Task::Generate)
 }
 
 fn refused(status: tonic::Status) -> StartError {

@@ -14,8 +14,8 @@ use gridwork_engine::{
 use gridwork_proto::PROTOCOL_VERSION;
 use gridwork_proto::v1::shard_server::{Shard, ShardServer};
 use gridwork_proto::v1::{
-    HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step, StepResult, WarmupRequest,
-    WarmupResponse, health_response,
+    EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
+    StepResult, WarmupRequest, WarmupResponse, health_response,
 };
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
@@ -69,6 +69,10 @@ impl Shard for CountingShard {
             state,
             ..Default::default()
         }))
+    }
+
+    async fn encode(&self, _: Request<EncodeRequest>) -> Result<Response<EncodeResponse>, Status> {
+        Err(Status::failed_precondition("this shard generates"))
     }
 
     async fn run(

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::encoder_info::EncoderInfo;
 use super::tgi::types::ErrorResponse;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::state::AppState;
@@ -69,11 +70,14 @@ pub struct Info {
 #[utoipa::path(
     get, path = "/info", tag = "Server",
     responses(
-        (status = 200, description = "What is served", body = Info),
+        (status = 200, description = "What is served; of an encoder, `EncoderInfo`", body = Info),
         (status = 503, description = "The model is still loading", body = ErrorResponse),
     )
 )]
 pub async fn info(State(state): State<AppState>) -> Response {
+    if let Some(info) = state.encoder().loaded() {
+        return Json(EncoderInfo::new(&state, &info)).into_response();
+    }
     let ready = match state.ready() {
         Ok(ready) => ready,
         Err(error) => return error.into_uncounted_response(Dialect::Tgi),
@@ -133,13 +137,14 @@ pub async fn info(State(state): State<AppState>) -> Response {
     )
 )]
 pub async fn health(State(state): State<AppState>) -> Response {
-    if state.engine().is_healthy() && !state.engine().is_draining() {
+    let encoder = state.encoder().handle();
+    if (state.engine().is_healthy() || encoder.is_healthy()) && !state.engine().is_draining() {
         return ().into_response();
     }
     let message = match state.ready() {
-        Err(error) => error.message,
-        Ok(_) if state.engine().is_draining() => "the server is shutting down".into(),
-        Ok(_) => "the shard is being restarted".into(),
+        Err(error) if encoder.loaded().is_none() => error.message,
+        _ if state.engine().is_draining() => "the server is shutting down".into(),
+        _ => "the shard is being restarted".into(),
     };
     let error = ApiError {
         retry_after_s: Some(5),

@@ -40,8 +40,8 @@ class ModelPath(Protocol):
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those of the last tokens
-        of sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong to,
-        int64 `[num_kept]`, sorted."""
+        of sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong
+        to, int64 `[num_kept]`, sorted."""
 
     def release(self, ids: np.ndarray) -> None:
         """Forgets what is kept of sequences. ids: int64."""

@@ -186,8 +186,8 @@ def spec_of(alone: Sample, longer: Sample, pair: Sample, decoded: Sample, length
     """What a cache's tensors and integers mean.
 
     alone: of a sequence of `length` tokens; longer: of one that is two tokens longer; pair: of two as long as the
-    first; decoded: of the first when one token more was computed. Raises PathError when that cannot be told, or when sequences
-    cannot share such a cache.
+    first; decoded: of the first when one token more was computed. Raises PathError when that cannot be told, or
+    when sequences cannot share such a cache.
     """
     samples = (alone, longer, pair, decoded)
     if len({len(sample.shapes) for sample in samples}) > 1 or len({len(sample.numbers) for sample in samples}) > 1:

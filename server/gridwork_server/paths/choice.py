@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from loguru import logger
 
@@ -67,15 +68,17 @@ def choose(
             continue
         try:
             # The ranks of a group have parts of heads, which plain attention functions cannot always run with.
-            if group.world_size == 1 and expected is None:
+            if expected is None and (group.world_size == 1 or not own_attention):
                 _use_attention(model, plain_attention, own_attention)
                 expected = plain_logits(caller, sequences)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
-            if candidate.odd and group.world_size == 1:
+            if candidate.odd:
+                if group.world_size > 1:
+                    raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             elif expected is not None:
-                compare(path, expected, sequences, dtype)
+                _compare_on_all_ranks(path, expected, sequences, dtype, group)
         except ModelError:
             raise
         except PathError as error:
@@ -95,6 +98,19 @@ def choose(
             return Choice(path, reason, expected.shape[-1] if expected is not None else _vocab_size(model))
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
+
+
+def _compare_on_all_ranks(
+    path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype, group: "RankGroup"
+) -> None:
+    """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
+    found: PathError | None = None
+    try:
+        compare(path, expected, sequences, dtype)
+    except PathError as error:
+        found = error if group.is_leader else None
+    if group.minimum(0 if found else 1) == 0:
+        raise found or PathError("rank 0 found that its logits differ from those of plain forward()")
 
 
 def _candidates(

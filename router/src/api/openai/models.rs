@@ -59,7 +59,14 @@ fn served(state: &AppState) -> Model {
         object: "model".into(),
         created: started_s(),
         owned_by: "gridwork".into(),
-        max_model_len: state
+        max_model_len: max_model_len(state),
+    }
+}
+
+fn max_model_len(state: &AppState) -> Option<u32> {
+    match state.encoder().loaded() {
+        Some(info) => u32::try_from(state.encoder().max_input_tokens(&info)).ok(),
+        None => state
             .engine()
             .loaded()
             .map(|ready| ready.limits.max_total_tokens),

@@ -11,7 +11,7 @@ use crate::error::{ApiError, ErrorKind};
 
 /// Turns text into tokens. Cheap to clone.
 #[derive(Clone)]
-pub enum Encoder {
+pub enum TextEncoder {
     Local(Arc<Tokenizer>),
     Shard {
         shard: ShardTokenizer,
@@ -28,7 +28,7 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
 }
 
-impl Encoder {
+impl TextEncoder {
     /// `field`: the text's name in the request. `permit` is held while it lasts.
     pub async fn encode(
         &self,
@@ -41,7 +41,7 @@ impl Encoder {
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {cause}"))
         };
         match self {
-            Encoder::Local(tokenizer) => {
+            TextEncoder::Local(tokenizer) => {
                 let tokenizer = tokenizer.clone();
                 let encoded = tokio::task::spawn_blocking(move || {
                     let _permit = permit;
@@ -57,7 +57,7 @@ impl Encoder {
                     offsets: encoding.get_offsets().to_vec(),
                 })
             }
-            Encoder::Shard { shard, texts } => {
+            TextEncoder::Shard { shard, texts } => {
                 let ids = shard.encode(text.clone(), add_special_tokens).await;
                 drop(permit);
                 let ids = ids.map_err(|error| match error {

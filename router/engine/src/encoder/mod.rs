@@ -1,0 +1,405 @@
+//! The handle of an encoder and the task behind it: collects waiting sequences into batches and sends them to the shard.
+
+mod queue;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
+use gridwork_proto::v1::shard_client::ShardClient;
+use gridwork_proto::v1::{EncodeResponse, InfoResponse};
+use metrics::{counter, gauge, histogram};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+pub use request::{EncodeError, EncodeSequence, Encoded, Output, Wanted};
+
+use crate::engine::StartError;
+use crate::request::{GenerationError, SubmitError};
+use crate::shard_client::{self, ShardAddress};
+use queue::{Batch, BatchLimits, Queue, Waiting};
+
+/// How to start an [`Encoder`].
+#[derive(Debug, Clone)]
+pub struct EncoderConfig {
+    pub shard: ShardAddress,
+    /// Most tokens of a batch; a longer sequence is computed alone.
+    pub max_batch_tokens: u32,
+    /// Most sequences of a batch.
+    pub max_batch_sequences: u32,
+    /// Requests that may be queued or running; the next one is refused.
+    pub max_concurrent_requests: usize,
+    pub queue_timeout: Duration,
+    /// How long the shard may take to become ready, at the start and after a restart, and to answer.
+    pub shard_timeout: Duration,
+}
+
+/// One batch is computed while another waits at the shard, so that the model never waits for the router.
+const MAX_IN_FLIGHT: usize = 2;
+
+/// Pause before the shard is looked for again after it was found wanting.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often waiting sequences are checked for their time limit.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Handle of an encoder; cheap to clone.
+#[derive(Clone)]
+pub struct Encoder {
+    shared: Arc<Shared>,
+    incoming: mpsc::UnboundedSender<Waiting>,
+    state: watch::Receiver<State>,
+}
+
+struct Shared {
+    max_concurrent_requests: usize,
+    /// Admitted and not yet ended.
+    num_requests: AtomicUsize,
+    draining: AtomicBool,
+    healthy: AtomicBool,
+    /// Notified when `num_requests` reaches zero.
+    idle: Notify,
+}
+
+#[derive(Clone)]
+enum State {
+    Loading,
+    Ready(Arc<InfoResponse>),
+    Failed(StartError),
+}
+
+impl Encoder {
+    /// Starts the encoder's task on the current runtime. It connects to the shard, now and after every loss of it.
+    pub fn start(config: EncoderConfig) -> Self {
+        let shared = Arc::new(Shared {
+            max_concurrent_requests: config.max_concurrent_requests,
+            num_requests: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            healthy: AtomicBool::new(false),
+            idle: Notify::new(),
+        });
+        let (incoming, received) = mpsc::unbounded_channel();
+        let (state, watched) = watch::channel(State::Loading);
+        let task = Task {
+            config,
+            shared: shared.clone(),
+            state,
+        };
+        tokio::spawn(task.run(received));
+        Encoder {
+            shared,
+            incoming,
+            state: watched,
+        }
+    }
+
+    /// Waits until the shard is loaded. [`StartError::OtherTask`] when it serves no encoder.
+    pub async fn ready(&self) -> Result<Arc<InfoResponse>, StartError> {
+        let mut state = self.state.clone();
+        let state = state
+            .wait_for(|state| !matches!(state, State::Loading))
+            .await;
+        match state.as_deref() {
+            Ok(State::Ready(info)) => Ok(info.clone()),
+            Ok(State::Failed(error)) => Err(error.clone()),
+            Ok(State::Loading) | Err(_) => Err(StartError::Shard("the encoder has stopped".into())),
+        }
+    }
+
+    /// What [`Encoder::ready`] returned, or `None` before that and when the shard serves no encoder.
+    pub fn loaded(&self) -> Option<Arc<InfoResponse>> {
+        match &*self.state.borrow() {
+            State::Ready(info) => Some(info.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether batches can be computed now.
+    pub fn is_healthy(&self) -> bool {
+        self.shared.healthy.load(Ordering::Relaxed)
+    }
+
+    /// Whether [`Encoder::drain`] has been called.
+    pub fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::SeqCst)
+    }
+
+    /// Computes the sequences of one request, in batches with those of others; the results are in their order. Dropping
+    /// the future drops what has not been computed yet.
+    pub async fn encode(
+        &self,
+        sequences: Vec<EncodeSequence>,
+        wanted: Wanted,
+    ) -> Result<Vec<Encoded>, EncodeError> {
+        if self.is_draining() {
+            return Err(SubmitError::Draining.into());
+        }
+        if self.loaded().is_none() {
+            return Err(SubmitError::NotReady.into());
+        }
+        let _place = Place::take(&self.shared)?;
+        let since = Instant::now();
+        let mut replies = Vec::with_capacity(sequences.len());
+        for sequence in sequences {
+            let (answer, reply) = oneshot::channel();
+            counter!("gridwork_prompt_tokens_total").increment(sequence.token_ids.len() as u64);
+            let waiting = Waiting {
+                sequence,
+                wanted,
+                answer,
+                since,
+                deaths: 0,
+            };
+            if self.incoming.send(waiting).is_err() {
+                return Err(SubmitError::Draining.into());
+            }
+            replies.push(async { reply.await.unwrap_or(Err(GenerationError::Shutdown)) });
+        }
+        Ok(try_join_all(replies).await?)
+    }
+
+    /// Admits nothing more and returns when everything admitted has ended.
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        loop {
+            let idle = self.shared.idle.notified();
+            if self.shared.num_requests.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+/// Place of one request among `max_concurrent_requests`.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Result<Self, SubmitError> {
+        let limit = shared.max_concurrent_requests;
+        shared
+            .num_requests
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |running| {
+                (running < limit).then_some(running + 1)
+            })
+            .map(|_| Place(shared.clone()))
+            .map_err(|_| SubmitError::Overloaded {
+                limit,
+                retry_after_s: 1,
+            })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.0.num_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+/// The task: connects, sends batches until the shard is lost, and again.
+struct Task {
+    config: EncoderConfig,
+    shared: Arc<Shared>,
+    state: watch::Sender<State>,
+}
+
+/// Why batches are no longer sent.
+enum Ended {
+    /// No handle is left.
+    NoHandles,
+    ShardLost(String),
+}
+
+impl Task {
+    async fn run(self, mut incoming: mpsc::UnboundedReceiver<Waiting>) {
+        let (mut client, info) = match self.connect().await {
+            Ok(connected) => connected,
+            Err(error) => {
+                let _ = self.state.send(State::Failed(error));
+                return;
+            }
+        };
+        let _ = self.state.send(State::Ready(Arc::new(info)));
+        let mut queue = Queue::default();
+        loop {
+            self.shared.healthy.store(true, Ordering::Relaxed);
+            let ended = self.send_batches(&mut queue, &client, &mut incoming).await;
+            self.shared.healthy.store(false, Ordering::Relaxed);
+            let reason = match ended {
+                Ended::NoHandles => return,
+                Ended::ShardLost(reason) => reason,
+            };
+            counter!("gridwork_shard_restarts_total").increment(1);
+            tracing::warn!(
+                "the shard is gone ({reason}); {} sequences wait until it is back",
+                queue.len()
+            );
+            let Some((again, info)) = self.reconnect(&mut queue, &mut incoming).await else {
+                return;
+            };
+            tracing::info!("the shard is back; {} sequences waited", queue.len());
+            let _ = self.state.send(State::Ready(Arc::new(info)));
+            client = again;
+        }
+    }
+
+    async fn send_batches(
+        &self,
+        queue: &mut Queue,
+        client: &ShardClient<Channel>,
+        incoming: &mut mpsc::UnboundedReceiver<Waiting>,
+    ) -> Ended {
+        let limits = BatchLimits {
+            max_tokens: self.config.max_batch_tokens as usize,
+            max_sequences: self.config.max_batch_sequences as usize,
+        };
+        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        expiry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut in_flight = FuturesUnordered::new();
+        loop {
+            // All that have arrived, so that they are computed together.
+            while let Ok(waiting) = incoming.try_recv() {
+                queue.push(waiting);
+            }
+            // What may kill the shard must not be blamed on another batch.
+            while in_flight.len() < MAX_IN_FLIGHT
+                && (in_flight.is_empty() || !queue.begins_with_suspect())
+            {
+                let suspect = queue.begins_with_suspect();
+                let Some(batch) = queue.next_batch(limits, Instant::now()) else {
+                    break;
+                };
+                in_flight.push(self.send(client.clone(), batch));
+                if suspect {
+                    break;
+                }
+            }
+            gauge!("gridwork_queue_size").set(queue.len() as f64);
+            tokio::select! {
+                waiting = incoming.recv() => match waiting {
+                    Some(waiting) => queue.push(waiting),
+                    None => return Ended::NoHandles,
+                },
+                Some((batch, result)) = in_flight.next() => {
+                    if let Err(reason) = settle(queue, batch, result) {
+                        // The others fail as well, unless their answers have just arrived.
+                        while let Some((batch, result)) = in_flight.next().await {
+                            let _ = settle(queue, batch, result);
+                        }
+                        return Ended::ShardLost(reason);
+                    }
+                }
+                _ = expiry.tick() => queue.expire(self.config.queue_timeout, Instant::now()),
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        mut client: ShardClient<Channel>,
+        batch: Batch,
+    ) -> (Batch, Result<EncodeResponse, Status>) {
+        histogram!("gridwork_step_sequences").record(batch.members.len() as f64);
+        histogram!("gridwork_step_tokens").record(batch.num_tokens() as f64);
+        for member in &batch.members {
+            histogram!("gridwork_request_queue_seconds")
+                .record(batch.started.duration_since(member.since).as_secs_f64());
+        }
+        let call = client.encode(batch.request());
+        let result = match tokio::time::timeout(self.config.shard_timeout, call).await {
+            Ok(result) => result.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "it has not answered for {} s",
+                self.config.shard_timeout.as_secs()
+            ))),
+        };
+        (batch, result)
+    }
+
+    /// Waits for a restarted shard, while requests come and go. `None`: no handle is left.
+    async fn reconnect(
+        &self,
+        queue: &mut Queue,
+        incoming: &mut mpsc::UnboundedReceiver<Waiting>,
+    ) -> Option<(ShardClient<Channel>, InfoResponse)> {
+        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        loop {
+            let connecting = self.connect();
+            tokio::pin!(connecting);
+            let error = loop {
+                tokio::select! {
+                    connected = &mut connecting => match connected {
+                        Ok(connected) => return Some(connected),
+                        Err(error) => break error,
+                    },
+                    waiting = incoming.recv() => queue.push(waiting?),
+                    _ = expiry.tick() => queue.expire(self.config.queue_timeout, Instant::now()),
+                }
+            };
+            tracing::error!("the shard cannot go on: {error}");
+            if !matches!(error, StartError::Lost(_)) {
+                queue.fail_all(&GenerationError::Shard(error.to_string()));
+            }
+            tokio::time::sleep(RECONNECT_PAUSE).await;
+        }
+    }
+
+    async fn connect(&self) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
+        let (client, info) =
+            shard_client::find(&self.config.shard, self.config.shard_timeout).await?;
+        if shard_client::generates(&info) {
+            return Err(StartError::OtherTask { task: info.task() });
+        }
+        Ok((client, info))
+    }
+}
+
+/// Passes on what the shard made of a batch. The error says how the shard was lost; the batch is back in the queue then.
+fn settle(
+    queue: &mut Queue,
+    batch: Batch,
+    result: Result<EncodeResponse, Status>,
+) -> Result<(), String> {
+    let now = Instant::now();
+    match result {
+        Ok(response) if response.encodings.len() == batch.members.len() => {
+            let elapsed = now.duration_since(batch.started).as_secs_f64();
+            counter!("gridwork_steps_total").increment(1);
+            histogram!("gridwork_step_seconds").record(elapsed);
+            histogram!("gridwork_step_forward_seconds").record(response.forward_us as f64 / 1e6);
+            for _ in &batch.members {
+                histogram!("gridwork_request_inference_seconds").record(elapsed);
+            }
+            batch.answer(response.encodings, now);
+            Ok(())
+        }
+        Ok(response) => {
+            let (got, sent) = (response.encodings.len(), batch.members.len());
+            let message = format!("the shard answered {got} of {sent} sequences");
+            tracing::error!("{message}");
+            batch.fail(&GenerationError::Shard(message));
+            Ok(())
+        }
+        Err(status)
+            if matches!(
+                status.code(),
+                Code::InvalidArgument | Code::FailedPrecondition
+            ) =>
+        {
+            tracing::error!("the shard refuses a batch: {}", status.message());
+            batch.fail(&GenerationError::Shard(status.message().to_owned()));
+            Ok(())
+        }
+        Err(status) => {
+            queue.take_back(batch);
+            Err(status.message().to_owned())
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Sequences that wait, and how batches are made of them.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use gridwork_proto::v1::{EncodeRequest, Encoding};
+use tokio::sync::oneshot;
+
+use super::request::{EncodeSequence, Encoded, Wanted};
+use crate::request::GenerationError;
+
+/// At how many deaths of the shard a sequence fails. After the first one it is computed alone.
+const DEATHS_UNTIL_FAILED: u32 = 3;
+
+pub(super) type Answer = oneshot::Sender<Result<Encoded, GenerationError>>;
+
+/// A sequence and who waits for it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub sequence: EncodeSequence,
+    pub wanted: Wanted,
+    pub answer: Answer,
+    pub since: Instant,
+    /// Deaths of the shard while it had this sequence.
+    pub deaths: u32,
+}
+
+/// Sequences that are computed together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub members: Vec<Waiting>,
+    pub started: Instant,
+}
+
+/// What one batch may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BatchLimits {
+    /// A longer sequence is computed alone.
+    pub max_tokens: usize,
+    pub max_sequences: usize,
+}
+
+/// First come, first served.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Waiting>,
+}
+
+impl Queue {
+    pub fn push(&mut self, waiting: Waiting) {
+        self.waiting.push_back(waiting);
+    }
+
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether the first one may be what the shard died of.
+    pub fn begins_with_suspect(&self) -> bool {
+        self.waiting.front().is_some_and(|first| first.deaths > 0)
+    }
+
+    /// Takes the first sequence, and those behind it that go with it. Those whose clients are gone are dropped.
+    pub fn next_batch(&mut self, limits: BatchLimits, now: Instant) -> Option<Batch> {
+        self.waiting.retain(|waiting| !waiting.answer.is_closed());
+        let first = self.waiting.pop_front()?;
+        let (wanted, alone) = (first.wanted, first.deaths > 0);
+        let mut tokens = first.sequence.token_ids.len();
+        let mut members = vec![first];
+        let mut left = VecDeque::with_capacity(self.waiting.len());
+        for waiting in self.waiting.drain(..) {
+            let more = tokens + waiting.sequence.token_ids.len();
+            let fits = members.len() < limits.max_sequences && more <= limits.max_tokens;
+            // What does not fit ends the batch, so that nobody overtakes; another output only waits for its own batch.
+            if alone || waiting.deaths > 0 || waiting.wanted != wanted {
+                left.push_back(waiting);
+            } else if fits {
+                tokens = more;
+                members.push(waiting);
+            } else {
+                left.push_back(waiting);
+                tokens = limits.max_tokens;
+            }
+        }
+        self.waiting = left;
+        // Neighbours of equal length need no copying in the shard.
+        members.sort_by_key(|member| std::cmp::Reverse(member.sequence.token_ids.len()));
+        Some(Batch {
+            members,
+            started: now,
+        })
+    }
+
+    /// Takes back a batch that the shard did not answer. Sequences that have seen too many deaths fail.
+    pub fn take_back(&mut self, batch: Batch) {
+        for mut waiting in batch.members.into_iter().rev() {
+            waiting.deaths += 1;
+            if waiting.deaths >= DEATHS_UNTIL_FAILED {
+                let deaths = waiting.deaths;
+                let _ = waiting
+                    .answer
+                    .send(Err(GenerationError::ShardKiller { deaths }));
+            } else {
+                self.waiting.push_front(waiting);
+            }
+        }
+    }
+
+    /// Fails what has waited too long, and drops what nobody waits for.
+    pub fn expire(&mut self, limit: Duration, now: Instant) {
+        let expired = |waiting: &Waiting| now.duration_since(waiting.since) > limit;
+        for waiting in std::mem::take(&mut self.waiting) {
+            if waiting.answer.is_closed() {
+                continue;
+            }
+            if expired(&waiting) {
+                let limit_s = limit.as_secs();
+                let _ = waiting
+                    .answer
+                    .send(Err(GenerationError::QueueTimeout { limit_s }));
+            } else {
+                self.waiting.push_back(waiting);
+            }
+        }
+    }
+
+    pub fn fail_all(&mut self, error: &GenerationError) {
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+impl Batch {
+    pub fn num_tokens(&self) -> usize {
+        self.members
+            .iter()
+            .map(|member| member.sequence.token_ids.len())
+            .sum()
+    }
+
+    /// As the contract has it.
+    pub fn request(&self) -> EncodeRequest {
+        let has_types = self
+            .members
+            .iter()
+            .any(|member| !member.sequence.token_type_ids.is_empty());
+        let wanted = self.members[0].wanted;
+        let mut request = EncodeRequest {
+            output: wanted.output.into(),
+            top_n: wanted.top_n,
+            ..Default::default()
+        };
+        for Waiting { sequence, .. } in &self.members {
+            let start = request.token_ids.len() as u32;
+            request
+                .positions
+                .extend(sequence.positions.iter().map(|position| start + position));
+            request.token_ids.extend(&sequence.token_ids);
+            request.lengths.push(sequence.token_ids.len() as u32);
+            if has_types {
+                request.token_type_ids.extend(&sequence.token_type_ids);
+                request.token_type_ids.resize(request.token_ids.len(), 0);
+            }
+        }
+        request
+    }
+
+    /// Hands the results to those who wait. `encodings` are in the order of the members.
+    pub fn answer(self, encodings: Vec<Encoding>, now: Instant) {
+        let inference = now.duration_since(self.started);
+        for (member, encoding) in self.members.into_iter().zip(encodings) {
+            let result = if encoding.error.is_empty() {
+                Ok(Encoded {
+                    values: encoding.values,
+                    token_ids: encoding.token_ids,
+                    log_normalizers: encoding.log_normalizers,
+                    queue: self.started.duration_since(member.since),
+                    inference,
+                })
+            } else {
+                Err(GenerationError::Shard(encoding.error))
+            };
+            let _ = member.answer.send(result);
+        }
+    }
+
+    pub fn fail(self, error: &GenerationError) {
+        for member in self.members {
+            let _ = member.answer.send(Err(error.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -1,0 +1,365 @@
+//! An encoder over a real gRPC connection, with a shard that sums: a sequence's vector is its length and its tokens' sum.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::Stream;
+use futures::future::join_all;
+use gridwork_engine::{
+    EncodeError, EncodeSequence, Encoder, EncoderConfig, Engine, EngineConfig, GenerationError,
+    Output, ShardAddress, StartError, SubmitError,
+};
+use gridwork_proto::PROTOCOL_VERSION;
+use gridwork_proto::v1::shard_server::{Shard, ShardServer};
+use gridwork_proto::v1::{
+    EncodeRequest, EncodeResponse, Encoding, HealthRequest, HealthResponse, InfoRequest,
+    InfoResponse, Step, StepResult, Task, WarmupRequest, WarmupResponse, health_response,
+};
+use tokenizers::Tokenizer;
+use tokenizers::models::wordlevel::WordLevel;
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// A batch with this token breaks the connection.
+const KILL: u32 = 666;
+/// A sequence with this token has an error of its own.
+const BAD: u32 = 1_013;
+
+#[derive(Clone)]
+struct SummingShard {
+    task: Task,
+    /// Lengths of the sequences of each batch.
+    batches: Arc<Mutex<Vec<Vec<u32>>>>,
+    /// Batches that may be answered.
+    gate: Arc<Semaphore>,
+}
+
+impl SummingShard {
+    fn new(task: Task) -> Self {
+        SummingShard {
+            task,
+            batches: Arc::default(),
+            gate: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+        }
+    }
+
+    fn closed() -> Self {
+        SummingShard {
+            gate: Arc::new(Semaphore::new(0)),
+            ..Self::new(Task::Embed)
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Shard for SummingShard {
+    type RunStream = Pin<Box<dyn Stream<Item = Result<StepResult, Status>> + Send>>;
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(InfoResponse {
+            protocol_version: PROTOCOL_VERSION,
+            task: self.task.into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
+        Err(Status::failed_precondition("an encoder"))
+    }
+
+    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
+        Ok(Response::new(HealthResponse {
+            state: health_response::State::Ready.into(),
+            ..Default::default()
+        }))
+    }
+
+    async fn run(&self, _: Request<Streaming<Step>>) -> Result<Response<Self::RunStream>, Status> {
+        Err(Status::failed_precondition("an encoder"))
+    }
+
+    async fn encode(
+        &self,
+        request: Request<EncodeRequest>,
+    ) -> Result<Response<EncodeResponse>, Status> {
+        let request = request.into_inner();
+        self.batches
+            .lock()
+            .expect("no panic")
+            .push(request.lengths.clone());
+        match self.gate.acquire().await {
+            Ok(permit) => permit.forget(),
+            Err(_closed) => return Err(Status::unavailable("the shard is going")),
+        }
+        if request.token_ids.contains(&KILL) {
+            return Err(Status::unavailable("the shard has died"));
+        }
+        let mut left = &request.token_ids[..];
+        let mut encodings = Vec::new();
+        for &length in &request.lengths {
+            let (sequence, rest) = left.split_at(length as usize);
+            left = rest;
+            encodings.push(Encoding {
+                values: vec![length as f32, sequence.iter().sum::<u32>() as f32],
+                error: if sequence.contains(&BAD) {
+                    "not finite".into()
+                } else {
+                    String::new()
+                },
+                ..Default::default()
+            });
+        }
+        Ok(Response::new(EncodeResponse {
+            encodings,
+            forward_us: 1,
+        }))
+    }
+}
+
+struct Served {
+    socket: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn serve(folder: &Path, shard: &SummingShard) -> Served {
+    let socket = folder.join("shard");
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let server = tonic::transport::Server::builder()
+        .add_service(ShardServer::new(shard.clone()))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    let task = tokio::spawn(async move {
+        let _ = server.await;
+    });
+    Served { socket, task }
+}
+
+fn config(socket: &Path) -> EncoderConfig {
+    EncoderConfig {
+        shard: ShardAddress::Unix(socket.to_owned()),
+        max_batch_tokens: 16,
+        max_batch_sequences: 8,
+        max_concurrent_requests: 100,
+        queue_timeout: Duration::from_secs(60),
+        shard_timeout: Duration::from_secs(60),
+    }
+}
+
+async fn started(served: &Served) -> Encoder {
+    let encoder = Encoder::start(config(&served.socket));
+    encoder.ready().await.expect("ready");
+    encoder
+}
+
+fn sequence(token_ids: &[u32]) -> EncodeSequence {
+    EncodeSequence {
+        token_ids: token_ids.to_vec(),
+        ..Default::default()
+    }
+}
+
+async fn sums(encoder: &Encoder, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, EncodeError> {
+    let sequences = sequences.iter().map(|ids| sequence(ids)).collect();
+    let encoded = encoder.encode(sequences, Output::Vector.into()).await?;
+    Ok(encoded.into_iter().map(|one| one.values).collect())
+}
+
+async fn until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn each_of_many_requests_gets_its_own_results_in_order() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::new(Task::Embed);
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let requests = (1..60_u32).map(|i| {
+        let encoder = &encoder;
+        async move {
+            let (long, short) = (vec![i; (i % 7 + 1) as usize], [i + 1, 1]);
+            let got = sums(encoder, &[&long, &short]).await.expect("vectors");
+            let length = long.len() as f32;
+            assert_eq!(got, [[length, length * i as f32], [2.0, i as f32 + 2.0]]);
+        }
+    });
+    join_all(requests).await;
+    let batches = shard.batches.lock().expect("no panic");
+    assert!(
+        batches
+            .iter()
+            .all(|lengths| lengths.iter().sum::<u32>() <= 16)
+    );
+    assert!(batches.iter().any(|lengths| lengths.len() > 2));
+}
+
+#[tokio::test]
+async fn at_most_two_batches_are_at_the_shard() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::closed();
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let sequences: Vec<Vec<u32>> = (0..5).map(|i| vec![i; 16]).collect();
+    let views: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+    let open = async {
+        until(|| shard.batches.lock().expect("no panic").len() == 2).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(shard.batches.lock().expect("no panic").len(), 2);
+        shard.gate.add_permits(5);
+    };
+    let (got, ()) = tokio::join!(sums(&encoder, &views), open);
+    assert_eq!(got.expect("vectors").len(), 5);
+}
+
+#[tokio::test]
+async fn a_lost_batch_is_computed_by_the_shard_that_comes_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::closed();
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let restart = async {
+        until(|| !shard.batches.lock().expect("no panic").is_empty()).await;
+        drop(served);
+        let again = serve(folder.path(), &SummingShard::new(Task::Embed));
+        shard.gate.close();
+        again
+    };
+    let (got, _again) = tokio::join!(sums(&encoder, &[&[1, 2], &[3]]), restart);
+    assert_eq!(got.expect("vectors"), [[2.0, 3.0], [1.0, 3.0]]);
+    assert!(encoder.is_healthy());
+}
+
+#[tokio::test]
+async fn what_kills_the_shard_fails_and_its_neighbours_do_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::new(Task::Embed);
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let (killer, innocent) = tokio::join!(sums(&encoder, &[&[KILL]]), sums(&encoder, &[&[5]]));
+    assert_eq!(
+        killer,
+        Err(EncodeError::Failed(GenerationError::ShardKiller {
+            deaths: 3
+        }))
+    );
+    assert_eq!(innocent.expect("a vector"), [[1.0, 5.0]]);
+}
+
+#[tokio::test]
+async fn a_sequence_that_fails_does_not_fail_other_requests() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::new(Task::Embed);
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let (bad, good) = tokio::join!(sums(&encoder, &[&[1], &[BAD]]), sums(&encoder, &[&[4]]));
+    assert_eq!(
+        bad,
+        Err(EncodeError::Failed(GenerationError::Shard(
+            "not finite".into()
+        )))
+    );
+    assert_eq!(good.expect("a vector"), [[1.0, 4.0]]);
+}
+
+#[tokio::test]
+async fn the_queue_is_bounded_and_a_client_that_leaves_makes_room() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::closed();
+    let served = serve(folder.path(), &shard);
+    let encoder = Encoder::start(EncoderConfig {
+        max_concurrent_requests: 1,
+        ..config(&served.socket)
+    });
+    encoder.ready().await.expect("ready");
+    let first = tokio::spawn({
+        let encoder = encoder.clone();
+        async move { sums(&encoder, &[&[1]]).await }
+    });
+    until(|| !shard.batches.lock().expect("no panic").is_empty()).await;
+    assert!(matches!(
+        sums(&encoder, &[&[2]]).await,
+        Err(EncodeError::Submit(SubmitError::Overloaded {
+            limit: 1,
+            ..
+        }))
+    ));
+    first.abort();
+    let _ = first.await;
+    shard.gate.add_permits(10);
+    assert_eq!(sums(&encoder, &[&[3]]).await, Ok(vec![vec![1.0, 3.0]]));
+}
+
+#[tokio::test]
+async fn draining_finishes_what_runs_and_admits_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::closed();
+    let served = serve(folder.path(), &shard);
+    let encoder = started(&served).await;
+    let running = tokio::spawn({
+        let encoder = encoder.clone();
+        async move { sums(&encoder, &[&[1]]).await }
+    });
+    until(|| !shard.batches.lock().expect("no panic").is_empty()).await;
+    let draining = tokio::spawn({
+        let encoder = encoder.clone();
+        async move { encoder.drain().await }
+    });
+    until(|| encoder.is_draining()).await;
+    assert_eq!(
+        sums(&encoder, &[&[2]]).await,
+        Err(EncodeError::Submit(SubmitError::Draining))
+    );
+    assert!(!draining.is_finished());
+    shard.gate.add_permits(1);
+    assert_eq!(running.await.expect("no panic"), Ok(vec![vec![1.0, 1.0]]));
+    draining.await.expect("drained");
+}
+
+#[tokio::test]
+async fn generators_and_encoders_are_told_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let generator = serve(folder.path(), &SummingShard::new(Task::Generate));
+    let encoder = Encoder::start(config(&generator.socket));
+    assert!(matches!(
+        encoder.ready().await,
+        Err(StartError::OtherTask {
+            task: Task::Generate
+        })
+    ));
+    drop(generator);
+
+    let classifier = serve(folder.path(), &SummingShard::new(Task::Classify));
+    let engine = Engine::start(
+        EngineConfig {
+            shard: ShardAddress::Unix(classifier.socket.clone()),
+            block_size_tokens: 16,
+            max_batch_tokens: 16,
+            max_sequences: 4,
+            max_total_tokens: None,
+            max_batch_total_tokens: None,
+            max_concurrent_requests: 4,
+            queue_timeout: Duration::from_secs(60),
+            shard_timeout: Duration::from_secs(60),
+        },
+        Arc::new(Tokenizer::new(WordLevel::default())),
+    );
+    assert!(matches!(
+        engine.ready().await,
+        Err(StartError::OtherTask {
+            task: Task::Classify
+        })
+    ));
+}

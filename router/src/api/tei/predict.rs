@@ -1,0 +1,281 @@
+//! `/predict`: labels of texts, or tokens for masks.
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use gridwork_engine::{EncodeSequence, Encoded, Output, Wanted};
+use gridwork_proto::v1::{InfoResponse, Task};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::account::Account;
+use super::types::{PredictRequest, Prediction, truncation};
+use crate::api::tgi::types::ErrorResponse;
+use crate::encoder::{Preparation, Usage};
+use crate::error::{ApiError, Dialect};
+use crate::extract::ApiJson;
+use crate::state::AppState;
+use crate::telemetry::request_span;
+
+/// Tokens for each mask when the client does not say how many.
+const DEFAULT_TOP_K: u32 = 5;
+/// And at most.
+const MAX_TOP_K: u32 = 100;
+
+/// The predictions of one input: by label or token, or for several masks a list for each.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum OneAnswer {
+    Predictions(Vec<Prediction>),
+    Masks(Vec<Vec<Prediction>>),
+}
+
+/// Of a single input, or of several.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum PredictResponse {
+    One(OneAnswer),
+    Many(Vec<OneAnswer>),
+}
+
+/// Tell what a text or a pair of texts is; or, with a masked language model, fill in its masks.
+#[utoipa::path(
+    post, path = "/predict", tag = "Encoders", request_body = PredictRequest,
+    responses(
+        (status = 200, description = "For each input its labels, or the likeliest tokens, best first", body = PredictResponse),
+        (status = 400, description = "Nothing to predict for, or the model does not predict", body = ErrorResponse),
+        (status = 413, description = "Too long, too many, or no mask", body = ErrorResponse),
+        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
+    )
+)]
+pub async fn predict(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    ApiJson(request): ApiJson<PredictRequest>,
+) -> Response {
+    let span = request_span(&headers, "POST", "/predict");
+    let account = Account::begin("predict", Dialect::Tei, span);
+    account.respond(&state, run(&state, request).await)
+}
+
+async fn run(
+    state: &AppState,
+    request: PredictRequest,
+) -> Result<(PredictResponse, Usage), ApiError> {
+    let encoder = state.encoder();
+    let tasks = [Task::Classify, Task::Rerank, Task::FillMask];
+    let info = encoder.ready(&tasks, "/predict")?;
+    let raw = request.raw_scores.unwrap_or(false);
+    let top_k = top_k(request.top_k, &info)?;
+    let preparation = Preparation {
+        field: "inputs",
+        truncation: Some(truncation(request.truncate, request.truncation_direction)),
+        prompt: None,
+        max_tokens: encoder.max_input_tokens(&info),
+        vocab_size: info.vocab_size,
+    };
+    let items = request.inputs.items;
+    let (answers, usage): (Vec<OneAnswer>, Usage) = if info.task() == Task::FillMask {
+        let mask = encoder.mask().ok_or_else(|| {
+            let message = "the model's tokenizer_config.json names no mask_token to fill in";
+            ApiError::validation("inputs", message)
+        })?;
+        let wanted = Wanted {
+            output: Output::Tokens,
+            top_n: top_k,
+        };
+        let answer = encoder
+            .encode(items, preparation, wanted, |sequence| {
+                find_masks(sequence, mask)
+            })
+            .await?;
+        let text = |id: u32| {
+            state
+                .tokenizer()
+                .decode(&[id], false)
+                .unwrap_or_default()
+                .trim()
+                .to_owned()
+        };
+        let results = answer.results.iter();
+        let answers = results
+            .map(|result| masks(result, top_k, raw, text))
+            .collect();
+        (answers, answer.usage)
+    } else {
+        let answer = encoder
+            .encode(items, preparation, Output::Labels.into(), |_| Ok(()))
+            .await?;
+        let results = answer.results.into_iter();
+        let answers = results
+            .map(|result| OneAnswer::Predictions(labels(result.values, raw, &info.labels)))
+            .collect();
+        (answers, answer.usage)
+    };
+    let response = if request.inputs.is_single {
+        let first = answers.into_iter().next();
+        PredictResponse::One(first.unwrap_or(OneAnswer::Predictions(vec![])))
+    } else {
+        PredictResponse::Many(answers)
+    };
+    Ok((response, usage))
+}
+
+fn top_k(wish: Option<u32>, info: &InfoResponse) -> Result<u32, ApiError> {
+    if info.task() != Task::FillMask {
+        return match wish {
+            None => Ok(0),
+            Some(_) => Err(ApiError::validation(
+                "top_k",
+                "`top_k` is for masked language models; leave it out",
+            )),
+        };
+    }
+    let limit = MAX_TOP_K.min(info.vocab_size);
+    let top_k = wish.unwrap_or(DEFAULT_TOP_K.min(limit));
+    if top_k == 0 || top_k > limit {
+        return Err(ApiError::validation(
+            "top_k",
+            format!("`top_k` must be 1 to {limit}. Given: {top_k}"),
+        ));
+    }
+    Ok(top_k)
+}
+
+fn find_masks(sequence: &mut EncodeSequence, mask: (u32, &str)) -> Result<(), ApiError> {
+    let (id, text) = mask;
+    sequence.positions = (0..)
+        .zip(&sequence.token_ids)
+        .filter_map(|(position, &token)| (token == id).then_some(position))
+        .collect();
+    if sequence.positions.is_empty() {
+        return Err(ApiError::validation(
+            "inputs",
+            format!("`inputs` must have `{text}` where a word is to be filled in"),
+        ));
+    }
+    Ok(())
+}
+
+fn masks(result: &Encoded, top_k: u32, raw: bool, text: impl Fn(u32) -> String) -> OneAnswer {
+    let top_k = top_k as usize;
+    let mut masks: Vec<Vec<Prediction>> = result
+        .values
+        .chunks(top_k)
+        .zip(result.token_ids.chunks(top_k))
+        .zip(&result.log_normalizers)
+        .map(|((logits, ids), &log_normalizer)| {
+            logits
+                .iter()
+                .zip(ids)
+                .map(|(&logit, &id)| Prediction {
+                    score: if raw {
+                        logit
+                    } else {
+                        (logit - log_normalizer).exp()
+                    },
+                    label: text(id),
+                    token: Some(id),
+                })
+                .collect()
+        })
+        .collect();
+    if masks.len() == 1 {
+        OneAnswer::Predictions(masks.remove(0))
+    } else {
+        OneAnswer::Masks(masks)
+    }
+}
+
+/// Best first.
+fn labels(logits: Vec<f32>, raw: bool, names: &[String]) -> Vec<Prediction> {
+    let scores = if raw { logits } else { probabilities(&logits) };
+    let mut predictions: Vec<Prediction> = scores
+        .into_iter()
+        .enumerate()
+        .map(|(index, score)| Prediction {
+            score,
+            label: names
+                .get(index)
+                .cloned()
+                .unwrap_or_else(|| format!("LABEL_{index}")),
+            token: None,
+        })
+        .collect();
+    predictions.sort_by(|a, b| b.score.total_cmp(&a.score));
+    predictions
+}
+
+/// Of one label the sigmoid, of several the softmax.
+fn probabilities(logits: &[f32]) -> Vec<f32> {
+    if let &[logit] = logits {
+        return vec![sigmoid(logit)];
+    }
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    weights.into_iter().map(|weight| weight / sum).collect()
+}
+
+pub(super) fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Vec<String> {
+        vec!["bad".into(), "good".into()]
+    }
+
+    #[test]
+    fn labels_come_best_first_as_probabilities_or_as_they_are() {
+        let predictions = labels(vec![0.0, 1.0], false, &names());
+        assert_eq!(predictions[0].label, "good");
+        let e = std::f32::consts::E;
+        assert!((predictions[0].score - e / (1.0 + e)).abs() < 1e-6);
+        assert!((predictions[0].score + predictions[1].score - 1.0).abs() < 1e-6);
+        assert_eq!(labels(vec![0.0, 1.0], true, &names())[0].score, 1.0);
+        assert_eq!(labels(vec![0.0], false, &names())[0].score, 0.5);
+    }
+
+    #[test]
+    fn large_logits_do_not_overflow() {
+        assert_eq!(probabilities(&[1e30, -1e30]), [1.0, 0.0]);
+        assert_eq!(sigmoid(-1e30), 0.0);
+    }
+
+    #[test]
+    fn several_masks_have_a_list_each() {
+        let mut result = Encoded {
+            values: vec![2.0, 1.0, 5.0, 4.0],
+            token_ids: vec![7, 8, 9, 6],
+            log_normalizers: vec![2.0, 5.0],
+            queue: Default::default(),
+            inference: Default::default(),
+        };
+        let OneAnswer::Masks(lists) = masks(&result, 2, false, |id| id.to_string()) else {
+            panic!("two masks");
+        };
+        assert_eq!(lists[1][0].score, 1.0);
+        assert_eq!(lists[1][1].label, "6");
+        result.values.truncate(2);
+        assert!(matches!(
+            masks(&result, 2, false, |id| id.to_string()),
+            OneAnswer::Predictions(list) if list.len() == 2
+        ));
+    }
+
+    #[test]
+    fn a_text_without_a_mask_is_refused() {
+        let mut sequence = EncodeSequence {
+            token_ids: vec![1, 4, 2, 4],
+            ..Default::default()
+        };
+        find_masks(&mut sequence, (4, "[MASK]")).expect("masks");
+        assert_eq!(sequence.positions, [1, 3]);
+        let error = find_masks(&mut sequence, (5, "[MASK]")).expect_err("no mask");
+        assert!(error.message.contains("[MASK]"), "{error}");
+    }
+}

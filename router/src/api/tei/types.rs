@@ -1,0 +1,332 @@
+//! Bodies of text-embeddings-inference's routes.
+
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::encoder::{Input, Truncation, TruncationDirection};
+use crate::extract::Body;
+use crate::unread::Unread;
+
+/// One input or several: texts, or token ids.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Inputs {
+    pub items: Vec<Input>,
+    /// Whether there was one that stood by itself rather than in an array.
+    pub is_single: bool,
+}
+
+/// The forms that [`Inputs`] come in.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum InputsForm {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    Many(Vec<Vec<u32>>),
+    Mixed(Vec<InputForm>),
+}
+
+/// A text or token ids.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum InputForm {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Inputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let form = InputsForm::deserialize(deserializer).map_err(|error| {
+            unless_missing(
+                error,
+                "expected a string, an array of token ids, or an array of strings and arrays of token ids",
+            )
+        })?;
+        let (items, is_single) = match form {
+            InputsForm::Text(text) => (vec![Input::Text(text)], true),
+            // An empty array has no inputs, rather than one that is empty.
+            InputsForm::Tokens(ids) if ids.is_empty() => (vec![], false),
+            InputsForm::Tokens(ids) => (vec![Input::Tokens(ids)], true),
+            InputsForm::Texts(texts) => (texts.into_iter().map(Input::Text).collect(), false),
+            InputsForm::Many(ids) => (ids.into_iter().map(Input::Tokens).collect(), false),
+            InputsForm::Mixed(items) => (
+                items
+                    .into_iter()
+                    .map(|item| match item {
+                        InputForm::Text(text) => Input::Text(text),
+                        InputForm::Tokens(ids) => Input::Tokens(ids),
+                    })
+                    .collect(),
+                false,
+            ),
+        };
+        Ok(Inputs { items, is_single })
+    }
+}
+
+/// A text, a pair of texts, or an array of arrays of one or two texts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PredictInputs {
+    pub items: Vec<Input>,
+    pub is_single: bool,
+}
+
+const PREDICT_FORMS: &str =
+    "expected a string, a pair of strings, or an array of arrays of one or two strings";
+
+/// The error of a value that has none of the forms that are allowed; that of a field which is not there stays.
+fn unless_missing<E: Error>(error: E, forms: &str) -> E {
+    if error.to_string().starts_with("missing field") {
+        error
+    } else {
+        E::custom(forms)
+    }
+}
+
+/// The forms that [`PredictInputs`] come in.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum PredictForm {
+    Text(String),
+    Pair([String; 2]),
+    One([String; 1]),
+    Many(Vec<Vec<String>>),
+}
+
+impl<'de> Deserialize<'de> for PredictInputs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let form = PredictForm::deserialize(deserializer)
+            .map_err(|error| unless_missing(error, PREDICT_FORMS))?;
+        let (items, is_single) = match form {
+            PredictForm::Text(text) | PredictForm::One([text]) => (vec![Input::Text(text)], true),
+            PredictForm::Pair([first, second]) => (vec![Input::Pair(first, second)], true),
+            PredictForm::Many(items) => {
+                let items = items.into_iter().map(|texts| {
+                    let mut texts = texts.into_iter();
+                    match (texts.next(), texts.next(), texts.next()) {
+                        (Some(text), None, None) => Ok(Input::Text(text)),
+                        (Some(first), Some(second), None) => Ok(Input::Pair(first, second)),
+                        _ => Err(D::Error::custom(PREDICT_FORMS)),
+                    }
+                });
+                (items.collect::<Result<_, _>>()?, false)
+            }
+        };
+        Ok(PredictInputs { items, is_single })
+    }
+}
+
+/// What `/embed`, `/embed_all` and `/embed_sparse` take.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct EmbedRequest {
+    #[schema(value_type = InputsForm)]
+    pub inputs: Inputs,
+    /// Cut inputs that are too long, rather than refuse them; false when left out.
+    pub truncate: Option<bool>,
+    /// Which end is cut off; the right one when left out.
+    pub truncation_direction: Option<TruncationDirection>,
+    /// Name of one of the model's prompts, which is put before each text.
+    pub prompt_name: Option<String>,
+    /// Scale vectors to length 1; left out: when the model's files say so, or there are none. `/embed` only.
+    pub normalize: Option<bool>,
+    /// Numbers of each vector, the first ones of the model's. `/embed` only.
+    pub dimensions: Option<u32>,
+}
+
+impl Body for EmbedRequest {
+    const UNREAD: &'static [Unread] = &[];
+}
+
+impl EmbedRequest {
+    pub fn truncation(&self) -> Truncation {
+        truncation(self.truncate, self.truncation_direction)
+    }
+}
+
+pub(super) fn truncation(
+    enabled: Option<bool>,
+    direction: Option<TruncationDirection>,
+) -> Truncation {
+    Truncation {
+        enabled: enabled.unwrap_or(false),
+        direction: direction.unwrap_or_default(),
+    }
+}
+
+/// What `/rerank` takes.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct RerankRequest {
+    pub query: String,
+    pub texts: Vec<String>,
+    pub truncate: Option<bool>,
+    pub truncation_direction: Option<TruncationDirection>,
+    /// The model's logits, rather than their sigmoid.
+    pub raw_scores: Option<bool>,
+    /// Answer the texts too.
+    pub return_text: Option<bool>,
+}
+
+impl Body for RerankRequest {
+    const UNREAD: &'static [Unread] = &[Unread::unsupported("top_n")];
+}
+
+/// A text's place in the ranking.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Rank {
+    /// In the request's `texts`.
+    pub index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    pub score: f32,
+}
+
+/// What `/predict` takes.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct PredictRequest {
+    #[schema(value_type = PredictForm)]
+    pub inputs: PredictInputs,
+    pub truncate: Option<bool>,
+    pub truncation_direction: Option<TruncationDirection>,
+    /// The model's logits, rather than probabilities.
+    pub raw_scores: Option<bool>,
+    /// Of a masked language model: how many tokens to answer for each mask, 1 to 100; 5 when left out.
+    pub top_k: Option<u32>,
+}
+
+impl Body for PredictRequest {
+    const UNREAD: &'static [Unread] = &[];
+}
+
+/// A label, or a token for a mask.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Prediction {
+    pub score: f32,
+    /// Name of the label; text of the token.
+    pub label: String,
+    /// Id of the token; only of a masked language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<u32>,
+}
+
+/// What `/similarity` takes.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct SimilarityRequest {
+    pub inputs: SimilarityInputs,
+    #[serde(default, deserialize_with = "crate::extract::object")]
+    pub parameters: Option<SimilarityParameters>,
+}
+
+impl Body for SimilarityRequest {
+    const UNREAD: &'static [Unread] = &[];
+}
+
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct SimilarityInputs {
+    pub source_sentence: String,
+    /// What it is compared with.
+    pub sentences: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct SimilarityParameters {
+    pub truncate: Option<bool>,
+    pub truncation_direction: Option<TruncationDirection>,
+    pub prompt_name: Option<String>,
+}
+
+/// What `/tokenize` takes when an encoder is served.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct TokenizeRequest {
+    pub inputs: TokenizeInputs,
+    /// True when left out.
+    pub add_special_tokens: Option<bool>,
+    pub prompt_name: Option<String>,
+}
+
+impl Body for TokenizeRequest {
+    const UNREAD: &'static [Unread] = &[];
+}
+
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+pub enum TokenizeInputs {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// A token of a text.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct EncoderToken {
+    pub id: u32,
+    pub text: String,
+    pub special: bool,
+    /// Byte offset in the text; none of special tokens.
+    pub start: Option<usize>,
+    pub stop: Option<usize>,
+}
+
+/// A token's weight in a sparse vector.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SparseValue {
+    /// The token.
+    pub index: u32,
+    pub value: f32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inputs(json: &str) -> Result<Inputs, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn inputs_come_alone_and_in_arrays() {
+        let text = |text: &str| Input::Text(text.into());
+        for (json, items, is_single) in [
+            (r#""a""#, vec![text("a")], true),
+            ("[1, 2]", vec![Input::Tokens(vec![1, 2])], true),
+            (r#"["a", "b"]"#, vec![text("a"), text("b")], false),
+            (
+                "[[1], [2]]",
+                vec![Input::Tokens(vec![1]), Input::Tokens(vec![2])],
+                false,
+            ),
+            (
+                r#"["a", [2]]"#,
+                vec![text("a"), Input::Tokens(vec![2])],
+                false,
+            ),
+            ("[]", vec![], false),
+        ] {
+            assert_eq!(inputs(json), Ok(Inputs { items, is_single }), "{json}");
+        }
+        for json in ["3", "[-1]", r#"["a", 1]"#, "{}", "[[\"a\"]]", "[1.5]"] {
+            let message = inputs(json).expect_err(json);
+            assert!(message.contains("expected a string"), "{message}");
+        }
+    }
+
+    #[test]
+    fn predictions_are_of_texts_and_pairs() {
+        let read = |json: &str| serde_json::from_str::<PredictInputs>(json).ok();
+        let pair = Input::Pair("a".into(), "b".into());
+        let one = Input::Text("a".into());
+        for (json, items, is_single) in [
+            (r#""a""#, vec![one.clone()], true),
+            (r#"["a", "b"]"#, vec![pair.clone()], true),
+            (r#"[["a"], ["a", "b"]]"#, vec![one, pair], false),
+        ] {
+            assert_eq!(
+                read(json),
+                Some(PredictInputs { items, is_single }),
+                "{json}"
+            );
+        }
+        for json in [r#"["a", "b", "c"]"#, r#"[["a", "b", "c"]]"#, "[[]]", "1"] {
+            assert_eq!(read(json), None, "{json}");
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! From an input as a client gives it to a sequence of tokens.
+
+use gridwork_engine::EncodeSequence;
+use serde::Deserialize;
+use tokenizers::utils::truncation::{
+    TruncationDirection as Direction, TruncationParams, TruncationStrategy, truncate_encodings,
+};
+use tokenizers::{Encoding, PostProcessor, Tokenizer};
+use utoipa::ToSchema;
+
+use crate::error::{ApiError, ErrorKind};
+
+/// One thing to be encoded.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    Text(String),
+    Pair(String, String),
+    /// Used as they are, without special tokens around them.
+    Tokens(Vec<u32>),
+}
+
+impl Input {
+    /// Characters of the texts; 0 for tokens.
+    pub fn num_chars(&self) -> usize {
+        match self {
+            Input::Text(text) => text.chars().count(),
+            Input::Pair(first, second) => first.chars().count() + second.chars().count(),
+            Input::Tokens(_) => 0,
+        }
+    }
+}
+
+/// Which end of a text is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+pub enum TruncationDirection {
+    #[serde(alias = "left")]
+    Left,
+    #[default]
+    #[serde(alias = "right")]
+    Right,
+}
+
+/// Whether texts that are too long are cut.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Truncation {
+    pub enabled: bool,
+    pub direction: TruncationDirection,
+}
+
+/// How the inputs of one request become sequences.
+#[derive(Debug, Clone)]
+pub struct Preparation {
+    /// As the client calls the inputs.
+    pub field: &'static str,
+    /// `None`: the route cannot cut.
+    pub truncation: Option<Truncation>,
+    /// Put before each text.
+    pub prompt: Option<String>,
+    pub max_tokens: usize,
+    pub vocab_size: u32,
+}
+
+pub(super) fn empty(field: &str) -> ApiError {
+    ApiError {
+        field: Some(field.to_owned()),
+        ..ApiError::new(ErrorKind::Empty, format!("`{field}` cannot be empty"))
+    }
+}
+
+impl Preparation {
+    /// Tokenizes and checks one input.
+    pub fn prepare(&self, tokenizer: &Tokenizer, input: Input) -> Result<EncodeSequence, ApiError> {
+        let sequence = match input {
+            Input::Tokens(ids) => self.tokens(ids)?,
+            Input::Text(text) if text.is_empty() => return Err(empty(self.field)),
+            Input::Pair(first, second) if first.is_empty() && second.is_empty() => {
+                return Err(empty(self.field));
+            }
+            Input::Text(text) => self.texts(tokenizer, text, None)?,
+            Input::Pair(first, second) => self.texts(tokenizer, first, Some(second))?,
+        };
+        let length = sequence.token_ids.len();
+        if length == 0 {
+            return Err(empty(self.field));
+        }
+        if length > self.max_tokens {
+            let Preparation {
+                field, max_tokens, ..
+            } = self;
+            return Err(ApiError::too_long(
+                field,
+                format!(
+                    "`{field}` must have at most {max_tokens} tokens. Given: {length}{}",
+                    if self.truncation.is_some() {
+                        "; with `truncate` it is cut"
+                    } else {
+                        ""
+                    }
+                ),
+            ));
+        }
+        // A tokenizer may have tokens that the model has not.
+        self.in_vocabulary(&sequence.token_ids)?;
+        Ok(sequence)
+    }
+
+    fn tokens(&self, mut ids: Vec<u32>) -> Result<EncodeSequence, ApiError> {
+        if let Some(direction) = self.cut_at() {
+            let surplus = ids.len().saturating_sub(self.max_tokens);
+            match direction {
+                TruncationDirection::Left => drop(ids.drain(..surplus)),
+                TruncationDirection::Right => ids.truncate(self.max_tokens),
+            }
+        }
+        Ok(EncodeSequence {
+            token_ids: ids,
+            ..Default::default()
+        })
+    }
+
+    fn texts(
+        &self,
+        tokenizer: &Tokenizer,
+        mut first: String,
+        second: Option<String>,
+    ) -> Result<EncodeSequence, ApiError> {
+        if let Some(prompt) = &self.prompt {
+            first.insert_str(0, prompt);
+        }
+        let failed = |error: tokenizers::Error| {
+            let field = self.field;
+            ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
+        };
+        let mut encoding = match &second {
+            None => tokenizer.encode(first.as_str(), true),
+            Some(second) => tokenizer.encode((first.as_str(), second.as_str()), true),
+        }
+        .map_err(failed)?;
+        if let Some(direction) = self.cut_at()
+            && encoding.len() > self.max_tokens
+        {
+            encoding = self
+                .cut(tokenizer, &first, second.as_deref(), direction)
+                .map_err(failed)?;
+        }
+        let types = encoding.get_type_ids();
+        Ok(EncodeSequence {
+            token_ids: encoding.get_ids().to_vec(),
+            token_type_ids: if types.iter().all(|&id| id == 0) {
+                vec![]
+            } else {
+                types.to_vec()
+            },
+            positions: vec![],
+        })
+    }
+
+    /// Tokenizes again, cutting what is between the special tokens; of a pair the longer text first.
+    fn cut(
+        &self,
+        tokenizer: &Tokenizer,
+        first: &str,
+        second: Option<&str>,
+        direction: TruncationDirection,
+    ) -> tokenizers::Result<Encoding> {
+        let encode = |text: &str| tokenizer.encode(text, false);
+        let (first, second) = (encode(first)?, second.map(encode).transpose()?);
+        let added = tokenizer
+            .get_post_processor()
+            .map_or(0, |processor| processor.added_tokens(second.is_some()));
+        let parameters = TruncationParams {
+            direction: match direction {
+                TruncationDirection::Left => Direction::Left,
+                TruncationDirection::Right => Direction::Right,
+            },
+            max_length: self.max_tokens.saturating_sub(added),
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+        };
+        let (first, mut second) = truncate_encodings(first, second, &parameters)?;
+        if let Some(second) = &mut second {
+            second.set_type_ids(vec![1; second.len()]);
+        }
+        tokenizer.post_process(first, second, true)
+    }
+
+    /// The end to cut off, when cutting is wished for.
+    fn cut_at(&self) -> Option<TruncationDirection> {
+        self.truncation
+            .filter(|truncation| truncation.enabled)
+            .map(|truncation| truncation.direction)
+    }
+
+    fn in_vocabulary(&self, ids: &[u32]) -> Result<(), ApiError> {
+        let vocab_size = self.vocab_size;
+        match ids.iter().find(|&&id| id >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(ApiError::validation(
+                self.field,
+                format!(
+                    "`{}` has token {id}, and the vocabulary has tokens 0 to {}",
+                    self.field,
+                    vocab_size - 1
+                ),
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "inputs_tests.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+//! What inputs become.
+
+use std::collections::HashMap;
+
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::pre_tokenizers::whitespace::Whitespace;
+use tokenizers::processors::template::TemplateProcessing;
+
+use super::*;
+
+/// Words are digits; 10 begins a sequence and 11 ends one.
+fn tokenizer() -> Tokenizer {
+    let vocabulary = (0..10)
+        .map(|id| (id.to_string(), id))
+        .chain([("[CLS]".to_owned(), 10), ("[SEP]".to_owned(), 11)])
+        .collect::<HashMap<_, _>>();
+    let model = WordLevel::builder()
+        .vocab(vocabulary.into_iter().collect())
+        .unk_token("0".to_owned())
+        .build()
+        .expect("a model");
+    let template = TemplateProcessing::builder()
+        .try_single("[CLS] $A [SEP]")
+        .expect("a template")
+        .try_pair("[CLS] $A [SEP] $B:1 [SEP]:1")
+        .expect("a template")
+        .special_tokens(vec![("[CLS]", 10), ("[SEP]", 11)])
+        .build()
+        .expect("a processor");
+    let mut tokenizer = Tokenizer::new(model);
+    tokenizer.with_pre_tokenizer(Some(Whitespace {}));
+    tokenizer.with_post_processor(Some(template));
+    tokenizer
+}
+
+fn preparation(max_tokens: usize, direction: Option<TruncationDirection>) -> Preparation {
+    Preparation {
+        field: "inputs",
+        truncation: Some(Truncation {
+            enabled: direction.is_some(),
+            direction: direction.unwrap_or_default(),
+        }),
+        prompt: None,
+        max_tokens,
+        vocab_size: 12,
+    }
+}
+
+fn pair(first: &str, second: &str) -> Input {
+    Input::Pair(first.into(), second.into())
+}
+
+#[test]
+fn texts_and_pairs_get_special_tokens_and_types() {
+    let preparation = preparation(20, None);
+    let one = preparation
+        .prepare(&tokenizer(), Input::Text("1 2".into()))
+        .expect("a sequence");
+    assert_eq!(one.token_ids, [10, 1, 2, 11]);
+    assert!(one.token_type_ids.is_empty());
+    let two = preparation
+        .prepare(&tokenizer(), pair("1 2", "3"))
+        .expect("a sequence");
+    assert_eq!(two.token_ids, [10, 1, 2, 11, 3, 11]);
+    assert_eq!(two.token_type_ids, [0, 0, 0, 0, 1, 1]);
+}
+
+#[test]
+fn cutting_keeps_the_special_tokens() {
+    for (direction, expected) in [
+        (TruncationDirection::Right, [10, 1, 2, 11]),
+        (TruncationDirection::Left, [10, 3, 4, 11]),
+    ] {
+        let got = preparation(4, Some(direction))
+            .prepare(&tokenizer(), Input::Text("1 2 3 4".into()))
+            .expect("a sequence");
+        assert_eq!(got.token_ids, expected);
+    }
+    let got = preparation(7, Some(TruncationDirection::Right))
+        .prepare(&tokenizer(), pair("1 2 3 4 5 6", "7 8"))
+        .expect("a sequence");
+    assert_eq!(got.token_ids, [10, 1, 2, 11, 7, 8, 11]);
+    assert_eq!(got.token_type_ids, [0, 0, 0, 0, 1, 1, 1]);
+}
+
+#[test]
+fn token_ids_are_used_as_they_are() {
+    let got = preparation(3, None)
+        .prepare(&tokenizer(), Input::Tokens(vec![1, 2, 3]))
+        .expect("a sequence");
+    assert_eq!(got.token_ids, [1, 2, 3]);
+    let cut = preparation(2, Some(TruncationDirection::Left))
+        .prepare(&tokenizer(), Input::Tokens(vec![1, 2, 3]))
+        .expect("a sequence");
+    assert_eq!(cut.token_ids, [2, 3]);
+}
+
+#[test]
+fn a_prompt_stands_before_the_text() {
+    let preparation = Preparation {
+        prompt: Some("9 ".into()),
+        ..preparation(20, None)
+    };
+    let got = preparation
+        .prepare(&tokenizer(), Input::Text("1".into()))
+        .expect("a sequence");
+    assert_eq!(got.token_ids, [10, 9, 1, 11]);
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_the_reason() {
+    for (input, kind, words) in [
+        (Input::Text(String::new()), ErrorKind::Empty, "empty"),
+        (Input::Tokens(vec![]), ErrorKind::Empty, "empty"),
+        (pair("", ""), ErrorKind::Empty, "empty"),
+        (
+            Input::Text("1 2 3".into()),
+            ErrorKind::TooLong,
+            "at most 4 tokens. Given: 5",
+        ),
+        (
+            Input::Tokens(vec![12]),
+            ErrorKind::Validation,
+            "token 12, and the vocabulary has tokens 0 to 11",
+        ),
+    ] {
+        let error = preparation(4, None)
+            .prepare(&tokenizer(), input.clone())
+            .expect_err("a refusal");
+        assert_eq!(error.kind, kind, "{input:?}");
+        assert!(error.message.contains(words), "{error}");
+    }
+}

@@ -1,0 +1,212 @@
+//! What the routes of encoders share: the served model, tokenizing and checking inputs, and computing them.
+
+mod files;
+mod inputs;
+mod task;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gridwork_engine::{Encoded, Encoder, Wanted};
+use gridwork_proto::v1::{InfoResponse, Task};
+use tokenizers::Tokenizer;
+use tokio::sync::Semaphore;
+
+use crate::error::{ApiError, ErrorKind};
+use files::EncoderFiles;
+pub use inputs::{Input, Preparation, Truncation, TruncationDirection};
+pub use task::{require_encoder, require_generator, wrong_task};
+
+/// Bounds that the operator sets.
+#[derive(Debug, Clone, Copy)]
+pub struct EncoderLimits {
+    /// Longest input, tokens; `None`: what the model allows.
+    pub max_input_tokens: Option<u32>,
+    pub max_batch_tokens: u32,
+    /// Most sequences of a batch.
+    pub max_batch_size: u32,
+    /// Most inputs of one request.
+    pub max_client_batch_size: usize,
+    /// Requests that are tokenized at once.
+    pub workers: usize,
+}
+
+/// An encoder as handlers see it. Always there; [`EncoderService::ready`] tells whether the served model is one.
+pub struct EncoderService {
+    encoder: Encoder,
+    tokenizer: Arc<Tokenizer>,
+    files: EncoderFiles,
+    limits: EncoderLimits,
+    workers: Arc<Semaphore>,
+}
+
+/// The results of one request, in the order of its inputs, and what they took.
+#[derive(Debug)]
+pub struct Answer {
+    pub results: Vec<Encoded>,
+    /// Tokens of each input; at least 1.
+    pub lengths: Vec<usize>,
+    pub usage: Usage,
+}
+
+/// What a request took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    /// Tokens of all inputs.
+    pub tokens: usize,
+    /// Characters of all texts.
+    pub chars: usize,
+    pub tokenization: Duration,
+    /// Of the input that waited longest.
+    pub queue: Duration,
+    /// Of the slowest batch.
+    pub inference: Duration,
+}
+
+impl EncoderService {
+    /// `folder`: of the model, for its prompts and its mask token.
+    pub fn new(
+        encoder: Encoder,
+        tokenizer: Arc<Tokenizer>,
+        folder: &Path,
+        limits: EncoderLimits,
+    ) -> Self {
+        EncoderService {
+            files: EncoderFiles::read(folder, &tokenizer),
+            encoder,
+            tokenizer,
+            limits,
+            workers: Arc::new(Semaphore::new(limits.workers.max(1))),
+        }
+    }
+
+    pub fn handle(&self) -> &Encoder {
+        &self.encoder
+    }
+
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    pub fn limits(&self) -> &EncoderLimits {
+        &self.limits
+    }
+
+    /// What is served, when that is an encoder and it has been loaded.
+    pub fn loaded(&self) -> Option<Arc<InfoResponse>> {
+        self.encoder.loaded()
+    }
+
+    /// What is served, when it is one of `tasks`, for the route at `path`.
+    pub fn ready(&self, tasks: &[Task], path: &str) -> Result<Arc<InfoResponse>, ApiError> {
+        let info = self.loaded().ok_or_else(|| ApiError {
+            retry_after_s: Some(5),
+            ..ApiError::new(ErrorKind::Unavailable, "the model is still loading")
+        })?;
+        if tasks.contains(&info.task()) {
+            Ok(info)
+        } else {
+            Err(wrong_task(info.task(), path))
+        }
+    }
+
+    /// Longest input, tokens.
+    pub fn max_input_tokens(&self, info: &InfoResponse) -> usize {
+        // A model that names no limit gets one all the same: memory grows with the square of the length.
+        let model = match info.max_input_tokens {
+            0 => self.limits.max_batch_tokens,
+            limit => limit,
+        };
+        self.limits
+            .max_input_tokens
+            .map_or(model, |limit| limit.min(model)) as usize
+    }
+
+    /// The text that the model's files put before inputs under this name; without one, what they put before all.
+    pub fn prompt(&self, name: Option<&str>) -> Result<Option<String>, ApiError> {
+        self.files.prompt(name)
+    }
+
+    /// The token to be filled in and what it looks like.
+    pub fn mask(&self) -> Option<(u32, &str)> {
+        self.files
+            .mask
+            .as_ref()
+            .map(|(id, text)| (*id, text.as_str()))
+    }
+
+    /// Refuses no inputs, and too many of them. `field`: as the client calls it.
+    pub fn check_number(&self, number: usize, field: &str) -> Result<(), ApiError> {
+        let limit = self.limits.max_client_batch_size;
+        if number == 0 {
+            return Err(inputs::empty(field));
+        }
+        if number > limit {
+            return Err(ApiError::validation(
+                field,
+                format!(
+                    "`{field}` has {number} inputs, and one request may have {limit} (--max-client-batch-size)"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tokenizes and checks `inputs`, and computes them. `adapt` may change what is to be computed, once it is tokenized.
+    pub async fn encode(
+        &self,
+        inputs: Vec<Input>,
+        preparation: Preparation,
+        wanted: Wanted,
+        adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
+    ) -> Result<Answer, ApiError> {
+        self.check_number(inputs.len(), preparation.field)?;
+        let started = Instant::now();
+        let chars = inputs.iter().map(Input::num_chars).sum();
+        let permit = self
+            .workers
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+        let tokenizer = self.tokenizer.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            inputs
+                .into_iter()
+                .map(|input| preparation.prepare(&tokenizer, input))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .await
+        .map_err(|error| {
+            ApiError::new(ErrorKind::Internal, format!("tokenizing failed: {error}"))
+        })?;
+        let mut sequences = prepared?;
+        sequences.iter_mut().try_for_each(adapt)?;
+        let tokenization = started.elapsed();
+        metrics::histogram!("gridwork_request_validation_seconds")
+            .record(tokenization.as_secs_f64());
+        let lengths: Vec<usize> = sequences
+            .iter()
+            .map(|sequence| sequence.token_ids.len())
+            .collect();
+        for &length in &lengths {
+            metrics::histogram!("gridwork_request_input_tokens").record(length as f64);
+        }
+        let results = self.encoder.encode(sequences, wanted).await?;
+        let longest = |time: fn(&Encoded) -> Duration| results.iter().map(time).max();
+        let usage = Usage {
+            tokens: lengths.iter().sum(),
+            chars,
+            tokenization,
+            queue: longest(|result| result.queue).unwrap_or_default(),
+            inference: longest(|result| result.inference).unwrap_or_default(),
+        };
+        Ok(Answer {
+            results,
+            lengths,
+            usage,
+        })
+    }
+}

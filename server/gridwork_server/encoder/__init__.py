@@ -1,0 +1,1 @@
+"""Encoders: models that turn whole sequences into vectors, label scores or tokens, without a cache."""

@@ -1,0 +1,181 @@
+"""Loads an encoder of any architecture and finds out how to run it."""
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+
+from gridwork_server import loading, logs, model_code
+from gridwork_server.config import ShardConfig
+from gridwork_server.encoder import pooling, selection
+from gridwork_server.encoder.pooling import Pooling
+from gridwork_server.encoder.selection import Selection
+from gridwork_server.errors import ModelError
+from gridwork_server.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder that is ready to run, and what was found out about it."""
+
+    model: Any
+    config: "PretrainedConfig"
+    task: Task
+    selection: Selection
+    pooling: Pooling | None
+    """None unless the task is to embed."""
+    dtype: torch.dtype
+    device: torch.device
+    vocab_size: int
+    embedding_size: int
+    """Numbers in a vector; 0 unless the task is to embed."""
+    labels: list[str]
+    """Empty unless the task is to classify or to rerank."""
+    max_input_tokens: int
+    """0 when nothing gives a limit."""
+    num_parameters: int
+    weight_bytes: int
+
+
+def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
+    """content: of config.json. Raises ModelError."""
+    if config.world_size > 1:
+        raise ModelError(
+            f"--task {task} runs on one shard, and {config.world_size} were asked for (or as many GPUs are visible); "
+            "use --num-shard 1"
+        )
+    if config.attention == "cpu":
+        raise ModelError(f"--attention cpu is for --task generate; with --task {task} use auto, sdpa or reference")
+    logs.adopt_transformers()
+    model_config = model_code.read_config(config, content)
+    dtype = loading._dtype(config.dtype, model_config)
+    device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
+    model = _load(config, model_config, task, dtype)
+    num_parameters, weight_bytes = loading._size(model)
+    model = model.to(device).eval().requires_grad_(False)
+    wish = selection.WISHES.get(config.model_impl, config.model_impl)
+    selected = selection.select(model, task, wish, config.attention)
+    pooled = pooling.read(config.model_path, selected.is_causal, device) if task == Task.EMBED else None
+    encoder = LoadedEncoder(
+        model=model,
+        config=model_config,
+        task=task,
+        selection=selected,
+        pooling=pooled,
+        dtype=dtype,
+        device=device,
+        vocab_size=selection.num_tokens(model),
+        embedding_size=0 if pooled is None else _embedding_size(selected, pooled, device, config),
+        labels=_labels(model_config) if task in (Task.CLASSIFY, Task.RERANK) else [],
+        max_input_tokens=_max_input_tokens(model_config, selected, pooled),
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+    )
+    logger.info(
+        f"loaded {type(model).__name__} to {task}: {num_parameters / 1e6:.1f}M parameters, "
+        f"{str(dtype).removeprefix('torch.')} on {device}, {selected.path.name} batches, attention {selected.attention}"
+    )
+    return encoder
+
+
+def _load(config: ShardConfig, model_config: "PretrainedConfig", task: Task, dtype: torch.dtype) -> Any:
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    auto_class, arguments = _auto_class(model_config, task)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
+    try:
+        model, info = auto_class.from_pretrained(
+            config.model_path,
+            config=model_config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
+            trust_remote_code=config.trust_remote_code,
+            **arguments,
+        )
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
+    except FileNotFoundError as error:
+        raise ModelError(f"{model_code.one_line(error)}; the folder is incomplete, download the model again") from None
+    except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
+        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {model_code.one_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["mismatched_keys"]:
+        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
+        raise ModelError(
+            f"weights and config.json in {config.model_path} disagree in shape: {loading._some(shapes)}; they are not "
+            "of one model, download it again"
+        )
+    # A pooler that a checkpoint does not have is not used to embed.
+    missing = [key for key in info["missing_keys"] if not (task == Task.EMBED and "pooler" in key)]
+    if missing:
+        raise ModelError(
+            f"the weights in {config.model_path} lack {loading._some(missing)}, which --task {task} needs; the folder "
+            "is incomplete, or its model was made for another task"
+        )
+    if info["unexpected_keys"]:
+        logger.info(
+            f"the weights have tensors that --task {task} does not use: {loading._some(info['unexpected_keys'])}"
+        )
+    return model
+
+
+def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict[str, Any]]:
+    """The class to load with, and further arguments for it."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    if task == Task.FILL_MASK:
+        return transformers.AutoModelForMaskedLM, {}
+    if task != Task.EMBED:
+        return transformers.AutoModelForSequenceClassification, {}
+    if model_config.is_encoder_decoder and type(model_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
+        # Some of these classes refuse a config that says otherwise.
+        model_config.is_encoder_decoder = False
+        return MODEL_FOR_TEXT_ENCODING_MAPPING[type(model_config)], {}
+    mapping = transformers.AutoModel._model_mapping
+    model_class = mapping.get(type(model_config), None)
+    takes_pooling = isinstance(model_class, type) and (
+        "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    )
+    return transformers.AutoModel, {"add_pooling_layer": False} if takes_pooling else {}
+
+
+def _labels(model_config: "PretrainedConfig") -> list[str]:
+    labels = model_config.id2label or {}
+    return [str(name) for _, name in sorted((int(index), name) for index, name in labels.items())]
+
+
+@torch.inference_mode()
+def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, config: ShardConfig) -> int:
+    """Makes one vector. Raises ModelError when the files of the folder do not fit together."""
+    from gridwork_server.encoder.batch import SequenceBatch
+
+    batch = SequenceBatch.of([[1, 2]], device)
+    try:
+        return int(pooled.pool(selected.path.hidden_states(batch), batch).shape[1])
+    except RuntimeError as error:
+        raise ModelError(
+            f"the modules of {config.model_path / 'modules.json'} do not fit together: {model_code.one_line(error)}"
+        ) from error
+
+
+def _max_input_tokens(model_config: "PretrainedConfig", selected: Selection, pooled: Pooling | None) -> int:
+    """The smallest limit of those that there are."""
+    limits: list[int | None] = []
+    if selected.positions.capacity is not None:
+        limits.append(selected.positions.capacity)
+    else:
+        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+        limits.append(int(context) if isinstance(context, int) and context > 0 else None)
+    limits.append(pooled.max_input_tokens if pooled else None)
+    return min((limit for limit in limits if limit), default=0)

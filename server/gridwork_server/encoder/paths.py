@@ -1,0 +1,223 @@
+"""Three ways to run an encoder: flat batches, padded batches, and one sequence at a time."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gridwork_server.encoder import attention
+from gridwork_server.encoder.attention import FlatAttention, Unsupported
+from gridwork_server.encoder.batch import SequenceBatch
+from gridwork_server.encoder.positions import Positions
+
+
+class EncoderPath(Protocol):
+    """A way to run a model. Every method gives what plain `forward()` of each sequence by itself would."""
+
+    name: str
+    """As in `model_impl` of the contract."""
+
+    def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
+        """Last hidden states of a model without a head. `[num_tokens, size]`."""
+
+    def label_logits(self, batch: SequenceBatch) -> torch.Tensor:
+        """Of a model with a head for sequences. `[num_sequences, num_labels]`."""
+
+    def token_logits(self, batch: SequenceBatch, positions: torch.Tensor) -> torch.Tensor:
+        """Of a model with a head for tokens. positions: indices into the batch, `[num_positions]`, int64. Returns
+        `[num_positions, vocab_size]`."""
+
+
+class Arguments:
+    """Which keyword arguments a model's `forward()` takes, and their values."""
+
+    def __init__(self, model: nn.Module, has_types: bool) -> None:
+        """has_types: the model tells more than one type of token apart."""
+        self._known = inspect.signature(model.forward).parameters
+        self._has_types = has_types
+
+    def of(
+        self,
+        token_ids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        token_types: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """The arguments for these values, each `[batch, length]`; those that the model does not take are left out."""
+        found: dict[str, Any] = {"input_ids": token_ids}
+        if mask is not None and "attention_mask" in self._known:
+            found["attention_mask"] = mask
+        if token_types is not None and self._has_types and "token_type_ids" in self._known:
+            found["token_type_ids"] = token_types
+        if position_ids is not None and "position_ids" in self._known:
+            found["position_ids"] = position_ids
+        if "use_cache" in self._known:
+            found["use_cache"] = False
+        return found
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """The last hidden states in what a model's `forward()` returned."""
+    hidden = getattr(output, "last_hidden_state", None)
+    return output[0] if hidden is None else hidden
+
+
+class SinglePath:
+    """Plain `forward()` of one sequence after the other: what the other paths are compared with."""
+
+    name = "single"
+
+    def __init__(self, model: nn.Module, has_types: bool, implementation: str) -> None:
+        """implementation: of attention, a name in Transformers' registry."""
+        self._model = model
+        self._arguments = Arguments(model, has_types)
+        self._implementation = implementation
+
+    def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
+        return torch.cat([hidden_of(out)[0] for out in self._outputs(batch)])
+
+    def label_logits(self, batch: SequenceBatch) -> torch.Tensor:
+        return torch.cat([out.logits for out in self._outputs(batch)])
+
+    def token_logits(self, batch: SequenceBatch, positions: torch.Tensor) -> torch.Tensor:
+        return torch.cat([out.logits[0] for out in self._outputs(batch)])[positions]
+
+    def _outputs(self, batch: SequenceBatch) -> Iterator[Any]:
+        use_attention(self._model, self._implementation)
+        for index in range(len(batch.lengths)):
+            one = batch.one(index)
+            token_ids = one.token_ids[None]
+            types = None if one.token_types is None else one.token_types[None]
+            yield self._model(**self._arguments.of(token_ids, torch.ones_like(token_ids), types))
+
+
+class PaddedPath:
+    """Plain `forward()` of sequences that are filled up to one length, with a mask."""
+
+    name = "padded"
+
+    def __init__(self, model: nn.Module, has_types: bool, implementation: str, padding_token: int) -> None:
+        self._model = model
+        self._arguments = Arguments(model, has_types)
+        self._implementation = implementation
+        self._padding_token = padding_token
+
+    def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
+        out, mask = self._run(batch)
+        return hidden_of(out)[mask]
+
+    def label_logits(self, batch: SequenceBatch) -> torch.Tensor:
+        return self._run(batch)[0].logits
+
+    def token_logits(self, batch: SequenceBatch, positions: torch.Tensor) -> torch.Tensor:
+        out, mask = self._run(batch)
+        rows = mask.flatten().nonzero().flatten()[positions]
+        return out.logits.flatten(0, 1)[rows]
+
+    def _run(self, batch: SequenceBatch) -> tuple[Any, torch.Tensor]:
+        use_attention(self._model, self._implementation)
+        device = batch.token_ids.device
+        lengths = torch.tensor(batch.lengths, device=device)
+        mask = torch.arange(max(batch.lengths), device=device)[None] < lengths[:, None]
+        token_ids = torch.full(mask.shape, self._padding_token, dtype=torch.int64, device=device)
+        token_ids[mask] = batch.token_ids
+        types = None
+        if batch.token_types is not None:
+            types = torch.zeros_like(token_ids)
+            types[mask] = batch.token_types
+        return self._model(**self._arguments.of(token_ids, mask.long(), types)), mask
+
+
+class FlatPath:
+    """All sequences in one row, without padding; attention keeps them apart.
+
+    A head is run apart from the model under it, on that model's hidden states in the shape that the head expects: for
+    heads of sequences `[count, length, size]`, whole sequences of equal length together; for heads of tokens only the
+    rows that are asked for.
+    """
+
+    name = "flat"
+
+    def __init__(self, model: nn.Module, has_types: bool, positions: Positions, reference: bool = False) -> None:
+        """positions: of the model under the head. reference: attention by its definition. Raises Unsupported."""
+        self._model = model
+        self._base = getattr(model, "base_model", model)
+        self._head_arguments = Arguments(model, has_types)
+        self._arguments = Arguments(self._base, has_types)
+        self._offset = positions.offset
+        self._reference = reference
+        self._is_causal = getattr(model.config, "is_causal", True) is not False
+        self.heads_together = True
+        """Whether the head takes several sequences at once."""
+        self.windows: set[int] = set()
+        """Sliding windows of the layers that have run."""
+        if not getattr(model, "_supports_attention_backend", False):
+            raise Unsupported(f"{type(model).__name__} does not support Transformers' attention interface")
+        if positions.capacity is not None and not positions.is_argument:
+            raise Unsupported(f"{type(self._base).__name__} numbers positions by itself, for one sequence")
+        if "input_ids" not in inspect.signature(self._base.forward).parameters:
+            raise Unsupported(f"{type(self._base).__name__} does not take token ids")
+
+    def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
+        return hidden_of(self._run(batch))[0]
+
+    def label_logits(self, batch: SequenceBatch) -> torch.Tensor:
+        out = self._run(batch)
+        logits = []
+        for run in batch.runs():
+            hidden = hidden_of(out)[0, run.tokens].unflatten(0, (run.count, run.length))
+            token_ids = batch.token_ids[run.tokens].view(run.count, run.length)
+            step = run.count if self.heads_together else 1
+            for first in range(0, run.count, step):
+                part = slice(first, first + step)
+                logits.append(self._head(out, hidden[part], token_ids[part]))
+        return torch.cat(logits)
+
+    def token_logits(self, batch: SequenceBatch, positions: torch.Tensor) -> torch.Tensor:
+        out = self._run(batch)
+        return self._head(out, hidden_of(out)[:, positions], batch.token_ids[None, positions])[0]
+
+    def _run(self, batch: SequenceBatch) -> Any:
+        use_attention(self._model, attention.NAME)
+        flat = FlatAttention.of(batch, reference=self._reference, is_causal_by_config=self._is_causal)
+        types = None if batch.token_types is None else batch.token_types[None]
+        positions = (batch.positions() + self._offset)[None]
+        arguments = self._arguments.of(batch.token_ids[None], None, types, positions)
+        out = self._base(**arguments, **{attention.ARGUMENT: flat})
+        hidden = hidden_of(out)
+        if hidden.shape[:2] != (1, len(batch.token_ids)):
+            raise Unsupported(f"{type(self._base).__name__} does not return a hidden state for each token")
+        self.windows |= flat.windows
+        return out
+
+    def _head(self, out: Any, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Runs the head alone. out: of the model under it; hidden: `[batch, length, size]`; token_ids:
+        `[batch, length]`. Raises Unsupported."""
+        if self._base is self._model or "last_hidden_state" not in getattr(out, "keys", tuple)():
+            raise Unsupported(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
+        values = {"last_hidden_state": hidden}
+        if getattr(out, "pooler_output", None) is not None:
+            pooler: Any = self._base.pooler
+            values["pooler_output"] = pooler(hidden)
+        arguments = self._head_arguments.of(token_ids, torch.ones_like(token_ids))
+        with _answering(self._base, type(out)(**values)):
+            return self._model(**arguments).logits
+
+
+@contextmanager
+def _answering(module: nn.Module, output: Any) -> Iterator[None]:
+    """Lets the module return this instead of running."""
+    module.forward = lambda *_arguments, **_keywords: output
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def use_attention(model: Any, implementation: str) -> None:
+    """Has the model's layers call another attention function."""
+    if model.config._attn_implementation != implementation:
+        model.set_attn_implementation(implementation)

@@ -1,0 +1,201 @@
+"""Computes batches for the router, as the contract has them."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from loguru import logger
+
+from gridwork_server import PROTOCOL_VERSION, __version__
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.encoder.batch import SequenceBatch
+from gridwork_server.encoder.loading import LoadedEncoder
+from gridwork_server.task import Task
+
+_TASKS = {
+    Task.GENERATE: pb.TASK_GENERATE,
+    Task.EMBED: pb.TASK_EMBED,
+    Task.CLASSIFY: pb.TASK_CLASSIFY,
+    Task.RERANK: pb.TASK_RERANK,
+    Task.FILL_MASK: pb.TASK_FILL_MASK,
+}
+
+_OUTPUTS = {
+    pb.EncodeRequest.OUTPUT_VECTOR: {Task.EMBED},
+    pb.EncodeRequest.OUTPUT_TOKEN_VECTORS: {Task.EMBED},
+    pb.EncodeRequest.OUTPUT_LABELS: {Task.CLASSIFY, Task.RERANK},
+    pb.EncodeRequest.OUTPUT_TOKENS: {Task.FILL_MASK},
+    pb.EncodeRequest.OUTPUT_SPARSE: {Task.FILL_MASK},
+}
+"""What each task can be asked for."""
+
+
+class BadBatch(Exception):
+    """A batch that breaks the contract. The message says how."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A batch, and what is wanted of it."""
+
+    batch: SequenceBatch
+    output: "pb.EncodeRequest.Output"
+    positions: torch.Tensor
+    """Indices into the batch, `[num_positions]`, int64."""
+    top_n: int
+
+    def one(self, index: int) -> "_Job":
+        """The same for one of the sequences."""
+        start, length = self.batch.starts[index], self.batch.lengths[index]
+        mine = (self.positions >= start) & (self.positions < start + length)
+        return _Job(self.batch.one(index), self.output, self.positions[mine] - start, self.top_n)
+
+
+class EncoderRunner:
+    """Runs in the model's thread."""
+
+    def __init__(self, loaded: LoadedEncoder) -> None:
+        self.loaded = loaded
+
+    @torch.inference_mode()
+    def encode(self, request: "pb.EncodeRequest") -> "pb.EncodeResponse":
+        """Computes a batch. A sequence that fails by itself has an error in its place. Raises BadBatch."""
+        job = self._job(request)
+        started = time.perf_counter()
+        try:
+            encodings = self._compute(job)
+        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+            if self.loaded.device.type != "cpu":
+                raise
+            count = len(job.batch.lengths)
+            logger.warning(f"a batch of {count} sequences failed ({error}); they are computed one by one")
+            encodings = [self._compute_alone(job.one(index)) for index in range(count)]
+        elapsed = time.perf_counter() - started
+        return pb.EncodeResponse(encodings=encodings, forward_us=int(elapsed * 1e6))
+
+    def info(self) -> "pb.InfoResponse":
+        """What is loaded."""
+        import transformers
+
+        loaded, selection = self.loaded, self.loaded.selection
+        device = str(loaded.device)
+        if loaded.device.type == "cuda":
+            device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
+        return pb.InfoResponse(
+            protocol_version=PROTOCOL_VERSION,
+            shard_version=__version__,
+            model_type=loaded.config.model_type,
+            model_impl=selection.path.name,
+            model_impl_reason=selection.reason,
+            attention=selection.attention,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            device=device,
+            vocab_size=loaded.vocab_size,
+            max_context_tokens=loaded.max_input_tokens,
+            num_parameters=loaded.num_parameters,
+            weight_bytes=loaded.weight_bytes,
+            world_size=1,
+            transformers_version=transformers.__version__,
+            torch_version=torch.__version__,
+            task=_TASKS[loaded.task],
+            embedding_size=loaded.embedding_size,
+            labels=loaded.labels,
+            max_input_tokens=loaded.max_input_tokens,
+            normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
+        )
+
+    def _job(self, request: "pb.EncodeRequest") -> _Job:
+        token_ids = np.array(request.token_ids, dtype=np.int64)
+        types = np.array(request.token_type_ids, dtype=np.int64)
+        positions = np.array(request.positions, dtype=np.int64)
+        lengths = tuple(request.lengths)
+        if self.loaded.task not in _OUTPUTS.get(request.output, set()):
+            raise BadBatch(f"--task {self.loaded.task} has no output {request.output}")
+        if not lengths or min(lengths) < 1 or sum(lengths) != len(token_ids):
+            raise BadBatch(f"{len(token_ids)} tokens do not make up sequences of {lengths} tokens")
+        if token_ids.max() >= self.loaded.vocab_size:
+            raise BadBatch(f"token {token_ids.max()} is not in the vocabulary of {self.loaded.vocab_size} tokens")
+        if len(types) not in (0, len(token_ids)):
+            raise BadBatch(f"{len(types)} token types are given for {len(token_ids)} tokens")
+        limit = self.loaded.selection.positions.capacity
+        if limit is not None and max(lengths) > limit:
+            raise BadBatch(f"a sequence has {max(lengths)} tokens, and the model positions for {limit}")
+        if len(positions) and (positions.max() >= len(token_ids) or (np.diff(positions) <= 0).any()):
+            raise BadBatch("positions must be ascending and lie in the batch")
+        if request.output == pb.EncodeRequest.OUTPUT_TOKENS and not 0 < request.top_n <= self.loaded.vocab_size:
+            raise BadBatch(f"top_n is {request.top_n}, and the vocabulary has {self.loaded.vocab_size} tokens")
+        # A type that the model has no embedding for would end the process on GPUs.
+        known_types = getattr(self.loaded.config, "type_vocab_size", None) or 0
+        if len(types) and (known_types < 2 or types.max() >= known_types):
+            types = types[:0]
+        device = self.loaded.device
+        batch = SequenceBatch(
+            torch.from_numpy(token_ids).to(device), torch.from_numpy(types).to(device) if len(types) else None, lengths
+        )
+        return _Job(batch, request.output, torch.from_numpy(positions).to(device), request.top_n)
+
+    def _compute_alone(self, job: _Job) -> "pb.Encoding":
+        try:
+            return self._compute(job)[0]
+        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+            return pb.Encoding(error=f"{type(error).__name__}: {error}")
+
+    def _compute(self, job: _Job) -> "list[pb.Encoding]":
+        path, batch = self.loaded.selection.path, job.batch
+        if job.output == pb.EncodeRequest.OUTPUT_TOKENS:
+            return self._top_tokens(job)
+        if job.output == pb.EncodeRequest.OUTPUT_SPARSE:
+            return self._sparse(job)
+        if job.output == pb.EncodeRequest.OUTPUT_TOKEN_VECTORS:
+            hidden = path.hidden_states(batch).float()
+            return [_encoding(part.flatten()) for part in hidden.split(list(batch.lengths))]
+        if job.output == pb.EncodeRequest.OUTPUT_VECTOR:
+            assert self.loaded.pooling is not None
+            rows = self.loaded.pooling.pool(path.hidden_states(batch), batch)
+        else:
+            rows = path.label_logits(batch).float()
+        return [_encoding(row) for row in rows.cpu()]
+
+    def _top_tokens(self, job: _Job) -> "list[pb.Encoding]":
+        encodings = [pb.Encoding() for _ in job.batch.lengths]
+        if len(job.positions) == 0:
+            return encodings
+        logits = self.loaded.selection.path.token_logits(job.batch, job.positions).float()
+        values, token_ids = logits.topk(job.top_n, dim=-1)
+        normalizers = logits.logsumexp(-1)
+        ends = torch.tensor(job.batch.lengths, device=job.positions.device).cumsum(0)
+        owners = torch.searchsorted(ends, job.positions, right=True).tolist()
+        for row, owner in enumerate(owners):
+            encoding = encodings[owner]
+            if not torch.isfinite(normalizers[row]):
+                encoding.error = _NOT_FINITE
+            encoding.values.extend(values[row].tolist())
+            encoding.token_ids.extend(token_ids[row].tolist())
+            encoding.log_normalizers.append(float(normalizers[row]))
+        return encodings
+
+    def _sparse(self, job: _Job) -> "list[pb.Encoding]":
+        """SPLADE's vectors (Formal et al. 2021, equation 1 with the maximum of v2), a sequence at a time: the logits of
+        all tokens of a batch would be large."""
+        encodings = []
+        for index in range(len(job.batch.lengths)):
+            one = job.batch.one(index)
+            positions = torch.arange(one.lengths[0], device=one.token_ids.device)
+            logits = self.loaded.selection.path.token_logits(one, positions).float()
+            weights = logits.relu().log1p().amax(0)
+            token_ids = weights.nonzero().flatten()
+            encoding = _encoding(weights[token_ids])
+            encoding.token_ids.extend(token_ids.tolist())
+            encodings.append(encoding)
+        return encodings
+
+
+_NOT_FINITE = "the model's result for this sequence is not finite"
+
+
+def _encoding(values: torch.Tensor) -> "pb.Encoding":
+    """values: `[n]`."""
+    if not bool(torch.isfinite(values).all()):
+        return pb.Encoding(error=_NOT_FINITE)
+    return pb.Encoding(values=values.tolist())
