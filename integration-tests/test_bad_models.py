@@ -113,6 +113,81 @@ def test_custom_code_without_trust(trap: Path) -> None:
     assert "--trust-remote-code" in message
 
 
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_sizes_that_make_no_sense(tiny: TinyModels, tmp_path: Path) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    change_config(folder, num_attention_heads=0)
+    message = run_to_failure("--model-id", folder)
+    assert "config.json has num_attention_heads: 0" in message
+
+
+def test_config_and_weights_of_different_models(tiny: TinyModels, tmp_path: Path) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    change_config(folder, intermediate_size=96)
+    message = run_to_failure("--model-id", folder)
+    assert "disagree in shape" in message
+    assert "mlp" in message
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, ["auto_map.AutoConfig", "trap.py is missing"]),
+        ("raise OSError('no luck')", ["auto_map.AutoConfig", "trap.py", "no luck"]),
+        ("import no_such_package_anywhere", ["no_such_package_anywhere"]),
+    ],
+)
+def test_custom_code_that_cannot_be_run(code: str | None, words: list[str], trap: Path, tmp_path: Path) -> None:
+    folder = copied(trap, tmp_path / "model")
+    if code is None:
+        (folder / "trap.py").unlink()
+    else:
+        (folder / "trap.py").write_text(code)
+    message = run_to_failure("--model-id", folder, "--trust-remote-code")
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": {}}'])
+def test_a_damaged_tokenizer_json(content: str, tiny: TinyModels, tmp_path: Path) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").write_text(content)
+    message = run_to_failure("--model-id", folder)
+    assert "tokenizer.json" in message
+    assert "download it again" in message
+
+
+def test_a_damaged_tokenizer_of_another_kind(tiny: TinyModels, tmp_path: Path) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"\x00\x01\x02")
+    message = run_to_failure("--model-id", folder, "--huggingface-hub-cache", tmp_path / "cache")
+    assert "tokenizer.model" in message
+
+
+def test_an_adapter_without_its_base(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "/no/such/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    message = run_to_failure("--model-id", folder, "--huggingface-hub-cache", tmp_path / "cache")
+    assert "adapter_config.json, base_model_name_or_path" in message
+    assert "/no/such/base" in message
+
+
+def test_pickled_weights_without_the_flag(tiny: TinyModels, tmp_path: Path) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    message = run_to_failure("--model-id", folder, within_s=3)
+    for word in ("pytorch_model.bin", "--allow-pickle-weights", "save_pretrained"):
+        assert word in message
+
+
 def test_a_model_without_a_tensor_parallel_plan_over_two_shards(tiny: TinyModels) -> None:
     message = run_to_failure("--model-id", tiny("gpt2"), "--num-shard", "2")
     assert "tensor" in message.lower() or "--num-shard" in message

@@ -198,8 +198,16 @@ def _eos_token_ids(model_config: "PretrainedConfig", path: Path) -> list[int]:
     return [int(id) for id in ids] if isinstance(ids, list) else [int(ids)]
 
 
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len", "block_size")
+"""What configs call the longest sequence that the model's positions allow."""
+
+
 def _max_context_tokens(model_config: "PretrainedConfig") -> int:
-    return int(getattr(model_config.get_text_config(), "max_position_embeddings", None) or 0)
+    text_config = model_config.get_text_config()
+    # Configs of Transformers' own classes have the first, and may mean something else by the others.
+    names = _CONTEXT_NAMES if type(model_config).is_remote_code() else _CONTEXT_NAMES[:1]
+    limits = (getattr(text_config, name, None) for name in names)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), 0)
 
 
 def _some(keys: Any) -> str:

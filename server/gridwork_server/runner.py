@@ -211,7 +211,9 @@ class Runner:
                 f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
                 f"{budget}; give a smaller --max-batch-size, or more memory with --kv-cache-memory"
             )
-        num_blocks = (budget - fixed) // max(1, local * limits.block_size_tokens)
+        # Without a limit every sequence may become as long as there is memory, and the ids of its tokens take some too.
+        ids = 0 if limits.max_total_tokens else np.dtype(np.int32).itemsize * limits.max_sequences
+        num_blocks = (budget - fixed) // max(1, (local + ids) * limits.block_size_tokens)
         if limits.max_total_tokens:
             longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
             # More than this can never be in use.

@@ -58,6 +58,11 @@ def merged(
             raise
         except Exception as error:  # whatever adapters of any kind, and a model's own code, lead to
             logger.opt(exception=True).debug("The merge failed")
+            if "trust_remote_code" in str(error):
+                raise PrepareError(
+                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map). If you "
+                    "trust its author, pass --trust-remote-code"
+                ) from error
             raise PrepareError(
                 f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}). "
                 "It is damaged, or was made for another model"

@@ -94,6 +94,18 @@ def test_a_pickled_adapter_follows_the_rule_for_pickles(folder: Path) -> None:
     assert (merged(folder, allow_pickle=True) / "model.safetensors").is_file()
 
 
+def test_a_base_with_code_of_its_own_needs_trust(folder: Path, base: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(base, tmp_path / "moved")
+    config = json.loads((moved / "config.json").read_text())
+    config |= {"model_type": "own-type", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (moved / "config.json").write_text(json.dumps(config))
+    (moved / "own.py").write_text(f"from pathlib import Path\nPath(r'{tmp_path / 'has-run'}').touch()\n")
+    set_config(folder, base_model_name_or_path=str(moved))
+    with pytest.raises(PrepareError, match=r"moved/config\.json has auto_map.*--trust-remote-code"):
+        merged(folder)
+    assert not (tmp_path / "has-run").exists()
+
+
 def set_config(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gridwork_server.prepare.hub import wanted_files
+
 from .fake_hub import COMMIT, FakeHub, running
 from .support import run
 
@@ -99,6 +101,15 @@ def test_a_sharded_model_in_the_cache_needs_every_shard(tmp_path):
     assert run(*arguments, home=tmp_path, HF_HUB_OFFLINE="1").code == 1
     (snapshot / "model-2.safetensors").touch()
     assert run(*arguments, home=tmp_path, HF_HUB_OFFLINE="1").code == 0
+
+
+def test_pickled_weights_are_downloaded_only_when_they_are_allowed_and_needed():
+    pickled = ["config.json", "pytorch_model.bin", "optimizer.pt", "tokenizer.model"]
+    assert wanted_files(pickled, trust_remote_code=False) == ["config.json", "tokenizer.model"]
+    allowed = wanted_files(pickled, trust_remote_code=False, allow_pickle=True)
+    assert allowed == ["config.json", "pytorch_model.bin", "tokenizer.model"]
+    both = [*pickled, "model.safetensors"]
+    assert "pytorch_model.bin" not in wanted_files(both, trust_remote_code=False, allow_pickle=True)
 
 
 @pytest.mark.parametrize("trusted", [False, True])
