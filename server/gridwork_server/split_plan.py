@@ -178,7 +178,7 @@ class _Planner:
         whole = named.width
         part = share(whole, self._group.rank, self._group.world_size)
         if whole < self._group.world_size:
-            raise self._refusal(f"has {whole} features in {named.path}, too few for {self._group.world_size} ranks")
+            return  # too small to matter
         self._add(named, (part,))
         if named.style in _TAKES_ITS_PART:
             self._replace(named.path, partial(SummedLinear, linear, part))
@@ -304,7 +304,9 @@ class _Planner:
         for attribute, value in vars(module).items():
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
-            if re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
+            if attribute == "num_key_value_groups":
+                self._splits.changes.append(partial(setattr, module, attribute, (stop - start) // kv_heads))
+            elif re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
                 if value == heads.num_kv_heads:
                     self._splits.changes.append(partial(setattr, module, attribute, kv_heads))
             elif re.fullmatch(r"(num_|n_)(attention_|query_|q_)?heads?", attribute) and value == heads.num_heads:
