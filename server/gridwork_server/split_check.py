@@ -90,10 +90,22 @@ def _narrowed(linear: nn.Linear, rows: torch.Tensor | None, columns: torch.Tenso
 
 
 def _with_children(module: nn.Module, children: dict[str, nn.Linear]) -> nn.Module:
-    """The module with other children in the place of its own; everything else is shared."""
+    """The module with other children in the place of its own; everything else is shared, or where it has parameters,
+    which may be on `meta`, has values of no significance."""
     other = copy.copy(module)
-    other._modules = dict(module._modules) | children
+    other._modules = {name: child and _with_values(child) for name, child in module._modules.items()} | children
     return other.eval()
+
+
+def _with_values(module: nn.Module) -> nn.Module:
+    if next(module.parameters(), None) is None:
+        return module
+    other = copy.deepcopy(module)
+    for owner in other.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = nn.Parameter(torch.full(parameter.shape, 0.5))
+    return other
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -215,11 +215,13 @@ class _Planner:
         taker = self._taker(members)
         makers = {member.name: 1 for member in members if member is not taker}
         if taker is None or not makers:
-            self._leave_whole(parent, self._counted(members))
-        elif features_are_independent(module, makers, taker.name) is False:
-            self._leave_whole(parent, "what it computes of one feature depends on the others")
-        else:
-            self._split_features(where, members)
+            return self._leave_whole(parent, self._counted(members))
+        independent = features_are_independent(module, makers, taker.name)
+        if independent is None:
+            return self._leave_whole(parent, "it does not run with a part of its features")
+        if not independent:
+            return self._leave_whole(parent, "what it computes of one feature depends on the others")
+        self._split_features(where, members)
 
     def _split_packed(self, parent: str, members: list[_Named]) -> bool:
         """Layers of which the plan has everything gathered, but whose features turn out to be independent: packed gates
