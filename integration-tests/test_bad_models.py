@@ -170,11 +170,6 @@ def test_a_wrong_flag_is_refused_before_anything_starts(
         assert word in server.log(), server.log()
 
 
-@pytest.mark.parametrize("impl", ["batched", "solo"])
-def test_a_path_that_is_not_there_is_refused(tiny: TinyModels, impl: str) -> None:
-    assert impl in run_to_failure("--model-id", tiny("llama"), "--model-impl", impl)
-
-
 def test_cuda_where_there_is_none(tiny: TinyModels) -> None:
     message = run_to_failure("--model-id", tiny("llama"), "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
     assert "cuda" in message.lower()

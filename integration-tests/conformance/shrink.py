@@ -20,6 +20,8 @@ _MAX_LAYERS = 6
 _SIZES: list[tuple[str, int]] = [
     (r"(^|_)vocab_size|^n_words$|^num_embeddings$|_vocab_size$", VOCAB_SIZE),
     (r"per_layer_input$", 16),
+    (r"index_topk$", 6),
+    (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
     (
         r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len(gth)?|seq_length|max_target_positions)$",
         CONTEXT_TOKENS,
@@ -47,8 +49,6 @@ _SIZES: list[tuple[str, int]] = [
     (r"chunk_size$", 8),
     (r"(period|interval|frequency|every_n_layers|every_n|_step)$", 2),
     (r"first_k_dense_replace$|^num_dense_layers$|^num_hash_layers$", 1),
-    (r"index_topk$", 6),
-    (r"index_n_heads$", 2),
 ]
 """Name of an integer in a config, and what it becomes when it is larger."""
 
@@ -116,6 +116,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "reformer": {
         "is_decoder": True,
+        "hash_seed": 0,  # without one its attention is random
         "attn_layers": ["local", "lsh"],
         "axial_pos_shape": [16, 16],
         "axial_pos_embds_dim": [32, 32],
@@ -180,7 +181,8 @@ def _settings(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, An
         elif isinstance(value, list | tuple) and num_layers and len(value) == num_layers:
             settings[name] = [_small(name, value[i]) for i in keep]
         elif isinstance(value, bool):
-            continue
+            if name == "is_decoder":
+                settings[name] = True  # an encoder's layers look ahead: generating with them means nothing
         elif isinstance(value, int):
             small = len(keep) if re.search(_LAYER_COUNTS, name) else _small(name, value)
             if name == "head_dim" and value == values.get("qk_rope_head_dim"):

@@ -54,7 +54,7 @@ struct Problem {
   const int32_t* sequence; // [tokens]: row of `tables`
   const int32_t* length;   // [tokens]: keys it attends to at most, its own included
   const float* sinks;      // [query_heads] or null
-  int64_t query_stride, query_heads, kv_heads, key_size, value_size, table_stride, block_size, window;
+  int64_t query_stride, query_heads, kv_heads, key_size, value_size, table_stride, block_size, window, chunk;
   float scale, softcap;
 };
 
@@ -75,7 +75,9 @@ AVX512 void attend(const Problem<T>& p, int64_t token, int64_t kv_head, int64_t 
   }
   const int32_t* table = p.tables + p.sequence[token] * p.table_stride;
   const int64_t end = p.length[token];
-  const int64_t begin = p.window > 0 ? std::max<int64_t>(0, end - p.window) : 0;
+  const int64_t begin = p.chunk > 0    ? (end - 1) / p.chunk * p.chunk
+                        : p.window > 0 ? std::max<int64_t>(0, end - p.window)
+                                       : 0;
   const int64_t key_stride = p.kv_heads * p.key_size, value_stride = p.kv_heads * p.value_size;
 
   for (int64_t first = begin; first < end;) {
@@ -169,7 +171,7 @@ void run(const Problem<T>& p, int64_t tokens) {
 template <typename T>
 void dispatch(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& tables,
               const Tensor& sequence, const Tensor& length, const float* sinks, Tensor& out, int64_t block_size,
-              double scale, int64_t window, double softcap) {
+              double scale, int64_t window, int64_t chunk, double softcap) {
   const Problem<T> p{
       .query = static_cast<const T*>(query.data_ptr()),
       .keys = static_cast<const T*>(keys.data_ptr()),
@@ -187,6 +189,7 @@ void dispatch(const Tensor& query, const Tensor& keys, const Tensor& values, con
       .table_stride = tables.stride(0),
       .block_size = block_size,
       .window = window,
+      .chunk = chunk,
       .scale = static_cast<float>(scale),
       .softcap = static_cast<float>(softcap),
   };
@@ -196,13 +199,15 @@ void dispatch(const Tensor& query, const Tensor& keys, const Tensor& values, con
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; its caller has checked them.
 Tensor paged_attention(const Tensor query, const Tensor keys, const Tensor values, const Tensor tables,
                        const Tensor sequence, const Tensor length, std::optional<Tensor> sinks, int64_t block_size,
-                       double scale, int64_t window, double softcap) {
+                       double scale, int64_t window, int64_t chunk, double softcap) {
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), values.size(2)});
   const float* sink = sinks.has_value() ? static_cast<const float*>(sinks->data_ptr()) : nullptr;
   if (query.scalar_type() == torch::headeronly::ScalarType::BFloat16) {
-    dispatch<bf16>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, softcap);
+    dispatch<bf16>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, chunk,
+                   softcap);
   } else {
-    dispatch<float>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, softcap);
+    dispatch<float>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, chunk,
+                   softcap);
   }
   return out;
 }
@@ -212,7 +217,7 @@ Tensor paged_attention(const Tensor query, const Tensor keys, const Tensor value
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def(
       "paged_attention(Tensor query, Tensor keys, Tensor values, Tensor tables, Tensor sequence, Tensor length, "
-      "Tensor? sinks, int block_size, float scale, int window, float softcap) -> Tensor");
+      "Tensor? sinks, int block_size, float scale, int window, int chunk, float softcap) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("paged_attention", TORCH_BOX(&paged_attention)); }

@@ -29,6 +29,7 @@ def paged_attention(
     block_size: int,
     scale: float,
     window: int = 0,
+    chunk: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -38,12 +39,13 @@ def paged_attention(
     keys: `[num_slots, num_kv_heads, key_size]` and values: `[num_slots, num_kv_heads, value_size]`, contiguous, where
     the slot of a position is `block * block_size + position % block_size`; block_tables: int32
     `[num_sequences, max_blocks]`; sequence: int32 `[num_tokens]`, the token's row of block_tables; length: int32
-    `[num_tokens]`, the token's position + 1; window: only the last so many keys, 0 for all; softcap: `c * tanh(x / c)`
+    `[num_tokens]`, the token's position + 1; window: only the last so many keys, 0 for all;
+    chunk: only keys of the query's own chunk of so many positions, 0 for no chunks; softcap: `c * tanh(x / c)`
     of the scores, 0 for none; sinks: float32 `[num_heads]`, a logit without a value for each head.
 
     Returns `[num_tokens, num_heads, value_size]` in query's dtype. Computed in float32 with an online softmax
     (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3).
     """
     return torch.ops.gridwork_cpu.paged_attention(
-        query, keys, values, block_tables, sequence, length, sinks, block_size, scale, window, softcap
+        query, keys, values, block_tables, sequence, length, sinks, block_size, scale, window, chunk, softcap
     )

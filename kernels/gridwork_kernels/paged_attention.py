@@ -35,8 +35,8 @@ class PagedLayout:
     """Length of each sequence when the step is done."""
     null_slot: int
     """A slot that is always zero: padding points to it, so that nothing stale (a NaN above all) is ever read."""
-    derived: dict[int, "_Gathering"] = field(default_factory=dict)
-    """Indices and masks of the `sdpa` form, by window; made once a step."""
+    derived: dict[tuple[int, int], "_Gathering"] = field(default_factory=dict)
+    """Indices and masks of the `sdpa` form, by window and chunk; made once a step."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class AttentionOptions:
     scale: float
     window: int = 0
     """Only the last so many keys, the token's own included; 0: all."""
+    chunk: int = 0
+    """Only keys of the token's own chunk of so many positions; 0: no chunks. Not together with a window."""
     softcap: float = 0.0
     """Scores become `softcap * tanh(score / softcap)`; 0: they stay."""
     sinks: torch.Tensor | None = None
@@ -72,7 +74,7 @@ def reference(
         scores = torch.einsum("qhd,khd->hqk", q, k) * options.scale
         if options.softcap:
             scores = options.softcap * torch.tanh(scores / options.softcap)
-        scores = scores.masked_fill(~_visible(count, end, options.window, 0, query.device), -torch.inf)
+        scores = scores.masked_fill(~_visible(count, end, options.window, options.chunk, 0, query.device), -torch.inf)
         if options.sinks is not None:
             sinks = options.sinks.float()[:, None, None].expand(-1, count, 1)
             scores = torch.cat([scores, sinks], dim=-1)
@@ -86,9 +88,10 @@ def sdpa(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
     """In PyTorch operations, on any device: decodes gathered into one padded batch, prefills one by one."""
-    gathering = layout.derived.get(options.window)
+    gathering = layout.derived.get((options.window, options.chunk))
     if gathering is None:
-        gathering = layout.derived[options.window] = _Gathering.of(layout, options.window)
+        gathering = _Gathering.of(layout, options.window, options.chunk)
+        layout.derived[options.window, options.chunk] = gathering
     num_heads, kv_heads = query.shape[1], keys.shape[1]
     out = query.new_empty(query.shape[0], num_heads, values.shape[2])
     if gathering.decode_tokens is not None:
@@ -123,6 +126,7 @@ def cpu(
         block_size=layout.block_size,
         scale=options.scale,
         window=options.window,
+        chunk=options.chunk,
         softcap=options.softcap,
         sinks=options.sinks,
     )
@@ -163,7 +167,7 @@ class _Gathering:
     prefills: list[_Prefill]
 
     @staticmethod
-    def of(layout: PagedLayout, window: int) -> "_Gathering":
+    def of(layout: PagedLayout, window: int, chunk: int) -> "_Gathering":
         device = layout.slots.device
         starts = [0]
         for count in layout.num_tokens:
@@ -172,8 +176,9 @@ class _Gathering:
         rows = torch.tensor(decodes, dtype=torch.int64, device=device)
         tokens = torch.tensor([starts[row] for row in decodes], dtype=torch.int64, device=device)
         ends = torch.tensor([layout.end[row] for row in decodes], dtype=torch.int64, device=device)
-        begins = (ends - window).clamp(min=0) if window else torch.zeros_like(ends)
-        longest = max((min(layout.end[row], window or layout.end[row]) for row in decodes), default=0)
+        first = [_first(layout.end[row], window, chunk) for row in decodes]
+        begins = torch.tensor(first, dtype=torch.int64, device=device)
+        longest = max((layout.end[row] - begin for row, begin in zip(decodes, first, strict=True)), default=0)
         positions = begins[:, None] + torch.arange(longest, device=device)
         valid = positions < ends[:, None]
         positions = torch.where(valid, positions, 0)
@@ -183,12 +188,12 @@ class _Gathering:
         for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
             if count == 1:
                 continue
-            begin = max(0, end - count + 1 - window) if window else 0
+            begin = _first(end - count + 1, window, chunk)
             prefills.append(
                 _Prefill(
                     slice(starts[row], starts[row + 1]),
                     _slots(layout, row, begin, end),
-                    _visible(count, end, window, begin, device),
+                    _visible(count, end, window, chunk, begin, device),
                 )
             )
         return _Gathering(tokens if decodes else None, slots, valid[:, None, None, :], prefills)
@@ -200,11 +205,20 @@ def _slots(layout: PagedLayout, row: int, begin: int, end: int) -> torch.Tensor:
     return blocks * layout.block_size + positions % layout.block_size
 
 
-def _visible(count: int, end: int, window: int, begin: int, device: torch.device) -> torch.Tensor:
+def _first(length: int, window: int, chunk: int) -> int:
+    """First position that the last token of so many sees."""
+    if chunk:
+        return (length - 1) // chunk * chunk
+    return max(0, length - window) if window else 0
+
+
+def _visible(count: int, end: int, window: int, chunk: int, begin: int, device: torch.device) -> torch.Tensor:
     """bool `[count, end - begin]`: whether each of the last `count` positions sees each position from `begin` on."""
     queries = torch.arange(end - count, end, device=device)[:, None]
     positions = torch.arange(begin, end, device=device)[None, :]
     visible = positions <= queries
+    if chunk:
+        return visible & (positions // chunk == queries // chunk)
     return visible & (positions > queries - window) if window else visible
 
 

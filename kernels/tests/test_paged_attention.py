@@ -17,6 +17,7 @@ DECODES = [(1, 1), (1, 17), (1, 30)]
 OPTIONS = {
     "plain": AttentionOptions(scale=0.25),
     "window": AttentionOptions(scale=0.25, window=6),
+    "chunks": AttentionOptions(scale=0.25, chunk=5),
     "window of one": AttentionOptions(scale=0.25, window=1),
     "softcap": AttentionOptions(scale=0.25, softcap=2.0),
     "sinks": AttentionOptions(scale=0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
@@ -82,7 +83,8 @@ def test_the_reference_is_softmax_over_the_visible_keys(options: AttentionOption
     out = reference(query, keys, values, layout, options)
     for token, head in ((0, 0), (1, 4), (2, 5)):
         end = 9 + token
-        positions = range(max(0, end - options.window) if options.window else 0, end)
+        begin = max(0, end - options.window) if options.window else 0
+        positions = range((end - 1) // options.chunk * options.chunk if options.chunk else begin, end)
         slots = [int(layout.block_tables[0, i // BLOCK_SIZE]) * BLOCK_SIZE + i % BLOCK_SIZE for i in positions]
         scores = torch.stack([query[token, head].dot(keys[slot, head // 3]) for slot in slots]) * options.scale
         if options.softcap:

@@ -59,6 +59,16 @@ pub struct ModelArgs {
           value_parser = clap::builder::BoolishValueParser::new())]
     pub trust_remote_code: bool,
 
+    /// Branch, tag or commit of Python code that the model takes from another repository on the hub
+    #[arg(long, env = "CODE_REVISION")]
+    pub code_revision: Option<String>,
+
+    /// Convert weights that are pickle files (.bin, .pt); nothing but tensors is read from them
+    #[arg(long, env = "ALLOW_PICKLE_WEIGHTS", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub allow_pickle_weights: bool,
+
     /// Type of weights and activations; auto: what the model's config says
     #[arg(long, env = "DTYPE", default_value = "auto")]
     pub dtype: Dtype,

@@ -26,7 +26,7 @@ use cli::Cli;
 use devices::{Gpus, Placement};
 use error::LauncherError;
 use logs::{Format, Log};
-use model::{Source, Trust};
+use model::{Fitness, Source, Trust};
 use native_types::NativeTypes;
 use programs::Wanted;
 use settings::Settings;
@@ -90,11 +90,13 @@ async fn launch(
     let server = Wanted::server(&cli.processes).find();
     let trust = Trust {
         remote_code: cli.model.trust_remote_code,
+        pickles: cli.model.allow_pickle_weights,
         native_types: NativeTypes::of_server(server.as_deref().unwrap_or_default()),
     };
-    if let Source::Folder(folder) = &source {
-        model::check_folder(folder, &trust)?;
-    }
+    let fitness = match &source {
+        Source::Folder(folder) => model::check_folder(folder, &trust)?,
+        _ => Fitness::Ready,
+    };
     let server = server?;
     let gpus = Gpus::detect();
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
@@ -102,8 +104,8 @@ async fn launch(
     let router = Wanted::router(&cli.processes).find()?;
     sockets::check_port(&cli.http.hostname, cli.http.port)?;
     let sockets = Sockets::prepare(cli.processes.shard_uds_path.as_deref(), placement.num_shard)?;
-    let prepared = prepare::folder_of(source, &cli, &server, &trust, log, signals).await?;
-    let Some(model_path) = prepared else {
+    let prepared = prepare::folder_of(source, fitness, &cli, &server, &trust, log, signals).await?;
+    let Some(model) = prepared else {
         return Ok(());
     };
     let compute_type = std::env::var("COMPUTE_TYPE")
@@ -111,7 +113,8 @@ async fn launch(
         .filter(|text| !text.is_empty());
     let settings = Settings {
         model_id,
-        model_path,
+        model_path: model.path,
+        tokenizer: model.tokenizer,
         placement,
         compute_type: compute_type.unwrap_or_else(|| placement.compute_type(&gpus)),
         server,

@@ -1,6 +1,7 @@
 //! What `--model-id` names, and whether the folder it comes to can be served. Everything here is checked before any process
 //! is started, so that a mistake is told within a second.
 
+mod tokenizer_file;
 mod weights;
 
 use std::fs;
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::native_types::NativeTypes;
 use crate::safetensors_check::{self, Damage};
-use weights::weight_files;
+use weights::{WeightFiles, weight_files};
 
 /// Why a model cannot be served, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,8 @@ pub enum ModelError {
     #[error("{} is not a JSON object. Download it again", .0.display())]
     NotAnObject(PathBuf),
     #[error(
-        "{} has no tokenizer.json, which the router needs. Convert the model's tokenizer with \
-         `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package", .0.display()
+        "{} has no tokenizer: neither tokenizer.json nor a file that one can be made of (tokenizer.model, vocab.json and \
+         merges.txt, vocab.txt, *.tiktoken, tokenizer_config.json). Download the model again", .0.display()
     )]
     NoTokenizer(PathBuf),
     #[error(
@@ -45,12 +46,13 @@ pub enum ModelError {
     )]
     NoWeights(PathBuf),
     #[error(
-        "{} has its weights only as {file}, a pickle file, which can run code when loaded and is not read. Convert them with \
-         `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package", .folder.display()
+        "{} is a pickle file, which can run code when it is loaded. Convert it with \
+         `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package, or pass \
+         --allow-pickle-weights to have nothing but tensors read from it", .folder.join(.file).display()
     )]
     OnlyPickle { folder: PathBuf, file: String },
-    #[error("{} is an adapter, not a whole model. Merge it into its base model first", .0.display())]
-    OnlyAdapter(PathBuf),
+    #[error("{} was prepared and cannot be served yet ({fitness:?}). Remove it, and start again", .folder.display())]
+    StillUnfit { folder: PathBuf, fitness: Fitness },
     #[error("{} is missing, and {} lists it. Download it again", .folder.join(.file).display(), .index)]
     MissingPart {
         folder: PathBuf,
@@ -60,9 +62,10 @@ pub enum ModelError {
     #[error("{} {damage}. Download it again", .path.display())]
     Damaged { path: PathBuf, damage: Damage },
     #[error(
-        "the model needs Python code of its own ({} has auto_map). If you trust its author, pass --trust-remote-code", .0.display()
+        "the model needs Python code of its own ({} has {key}). If you trust its author, pass --trust-remote-code",
+        .path.display()
     )]
-    CustomCode(PathBuf),
+    CustomCode { path: PathBuf, key: String },
     #[error("cannot prepare {model_id}: {reason}")]
     Prepare { model_id: String, reason: String },
 }
@@ -119,53 +122,100 @@ fn expand_home(path: &str) -> PathBuf {
     }
 }
 
-/// Whose Python code may run.
+/// What the user allows a model to do.
 #[derive(Debug, Default)]
 pub struct Trust {
-    /// The user trusts the model's author.
+    /// The user trusts the model's author: its Python code may run.
     pub remote_code: bool,
+    /// Weights may be read from pickle files.
+    pub pickles: bool,
     /// Types that need no code of the model's own.
     pub native_types: NativeTypes,
 }
 
 impl Trust {
-    fn allows(&self, config: &Value) -> bool {
+    fn allows_code(&self, config: &Value) -> bool {
         let model_type = config.get("model_type").and_then(Value::as_str);
-        self.remote_code
-            || !asks_for_code(config)
-            || model_type.is_some_and(|name| self.native_types.contain(name))
+        self.remote_code || model_type.is_some_and(|name| self.native_types.contain(name))
     }
 }
 
-/// Checks that `folder` holds a model that can be served. Reads configs and headers, not weights.
-pub fn check_folder(folder: &Path, trust: &Trust) -> Result<(), ModelError> {
-    let config = folder.join("config.json");
-    if !config.is_file() {
-        return Err(if folder.join("adapter_config.json").is_file() {
-            ModelError::OnlyAdapter(folder.to_owned())
-        } else {
-            ModelError::NoConfig(folder.to_owned())
-        });
-    }
-    for path in [config, folder.join("tokenizer_config.json")] {
-        if !path.is_file() {
-            continue;
-        }
-        let value: Value = read_json(&path)?;
-        if !value.is_object() {
-            return Err(ModelError::NotAnObject(path));
-        }
-        if !trust.allows(&value) {
-            return Err(ModelError::CustomCode(path));
+/// What a folder without fault still needs before it can be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fitness {
+    Ready,
+    /// A tokenizer.json must be made of the tokenizer that it has.
+    NoTokenizer,
+    /// Its weights are pickle files, to be converted.
+    Pickled,
+    /// It holds an adapter, to be merged onto its base.
+    Adapter,
+}
+
+impl Fitness {
+    /// For a folder that was prepared and still is not fit.
+    pub fn error(self, folder: &Path) -> ModelError {
+        ModelError::StillUnfit {
+            folder: folder.to_owned(),
+            fitness: self,
         }
     }
-    if !folder.join("tokenizer.json").is_file() {
-        return Err(ModelError::NoTokenizer(folder.to_owned()));
+}
+
+/// Files that may hold Python classes for parts of the model.
+const CONFIGS: [&str; 4] = [
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+];
+
+/// Checks that `folder` holds a model that can be served, and tells what it still needs. Reads configs and headers, not
+/// weights.
+pub fn check_folder(folder: &Path, trust: &Trust) -> Result<Fitness, ModelError> {
+    let is_model = folder.join("config.json").is_file();
+    if !is_model && !folder.join("adapter_config.json").is_file() {
+        return Err(ModelError::NoConfig(folder.to_owned()));
     }
-    for path in weight_files(folder)? {
+    for path in CONFIGS.map(|name| folder.join(name)) {
+        if path.is_file() {
+            check_config(path, trust)?;
+        }
+    }
+    if !is_model {
+        return Ok(Fitness::Adapter);
+    }
+    let weights = match weight_files(folder)? {
+        WeightFiles::Safetensors(files) => files,
+        WeightFiles::Pickle(_) if trust.pickles => return Ok(Fitness::Pickled),
+        WeightFiles::Pickle(file) => {
+            return Err(ModelError::OnlyPickle {
+                folder: folder.to_owned(),
+                file,
+            });
+        }
+    };
+    for path in weights {
         safetensors_check::check(&path).map_err(|damage| ModelError::Damaged { path, damage })?;
     }
-    Ok(())
+    if folder.join("tokenizer.json").is_file() {
+        Ok(Fitness::Ready) // what is in it, the router finds out as it starts
+    } else if tokenizer_file::may_be_made(folder) {
+        Ok(Fitness::NoTokenizer)
+    } else {
+        Err(ModelError::NoTokenizer(folder.to_owned()))
+    }
+}
+
+fn check_config(path: PathBuf, trust: &Trust) -> Result<(), ModelError> {
+    let value: Value = read_json(&path)?;
+    if !value.is_object() {
+        return Err(ModelError::NotAnObject(path));
+    }
+    match custom_code_key(&value) {
+        Some(key) if !trust.allows_code(&value) => Err(ModelError::CustomCode { path, key }),
+        _ => Ok(()),
+    }
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
@@ -179,18 +229,24 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelErro
     })
 }
 
-/// Whether a config, or a config inside it, names classes of its own.
-fn asks_for_code(config: &Value) -> bool {
+/// Where a config, or a config inside it, names classes of its own: `text_config.auto_map`.
+fn custom_code_key(config: &Value) -> Option<String> {
+    let nested = |name: String, value: &Value| Some(format!("{name}.{}", custom_code_key(value)?));
     match config {
-        Value::Object(map) => map.iter().any(|(key, value)| {
-            let names_classes = key == "auto_map"
-                && value
-                    .as_object()
-                    .is_some_and(|classes| classes.values().any(names_a_class));
-            names_classes || asks_for_code(value)
+        Value::Object(map) => map.iter().find_map(|(key, value)| match value {
+            Value::Object(classes) if key == "auto_map" => {
+                let names = classes.values().any(names_a_class);
+                names.then(|| key.clone())
+            }
+            // The old form, of tokenizers.
+            Value::Array(_) if key == "auto_map" => names_a_class(value).then(|| key.clone()),
+            _ => nested(key.clone(), value),
         }),
-        Value::Array(items) => items.iter().any(asks_for_code),
-        _ => false,
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(index, item)| nested(index.to_string(), item)),
+        _ => None,
     }
 }
 
@@ -271,7 +327,6 @@ mod tests {
     fn what_is_missing_is_named() {
         for (file, expected) in [
             ("config.json", "has no config.json"),
-            ("tokenizer.json", "has no tokenizer.json"),
             ("model.safetensors", "has no weights"),
         ] {
             let folder = folder();
@@ -294,39 +349,102 @@ mod tests {
     }
 
     #[test]
-    fn pickled_weights_are_refused() {
-        let folder = folder();
-        remove(&folder, "model.safetensors");
-        put(&folder, "pytorch_model.bin", "");
-        assert!(refusal(&folder).contains("pytorch_model.bin, a pickle file"));
+    fn pickled_weights_need_a_flag() {
+        for file in ["pytorch_model.bin", "model.pt"] {
+            let folder = folder();
+            remove(&folder, "model.safetensors");
+            put(&folder, file, "");
+            put(&folder, "training_args.bin", "");
+            let message = refusal(&folder);
+            for expected in [
+                file,
+                "is a pickle file",
+                "--allow-pickle-weights",
+                "save_pretrained",
+            ] {
+                assert!(message.contains(expected), "{message}");
+            }
+            let trust = Trust {
+                pickles: true,
+                ..Trust::default()
+            };
+            let fitness = check_folder(folder.path(), &trust).unwrap();
+            assert_eq!(fitness, Fitness::Pickled);
+        }
     }
 
     #[test]
-    fn an_adapter_is_not_a_model() {
+    fn an_adapter_is_to_be_merged() {
         let folder = folder();
         remove(&folder, "config.json");
         put(&folder, "adapter_config.json", "{}");
-        assert!(refusal(&folder).contains("adapter"));
+        let fitness = check_folder(folder.path(), &Trust::default()).unwrap();
+        assert_eq!(fitness, Fitness::Adapter);
+    }
+
+    #[test]
+    fn a_tokenizer_is_made_of_what_there_is() {
+        for file in [
+            "tokenizer.model",
+            "vocab.txt",
+            "qwen.tiktoken",
+            "tokenizer_config.json",
+        ] {
+            let folder = folder();
+            remove(&folder, "tokenizer.json");
+            remove(&folder, "tokenizer_config.json");
+            assert!(refusal(&folder).contains("has no tokenizer"));
+            put(&folder, file, "{}");
+            let fitness = check_folder(folder.path(), &Trust::default()).unwrap();
+            assert_eq!(fitness, Fitness::NoTokenizer);
+        }
     }
 
     #[test]
     fn custom_code_needs_trust_and_the_file_is_named() {
-        for (file, content) in [
-            ("config.json", r#"{"auto_map":{"AutoConfig":"c.Config"}}"#),
+        for (file, key, content) in [
             (
                 "config.json",
+                "auto_map",
+                r#"{"auto_map":{"AutoConfig":"c.Config"}}"#,
+            ),
+            (
+                "config.json",
+                "text_config.auto_map",
                 r#"{"text_config":{"auto_map":{"AutoModel":"m.M"}}}"#,
             ),
             (
+                "config.json",
+                "auto_map",
+                r#"{"auto_map":{"AutoConfig":"org/other--c.Config"}}"#,
+            ),
+            (
                 "tokenizer_config.json",
+                "auto_map",
                 r#"{"auto_map":{"AutoTokenizer":["t.T",null]}}"#,
+            ),
+            (
+                "tokenizer_config.json",
+                "auto_map",
+                r#"{"auto_map":["t.T",null]}"#,
+            ),
+            (
+                "processor_config.json",
+                "image_processor.auto_map",
+                r#"{"image_processor":{"auto_map":{"AutoImageProcessor":"p.P"}}}"#,
+            ),
+            (
+                "preprocessor_config.json",
+                "auto_map",
+                r#"{"auto_map":{"AutoProcessor":"p.P"}}"#,
             ),
         ] {
             let folder = folder();
             put(&folder, file, content);
             let message = refusal(&folder);
             assert!(
-                message.contains(file) && message.contains("--trust-remote-code"),
+                message.contains(&format!("{file} has {key})"))
+                    && message.contains("--trust-remote-code"),
                 "{message}"
             );
             let trust = Trust {

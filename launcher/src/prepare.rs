@@ -8,30 +8,51 @@ use serde::Deserialize;
 use crate::cli::Cli;
 use crate::error::LauncherError;
 use crate::logs::Log;
-use crate::model::{ModelError, Source, Trust, check_folder};
+use crate::model::{Fitness, ModelError, Source, Trust, check_folder};
 use crate::process::{Child, Exit};
-use crate::settings::Settings;
+use crate::settings::{PreparedTokenizer, Settings};
 use crate::shutdown::Signals;
 
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The last line that `gridwork-server prepare` prints.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Prepared {
     model_path: PathBuf,
+    /// Of a folder without tokenizer.json.
+    tokenizer_path: Option<PathBuf>,
+    /// Whether that turns text into tokens.
+    #[serde(default)]
+    tokenizer_encodes: bool,
 }
 
-/// Returns the folder, checked, or `None` when a signal came first. A folder that was there already is not checked again.
+/// A folder that can be served.
+#[derive(Debug)]
+pub struct Model {
+    pub path: PathBuf,
+    /// `None`: it has a tokenizer.json.
+    pub tokenizer: Option<PreparedTokenizer>,
+}
+
+/// Returns the folder, checked, or `None` when a signal came first. `fitness`: of a folder that was there already, which
+/// is not checked again when it is ready.
 pub async fn folder_of(
     source: Source,
+    fitness: Fitness,
     cli: &Cli,
     server: &[String],
     trust: &Trust,
     log: &Log,
     signals: &mut Signals,
-) -> Result<Option<PathBuf>, LauncherError> {
+) -> Result<Option<Model>, LauncherError> {
     let name = match source {
-        Source::Folder(folder) => return Ok(Some(absolute(&folder))),
+        Source::Folder(folder) if fitness == Fitness::Ready => {
+            return Ok(Some(Model {
+                path: absolute(&folder),
+                tokenizer: None,
+            }));
+        }
+        Source::Folder(folder) => absolute(&folder).to_string_lossy().into_owned(),
         Source::Gguf(file) => absolute(&file).to_string_lossy().into_owned(),
         Source::Hub(name) => name,
     };
@@ -47,9 +68,20 @@ pub async fn folder_of(
         }
     };
     match read_result(&exit) {
-        Ok(folder) => {
-            check_folder(&folder, trust)?;
-            Ok(Some(folder))
+        Ok(prepared) => {
+            let tokenizer = prepared.tokenizer_path.map(|path| PreparedTokenizer {
+                path,
+                encodes: prepared.tokenizer_encodes,
+            });
+            match check_folder(&prepared.model_path, trust)? {
+                Fitness::NoTokenizer if tokenizer.is_some() => {}
+                Fitness::Ready => {}
+                unfit => return Err(unfit.error(&prepared.model_path).into()),
+            }
+            Ok(Some(Model {
+                path: prepared.model_path,
+                tokenizer,
+            }))
         }
         Err(reason) => Err(ModelError::Prepare {
             model_id: name,
@@ -60,7 +92,7 @@ pub async fn folder_of(
 }
 
 /// The folder that was prepared, or why there is none.
-fn read_result(exit: &Exit) -> Result<PathBuf, String> {
+fn read_result(exit: &Exit) -> Result<Prepared, String> {
     if !exit.status.is_some_and(|status| status.success()) {
         return Err(match &exit.fatal {
             Some(record) => record.message.trim().to_owned(),
@@ -68,10 +100,9 @@ fn read_result(exit: &Exit) -> Result<PathBuf, String> {
         });
     }
     let line = exit.last_stdout_line.trim();
-    let prepared: Prepared = serde_json::from_str(line).map_err(|_| {
+    serde_json::from_str(line).map_err(|_| {
         format!("gridwork-server prepare ended well without naming a folder; it said: {line}")
-    })?;
-    Ok(prepared.model_path)
+    })
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -98,7 +129,7 @@ mod tests {
     #[test]
     fn the_folder_is_read_from_the_last_line() {
         let found = read_result(&exit(0, r#"{"model_path": "/models/m"}"#, "noise"));
-        assert_eq!(found.unwrap(), PathBuf::from("/models/m"));
+        assert_eq!(found.unwrap().model_path, PathBuf::from("/models/m"));
     }
 
     #[test]

@@ -15,10 +15,21 @@ pub struct Settings {
     /// The name that clients know the model by.
     pub model_id: String,
     pub model_path: PathBuf,
+    /// Where the router finds a tokenizer.json that the model's folder lacks.
+    pub tokenizer: Option<PreparedTokenizer>,
     pub placement: Placement,
     pub compute_type: String,
     pub server: Vec<String>,
     pub router: Vec<String>,
+}
+
+/// A tokenizer.json that was made for a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedTokenizer {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Whether it turns text into tokens; else only tokens into text, and the shard does the other.
+    pub encodes: bool,
 }
 
 /// Arguments of a command, written as `--flag value`.
@@ -62,6 +73,8 @@ impl Settings {
         args.add("--model-id", source);
         args.text_if("--revision", &cli.model.revision);
         args.flag_if("--trust-remote-code", cli.model.trust_remote_code);
+        args.text_if("--code-revision", &cli.model.code_revision);
+        args.flag_if("--allow-pickle-weights", cli.model.allow_pickle_weights);
         if let Some(folder) = &cli.model.huggingface_hub_cache {
             args.add("--cache-dir", folder);
         }
@@ -99,6 +112,8 @@ impl Settings {
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
         args.number("--cuda-memory-fraction", batching.cuda_memory_fraction);
         args.flag_if("--trust-remote-code", model.trust_remote_code);
+        args.text_if("--code-revision", &model.code_revision);
+        args.flag_if("--serve-tokenizer", self.shard_tokenizes());
         args.number_if("--cpu-threads", self.placement.cpu_threads);
         args.text_if("--otlp-endpoint", &output.otlp_endpoint);
         args.add("--otlp-service-name", self.service_name("gridwork.shard"));
@@ -131,6 +146,10 @@ impl Settings {
         } = &self.cli;
         let mut args = Arguments::default();
         args.add("--model-path", &self.model_path);
+        if let Some(tokenizer) = &self.tokenizer {
+            args.add("--tokenizer-path", &tokenizer.path);
+        }
+        args.flag_if("--tokenize-on-shard", self.shard_tokenizes());
         args.add("--model-id", &self.model_id);
         args.text_if("--revision", &model.revision);
         args.add("--shard-socket", sockets.path(0));
@@ -186,6 +205,10 @@ impl Settings {
         }
     }
 
+    fn shard_tokenizes(&self) -> bool {
+        self.tokenizer.as_ref().is_some_and(|made| !made.encodes)
+    }
+
     fn service_name(&self, default: &str) -> String {
         let given = &self.cli.output.otlp_service_name;
         given.clone().unwrap_or_else(|| default.to_owned())
@@ -213,6 +236,7 @@ mod tests {
             cli: Cli::parse_from([&["gridwork", "--model-id", "org/m"], args].concat()),
             model_id: "org/m".to_owned(),
             model_path: "/m".into(),
+            tokenizer: None,
             placement: Placement {
                 device: Device::Cpu,
                 num_shard: 2,
@@ -270,6 +294,36 @@ mod tests {
         ] {
             assert!(written.contains(expected), "{written}");
         }
+    }
+
+    #[test]
+    fn a_tokenizer_that_was_made_is_passed_to_the_router() {
+        let mut settings = settings(&[]);
+        let sockets = Sockets::prepare(None, 1).unwrap();
+        let commands = |settings: &Settings| {
+            let shard = written(&settings.shard_command(0, &sockets, 1));
+            (written(&settings.router_command(&sockets)), shard)
+        };
+        let (router, shard) = commands(&settings);
+        assert!(!router.contains("--token") && !shard.contains("--serve-tokenizer"));
+        let tokenizer = |encodes| {
+            let path = "/t".into();
+            Some(PreparedTokenizer { path, encodes })
+        };
+        settings.tokenizer = tokenizer(true);
+        let (router, shard) = commands(&settings);
+        assert!(
+            router.contains("--tokenizer-path /t --model-id"),
+            "{router}"
+        );
+        assert!(!shard.contains("--serve-tokenizer"), "{shard}");
+        settings.tokenizer = tokenizer(false);
+        let (router, shard) = commands(&settings);
+        assert!(
+            router.contains("--tokenizer-path /t --tokenize-on-shard"),
+            "{router}"
+        );
+        assert!(shard.contains("--serve-tokenizer"), "{shard}");
     }
 
     #[test]

@@ -48,6 +48,14 @@ pub struct ModelArgs {
     #[arg(long, env = "MODEL_PATH", value_name = "DIR")]
     pub model_path: PathBuf,
 
+    /// Folder of the model's tokenizer.json and tokenizer_config.json [default: that of the model]
+    #[arg(long, env = "TOKENIZER_PATH", value_name = "DIR")]
+    pub tokenizer_path: Option<PathBuf>,
+
+    /// Have texts tokenized by the shard: the tokenizer.json only turns tokens into text
+    #[arg(long)]
+    pub tokenize_on_shard: bool,
+
     /// Name that the model is served under
     #[arg(long, env = "MODEL_ID", value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub model_id: String,
@@ -256,6 +264,10 @@ pub struct RouterConfig {
     pub model_path: PathBuf,
     /// A `tokenizer_config.json` in place of the model's.
     pub tokenizer_config_path: Option<PathBuf>,
+    /// Folder of the tokenizer.
+    pub tokenizer_path: PathBuf,
+    /// Whether the shard tokenizes.
+    pub tokenize_on_shard: bool,
     pub engine: EngineConfig,
     pub http: Config,
     /// How long running requests may go on once the router is told to end.
@@ -352,6 +364,10 @@ impl Cli {
             compute_type,
         } = self;
         RouterConfig {
+            tokenizer_path: model
+                .tokenizer_path
+                .unwrap_or_else(|| model.model_path.clone()),
+            tokenize_on_shard: model.tokenize_on_shard,
             model_path: model.model_path,
             tokenizer_config_path: model.tokenizer_config_path,
             engine: EngineConfig {

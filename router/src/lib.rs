@@ -6,6 +6,7 @@ pub mod api;
 mod bounds;
 pub mod chat_template;
 pub mod cli;
+mod encoder;
 pub mod error;
 pub mod extract;
 pub mod headers;
@@ -24,20 +25,21 @@ use std::future::{Future, IntoFuture};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use gridwork_engine::{Engine, StartError};
+use gridwork_engine::{Engine, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
+use crate::encoder::Encoder;
 use crate::state::AppState;
 use crate::validation::{ValidationLimits, Validator};
 
 /// Why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
-    #[error("{} has no tokenizer.json; give --model-id a folder that has one", .0.display())]
+    #[error("{} has no tokenizer.json; give --tokenizer-path a folder that has one", .0.display())]
     NoTokenizer(PathBuf),
     #[error("{} cannot be read: {cause}; download it again", .path.display())]
     BadTokenizer { path: PathBuf, cause: String },
@@ -74,7 +76,18 @@ pub async fn run(
         max_top_n_tokens: config.http.max_top_n_tokens,
         max_input_tokens: config.http.max_input_tokens,
     };
-    let validator = Validator::new(tokenizer.clone(), limits, config.http.validation_workers);
+    let encoder = if config.tokenize_on_shard {
+        tracing::info!(
+            "texts are tokenized by the shard: the tokenizer exists as Python code alone"
+        );
+        Encoder::Shard {
+            shard: ShardTokenizer::new(config.engine.shard.clone()),
+            texts: tokenizer.clone(),
+        }
+    } else {
+        Encoder::Local(tokenizer.clone())
+    };
+    let validator = Validator::new(encoder, limits, config.http.validation_workers);
     let state = AppState::new(
         engine.clone(),
         validator,
@@ -138,7 +151,7 @@ type LoadedTokenizer = (Arc<Tokenizer>, Result<ChatTemplate, ChatTemplateError>)
 /// Reads tokenizer and chat template, off the threads that serve connections.
 async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, RouterError> {
     let (folder, tokenizer_config) = (
-        config.model_path.clone(),
+        config.tokenizer_path.clone(),
         config.tokenizer_config_path.clone(),
     );
     tokio::task::spawn_blocking(move || {

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gridwork_engine::{GenerationRequest, Limits, LogprobOptions, Priority, StopConditions};
-use tokenizers::Tokenizer;
 use tokio::sync::Semaphore;
 use tracing::Span;
 
 use crate::bounds::{Checked, check, in_vocabulary};
+use crate::encoder::{Encoded, Encoder};
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 
@@ -24,7 +24,7 @@ pub struct ValidationLimits {
 /// Validates requests; cheap to clone.
 #[derive(Clone)]
 pub struct Validator {
-    tokenizer: Arc<Tokenizer>,
+    encoder: Encoder,
     limits: ValidationLimits,
     workers: Arc<Semaphore>,
 }
@@ -60,9 +60,9 @@ impl Valid {
 
 impl Validator {
     /// `workers`: how many requests are tokenized at once.
-    pub fn new(tokenizer: Arc<Tokenizer>, limits: ValidationLimits, workers: usize) -> Self {
+    pub fn new(encoder: Encoder, limits: ValidationLimits, workers: usize) -> Self {
         Validator {
-            tokenizer,
+            encoder,
             limits,
             workers: Arc::new(Semaphore::new(workers.max(1))),
         }
@@ -117,36 +117,28 @@ impl Validator {
                 text,
                 add_special_tokens,
             } => {
-                let encoding = self.encode(text, add_special_tokens, names.prompt).await?;
-                Ok(encoding.get_ids().to_vec())
+                let encoded = self.encode(text, add_special_tokens, names.prompt).await?;
+                Ok(encoded.ids)
             }
         }
     }
 
-    /// Tokenizes on the blocking pool, a bounded number of texts at once.
+    /// Tokenizes a bounded number of texts at once, off the threads that serve connections.
     pub async fn encode(
         &self,
         text: String,
         add_special_tokens: bool,
         field: &str,
-    ) -> Result<tokenizers::Encoding, ApiError> {
-        let internal = |message: String| ApiError::new(ErrorKind::Internal, message);
+    ) -> Result<Encoded, ApiError> {
         let permit = self
             .workers
             .clone()
             .acquire_owned()
             .await
-            .map_err(|error| internal(error.to_string()))?;
-        let tokenizer = self.tokenizer.clone();
-        let encoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            tokenizer.encode(text, add_special_tokens)
-        })
-        .await
-        .map_err(|error| internal(format!("tokenizing failed: {error}")))?;
-        encoded.map_err(|error| {
-            ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
-        })
+            .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+        self.encoder
+            .encode(text, add_special_tokens, field, permit)
+            .await
     }
 }
 

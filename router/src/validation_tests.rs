@@ -1,3 +1,6 @@
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 
@@ -22,7 +25,7 @@ fn validator() -> Validator {
         max_top_n_tokens: 5,
         max_input_tokens: None,
     };
-    Validator::new(Arc::new(tokenizer), limits, 1)
+    Validator::new(Encoder::Local(Arc::new(tokenizer)), limits, 1)
 }
 
 fn engine_limits() -> Limits {

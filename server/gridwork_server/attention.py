@@ -4,20 +4,24 @@ A model's layers call it with their queries, keys and values; what it does with 
 keyword arguments of `forward()`, so that there is no global state.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from gridwork_kernels.paged_attention import AttentionOptions, PagedAttention, PagedLayout
-from gridwork_server.errors import ModelError
+from gridwork_server.paths.base import PathError
 
 NAME = "gridwork_paged"
 """Name of the attention function in Transformers' registry."""
 
 ARGUMENT = "gridwork_step"
 """Keyword argument of `forward()` that carries a step's context to every layer."""
+
+
+LayerKey = tuple[int, int]
+"""A layer's `layer_idx`, and which of its calls in one forward pass this is: some layers attend more than once."""
 
 
 class StepContext(Protocol):
@@ -43,18 +47,20 @@ class LayerGeometry:
 class Probe:
     """Finds out every layer's geometry by running the model once."""
 
-    layers: dict[int, LayerGeometry] = field(default_factory=dict)
+    layers: dict[LayerKey, LayerGeometry] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
+    """Of each layer so far."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        if layer in self.layers:
-            raise ModelError(
-                f"layer {layer} attends twice in one forward pass; its attention modules share a layer_idx"
-            )
         if query.shape[1] % key.shape[1] != 0:
-            raise ModelError(f"layer {layer} has {query.shape[1]} query heads for {key.shape[1]} KV heads")
-        self.layers[layer] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window)
+            raise PathError(f"layer {layer} has {query.shape[1]} query heads for {key.shape[1]} KV heads")
+        if not query.shape[0] == key.shape[0] == value.shape[0]:
+            raise PathError(f"layer {layer} attends to something else than the tokens")
+        nth = self.calls.get(layer, 0)
+        self.calls[layer] = nth + 1
+        self.layers[layer, nth] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window)
         return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 
 
@@ -62,16 +68,24 @@ class Probe:
 class PagedStep:
     """Writes keys and values into the cache and attends to all that the sequences have there."""
 
-    keys: dict[int, torch.Tensor]
-    """By layer: `[num_slots, num_kv_heads, key_size]`."""
-    values: dict[int, torch.Tensor]
+    keys: dict[LayerKey, torch.Tensor]
+    """`[num_slots, num_kv_heads, key_size]`."""
+    values: dict[LayerKey, torch.Tensor]
     layout: PagedLayout
     implementation: PagedAttention
+    chunks: dict[int, int] = field(default_factory=dict)
+    """Of layers that attend within chunks: positions in a chunk."""
+    calls: dict[int, int] = field(default_factory=dict)
+    """Of each layer so far."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        keys, values = self.keys[layer], self.values[layer]
+        nth = self.calls.get(layer, 0)
+        self.calls[layer] = nth + 1
+        keys, values = self.keys[layer, nth], self.values[layer, nth]
+        if layer in self.chunks:
+            options = replace(options, chunk=self.chunks[layer])
         keys.index_copy_(0, self.layout.slots, key)
         values.index_copy_(0, self.layout.slots, value)
         return self.implementation(query, keys, values, self.layout, options)
@@ -99,17 +113,17 @@ def paged_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention interface. query: `[1, heads, num_tokens, size]`, key and value likewise with the KV
-    heads. Returns `[1, num_tokens, heads, value_size]`. Raises ModelError for what paged attention cannot express."""
+    heads. Returns `[1, num_tokens, heads, value_size]`. Raises PathError for what paged attention cannot express."""
     step: StepContext | None = kwargs.get(ARGUMENT)
     name = type(module).__name__
     if step is None:
-        raise ModelError(f"{name} does not get the keyword arguments of forward(): it cannot run on the paged path")
+        raise PathError(f"{name} does not get the keyword arguments of forward()")
     if attention_mask is not None:
-        raise ModelError(f"{name} attends with a mask of its own, which paged attention cannot express")
+        raise PathError(f"{name} attends with a mask of its own")
     if kwargs.get("position_bias") is not None or kwargs.get("head_mask") is not None:
-        raise ModelError(f"{name} attends with a bias, which paged attention cannot express")
+        raise PathError(f"{name} attends with a bias")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise ModelError(f"{name} attends in both directions, which paged attention cannot express")
+        raise PathError(f"{name} attends in both directions")
     options = AttentionOptions(
         scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         window=int(sliding_window or 0),

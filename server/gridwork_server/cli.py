@@ -46,6 +46,8 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     serve.add_argument("--kv-cache-memory", type=_bytes, help="memory for the cache over all ranks, e.g. 4GiB")
     serve.add_argument("--cuda-memory-fraction", type=float, default=1.0)
     serve.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
+    serve.add_argument("--code-revision", help="branch, tag or commit of Python code on the hub")
+    serve.add_argument("--serve-tokenizer", action="store_true", help="tokenize for the router, by the model's code")
     serve.add_argument("--cpu-threads", type=int, help="threads of this rank (cores / ranks)")
     serve.add_argument("--revision")
     serve.add_argument("--otlp-endpoint", help="OpenTelemetry collector, gRPC")
@@ -82,6 +84,8 @@ def _run_serve(args: argparse.Namespace) -> int:
         kv_cache_memory_bytes=args.kv_cache_memory,
         cuda_memory_fraction=args.cuda_memory_fraction,
         trust_remote_code=args.trust_remote_code,
+        code_revision=args.code_revision,
+        serve_tokenizer=args.serve_tokenizer,
         cpu_threads=args.cpu_threads,
         revision=args.revision,
     )

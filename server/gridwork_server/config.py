@@ -25,6 +25,10 @@ class ShardConfig:
     kv_cache_memory_bytes: int | None = None
     cuda_memory_fraction: float = 1.0
     trust_remote_code: bool = False
+    code_revision: str | None = None
+    """Branch, tag or commit of Python code that the model takes from a repository on the hub."""
+    serve_tokenizer: bool = False
+    """Whether rank 0 tokenizes for the router."""
     cpu_threads: int | None = None
     revision: str | None = None
 

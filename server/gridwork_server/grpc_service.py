@@ -53,8 +53,9 @@ class ShardService(pb_grpc.ShardServicer):
             protocol_version=PROTOCOL_VERSION,
             shard_version=__version__,
             model_type=loaded.config.model_type,
-            model_impl="paged",
-            attention=runner.attention_name,
+            model_impl=runner.path.name,
+            model_impl_reason=loaded.path_reason,
+            attention=runner.path.attention_name,
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
             vocab_size=loaded.vocab_size,
@@ -133,6 +134,12 @@ async def _serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
     worker = Worker(config, otlp_endpoint)
     server = grpc.aio.server(options=_OPTIONS)
     pb_grpc.add_ShardServicer_to_server(ShardService(worker, config.rank), server)
+    if config.serve_tokenizer and config.rank == 0:
+        from gridwork_server.text_tokenizer import TextTokenizerService
+
+        tokenizer = TextTokenizerService(config)
+        pb_grpc.add_TextTokenizerServicer_to_server(tokenizer, server)
+        tokenizer.start()
     address = config.socket
     if ":" not in address or "/" in address:
         Path(address).unlink(missing_ok=True)

@@ -1,8 +1,6 @@
 """Loads a model of any architecture that supports Transformers' attention interface."""
 
-import inspect
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,12 @@ from loguru import logger
 from torch import nn
 
 from gridwork_server import attention, logs, model_folder
-from gridwork_server.attention import LayerGeometry, Probe
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
+from gridwork_server.model_code import find_model_class, one_line, read_config
+from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.choice import choose
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,11 +35,10 @@ class LoadedModel:
     config: "PretrainedConfig"
     dtype: torch.dtype
     device: torch.device
-    layers: dict[int, LayerGeometry]
-    """By `layer_idx`; on this rank."""
+    path: ModelPath
+    path_reason: str
+    """Why not a faster one; empty for the fastest."""
     vocab_size: int
-    keeps_logits: bool
-    """Whether `forward()` takes `logits_to_keep`."""
     eos_token_ids: list[int]
     max_context_tokens: int
     """0 when the config gives no limit."""
@@ -55,8 +54,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     content = model_folder.check(config)
     logs.adopt_transformers()
     attention.register()
-    model_config = _read_config(config, content)
-    model_class = _model_class(model_config, config)
+    model_config = read_config(config, content)
+    model_class = find_model_class(model_config, config)
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     model: Any
@@ -72,23 +71,15 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
     notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
-    keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    try:
-        layers, vocab_size = _probe(model, model_config, keeps_logits, device)
-    except (RuntimeError, ValueError, IndexError) as error:
-        if group.world_size == 1:
-            raise
-        raise ModelError(
-            f"{type(model).__name__} cannot run with a part of its heads ({_first_line(error)}); use --num-shard 1"
-        ) from error
+    choice = choose(model, config.model_impl, config.attention, dtype, device, group)
     return LoadedModel(
         model=model,
         config=model_config,
         dtype=dtype,
         device=device,
-        layers=layers,
-        vocab_size=vocab_size,
-        keeps_logits=keeps_logits,
+        path=choice.path,
+        path_reason=choice.reason,
+        vocab_size=choice.vocab_size,
         eos_token_ids=_eos_token_ids(model_config, config.model_path),
         max_context_tokens=_max_context_tokens(model_config),
         num_parameters=num_parameters,
@@ -97,56 +88,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     )
 
 
-def _read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
-    """content: of config.json."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    path = config.model_path
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (ValueError, KeyError, ImportError, OSError, StrictDataclassError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{path / 'config.json'} asks for its own Python code; if you trust it, start with --trust-remote-code"
-            ) from None
-        if "does not recognize this architecture" in str(error):
-            import transformers
-
-            raise ModelError(
-                f"{path / 'config.json'} has the model type `{content['model_type']}`, which Transformers "
-                f"{transformers.__version__} does not know; the model may need a newer version of Gridwork"
-            ) from None
-        raise ModelError(f"{path / 'config.json'} cannot be used: {_first_line(error)}") from error
-
-
-def _model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
-    from transformers import AutoModelForCausalLM
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    reference = (getattr(model_config, "auto_map", None) or {}).get("AutoModelForCausalLM")
-    if reference is not None and config.trust_remote_code:
-        model_class = get_class_from_dynamic_module(reference, str(config.model_path))
-    else:
-        mapping = AutoModelForCausalLM._model_mapping
-        if type(model_config) not in mapping:
-            raise ModelError(
-                f"models of type `{model_config.model_type}` do not generate text with a causal language model in the "
-                "installed Transformers; "
-                + (
-                    "this one comes with its own code, start with --trust-remote-code if you trust it"
-                    if reference
-                    else "this version serves no others, use another model"
-                )
-            )
-        found: Any = mapping[type(model_config)]
-        model_class = found[0] if isinstance(found, tuple) else found
-    if not getattr(model_class, "_supports_attention_backend", False):
-        raise ModelError(
-            f"{model_class.__name__} does not support Transformers' attention interface, which this version needs; "
-            "use another model"
-        )
-    return model_class
+def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
+    return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
 
 
 def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
@@ -172,7 +115,7 @@ def _load_whole(
             config.model_path,
             config=model_config,
             dtype=dtype,
-            attn_implementation=attention.NAME,
+            attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported below, by name
@@ -180,9 +123,12 @@ def _load_whole(
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
-        raise ModelError(f"{_first_line(error)}; the folder is incomplete, download the model again") from None
-    except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise ModelError(f"{config.model_path} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
+    except Exception as error:  # whatever a config's values, and a model's own code, lead to
+        raise ModelError(
+            f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
+            "its code is at fault"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
     if info["mismatched_keys"]:
@@ -199,27 +145,6 @@ def _load_whole(
     if info["unexpected_keys"]:
         logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
     return model
-
-
-@torch.inference_mode()
-def _probe(
-    model: nn.Module, model_config: "PretrainedConfig", keeps_logits: bool, device: torch.device
-) -> tuple[dict[int, LayerGeometry], int]:
-    """Runs one token, to see what every layer writes to the cache, and the size of the logits."""
-    probe = Probe()
-    arguments: dict[str, Any] = (
-        {"logits_to_keep": torch.zeros(1, dtype=torch.int64, device=device)} if keeps_logits else {}
-    )
-    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    out = model(input_ids=token, position_ids=token, use_cache=False, **arguments, **{attention.ARGUMENT: probe})
-    expected = getattr(model_config.get_text_config(), "num_hidden_layers", None)
-    if not probe.layers:
-        raise ModelError(f"{type(model).__name__} never calls the attention function: it cannot run on the paged path")
-    if expected is not None and len(probe.layers) > expected:
-        raise ModelError(
-            f"{type(model).__name__} attends in {len(probe.layers)} layers where its config has {expected}"
-        )
-    return probe.layers, int(out.logits.shape[-1])
 
 
 def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:
@@ -279,8 +204,3 @@ def _max_context_tokens(model_config: "PretrainedConfig") -> int:
 def _some(keys: Any) -> str:
     keys = [str(key) for key in sorted(keys, key=str)]
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return text if len(text) < 600 else text[:600] + " …"

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_kernels import paged_attention
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.attention import ARGUMENT, PagedStep
 from gridwork_server.config import ShardConfig
-from gridwork_server.errors import LimitError, ModelError
+from gridwork_server.errors import LimitError
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import LoadedModel
 from gridwork_server.memory import cache_budget_bytes
@@ -46,26 +44,18 @@ class Runner:
         self.config = config
         self.group = group
         self.spans: SequenceSpans | NoSpans = spans or NoSpans()
-        heads = {(layer.key_size, layer.value_size) for layer in loaded.layers.values()}
-        try:
-            self.attention_name = paged_attention.choose(config.attention, loaded.device, loaded.dtype, heads)
-        except ValueError as error:
-            raise ModelError(str(error)) from None
-        self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
-        self._keys: dict[int, torch.Tensor] = {}
-        self._values: dict[int, torch.Tensor] = {}
+        self.path = loaded.path
 
     def warm_up(self, limits: "pb.WarmupRequest") -> CacheSize:
         """Allocates the cache for these limits and runs a first step. Raises LimitError."""
         if min(limits.block_size_tokens, limits.max_batch_tokens, limits.max_sequences) < 1:
             raise LimitError("block size, batch tokens and sequences must be at least 1")
-        # Dropped first, so that its memory counts as free.
-        self._keys, self._values = {}, {}
+        # What was there before must count as free.
+        self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
         size = self._size_cache(limits)
         _check_capacity(size, limits)
         error = self._allocate(limits, size.num_blocks)
         if self.group.minimum(0 if error else 1) == 0:
-            self._keys, self._values = {}, {}
             raise LimitError(error or "another rank could not allocate its part of the cache")
         self._run_first_steps(size.num_blocks)
         tokens = size.num_blocks * limits.block_size_tokens
@@ -80,6 +70,7 @@ class Runner:
         ids = np.arange(self._limits.max_sequences)
         self.spans.release(ids.tolist())
         self.table.release(ids)
+        self.path.reset()
         self.sampler = Sampler(self._limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
 
     @torch.inference_mode()
@@ -97,7 +88,7 @@ class Runner:
             return result
         batch = self.table.batch(ids, num_tokens)
         started = time.perf_counter()
-        logits, kept = self._forward(batch)
+        logits, kept = self.path.forward(batch, self.table, self._wanted_prompt_tokens(batch))
         computed = time.perf_counter()
         self.table.computed(batch)
         if self.group.is_leader:
@@ -116,37 +107,24 @@ class Runner:
 
     def _change_sequences(self, step: "pb.Step") -> None:
         if step.released:
-            self.table.release(_array(step.released))
+            released = _array(step.released)
+            self.table.release(released)
+            self.path.release(released)
             self.sampler.release(step.released)
             self.spans.release(step.released)
         for new in step.admitted:
             self.table.admit(new)
-            tokens = self.table.token_ids[new.id, : len(new.token_ids)]
-            self.sampler.admit(new.id, tokens, new.num_prompt_tokens, new.sampling, new.logprobs, new.top_n_logprobs)
+            # An encoder's prompt is no part of the text that penalties are for.
+            first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
+            tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
+            num_prompt = new.num_prompt_tokens - first
+            self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
             self.spans.admit(new.id, new.traceparent)
 
-    def _forward(self, batch: StepBatch) -> tuple[torch.Tensor, np.ndarray]:
-        """Logits `[num_kept, vocab]`, and the tokens of the batch that they belong to (int64 [num_kept], sorted)."""
-        device = self.loaded.device
-        step = PagedStep(self._keys, self._values, self.table.layout(batch, device), self._attention)
-        kept = batch.last[batch.samples]
-        wants_prompt = self.table.wants_prompt_logprobs[batch.sequence_ids]
-        if wants_prompt.any():
-            kept = np.union1d(kept, np.flatnonzero(wants_prompt[batch.row]))
-        # A model computes at least one row of logits.
-        index = torch.from_numpy(kept if len(kept) else batch.last[:1]).to(device)
-        arguments = {"logits_to_keep": index} if self.loaded.keeps_logits else {}
-        out = self.loaded.model(
-            input_ids=torch.from_numpy(batch.input_ids)[None].to(device),
-            position_ids=torch.from_numpy(batch.positions)[None].to(device),
-            use_cache=False,
-            **arguments,
-            **{ARGUMENT: step},
-        )
-        logits = out.logits[0]
-        if not self.loaded.keeps_logits:
-            logits = logits[index]
-        return logits[: len(kept)], kept
+    def _wanted_prompt_tokens(self, batch: StepBatch) -> np.ndarray:
+        """int64: tokens of the batch whose logits are wanted for the log-probabilities of prompts."""
+        wants = self.table.wants_prompt_logprobs[batch.sequence_ids]
+        return np.flatnonzero(wants[batch.row]) if wants.any() else np.array([], dtype=np.int64)
 
     def _sample(self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray) -> None:
         ids = batch.sequence_ids[batch.samples]
@@ -209,34 +187,31 @@ class Runner:
     def _allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> str | None:
         """Makes all that the limits determine the size of. Returns why it could not, for the ranks to agree on."""
         max_total_tokens = limits.max_total_tokens or num_blocks * limits.block_size_tokens
-        slots = (num_blocks + 1) * limits.block_size_tokens
         self._limits = limits
         try:
             self.table = SequenceTable(limits.max_sequences, max_total_tokens, limits.block_size_tokens, num_blocks)
             self.sampler = Sampler(limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
-            for index, layer in self.loaded.layers.items():
-                for cache, width in ((self._keys, layer.key_size), (self._values, layer.value_size)):
-                    cache[index] = torch.empty(
-                        slots, layer.num_kv_heads, width, dtype=self.loaded.dtype, device=self.loaded.device
-                    )
-                    cache[index][-limits.block_size_tokens :] = 0
+            self.path.allocate(limits, num_blocks)
         except (RuntimeError, MemoryError) as error:
+            self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
             return f"memory for {num_blocks} blocks cannot be allocated ({error}); give a smaller --kv-cache-memory"
         return None
 
     def _size_cache(self, limits: "pb.WarmupRequest") -> CacheSize:
-        element = torch.empty((), dtype=self.loaded.dtype).element_size()
-        local = sum(
-            layer.num_kv_heads * (layer.key_size + layer.value_size) * element for layer in self.loaded.layers.values()
-        )
-        block_bytes = local * limits.block_size_tokens
+        local = self.path.needs.bytes_per_token
         budget = cache_budget_bytes(
             self.loaded.device,
             self.config.kv_cache_memory_bytes,
             self.config.cuda_memory_fraction,
             self.group.world_size,
         )
-        num_blocks = budget // block_bytes
+        fixed = self.path.needs.bytes_per_sequence * limits.max_sequences
+        if fixed > budget:
+            raise LimitError(
+                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
+                f"{budget}; give a smaller --max-batch-size, or more memory with --kv-cache-memory"
+            )
+        num_blocks = (budget - fixed) // max(1, local * limits.block_size_tokens)
         if limits.max_total_tokens:
             longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
             # More than this can never be in use.

@@ -161,7 +161,8 @@ class Worker:
         self.state = "ready"
         logger.info(
             f"loaded {type(loaded.model).__name__}: {loaded.num_parameters / 1e6:.1f}M parameters, "
-            f"{str(loaded.dtype).removeprefix('torch.')} on {loaded.device}, attention {self._runner.attention_name}, "
+            f"{str(loaded.dtype).removeprefix('torch.')} on {loaded.device}, "
+            f"{loaded.path.name} path, attention {loaded.path.attention_name}, "
             f"{torch.get_num_threads()} threads" + "".join(f", {note}" for note in loaded.notes)
         )
 

@@ -31,7 +31,7 @@ def _run(job: dict[str, Any], config: ShardConfig, group: RankGroup) -> dict[str
     facts = {
         "num_parameters": loaded.num_parameters,
         "weight_bytes": loaded.weight_bytes,
-        "kv_heads": [layer.num_kv_heads for layer in loaded.layers.values()],
+        "kv_heads": [layer.num_kv_heads for layer in loaded.path.layers.values()],
         "notes": loaded.notes,
     }
     if not group.is_leader:

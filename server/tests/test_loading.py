@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from gridwork_server.cli import main
@@ -83,7 +84,8 @@ def test_a_sound_model_is_described(sound: Path) -> None:
     assert loaded.weight_bytes == loaded.num_parameters * 4
     assert loaded.vocab_size == models.VOCAB
     assert (loaded.eos_token_ids, loaded.max_context_tokens) == ([2], 512)
-    assert [(layer.num_kv_heads, layer.key_size, layer.window) for layer in loaded.layers.values()] == [(2, 16, 0)] * 3
+    assert (loaded.path.name, loaded.path_reason) == ("paged", "")
+    assert loaded.path.needs.bytes_per_token == 3 * 2 * (16 + 16) * 4
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
@@ -113,13 +115,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: set_config(folder, model_type="nosuch"),
         ["config.json", "`nosuch`", "Transformers", "newer version of Gridwork"],
     ),
-    "no causal language model": (
-        lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'),
-        ["`t5`", "causal language model", "use another model"],
-    ),
-    "a class without the attention interface": (
-        lambda folder: (folder / "config.json").write_text('{"model_type": "bloom"}'),
-        ["BloomForCausalLM", "attention interface", "use another model"],
+    "no language model": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "vit"}'),
+        ["`vit`", "do not generate text", "use another model"],
     ),
 }
 
@@ -151,10 +149,18 @@ def test_custom_code_runs_only_when_it_is_trusted(
     assert mark.exists()
 
 
-@pytest.mark.parametrize("impl", ["batched", "solo"])
-def test_a_path_that_is_not_there_is_refused(impl: str, sound: Path) -> None:
-    with pytest.raises(ModelError, match=f"--model-impl {impl} is not available.*use auto or paged"):
-        load_folder(sound, model_impl=impl)
+@pytest.mark.parametrize("impl", ["paged", "batched", "solo"])
+def test_a_path_that_is_asked_for_is_taken(impl: str, sound: Path) -> None:
+    loaded = load_folder(sound, model_impl=impl)
+    assert (loaded.path.name, loaded.path_reason) == (impl, "")
+
+
+def test_a_path_that_a_model_cannot_run_on_is_refused_with_the_reason(tmp_path: Path) -> None:
+    transformers.BloomForCausalLM(
+        transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=2)
+    ).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"BloomForCausalLM does not support.*attention interface.*--model-impl auto"):
+        load_folder(tmp_path, model_impl="paged")
 
 
 def test_an_unknown_path_is_refused_with_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_greedy_tokens_equal_those_of_transformers(name: str, attention: str, fo
     if attention == "cpu" and not cpu_attention.supports(torch.float32, 16, 16):
         pytest.skip("the CPU lacks AVX-512 or the library was not built")
     runner = runner_for(folders(name), attention=attention)
-    assert runner.attention_name == attention
+    assert runner.path.attention_name == attention
     for prompt, tokens in zip(PROMPTS, expected(name), strict=True):
         alone = driver_for(runner)
         number = alone.add(prompt, COUNT)

@@ -13,36 +13,57 @@ struct Index {
     weight_map: HashMap<String, String>,
 }
 
-/// The safetensors files that make up the model in `folder`.
-pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The files of a model's weights.
+pub(super) enum WeightFiles {
+    Safetensors(Vec<PathBuf>),
+    /// There are only pickle files; the name of one.
+    Pickle(String),
+}
+
+/// The files that make up the model in `folder`.
+pub(super) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
     const INDEX: &str = "model.safetensors.index.json";
+    const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
     let single = folder.join("model.safetensors");
     if single.is_file() {
-        return Ok(vec![single]);
+        return Ok(WeightFiles::Safetensors(vec![single]));
     }
-    let index = folder.join(INDEX);
-    if index.is_file() {
-        let index: Index = read_json(&index)?;
-        let names: BTreeSet<String> = index.weight_map.into_values().collect();
-        let mut files = Vec::with_capacity(names.len());
-        for file in names {
-            let path = folder.join(&file);
-            if !path.is_file() {
-                return Err(ModelError::MissingPart {
-                    folder: folder.to_owned(),
-                    file,
-                    index: INDEX,
-                });
-            }
-            files.push(path);
+    if folder.join(INDEX).is_file() {
+        return parts(folder, INDEX).map(WeightFiles::Safetensors);
+    }
+    match by_other_names(folder)? {
+        WeightFiles::Pickle(file)
+            if !folder.join("pytorch_model.bin").is_file()
+                && folder.join(PICKLE_INDEX).is_file() =>
+        {
+            parts(folder, PICKLE_INDEX)?;
+            Ok(WeightFiles::Pickle(file))
         }
-        return Ok(files);
+        found => Ok(found),
     }
-    weights_by_other_names(folder)
+}
+
+/// The files that an index lists, all of which are there.
+fn parts(folder: &Path, index: &'static str) -> Result<Vec<PathBuf>, ModelError> {
+    let Index { weight_map } = read_json(&folder.join(index))?;
+    let names: BTreeSet<String> = weight_map.into_values().collect();
+    let mut files = Vec::with_capacity(names.len());
+    for file in names {
+        let path = folder.join(&file);
+        if !path.is_file() {
+            return Err(ModelError::MissingPart {
+                folder: folder.to_owned(),
+                file,
+                index,
+            });
+        }
+        files.push(path);
+    }
+    Ok(files)
 }
 
 /// Some models name their weights in their config; any whole safetensors file will do here, the shard knows better.
-fn weights_by_other_names(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+fn by_other_names(folder: &Path) -> Result<WeightFiles, ModelError> {
     let unreadable = |source| ModelError::Unreadable {
         path: folder.to_owned(),
         source,
@@ -64,18 +85,25 @@ fn weights_by_other_names(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         .map(|name| folder.join(name))
         .collect();
     if !safetensors.is_empty() {
-        return Ok(safetensors);
+        return Ok(WeightFiles::Safetensors(safetensors));
     }
     let pickle = names.into_iter().find(|name| {
         let extension = Path::new(name).extension().and_then(|e| e.to_str());
         matches!(extension, Some("bin" | "pt" | "pth" | "ckpt"))
-            && !name.starts_with("training_args")
+            && !NOT_WEIGHTS.iter().any(|start| name.starts_with(start))
     });
-    Err(match pickle {
-        Some(file) => ModelError::OnlyPickle {
-            folder: folder.to_owned(),
-            file,
-        },
-        None => ModelError::NoWeights(folder.to_owned()),
-    })
+    match pickle {
+        Some(file) => Ok(WeightFiles::Pickle(file)),
+        None => Err(ModelError::NoWeights(folder.to_owned())),
+    }
 }
+
+/// Beginnings of the names of pickle files that trainers leave behind.
+const NOT_WEIGHTS: [&str; 6] = [
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "scaler",
+    "adapter_",
+];

@@ -149,12 +149,19 @@ async fn health(
 }
 
 async fn open(address: &ShardAddress) -> Result<ShardClient<Channel>, tonic::transport::Error> {
-    let channel = match address {
+    Ok(ShardClient::new(channel(address).await?)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX))
+}
+
+/// A connection to the shard at `address`.
+pub(crate) async fn channel(address: &ShardAddress) -> Result<Channel, tonic::transport::Error> {
+    match address {
         ShardAddress::Tcp(address) => {
             Endpoint::from_shared(format!("http://{address}"))?
                 .tcp_nodelay(true)
                 .connect()
-                .await?
+                .await
         }
         ShardAddress::Unix(path) => {
             let path = path.clone();
@@ -164,12 +171,9 @@ async fn open(address: &ShardAddress) -> Result<ShardClient<Channel>, tonic::tra
                     let path = path.clone();
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 }))
-                .await?
+                .await
         }
-    };
-    Ok(ShardClient::new(channel)
-        .max_decoding_message_size(usize::MAX)
-        .max_encoding_message_size(usize::MAX))
+    }
 }
 
 #[cfg(test)]

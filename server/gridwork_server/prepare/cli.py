@@ -3,13 +3,16 @@
 import argparse
 import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from gridwork_server.prepare import adapter, pickle_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.source import Folder, GgufFile, locate
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -20,11 +23,16 @@ def register(subparsers: "Subparsers") -> None:
     prepare = subparsers.add_parser(
         "prepare",
         help="fetch or convert a model into a local folder",
-        description='Turns a model id into a local folder and prints it as the last line, {"model_path": "…"}.',
+        description="Turns a model id into a local folder that can be loaded, and prints as its last line "
+        '{"model_path": "…"}, with "tokenizer_path" and "tokenizer_encodes" for a folder without tokenizer.json.',
     )
     prepare.add_argument("--model-id", required=True, help="a folder, a .gguf file, or a name on the Hugging Face hub")
     prepare.add_argument("--revision", help="branch, tag or commit on the hub (main)")
     prepare.add_argument("--trust-remote-code", action="store_true", help="fetch the model's Python files too")
+    prepare.add_argument("--code-revision", help="branch, tag or commit of Python code on the hub")
+    prepare.add_argument(
+        "--allow-pickle-weights", action="store_true", help="convert pickled weights, of which only tensors are read"
+    )
     prepare.add_argument("--cache-dir", type=Path, help="the hub's cache folder (HF_HUB_CACHE, else the hub's default)")
     prepare.set_defaults(run=_run_prepare)
 
@@ -37,20 +45,80 @@ def register(subparsers: "Subparsers") -> None:
     default_model.set_defaults(run=_run_default_model)
 
 
-def prepare(model_id: str, revision: str | None, trust_remote_code: bool, cache_dir: Path | None) -> Path:
-    """The local folder of a model. cache_dir: the hub's cache folder, None for the usual one. Raises PrepareError."""
+@dataclass(frozen=True)
+class Options:
+    """What may be done with a model, and where its results are kept."""
+
+    revision: str | None = None
+    trust_remote_code: bool = False
+    code_revision: str | None = None
+    allow_pickle: bool = False
+    cache_dir: Path | None = None
+    """The hub's cache folder, None for the usual one."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the shard and the router are pointed at."""
+
+    model_path: Path
+    tokenizer: PreparedTokenizer | None
+    """None: the model's folder has a tokenizer.json."""
+
+    def as_json(self) -> str:
+        """The line that the launcher reads."""
+        content: dict[str, object] = {"model_path": str(self.model_path)}
+        if self.tokenizer is not None:
+            content |= {"tokenizer_path": str(self.tokenizer.path), "tokenizer_encodes": self.tokenizer.encodes}
+        return json.dumps(content)
+
+
+def prepare(model_id: str, options: Options) -> Prepared:
+    """The local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
+    folder = _folder(model_id, options)
+    if not (folder / "config.json").is_file():
+        return Prepared(folder, None)  # the launcher says what is wrong with it
+    made = _cache_dir(options) / "gridwork"
+    tokenizer = prepared_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
+    return Prepared(folder, tokenizer)
+
+
+def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
+    """Fetched, converted and merged as far as is needed. is_base: an adapter is to be merged onto it."""
     source = locate(model_id)
     if isinstance(source, Folder):
-        return source.path
-    cache_dir = cache_dir or _hub_cache()
-    if isinstance(source, GgufFile):
-        from gridwork_server.prepare.gguf import converted
+        folder = source.path
+    elif isinstance(source, GgufFile):
+        from gridwork_server.prepare.gguf import converted as converted_gguf
 
-        return converted(source.path, cache_dir / "gridwork")
+        return converted_gguf(source.path, _cache_dir(options) / "gridwork")
+    else:
+        from gridwork_server.prepare.hub import fetched
 
-    from gridwork_server.prepare.hub import fetched
+        folder = fetched(
+            source.name, options.revision, options.trust_remote_code, _cache_dir(options), options.allow_pickle
+        )
+    if adapter.is_adapter(folder):
+        if is_base:
+            raise PrepareError(f"{folder} is an adapter itself. Merge that one onto its base first")
+        base_options = replace(options, revision=None)
+        return adapter.merged(
+            folder,
+            lambda name: _folder(name, base_options, is_base=True),
+            options.allow_pickle,
+            options.trust_remote_code,
+            options.code_revision,
+            _cache_dir(options) / "gridwork",
+        )
+    if (folder / "config.json").is_file() and (files := pickle_weights.pickle_files(folder)):
+        if not options.allow_pickle:
+            raise pickle_weights.refusal(files[0])
+        return pickle_weights.converted(folder, files, _cache_dir(options) / "gridwork")
+    return folder
 
-    return fetched(source.name, revision, trust_remote_code, cache_dir)
+
+def _cache_dir(options: Options) -> Path:
+    return options.cache_dir or _hub_cache()
 
 
 def _hub_cache() -> Path:
@@ -65,10 +133,19 @@ def _hub_cache() -> Path:
 
 def _run_prepare(args: argparse.Namespace) -> int:
     try:
-        folder = prepare(args.model_id, args.revision, args.trust_remote_code, args.cache_dir)
+        prepared = prepare(
+            args.model_id,
+            Options(
+                revision=args.revision,
+                trust_remote_code=args.trust_remote_code,
+                code_revision=args.code_revision,
+                allow_pickle=args.allow_pickle_weights,
+                cache_dir=args.cache_dir,
+            ),
+        )
     except PrepareError as error:
         return _fail(error)
-    print(json.dumps({"model_path": str(folder)}), flush=True)
+    print(prepared.as_json(), flush=True)
     return 0
 
 

@@ -17,7 +17,8 @@ from gridwork_server.prepare.errors import PrepareError
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-_WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt", "*.tiktoken")
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.vocab", "*.bpe", "*.spm")
+_WANTED_PICKLES = ("pytorch_model*.bin", "adapter_model.bin")
 _WANTED_CODE = ("*.py",)
 # Other formats of the same weights that some repositories carry beside Transformers' own.
 _UNWANTED = ("*/*.safetensors", "consolidated*.safetensors", "*/*.json", "*/*.txt")
@@ -25,21 +26,25 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PROGRESS_INTERVAL_S = 3.0
 
 
-def fetched(name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path) -> Path:
+def fetched(
+    name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool = False
+) -> Path:
     """The folder of a model's snapshot: found in the cache, else fetched into it.
 
     A revision that is in the cache completely is used without asking the hub for a newer one, so that a restart serves
     what was served before and needs no network. Raises PrepareError.
     """
     revision = revision or "main"
-    cached = find_cached(name, revision, trust_remote_code, cache_dir)
+    cached = find_cached(name, revision, trust_remote_code, cache_dir, allow_pickle)
     if cached is not None:
         logger.info("Using {} from the cache, commit {}", name, cached.name)
         return cached
-    return _fetch(name, revision, trust_remote_code, cache_dir)
+    return _fetch(name, revision, trust_remote_code, cache_dir, allow_pickle)
 
 
-def find_cached(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -> Path | None:
+def find_cached(
+    name: str, revision: str, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool = False
+) -> Path | None:
     """A complete snapshot in the hub's cache (refs/REVISION names the commit, snapshots/COMMIT holds it), or None.
 
     Reads the cache's files itself: importing the hub library takes longer than all of this.
@@ -50,20 +55,25 @@ def find_cached(name: str, revision: str, trust_remote_code: bool, cache_dir: Pa
     except OSError:
         return None
     snapshot = storage / "snapshots" / commit
-    if not commit or not (snapshot / "config.json").is_file() or not _has_weights(snapshot):
+    if not commit or not _has_config(snapshot) or not _has_weights(snapshot, allow_pickle):
         return None
     # The hub library leaves a list of the repository's files, from which an interrupted download shows.
     try:
         listing = json.loads((storage / "trees" / f"{commit}.json").read_text())
-        expected = wanted_files(listing["files"], trust_remote_code)
+        expected = wanted_files(listing["files"], trust_remote_code, allow_pickle)
     except (OSError, ValueError, KeyError, TypeError):
         expected = []
     return snapshot if all((snapshot / file).is_file() for file in expected) else None
 
 
-def wanted_files(files: "list[str] | dict[str, object]", trust_remote_code: bool) -> list[str]:
-    """Which of a repository's files are needed: safetensors, configs, tokenizer, chat template, code if trusted."""
+def wanted_files(
+    files: "list[str] | dict[str, object]", trust_remote_code: bool, allow_pickle: bool = False
+) -> list[str]:
+    """Which of a repository's files are needed: safetensors (else pickles, if allowed), configs, tokenizer, chat
+    template, code if trusted."""
     patterns = _WANTED + (_WANTED_CODE if trust_remote_code else ())
+    if allow_pickle and not any(file.endswith(".safetensors") and "/" not in file for file in files):
+        patterns += _WANTED_PICKLES
     return [
         file
         for file in files
@@ -72,18 +82,27 @@ def wanted_files(files: "list[str] | dict[str, object]", trust_remote_code: bool
     ]
 
 
-def _has_weights(folder: Path) -> bool:
-    if (folder / "model.safetensors").is_file():
-        return True
+def _has_config(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _has_weights(folder: Path, allow_pickle: bool) -> bool:
+    names = ["model.safetensors", "adapter_model.safetensors"]
+    if allow_pickle:
+        names += ["pytorch_model.bin", "adapter_model.bin"]
+    indexes = [f"{name}.index.json" for name in names]
+    return any((folder / name).is_file() for name in names) or any(_has_parts(folder, index) for index in indexes)
+
+
+def _has_parts(folder: Path, index: str) -> bool:
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text())
-        parts = set(index["weight_map"].values())
+        parts = set(json.loads((folder / index).read_text())["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return bool(parts) and all((folder / part).is_file() for part in parts)
 
 
-def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -> Path:
+def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool) -> Path:
     from huggingface_hub import HfApi, constants, errors, snapshot_download, utils
 
     if constants.HF_HUB_OFFLINE:
@@ -95,7 +114,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True)
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        wanted = wanted_files(list(siblings), trust_remote_code)
+        wanted = wanted_files(list(siblings), trust_remote_code, allow_pickle)
         _check_wanted(name, list(siblings), wanted)
         sizes = {file: siblings[file].size or 0 for file in wanted}
         _check_space(name, sum(sizes.values()), cache_dir)
@@ -117,11 +136,11 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path) -
 
 
 def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:
-    if "config.json" not in files:
+    if "config.json" not in files and "adapter_config.json" not in files:
         gguf = any(file.endswith(".gguf") for file in files)
         hint = "Download one of its .gguf files and give --model-id its path" if gguf else "Is it a Transformers model?"
         raise PrepareError(f"{name} has no config.json on the hub. {hint}")
-    if not any(file.endswith(".safetensors") for file in wanted):
+    if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
         pickle = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
         has = (
             f"only as {pickle}, a pickle file, which can run code when loaded and is not read" if pickle else "nowhere"
@@ -129,7 +148,7 @@ def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:
         raise PrepareError(
             f"{name} has its weights {has}. Use a revision or repository with *.safetensors files, or convert it on "
             "a machine you can spare with AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER), and its "
-            "tokenizer likewise"
+            "tokenizer likewise; or pass --allow-pickle-weights to have nothing but tensors read from it"
         )
 
 

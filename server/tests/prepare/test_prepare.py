@@ -93,6 +93,7 @@ def test_a_cached_model_with_a_file_missing_is_completed(tmp_path, missing):
 def test_a_sharded_model_in_the_cache_needs_every_shard(tmp_path):
     index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}).encode()
     files = {"config.json": b"{}", "model.safetensors.index.json": index, "model-1.safetensors": b"w"}
+    files["tokenizer.json"] = b"{}"
     snapshot = put_in_cache(tmp_path, "org/sharded", files)
     arguments = ("prepare", "--model-id", "org/sharded")
     assert run(*arguments, home=tmp_path, HF_HUB_OFFLINE="1").code == 1

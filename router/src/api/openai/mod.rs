@@ -27,6 +27,7 @@ pub use completions::{__path_completions, completions};
 pub use models::{__path_model, __path_models, model, models};
 pub use request::{Seed, Stop, StreamOptions};
 pub use response::*;
+pub use token_text::TokenTexts;
 
 /// The routes of this API.
 pub fn routes() -> Router<AppState> {

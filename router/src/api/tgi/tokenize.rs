@@ -68,15 +68,15 @@ async fn tokens(
     add_special_tokens: bool,
     field: &str,
 ) -> Result<Vec<SimpleToken>, ApiError> {
-    let encoding = state
+    let encoded = state
         .validator()
         .encode(text.to_owned(), add_special_tokens, field)
         .await?;
-    Ok(encoding
-        .get_ids()
-        .iter()
-        .zip(encoding.get_offsets())
-        .map(|(&id, &(start, stop))| SimpleToken {
+    Ok(encoded
+        .ids
+        .into_iter()
+        .zip(encoded.offsets)
+        .map(|(id, (start, stop))| SimpleToken {
             id,
             text: text.get(start..stop).unwrap_or_default().to_owned(),
             start,

@@ -1,0 +1,141 @@
+"""Serves one tiny random model on a shard and compares its greedy tokens with those of `generate()`."""
+
+import copy
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.config import ShardConfig
+from gridwork_server.group import RankGroup
+from support.paths import ROOT
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from .shrink import VOCAB_SIZE, randomise, tiny_config
+
+sys.path.append(str(ROOT / "server"))
+from tests.driver import Driver
+
+PROMPT_LENGTHS = (23, 1, 12, 30, 5, 17, 2, 9)
+NUM_NEW_TOKENS = 10
+LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=8, max_total_tokens=64)
+
+
+@dataclass
+class Verdict:
+    """What became of one model type."""
+
+    model_type: str
+    path: str = ""
+    reason: str = ""
+    """Why not a faster path."""
+    exact: bool = False
+    error: str = ""
+    """Why it is not served, or not exact."""
+    reference_error: str = ""
+    """Why Transformers itself gives no tokens."""
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    """Prompts of different lengths; tokens that configs use as special ones are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, VOCAB_SIZE - 10, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
+
+
+SEQ2SEQ, CAUSAL = AutoModelForSeq2SeqLM, AutoModelForCausalLM
+
+
+def build(model_type: str, folder: Path, kind: Any) -> type[PreTrainedModel]:
+    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ."""
+    config = tiny_config(model_type)
+    config.forced_eos_token_id = None
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
+    torch.manual_seed(0)
+    model = kind.from_config(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    return type(model)
+
+
+def reference_tokens(folder: Path, model_class: Any) -> list[list[int]]:
+    """What `generate()` gives for every prompt alone."""
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    # Some keep state in their modules and would begin a prompt with what the last one left there.
+    fresh = copy.deepcopy if getattr(model, "_is_stateful", False) else lambda same: same
+    return [greedy(fresh(model), prompt, NUM_NEW_TOKENS) for prompt in prompts()]
+
+
+@torch.inference_mode()
+def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+    """The tokens that `generate()` gives, whatever would end them."""
+    out: Any = model.generate(  # type: ignore[operator]
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        num_beams=1,
+        forced_eos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, -count:].tolist()
+
+
+def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[int]]:
+    """What the shard gives for all of them at once, joining one after another."""
+    from gridwork_server.loading import load
+    from gridwork_server.runner import Runner
+
+    given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
+    config = ShardConfig(**(given | settings))
+    group = RankGroup()
+    runner = Runner(load(config, group), config, group)
+    size = runner.warm_up(LIMITS)
+    verdict.path, verdict.reason = runner.path.name, runner.loaded.path_reason
+    driver = Driver(runner.run, size.num_blocks, chunk=16)
+    names = []
+    for prompt in prompts():
+        names.append(driver.add(prompt, NUM_NEW_TOKENS))
+        driver.step()
+    results = driver.finish()
+    for failure in driver.failures.values():
+        raise RuntimeError(failure.message)
+    return [results[name] for name in names]
+
+
+def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) -> Verdict:
+    """Builds, serves and compares. Never raises."""
+    verdict = Verdict(model_type)
+    started = time.monotonic()
+    try:
+        expected = reference_tokens(folder, build(model_type, folder, kind))
+    except Exception as error:
+        verdict.reference_error = first_line(error)
+        return verdict
+    try:
+        given = served_tokens(folder, verdict, **settings)
+    except Exception as error:
+        verdict.error = first_line(error)
+        verdict.seconds = time.monotonic() - started
+        return verdict
+    verdict.exact = given == expected
+    for prompt, want, got in zip(prompts(), expected, given, strict=True):
+        if want != got:
+            same = next((i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), len(want))
+            verdict.wrong.append(f"prompt of {len(prompt)}: differs from token {same} on")
+    verdict.error = "; ".join(verdict.wrong)
+    verdict.seconds = time.monotonic() - started
+    return verdict
+
+
+def first_line(error: Exception) -> str:
+    """A short form of an error, for a table."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 300 else text[:300] + " …"

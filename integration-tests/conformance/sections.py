@@ -1,0 +1,80 @@
+"""The parts of a conformance run, and what they found."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conformance_encoders import Row, conformance_encoders
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+from conformance.generation import CAUSAL, SEQ2SEQ, Verdict, check
+from conformance.tensor_parallel import Outcome
+
+
+@dataclass
+class Found:
+    """What a run found, by section."""
+
+    generators: dict[str, list[Verdict]] = field(default_factory=dict)
+    encoders: list[Row] = field(default_factory=list)
+    tensor_parallel: list[Outcome] = field(default_factory=list)
+
+    def wrong(self) -> list[str]:
+        """Types that give another answer than Transformers, or none where Transformers does."""
+        generators = [v for verdicts in self.generators.values() for v in verdicts]
+        return [
+            *(v.model_type for v in generators if not v.exact and not v.reference_error),
+            *(row.model_type for row in self.encoders if not row.is_right and row.path != "left out"),
+            *(f"{outcome.model_type} over two ranks" for outcome in self.tensor_parallel if outcome.verdict == "WRONG"),
+        ]
+
+
+def generators(section: str, only: list[str], folder: Path, **settings: Any) -> list[Verdict]:
+    """Every type that generates text: `causal` or `seq2seq`."""
+    verdicts = []
+    for name in _types(section):
+        if only and name not in only:
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):  # some models print warnings at every step
+            verdict = check(name, folder / section / name, CAUSAL if section == "causal" else SEQ2SEQ, **settings)
+        verdicts.append(verdict)
+        state = "exact" if verdict.exact else "no reference" if verdict.reference_error else "WRONG"
+        why = "; ".join(filter(None, (verdict.error, verdict.reference_error, verdict.reason)))
+        print(f"{section:8} {name:28} {state:12} {verdict.path:8} {verdict.seconds:4.1f} s  {why}", flush=True)
+    return verdicts
+
+
+def _types(section: str) -> list[str]:
+    if section == "causal":
+        return sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    # The mapping has models that read speech too; those read no text by themselves.
+    return sorted(name for name in names if CONFIG_MAPPING[name]().is_encoder_decoder and not _hears(name))
+
+
+def _hears(model_type: str) -> bool:
+    config = CONFIG_MAPPING[model_type]()
+    return any("audio" in name or "encoder_config" in name for name in getattr(config, "sub_configs", {}))
+
+
+def encoders(only: list[str]) -> list[Row]:
+    """Every encoder type."""
+    rows = []
+    for row in conformance_encoders(only or None):
+        rows.append(row)
+        print(f"encoder  {row.model_type:28} {row}", flush=True)
+    return rows
+
+
+def tensor_parallel(only: list[str], folder: Path) -> list[Outcome]:
+    """Every causal type with a tensor-parallel plan, over two ranks."""
+    file = folder / "tensor-parallel.json"
+    command = [sys.executable, "-m", "conformance.tensor_parallel", "--json", str(file), *only]
+    subprocess.run(command, check=False, cwd=Path(__file__).parent.parent)
+    return [Outcome(**entry) for entry in json.loads(file.read_text())]

@@ -1,0 +1,83 @@
+"""The page of docs/models.md."""
+
+import platform
+
+import torch
+import transformers
+
+from conformance.generation import NUM_NEW_TOKENS, PROMPT_LENGTHS, Verdict
+from conformance.sections import Found
+from conformance.shrink import CANNOT_GENERATE
+from conformance.tensor_parallel import Outcome
+
+_INTRODUCTION = """# Which models run, and how
+
+Written by `make conformance`, which anyone can run: it makes a tiny random model of every type that Transformers {version}
+knows, from the type's own default config with every kind of layer kept, serves it in float32 and compares.
+
+**Generating types.** {num_requests} requests of {lengths} tokens, joining one after another, {num_tokens} greedy tokens each.
+*Exact* means that all are the tokens of `generate()`. The path is the fastest that passed the comparison with plain
+`forward()` that every model goes through at start; `paged` is the fast one. Why a type runs on a slower one stands beside it,
+as the server's log and `/info` would say.
+
+**Over two ranks** (types with a tensor-parallel plan in Transformers): *exact* means that the logits of two processes equal
+those of one; the percentage is the largest share of the weights' bytes that a rank has.
+
+**Encoders.** The largest difference of any hidden state from plain `forward()`; up to 1e-5 counts as the same.
+
+PyTorch {torch}, Python {python}, {machine}.
+"""
+
+
+def page(found: Found) -> str:
+    """The whole page, in Markdown."""
+    ranks = {outcome.model_type: outcome for outcome in found.tensor_parallel}
+    parts = [
+        _INTRODUCTION.format(
+            version=transformers.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+            machine=platform.machine(),
+            num_requests=len(PROMPT_LENGTHS),
+            lengths=f"{min(PROMPT_LENGTHS)} to {max(PROMPT_LENGTHS)}",
+            num_tokens=NUM_NEW_TOKENS,
+        )
+    ]
+    for section, title in (("causal", "Causal language models"), ("seq2seq", "Encoder-decoder text models")):
+        verdicts = found.generators.get(section)
+        if verdicts:
+            parts.append(f"## {title}\n\n{_summary(verdicts)}\n\n{_generators(verdicts, ranks)}\n")
+    if found.encoders:
+        lines = ["| type | path | largest difference | why |", "|---|---|---|---|"]
+        for row in found.encoders:
+            difference = "" if row.difference is None else f"{row.difference:.1e}"
+            lines.append(f"| {row.model_type} | {row.path} | {difference} | {_cell(row.reason)} |")
+        parts.append("## Encoders\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _summary(verdicts: list[Verdict]) -> str:
+    exact = [v for v in verdicts if v.exact]
+    paths = {path: sum(v.path == path for v in exact) for path in ("paged", "batched", "solo")}
+    unknown = sum(bool(v.reference_error) for v in verdicts)
+    text = f"{len(verdicts)} types: {len(exact)} exact ({', '.join(f'{n} {path}' for path, n in paths.items() if n)})"
+    if unknown:
+        text += f"; {unknown} of which Transformers itself makes no text here"
+    wrong = len(verdicts) - len(exact) - unknown
+    return text + (f"; {wrong} wrong." if wrong else ".")
+
+
+def _generators(verdicts: list[Verdict], ranks: dict[str, Outcome]) -> str:
+    lines = ["| type | path | exact | two ranks | why |", "|---|---|---|---|---|"]
+    for verdict in verdicts:
+        outcome = ranks.get(verdict.model_type)
+        over_two = "no plan" if outcome is None else f"{outcome.verdict} ({outcome.detail})"
+        exact = "yes" if verdict.exact else "–" if verdict.reference_error else "**no**"
+        reference = CANNOT_GENERATE.get(verdict.model_type, verdict.reference_error)
+        why = "; ".join(filter(None, (verdict.error, reference, verdict.reason)))
+        lines.append(f"| {verdict.model_type} | {verdict.path} | {exact} | {_cell(over_two)} | {_cell(why)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,56 @@
+"""What every way of running a model offers to the runner."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.sequence_table import SequenceTable, StepBatch
+
+
+class PathError(Exception):
+    """A model cannot run on a path. The message says which property of the model is in the way."""
+
+
+@dataclass(frozen=True)
+class CacheNeeds:
+    """Memory that a path takes on this rank."""
+
+    bytes_per_token: int
+    """Of a sequence's context; 0 when nothing grows with it."""
+    bytes_per_sequence: int = 0
+    """Whatever a sequence takes besides."""
+
+
+class ModelPath(Protocol):
+    """Runs the model over steps, and keeps what its sequences need between them."""
+
+    name: str
+    """`paged`, `batched` or `solo`."""
+    attention_name: str
+    """Attention implementation, for people to read."""
+    needs: CacheNeeds
+
+    def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
+        """Makes all that the limits determine the size of, in place of what was there. Raises RuntimeError or
+        MemoryError when there is no memory for it."""
+
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those of the last tokens
+        of sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong
+        to, int64 `[num_kept]`, sorted."""
+
+    def release(self, ids: np.ndarray) -> None:
+        """Forgets what is kept of sequences. ids: int64."""
+
+    def reset(self) -> None:
+        """Forgets every sequence, and keeps the memory."""
+
+
+def wanted_tokens(batch: "StepBatch", extra: np.ndarray) -> np.ndarray:
+    """The tokens of the batch whose logits a step gives, int64, sorted."""
+    kept = batch.last[batch.samples]
+    return np.union1d(kept, extra) if len(extra) else kept

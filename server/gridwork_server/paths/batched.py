@@ -1,0 +1,211 @@
+"""The path for models that take and return a cache of their own: continuous batching over whatever that cache is.
+
+A sequence's prompt is computed alone, in one piece. Sequences that decode share a cohort: one cache whose tensors are
+stacked along the batch dimension, shorter sequences padded on the left. A cohort stays as it is while its members do;
+when one joins or leaves, its tensors are put together anew.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from loguru import logger
+
+from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.paths.cache_tree import CacheSpec, Member
+
+if TYPE_CHECKING:
+    from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.paths.caller import Caller
+    from gridwork_server.paths.seq2seq import Seq2SeqCaller
+    from gridwork_server.sequence_table import SequenceTable, StepBatch
+
+
+@dataclass
+class Cohort:
+    """Sequences that decode together. B of them."""
+
+    ids: list[int]
+    lengths: np.ndarray
+    """int64 [B]: tokens in the cache."""
+    cache: Any
+    sizes: list[list[int]] = field(default_factory=list)
+    """True sizes of the cache's tensors along their length, by sequence."""
+
+
+class BatchedPath:
+    """Runs a model that takes a cache and returns it."""
+
+    def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
+        """cohorts: `padded`, sequences of any length decode together; `equal`, those of one length do; `single`, each
+        decodes alone. token: an id to try the model with. Raises PathError when the model returns no cache, or none
+        that sequences can share in that way."""
+        self.name = "solo" if cohorts == "single" else "batched"
+        self.attention_name = attention_name
+        self._caller = caller
+        self._mode = cohorts
+        self._spec = CacheSpec([], [])
+        self._cohorts: dict[int, Cohort] = {}
+        """By each of its members."""
+        with torch.inference_mode():
+            self.needs = self._probe(token)
+
+    def _probe(self, token: int) -> CacheNeeds:
+        probe = self._caller.probe(token, share=self._mode != "single")
+        self._spec = probe.spec or CacheSpec([], [])
+        # Stacking copies: what is put together stands beside what it is put together from.
+        return CacheNeeds(
+            3 * max(0, probe.longer.num_bytes - probe.alone.num_bytes) // probe.more_tokens, 2 * probe.alone.num_bytes
+        )
+
+    def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
+        """See ModelPath. Caches are made as they are needed."""
+        self.reset()
+
+    def release(self, ids: np.ndarray) -> None:
+        """See ModelPath."""
+        for id in ids.tolist():
+            self._cohorts.pop(id, None)
+
+    def reset(self) -> None:
+        """See ModelPath."""
+        self._cohorts.clear()
+
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """See ModelPath. A chunk that does not reach the end of what is known is left for the one that does."""
+        kept = wanted_tokens(batch, extra)
+        rows: dict[int, torch.Tensor] = {}
+        decodes = []
+        for i, id in enumerate(batch.sequence_ids.tolist()):
+            wanted = kept[batch.row[kept] == i]
+            if len(wanted) == 0:
+                continue
+            position = int(batch.positions[batch.last[i]])
+            cohort = self._cohorts.get(id)
+            offset = self._offset([id], table)[0]
+            if (
+                cohort is not None
+                and batch.num_tokens[i] == 1
+                and cohort.lengths[cohort.ids.index(id)] + offset == position
+            ):
+                decodes.append((id, int(wanted[0])))
+                continue
+            self._cohorts.pop(id, None)
+            keep_all = len(wanted) > 1 or not batch.samples[i]
+            logits, cache = self._first(id, position + 1, table, keep_all)
+            if batch.samples[i]:
+                self._cohorts[id] = Cohort([id], np.array([position + 1 - offset]), cache, self._sizes(cache))
+            last = logits.shape[0] - 1
+            for token in wanted.tolist():
+                row = last - (position - int(batch.positions[token]))
+                # The prompt of an encoder has no logits.
+                rows[token] = logits[row] if row >= 0 else torch.full_like(logits[last], torch.nan)
+        try:
+            cohorts = self._gather([id for id, _ in decodes])
+        except (PathError, ValueError, RuntimeError) as error:
+            self._stop_sharing(error)
+            cohorts = self._gather([id for id, _ in decodes])
+        for cohort in cohorts:
+            lengths = cohort.lengths + self._offset(cohort.ids, table)
+            tokens = table.token_ids[cohort.ids, lengths].astype(np.int64)
+            if self._mode == "single" and not cohort.sizes:
+                self._restart(cohort, table)
+            logits = self._decode(cohort, tokens)
+            for id, token in decodes:
+                if id in cohort.ids:
+                    rows[token] = logits[cohort.ids.index(id)]
+        if not rows:
+            return torch.empty(0, 0), kept
+        return torch.stack([rows[token] for token in kept.tolist()]), kept
+
+    def _offset(self, ids: list[int], table: "SequenceTable") -> np.ndarray:
+        return self._caller.offset(table.num_prompt[ids])
+
+    def _first(self, id: int, length: int, table: "SequenceTable", keep_all: bool) -> tuple[torch.Tensor, Any]:
+        return self._caller.first(table.token_ids[id, :length], int(table.num_prompt[id]), keep_all)
+
+    def _decode(self, cohort: Cohort, tokens: np.ndarray) -> torch.Tensor:
+        """Computes one token of every member. tokens: int64 [B]. Returns logits `[B, vocab_size]`."""
+        logits, cohort.cache = self._caller.next(tokens, cohort.cache, cohort.lengths)
+        cohort.lengths = cohort.lengths + 1
+        if self._mode != "single":
+            try:
+                cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
+            except ValueError as error:
+                self._stop_sharing(error)
+        return logits
+
+    def _stop_sharing(self, error: Exception) -> None:
+        """From now on every sequence decodes alone: the cache has become something else than it was found to be. What
+        shared a cache is computed again from its tokens."""
+        logger.warning(
+            f"the model's caches cannot be put together any more ({type(error).__name__}: {error}): from now on every "
+            "sequence decodes alone"
+        )
+        self._mode = "single"
+        shared = [cohort for cohort in self._cohorts.values() if len(cohort.ids) > 1]
+        for cohort in shared:
+            for index, id in enumerate(cohort.ids):
+                if self._cohorts.get(id) is cohort:
+                    self._cohorts[id] = Cohort([id], cohort.lengths[index : index + 1], None)
+
+    def _restart(self, cohort: Cohort, table: "SequenceTable") -> None:
+        """Makes the cache of a sequence anew."""
+        (id,) = cohort.ids
+        if cohort.cache is None:
+            length = int(cohort.lengths[0] + self._offset([id], table)[0])
+            cohort.cache = self._first(id, length, table, keep_all=False)[1]
+        cohort.sizes = [[]]
+
+    def _gather(self, ids: list[int]) -> list[Cohort]:
+        """The cohorts that exactly these sequences decode in."""
+        if not ids:
+            return []
+        lengths = {id: self._length(id) for id in ids}
+        groups: dict[int, list[int]] = {}
+        for id in ids:
+            key = {"padded": 0, "equal": lengths[id], "single": id}[self._mode]
+            groups.setdefault(key, []).append(id)
+        cohorts = []
+        for group in groups.values():
+            cohort = self._cohorts[group[0]]
+            if set(cohort.ids) != set(group):
+                cohort = self._form(group, lengths)
+            cohorts.append(cohort)
+        return cohorts
+
+    def _form(self, ids: list[int], lengths: dict[int, int]) -> Cohort:
+        """A new cohort of sequences from other ones. Cohorts that lose some go on as cohorts of those that stay."""
+        members = [self._member(id) for id in ids]
+        sources = list({id(cohort): cohort for cohort in (self._cohorts[i] for i in ids)}.values())
+        cohort = self._stack(ids, members, lengths)
+        for source in sources:
+            stay = [i for i in source.ids if i not in lengths and self._cohorts.get(i) is source]
+            if stay:
+                rest = self._stack(stay, [self._member(i) for i in stay], {i: self._length(i) for i in stay})
+                self._cohorts.update(dict.fromkeys(stay, rest))
+        self._cohorts.update(dict.fromkeys(ids, cohort))
+        return cohort
+
+    def _stack(self, ids: list[int], members: list[Member], lengths: dict[int, int]) -> Cohort:
+        cache, sizes = self._spec.stack(members, max(lengths[id] for id in ids))
+        return Cohort(list(ids), np.array([lengths[id] for id in ids]), cache, sizes)
+
+    def _member(self, id: int) -> Member:
+        source = self._cohorts[id]
+        index = source.ids.index(id)
+        return self._spec.member(source.cache, index, source.sizes[index])
+
+    def _sizes(self, cache: Any) -> list[list[int]]:
+        """True sizes of the tensors of one sequence's cache."""
+        if self._mode != "single":
+            try:
+                return [self._spec.whole(cache)]
+            except ValueError as error:
+                self._stop_sharing(error)
+        return [[]]
+
+    def _length(self, id: int) -> int:
+        cohort = self._cohorts[id]
+        return int(cohort.lengths[cohort.ids.index(id)])

@@ -1,0 +1,163 @@
+"""Finds the fastest path that a model runs on, by trying them in turn."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from loguru import logger
+
+from gridwork_server import attention
+from gridwork_server.errors import ModelError
+from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.batched import BatchedPath
+from gridwork_server.paths.caller import Caller
+from gridwork_server.paths.paged import PagedPath
+from gridwork_server.paths.recompute import RecomputePath
+from gridwork_server.paths.self_check import (
+    compare,
+    compare_generated,
+    generated_tokens,
+    plain_logits,
+    sample_tokens,
+)
+from gridwork_server.paths.seq2seq import Seq2SeqCaller
+from gridwork_server.paths.stepwise import StepwisePath
+
+if TYPE_CHECKING:
+    from gridwork_server.group import RankGroup
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The path that a model runs on."""
+
+    path: ModelPath
+    reason: str
+    """Why not a faster one; empty for the fastest."""
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    impl: str
+    what: str
+    """For the log."""
+    paged: bool
+    odd: bool
+    """Whether it is for models whose tokens with a cache are others than without: `generate()` is what counts there."""
+    make: Callable[[], ModelPath]
+
+
+def choose(
+    model: Any, wish: str, attention_name: str, dtype: torch.dtype, device: torch.device, group: "RankGroup"
+) -> Choice:
+    """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
+    plain `forward()`. Raises ModelError when none works."""
+    plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+    caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
+    sequences = sample_tokens(_vocab_size(model))
+    expected: torch.Tensor | None = None
+    own_attention = model.config._attn_implementation == attention.NAME
+    reasons: list[str] = []
+    if not own_attention and wish in ("auto", "paged"):
+        reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
+    for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention):
+        if wish not in ("auto", candidate.impl):
+            continue
+        try:
+            # The ranks of a group have parts of heads, which plain attention functions cannot always run with.
+            if expected is None and (group.world_size == 1 or not own_attention):
+                _use_attention(model, plain_attention, own_attention)
+                expected = plain_logits(caller, sequences)
+            _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
+            path = candidate.make()
+            if candidate.odd:
+                if group.world_size > 1:
+                    raise PathError("generate() does not run over several ranks")
+                compare_generated(path, generated_tokens(model, sequences, device), sequences)
+            elif expected is not None:
+                _compare_on_all_ranks(path, expected, sequences, dtype, group)
+        except ModelError:
+            raise
+        except PathError as error:
+            reasons.append(f"not {candidate.what}: {error}")
+        except Exception as error:  # a model's own code may raise anything
+            if group.world_size > 1:
+                raise ModelError(
+                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); "
+                    "use --num-shard 1"
+                ) from error
+            logger.opt(exception=True).debug(f"{candidate.what} cannot be used")
+            reasons.append(f"not {candidate.what}: {_one_line(error)}")
+        else:
+            reason = "; ".join(reasons)
+            if reason:
+                logger.warning(f"{type(model).__name__} runs on the {path.name} path ({candidate.what}); {reason}")
+            return Choice(path, reason, expected.shape[-1] if expected is not None else _vocab_size(model))
+    advice = "use --model-impl auto" if wish != "auto" else "use another model"
+    raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
+
+
+def _compare_on_all_ranks(
+    path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype, group: "RankGroup"
+) -> None:
+    """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
+    found: PathError | None = None
+    try:
+        compare(path, expected, sequences, dtype)
+    except PathError as error:
+        found = error if group.is_leader else None
+    if group.minimum(0 if found else 1) == 0:
+        raise found or PathError("rank 0 found that its logits differ from those of plain forward()")
+
+
+def _candidates(
+    model: Any,
+    caller: Caller | Seq2SeqCaller,
+    dtype: torch.dtype,
+    attention_name: str,
+    plain: str,
+    own_attention: bool,
+) -> Iterator[_Candidate]:
+    if own_attention:
+        yield _Candidate("paged", "paged", True, False, lambda: PagedPath(model, dtype, caller.device, attention_name))
+    for impl, cohorts, what in (
+        ("batched", "padded", "batched with padding"),
+        ("batched", "equal", "batched by equal length"),
+        ("solo", "single", "solo with its cache"),
+    ):
+        yield _Candidate(
+            impl,
+            what,
+            False,
+            False,
+            lambda cohorts=cohorts: BatchedPath(caller, plain, cohorts),  # type: ignore[misc]
+        )
+    recompute = "solo, computing everything anew for every token"
+    yield _Candidate(
+        "solo",
+        "solo as generate() does it",
+        False,
+        True,
+        lambda: StepwisePath(model, caller.device, plain, _vocab_size(model)),
+    )
+    yield _Candidate("solo", recompute, False, True, lambda: RecomputePath(caller, plain))
+    yield _Candidate("solo", recompute, False, False, lambda: RecomputePath(caller, plain))
+
+
+def _use_attention(model: Any, name: str, own_attention: bool) -> None:
+    if own_attention:
+        model.set_attn_implementation(name)
+
+
+def _vocab_size(model: Any) -> int:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    size = getattr(head, "out_features", None)
+    return int(size or model.config.get_text_config().vocab_size)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) < 300 else text[:300] + " …"

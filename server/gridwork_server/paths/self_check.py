@@ -1,0 +1,151 @@
+"""Compares a path with plain `forward()` on a few tokens, before a model is called ready."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from loguru import logger
+
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.sequence_table import SequenceTable
+
+if TYPE_CHECKING:
+    from gridwork_server.paths.caller import Caller
+    from gridwork_server.paths.seq2seq import Seq2SeqCaller
+
+_PROMPTS = (7, 4)
+"""Tokens of the sequences' prompts."""
+
+_DECODES = ((0,), (0, 1), (0, 1), (1,))
+"""Which of them decode in each step: the second joins when the first has begun to, and goes on when it has left."""
+
+_NUM_DECODED = 3
+
+_LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=16)
+_NUM_BLOCKS = 8
+
+_TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
+"""Largest root mean square of a row's differences, as a share of the logits' own standard deviation. What is computed
+wrongly differs by about 1, what is rounded differently by some hundredths."""
+
+_OUTLIERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 1}
+"""Rows that may differ by more: rounding may send a token to another expert."""
+
+
+def sample_tokens(vocab_size: int) -> list[np.ndarray]:
+    """The sequences to compare on: int32, of the middle of the vocabulary, where no special tokens are."""
+    generator = np.random.default_rng(0)
+    low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
+    return [generator.integers(low, high, prompt + _NUM_DECODED).astype(np.int32) for prompt in _PROMPTS]
+
+
+@torch.inference_mode()
+def plain_logits(caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray]) -> torch.Tensor:
+    """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[8, vocab_size]`.
+
+    Every row is computed from its own beginning: a model that looks ahead gives other logits for a longer text.
+    """
+    rows = []
+    for sequence, prompt in zip(sequences, _PROMPTS, strict=True):
+        for length in range(prompt, len(sequence) + 1):
+            rows.append(caller.plain(sequence[:length], prompt)[-1].float())
+    return torch.stack(rows)
+
+
+@torch.inference_mode()
+def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
+    """The same by a path: the first prompt in two pieces, then both sequences together."""
+    table = SequenceTable(2, _LIMITS.max_total_tokens, _LIMITS.block_size_tokens, _NUM_BLOCKS)
+    path.allocate(_LIMITS, _NUM_BLOCKS)
+    rows: dict[tuple[int, int], torch.Tensor] = {}
+
+    def step(ids: list[int], counts: list[int]) -> None:
+        batch = table.batch(np.array(ids), np.array(counts))
+        logits, kept = path.forward(batch, table, np.array([], dtype=np.int64))
+        for row, token in zip(logits, kept.tolist(), strict=True):
+            rows[int(batch.sequence_ids[batch.row[token]]), int(batch.positions[token])] = row.float()
+        table.computed(batch)
+
+    for id, sequence in enumerate(sequences):
+        prompt = sequence[: _PROMPTS[id]]
+        table.admit(pb.NewSequence(id=id, token_ids=prompt.tolist(), num_prompt_tokens=len(prompt)))
+        table.append_blocks(np.array([id]), np.array([4]), np.arange(4 * id, 4 * id + 4))
+        first = len(prompt) // 2 if id == 0 else len(prompt)
+        step([id], [first])
+        if first < len(prompt):
+            step([id], [len(prompt) - first])
+    num_decoded = [0, 0]
+    for ids in _DECODES:
+        tokens = [sequences[id][_PROMPTS[id] + num_decoded[id]] for id in ids]
+        table.append_tokens(np.array(ids), np.array(tokens))
+        step(list(ids), [1] * len(ids))
+        for id in ids:
+            num_decoded[id] += 1
+    path.release(np.array([0, 1]))
+    return torch.stack([rows[key] for key in sorted(rows)])
+
+
+_NUM_GENERATED = 4
+
+
+@torch.inference_mode()
+def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.device) -> list[list[int]]:
+    """What `generate()` gives for each sequence. Raises whatever it raises."""
+    results = []
+    for sequence in sequences:
+        tokens = torch.from_numpy(sequence.astype(np.int64))[None].to(device)
+        out = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=_NUM_GENERATED,
+            min_new_tokens=_NUM_GENERATED,
+            do_sample=False,
+            eos_token_id=None,
+            forced_eos_token_id=None,
+            pad_token_id=0,
+        )
+        results.append(out[0, -_NUM_GENERATED:].tolist())
+    return results
+
+
+@torch.inference_mode()
+def path_tokens(path: ModelPath, sequences: list[np.ndarray]) -> list[list[int]]:
+    """The same by a path, one sequence after the other."""
+    path.allocate(_LIMITS, _NUM_BLOCKS)
+    results = []
+    for sequence in sequences:
+        table = SequenceTable(2, _LIMITS.max_total_tokens, _LIMITS.block_size_tokens, _NUM_BLOCKS)
+        table.admit(pb.NewSequence(id=0, token_ids=sequence.tolist(), num_prompt_tokens=len(sequence)))
+        count, tokens = len(sequence), []
+        for _ in range(_NUM_GENERATED):
+            batch = table.batch(np.array([0]), np.array([count]))
+            logits, _kept = path.forward(batch, table, np.array([], dtype=np.int64))
+            table.computed(batch)
+            tokens.append(int(logits[0].argmax()))
+            table.append_tokens(np.array([0]), np.array(tokens[-1:]))
+            count = 1
+        path.release(np.array([0]))
+        results.append(tokens)
+    return results
+
+
+def compare_generated(path: ModelPath, expected: list[list[int]], sequences: list[np.ndarray]) -> None:
+    """Raises PathError when a path's greedy tokens are not those of `generate()`."""
+    if path_tokens(path, sequences) != expected:
+        raise PathError("its tokens are not those of generate()")
+
+
+def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
+    """Raises PathError when a path's logits are not those of plain `forward()`."""
+    given = path_logits(path, sequences)
+    if given.shape != expected.shape:
+        raise PathError(f"it gives logits of shape {list(given.shape)} where forward() gives {list(expected.shape)}")
+    if not torch.isfinite(expected).any():
+        return  # nothing can be told from a model whose own answer is no number
+    spread = float(expected[torch.isfinite(expected)].std())
+    difference = torch.where(torch.isfinite(expected), given - expected, 0)
+    rows = difference.square().mean(-1).sqrt() / max(spread, 1e-6)
+    logger.debug(f"rows differ by {[round(row, 5) for row in rows.tolist()]} of the logits' spread")
+    if int((~(rows <= _TOLERANCE[dtype])).sum()) > _OUTLIERS[dtype]:
+        raise PathError(f"its logits differ from those of plain forward() by {float(rows.max()):.2g} of their spread")

@@ -1,0 +1,139 @@
+"""Calls encoder-decoder models: the prompt goes through the encoder, what is generated through the decoder."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gridwork_server.paths.base import PathError
+from gridwork_server.paths.cache_tree import Sample, spec_of
+from gridwork_server.paths.caller import CacheProbe, logits_of
+
+_SHORT = 5
+"""Tokens of the shortest input whose cache is looked at."""
+
+
+@dataclass
+class _State:
+    """What is kept of sequences besides their tokens. B of them, padded on the left."""
+
+    cache: Any
+    hidden: torch.Tensor
+    """`[B, source_length, hidden_size]`: the encoder's output."""
+    mask: torch.Tensor
+    """int64 `[B, source_length]`"""
+
+
+class Seq2SeqCaller:
+    """The counterpart of `Caller` for models with an encoder. A sequence's prompt is the source; what the decoder
+    computes is its start token and what was generated."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        """Raises PathError when the config names no token that the decoder starts with."""
+        self.model, self.device = model, device
+        self._start = start_token(model)
+        self._encoded: Any = None
+        """Class of the encoder's output."""
+        self._takes = set(inspect.signature(model.forward).parameters)
+        self._forced_first, self._never = _rules(model)
+
+    def offset(self, num_prompt: np.ndarray) -> np.ndarray:
+        """The prompt is not in the decoder's cache, and the start token is."""
+        return num_prompt - 1
+
+    def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
+        """Logits after the start token and after each generated one: `[1 + num_generated, vocab_size]`."""
+        source, target = self._split(tokens, num_prompt)
+        out = self.model(
+            input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=target, use_cache=False
+        )
+        return self._ruled(logits_of(out)[0], np.arange(target.shape[1]))
+
+    def first(self, tokens: np.ndarray, num_prompt: int, keep_all: bool) -> tuple[torch.Tensor, _State]:
+        """See Caller. Logits `[1 + num_generated, vocab_size]`."""
+        source, target = self._split(tokens, num_prompt)
+        logits, state = self._first(source, target)
+        return self._ruled(logits[0], np.arange(target.shape[1])), state
+
+    def _first(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, _State]:
+        mask = torch.ones_like(source)
+        encoded = self.model.get_encoder()(input_ids=source, attention_mask=mask, return_dict=True)
+        self._encoded = type(encoded)
+        return self._decode(target, _State(None, encoded[0], mask), torch.ones_like(target))
+
+    def next(self, tokens: np.ndarray, state: _State, lengths: np.ndarray) -> tuple[torch.Tensor, _State]:
+        """See Caller. lengths: of what the decoder has computed."""
+        longest = int(lengths.max())
+        mask = torch.from_numpy(np.arange(longest + 1) >= (longest - lengths)[:, None]).to(torch.int64)
+        target = torch.from_numpy(tokens)[:, None].to(self.device)
+        logits, state = self._decode(target, state, mask.to(self.device))
+        return self._ruled(logits[:, -1], lengths), state
+
+    def probe(self, token: int, share: bool) -> CacheProbe:
+        """See Caller. The longer input has two tokens more on both sides."""
+        source = torch.full((2, _SHORT + 2), token, dtype=torch.int64, device=self.device)
+        target = torch.full_like(source[:, :3], token)
+        state = self._first(source[:1, :_SHORT], target[:1, :1])[1]
+        alone = Sample.of(state)
+        longer = Sample.of(self._first(source[:1], target[:1])[1])
+        if not share:
+            return CacheProbe(alone, longer, None, 2)
+        pair = Sample.of(self._first(source[:, :_SHORT], target[:, :1])[1])
+        decoded = Sample.of(self.next(np.array([token]), state, np.array([1]))[1])
+        return CacheProbe(alone, longer, spec_of(alone, longer, pair, decoded, 1), 2)
+
+    def _split(self, tokens: np.ndarray, num_prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
+        source = torch.from_numpy(tokens[:num_prompt].astype(np.int64))[None]
+        target = np.concatenate([[self._start], tokens[num_prompt:]]).astype(np.int64)
+        return source.to(self.device), torch.from_numpy(target)[None].to(self.device)
+
+    def _decode(self, target: torch.Tensor, state: _State, mask: torch.Tensor) -> tuple[torch.Tensor, _State]:
+        arguments: dict[str, Any] = {"use_cache": True, "return_dict": True}
+        if state.cache is not None:
+            arguments["past_key_values"] = state.cache
+        if "decoder_attention_mask" in self._takes:
+            arguments["decoder_attention_mask"] = mask
+        out = self.model(
+            encoder_outputs=self._encoded(last_hidden_state=state.hidden),
+            attention_mask=state.mask,
+            decoder_input_ids=target,
+            **arguments,
+        )
+        cache = getattr(out, "past_key_values", None)
+        if cache is None:
+            raise PathError("forward() returns no cache")
+        return logits_of(out), _State(cache, state.hidden, state.mask)
+
+    def _ruled(self, logits: torch.Tensor, num_before: np.ndarray) -> torch.Tensor:
+        """Applies what the generation config says of single tokens. num_before: int, for every row, tokens that the
+        decoder computed before it."""
+        if self._never:
+            logits[:, self._never] = -torch.inf
+        if self._forced_first is not None:
+            rows = torch.from_numpy(num_before == 0).to(logits.device)
+            forced = torch.full_like(logits[0], -torch.inf)
+            forced[self._forced_first] = 0
+            logits = torch.where(rows[:, None], forced, logits)
+        return logits
+
+
+def start_token(model: Any) -> int:
+    """The token that a decoder's input begins with. Raises PathError when no config names one."""
+    configs = (model.generation_config, model.config, getattr(model.config, "decoder", None))
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for config in configs:
+            token = getattr(config, name, None)
+            if token is not None:
+                return int(token[0] if isinstance(token, list) else token)
+    raise PathError("neither config.json nor generation_config.json has a decoder_start_token_id")
+
+
+def _rules(model: Any) -> tuple[int | None, list[int]]:
+    """The token that every answer begins with, and those that are never generated."""
+    config = model.generation_config
+    forced = getattr(config, "forced_bos_token_id", None)
+    words = getattr(config, "bad_words_ids", None) or []
+    never = {int(word[0]) for word in words if len(word) == 1} | set(getattr(config, "suppress_tokens", None) or [])
+    return None if forced is None else int(forced), sorted(never)

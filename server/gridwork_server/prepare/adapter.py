@@ -1,0 +1,226 @@
+"""Adapters of PEFT, merged onto their base model: the result is an ordinary model's folder in the cache."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from gridwork_server.prepare import pickle_weights
+from gridwork_server.prepare.errors import PrepareError
+from gridwork_server.prepare.staging import build_folder
+
+# Raise it when a merge's result changes, so that folders made by older versions are not used.
+_FORMAT = 1
+CONFIG = "adapter_config.json"
+_BASE = "base_model_name_or_path"
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "spiece", "chat_template")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def merged(
+    folder: Path,
+    base_folder_of: Callable[[str], Path],
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    code_revision: str | None,
+    cache_dir: Path,
+) -> Path:
+    """The folder of the adapter merged onto its base; made in `cache_dir` the first time, then found there.
+
+    base_folder_of: gives the folder of a model by its path or name. Raises PrepareError.
+    """
+    config = _read_config(folder)
+    weights = _weights(folder, allow_pickle)
+    base = _base(folder, config, base_folder_of)
+    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision}".encode())
+    for file in sorted([*folder.iterdir(), *base.iterdir()]):
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    target = cache_dir / "merged" / f"{folder.name}-{digest.hexdigest()[:16]}"
+
+    def build(partial: Path) -> None:
+        logger.info("Merging the adapter {} onto {}", folder, base)
+        try:
+            _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
+        except PrepareError:
+            raise
+        except Exception as error:  # whatever adapters of any kind, and a model's own code, lead to
+            logger.opt(exception=True).debug("The merge failed")
+            raise PrepareError(
+                f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}). "
+                "It is damaged, or was made for another model"
+            ) from error
+
+    return build_folder(target, is_complete, build)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole merge; enough because folders appear by one rename."""
+    has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return has_weights and (folder / "config.json").is_file()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise PrepareError(f"{path} is not valid JSON ({error}). Download it again") from error
+    if not isinstance(config, dict):
+        raise PrepareError(f"{path} is not a JSON object. Download it again")
+    if not isinstance(config.get("peft_type"), str):
+        raise PrepareError(f"{path} has no peft_type: it is not an adapter of PEFT")
+    return config
+
+
+def _weights(folder: Path, allow_pickle: bool) -> Path:
+    if (folder / _WEIGHTS).is_file():
+        return folder / _WEIGHTS
+    if (folder / _PICKLE).is_file():
+        if not allow_pickle:
+            raise pickle_weights.refusal(folder / _PICKLE)
+        return folder / _PICKLE
+    raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}. Download the adapter again")
+
+
+def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], Path]) -> Path:
+    name = config.get(_BASE)
+    where = f"{folder / CONFIG}, {_BASE}"
+    if not isinstance(name, str) or not name:
+        raise PrepareError(f"{where}: no base model is named. Put the path or hub name of the adapter's base there")
+    # A relative path may be meant from the adapter's own folder.
+    beside = folder / name
+    try:
+        base = base_folder_of(str(beside) if (beside / "config.json").is_file() else name)
+    except PrepareError as error:
+        message = re.sub(r"^--model-id ", "", str(error))
+        raise PrepareError(f"{where}: {message}") from error
+    if not (base / "config.json").is_file():
+        raise PrepareError(f"{where}: {base} has no config.json: it is no model")
+    return base
+
+
+def _merge(
+    folder: Path,
+    weights: Path,
+    config: dict[str, Any],
+    base: Path,
+    partial: Path,
+    trust_remote_code: bool,
+    code_revision: str | None,
+) -> None:
+    import torch
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": "auto", "local_files_only": True}
+    if trust_remote_code and code_revision:
+        options["code_revision"] = code_revision
+    model = _auto_class(config).from_pretrained(base, use_safetensors=True, **options)
+    try:
+        peft_config = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError) as error:
+        raise PrepareError(f"{folder / CONFIG} cannot be used: {_one_line(error)}") from error
+    if peft_config.is_prompt_learning:
+        raise PrepareError(
+            f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "
+            "weights: it cannot be merged"
+        )
+    peft_config.inference_mode = True
+    tensors = _read(weights)
+    rows = _embedding_rows(tensors)
+    if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(rows)
+    wrapped: Any = get_peft_model(model, peft_config)
+    result: Any = set_peft_model_state_dict(wrapped, tensors)
+    if result.unexpected_keys:
+        raise PrepareError(
+            f"{weights} has tensors that {type(model).__name__} has no place for: "
+            f"{pickle_weights.tensor_names(result.unexpected_keys)}. The adapter was made for another model"
+        )
+    missing = [key for key in result.missing_keys if _belongs_to_adapter(key, wrapped)]
+    if missing:
+        raise PrepareError(
+            f"{weights} lacks {pickle_weights.tensor_names(missing)}. The adapter is incomplete, or was made for "
+            "another model"
+        )
+    with torch.inference_mode():
+        whole = wrapped.merge_and_unload(safe_merge=True)
+    needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
+    free_bytes = shutil.disk_usage(partial).free
+    if needed_bytes > free_bytes:
+        raise PrepareError(
+            f"the merged model needs {needed_bytes / 1e6:.0f} MB, but {partial.parent} has only "
+            f"{free_bytes / 1e6:.0f} MB free. Free some space, or name another folder"
+        )
+    whole.save_pretrained(partial)
+    _copy_settings(folder, base, partial)
+
+
+def _auto_class(config: dict[str, Any]) -> Any:
+    import transformers
+
+    by_task = {
+        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+        "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+        "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+        "FEATURE_EXTRACTION": transformers.AutoModel,
+    }
+    return by_task.get(str(config.get("task_type")), transformers.AutoModelForCausalLM)
+
+
+def _read(weights: Path) -> dict[str, Any]:
+    if weights.suffix != ".safetensors":
+        return pickle_weights.read_tensors(weights)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise PrepareError(f"{weights} is damaged ({_one_line(error)}). Download it again") from error
+
+
+def _embedding_rows(tensors: dict[str, Any]) -> int | None:
+    """Rows of an embedding that is saved with the adapter: tokens were added to the base's vocabulary."""
+    for name, tensor in tensors.items():
+        if re.search(r"(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$", name):
+            return int(tensor.shape[0])
+    return None
+
+
+def _belongs_to_adapter(key: str, wrapped: Any) -> bool:
+    return wrapped.prefix in key or ".modules_to_save." in key
+
+
+def _copy_settings(folder: Path, base: Path, partial: Path) -> None:
+    """The tokenizer is the adapter's if it has one, else the base's; code and generation settings are the base's."""
+    has_tokenizer = any(
+        file.name.startswith(("tokenizer.", "vocab", "spiece")) or file.suffix == ".tiktoken"
+        for file in folder.iterdir()
+    )
+    source = folder if has_tokenizer else base
+    for file in source.iterdir():
+        if file.is_file() and (file.name.startswith(_TOKENIZER) or file.suffix == ".tiktoken"):
+            shutil.copyfile(file, partial / file.name)
+    for file in base.iterdir():
+        named = file.suffix == ".py" or file.name in ("generation_config.json", "preprocessor_config.json")
+        if file.is_file() and named and not (partial / file.name).exists():
+            shutil.copyfile(file, partial / file.name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -1,0 +1,168 @@
+"""The bytes of every token of a tokenizer that exists as Python code alone, and a tokenizer.json made of them.
+
+The router turns tokens into text for every token that a model generates, and cannot ask Python each time. For nearly
+all tokenizers the text is the concatenation of what its tokens stand for; what that is, is found by trying the ways in
+which vocabularies are written and keeping the first that gives the tokenizer's own text for texts of many kinds.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gridwork_server.prepare.agreement import SAMPLES, decode
+
+_SPACE = "\u2581"
+"""Stands for a space in SentencePiece's vocabularies."""
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """What tokens stand for, by id."""
+
+    table: list[bytes]
+    way: str
+    """How the vocabulary is written, for people to read."""
+    disagrees: str | None
+    """A text whose tokens do not concatenate to what the tokenizer says, if there is one."""
+
+
+def token_bytes(tokenizer: Any) -> TokenBytes:
+    """Finds the bytes of every token."""
+    size = max([len(tokenizer), *(id + 1 for id in tokenizer.added_tokens_decoder)])
+    best: TokenBytes | None = None
+    for name, way in _WAYS.items():
+        table = [_bytes_of(tokenizer, id, way) for id in range(size)]
+        disagreements = [text for text in SAMPLES if not _agrees(tokenizer, table, text)]
+        if not disagreements:
+            return TokenBytes(table, name, None)
+        if best is None or way is _as_decoded:
+            best = TokenBytes(table, name, disagreements[0])
+    assert best is not None
+    return best
+
+
+def write_tokenizer(tokenizer: Any, found: TokenBytes, path: Path) -> None:
+    """Writes a tokenizer.json that turns ids into text. What it makes of texts is of no use."""
+    alphabet = _alphabet()
+    added = tokenizer.added_tokens_decoder
+    vocab: list[list[Any]] = [["".join(alphabet[byte] for byte in data), 0.0] for data in found.table]
+    for id, token in added.items():
+        vocab[id][0] = token.content
+    special = set(tokenizer.all_special_ids) | {id for id, token in added.items() if token.special}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": id,
+                "content": vocab[id][0],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": id in special,
+            }
+            for id in sorted(special | set(added))
+            if vocab[id][0]
+        ],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        # The one model whose vocabulary is a list: several ids may stand for the same bytes.
+        "model": {"type": "Unigram", "unk_id": None, "vocab": vocab, "byte_fallback": False},
+    }
+    path.write_text(json.dumps(content, ensure_ascii=False))
+
+
+def _agrees(tokenizer: Any, table: list[bytes], text: str) -> bool:
+    """Whether the tokens of a text, behind those of another, give the text that the table says."""
+    before = tokenizer.encode("Once", add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    concatenated = b"".join(table[id] for id in [*before, *ids]).decode(errors="replace")
+    # Some tokenizers strip the ends of a text; what stands before or follows would show them.
+    return decode(tokenizer, [*before, *ids]).strip() == concatenated.strip()
+
+
+def _bytes_of(tokenizer: Any, id: int, way: "Callable[[Any, int, str], bytes | None]") -> bytes:
+    added = tokenizer.added_tokens_decoder.get(id)
+    if added is not None:
+        return str(added.content).encode()
+    try:
+        token = tokenizer.convert_ids_to_tokens(id)
+    except Exception:  # whatever a model's own code meets in ids that stand for nothing
+        return b""
+    if isinstance(token, bytes):
+        return token
+    if not isinstance(token, str):
+        return b""
+    return way(tokenizer, id, token) or b""
+
+
+def _byte_level(_tokenizer: Any, _id: int, token: str) -> bytes | None:
+    places = _places()
+    found = [places.get(character) for character in token]
+    return None if None in found else bytes(byte for byte in found if byte is not None)
+
+
+def _latin(_tokenizer: Any, _id: int, token: str) -> bytes | None:
+    return token.encode("latin-1") if all(ord(character) < 0x100 for character in token) else None
+
+
+def _pieces(_tokenizer: Any, _id: int, token: str) -> bytes | None:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            pass
+    return token.replace(_SPACE, " ").encode()
+
+
+def _as_decoded(tokenizer: Any, id: int, _token: str) -> bytes | None:
+    before = tokenizer.encode("Once", add_special_tokens=False)
+    start, whole = decode(tokenizer, before), decode(tokenizer, [*before, id])
+    return whole.removeprefix(start).encode(errors="replace") if whole.startswith(start) else None
+
+
+def _as_followed(tokenizer: Any, id: int, _token: str) -> bytes | None:
+    before, after = (tokenizer.encode(text, add_special_tokens=False) for text in ("Once", "a"))
+    last = decode(tokenizer, after).strip()
+    start = decode(tokenizer, [*before, *after]).removesuffix(last)
+    whole = decode(tokenizer, [*before, id, *after])
+    if not whole.startswith(start) or not whole.endswith(last) or len(whole) < len(start) + len(last):
+        return None
+    return whole[len(start) : len(whole) - len(last)].encode(errors="replace")
+
+
+_WAYS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
+    "byte-level alphabet": _byte_level,
+    "one character a byte": _latin,
+    "SentencePiece": _pieces,
+    "as decoded behind others": _as_decoded,
+    "as decoded between others": _as_followed,
+}
+
+
+@functools.cache
+def _places() -> dict[str, int]:
+    return {character: byte for byte, character in enumerate(_characters())}
+
+
+def _alphabet() -> list[str]:
+    """GPT-2's byte-level alphabet, by byte: printable bytes of Latin-1 stand for themselves, the others for the
+    characters from U+0100 on, in order."""
+    return list(_characters())
+
+
+def _characters() -> Iterator[str]:
+    stand_ins = 0x100
+    for byte in range(256):
+        if 0x21 <= byte <= 0x7E or 0xA1 <= byte <= 0xAC or 0xAE <= byte <= 0xFF:
+            yield chr(byte)
+        else:
+            yield chr(stand_ins)
+            stand_ins += 1

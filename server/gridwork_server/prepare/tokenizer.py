@@ -1,0 +1,196 @@
+"""Tokenizers of folders without tokenizer.json: converted where that is possible, else described for the router.
+
+The result lies in the cache, under the content of the files that it was made from; the model's folder is not touched.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+
+from gridwork_server.prepare.errors import PrepareError
+from gridwork_server.prepare.staging import build_folder
+
+# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+_FORMAT = 1
+_MARK = "gridwork.json"
+_COPIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+_NO_TOKENIZER_FILES = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"),
+    *(".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"),
+}
+
+
+@dataclass(frozen=True)
+class PreparedTokenizer:
+    """A folder with a tokenizer.json."""
+
+    path: Path
+    encodes: bool
+    """Whether it turns text into tokens; else only tokens into text, and the shard does the other."""
+
+
+def prepared_tokenizer(
+    folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
+) -> PreparedTokenizer | None:
+    """None when the model's folder has a tokenizer.json. Raises PrepareError when no tokenizer can be made of it."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    target = cache_dir / "tokenizers" / f"{folder.name}-{_key(folder, trust_remote_code, code_revision)}"
+
+    def build(partial: Path) -> None:
+        _build(folder, partial, trust_remote_code, code_revision)
+
+    path = build_folder(target, is_complete, build)
+    return PreparedTokenizer(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    return (folder / _MARK).is_file() and (folder / "tokenizer.json").is_file()
+
+
+def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision} {_transformers_version()}".encode())
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix.lower() not in _NO_TOKENIZER_FILES:
+            digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _transformers_version() -> str:
+    """Without importing it, which takes seconds."""
+    from importlib.metadata import version
+
+    return version("transformers")
+
+
+def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: str | None) -> None:
+    from gridwork_server.prepare.agreement import knows_no_text
+
+    logger.info("{} has no tokenizer.json; making one of what it has", folder)
+    tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
+    try:
+        if knows_no_text(tokenizer):
+            raise PrepareError(
+                f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} knows no text: the files of its "
+                "vocabulary are missing or of another model. Download the model again"
+            )
+        encodes = _write(tokenizer, folder, partial)
+    except PrepareError:
+        raise
+    except Exception as error:  # whatever a model's own code does
+        logger.opt(exception=True).debug("The tokenizer failed")
+        raise PrepareError(
+            f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
+            f"({type(error).__name__}: {_one_line(error)}): its files are damaged, or its code does not fit "
+            f"Transformers {_transformers_version()}. Download the model again"
+        ) from error
+    _write_settings(tokenizer, folder, partial)
+    (partial / _MARK).write_text(json.dumps({"encodes": encodes}))
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | None) -> Any:
+    """The tokenizer as Transformers loads it. Raises PrepareError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder,
+            trust_remote_code=trust_remote_code,
+            **({"code_revision": code_revision} if trust_remote_code and code_revision else {}),
+        )
+    except Exception as error:  # whatever a reader meets in damaged files, and a model's own code raises
+        logger.opt(exception=True).debug("The tokenizer cannot be loaded")
+        if "trust_remote_code" in str(error):
+            raise PrepareError(
+                f"the tokenizer of {folder} asks for Python code of its own. If you trust its author, pass "
+                "--trust-remote-code"
+            ) from error
+        raise PrepareError(
+            f"{folder} has no tokenizer.json, and Transformers cannot make a tokenizer of "
+            f"{_candidates(folder)} ({type(error).__name__}: {_one_line(error)}). Download the model again, or add a "
+            "tokenizer.json"
+        ) from error
+
+
+def _write(tokenizer: Any, folder: Path, partial: Path) -> bool:
+    """Writes tokenizer.json; returns whether it encodes texts as the tokenizer does."""
+    from tokenizers import Tokenizer
+
+    from gridwork_server.prepare import agreement
+    from gridwork_server.prepare.token_bytes import token_bytes, write_tokenizer
+
+    text = _serialized(tokenizer)
+    if text is not None:
+        disagreement = agreement.find_disagreement(tokenizer, Tokenizer.from_str(text))
+        if disagreement is None:
+            agreement.warn_of_sentencepiece(tokenizer, folder)
+            (partial / "tokenizer.json").write_text(text)
+            return True
+        logger.warning("{} cannot be converted, it would change {}", type(tokenizer).__name__, disagreement)
+    found = token_bytes(tokenizer)
+    write_tokenizer(tokenizer, found, partial / "tokenizer.json")
+    Tokenizer.from_file(str(partial / "tokenizer.json"))
+    logger.info(
+        "{} exists as Python code alone: the shard will tokenize, by that code (bytes of tokens: {})",
+        type(tokenizer).__name__,
+        found.way,
+    )
+    if found.disagrees is not None:
+        logger.warning(
+            "The texts of single tokens of {} do not add up to the text that it gives for all of them, as for {!r}: "
+            "answers may differ from it in spaces",
+            type(tokenizer).__name__,
+            found.disagrees[:40],
+        )
+    return False
+
+
+def _serialized(tokenizer: Any) -> str | None:
+    """The tokenizer as a tokenizer.json, None when there is no such form of it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, convert_slow_tokenizer
+
+        if type(tokenizer).__name__ not in SLOW_TO_FAST_CONVERTERS:
+            return None
+        try:
+            backend = convert_slow_tokenizer(tokenizer)
+        except Exception as error:
+            logger.warning("{} cannot be converted: {}", type(tokenizer).__name__, _one_line(error))
+            return None
+    return str(backend.to_str())
+
+
+def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
+    """The chat template and the special tokens, as the router reads them."""
+    for name in _COPIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, partial / name)
+    path = partial / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings.pop("auto_map", None)
+    settings |= {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    template = getattr(tokenizer, "chat_template", None)
+    if "chat_template" not in settings and isinstance(template, str):
+        settings["chat_template"] = template
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2))
+
+
+def _candidates(folder: Path) -> str:
+    names = [
+        file.name
+        for file in sorted(folder.iterdir())
+        if file.suffix in (".model", ".txt", ".tiktoken", ".vocab", ".bpe") or file.name.startswith(("vocab", "merges"))
+    ]
+    return ", ".join([*names, "tokenizer_config.json"]) if names else "its tokenizer_config.json alone"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:600] or type(error).__name__
