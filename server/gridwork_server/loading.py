@@ -66,7 +66,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     else:
         from gridwork_server.tensor_parallel import load_part
 
-        part = load_part(model_class, model_config, config.model_path, dtype, group)
+        attention_name = attention.NAME if _takes_our_attention(model_class, config) else None
+        part = load_part(model_class, model_config, config.model_path, dtype, group, attention_name)
         model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
