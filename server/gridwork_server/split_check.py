@@ -59,8 +59,8 @@ def features_are_independent(module: nn.Module, makers: dict[str, int], taker: s
 
 @torch.no_grad()
 def gate_layout(experts: nn.Module) -> str | None:
-    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours. None when the
-    module does not say, or does neither."""
+    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours; `mixed` when one
+    feature depends on others. None when the module does not say."""
     apply_gate: Callable[[torch.Tensor], torch.Tensor] | None = getattr(experts, "_apply_gate", None)
     if apply_gate is None or not getattr(experts, "has_gate", True):
         return None
@@ -72,7 +72,7 @@ def gate_layout(experts: nn.Module) -> str | None:
     }
     try:
         expected = apply_gate(x)[:, start:stop]
-        return next((name for name, part in layouts.items() if _same(expected, apply_gate(part))), None)
+        return next((name for name, part in layouts.items() if _same(expected, apply_gate(part))), "mixed")
     except Exception:
         return None
 
