@@ -145,7 +145,8 @@ def check(model_type: str, folder: Path, ranks: Ranks) -> Outcome:
         del model
         whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         expected = logits_of(whole)
-        whole_bytes = sum(parameter.nbytes for parameter in whole.parameters())
+        saved = {tensor.data_ptr(): tensor.nbytes for tensor in whole.state_dict().values()}
+        whole_bytes = sum(saved.values())
     except Exception as error:
         return Outcome(model_type, "refused", f"does not run in one process: {type(error).__name__}: {_line(error)}")
     ranks.logits.unlink(missing_ok=True)

@@ -59,16 +59,16 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     model: Any
+    split_notes: list[str] = []
     if group.world_size == 1:
         model = _load_whole(model_class, model_config, config, dtype)
         num_parameters, weight_bytes = _size(model)
     else:
         from gridwork_server.tensor_parallel import load_part
 
-        plain = "sdpa" if getattr(model_class, "_supports_sdpa", False) else "eager"
-        attention_name = attention.NAME if _takes_our_attention(model_class, config) else plain
+        attention_name = attention.NAME if _takes_our_attention(model_class, config) else None
         part = load_part(model_class, model_config, config.model_path, dtype, group, attention_name)
-        model, num_parameters = part.model, part.num_parameters
+        model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
     notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
@@ -85,7 +85,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         max_context_tokens=_max_context_tokens(model_config),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        notes=notes,
+        notes=split_notes + notes,
     )
 
 

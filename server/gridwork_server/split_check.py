@@ -59,8 +59,8 @@ def features_are_independent(module: nn.Module, makers: dict[str, int], taker: s
 
 @torch.no_grad()
 def gate_layout(experts: nn.Module) -> str | None:
-    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours. None when the
-    module does not say, or does neither."""
+    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours; `mixed` when one
+    feature depends on others. None when the module does not say."""
     apply_gate: Callable[[torch.Tensor], torch.Tensor] | None = getattr(experts, "_apply_gate", None)
     if apply_gate is None or not getattr(experts, "has_gate", True):
         return None
@@ -72,7 +72,7 @@ def gate_layout(experts: nn.Module) -> str | None:
     }
     try:
         expected = apply_gate(x)[:, start:stop]
-        return next((name for name, part in layouts.items() if _same(expected, apply_gate(part))), None)
+        return next((name for name, part in layouts.items() if _same(expected, apply_gate(part))), "mixed")
     except Exception:
         return None
 
@@ -90,10 +90,22 @@ def _narrowed(linear: nn.Linear, rows: torch.Tensor | None, columns: torch.Tenso
 
 
 def _with_children(module: nn.Module, children: dict[str, nn.Linear]) -> nn.Module:
-    """The module with other children in the place of its own; everything else is shared."""
+    """The module with other children in the place of its own; everything else is shared, or where it has parameters,
+    which may be on `meta`, has values of no significance."""
     other = copy.copy(module)
-    other._modules = dict(module._modules) | children
+    other._modules = {name: child and _with_values(child) for name, child in module._modules.items()} | children
     return other.eval()
+
+
+def _with_values(module: nn.Module) -> nn.Module:
+    if next(module.parameters(), None) is None:
+        return module
+    other = copy.deepcopy(module)
+    for owner in other.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                owner._parameters[name] = nn.Parameter(torch.full(parameter.shape, 0.5))
+    return other
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

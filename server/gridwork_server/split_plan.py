@@ -16,6 +16,7 @@ from torch import nn
 from gridwork_server.errors import ModelError
 from gridwork_server.group import RankGroup
 from gridwork_server.split_check import features_are_independent, gate_layout
+from gridwork_server.split_heads import Heads, goes_with_heads, head_size
 from gridwork_server.split_modules import (
     GatheredHead,
     GatheredLinear,
@@ -151,7 +152,7 @@ class _Planner:
             module = self._model.get_submodule(parent)
             if parent in summed:
                 self._split_summed(parent, module, members)
-            elif _head_size(module) is not None:
+            elif head_size(module) is not None:
                 self._split_heads(parent, module, members)
             else:
                 self._split_layers(parent, module, members)
@@ -178,7 +179,7 @@ class _Planner:
         whole = named.width
         part = share(whole, self._group.rank, self._group.world_size)
         if whole < self._group.world_size:
-            raise self._refusal(f"has {whole} features in {named.path}, too few for {self._group.world_size} ranks")
+            return  # too small to matter
         self._add(named, (part,))
         if named.style in _TAKES_ITS_PART:
             self._replace(named.path, partial(SummedLinear, linear, part))
@@ -203,7 +204,12 @@ class _Planner:
             raise ModelError(
                 f"{where} cannot be split: the plan does not say how to split {', '.join(unnamed)}; use --num-shard 1"
             )
-        start, stop, whole = self._split_features(where, members, gate_layout(module))
+        layout = gate_layout(module)
+        if layout == "mixed":
+            raise ModelError(
+                f"{where} cannot be split: what it computes of one feature depends on the others; use --num-shard 1"
+            )
+        start, stop, whole = self._split_features(where, members, layout)
         for attribute, value in vars(module).items():
             if value == whole and re.search(r"intermediate|expert_dim|ffn|^moe_.*(dim|size)$", attribute):
                 self._splits.changes.append(partial(setattr, module, attribute, stop - start))
@@ -215,11 +221,13 @@ class _Planner:
         taker = self._taker(members)
         makers = {member.name: 1 for member in members if member is not taker}
         if taker is None or not makers:
-            self._leave_whole(parent, self._counted(members))
-        elif features_are_independent(module, makers, taker.name) is False:
-            self._leave_whole(parent, "what it computes of one feature depends on the others")
-        else:
-            self._split_features(where, members)
+            return self._leave_whole(parent, self._counted(members))
+        independent = features_are_independent(module, makers, taker.name)
+        if independent is None:
+            return self._leave_whole(parent, "it does not run with a part of its features")
+        if not independent:
+            return self._leave_whole(parent, "what it computes of one feature depends on the others")
+        self._split_features(where, members)
 
     def _split_packed(self, parent: str, members: list[_Named]) -> bool:
         """Layers of which the plan has everything gathered, but whose features turn out to be independent: packed gates
@@ -230,7 +238,7 @@ class _Planner:
             return False
         packs = {maker.name: maker.width // takers[0].width for maker in makers}
         module = self._model.get_submodule(parent)
-        if _head_size(module) is not None or not features_are_independent(module, packs, takers[0].name):
+        if head_size(module) is not None or not features_are_independent(module, packs, takers[0].name):
             return False
         whole = takers[0].width
         start, stop = self._share_features(f"{parent} of {self._name}", whole)
@@ -281,11 +289,11 @@ class _Planner:
         taker = self._taker(members)
         if taker is None or len(members) < 2:
             return self._leave_whole(parent, self._counted(members))
-        heads = _Heads.of(module, taker.width)
+        heads = Heads.of(module, taker.width)
         if heads is None or any(member.width % heads.num_kv_heads for member in members):
             widths = sorted({member.width for member in members})
-            return self._leave_whole(parent, f"its layers have {widths} features for heads of {_head_size(module)}")
-        if whole := _goes_with_heads(module, {member.name for member in members}, heads):
+            return self._leave_whole(parent, f"its layers have {widths} features for heads of {head_size(module)}")
+        if whole := goes_with_heads(module, {member.name for member in members}, heads):
             return self._leave_whole(parent, f"the plan does not say how to split its `{whole}`")
         for member in members:
             self._add(member, (heads.part(member.width, where, self._group),))
@@ -297,14 +305,16 @@ class _Planner:
         if note not in self._splits.notes:
             self._splits.notes.append(note)
 
-    def _localise_counts(self, module: nn.Module, heads: "_Heads", where: str) -> None:
+    def _localise_counts(self, module: nn.Module, heads: Heads, where: str) -> None:
         """Modules that keep the number of their heads shape their tensors by it."""
         start, stop = heads.part(heads.num_heads, where, self._group)
         kv_heads = max(heads.num_kv_heads * (stop - start) // heads.num_heads, 1)
         for attribute, value in vars(module).items():
             if not isinstance(value, int) or isinstance(value, bool):
                 continue
-            if re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
+            if attribute == "num_key_value_groups":
+                self._splits.changes.append(partial(setattr, module, attribute, (stop - start) // kv_heads))
+            elif re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
                 if value == heads.num_kv_heads:
                     self._splits.changes.append(partial(setattr, module, attribute, kv_heads))
             elif re.fullmatch(r"(num_|n_)(attention_|query_|q_)?heads?", attribute) and value == heads.num_heads:
@@ -347,78 +357,6 @@ class _Planner:
 
     def _replace(self, path: str, make: Callable[[], nn.Module]) -> None:
         self._splits.changes.append(lambda: self._model.set_submodule(path, make()))
-
-
-@dataclass(frozen=True)
-class _Heads:
-    """The heads of one attention module."""
-
-    num_heads: int
-    num_kv_heads: int
-    size: int
-
-    @staticmethod
-    def of(module: nn.Module, width: int) -> "_Heads | None":
-        """width: of the layer that takes what attention makes. None where the numbers do not fit."""
-        size = _head_size(module)
-        if not size or width % size:
-            return None
-        num_heads = width // size
-        groups = getattr(module, "num_key_value_groups", None)
-        if groups is None:
-            config = getattr(module, "config", None)
-            num_kv_heads = getattr(module, "num_key_value_heads", None) or getattr(config, "num_key_value_heads", None)
-            groups = num_heads // num_kv_heads if num_kv_heads else 1
-        if groups < 1 or num_heads % groups:
-            return None
-        return _Heads(num_heads, num_heads // groups, size)
-
-    def part(self, width: int, where: str, group: RankGroup) -> tuple[int, int]:
-        """This rank's features of a layer with `width` of them. Where there are fewer KV heads than ranks, several
-        ranks have the same one, and share out its query heads. Raises ModelError."""
-        rank, world_size = group.rank, group.world_size
-        if self.num_kv_heads >= world_size:
-            first, end = share(self.num_kv_heads, rank, world_size)
-            return first * width // self.num_kv_heads, end * width // self.num_kv_heads
-        ranks_each = world_size // self.num_kv_heads
-        queries_each = self.num_heads // self.num_kv_heads
-        is_query = width % (self.num_heads * self.size) == 0 or width == self.num_heads
-        if (
-            world_size % self.num_kv_heads
-            or queries_each < ranks_each
-            or is_query == (width == self.num_kv_heads * self.size)
-        ):
-            raise ModelError(
-                f"{where} cannot be split over {world_size} ranks: it has {self.num_heads} query heads for "
-                f"{self.num_kv_heads} KV heads; use a --num-shard of at most {self.num_kv_heads}"
-            )
-        kv_head, nth = divmod(rank, ranks_each)
-        step = width // self.num_kv_heads
-        if not is_query:
-            return kv_head * step, (kv_head + 1) * step
-        first, end = share(queries_each, nth, ranks_each)
-        return kv_head * step + first * step // queries_each, kv_head * step + end * step // queries_each
-
-
-def _goes_with_heads(module: nn.Module, named: set[str], heads: _Heads) -> str | None:
-    """A parameter of an attention module that seems to differ by head, but that the plan leaves whole."""
-    for name, _parameter in module.named_parameters(recurse=False):
-        if name not in named:
-            return name
-    for name, child in module.named_children():
-        if name in named or isinstance(child, nn.Linear):
-            continue
-        for own, parameter in child.named_parameters(recurse=False):
-            over_heads = parameter.dim() == 2 and parameter.shape[0] in (heads.num_heads, heads.num_kv_heads)
-            if over_heads and parameter.shape[0] > 1 and parameter.shape[1] == heads.size:
-                return f"{name}.{own}"
-    return None
-
-
-def _head_size(module: nn.Module) -> int | None:
-    """Of what an attention module's last layer takes; None for other modules."""
-    sizes = (getattr(module, name, None) for name in ("v_head_dim", "head_dim", "head_size"))
-    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _generic(path: str) -> str:

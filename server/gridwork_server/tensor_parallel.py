@@ -45,10 +45,10 @@ def load_part(
     model_path: Path,
     dtype: torch.dtype,
     group: RankGroup,
-    attention_name: str = attention.NAME,
+    attention_name: str | None = attention.NAME,
 ) -> ModelPart:
-    """Builds this rank's part of the model. attention_name: of Transformers' registry. Raises ModelError for models
-    that cannot be split, and for incomplete or damaged weights."""
+    """Builds this rank's part of the model. attention_name: of Transformers' registry; None for the model's own choice.
+    Raises ModelError for models that cannot be split, and for incomplete or damaged weights."""
     model = _build(model_class, model_config, dtype, attention_name)
     ties = _ties(model)
     num_parameters = sum(
@@ -69,12 +69,16 @@ def load_part(
 
 
 def _build(
-    model_class: type["PreTrainedModel"], model_config: "PretrainedConfig", dtype: torch.dtype, attention_name: str
+    model_class: type["PreTrainedModel"],
+    model_config: "PretrainedConfig",
+    dtype: torch.dtype,
+    attention_name: str | None,
 ) -> "PreTrainedModel":
     """The model with its buffers (rotary frequencies and the like) made, and its parameters on `meta`."""
     from transformers.initialization import no_init_weights
 
-    model_config._attn_implementation = attention_name
+    if attention_name is not None:
+        model_config._attn_implementation = attention_name
     model_config.dtype = dtype
     with _parameters_on_meta(), no_init_weights(), _default_dtype(dtype):
         return model_class(model_config)

@@ -61,6 +61,35 @@ ARCHITECTURES = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "gpt_neox": Architecture("GPTNeoXConfig", {"rotary_pct": 0.5}),
+    "phi3": Architecture("Phi3Config"),
+    "olmo2": Architecture("Olmo2Config"),
+    "granite_swa": Architecture("GraniteSWAConfig", {"sliding_window": 9}),
+    "qwen3_moe": Architecture(
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "mlp_only_layers": [0],
+        },
+    ),
+    "deepseek_v2": Architecture(
+        "DeepseekV2Config",
+        {
+            "num_key_value_heads": 6,
+            "q_lora_rank": 20,
+            "kv_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 12,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "first_k_dense_replace": 1,
+        },
+    ),
 }
 
 
