@@ -67,8 +67,7 @@ def choose(
         if wish not in ("auto", candidate.impl):
             continue
         try:
-            # The ranks of a group have parts of heads, which plain attention functions cannot always run with.
-            if expected is None and (group.world_size == 1 or not own_attention):
+            if expected is None:
                 _use_attention(model, plain_attention, own_attention)
                 expected = plain_logits(caller, sequences)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
@@ -77,7 +76,7 @@ def choose(
                 if group.world_size > 1:
                     raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
-            elif expected is not None:
+            else:
                 _compare_on_all_ranks(path, expected, sequences, dtype, group)
         except ModelError:
             raise
@@ -95,7 +94,7 @@ def choose(
             reason = "; ".join(reasons)
             if reason:
                 logger.warning(f"{type(model).__name__} runs on the {path.name} path ({candidate.what}); {reason}")
-            return Choice(path, reason, expected.shape[-1] if expected is not None else _vocab_size(model))
+            return Choice(path, reason, expected.shape[-1])
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 
