@@ -32,8 +32,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: conformance
-.PHONY: build serve test fmt lint integration bench bench-router nightly clean help rust python python-dev model encoder-model
+.PHONY: build serve test fmt lint integration bench bench-batched bench-router nightly conformance clean help rust python python-dev model encoder-model
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -166,6 +165,9 @@ $(PEER)/bin/transformers: | $(UV) $(VENV)/.stamp-server
 
 bench: build python-dev $(PEER)/bin/transformers ## Gridwork beside `transformers serve`; prints a Markdown table
 	@$(VENV)/bin/python benchmarks/serve_vs_transformers.py --peer $(PEER)/bin/transformers
+
+bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
+	@$(VENV)/bin/python benchmarks/batched_path.py
 
 bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead
