@@ -3,8 +3,8 @@
     make bench-batched
 
 Makes random models of about 100 million parameters of two families without the attention interface, gives them the
-default model's tokenizer, serves each, and asks for the same answers with one client and with 16. Medians over the rounds
-are printed as a Markdown table. Nothing else should run on the machine.
+default model's tokenizer, serves each, and asks for the same answers with one client and with 16. Medians over the
+rounds are printed as a Markdown table. Nothing else should run on the machine.
 """
 
 import argparse
