@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from load import Load, Request, run_load
-from prompts import output_tokens, prompts
+from prompts import prompts
 from serve_vs_transformers import ROOT, Contestant, running
 
 CLIENTS = 16
@@ -47,7 +47,7 @@ def measure(model: Path, gridwork: Path, dtype: str) -> tuple[Load, Load]:
     command = [str(gridwork), "--model-id", str(model), "--dtype", dtype, "--hostname", "127.0.0.1"]
     # Short prompts: what is measured is how decodes share a batch.
     texts = prompts()[0 : 8 * 8 : 2]
-    requests = [Request(text[:200], output_tokens(index)) for index, text in enumerate(texts)]
+    requests = [Request(text[:200], 64) for text in texts]
     with running(Contestant("gridwork", command, str(model))) as (url, _ready_s):
         run_load(url, str(model), requests[:4], clients=4)  # warm
         return run_load(url, str(model), requests[::4], clients=1), run_load(url, str(model), requests, clients=CLIENTS)
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gridwork", type=Path, default=ROOT / "target/release/gridwork")
     parser.add_argument("--tokenizer", type=Path, default=ROOT / ".cache/models/SmolLM2-135M-Instruct")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="auto", help="auto: float32, as the models are saved")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     print(f"| model | parameters | 1 client: tok/s | {CLIENTS} clients: tok/s | ratio |\n|---|---|---|---|---|")
