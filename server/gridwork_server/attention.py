@@ -87,6 +87,9 @@ class PagedStep:
     """Of layers that attend within chunks: positions in a chunk."""
     sharing: set[LayerKey] = field(default_factory=set)
     """Layers that attend to another's keys and values, which that one has written."""
+    windowed: set[LayerKey] = field(default_factory=set)
+    """Layers whose keys and values lie where `window_layout` says."""
+    window_layout: PagedLayout | None = None
     calls: dict[int, int] = field(default_factory=dict)
     """Of each layer so far."""
 
@@ -98,10 +101,13 @@ class PagedStep:
         keys, values = self.keys[layer, nth], self.values[layer, nth]
         if layer in self.chunks:
             options = replace(options, chunk=self.chunks[layer])
+        layout = self.layout
+        if self.window_layout is not None and (layer, nth) in self.windowed:
+            layout = self.window_layout
         if (layer, nth) not in self.sharing:
-            keys.index_copy_(0, self.layout.slots, key)
-            values.index_copy_(0, self.layout.slots, value)
-        return self.implementation(query, keys, values, self.layout, options)
+            keys.index_copy_(0, layout.slots, key)
+            values.index_copy_(0, layout.slots, value)
+        return self.implementation(query, keys, values, layout, options)
 
 
 def register() -> None:

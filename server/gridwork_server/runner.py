@@ -14,6 +14,7 @@ from gridwork_server.errors import LimitError
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import LoadedModel
 from gridwork_server.memory import cache_budget_bytes
+from gridwork_server.paths.window_blocks import most_in_use
 from gridwork_server.sampling import Sampler, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
 from gridwork_server.tracing import NoSpans, SequenceSpans
@@ -213,14 +214,31 @@ class Runner:
             )
         # Without a limit every sequence may become as long as there is memory, and the ids of its tokens take some too.
         ids = 0 if limits.max_total_tokens else np.dtype(np.int32).itemsize * limits.max_sequences
-        num_blocks = (budget - fixed) // max(1, (local + ids) * limits.block_size_tokens)
+        num_blocks = self._num_blocks(budget - fixed, ids, limits)
         if limits.max_total_tokens:
             longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
             # More than this can never be in use.
             num_blocks = min(num_blocks, longest * limits.max_sequences)
         num_blocks = min(self.group.minimum(num_blocks), 2**31 // limits.block_size_tokens)
-        (bytes_per_token,) = self.group.sum([local])
-        return CacheSize(num_blocks, num_blocks * limits.block_size_tokens * bytes_per_token, bytes_per_token)
+        in_windows = min(num_blocks, most_in_use(self.path.needs.window_tokens, limits))
+        local_bytes = limits.block_size_tokens * (
+            num_blocks * (local - self.path.needs.window_bytes_per_token)
+            + in_windows * self.path.needs.window_bytes_per_token
+        )
+        bytes_per_token, total_bytes = self.group.sum([local, local_bytes])
+        return CacheSize(num_blocks, total_bytes, bytes_per_token)
+
+    def _num_blocks(self, budget: int, id_bytes: int, limits: "pb.WarmupRequest") -> int:
+        """Blocks that fit into so many bytes. id_bytes: for a token's id. Layers that see a window need no more than
+        windows take."""
+        needs = self.path.needs
+        block = limits.block_size_tokens
+        num_blocks = budget // max(1, (needs.bytes_per_token + id_bytes) * block)
+        most = most_in_use(needs.window_tokens, limits)
+        if not needs.window_tokens or num_blocks <= most:
+            return num_blocks
+        rest = budget - most * block * (needs.bytes_per_token + id_bytes)
+        return most + rest // max(1, (needs.bytes_per_token - needs.window_bytes_per_token + id_bytes) * block)
 
     def _run_first_steps(self, num_blocks: int) -> None:
         """A chunk of prefill and a decode, so that whatever is set up at first use is set up now."""

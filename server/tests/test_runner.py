@@ -70,8 +70,11 @@ def generate_together(runner: Runner, **settings: Any) -> list[list[int]]:
 @pytest.mark.parametrize("attention", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_greedy_tokens_equal_those_of_transformers(name: str, attention: str, folders: Any, expected: Any) -> None:
-    if attention == "cpu" and not cpu_attention.supports(torch.float32, 16, 16):
-        pytest.skip("the CPU lacks AVX-512 or the library was not built")
+    if attention == "cpu":
+        path: Any = runner_for(folders(name), attention="sdpa").path
+        sizes = {(layer.key_size, layer.value_size) for layer in path.layers.values()}
+        if not all(cpu_attention.supports(torch.float32, *size) for size in sizes):
+            pytest.skip(f"the CPU lacks AVX-512, the library was not built, or it does not do heads of {sizes}")
     runner = runner_for(folders(name), attention=attention)
     assert runner.path.attention_name == attention
     for prompt, tokens in zip(PROMPTS, expected(name), strict=True):
@@ -200,3 +203,31 @@ def test_limits_that_cannot_be_met_are_refused(
         runner_for(folders("llama"), changed, kv_cache_memory_bytes=memory)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_blocks_behind_a_window_are_given_back(name: str, folders: Any) -> None:
+    runner = runner_for(folders(name))
+    path: Any = runner.path
+    blocks = path._window_blocks
+    assert blocks.num_blocks < runner.num_blocks  # type: ignore[attr-defined]
+    driver = driver_for(runner, chunk=5)
+    driver.add(models.prompts([60])[0], 20)
+    most = 0
+    while driver.running:
+        driver.step()
+        most = max(most, blocks.num_used)
+    # A window of 9 tokens lies in 4 blocks of 4 at most, while the whole sequence takes 20.
+    assert most <= 4
+    runner.run(pb.Step(id=99, released=[sequence.id for sequence in driver.finished.values()]))
+    assert blocks.num_used == 0
+
+
+def test_memory_that_windows_do_not_need_holds_more_tokens(folders: Any) -> None:
+    limits = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=8000)
+    runner = runner_for(folders("gemma3"), limits, kv_cache_memory_bytes=2**22)
+    needs = runner.path.needs
+    assert (needs.window_tokens, needs.window_bytes_per_token) == (9, needs.bytes_per_token * 2 // 3)
+    # One layer of three sees everything: nearly three times the tokens that fit if all did.
+    if_all_did = 2**22 // (needs.bytes_per_token * limits.block_size_tokens)
+    assert runner.num_blocks > 2 * if_all_did  # type: ignore[attr-defined]

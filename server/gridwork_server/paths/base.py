@@ -23,6 +23,10 @@ class CacheNeeds:
     """Of a sequence's context; 0 when nothing grows with it."""
     bytes_per_sequence: int = 0
     """Whatever a sequence takes besides."""
+    window_bytes_per_token: int = 0
+    """What of `bytes_per_token` is for layers that see only a window of the context."""
+    window_tokens: int = 0
+    """The widest such window."""
 
 
 class ModelPath(Protocol):

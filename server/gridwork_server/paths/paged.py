@@ -1,14 +1,17 @@
 """The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gridwork_kernels import paged_attention
+from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_server.attention import ARGUMENT, LayerGeometry, LayerKey, PagedStep, Probe
 from gridwork_server.errors import ModelError
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,13 +50,20 @@ class PagedPath:
             raise ModelError(str(error)) from None
         self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
         element = torch.empty((), dtype=dtype).element_size()
+        sizes = {
+            key: layer.num_kv_heads * (layer.key_size + layer.value_size) * element
+            for key, layer in self.layers.items()
+            if layer.source is None
+        }
+        windows = {key: self._chunks.get(key[0], layer.window) for key, layer in self.layers.items()}
+        self._windowed = {key for key, window in windows.items() if window}
         self.needs = CacheNeeds(
-            sum(
-                layer.num_kv_heads * (layer.key_size + layer.value_size) * element
-                for layer in self.layers.values()
-                if layer.source is None
-            )
+            sum(sizes.values()),
+            window_bytes_per_token=sum(size for key, size in sizes.items() if key in self._windowed),
+            window_tokens=max(windows.values()),
         )
+        self._window_blocks: WindowBlocks | None = None
+        """None where windows are as long as the cache, and there is nothing to give back."""
         self._keys: dict[LayerKey, torch.Tensor] = {}
         self._values: dict[LayerKey, torch.Tensor] = {}
 
@@ -61,8 +71,15 @@ class PagedPath:
         """See ModelPath. One block more than the router's, which stays zero."""
         # Dropped first, so that the memory can be had again.
         self._keys, self._values = {}, {}
-        slots = (num_blocks + 1) * limits.block_size_tokens
+        window = self.needs.window_tokens
+        self._window_blocks = None
+        if window and most_in_use(window, limits) < num_blocks:
+            # As many as a table of the router's blocks has at most.
+            longest = limits.max_total_tokens + 2 if limits.max_total_tokens else num_blocks * limits.block_size_tokens
+            self._window_blocks = WindowBlocks(window, limits, -(-longest // limits.block_size_tokens) + 1)
         for index, layer in self.layers.items():
+            in_window = self._window_blocks if index in self._windowed else None
+            slots = ((in_window.num_blocks if in_window else num_blocks) + 1) * limits.block_size_tokens
             if layer.source is not None:
                 self._keys[index], self._values[index] = self._keys[layer.source], self._values[layer.source]
                 continue
@@ -73,18 +90,39 @@ class PagedPath:
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
-        step = PagedStep(
-            self._keys, self._values, table.layout(batch, self._device), self._attention, self._chunks, self._sharing
-        )
+        layout = table.layout(batch, self._device)
+        step = PagedStep(self._keys, self._values, layout, self._attention, self._chunks, self._sharing)
+        if self._window_blocks is not None:
+            self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
+            step.windowed = self._windowed
+            step.window_layout = self._layout_in_windows(layout, batch, self._window_blocks)
         # A model computes at least one row of logits.
         logits = self._call(batch.input_ids, batch.positions, kept if len(kept) else batch.last[:1], step)
+        if self._window_blocks is not None:
+            self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1)
         return logits[: len(kept)], kept
 
+    def _layout_in_windows(self, layout: PagedLayout, batch: "StepBatch", blocks: WindowBlocks) -> PagedLayout:
+        tables = np.ascontiguousarray(blocks.tables[batch.sequence_ids, : layout.block_tables.shape[1]])
+        of_token = tables[batch.row, batch.positions // blocks.block_size].astype(np.int64)
+        slots = of_token * blocks.block_size + batch.positions % blocks.block_size
+        return replace(
+            layout,
+            block_tables=torch.from_numpy(tables).to(self._device),
+            slots=torch.from_numpy(slots).to(self._device),
+            null_slot=blocks.null_block * blocks.block_size,
+            derived={},
+        )
+
     def release(self, ids: np.ndarray) -> None:
-        """See ModelPath. Blocks are the router's."""
+        """See ModelPath. Other blocks are the router's."""
+        if self._window_blocks is not None:
+            self._window_blocks.release(np.unique(ids))
 
     def reset(self) -> None:
         """See ModelPath."""
+        if self._window_blocks is not None:
+            self._window_blocks.release(np.arange(len(self._window_blocks.tables)))
 
     def _call(self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any) -> torch.Tensor:
         """Logits `[len(kept), vocab_size]`."""
