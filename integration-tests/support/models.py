@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    T5Config,
 )
 
 from .text import CORPUS
@@ -199,3 +200,19 @@ def cache_bytes_per_token(folder: Path) -> int:
         return 2 * 4 * config["n_layer"] * config["n_embd"]
     head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_size
+
+
+#: A tiny encoder-decoder.
+SMALL_T5 = T5Config(  # type: ignore[call-arg]
+    vocab_size=VOCAB_SIZE,
+    d_model=64,
+    d_kv=16,
+    d_ff=96,
+    num_layers=2,
+    num_heads=4,
+    eos_token_id=0,
+    pad_token_id=0,
+    decoder_start_token_id=0,
+    initializer_factor=3.0,
+    tie_word_embeddings=False,
+)

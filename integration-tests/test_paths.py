@@ -1,0 +1,74 @@
+"""Models that are not paged, behind the real launcher: many clients at once, streams, and what `/info` says of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.models import SMALL_T5, VOCAB_SIZE, tokenizer_file
+from support.server import Server
+from tokenizers import Tokenizer
+from transformers import GPTJConfig, GPTJForCausalLM, T5ForConditionalGeneration
+
+PROMPTS = [
+    "A lighthouse keeper wrote a letter",
+    "One",
+    "The old railway line closed in the sixties, but its bridges",
+]
+COUNT = 12
+
+
+@torch.inference_mode()
+def expected(model: Any, tokenizer: Tokenizer) -> list[list[int]]:
+    """Greedy tokens of every prompt alone."""
+    answers = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer.encode(prompt).ids])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=COUNT,
+            min_new_tokens=COUNT,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        answers.append(out[0, -COUNT:].tolist())
+    return answers
+
+
+def check(model: Any, folder: Path, why: str) -> None:
+    """Serves the model, and compares answers to several clients at once, and a streamed one."""
+    model.save_pretrained(folder)
+    tokenizer = tokenizer_file(folder)
+    wanted = expected(model.eval(), tokenizer)
+    with Server("--model-id", folder, "--dtype", "float32") as server:
+        info = server.client.get("/info").json()
+        assert info["model_impl"] == "batched"
+        assert why in info["model_impl_reason"]
+        assert why in server.log()
+        asked = {"max_new_tokens": COUNT, "ignore_eos": True}
+        calls = [lambda prompt=prompt: server.client.generate(prompt, **asked) for prompt in PROMPTS * 3]
+        answers = server.client.together(calls)
+        assert [answer.token_ids for answer in answers] == wanted * 3
+        assert server.client.generate_stream(PROMPTS[0], **asked).token_ids == wanted[0]
+
+
+def test_an_encoder_decoder_generates(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    check(T5ForConditionalGeneration(SMALL_T5), tmp_path, "does not support Transformers' attention interface")
+
+
+def test_an_older_family_generates(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPTJConfig(
+        vocab_size=VOCAB_SIZE,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        rotary_dim=8,
+        n_positions=512,
+        bos_token_id=None,
+        eos_token_id=0,
+        initializer_range=0.2,
+    )
+    check(GPTJForCausalLM(config), tmp_path, "does not support Transformers' attention interface")
