@@ -69,7 +69,7 @@ def choose(
         try:
             if expected is None:
                 _use_attention(model, plain_attention, own_attention)
-                expected = plain_logits(caller, sequences, dtype)
+                expected = plain_logits(caller, sequences, dtype, group.world_size)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
             if candidate.odd:

@@ -41,21 +41,26 @@ def sample_tokens(vocab_size: int) -> list[np.ndarray]:
 
 
 @torch.inference_mode()
-def plain_logits(caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor:
+def plain_logits(
+    caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray], dtype: torch.dtype, num_ranks: int
+) -> torch.Tensor:
     """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[8, vocab_size]`.
 
-    A model that looks ahead gives other logits for a longer text: there every row is computed by itself.
+    A model that looks ahead gives other logits for a longer text: there every row is computed by itself. So it is over
+    several ranks, of which only the first has logits to tell by, while all must compute the same.
     """
     rows = []
     for sequence, prompt in zip(sequences, _PROMPTS, strict=True):
         first = caller.plain(sequence[:prompt], prompt)[-1].float()
         count = len(sequence) + 1 - prompt
-        together = caller.plain(sequence, prompt)[-count:].float()
-        if len(together) < count or not _nearly_equal(first, together[0], _TOLERANCE[dtype]):
-            lengths = range(prompt + 1, len(sequence) + 1)
-            rest = [caller.plain(sequence[:length], prompt)[-1].float() for length in lengths]
-            together = torch.stack([first, *rest])
-        rows.append(together)
+        if num_ranks == 1:
+            together = caller.plain(sequence, prompt)[-count:].float()
+            if len(together) == count and _nearly_equal(first, together[0], _TOLERANCE[dtype]):
+                rows.append(together)
+                continue
+        lengths = range(prompt + 1, len(sequence) + 1)
+        rest = [caller.plain(sequence[:length], prompt)[-1].float() for length in lengths]
+        rows.append(torch.stack([first, *rest]))
     return torch.cat(rows)
 
 
