@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conformance_encoders import Row, conformance_encoders
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
+from conformance.encoders import Row, conformance_encoders
 from conformance.generation import CAUSAL, SEQ2SEQ, Verdict, check
 from conformance.tensor_parallel import Outcome
 

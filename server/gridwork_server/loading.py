@@ -1,4 +1,4 @@
-"""Loads a model of any architecture that supports Transformers' attention interface."""
+"""Loads a model of any architecture that generates text, on the fastest path that it runs on."""
 
 import json
 from dataclasses import dataclass

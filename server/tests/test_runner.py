@@ -217,8 +217,8 @@ def test_blocks_behind_a_window_are_given_back(name: str, folders: Any) -> None:
     while driver.running:
         driver.step()
         most = max(most, blocks.num_used)
-    # A window of 9 tokens lies in 4 blocks of 4 at most, while the whole sequence takes 20.
-    assert most <= 4
+    # A window of 9 tokens lies in 3 or 4 blocks of 4, while the whole sequence takes 20.
+    assert most in (3, 4)
     runner.run(pb.Step(id=99, released=[sequence.id for sequence in driver.finished.values()]))
     assert blocks.num_used == 0
 

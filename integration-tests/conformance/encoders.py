@@ -4,13 +4,12 @@ Goes over the types that Transformers maps to masked language models, and those 
 not to causal language models; makes a tiny random model of each from its own default config; and compares the hidden
 states of the path that the shard would choose with those of one sequence at a time. Run it alone for a table:
 
-    python integration-tests/conformance_encoders.py [TYPE ...]
+    python -m conformance --section encoders [TYPE ...]
 """
 
 import gc
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ from gridwork_server.encoder.paths import SinglePath
 from gridwork_server.encoder.selection import num_tokens, select
 from gridwork_server.errors import ModelError
 from gridwork_server.task import Task
-from loguru import logger
 from transformers.models.auto import modeling_auto
 
 #: Largest absolute difference that counts as the same, in float32.
@@ -207,21 +205,3 @@ def _num_layers(config: Any) -> int:
         return 2
     needed = max(kinds.index(kind) for kind in set(kinds)) + 1
     return max(2, needed)
-
-
-def main() -> int:
-    """Prints the table; 1 when a type is neither right nor left out."""
-    logger.remove()
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    wrong = 0
-    print("| type | path | largest difference | reason |\n|---|---|---|---|")
-    for row in conformance_encoders(sys.argv[1:]):
-        wrong += not row.is_right and row.path != "left out"
-        difference = "" if row.difference is None else f"{row.difference:.1e}"
-        print(f"| {row.model_type} | {row.path} | {difference} | {row.reason} |", flush=True)
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
