@@ -25,6 +25,8 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_HTTP_TIMEOUT := 300
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
+# With OpenMP threads that spin while they wait, tests take many times as long as soon as anything else runs.
+export OMP_WAIT_POLICY := passive
 
 # So that `gridwork` finds its router and shard, and tools are the pinned ones.
 export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/uv/bin:$(PATH)

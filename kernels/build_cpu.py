@@ -1,46 +1,68 @@
-"""Compiles the CPU kernels of `cpu/` into one shared library inside the package.
+"""Compiles the CPU kernels of `cpu/` into shared libraries inside the package, one for each instruction set.
 
-Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with; uses PyTorch's stable ABI. Does
-nothing when the library is newer than its sources. Instruction sets are chosen at run time, not here.
+Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with; uses PyTorch's stable ABI. A library
+is left as it is when it is newer than its sources. Which one is loaded is decided where it runs
+(`gridwork_kernels/cpu_library.py`). Products and sums are fused only where a source says so: elsewhere they are rounded
+as in PyTorch.
 """
 
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted((HERE / "cpu").glob("*.cpp"))
-LIBRARY = HERE / "gridwork_kernels" / "_cpu.so"
+PACKAGE = HERE / "gridwork_kernels"
+
+VECTOR_FLAGS = {
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
+}
 
 
 def main() -> int:
-    newest_source = max(path.stat().st_mtime for path in [*(HERE / "cpu").iterdir(), Path(__file__)])
-    if LIBRARY.exists() and LIBRARY.stat().st_mtime > newest_source:
-        return 0
     if "x86_64" not in os.uname().machine:
         print("no CPU kernels for this architecture; PyTorch's own operations are used")
         return 0
+    newest_source = max(path.stat().st_mtime for path in [*(HERE / "cpu").iterdir(), Path(__file__)])
+    stale = {isa: path for isa in VECTOR_FLAGS if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}
+    if not stale:
+        return 0
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    partial = LIBRARY.with_suffix(f".{os.getpid()}.partial")
-    command = [
-        os.environ.get("CXX", "c++"),
-        *("-std=c++20", "-O3", "-fPIC", "-shared", "-pthread"),
-        *(f"-I{path}" for path in include_paths()),
-        *map(str, SOURCES),
-        *("-o", str(partial)),
-        *(f"-L{path}" for path in library_paths()),
-        *("-ltorch", "-ltorch_cpu"),
-    ]
-    print("compiling the CPU kernels", flush=True)
-    result = subprocess.run(command, check=False)
-    if result.returncode != 0:
-        partial.unlink(missing_ok=True)
-        print(f"error: the CPU kernels could not be compiled with {command[0]}", file=sys.stderr)
-        return 1
-    partial.replace(LIBRARY)
-    return 0
+    compiler = os.environ.get("CXX", "c++")
+    common = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread", *(f"-I{path}" for path in include_paths())]
+    link = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu"]
+    print(f"compiling the CPU kernels for {' and '.join(stale)}", flush=True)
+    with tempfile.TemporaryDirectory() as build, ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = {(isa, source): Path(build) / f"{isa}-{source.stem}.o" for isa in stale for source in SOURCES}
+        compiled = pool.map(
+            lambda item: _run(
+                [compiler, *common, *VECTOR_FLAGS[item[0][0]], "-c", str(item[0][1]), "-o", str(item[1])]
+            ),
+            objects.items(),
+        )
+        built = all(list(compiled))
+        for isa, library in stale.items():
+            partial = library.with_suffix(f".{os.getpid()}.partial")
+            parts = [str(path) for (of, _), path in objects.items() if of == isa]
+            if built and (built := _run([compiler, "-shared", "-pthread", *parts, "-o", str(partial), *link])):
+                partial.replace(library)
+            partial.unlink(missing_ok=True)
+    if not built:
+        print(f"error: the CPU kernels could not be compiled with {compiler}", file=sys.stderr)
+    return 0 if built else 1
+
+
+def _is_stale(library: Path, newest_source: float) -> bool:
+    return not library.exists() or library.stat().st_mtime <= newest_source
+
+
+def _run(command: list[str]) -> bool:
+    return subprocess.run(command, check=False).returncode == 0
 
 
 if __name__ == "__main__":

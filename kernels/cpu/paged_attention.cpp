@@ -1,214 +1,525 @@
-// Attention over a paged cache for x86-64 CPUs with AVX-512, one query token at a time, in float32 with an online softmax.
+// Attention over a paged cache, in float32 with an online softmax, and the writing of new keys and values into it.
 //
-// Every (token, KV head) is one task, whatever sequence it belongs to: decodes and chunks of prefill are the same to it,
-// and a token's result does not depend on the other tokens of the batch.
-
-#include <immintrin.h>
+// Keys lie so that one load brings one dimension of consecutive positions, values so that it brings dimensions of one
+// position: both products are chains of multiply-adds with no sums across lanes.
+//   keys: [num_blocks, kv_heads, key_size, block_size]    values: [num_blocks, kv_heads, block_size, value_size]
+//
+// Work is cut into tiles of consecutive tokens of one sequence with all query heads of one KV head, and into segments
+// of the context, which start at fixed positions. A row's (one token's, one head's) result is the same whatever else is
+// in its tile and whichever thread computes which segment: sums run over dimensions, and over the keys of a segment, in
+// their order; segments are put together in theirs; what a row does not see adds exact zeros.
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 #include <optional>
+#include <vector>
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include "avx512.h"
+#include "rotary.h"
+#include "scratch.h"
+#include "simd.h"
+#include "tensors.h"
 #include "thread_pool.h"
 
 namespace {
 
-using torch::stable::Tensor;
-using gridwork::bf16;
-using gridwork::load16;
-using gridwork::store16;
+using namespace gridwork;
 
-// Head sizes are multiples of 16 up to this.
-constexpr int64_t kLargestHead = 256;
-// Keys whose scores are held at once.
-constexpr int64_t kTile = 64;
-
-// exp(x) for x <= 0, to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (the
-// coefficients are those of the Taylor series to degree 7). NaN stays NaN.
-AVX512 inline __m512 exp16(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // exp(-104) is zero; the second operand is kept when it is NaN
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 y = _mm512_set1_ps(1.0f / 5040);
-  for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
-  }
-  return _mm512_scalef_ps(y, n);
-}
+constexpr int64_t kSegment = 256;
+// Positions whose scores are computed together. Where block sizes are no multiples of it, they are gathered first.
+constexpr int64_t kGroup = 16;
+constexpr int kGroupVecs = kGroup / kLanes;
+// Rows of a tile, about: enough to use every key that is loaded often.
+constexpr int64_t kTileRows = 24;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 template <typename T>
 struct Problem {
-  const T* query;          // [tokens, query_heads, key_size], heads contiguous, token stride below
-  const T* keys;           // [slots, kv_heads, key_size]
-  const T* values;         // [slots, kv_heads, value_size]
-  T* out;                  // [tokens, query_heads, value_size]
-  const int32_t* tables;   // [sequences, table_stride]: block ids
-  const int32_t* sequence; // [tokens]: row of `tables`
-  const int32_t* length;   // [tokens]: keys it attends to at most, its own included
-  const float* sinks;      // [query_heads] or null
-  int64_t query_stride, query_heads, kv_heads, key_size, value_size, table_stride, block_size, window, chunk;
+  const T* query;  // [tokens, query_heads, key_size], strides below, dimensions contiguous
+  T* keys;
+  T* values;
+  T* out;                   // [tokens, query_heads, value_size]
+  const int32_t* tables;    // [sequences, table_stride]: block ids
+  const int32_t* sequence;  // [tokens]: row of `tables`; tokens of a sequence are consecutive
+  const int32_t* length;    // [tokens]: keys it attends to at most, its own included
+  const float* sinks;       // [query_heads] or null
+  const float* slopes;      // [query_heads] or null
+  Rotary<T> rotary;
+  int64_t tokens, query_token_stride, query_head_stride, query_heads, kv_heads, key_size, value_size, table_stride;
+  int64_t block_size, window, chunk;
   float scale, softcap;
+
+  int64_t group() const { return query_heads / kv_heads; }
+  // First position that a token with so many keys sees.
+  int64_t begin(int64_t end) const {
+    if (chunk > 0) return (end - 1) / chunk * chunk;
+    return window > 0 ? std::max<int64_t>(0, end - window) : 0;
+  }
+  const T* key_block(int64_t table_row, int64_t position, int64_t head) const {
+    const int64_t block = tables[table_row * table_stride + position / block_size];
+    return keys + (block * kv_heads + head) * key_size * block_size + position % block_size;
+  }
+  const T* value_block(int64_t table_row, int64_t position, int64_t head) const {
+    const int64_t block = tables[table_row * table_stride + position / block_size];
+    return values + ((block * kv_heads + head) * block_size + position % block_size) * value_size;
+  }
 };
 
-// One query token and the query heads [head, head + GROUP) that share one KV head.
-template <typename T, int GROUP>
-AVX512 void attend(const Problem<T>& p, int64_t token, int64_t kv_head, int64_t head) {
-  alignas(64) float query[GROUP][kLargestHead], sum[GROUP][kLargestHead], score[GROUP][kTile];
-  float largest[GROUP], total[GROUP];
-  for (int g = 0; g < GROUP; ++g) {
-    const T* q = p.query + token * p.query_stride + (head + g) * p.key_size;
-    for (int64_t d = 0; d < p.key_size; d += 16) {
-      _mm512_store_ps(query[g] + d, _mm512_mul_ps(load16(q + d), _mm512_set1_ps(p.scale)));
-    }
-    for (int64_t d = 0; d < p.value_size; d += 16) _mm512_store_ps(sum[g] + d, _mm512_setzero_ps());
-    // A sink is one more logit without a value.
-    largest[g] = p.sinks != nullptr ? p.sinks[head + g] : -std::numeric_limits<float>::infinity();
-    total[g] = p.sinks != nullptr ? 1.0f : 0.0f;
-  }
-  const int32_t* table = p.tables + p.sequence[token] * p.table_stride;
-  const int64_t end = p.length[token];
-  const int64_t begin = p.chunk > 0    ? (end - 1) / p.chunk * p.chunk
-                        : p.window > 0 ? std::max<int64_t>(0, end - p.window)
-                                       : 0;
-  const int64_t key_stride = p.kv_heads * p.key_size, value_stride = p.kv_heads * p.value_size;
+// Consecutive tokens of one sequence, and the positions that any of them sees.
+struct Tile {
+  int64_t token, count, begin, end;
+  int64_t first_segment() const { return begin / kSegment; }
+  int64_t num_segments() const { return (end - 1) / kSegment + 1 - first_segment(); }
+};
 
-  for (int64_t first = begin; first < end;) {
-    // A tile lies within one block, so that its slots are consecutive.
-    const int64_t offset = first % p.block_size;
-    const int64_t count = std::min({kTile, end - first, p.block_size - offset});
-    const int64_t slot = static_cast<int64_t>(table[first / p.block_size]) * p.block_size + offset;
-    const T* k = p.keys + slot * key_stride + kv_head * p.key_size;
-    for (int64_t j = 0; j < count; ++j, k += key_stride) {
-      __m512 dot[GROUP];
-      for (int g = 0; g < GROUP; ++g) dot[g] = _mm512_setzero_ps();
-      for (int64_t d = 0; d < p.key_size; d += 16) {
-        const __m512 kd = load16(k + d);
-        for (int g = 0; g < GROUP; ++g) dot[g] = _mm512_fmadd_ps(kd, _mm512_load_ps(query[g] + d), dot[g]);
-      }
-      for (int g = 0; g < GROUP; ++g) score[g][j] = _mm512_reduce_add_ps(dot[g]);
+// What a tile's rows have of one segment, or of several so far: for each row the largest score, the sum of the weights
+// relative to it, and the weighted sum of the values.
+struct Partial {
+  float* largest;  // [rows]
+  float* total;    // [rows]
+  float* sum;      // [rows, value_size]
+
+  static size_t num_floats(int64_t rows, int64_t value_size) { return static_cast<size_t>(rows * (2 + value_size)); }
+  Partial(float* memory, int64_t rows) : largest(memory), total(memory + rows), sum(memory + 2 * rows) {}
+};
+
+// ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` apart.
+template <typename T, int ROWS, int GROUPS>
+void dot(const float* query, int64_t key_size, const T* const* keys, int64_t stride, float* score) {
+  Vec sum[ROWS][GROUPS * kGroupVecs];
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < GROUPS * kGroupVecs; ++v) sum[r][v] = zero();
+  }
+  for (int64_t d = 0; d < key_size; ++d) {
+    Vec key[GROUPS * kGroupVecs];
+#pragma GCC unroll 8
+    for (int g = 0; g < GROUPS; ++g) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kGroupVecs; ++v) key[g * kGroupVecs + v] = load(keys[g] + d * stride + v * kLanes);
     }
-    for (int g = 0; g < GROUP; ++g) {
-      float tile_largest = largest[g];
-      for (int64_t j = 0; j < count; ++j) {
-        if (p.softcap > 0) score[g][j] = p.softcap * std::tanh(score[g][j] / p.softcap);
-        // Written so that a NaN score spreads to the result.
-        tile_largest = score[g][j] <= tile_largest ? tile_largest : score[g][j];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec q = set1(query[r * key_size + d]);
+#pragma GCC unroll 8
+      for (int v = 0; v < GROUPS * kGroupVecs; ++v) sum[r][v] = fma(q, key[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < GROUPS * kGroupVecs; ++v) store(score + r * kSegment + v * kLanes, sum[r][v]);
+  }
+}
+
+constexpr int kDotRows = 6;
+
+template <typename T, int GROUPS, int ROWS = kDotRows>
+void dot_of(int64_t rows, const float* query, int64_t key_size, const T* const* keys, int64_t stride, float* score) {
+  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, key_size, keys, stride, score);
+  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, key_size, keys, stride, score);
+}
+
+// Keys of one group of positions, [key_size, kGroup], out of blocks that are smaller or end within it.
+template <typename T>
+void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t count, T* to) {
+  for (int64_t j = 0; j < kGroup; ++j) {
+    const T* from = j < count ? p.key_block(table_row, first + j, head) : nullptr;
+    for (int64_t d = 0; d < p.key_size; ++d) to[d * kGroup + j] = from != nullptr ? from[d * p.block_size] : T{};
+  }
+}
+
+// Scores of all rows for the positions [first, last), rounded out to whole groups.
+template <typename T>
+void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const float* query,
+            int64_t rows, float* score) {
+  const int64_t origin = first / kSegment * kSegment;
+  const bool whole = p.block_size % kGroup == 0;
+  thread_local Scratch gathered;
+  for (int64_t group = first / kGroup * kGroup; group < last;) {
+    constexpr int64_t kMost = 4;
+    const T* keys[kMost];
+    int64_t left = std::min(kMost, (last - group + kGroup - 1) / kGroup), stride = p.block_size;
+    if (whole) {
+      for (int64_t g = 0; g < left; ++g) keys[g] = p.key_block(table_row, group + g * kGroup, head);
+    } else {
+      auto* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(p.key_size * kGroup)));
+      gather_group(p, table_row, head, group, std::min(kGroup, last - group), to);
+      keys[0] = to;
+      left = 1, stride = kGroup;
+    }
+    // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
+    const int64_t count = rows * kGroupVecs <= 2 && left == 4 ? 4 : rows * kGroupVecs <= 6 && left >= 2 ? 2 : 1;
+    for (int64_t r = 0; r < rows; r += kDotRows) {
+      const float* q = query + r * p.key_size;
+      float* s = score + r * kSegment + (group - origin);
+      const int64_t some = std::min<int64_t>(kDotRows, rows - r);
+      if (count == 4) dot_of<T, 4, 2>(some, q, p.key_size, keys, stride, s);
+      else if (count == 2) dot_of<T, 2>(some, q, p.key_size, keys, stride, s);
+      else dot_of<T, 1>(some, q, p.key_size, keys, stride, s);
+    }
+    group += count * kGroup;
+  }
+}
+
+// Turns one row's scores for [first, last), of which it sees [begin, end), into weights; their largest score and sum.
+template <typename T>
+void weigh(const Problem<T>& p, float* score, int64_t first, int64_t last, int64_t begin, int64_t end, int64_t position,
+           int64_t query_head, float& largest, float& total) {
+  const int64_t origin = first / kSegment * kSegment;
+  const int64_t from = (first - origin) / kLanes * kLanes, to = last - origin;
+  largest = kMinusInfinity;
+  total = 0;
+  begin -= origin, end -= origin;
+  if (end <= from || begin >= to) {
+    for (int64_t j = from; j < to; j += kLanes) store(score + j, zero());
+    return;
+  }
+  if (p.softcap > 0) {
+    for (int64_t j = std::max(begin, from); j < std::min(end, to); ++j) {
+      score[j] = p.softcap * std::tanh(score[j] / p.softcap);
+    }
+  }
+  if (p.slopes != nullptr) {
+    for (int64_t j = std::max(begin, from); j < std::min(end, to); ++j) {
+      score[j] += p.slopes[query_head] * static_cast<float>(origin + j - position);
+    }
+  }
+  const Vec nothing = set1(kMinusInfinity);
+  Vec most = nothing;
+  for (int64_t j = from; j < to; j += kLanes) {
+    Vec s = load(score + j);
+    if (j < begin || j + kLanes > end) s = first_lanes(nothing, first_lanes(s, nothing, end - j), begin - j);
+    store(score + j, s);
+    most = max(most, s);
+  }
+  largest = reduce_max(most);
+  const Vec shift = set1(largest);
+  Vec sum = zero();
+  for (int64_t j = from; j < to; j += kLanes) {
+    Vec w = exp(sub(load(score + j), shift));
+    if (j < begin || j + kLanes > end) w = first_lanes(zero(), first_lanes(w, zero(), end - j), begin - j);
+    store(score + j, w);
+    sum = add(sum, w);
+  }
+  total = reduce_add(sum);
+}
+
+// ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
+template <typename T, int ROWS, int VECS>
+void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const float* weight,
+                int64_t dimension, float* out) {
+  const int64_t origin = first / kSegment * kSegment;
+  Vec sum[ROWS][VECS];
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < VECS; ++v) sum[r][v] = zero();
+  }
+  for (int64_t position = first; position < last;) {
+    const int64_t stop = std::min(last, (position / p.block_size + 1) * p.block_size);
+    const T* value = p.value_block(table_row, position, head) + dimension;
+    for (; position < stop; ++position, value += p.value_size) {
+      Vec x[VECS];
+#pragma GCC unroll 4
+      for (int v = 0; v < VECS; ++v) {
+        x[v] = VECS > 1 ? load(value + v * kLanes) : load_some(value, p.value_size - dimension);
       }
-      const float shrink = largest[g] == tile_largest ? 1.0f : std::exp(largest[g] - tile_largest);
-      if (shrink != 1.0f) {
-        for (int64_t d = 0; d < p.value_size; d += 16) {
-          _mm512_store_ps(sum[g] + d, _mm512_mul_ps(_mm512_load_ps(sum[g] + d), _mm512_set1_ps(shrink)));
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec w = set1(weight[r * kSegment + position - origin]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
+      }
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < VECS; ++v) {
+      float* o = out + r * p.value_size + dimension + v * kLanes;
+      if (VECS > 1) store(o, sum[r][v]);
+      else store_some(o, sum[r][v], p.value_size - dimension);
+    }
+  }
+}
+
+template <typename T, int VECS, int ROWS>
+void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+                   const float* weight, int64_t dimension, float* out) {
+  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out);
+  if constexpr (ROWS > 1) {
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out);
+  }
+}
+
+template <typename T>
+class Attention {
+ public:
+  Attention(const Problem<T>& problem, const Tile& tile, int64_t head) : p_(problem), tile_(tile), head_(head) {}
+
+  int64_t rows() const { return tile_.count * p_.group(); }
+
+  // One segment into `to`. memory: the thread's own.
+  void segment(int64_t index, const float* query, float* score, const Partial& to) const {
+    const int64_t row = p_.sequence[tile_.token];
+    const int64_t first = std::max(index * kSegment, tile_.begin);
+    const int64_t last = std::min((index + 1) * kSegment, tile_.end);
+    scores(p_, row, head_, first, last, query, rows(), score);
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t end = p_.length[tile_.token + r / p_.group()];
+      weigh(p_, score + r * kSegment, first, last, p_.begin(end), end, end - 1, query_head(r), to.largest[r],
+            to.total[r]);
+    }
+    for (int64_t r = 0; r < rows(); r += 6) {
+      const int64_t some = std::min<int64_t>(6, rows() - r);
+      const float* weight = score + r * kSegment;
+      float* sum = to.sum + r * p_.value_size;
+      for (int64_t d = 0; d < p_.value_size;) {
+        const int64_t left = p_.value_size - d;
+        if (some <= 3 && left >= 4 * kLanes) {
+          sum_values_of<T, 4, 3>(some, p_, row, head_, first, last, weight, d, sum), d += 4 * kLanes;
+        } else if (left >= 2 * kLanes) {
+          sum_values_of<T, 2, 6>(some, p_, row, head_, first, last, weight, d, sum), d += 2 * kLanes;
+        } else {
+          sum_values_of<T, 1, 6>(some, p_, row, head_, first, last, weight, d, sum), d += kLanes;
         }
-        total[g] *= shrink;
       }
-      largest[g] = tile_largest;
-      __m512 tile_total = _mm512_setzero_ps();
-      for (int64_t j = 0; j < count; j += 16) {
-        const __mmask16 mask = count - j >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count - j)) - 1);
-        const __m512 x = _mm512_sub_ps(_mm512_load_ps(score[g] + j), _mm512_set1_ps(tile_largest));
-        const __m512 weight = _mm512_maskz_mov_ps(mask, exp16(x));
-        _mm512_store_ps(score[g] + j, weight);
-        tile_total = _mm512_add_ps(tile_total, weight);
-      }
-      total[g] += _mm512_reduce_add_ps(tile_total);
-    }
-    const T* v = p.values + slot * value_stride + kv_head * p.value_size;
-    for (int64_t d = 0; d < p.value_size; d += 16) {
-      __m512 part[GROUP];
-      for (int g = 0; g < GROUP; ++g) part[g] = _mm512_load_ps(sum[g] + d);
-      for (int64_t j = 0; j < count; ++j) {
-        const __m512 vd = load16(v + j * value_stride + d);
-        for (int g = 0; g < GROUP; ++g) part[g] = _mm512_fmadd_ps(vd, _mm512_set1_ps(score[g][j]), part[g]);
-      }
-      for (int g = 0; g < GROUP; ++g) _mm512_store_ps(sum[g] + d, part[g]);
-    }
-    first += count;
-  }
-  for (int g = 0; g < GROUP; ++g) {
-    T* o = p.out + (token * p.query_heads + head + g) * p.value_size;
-    const __m512 inverse = _mm512_set1_ps(1.0f / total[g]);
-    for (int64_t d = 0; d < p.value_size; d += 16) {
-      store16(o + d, _mm512_mul_ps(_mm512_load_ps(sum[g] + d), inverse));
     }
   }
-}
+
+  // [rows, key_size] in float32, rotated and scaled.
+  void load_queries(float* query) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t token = tile_.token + r / p_.group();
+      const T* from = p_.query + token * p_.query_token_stride + query_head(r) * p_.query_head_stride;
+      float* to = query + r * p_.key_size;
+      p_.rotary.apply(from, token, p_.key_size, to);
+      for (int64_t d = 0; d < p_.key_size; ++d) to[d] *= p_.scale;
+    }
+  }
+
+  // Before the first segment. A sink is one more logit without a value.
+  void start(const Partial& to) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      to.largest[r] = p_.sinks != nullptr ? p_.sinks[query_head(r)] : kMinusInfinity;
+      to.total[r] = p_.sinks != nullptr ? 1.0f : 0.0f;
+    }
+    std::fill_n(to.sum, rows() * p_.value_size, 0.0f);
+  }
+
+  // Adds the segment after those in `to`.
+  void add_segment(int64_t index, const Partial& segment, const Partial& to) const {
+    const int64_t first = std::max(index * kSegment, tile_.begin);
+    const int64_t last = std::min((index + 1) * kSegment, tile_.end);
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t end = p_.length[tile_.token + r / p_.group()];
+      if (end <= first || p_.begin(end) >= last) continue;
+      const float largest = std::max(to.largest[r], segment.largest[r]);
+      const float keep = std::exp(to.largest[r] - largest), take = std::exp(segment.largest[r] - largest);
+      to.largest[r] = largest;
+      to.total[r] = to.total[r] * keep + segment.total[r] * take;
+      float* sum = to.sum + r * p_.value_size;
+      const float* more = segment.sum + r * p_.value_size;
+      for (int64_t d = 0; d < p_.value_size; ++d) sum[d] = sum[d] * keep + more[d] * take;
+    }
+  }
+
+  void finish(const Partial& all) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t token = tile_.token + r / p_.group();
+      T* out = p_.out + (token * p_.query_heads + query_head(r)) * p_.value_size;
+      const Vec inverse = set1(1.0f / all.total[r]);
+      const float* sum = all.sum + r * p_.value_size;
+      for (int64_t d = 0; d < p_.value_size; d += kLanes) {
+        const int64_t left = p_.value_size - d;
+        store_some(out + d, mul(load_some(sum + d, left), inverse), left);
+      }
+    }
+  }
+
+ private:
+  int64_t query_head(int64_t row) const { return head_ * p_.group() + row % p_.group(); }
+
+  const Problem<T>& p_;
+  const Tile& tile_;
+  int64_t head_;
+};
 
 template <typename T>
-void attend_group(const Problem<T>& p, int64_t token, int64_t kv_head) {
-  const int64_t group = p.query_heads / p.kv_heads;
-  int64_t head = kv_head * group, left = group;
-  while (left > 0) {
-    switch (left) {
-      case 1: attend<T, 1>(p, token, kv_head, head); return;
-      case 2: attend<T, 2>(p, token, kv_head, head); return;
-      case 3: attend<T, 3>(p, token, kv_head, head); return;
-      default:
-        attend<T, 4>(p, token, kv_head, head);
-        head += 4;
-        left -= 4;
+std::vector<Tile> tiles(const Problem<T>& p) {
+  const int64_t most = std::max<int64_t>(1, kTileRows / p.group());
+  std::vector<Tile> tiles;
+  for (int64_t token = 0; token < p.tokens;) {
+    int64_t stop = token + 1;
+    int64_t begin = p.begin(p.length[token]);
+    while (stop < p.tokens && stop - token < most && p.sequence[stop] == p.sequence[token]) {
+      begin = std::min(begin, p.begin(p.length[stop++]));
     }
+    tiles.push_back({token, stop - token, begin, p.length[stop - 1]});
+    token = stop;
   }
+  return tiles;
 }
 
+// What a thread needs besides results: queries, scores, one segment's partial result and that of all so far.
 template <typename T>
-void run(const Problem<T>& p, int64_t tokens) {
-  const int64_t tasks = tokens * p.kv_heads;
-  // Contexts differ in length: threads take a few tasks at a time.
-  const int64_t chunk = std::clamp<int64_t>(tasks / (gridwork::num_threads() * 8), 1, 16);
-  gridwork::parallel_for(tasks, chunk, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) attend_group(p, task / p.kv_heads, task % p.kv_heads);
+struct Workspace {
+  float *query, *score, *segment, *all;
+  Workspace(const Problem<T>& p, int64_t rows) {
+    thread_local Scratch scratch;
+    const size_t partial = (Partial::num_floats(rows, p.value_size) + 15) / 16 * 16;
+    const size_t queries = static_cast<size_t>((rows * p.key_size + 15) / 16 * 16);
+    const size_t scores = static_cast<size_t>(rows * kSegment);
+    query = scratch.floats(queries + scores + 2 * partial);
+    score = query + queries;
+    segment = score + scores;
+    all = segment + partial;
+  }
+};
+
+template <typename T>
+void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
+  const int64_t tasks = static_cast<int64_t>(tiles.size()) * p.kv_heads;
+  const int64_t chunk = std::clamp<int64_t>(tasks / (num_threads() * 8), 1, 16);
+  // The longest contexts come last in a prompt: they are taken first, so that threads end together.
+  parallel_for(tasks, chunk, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t index = tasks - 1 - task;
+      const Tile& tile = tiles[static_cast<size_t>(index / p.kv_heads)];
+      const Attention<T> attention(p, tile, index % p.kv_heads);
+      const Workspace<T> own(p, attention.rows());
+      const Partial segment(own.segment, attention.rows()), all(own.all, attention.rows());
+      attention.load_queries(own.query);
+      attention.start(all);
+      for (int64_t s = 0; s < tile.num_segments(); ++s) {
+        attention.segment(tile.first_segment() + s, own.query, own.score, segment);
+        attention.add_segment(tile.first_segment() + s, segment, all);
+      }
+      attention.finish(all);
+    }
+  });
+}
+
+// Segments of one tile by several threads: few sequences with long contexts.
+template <typename T>
+void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
+  std::vector<int64_t> first_task{0};
+  int64_t most_rows = 0;
+  for (const Tile& tile : tiles) {
+    first_task.push_back(first_task.back() + tile.num_segments() * p.kv_heads);
+    most_rows = std::max(most_rows, tile.count * p.group());
+  }
+  const int64_t size = static_cast<int64_t>(Partial::num_floats(most_rows, p.value_size) + 15) / 16 * 16;
+  thread_local Scratch scratch;
+  float* partials = scratch.floats(static_cast<size_t>(first_task.back() * size));
+  parallel_for(first_task.back(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
+      const Tile& tile = tiles[static_cast<size_t>(at)];
+      const int64_t within = task - first_task[static_cast<size_t>(at)];
+      const Attention<T> attention(p, tile, within / tile.num_segments());
+      const Workspace<T> own(p, attention.rows());
+      attention.load_queries(own.query);
+      attention.segment(tile.first_segment() + within % tile.num_segments(), own.query, own.score,
+                        Partial(partials + task * size, attention.rows()));
+    }
+  });
+  parallel_for(static_cast<int64_t>(tiles.size()) * p.kv_heads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const auto at = static_cast<size_t>(task / p.kv_heads);
+      const int64_t head = task % p.kv_heads;
+      const Attention<T> attention(p, tiles[at], head);
+      const Workspace<T> own(p, attention.rows());
+      const Partial all(own.all, attention.rows());
+      attention.start(all);
+      for (int64_t s = 0; s < tiles[at].num_segments(); ++s) {
+        float* memory = partials + (first_task[at] + head * tiles[at].num_segments() + s) * size;
+        attention.add_segment(tiles[at].first_segment() + s, Partial(memory, attention.rows()), all);
+      }
+      attention.finish(all);
+    }
   });
 }
 
 template <typename T>
-void dispatch(const Tensor& query, const Tensor& keys, const Tensor& values, const Tensor& tables,
-              const Tensor& sequence, const Tensor& length, const float* sinks, Tensor& out, int64_t block_size,
-              double scale, int64_t window, int64_t chunk, double softcap) {
-  const Problem<T> p{
-      .query = static_cast<const T*>(query.data_ptr()),
-      .keys = static_cast<const T*>(keys.data_ptr()),
-      .values = static_cast<const T*>(values.data_ptr()),
-      .out = static_cast<T*>(out.data_ptr()),
-      .tables = static_cast<const int32_t*>(tables.data_ptr()),
-      .sequence = static_cast<const int32_t*>(sequence.data_ptr()),
-      .length = static_cast<const int32_t*>(length.data_ptr()),
-      .sinks = sinks,
-      .query_stride = query.stride(0),
-      .query_heads = query.size(1),
-      .kv_heads = keys.size(1),
-      .key_size = keys.size(2),
-      .value_size = values.size(2),
-      .table_stride = tables.stride(0),
-      .block_size = block_size,
-      .window = window,
-      .chunk = chunk,
-      .scale = static_cast<float>(scale),
-      .softcap = static_cast<float>(softcap),
+void attend(const Problem<T>& p) {
+  const std::vector<Tile> all = tiles(p);
+  int64_t segments = 0;
+  for (const Tile& tile : all) segments += tile.num_segments();
+  const auto count = static_cast<int64_t>(all.size());
+  const bool few = count * p.kv_heads < num_threads() * 8;
+  if (few && segments > count && num_threads() > 1) attend_split(p, all);
+  else attend_whole(p, all);
+}
+
+// New keys (rotated) and values to their slots. key: [tokens, kv_heads, key_size], value likewise, dimensions contiguous.
+template <typename T>
+void write(const Problem<T>& p, const Tensor& key, const Tensor& value, const int64_t* slots) {
+  const T* keys = data<T>(key);
+  const T* values = data<T>(value);
+  const int64_t key_token = key.stride(0), key_head = key.stride(1);
+  const int64_t value_token = value.stride(0), value_head = value.stride(1);
+  const auto write_tokens = [&](int64_t first, int64_t last) {
+    thread_local Scratch scratch;
+    float* rotated = scratch.floats(static_cast<size_t>(p.key_size + kLanes));
+    for (int64_t token = first; token < last; ++token) {
+      const int64_t block = slots[token] / p.block_size, offset = slots[token] % p.block_size;
+      for (int64_t head = 0; head < p.kv_heads; ++head) {
+        const T* k = keys + token * key_token + head * key_head;
+        T* key_to = p.keys + (block * p.kv_heads + head) * p.key_size * p.block_size + offset;
+        if (p.rotary.size == 0) {
+          for (int64_t d = 0; d < p.key_size; ++d) key_to[d * p.block_size] = k[d];
+        } else {
+          p.rotary.apply(k, token, p.key_size, rotated);
+          T narrow[kLanes];
+          for (int64_t d = 0; d < p.key_size; d += kLanes) {
+            const int64_t count = std::min<int64_t>(kLanes, p.key_size - d);
+            store_some(narrow, load(rotated + d), count);
+            for (int64_t i = 0; i < count; ++i) key_to[(d + i) * p.block_size] = narrow[i];
+          }
+        }
+        const T* v = values + token * value_token + head * value_head;
+        T* value_to = p.values + ((block * p.kv_heads + head) * p.block_size + offset) * p.value_size;
+        std::copy_n(v, p.value_size, value_to);
+      }
+    }
   };
-  run(p, query.size(0));
+  if (p.tokens * p.kv_heads < 64) write_tokens(0, p.tokens);
+  else parallel_for(p.tokens, std::max<int64_t>(1, 32 / p.kv_heads), write_tokens);
 }
 
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; its caller has checked them.
-Tensor paged_attention(const Tensor query, const Tensor keys, const Tensor values, const Tensor tables,
-                       const Tensor sequence, const Tensor length, std::optional<Tensor> sinks, int64_t block_size,
-                       double scale, int64_t window, int64_t chunk, double softcap) {
-  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), values.size(2)});
-  const float* sink = sinks.has_value() ? static_cast<const float*>(sinks->data_ptr()) : nullptr;
-  if (query.scalar_type() == torch::headeronly::ScalarType::BFloat16) {
-    dispatch<bf16>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, chunk,
-                   softcap);
-  } else {
-    dispatch<float>(query, keys, values, tables, sequence, length, sink, out, block_size, scale, window, chunk,
-                   softcap);
-  }
+Tensor paged_attention(const Tensor query, std::optional<Tensor> key, std::optional<Tensor> value, const Tensor keys,
+                       const Tensor values, const Tensor tables, const Tensor sequence, const Tensor length,
+                       const Tensor slots, std::optional<Tensor> cos, std::optional<Tensor> sin,
+                       std::optional<Tensor> sinks, std::optional<Tensor> slopes, double scale, int64_t window,
+                       int64_t chunk, double softcap) {
+  Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), values.size(3)});
+  by_type(query, [&]<typename T>(T*) {
+    const Problem<T> p{
+        .query = data<T>(query),
+        .keys = mutable_data<T>(keys),
+        .values = mutable_data<T>(values),
+        .out = mutable_data<T>(out),
+        .tables = data<int32_t>(tables),
+        .sequence = data<int32_t>(sequence),
+        .length = data<int32_t>(length),
+        .sinks = sinks.has_value() ? data<float>(*sinks) : nullptr,
+        .slopes = slopes.has_value() ? data<float>(*slopes) : nullptr,
+        .rotary = Rotary<T>::of(cos, sin),
+        .tokens = query.size(0),
+        .query_token_stride = query.stride(0),
+        .query_head_stride = query.stride(1),
+        .query_heads = query.size(1),
+        .kv_heads = keys.size(1),
+        .key_size = keys.size(2),
+        .value_size = values.size(3),
+        .table_stride = tables.stride(0),
+        .block_size = keys.size(3),
+        .window = window,
+        .chunk = chunk,
+        .scale = static_cast<float>(scale),
+        .softcap = static_cast<float>(softcap),
+    };
+    if (key.has_value()) write(p, *key, *value, data<int64_t>(slots));
+    attend(p);
+  });
   return out;
 }
 
@@ -216,8 +527,9 @@ Tensor paged_attention(const Tensor query, const Tensor keys, const Tensor value
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def(
-      "paged_attention(Tensor query, Tensor keys, Tensor values, Tensor tables, Tensor sequence, Tensor length, "
-      "Tensor? sinks, int block_size, float scale, int window, int chunk, float softcap) -> Tensor");
+      "paged_attention(Tensor query, Tensor? key, Tensor? value, Tensor(a!) keys, Tensor(b!) values, Tensor tables, "
+      "Tensor sequence, Tensor length, Tensor slots, Tensor? cos, Tensor? sin, Tensor? sinks, Tensor? slopes, "
+      "float scale, int window, int chunk, float softcap) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("paged_attention", TORCH_BOX(&paged_attention)); }

@@ -1,51 +1,83 @@
-"""Paged attention on x86-64 CPUs with AVX-512: decodes and chunks of prefill alike, no gathering, no padding."""
+"""Paged attention on x86-64 CPUs: decodes and chunks of prefill alike, no gathering, no padding."""
 
 import torch
 
 from gridwork_kernels import cpu_library
 
-LARGEST_HEAD = 256
-HEAD_MULTIPLE = 16
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def supports(dtype: torch.dtype, key_size: int, value_size: int) -> bool:
-    """Whether this CPU and these heads can use the kernel."""
-    return (
-        dtype in DTYPES
-        and all(size % HEAD_MULTIPLE == 0 and 0 < size <= LARGEST_HEAD for size in (key_size, value_size))
-        and cpu_library.has_avx512()
-    )
+def supports(dtype: torch.dtype) -> bool:
+    """Whether this CPU and this type of values can use the kernel."""
+    return dtype in DTYPES and cpu_library.load() is not None
+
+
+def allocate(
+    num_blocks: int, block_size: int, num_kv_heads: int, key_size: int, value_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys `[num_blocks, num_kv_heads, key_size, block_size]` and values `[num_blocks, num_kv_heads, block_size,
+    value_size]`, of undefined content."""
+    keys = torch.empty(num_blocks, num_kv_heads, key_size, block_size, dtype=dtype)
+    return keys, torch.empty(num_blocks, num_kv_heads, block_size, value_size, dtype=dtype)
 
 
 def paged_attention(
     query: torch.Tensor,
+    key: torch.Tensor | None,
+    value: torch.Tensor | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     block_tables: torch.Tensor,
     sequence: torch.Tensor,
     length: torch.Tensor,
+    slots: torch.Tensor,
     *,
-    block_size: int,
     scale: float,
     window: int = 0,
     chunk: int = 0,
     softcap: float = 0.0,
     sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    cos: torch.Tensor | None = None,
+    sin: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of every query token to the cached keys of its sequence, its own included.
+    """Writes new keys and values into the cache, then attends from every query token to the cached keys of its
+    sequence, its own included.
 
-    query: `[num_tokens, num_heads, key_size]`, float32 or bfloat16, each token's heads contiguous;
-    keys: `[num_slots, num_kv_heads, key_size]` and values: `[num_slots, num_kv_heads, value_size]`, contiguous, where
-    the slot of a position is `block * block_size + position % block_size`; block_tables: int32
-    `[num_sequences, max_blocks]`; sequence: int32 `[num_tokens]`, the token's row of block_tables; length: int32
-    `[num_tokens]`, the token's position + 1; window: only the last so many keys, 0 for all;
-    chunk: only keys of the query's own chunk of so many positions, 0 for no chunks; softcap: `c * tanh(x / c)`
-    of the scores, 0 for none; sinks: float32 `[num_heads]`, a logit without a value for each head.
+    query: `[num_tokens, num_heads, key_size]`; key: `[num_tokens, num_kv_heads, key_size]` and value `[num_tokens,
+    num_kv_heads, value_size]`, or None when they stand in the cache already; all of one type (float32, bfloat16 or
+    float16), a head's values contiguous. keys, values: as `allocate` makes them; block_tables: int32 `[num_sequences,
+    max_blocks]`; sequence: int32 `[num_tokens]`, the token's row of block_tables, tokens of a sequence consecutive;
+    length: int32 `[num_tokens]`, the token's position + 1; slots: int64 `[num_tokens]`, where its key and value go:
+    `block * block_size + position % block_size`.
+
+    window: only the last so many keys, 0 for all; chunk: only keys of the query's own chunk of so many positions, 0
+    for no chunks; softcap: `c * tanh(x / c)` of the scores, 0 for none; sinks: float32 `[num_heads]`, a logit without a
+    value for each head; slopes: float32 `[num_heads]`, which times the distance to a key are taken off its score
+    (Press, Smith and Lewis 2022, "ALiBi"). cos, sin: `[num_tokens, size]`, to rotate the first `size` dimensions of
+    query and key by, None when they are rotated already.
 
     Returns `[num_tokens, num_heads, value_size]` in query's dtype. Computed in float32 with an online softmax
-    (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3).
+    (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3), over pieces of the context
+    that start at fixed positions.
     """
-    return torch.ops.gridwork_cpu.paged_attention(
-        query, keys, values, block_tables, sequence, length, sinks, block_size, scale, window, chunk, softcap
+    out: torch.Tensor = torch.ops.gridwork_cpu.paged_attention(
+        query,
+        key,
+        value,
+        keys,
+        values,
+        block_tables,
+        sequence,
+        length,
+        slots,
+        cos,
+        sin,
+        sinks,
+        slopes,
+        scale,
+        window,
+        chunk,
+        softcap,
     )
+    return out

@@ -2,11 +2,12 @@
 
 All implementations take the same arguments and give the same result up to rounding; `reference` is what the others
 are tested against. Every query token attends to the cached keys of its sequence up to its own position, or to the
-last `window` of them.
+last `window` of them. How keys and values lie in the cache is an implementation's own matter.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -52,11 +53,128 @@ class AttentionOptions:
     """Scores become `softcap * tanh(score / softcap)`; 0: they stay."""
     sinks: torch.Tensor | None = None
     """float32 `[num_heads]`: one more logit for each head, without a value."""
+    slopes: torch.Tensor | None = None
+    """float32 `[num_heads]`: what a step of distance to a key takes off its score (ALiBi)."""
 
 
-PagedAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout, AttentionOptions], torch.Tensor]
-"""(query `[num_tokens, num_heads, key_size]`, keys `[num_slots, num_kv_heads, key_size]`, values
-`[num_slots, num_kv_heads, value_size]`, layout, options) -> `[num_tokens, num_heads, value_size]` in query's dtype."""
+class PagedAttention(Protocol):
+    """One implementation, and the cache that it works on."""
+
+    def allocate(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        sizes: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, of undefined content but for the last block, which is zero. sizes: of a key and
+        of a value."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: PagedLayout,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """Writes key and value (None: they stand there already) into the cache, then attends. query: `[num_tokens,
+        num_heads, key_size]`, key and value likewise; returns `[num_tokens, num_heads, value_size]` in its dtype."""
+
+
+_AttendSlots = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout, AttentionOptions], torch.Tensor]
+"""(query, keys `[num_slots, num_kv_heads, key_size]`, values likewise, layout, options) -> attended."""
+
+
+@dataclass(frozen=True)
+class SlotAttention:
+    """An implementation on a cache of slots, `[num_slots, num_kv_heads, size]`."""
+
+    function: _AttendSlots
+
+    def allocate(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        sizes: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See PagedAttention."""
+        caches = [
+            torch.empty(num_blocks * block_size, num_kv_heads, size, dtype=dtype, device=device) for size in sizes
+        ]
+        for cache in caches:
+            cache[-block_size:] = 0
+        return caches[0], caches[1]
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: PagedLayout,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """See PagedAttention."""
+        if key is not None and value is not None:
+            keys.index_copy_(0, layout.slots, key)
+            values.index_copy_(0, layout.slots, value)
+        return self.function(query, keys, values, layout, options)
+
+
+class CpuAttention:
+    """The compiled CPU kernel, on a cache as it wants it."""
+
+    def allocate(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        sizes: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See PagedAttention."""
+        keys, values = cpu_attention.allocate(num_blocks, block_size, num_kv_heads, *sizes, dtype)
+        keys[-1], values[-1] = 0, 0
+        return keys, values
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: PagedLayout,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """See PagedAttention."""
+        return cpu_attention.paged_attention(
+            query,
+            key,
+            value,
+            keys,
+            values,
+            layout.block_tables,
+            layout.sequence,
+            layout.length,
+            layout.slots,
+            scale=options.scale,
+            window=options.window,
+            chunk=options.chunk,
+            softcap=options.softcap,
+            sinks=options.sinks,
+            slopes=options.slopes,
+        )
 
 
 def reference(
@@ -74,6 +192,8 @@ def reference(
         scores = torch.einsum("qhd,khd->hqk", q, k) * options.scale
         if options.softcap:
             scores = options.softcap * torch.tanh(scores / options.softcap)
+        if options.slopes is not None:
+            scores = scores - options.slopes[:, None, None] * _distance(count, end, 0, query.device)
         scores = scores.masked_fill(~_visible(count, end, options.window, options.chunk, 0, query.device), -torch.inf)
         if options.sinks is not None:
             sinks = options.sinks.float()[:, None, None].expand(-1, count, 1)
@@ -100,55 +220,45 @@ def sdpa(
         k = _gather(keys, gathering.decode_slots)
         v = _gather(values, gathering.decode_slots)
         sinks = None if options.sinks is None else options.sinks.view(1, kv_heads, -1, 1)
-        attended = _attend(q, k, v, gathering.decode_mask, options, sinks)
+        bias = None if options.slopes is None else -options.slopes.view(1, kv_heads, -1, 1) * gathering.decode_distance
+        attended = _attend(q, k, v, gathering.decode_mask, options, sinks, bias)
         out.index_copy_(0, gathering.decode_tokens, attended.flatten(1, 2))
     for chunk in gathering.prefills:
         q = query[chunk.tokens].transpose(0, 1).unflatten(0, (kv_heads, num_heads // kv_heads))
         k = _gather(keys, chunk.slots[None]).transpose(0, 1)
         v = _gather(values, chunk.slots[None]).transpose(0, 1)
         sinks = None if options.sinks is None else options.sinks.view(kv_heads, -1, 1, 1)
-        attended = _attend(q, k, v, chunk.mask, options, sinks)
+        bias = None if options.slopes is None else -options.slopes.view(kv_heads, -1, 1, 1) * chunk.distance
+        attended = _attend(q, k, v, chunk.mask, options, sinks, bias)
         out[chunk.tokens] = attended.flatten(0, 1).transpose(0, 1)
     return out
 
 
-def cpu(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
-) -> torch.Tensor:
-    """The compiled CPU kernel."""
-    return cpu_attention.paged_attention(
-        query,
-        keys,
-        values,
-        layout.block_tables,
-        layout.sequence,
-        layout.length,
-        block_size=layout.block_size,
-        scale=options.scale,
-        window=options.window,
-        chunk=options.chunk,
-        softcap=options.softcap,
-        sinks=options.sinks,
-    )
+IMPLEMENTATIONS: dict[str, PagedAttention] = {
+    "cpu": CpuAttention(),
+    "sdpa": SlotAttention(sdpa),
+    "reference": SlotAttention(reference),
+}
+
+ALIASES = {"torch": "sdpa"}
+"""Other names that users know implementations by."""
 
 
-IMPLEMENTATIONS: dict[str, PagedAttention] = {"cpu": cpu, "sdpa": sdpa, "reference": reference}
-
-
-def choose(name: str, device: torch.device, dtype: torch.dtype, heads: set[tuple[int, int]]) -> str:
-    """Name of the implementation to use. name: what was asked for, or `auto`; heads: the layers' (key size, value
-    size). Raises ValueError, with what would work, when the wish cannot be met."""
-    fits_cpu = device.type == "cpu" and all(cpu_attention.supports(dtype, *sizes) for sizes in heads)
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the implementation to use. name: what was asked for, or `auto`. Raises ValueError, with what would work,
+    when the wish cannot be met."""
+    name = ALIASES.get(name, name)
+    fits_cpu = device.type == "cpu" and cpu_attention.supports(dtype)
     if name == "auto":
         return "cpu" if fits_cpu else "sdpa"
     if name == "cpu" and not fits_cpu:
         raise ValueError(
-            f"--attention cpu needs a CPU with AVX-512, float32 or bfloat16, and head sizes that are multiples of "
-            f"{cpu_attention.HEAD_MULTIPLE} up to {cpu_attention.LARGEST_HEAD}; here: {device}, {dtype}, "
-            f"{sorted(heads)}. Use --attention sdpa"
+            f"--attention cpu needs an x86-64 CPU with AVX2, and float32, bfloat16 or float16; here: "
+            f"{device}, {dtype}; "
+            "use --attention sdpa"
         )
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown attention `{name}`; one of auto, {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(f"unknown attention `{name}`; one of auto, {', '.join([*IMPLEMENTATIONS, *ALIASES])}")
     return name
 
 
@@ -157,6 +267,7 @@ class _Prefill:
     tokens: slice
     slots: torch.Tensor  # int64 [num_keys]
     mask: torch.Tensor  # bool [num_tokens, num_keys]
+    distance: torch.Tensor  # int64 [num_tokens, num_keys]
 
 
 @dataclass
@@ -164,6 +275,7 @@ class _Gathering:
     decode_tokens: torch.Tensor | None  # int64 [num_decodes]
     decode_slots: torch.Tensor  # int64 [num_decodes, longest]
     decode_mask: torch.Tensor  # bool [num_decodes, 1, 1, longest]
+    decode_distance: torch.Tensor  # int64 [num_decodes, 1, 1, longest]
     prefills: list[_Prefill]
 
     @staticmethod
@@ -181,6 +293,7 @@ class _Gathering:
         longest = max((layout.end[row] - begin for row, begin in zip(decodes, first, strict=True)), default=0)
         positions = begins[:, None] + torch.arange(longest, device=device)
         valid = positions < ends[:, None]
+        distance = ends[:, None] - 1 - positions
         positions = torch.where(valid, positions, 0)
         blocks = layout.block_tables[rows[:, None], positions // layout.block_size].long()
         slots = torch.where(valid, blocks * layout.block_size + positions % layout.block_size, layout.null_slot)
@@ -194,9 +307,12 @@ class _Gathering:
                     slice(starts[row], starts[row + 1]),
                     _slots(layout, row, begin, end),
                     _visible(count, end, window, chunk, begin, device),
+                    _distance(count, end, begin, device),
                 )
             )
-        return _Gathering(tokens if decodes else None, slots, valid[:, None, None, :], prefills)
+        return _Gathering(
+            tokens if decodes else None, slots, valid[:, None, None, :], distance[:, None, None, :], prefills
+        )
 
 
 def _slots(layout: PagedLayout, row: int, begin: int, end: int) -> torch.Tensor:
@@ -222,6 +338,11 @@ def _visible(count: int, end: int, window: int, chunk: int, begin: int, device: 
     return visible & (positions > queries - window) if window else visible
 
 
+def _distance(count: int, end: int, begin: int, device: torch.device) -> torch.Tensor:
+    """int64 `[count, end - begin]`: how far the last `count` positions are from those from `begin` on."""
+    return torch.arange(end - count, end, device=device)[:, None] - torch.arange(begin, end, device=device)
+
+
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """`[batch, num_kv_heads, num_keys, size]` of a cache `[num_slots, num_kv_heads, size]`."""
     flat = cache.view(cache.shape[0], -1).index_select(0, slots.flatten())
@@ -235,8 +356,9 @@ def _attend(
     mask: torch.Tensor,
     options: AttentionOptions,
     sinks: torch.Tensor | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    if not options.softcap and sinks is None:
+    if not options.softcap and sinks is None and bias is None:
         expanded = mask.expand(*torch.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
         return torch.nn.functional.scaled_dot_product_attention(
             q, k.expand(*q.shape[:2], *k.shape[2:]), v.expand(*q.shape[:2], *v.shape[2:]), expanded, scale=options.scale
@@ -244,6 +366,8 @@ def _attend(
     scores = (q.float() @ k.float().transpose(-1, -2)) * options.scale
     if options.softcap:
         scores = options.softcap * torch.tanh(scores / options.softcap)
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.float().expand(*scores.shape[:-1], 1)], dim=-1)

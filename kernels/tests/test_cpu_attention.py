@@ -1,121 +1,229 @@
 """The compiled paged attention against the definition of attention, token by token."""
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
 
-BLOCK_SIZE = 16
-NUM_BLOCKS = 64
+NUM_BLOCKS = 40
 
-pytestmark = pytest.mark.skipif(
-    not cpu_attention.supports(torch.float32, 64, 64), reason="the CPU lacks AVX-512 or the library was not built"
-)
+pytestmark = pytest.mark.skipif(not cpu_attention.supports(torch.float32), reason="no compiled kernels for this CPU")
 
 
-def definition(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    tables: torch.Tensor,
-    sequence: torch.Tensor,
-    length: torch.Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    group = query.shape[1] // keys.shape[1]
-    results = []
-    for token in range(query.shape[0]):
-        end = int(length[token])
-        positions = torch.arange(max(0, end - window) if window else 0, end)
-        slots = tables[sequence[token]].long()[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
-        k = keys[slots].double().repeat_interleave(group, 1)
-        v = values[slots].double().repeat_interleave(group, 1)
-        scores = torch.einsum("hd,lhd->hl", query[token].double(), k) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        if sinks is not None:
-            scores = torch.cat([scores, sinks[:, None].double()], 1)
-        weights = scores.softmax(-1)[:, : len(positions)]
-        results.append(torch.einsum("hl,lhd->hd", weights, v))
-    return torch.stack(results)
+@dataclass
+class Problem:
+    """Sequences of some length in a cache, of which the last few tokens are queries."""
 
+    query: torch.Tensor  # [tokens, heads, key_size]
+    keys: list[torch.Tensor]  # of each sequence: [length, kv_heads, key_size]
+    values: list[torch.Tensor]
+    tables: torch.Tensor
+    sequence: torch.Tensor
+    length: torch.Tensor
+    block_size: int
 
-def problem(
-    dtype: torch.dtype, heads: int, kv_heads: int, key_size: int, value_size: int, tokens: int
-) -> tuple[torch.Tensor, ...]:
-    torch.manual_seed(heads * key_size + tokens)
-    keys = torch.randn(NUM_BLOCKS * BLOCK_SIZE, kv_heads, key_size).to(dtype)
-    values = torch.randn(NUM_BLOCKS * BLOCK_SIZE, kv_heads, value_size).to(dtype)
-    tables = torch.randperm(NUM_BLOCKS)[:60].reshape(4, 15).int()
-    sequence = torch.randint(0, 4, (tokens,)).int()
-    length = torch.randint(1, 15 * BLOCK_SIZE + 1, (tokens,)).int()
-    query = torch.randn(tokens, heads, key_size).to(dtype)
-    return query, keys, values, tables, sequence, length
+    @staticmethod
+    def of(
+        lengths: list[tuple[int, int]],
+        heads: tuple[int, int] = (4, 2),
+        sizes: tuple[int, int] = (32, 32),
+        dtype: torch.dtype = torch.float32,
+        block_size: int = 16,
+    ) -> "Problem":
+        """lengths: queries and length of each sequence; heads: of queries and of keys; sizes: of a key and a value."""
+        torch.manual_seed(len(lengths) * heads[0] + sizes[0])
+        counts = [-(-length // block_size) for _, length in lengths]
+        blocks = torch.randperm(max(NUM_BLOCKS, sum(counts)))
+        tables = torch.zeros(len(lengths), max(counts), dtype=torch.int32)
+        first = 0
+        for row, count in enumerate(counts):
+            tables[row, :count] = blocks[first : first + count]
+            first += count
+        rows = [row for row, (count, _) in enumerate(lengths) for _ in range(count)]
+        ends = [end for count, length in lengths for end in range(length - count + 1, length + 1)]
+        return Problem(
+            query=torch.randn(len(rows), heads[0], sizes[0]).to(dtype),
+            keys=[torch.randn(length, heads[1], sizes[0]).to(dtype) for _, length in lengths],
+            values=[torch.randn(length, heads[1], sizes[1]).to(dtype) for _, length in lengths],
+            tables=tables,
+            sequence=torch.tensor(rows, dtype=torch.int32),
+            length=torch.tensor(ends, dtype=torch.int32),
+            block_size=block_size,
+        )
 
+    def slots(self, row: int, positions: torch.Tensor) -> torch.Tensor:
+        blocks = self.tables[row].long()[positions // self.block_size]
+        return blocks * self.block_size + positions % self.block_size
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(9, 3), (8, 1), (4, 4), (14, 2), (20, 2)])
-@pytest.mark.parametrize("sizes", [(64, 64), (16, 16), (128, 128), (192, 128), (256, 256)])
-@pytest.mark.parametrize(("window", "softcap", "with_sinks"), [(0, 0.0, False), (7, 0.0, False), (33, 20.0, True)])
-def test_equals_the_definition(
-    dtype: torch.dtype, heads: tuple[int, int], sizes: tuple[int, int], window: int, softcap: float, with_sinks: bool
-) -> None:
-    inputs = problem(dtype, *heads, *sizes, tokens=13)
-    sinks = torch.randn(heads[0]) if with_sinks else None
-    scale = 1 / math.sqrt(sizes[0])
-    out = cpu_attention.paged_attention(
-        *inputs, block_size=BLOCK_SIZE, scale=scale, window=window, softcap=softcap, sinks=sinks
-    )
-    expected = definition(*inputs, scale, window, softcap, sinks)
-    tolerance = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-3}
-    torch.testing.assert_close(out.double(), expected, **tolerance)
+    def caches(self, upto: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Caches with the sequences' keys and values, or their first `upto`, and NaN everywhere else."""
+        kv_heads, key_size = self.keys[0].shape[1:]
+        num_blocks = max(NUM_BLOCKS, int(self.tables.max()) + 1)
+        keys, values = cpu_attention.allocate(
+            num_blocks, self.block_size, kv_heads, key_size, self.values[0].shape[2], self.query.dtype
+        )
+        keys.fill_(torch.nan), values.fill_(torch.nan)
+        for row, (key, value) in enumerate(zip(self.keys, self.values, strict=True)):
+            slots = self.slots(row, torch.arange(len(key) if upto is None else upto[row]))
+            block, offset = slots // self.block_size, slots % self.block_size
+            keys[block, :, :, offset] = key[: len(slots)]
+            values[block, :, offset] = value[: len(slots)]
+        return keys, values
 
-
-def test_a_token_does_not_depend_on_its_batch_mates() -> None:
-    query, keys, values, tables, sequence, length = problem(torch.float32, 9, 3, 64, 64, tokens=64)
-    together = cpu_attention.paged_attention(
-        query, keys, values, tables, sequence, length, block_size=BLOCK_SIZE, scale=0.125
-    )
-    for i in (0, 17, 63):
-        alone = cpu_attention.paged_attention(
-            query[i : i + 1],
+    def attend(self, tokens: slice = slice(None), caches: Any = None, **options: Any) -> torch.Tensor:
+        keys, values = caches or self.caches()
+        return cpu_attention.paged_attention(
+            self.query[tokens],
+            None,
+            None,
             keys,
             values,
-            tables,
-            sequence[i : i + 1],
-            length[i : i + 1],
-            block_size=BLOCK_SIZE,
-            scale=0.125,
+            self.tables,
+            self.sequence[tokens],
+            self.length[tokens],
+            torch.zeros(0, dtype=torch.int64),
+            **{"scale": 0.2, **options},
         )
-        assert torch.equal(alone[0], together[i])
+
+    def definition(
+        self,
+        scale: float = 0.2,
+        window: int = 0,
+        chunk: int = 0,
+        softcap: float = 0.0,
+        sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """In float64."""
+        results = []
+        for token, row in enumerate(self.sequence.tolist()):
+            end = int(self.length[token])
+            begin = (end - 1) // chunk * chunk if chunk else max(0, end - window) if window else 0
+            group = self.query.shape[1] // self.keys[row].shape[1]
+            k = self.keys[row][begin:end].double().repeat_interleave(group, 1)
+            v = self.values[row][begin:end].double().repeat_interleave(group, 1)
+            scores = torch.einsum("hd,lhd->hl", self.query[token].double(), k) * scale
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            if slopes is not None:
+                scores = scores - slopes.double()[:, None] * (end - 1 - torch.arange(begin, end))
+            if sinks is not None:
+                scores = torch.cat([scores, sinks[:, None].double()], 1)
+            weights = scores.softmax(-1)[:, : end - begin]
+            results.append(torch.einsum("hl,lhd->hd", weights, v))
+        return torch.stack(results)
+
+
+# Decodes, and chunks of prefill that begin a sequence or go on with it; contexts of one piece (256) and of several.
+LENGTHS = [(1, 1), (1, 16), (30, 30), (1, 257), (9, 300), (1, 700), (33, 40)]
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerances = {
+        torch.float32: {"rtol": 1e-5, "atol": 2e-5},
+        torch.bfloat16: {"rtol": 2**-7, "atol": 1e-3},
+        torch.float16: {"rtol": 2**-10, "atol": 1e-3},
+    }
+    torch.testing.assert_close(out.double(), expected, **tolerances[out.dtype])
+
+
+@pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
+@pytest.mark.parametrize("heads", [(9, 3), (8, 1), (4, 4), (14, 2), (40, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64), (16, 16), (20, 28), (192, 128), (256, 256)], ids=str)
+def test_equals_the_definition(dtype: torch.dtype, heads: tuple[int, int], sizes: tuple[int, int]) -> None:
+    problem = Problem.of(LENGTHS, heads, sizes, dtype)
+    assert_close(problem.attend(), problem.definition())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 7},
+        {"window": 300},
+        {"chunk": 32},
+        {"softcap": 5.0},
+        {"sinks": torch.tensor([0.3, -2.0, 5.0, 0.0])},
+        {"slopes": torch.tensor([0.5, 0.1, 0.0, 1.0])},
+        {"window": 33, "softcap": 20.0, "sinks": torch.zeros(4), "slopes": torch.full((4,), 0.05)},
+    ],
+    ids=str,
+)
+def test_equals_the_definition_with_options(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    problem = Problem.of(LENGTHS, dtype=dtype)
+    assert_close(problem.attend(**options), problem.definition(**options))
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 24, 32, 512])
+def test_blocks_of_any_size(block_size: int) -> None:
+    problem = Problem.of([(3, 11), (1, 300), (20, 50)], block_size=block_size)
+    assert_close(problem.attend(), problem.definition())
+
+
+@pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
+@pytest.mark.parametrize("window", [0, 40])
+def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype, window: int) -> None:
+    problem = Problem.of([*LENGTHS, *[(1, 20 + i) for i in range(60)]], (9, 3), (64, 64), dtype)
+    together = problem.attend(window=window)
+    for token in (0, 1, 2, 20, 31, 33, 39, 40, 41, 50, 74, 90):
+        assert torch.equal(problem.attend(slice(token, token + 1), window=window)[0], together[token])
+
+
+def test_one_long_sequence_on_several_threads_equals_itself_among_others() -> None:
+    problem = Problem.of([(1, 5000), *[(1, 3)] * 40], (4, 2), (32, 32), torch.bfloat16)
+    assert torch.equal(problem.attend(slice(0, 1))[0], problem.attend()[0])
 
 
 def test_stale_nan_beyond_the_length_is_not_read_and_nan_inside_shows() -> None:
-    query, keys, values, tables, _, _ = problem(torch.float32, 2, 1, 16, 16, tokens=2)
-    slot = int(tables[0, 0]) * BLOCK_SIZE + 5
-    keys[slot], values[slot] = float("nan"), float("nan")
-    sequence = torch.zeros(2, dtype=torch.int32)
-    length = torch.tensor([5, 6], dtype=torch.int32)
-    out = cpu_attention.paged_attention(
-        query, keys, values, tables, sequence, length, block_size=BLOCK_SIZE, scale=0.25
-    )
+    problem = Problem.of([(2, 6)], (2, 1), (16, 16))
+    caches = problem.caches()
+    slot = int(problem.slots(0, torch.tensor([5]))[0])
+    caches[0][slot // 16, :, :, slot % 16] = torch.nan
+    out = problem.attend(caches=caches)
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
 
 
-def test_a_query_with_strided_tokens_is_read_in_place() -> None:
-    query, keys, values, tables, sequence, length = problem(torch.float32, 4, 2, 32, 32, tokens=8)
-    wide = torch.zeros(8, 6, 32)
-    wide[:, :4] = query
-    expected = cpu_attention.paged_attention(
-        query, keys, values, tables, sequence, length, block_size=BLOCK_SIZE, scale=0.2
-    )
+@pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
+@pytest.mark.parametrize("size", [0, 16, 32, 20])
+def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int) -> None:
+    """size: dimensions that are rotated."""
+    problem = Problem.of([(1, 20), (5, 37), (18, 18)], dtype=dtype)
+    lengths, counts = [20, 37, 18], [1, 5, 18]
+    cos, sin = (f(torch.rand(24, size) * 6).to(dtype) for f in (torch.cos, torch.sin))
+
+    def rotate(x: torch.Tensor) -> torch.Tensor:
+        turned, rest = x[..., :size], x[..., size:]
+        half = torch.cat([-turned[..., size // 2 :], turned[..., : size // 2]], -1)
+        return torch.cat([turned * cos[:, None] + half * sin[:, None], rest], -1)
+
+    new = [(key[-n:], value[-n:]) for key, value, n in zip(problem.keys, problem.values, counts, strict=True)]
+    key, value = torch.cat([k for k, _ in new]), torch.cat([v for _, v in new])
+    pairs = zip(lengths, counts, strict=True)
+    slots = torch.cat([problem.slots(i, torch.arange(n - c, n)) for i, (n, c) in enumerate(pairs)])
+    caches = problem.caches([n - c for n, c in zip(lengths, counts, strict=True)])
+    # Strides as of slices of one product.
+    wide = torch.zeros(24, 8, 32, dtype=dtype)
+    wide[:, :4], wide[:, 4:6], wide[:, 6:] = problem.query, key, value
     out = cpu_attention.paged_attention(
-        wide[:, :4], keys, values, tables, sequence, length, block_size=BLOCK_SIZE, scale=0.2
+        wide[:, :4],
+        wide[:, 4:6],
+        wide[:, 6:],
+        *caches,
+        problem.tables,
+        problem.sequence,
+        problem.length,
+        slots,
+        scale=0.2,
+        **({"cos": cos, "sin": sin} if size else {}),
     )
-    assert torch.equal(out, expected)
+    problem.query, rotated = rotate(problem.query), rotate(key)
+    for k, part in zip(problem.keys, rotated.split(counts), strict=True):
+        k[-len(part) :] = part
+    assert_close(out, problem.definition())
+    expected_keys, expected_values = problem.caches()
+    assert torch.equal(caches[0].nan_to_num(), expected_keys.nan_to_num()), "bit for bit what PyTorch makes of them"
+    assert torch.equal(caches[1].nan_to_num(), expected_values.nan_to_num())

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_kernels.paged_attention import IMPLEMENTATIONS, AttentionOptions, PagedLayout, choose, reference
+from gridwork_kernels.paged_attention import (
+    IMPLEMENTATIONS,
+    AttentionOptions,
+    PagedLayout,
+    SlotAttention,
+    choose,
+    reference,
+)
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
@@ -20,8 +27,15 @@ OPTIONS = {
     "chunks": AttentionOptions(scale=0.25, chunk=5),
     "window of one": AttentionOptions(scale=0.25, window=1),
     "softcap": AttentionOptions(scale=0.25, softcap=2.0),
+    "slopes": AttentionOptions(scale=0.25, slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625, 1.0, 0.0])),
     "sinks": AttentionOptions(scale=0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
-    "all": AttentionOptions(scale=0.2, window=6, softcap=2.0, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
+    "all": AttentionOptions(
+        scale=0.2,
+        window=6,
+        softcap=2.0,
+        sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0]),
+        slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625, 1.0, 0.0]),
+    ),
 }
 
 
@@ -60,6 +74,14 @@ def problem(
     return query.to(dtype), keys.to(dtype), values.to(dtype), layout
 
 
+def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torch.Tensor:
+    """A cache of slots, `[num_slots, num_kv_heads, size]`, as an implementation has it."""
+    if isinstance(IMPLEMENTATIONS[implementation], SlotAttention):
+        return slots.clone()
+    blocks = slots.unflatten(0, (-1, BLOCK_SIZE))
+    return (blocks.permute(0, 2, 3, 1) if is_key else blocks.transpose(1, 2)).contiguous()
+
+
 @pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name != "reference"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
@@ -68,13 +90,35 @@ def problem(
 def test_equals_the_reference(
     implementation: str, options: AttentionOptions, kv_heads: int, chunks: list[tuple[int, int]], dtype: torch.dtype
 ) -> None:
-    if implementation == "cpu" and not cpu_attention.supports(dtype, 16, 32):
-        pytest.skip("the CPU lacks AVX-512 or the library was not built")
+    if implementation == "cpu" and not cpu_attention.supports(dtype):
+        pytest.skip("no compiled kernels for this CPU")
     query, keys, values, layout = problem(chunks, kv_heads, (16, 32), dtype)
-    out = IMPLEMENTATIONS[implementation](query, keys, values, layout, options)
+    own_keys, own_values = in_layout_of(implementation, keys, True), in_layout_of(implementation, values, False)
+    out = IMPLEMENTATIONS[implementation].attend(query, None, None, own_keys, own_values, layout, options)
     assert out.dtype == dtype
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
     torch.testing.assert_close(out, reference(query, keys, values, layout, options), **tolerance)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_new_keys_and_values_are_written_before_they_are_read(implementation: str) -> None:
+    if implementation == "cpu" and not cpu_attention.supports(torch.float32):
+        pytest.skip("no compiled kernels for this CPU")
+    attention, options = IMPLEMENTATIONS[implementation], OPTIONS["plain"]
+    query, keys, values, layout = problem([(5, 5), (7, 7)], kv_heads=2)
+    layout.slots = torch.tensor(
+        [
+            int(layout.block_tables[row, (end - 1) // BLOCK_SIZE]) * BLOCK_SIZE + (end - 1) % BLOCK_SIZE
+            for row, end in zip(layout.sequence.tolist(), layout.length.tolist(), strict=True)
+        ]
+    )
+    cpu = torch.device("cpu")
+    own_keys, own_values = attention.allocate(NUM_BLOCKS + 1, BLOCK_SIZE, 2, (16, 16), torch.float32, cpu)
+    out = attention.attend(query, keys[layout.slots], values[layout.slots], own_keys, own_values, layout, options)
+    torch.testing.assert_close(out, reference(query, keys, values, layout, options), rtol=1e-5, atol=1e-5)
+    again = attention.attend(query, None, None, own_keys, own_values, layout, options)
+    assert torch.equal(again, out)
+    assert not own_keys[-1].any() and not own_values[-1].any(), "the block for padding is zero"
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -89,6 +133,8 @@ def test_the_reference_is_softmax_over_the_visible_keys(options: AttentionOption
         scores = torch.stack([query[token, head].dot(keys[slot, head // 3]) for slot in slots]) * options.scale
         if options.softcap:
             scores = options.softcap * (scores / options.softcap).tanh()
+        if options.slopes is not None:
+            scores = scores - options.slopes[head] * torch.tensor([end - 1 - i for i in positions])
         weights = scores.exp()
         total = weights.sum() + (0 if options.sinks is None else options.sinks[head].exp())
         expected = (weights[:, None] / total * values[slots, head // 3]).sum(0)
@@ -98,16 +144,18 @@ def test_the_reference_is_softmax_over_the_visible_keys(options: AttentionOption
 def test_one_layout_serves_layers_with_different_windows() -> None:
     query, keys, values, layout = problem(MIXED, kv_heads=2)
     for name in ("window", "plain", "window"):
-        out = IMPLEMENTATIONS["sdpa"](query, keys, values, layout, OPTIONS[name])
+        out = IMPLEMENTATIONS["sdpa"].attend(query, None, None, keys, values, layout, OPTIONS[name])
         torch.testing.assert_close(out, reference(query, keys, values, layout, OPTIONS[name]), rtol=1e-5, atol=1e-5)
 
 
-def test_heads_that_the_compiled_kernel_cannot_do_are_left_to_pytorch() -> None:
+def test_an_implementation_is_chosen_by_what_can_run() -> None:
     cpu = torch.device("cpu")
-    assert choose("auto", cpu, torch.float32, {(16, 16), (20, 20)}) == "sdpa"
-    assert choose("auto", torch.device("cuda"), torch.bfloat16, {(64, 64)}) == "sdpa"
-    assert choose("reference", cpu, torch.float32, {(20, 20)}) == "reference"
+    assert choose("auto", cpu, torch.float32) == ("cpu" if cpu_attention.supports(torch.float32) else "sdpa")
+    assert choose("auto", cpu, torch.float64) == "sdpa"
+    assert choose("auto", torch.device("cuda"), torch.bfloat16) == "sdpa"
+    assert choose("torch", cpu, torch.float32) == "sdpa"
+    assert choose("reference", cpu, torch.float32) == "reference"
     with pytest.raises(ValueError, match="--attention sdpa"):
-        choose("cpu", cpu, torch.float16, {(64, 64)})
+        choose("cpu", cpu, torch.float64)
     with pytest.raises(ValueError, match="unknown attention `flash`"):
-        choose("flash", cpu, torch.float32, {(64, 64)})
+        choose("flash", cpu, torch.float32)

@@ -7,18 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from gridwork_kernels import bf16_linear, cpu_library
+from gridwork_kernels import cpu_library, packed_linear
 
-pytestmark = pytest.mark.skipif(
-    not cpu_library.has_avx512(), reason="the CPU lacks AVX-512 or the library was not built"
-)
+pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 
 
 def expected_and_call(seed: int) -> tuple[torch.Tensor, nn.Module, torch.Tensor]:
     torch.manual_seed(seed)
     linear = nn.Linear(96, 1000).bfloat16()
     x = torch.randn(3, 96).bfloat16()
-    return bf16_linear.reference(x, linear.weight, linear.bias), bf16_linear.PackedLinear(linear), x
+    return packed_linear.reference(x, linear.weight, linear.bias), packed_linear.PackedLinear(linear), x
 
 
 @pytest.fixture(params=[1, 2, 5])

@@ -79,7 +79,7 @@ class PagedStep:
     """Writes keys and values into the cache and attends to all that the sequences have there."""
 
     keys: dict[LayerKey, torch.Tensor]
-    """`[num_slots, num_kv_heads, key_size]`."""
+    """As the implementation has them."""
     values: dict[LayerKey, torch.Tensor]
     layout: PagedLayout
     implementation: PagedAttention
@@ -104,10 +104,9 @@ class PagedStep:
         layout = self.layout
         if self.window_layout is not None and (layer, nth) in self.windowed:
             layout = self.window_layout
-        if (layer, nth) not in self.sharing:
-            keys.index_copy_(0, layout.slots, key)
-            values.index_copy_(0, layout.slots, value)
-        return self.implementation(query, keys, values, layout, options)
+        if (layer, nth) in self.sharing:
+            return self.implementation.attend(query, None, None, keys, values, layout, options)
+        return self.implementation.attend(query, key, value, keys, values, layout, options)
 
 
 def register() -> None:

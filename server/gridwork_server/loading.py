@@ -152,31 +152,30 @@ def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[s
     """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
     from gridwork_kernels import cpu_library, rms_norm
 
-    notes = []
-    if dtype == torch.bfloat16:
-        notes += _use_own_linears(model, weight_bytes)
-    if cpu_library.has_avx512() and (fused := rms_norm.fuse_norms(model)):
+    notes = _use_own_linears(model, dtype, weight_bytes)
+    if cpu_library.load() and (fused := rms_norm.fuse_norms(model)):
         notes.append(f"{fused} RMS norms fused")
     return notes
 
 
-def _use_own_linears(model: Any, weight_bytes: int) -> list[str]:
-    from gridwork_kernels import bf16_linear, cpu_library
+def _use_own_linears(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:
+    from gridwork_kernels import cpu_library, packed_linear
 
     notes = []
     head = model.get_output_embeddings()
-    if head is not None and bf16_linear.widen_head(model, getattr(head, "local", head)):
+    if head is not None and packed_linear.widen_head(model, getattr(head, "local", head)):
         notes.append("logits in float32")
-    if not cpu_library.has_avx512():
+    isa = cpu_library.load()
+    if isa is None:
         return notes
     max_rows = None
-    if torch.cpu._is_amx_tile_supported():
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         if weight_bytes > free_cpu_bytes() * _LARGEST_SECOND_COPY:
             return [*notes, "linear layers of PyTorch: there is no memory for both forms of the weights"]
-        max_rows = bf16_linear.rows_until_plain_is_faster(model)
+        max_rows = packed_linear.rows_until_plain_is_faster(model)
     if max_rows == 0:
         return [*notes, "linear layers of PyTorch"]
-    packed = f"{bf16_linear.pack_linears(model, max_rows)} linear layers packed for AVX-512"
+    packed = f"{packed_linear.pack_linears(model, max_rows)} linear layers packed for {isa}"
     return [*notes, packed if max_rows is None else f"{packed}, for up to {max_rows} tokens a step"]
 
 

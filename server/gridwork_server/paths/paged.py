@@ -43,9 +43,8 @@ class PagedPath:
         self._chunks = _chunks(model)
         self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
         _check_windows(model, self.layers, self._chunks)
-        heads = {(layer.key_size, layer.value_size) for layer in self.layers.values()}
         try:
-            self.attention_name = paged_attention.choose(attention, device, dtype, heads)
+            self.attention_name = paged_attention.choose(attention, device, dtype)
         except ValueError as error:
             raise ModelError(str(error)) from None
         self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
@@ -79,13 +78,17 @@ class PagedPath:
             self._window_blocks = WindowBlocks(window, limits, -(-longest // limits.block_size_tokens) + 1)
         for index, layer in self.layers.items():
             in_window = self._window_blocks if index in self._windowed else None
-            slots = ((in_window.num_blocks if in_window else num_blocks) + 1) * limits.block_size_tokens
             if layer.source is not None:
                 self._keys[index], self._values[index] = self._keys[layer.source], self._values[layer.source]
                 continue
-            for cache, width in ((self._keys, layer.key_size), (self._values, layer.value_size)):
-                cache[index] = torch.empty(slots, layer.num_kv_heads, width, dtype=self._dtype, device=self._device)
-                cache[index][-limits.block_size_tokens :] = 0
+            self._keys[index], self._values[index] = self._attention.allocate(
+                (in_window.num_blocks if in_window else num_blocks) + 1,
+                limits.block_size_tokens,
+                layer.num_kv_heads,
+                (layer.key_size, layer.value_size),
+                self._dtype,
+                self._device,
+            )
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""

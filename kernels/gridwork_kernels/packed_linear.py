@@ -1,8 +1,7 @@
-"""Linear layers with bfloat16 weights on CPUs.
+"""Linear layers with packed weights on CPUs.
 
-Without tile units (AMX), PyTorch's bfloat16 product is slower than a float32 one. With AVX-512, this kernel reads the
-weights as bfloat16, packed once, and multiplies in float32. A row's result does not depend on the other rows of the
-batch.
+Without tile units (AMX), PyTorch's bfloat16 product is slower than a float32 one. This kernel reads the weights in the
+type they have, packed once, and multiplies in float32. A row's result does not depend on the other rows of the batch.
 """
 
 import math
@@ -15,42 +14,48 @@ from torch import nn
 from gridwork_kernels import cpu_library
 from gridwork_kernels.replace import replace_modules
 
-PANEL = 32
-"""Output features in a panel of packed weights."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The plain form: x `[..., K]`, weight `[N, K]` and bias `[N]` in bfloat16, summed in float32, rounded once."""
+    """The plain form: x `[..., K]`, weight `[N, K]` and bias `[N]` in one type, summed in float32, rounded once."""
     wide_bias = None if bias is None else bias.float()
     return nn.functional.linear(x.float(), weight.float(), wide_bias).to(x.dtype)
 
 
+def panel_features() -> int:
+    """Output features in a panel of packed weights."""
+    return int(torch.ops.gridwork_cpu.linear_panel())
+
+
 class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear` with bfloat16 weights on the CPU."""
+    """Stands in for an `nn.Linear` on the CPU."""
 
     def __init__(self, linear: nn.Linear, float32_out: bool = False, max_rows: int | None = None) -> None:
-        """float32_out: give the sums as they are, instead of rounding them to bfloat16; max_rows: larger batches are
-        left to `linear`, which is kept."""
+        """float32_out: give the sums as they are, instead of rounding them to the weights' type; max_rows: larger
+        batches are left to `linear`, which is kept."""
         super().__init__()
         self.float32_out = float32_out
         self.max_rows = max_rows
         self.plain = None if max_rows is None else linear
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("packed", torch.ops.gridwork_cpu.bf16_linear_pack(linear.weight.data.contiguous()))
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.data.contiguous())
+        self.register_buffer("packed", torch.ops.gridwork_cpu.linear_pack(linear.weight.data.contiguous()))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.data.float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: bfloat16 `[..., in_features]`; returns `[..., out_features]`, bfloat16 unless `float32_out`."""
+        """x: `[..., in_features]`; returns `[..., out_features]`, in x's type unless `float32_out`."""
         if self.plain is not None and self.max_rows is not None and x.numel() > self.max_rows * self.in_features:
             return self.plain(x)
-        return torch.ops.gridwork_cpu.bf16_linear(x, self.packed, self.bias, self.out_features, self.float32_out)
+        return torch.ops.gridwork_cpu.linear(x, self.packed, self.bias, self.out_features, self.float32_out)
 
     @property
     def weight(self) -> torch.Tensor:
         """`[out_features, in_features]`, unpacked anew at every call: for code that looks at its dtype or values."""
-        panels = self.packed.view(-1, self.in_features, PANEL // 2, 2)
-        weight = panels.permute(0, 3, 2, 1).reshape(-1, self.in_features)
-        return weight[: self.out_features]
+        if self.packed.dtype == torch.bfloat16:  # two halves of a panel alternate
+            panels = self.packed.unflatten(2, (-1, 2)).permute(0, 3, 2, 1)
+        else:
+            panels = self.packed.transpose(1, 2)
+        return panels.reshape(-1, self.in_features)[: self.out_features]
 
 
 class Float32Linear(nn.Module):
@@ -68,14 +73,14 @@ class Float32Linear(nn.Module):
 
 
 def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
-    """Replaces every plain bfloat16 `nn.Linear` on the CPU by its packed form, in place. Returns how many.
+    """Replaces every plain `nn.Linear` on the CPU by its packed form, in place. Returns how many.
 
     max_rows: batches of more rows are left to the layers as they were, which are kept.
     Subclasses of `nn.Linear` are left alone, since they may do something else; so are layers smaller than a panel.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for child in model.modules():
-        if _is_plain(child) and child.out_features >= PANEL:
+        if _is_plain(child) and child.out_features >= panel_features():
             replaced[child] = PackedLinear(child, max_rows=max_rows)
     replace_modules(model, replaced)
     return len(replaced)
@@ -85,7 +90,7 @@ def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
 def rows_until_plain_is_faster(model: nn.Module) -> int | None:
     """Measures both forms of the model's middle-sized plain layer: up to how many rows the packed one is faster. None
     when it is so for all that were tried, or when there is no such layer."""
-    layers = sorted((m for m in model.modules() if _is_plain(m) and m.out_features >= PANEL), key=_size)
+    layers = sorted((m for m in model.modules() if _is_plain(m) and m.out_features >= panel_features()), key=_size)
     if not layers:
         return None
     plain = layers[len(layers) // 2]
@@ -118,11 +123,11 @@ def _size(linear: nn.Linear) -> int:
 
 def widen_head(model: nn.Module, head: nn.Module) -> bool:
     """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16
-    makes ties of tokens that the model tells apart. Returns False for a head that is no plain bfloat16 `nn.Linear` on
-    the CPU."""
-    if not _is_plain(head):
+    makes ties of tokens that the model tells apart. Returns False for a head that is no plain `nn.Linear` of that size
+    on the CPU."""
+    if not _is_plain(head) or head.weight.dtype == torch.float32:
         return False
-    packable = cpu_library.has_avx512() and head.out_features >= PANEL
+    packable = cpu_library.load() is not None and head.out_features >= panel_features()
     replace_modules(model, {head: PackedLinear(head, float32_out=True) if packable else Float32Linear(head)})
     return True
 
@@ -132,6 +137,6 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
         type(module) is nn.Linear
         and not module._forward_hooks
         and not module._forward_pre_hooks
-        and module.weight.dtype == torch.bfloat16
+        and module.weight.dtype in DTYPES
         and module.weight.device.type == "cpu"
     )

@@ -1,0 +1,75 @@
+// activation(gate) * up, rounded where the plain form in PyTorch rounds.
+
+#include <algorithm>
+#include <cmath>
+
+#include "simd.h"
+#include "tensors.h"
+#include "thread_pool.h"
+
+namespace {
+
+using namespace gridwork;
+
+constexpr int64_t kChunkValues = 8192;
+
+// x / (1 + exp(-x)) (Elfwing, Uchibe and Doya 2017, "Sigmoid-weighted linear units").
+struct Silu {
+  GRIDWORK_INLINE Vec operator()(Vec x) const { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+};
+
+// The tanh form of GELU (Hendrycks and Gimpel 2016), by 1 + tanh(y) = 2 / (1 + exp(-2y)).
+struct GeluTanh {
+  GRIDWORK_INLINE Vec operator()(Vec x) const {
+    const Vec cubed = mul(mul(x, x), x);
+    const Vec y = mul(set1(0.7978845608f), fma(set1(0.044715f), cubed, x));
+    return div(x, add(set1(1.0f), exp(mul(set1(-2.0f), y))));
+  }
+};
+
+// GELU itself, by the error function.
+struct Gelu {
+  GRIDWORK_INLINE Vec operator()(Vec x) const {
+    alignas(64) float v[kLanes];
+    store(v, x);
+    for (float& f : v) f = 0.5f * f * (1.0f + std::erf(f * 0.70710678f));
+    return load(v);
+  }
+};
+
+template <typename T, typename F>
+void rows(const Tensor& gate, const Tensor& up, const Tensor& out, const F& activation) {
+  const int64_t width = out.size(1), count = out.size(0);
+  const int64_t gate_stride = gate.stride(0), up_stride = up.stride(0);
+  const T *g = data<T>(gate), *u = data<T>(up);
+  T* o = mutable_data<T>(out);
+  parallel_for(count, std::max<int64_t>(1, kChunkValues / width), [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+      for (int64_t i = 0; i < width; i += kLanes) {
+        const int64_t left = width - i;
+        const Vec active = rounded(activation(load_some(g + r * gate_stride + i, left)), g);
+        store_some(o + r * width + i, mul(active, load_some(u + r * up_stride + i, left)), left);
+      }
+    }
+  });
+}
+
+// gate, up: the same type, [rows, width], values of a row contiguous. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
+Tensor gated_activation(const Tensor gate, const Tensor up, int64_t kind) {
+  Tensor out = torch::stable::new_empty(gate, {gate.size(0), gate.size(1)});
+  if (out.numel() == 0) return out;
+  by_type(gate, [&]<typename T>(T*) {
+    if (kind == 0) rows<T>(gate, up, out, Silu());
+    else if (kind == 1) rows<T>(gate, up, out, GeluTanh());
+    else rows<T>(gate, up, out, Gelu());
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
+  m.def("gated_activation(Tensor gate, Tensor up, int kind) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("gated_activation", TORCH_BOX(&gated_activation)); }

@@ -1,0 +1,42 @@
+"""The fused activation and product against its plain form."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gridwork_kernels import cpu_library
+
+pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
+
+PLAIN = {
+    0: F.silu,
+    1: lambda x: F.gelu(x, approximate="tanh"),
+    2: F.gelu,
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1536), (7, 21), (130, 100), (0, 16)], ids=str)
+def test_equals_the_plain_form(kind: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    torch.manual_seed(kind)
+    both = (4 * torch.randn(shape[0], 2 * shape[1])).to(dtype)
+    gate, up = both.chunk(2, -1)  # halves of one product: rows are not contiguous
+    got = torch.ops.gridwork_cpu.gated_activation(gate, up, kind)
+    expected = PLAIN[kind](gate) * up
+    step = torch.finfo(dtype).eps
+    # Far out on the negative side nearly nothing is left of a value, and PyTorch's forms have lost its digits.
+    torch.testing.assert_close(got, expected, rtol=max(2 * step, 1e-5), atol=1e-5)
+    middle = gate.abs() < 2
+    if dtype != torch.float32 and middle.any():
+        assert (got != expected)[middle].float().mean() < 0.01, "rounded where PyTorch rounds"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", PLAIN)
+def test_large_values_and_nan(kind: int) -> None:
+    gate = torch.tensor([[-1e4, -100.0, 0.0, 100.0, 1e4, torch.nan]])
+    got = torch.ops.gridwork_cpu.gated_activation(gate, torch.ones_like(gate), kind)
+    assert torch.equal(got[0, :5].abs(), torch.tensor([0.0, 0.0, 0.0, 100.0, 1e4]))
+    assert got[0, 5].isnan()
