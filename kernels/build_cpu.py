@@ -9,12 +9,13 @@ as in PyTorch.
 import os
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted((HERE / "cpu").glob("*.cpp"))
+BUILD = HERE / "build"
+"""Objects, so that a change of one source compiles that alone."""
 PACKAGE = HERE / "gridwork_kernels"
 
 VECTOR_FLAGS = {
@@ -37,21 +38,21 @@ def main() -> int:
     common = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread", *(f"-I{path}" for path in include_paths())]
     link = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu"]
     print(f"compiling the CPU kernels for {' and '.join(stale)}", flush=True)
-    with tempfile.TemporaryDirectory() as build, ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = {(isa, source): Path(build) / f"{isa}-{source.stem}.o" for isa in stale for source in SOURCES}
+    BUILD.mkdir(exist_ok=True)
+    headers = max(path.stat().st_mtime for path in [*(HERE / "cpu").glob("*.h"), Path(__file__)])
+    objects = {(isa, source): BUILD / f"{isa}-{source.stem}.o" for isa in stale for source in SOURCES}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(
-            lambda item: _run(
-                [compiler, *common, *VECTOR_FLAGS[item[0][0]], "-c", str(item[0][1]), "-o", str(item[1])]
-            ),
+            lambda item: _compile([compiler, *common, *VECTOR_FLAGS[item[0][0]]], item[0][1], item[1], headers),
             objects.items(),
         )
         built = all(list(compiled))
-        for isa, library in stale.items():
-            partial = library.with_suffix(f".{os.getpid()}.partial")
-            parts = [str(path) for (of, _), path in objects.items() if of == isa]
-            if built and (built := _run([compiler, "-shared", "-pthread", *parts, "-o", str(partial), *link])):
-                partial.replace(library)
-            partial.unlink(missing_ok=True)
+    for isa, library in stale.items():
+        partial = library.with_suffix(f".{os.getpid()}.partial")
+        parts = [str(path) for (of, _), path in objects.items() if of == isa]
+        if built and (built := _run([compiler, "-shared", "-pthread", *parts, "-o", str(partial), *link])):
+            partial.replace(library)
+        partial.unlink(missing_ok=True)
     if not built:
         print(f"error: the CPU kernels could not be compiled with {compiler}", file=sys.stderr)
     return 0 if built else 1
@@ -59,6 +60,17 @@ def main() -> int:
 
 def _is_stale(library: Path, newest_source: float) -> bool:
     return not library.exists() or library.stat().st_mtime <= newest_source
+
+
+def _compile(command: list[str], source: Path, target: Path, headers: float) -> bool:
+    """headers: when what every source includes was changed last."""
+    if not _is_stale(target, max(source.stat().st_mtime, headers)):
+        return True
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    if not _run([*command, "-c", str(source), "-o", str(partial)]):
+        return False
+    partial.replace(target)
+    return True
 
 
 def _run(command: list[str]) -> bool:

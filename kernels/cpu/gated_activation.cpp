@@ -39,8 +39,8 @@ struct Gelu {
 
 template <typename T, typename F>
 void rows(const Tensor& gate, const Tensor& up, const Tensor& out, const F& activation) {
-  const int64_t width = out.size(1), count = out.size(0);
-  const int64_t gate_stride = gate.stride(0), up_stride = up.stride(0);
+  const int64_t width = out.size(-1), count = out.size(-2);
+  const int64_t gate_stride = gate.stride(-2), up_stride = up.stride(-2);
   const T *g = data<T>(gate), *u = data<T>(up);
   T* o = mutable_data<T>(out);
   parallel_for(count, std::max<int64_t>(1, kChunkValues / width), [&](int64_t first, int64_t last) {
@@ -54,9 +54,9 @@ void rows(const Tensor& gate, const Tensor& up, const Tensor& out, const F& acti
   });
 }
 
-// gate, up: the same type, [rows, width], values of a row contiguous. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
+// gate, up: the same type, [1, …, rows, width], values of a row contiguous. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
 Tensor gated_activation(const Tensor gate, const Tensor up, int64_t kind) {
-  Tensor out = torch::stable::new_empty(gate, {gate.size(0), gate.size(1)});
+  Tensor out = torch::stable::new_empty(gate, shape(gate));
   if (out.numel() == 0) return out;
   by_type(gate, [&]<typename T>(T*) {
     if (kind == 0) rows<T>(gate, up, out, Silu());

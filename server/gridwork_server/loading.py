@@ -72,7 +72,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
     notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
-    choice = choose(model, config.model_impl, config.attention, dtype, device, group)
+    choice = choose(model, config.model_impl, config.attention, dtype, device, group, record=config.fuse)
     return LoadedModel(
         model=model,
         config=model_config,
@@ -85,7 +85,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         max_context_tokens=_max_context_tokens(model_config),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        notes=split_notes + notes,
+        notes=split_notes + notes + getattr(choice.path, "notes", []),
     )
 
 

@@ -51,10 +51,17 @@ class _Candidate:
 
 
 def choose(
-    model: Any, wish: str, attention_name: str, dtype: torch.dtype, device: torch.device, group: "RankGroup"
+    model: Any,
+    wish: str,
+    attention_name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: "RankGroup",
+    record: bool = False,
 ) -> Choice:
     """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
-    plain `forward()`. Raises ModelError when none works."""
+    plain `forward()`. record: run recorded operations instead of a model's code, where that can be. Raises ModelError
+    when none works."""
     plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
     caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
     sequences = sample_tokens(_vocab_size(model))
@@ -63,7 +70,8 @@ def choose(
     reasons: list[str] = []
     if not own_attention and wish in ("auto", "paged"):
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
-    for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention):
+    record = record and group.world_size == 1
+    for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention, record):
         if wish not in ("auto", candidate.impl):
             continue
         try:
@@ -105,11 +113,23 @@ def _compare_on_all_ranks(
     """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
     found: PathError | None = None
     try:
-        compare(path, expected, sequences, dtype)
+        _compare(path, expected, sequences, dtype)
     except PathError as error:
         found = error if group.is_leader else None
     if group.minimum(0 if found else 1) == 0:
         raise found or PathError("rank 0 found that its logits differ from those of plain forward()")
+
+
+def _compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
+    """Recorded operations that go wrong are given up for the model's own code. Raises PathError."""
+    if isinstance(path, PagedPath) and path.is_recorded:
+        try:
+            compare(path, expected, sequences, dtype)
+            return
+        except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
+            logger.warning(f"the model's operations as they were recorded cannot be used: {_one_line(error)}")
+            path.drop_record(_one_line(error))
+    compare(path, expected, sequences, dtype)
 
 
 def _candidates(
@@ -119,9 +139,12 @@ def _candidates(
     attention_name: str,
     plain: str,
     own_attention: bool,
+    record: bool,
 ) -> Iterator[_Candidate]:
     if own_attention:
-        yield _Candidate("paged", "paged", True, False, lambda: PagedPath(model, dtype, caller.device, attention_name))
+        yield _Candidate(
+            "paged", "paged", True, False, lambda: PagedPath(model, dtype, caller.device, attention_name, record)
+        )
     for impl, cohorts, what in (
         ("batched", "padded", "batched with padding"),
         ("batched", "equal", "batched by equal length"),

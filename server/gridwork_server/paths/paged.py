@@ -10,6 +10,8 @@ from gridwork_kernels import paged_attention
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_server.attention import ARGUMENT, LayerGeometry, LayerKey, PagedStep, Probe
 from gridwork_server.errors import ModelError
+from gridwork_server.graph.record import RecordError
+from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
 
@@ -25,12 +27,17 @@ class PagedPath:
 
     name = "paged"
 
-    def __init__(self, model: "nn.Module", dtype: torch.dtype, device: torch.device, attention: str) -> None:
+    def __init__(
+        self, model: "nn.Module", dtype: torch.dtype, device: torch.device, attention: str, record: bool = False
+    ) -> None:
         """Runs one token through the model, to see what every layer writes to the cache. attention: name of an
-        implementation, or `auto`. Raises PathError when the model cannot run so, ModelError when the attention that was
-        asked for cannot be used."""
+        implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be.
+        Raises PathError when the model cannot run so, ModelError when the attention asked for cannot be used."""
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
+        self._recorded: RecordedModel | None = None
+        self.notes: list[str] = []
+        """For people to read: how it runs."""
         _check_cache_kinds(model)
         probe = Probe()
         with torch.inference_mode():
@@ -65,6 +72,29 @@ class PagedPath:
         """None where windows are as long as the cache, and there is nothing to give back."""
         self._keys: dict[LayerKey, torch.Tensor] = {}
         self._values: dict[LayerKey, torch.Tensor] = {}
+        if record and self.attention_name == "cpu":
+            self._record()
+
+    def _record(self) -> None:
+        def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any) -> torch.Tensor:
+            return self._call_model(input_ids, position_ids, kept, step)
+
+        try:
+            self._recorded = RecordedModel(self._model, forward, self._chunks, self._sharing, self._windowed)
+        except RecordError as error:
+            self.notes = [f"runs its own code: {error}"]
+        else:
+            self.notes = [f"runs {self._recorded.num_operations} recorded operations"]
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it runs recorded operations."""
+        return self._recorded is not None
+
+    def drop_record(self, reason: str) -> None:
+        """Runs the model's own code from now on."""
+        self._recorded = None
+        self.notes = [f"runs its own code: {reason}"]
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """See ModelPath. One block more than the router's, which stays zero."""
@@ -89,6 +119,8 @@ class PagedPath:
                 self._dtype,
                 self._device,
             )
+        if self._recorded is not None:
+            self._recorded.bind(self._keys, self._values)
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
@@ -129,17 +161,21 @@ class PagedPath:
 
     def _call(self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any) -> torch.Tensor:
         """Logits `[len(kept), vocab_size]`."""
-        index = torch.from_numpy(kept).to(self._device)
-        arguments: dict[str, Any] = {"logits_to_keep": index} if self._keeps_logits else {}
+        tokens, at, rows = (torch.from_numpy(a).to(self._device) for a in (input_ids[None], positions[None], kept))
+        if self._recorded is not None and isinstance(step, PagedStep):
+            return self._recorded.run(tokens, at, rows, step.layout, step.window_layout)[0]
+        return self._call_model(tokens, at, rows, step)[0]
+
+    def _call_model(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
+    ) -> torch.Tensor:
+        """Logits `[1, K, vocab_size]`."""
+        arguments: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_logits else {}
         out = self._model(
-            input_ids=torch.from_numpy(input_ids)[None].to(self._device),
-            position_ids=torch.from_numpy(positions)[None].to(self._device),
-            use_cache=False,
-            **arguments,
-            **{ARGUMENT: step},
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments, **{ARGUMENT: step}
         )
-        logits: torch.Tensor = out.logits[0]
-        return logits if self._keeps_logits else logits[index]
+        logits: torch.Tensor = out.logits
+        return logits if self._keeps_logits else logits[:, kept]
 
 
 def _chunks(model: Any) -> dict[int, int]:

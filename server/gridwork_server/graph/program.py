@@ -1,0 +1,136 @@
+"""A graph as one Python function without branches, made of its operations one after the other."""
+
+from typing import Any
+
+import torch
+
+from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
+
+LayerKey = tuple[int, int]
+
+_METHODS = {
+    "view": "view",
+    "reshape": "reshape",
+    "transpose": "transpose",
+    "select": "select",
+    "unsqueeze": "unsqueeze",
+}
+"""Operations that are faster to call as a method of a tensor than by their overload."""
+
+_OPERATORS = {"aten::add": "+", "aten::mul": "*"}
+
+
+class Program:
+    """A compiled graph. Its caches and weights are bound to names of the function's own namespace."""
+
+    def __init__(self, graph: Graph, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
+        """chunks: by layer, positions in a chunk of its attention; sharing: layers that attend to another's keys and
+        values; windowed: layers whose keys and values lie where a layout of their own says."""
+        self.num_operations = len(graph.nodes)
+        self._chunks, self._sharing, self._windowed = chunks, sharing, windowed
+        self._namespace: dict[str, Any] = {"paged_attention": _callable(torch.ops.gridwork_cpu.paged_attention.default)}
+        self._names: dict[int, str] = {}
+        source = self._source(graph)
+        exec(compile(source, "<graph>", "exec"), self._namespace)
+
+    def bind(self, keys: dict[LayerKey, torch.Tensor], values: dict[LayerKey, torch.Tensor]) -> None:
+        """Sets the layers' caches."""
+        for (layer, nth), cache in keys.items():
+            self._namespace[f"keys_{layer}_{nth}"] = cache
+            self._namespace[f"values_{layer}_{nth}"] = values[layer, nth]
+
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        kept: torch.Tensor,
+        layout: PagedLayout,
+        window_layout: PagedLayout,
+    ) -> torch.Tensor:
+        """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`. Returns logits `[1, K, vocab_size]`."""
+        logits: torch.Tensor = self._namespace["forward"](input_ids, position_ids, kept, layout, window_layout)
+        return logits
+
+    def _source(self, graph: Graph) -> str:
+        last_use = {ref: i for i, node in enumerate(graph.nodes) for ref in node.inputs()}
+        last_use[graph.result] = len(graph.nodes)
+        dead: dict[int, list[Ref]] = {}
+        for ref, i in last_use.items():
+            dead.setdefault(i, []).append(ref)
+        lines = [
+            f"def forward({_name(graph.input_ids)}, {_name(graph.position_ids)}, {_name(graph.kept)}, near, far):",
+            f"    T, K = {_name(graph.input_ids)}.shape[1], {_name(graph.kept)}.shape[0]",
+        ]
+        for which in ("near", "far"):
+            lines.append(
+                f"    {which}_tables, {which}_sequence, {which}_length, {which}_slots = "
+                f"{which}.block_tables, {which}.sequence, {which}.length, {which}.slots"
+            )
+        for i, node in enumerate(graph.nodes):
+            call = self._attention(node) if isinstance(node.target, Attend) else self._call(node)
+            outputs = [_name(ref) if ref is not None else "_" for ref in node.outputs]
+            lines.append(f"    {', '.join(outputs)} = {call}" if outputs else f"    {call}")
+            if gone := dead.get(i):
+                lines.append(f"    {' = '.join(_name(ref) for ref in gone)} = None")
+        return "\n".join([*lines, f"    return {_name(graph.result)}", ""])
+
+    def _attention(self, node: Node) -> str:
+        target: Attend = node.target
+        key = target.layer, target.nth
+        query, new_key, new_value, sinks, *angles = (self._argument(argument) for argument in node.args)
+        cos, sin = angles or ("None", "None")
+        if key in self._sharing:
+            new_key = new_value = "None"
+        where = "far" if key in self._windowed else "near"
+        name = f"{target.layer}_{target.nth}"
+        chunk = self._chunks.get(target.layer, 0)
+        return (
+            f"paged_attention({query}, {new_key}, {new_value}, keys_{name}, values_{name}, {where}_tables, "
+            f"{where}_sequence, {where}_length, {where}_slots, {cos}, {sin}, {sinks}, None, {target.scale!r}, "
+            f"{target.window}, {chunk}, {target.softcap!r})"
+        )
+
+    def _call(self, node: Node) -> str:
+        name = node.target._schema.name
+        short = name.removeprefix("aten::")
+        args = [self._argument(argument) for argument in node.args]
+        if not node.kwargs and node.args and isinstance(node.args[0], Ref):
+            if name.startswith("aten::") and short in _METHODS:
+                return f"{args[0]}.{_METHODS[short]}({', '.join(args[1:])})"
+            if name in _OPERATORS and len(args) == 2 and isinstance(node.args[1], Ref):
+                return f"{args[0]} {_OPERATORS[name]} {args[1]}"
+            if short == "slice" and len(args) == 4 and all(type(i) is int and 0 <= i < 2**31 for i in node.args[1:]):
+                _, dim, begin, end = node.args
+                return f"{args[0]}.narrow({dim}, {begin}, {end - begin})"
+        args += [f"{key}={self._argument(argument)}" for key, argument in node.kwargs.items()]
+        return f"{self._bound(_callable(node.target), node.target, 'op')}({', '.join(args)})"
+
+    def _argument(self, argument: Any) -> str:
+        if isinstance(argument, Ref):
+            return _name(argument)
+        if isinstance(argument, Size):
+            return f"({argument.constant} + {argument.tokens} * T + {argument.rows} * K)"
+        if isinstance(argument, list | tuple):
+            return f"[{', '.join(self._argument(item) for item in argument)}]"
+        if argument is None or isinstance(argument, bool | int | str):
+            return repr(argument)
+        return self._bound(argument, argument, "c")
+
+    def _bound(self, value: Any, key: Any, prefix: str) -> str:
+        """A name for what no source can say."""
+        if id(key) not in self._names:
+            name = f"{prefix}{len(self._names)}"
+            self._names[id(key)] = name
+            self._namespace[name] = value
+            self._namespace.setdefault("keep", []).append(key)  # so that identities stay
+        return self._names[id(key)]
+
+
+def _callable(overload: Any) -> Any:
+    """What calls an operation with the least Python around it."""
+    return getattr(overload, "_op", overload)
+
+
+def _name(ref: Ref) -> str:
+    return f"v{ref.index}"

@@ -1,0 +1,68 @@
+"""A model's forward pass as recorded, fused programs."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gridwork_kernels.packed_linear import PackedLinear
+from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.graph.fuse import fuse
+from gridwork_server.graph.program import Program
+from gridwork_server.graph.record import Forward, RecordError, record
+
+if TYPE_CHECKING:
+    from gridwork_server.attention import LayerKey
+
+
+class RecordedModel:
+    """Programs for all numbers of tokens: where linear layers change their form with it, one for either side."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Forward,
+        chunks: dict[int, int],
+        sharing: "set[LayerKey]",
+        windowed: "set[LayerKey]",
+    ) -> None:
+        """forward: calls the model; for the others see Program. Raises RecordError when it cannot be recorded."""
+        packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
+        limits = {module.max_rows for module in packed if module.max_rows is not None}
+        if len(limits) > 1:
+            raise RecordError("its linear layers change their form at different numbers of tokens")
+        self._limit = limits.pop() if limits else None
+        owners = {id(module.packed): module for module in packed}
+
+        def replace_weight(old: torch.Tensor, new: torch.Tensor) -> None:
+            owners[id(old)].packed = new
+
+        self._programs = []
+        for at_least, at_most in ((0, self._limit), (self._limit, None)) if self._limit else ((0, None),):
+            graph = record(forward, at_least or 0, at_most)
+            fuse(graph, replace_weight)
+            self._programs.append(Program(graph, chunks, sharing, windowed))
+
+    @property
+    def num_operations(self) -> int:
+        """In a forward pass of few tokens."""
+        return self._programs[0].num_operations
+
+    def bind(self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]") -> None:
+        """Sets the layers' caches."""
+        for program in self._programs:
+            program.bind(keys, values)
+
+    def run(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        kept: torch.Tensor,
+        layout: PagedLayout,
+        window_layout: PagedLayout | None,
+    ) -> torch.Tensor:
+        """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`. Returns logits `[1, K, vocab_size]`."""
+        large = self._limit is not None and input_ids.shape[1] > self._limit
+        program: Any = self._programs[1 if large else 0]
+        logits: torch.Tensor = program.run(input_ids, position_ids, kept, layout, window_layout or layout)
+        return logits
