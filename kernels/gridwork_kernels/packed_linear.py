@@ -80,7 +80,7 @@ def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for child in model.modules():
-        if _is_plain(child) and child.out_features >= panel_features():
+        if is_plain(child) and child.out_features >= panel_features():
             replaced[child] = PackedLinear(child, max_rows=max_rows)
     replace_modules(model, replaced)
     return len(replaced)
@@ -90,7 +90,7 @@ def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
 def rows_until_plain_is_faster(model: nn.Module) -> int | None:
     """Measures both forms of the model's middle-sized plain layer: up to how many rows the packed one is faster. None
     when it is so for all that were tried, or when there is no such layer."""
-    layers = sorted((m for m in model.modules() if _is_plain(m) and m.out_features >= panel_features()), key=_size)
+    layers = sorted((m for m in model.modules() if is_plain(m) and m.out_features >= panel_features()), key=_size)
     if not layers:
         return None
     plain = layers[len(layers) // 2]
@@ -125,14 +125,15 @@ def widen_head(model: nn.Module, head: nn.Module) -> bool:
     """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16
     makes ties of tokens that the model tells apart. Returns False for a head that is no plain `nn.Linear` of that size
     on the CPU."""
-    if not _is_plain(head) or head.weight.dtype == torch.float32:
+    if not is_plain(head) or head.weight.dtype == torch.float32:
         return False
     packable = cpu_library.load() is not None and head.out_features >= panel_features()
     replace_modules(model, {head: PackedLinear(head, float32_out=True) if packable else Float32Linear(head)})
     return True
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is an `nn.Linear` on the CPU and nothing more."""
     return (
         type(module) is nn.Linear
         and not module._forward_hooks
