@@ -9,8 +9,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def test_the_operations_of_real_steps_are_counted(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     # More than one chunk of prefill, and two sequences.
     runner = runner_for(
