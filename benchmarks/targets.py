@@ -1,7 +1,8 @@
 """What Gridwork is to reach on two cores in bfloat16, and what of it a set of results shows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from results import Contestant, Part
 
@@ -44,17 +45,18 @@ class Results:
         return [name for name in names if not name.startswith("gridwork") and name.startswith(prefix)]
 
     def best(
-        self,
-        workload: str,
-        model: str,
-        names: list[str],
-        metric: str,
-        level: int,
-        choose: Callable[[list[float]], float],
-    ) -> float | None:
-        found = [self.median(workload, model, name, metric, level) for name in names]
-        values = [value for value in found if value is not None]
-        return choose(values) if values else None
+        self, workload: str, model: str, names: list[str], metric: str, level: int, choose: "Choose"
+    ) -> tuple[float | None, str]:
+        """The best median of these contestants, and whose it is."""
+        found = [(self.median(workload, model, name, metric, level), name) for name in names]
+        measured = [(value, name) for value, name in found if value is not None]
+        return choose(measured) if measured else (None, "")
+
+
+class Choose(Protocol):
+    """`min` or `max`."""
+
+    def __call__(self, found: list[tuple[float, str]], /) -> tuple[float, str]: ...
 
 
 def all_targets(parts: Iterable[Part]) -> list[Target]:
@@ -78,15 +80,19 @@ def all_targets(parts: Iterable[Part]) -> list[Target]:
 
 
 def _at_least(figure: str, against: str, wanted: float, ours: float | None, theirs: float | None, why: str) -> Target:
-    if ours is None or theirs is None:
-        return Target(figure, against, f"{wanted} times", None, None, why)
-    return Target(figure, against, f"{wanted} times", f"{ours / theirs:.2f} times", ours / theirs >= wanted)
+    value = _ratio(ours, theirs)
+    shown = f"{value:.2f} times ({ours:.4g} against {theirs:.4g})" if value is not None else None
+    return Target(figure, against, f"{wanted} times", shown, None if value is None else value >= wanted, why)
 
 
 def _at_most(figure: str, against: str, wanted: float, ours: float | None, theirs: float | None, why: str) -> Target:
-    if ours is None or theirs is None:
-        return Target(figure, against, f"{wanted} times or less", None, None, why)
-    return Target(figure, against, f"{wanted} times or less", f"{ours / theirs:.2f} times", ours / theirs <= wanted)
+    value = _ratio(ours, theirs)
+    shown = f"{value:.2f} times ({ours:.4g} against {theirs:.4g})" if value is not None else None
+    return Target(figure, against, f"{wanted} times or less", shown, None if value is None else value <= wanted, why)
+
+
+def _ratio(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or theirs is None else ours / theirs
 
 
 def _why(r: Results, workload: str, model: str, *prefixes: str) -> str:
@@ -110,10 +116,12 @@ def _failed(contestants: list[Contestant]) -> str:
 
 
 def _tokens_per_s(r: Results, model: str, clients: int, wanted: float) -> Target:
-    theirs = r.best("chat", model, r.peers("chat", model, "vllm-"), "tokens_per_s", clients, max)
+    theirs, whose = r.best("chat", model, r.peers("chat", model, "vllm-"), "tokens_per_s", clients, max)
     ours = r.median("chat", model, "gridwork", "tokens_per_s", clients)
     figure = f"tokens per second, {_clients(clients)}, {model}"
-    return _at_least(figure, "best of vLLM", wanted, ours, theirs, _why(r, "chat", model, "gridwork", "vllm-"))
+    return _at_least(
+        figure, _named("best of vLLM", whose), wanted, ours, theirs, _why(r, "chat", model, "gridwork", "vllm-")
+    )
 
 
 def _offline(r: Results, model: str, batch: int, level: int, wanted: float) -> Target:
@@ -130,7 +138,7 @@ def _tpot(r: Results, model: str, wanted: float) -> Target:
     tpot_ms = r.median("chat", model, "gridwork", "tpot_ms", 1)
     floor_ms = roofline_ms(part) if part else None
     why = _why(r, "chat", model, "gridwork")
-    return _at_most(f"TPOT, 1 client, {model}", "weights / memory bandwidth", wanted, tpot_ms, floor_ms, why)
+    return _at_most(f"TPOT, ms, 1 client, {model}", "weights / memory bandwidth", wanted, tpot_ms, floor_ms, why)
 
 
 def roofline_ms(part: Part, kv_tokens: float = 0) -> float | None:
@@ -142,32 +150,32 @@ def roofline_ms(part: Part, kv_tokens: float = 0) -> float | None:
 
 
 def _ttft(r: Results, model: str, clients: int) -> Target:
-    theirs = r.best("chat", model, r.peers("chat", model), "ttft_ms", clients, min)
+    theirs, whose = r.best("chat", model, r.peers("chat", model), "ttft_ms", clients, min)
     ours = r.median("chat", model, "gridwork", "ttft_ms", clients)
     why = _why(r, "chat", model, "gridwork", "vllm-", "transformers-serve")
-    return _at_most(f"TTFT p50, {_clients(clients)}, {model}", "best peer", 0.7, ours, theirs, why)
+    return _at_most(f"TTFT p50, ms, {_clients(clients)}, {model}", _named("best peer", whose), 0.7, ours, theirs, why)
 
 
 def _multi_turn(r: Results, clients: int, prefix: str, against: str, wanted: float) -> Target:
     part = r.part("multi-turn", SMALL)
     names = [contestant.name for contestant in part.contestants if contestant.name.startswith(prefix)] if part else []
-    theirs = r.best("multi-turn", SMALL, names, "tokens_per_s", clients, max)
+    theirs, _whose = r.best("multi-turn", SMALL, names, "tokens_per_s", clients, max)
     ours = r.median("multi-turn", SMALL, "gridwork", "tokens_per_s", clients)
     why = _why(r, "multi-turn", SMALL, "gridwork", prefix)
     return _at_least(f"multi-turn, {_clients(clients)}, {SMALL}", against, wanted, ours, theirs, why)
 
 
 def _start(r: Results) -> list[Target]:
-    figure = f"from command to first token, {SMALL}"
+    figure = f"from command to first token, s, {SMALL}"
     ours = r.median("start", SMALL, "gridwork", "ready_s", 1)
-    best = r.best("start", SMALL, r.peers("start", SMALL), "ready_s", 1, min)
-    vllm = r.best("start", SMALL, r.peers("start", SMALL, "vllm-"), "ready_s", 1, min)
+    best, whose = r.best("start", SMALL, r.peers("start", SMALL), "ready_s", 1, min)
+    vllm, _whose = r.best("start", SMALL, r.peers("start", SMALL, "vllm-"), "ready_s", 1, min)
     why = _why(r, "start", SMALL, "gridwork", "vllm-")
     absolute = Target(
         figure, "the clock", "10 s or less", f"{ours:.1f} s" if ours else None, ours <= 10 if ours else None
     )
     return [
-        _at_most(figure, "best peer", 1.0, ours, best, why),
+        _at_most(figure, _named("best peer", whose), 1.0, ours, best, why),
         _at_most(figure, "vLLM", 0.1, ours, vllm, why),
         absolute,
     ]
@@ -178,10 +186,10 @@ def _memory(r: Results) -> Target:
     rest: dict[str, float] = {}
     for contestant in part.contestants if part else []:
         if part and (value := beyond_bytes(part, contestant)) is not None:
-            rest[contestant.name] = value
+            rest[contestant.name] = value / (1 << 20)
     vllm = [value for name, value in rest.items() if name.startswith("vllm-")]
     why = _why(r, "memory", SMALL, "gridwork", "vllm-")
-    figure = f"memory beyond weights and KV cache, {SMALL}"
+    figure = f"memory beyond weights and KV cache, MiB, {SMALL}"
     return _at_most(figure, "vLLM", 0.5, rest.get("gridwork"), min(vllm) if vllm else None, why)
 
 
@@ -218,6 +226,10 @@ def context_growth(part: Part, contestant: Contestant) -> list[tuple[float, floa
         if tpot_ms is not None and tokens is not None:
             points.append((tpot_ms, part.weight_bytes + part.kv_bytes_per_token * tokens))
     return [(time / points[0][0], read / points[0][1]) for time, read in points[1:]]
+
+
+def _named(against: str, whose: str) -> str:
+    return f"{against}: {whose}" if whose else against
 
 
 def _clients(count: int) -> str:
