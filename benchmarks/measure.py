@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ class Run:
                 run_load(server.url, entry.contestant.model, [(Turn("Count to ten, slowly.", 16),)] * 4, 4)  # warm
                 for workload in workloads:
                     self._measure(index, workload, server, records[workload.name], kv_gib)
-        except (contestants.NotAvailable, ServerFailed) as error:
+        except (contestants.NotAvailable, ServerFailed, RequestFailed, aiohttp.ClientError, OSError) as error:
             _say(f"    {error}")
             for workload in workloads:
                 records[workload.name].failure = _shown(str(error))
@@ -100,7 +101,9 @@ class Run:
                 with Peak(server.pid, watch=workload.name == "memory") as peak:
                     load = run_load(server.url, str(self._folder), conversations, clients)
             except (RequestFailed, aiohttp.ClientError, OSError) as error:
-                record.failure = _shown(f"{workload.name} at {level}: {type(error).__name__} {error}")
+                record.failure = _shown(
+                    f"{workload.name} at {level}: {type(error).__name__} {error}; {last_line(server.log)}"
+                )
                 _say(f"    {record.failure}")
                 return
             sample = Sample(
@@ -173,7 +176,8 @@ def static_batches(command: list[str], env: dict[str, str], requests: dict[int, 
 
 def _shown(failure: str) -> str:
     """As it may stand in a table: short, in one line, without this machine's folders."""
-    return " ".join(failure.replace(f"{ROOT}/", "").split())[:300]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", failure)
+    return " ".join(plain.replace(f"{ROOT}/", "").split())[:300]
 
 
 def _say(text: str) -> None:
