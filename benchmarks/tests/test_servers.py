@@ -1,5 +1,4 @@
 import io
-import os
 import subprocess
 import sys
 
@@ -45,7 +44,19 @@ def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
 
 def test_memory_is_that_of_all_processes_together() -> None:
     assert parse_pss("55e0-7ffd ---p 00000000 00:00 0 [rollup]\nRss: 90 kB\nPss: 12 kB\nPss_Dirty: 4 kB\n") == 12288
-    assert pss_bytes(os.getpid()) >= 0
+    holder = "held = b'x' * (40 << 20); print('ready', flush=True); input()"
+    two = f'{sys.executable} -c "{holder}" < <(sleep 60) & {sys.executable} -c "{holder}" < <(sleep 60); wait'
+    leader = subprocess.Popen(["bash", "-c", two], start_new_session=True, stdout=subprocess.PIPE)
+    try:
+        assert leader.stdout is not None
+        assert [leader.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+        assert 80 << 20 <= pss_bytes(leader.pid) < 200 << 20
+    finally:
+        members = family(leader.pid)
+        for member in members:
+            member.kill()
+        psutil.wait_procs(members, timeout=10)
+        leader.wait()
 
 
 def test_the_processor_is_named_with_the_flags_that_choose_kernels() -> None:
