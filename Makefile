@@ -34,7 +34,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt lint integration bench bench-batched bench-router nightly conformance clean help rust python python-dev model encoder-model
+.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance clean help rust python python-dev model encoder-model
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -142,7 +142,7 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(VENV)/bin/python -m pytest -q server/tests kernels
+	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests
 
 integration: build python-dev encoder-model ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
@@ -158,15 +158,49 @@ nightly: test conformance ## What `test` runs, every model type, then the long f
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------
 
-PEER := .cache/peers/transformers
+# The peers that `make bench` measures beside Gridwork: any of vllm, transformers-serve and generate.
+PEERS ?=
+# Parts of a run; empty: all of them, or the default of each (`benchmarks/suite.py measure --help`).
+WORKLOADS ?=
+MODELS ?=
+ROUNDS ?=
+CLIENTS ?=
+# Where raw results, tables and plots are written.
+BENCH_FOLDER ?= docs/benchmarks
 
-$(PEER)/bin/transformers: | $(UV) $(VENV)/.stamp-server
-	$(say) "Installing transformers[serving] into $(PEER)"
-	@$(UV) venv --quiet --python $(VENV)/bin/python $(PEER)
-	@$(UV) pip install --python $(PEER)/bin/python --constraints server/requirements.lock 'transformers[serving]' torch
+PEER_ENVIRONMENTS := .cache/peers
+PEER_LOCKS := benchmarks/requirements
+comma := ,
 
-bench: build python-dev $(PEER)/bin/transformers ## Gridwork beside `transformers serve`; prints a Markdown table
-	@$(VENV)/bin/python benchmarks/serve_vs_transformers.py --peer $(PEER)/bin/transformers
+# `generate()` runs in the environment of `transformers serve`. Names that are not known are refused by the program.
+PEER_STAMPS := $(patsubst %,$(PEER_ENVIRONMENTS)/%/.stamp,$(sort \
+                 $(subst generate,transformers-serve,$(filter vllm transformers-serve generate,$(subst $(comma), ,$(PEERS))))))
+
+$(PEER_ENVIRONMENTS)/transformers-serve/.stamp: $(PEER_LOCKS)/transformers-serve.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing transformers[serving] into $(@D)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
+	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
+	@touch $@
+
+$(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/install-vllm | $(UV) $(VENV)/bin/python
+	$(say) "Installing vLLM for CPU into $(@D) (once, 6 GB)"
+	@benchmarks/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
+	@touch $@
+
+$(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing matplotlib into $(@D)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
+	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
+	@touch $@
+
+bench: build python-dev $(PEER_ENVIRONMENTS)/plots/.stamp $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
+	@$(VENV)/bin/python benchmarks/suite.py measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \
+	    --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --folder "$(BENCH_FOLDER)"
+	@$(MAKE) --no-print-directory bench-report
+
+bench-report: $(PEER_ENVIRONMENTS)/plots/.stamp python-dev ## Tables and plots from docs/benchmarks/results, without measuring
+	@$(PEER_ENVIRONMENTS)/plots/bin/python benchmarks/plots.py --folder "$(BENCH_FOLDER)"
+	@$(VENV)/bin/python benchmarks/suite.py report --folder "$(BENCH_FOLDER)"
 
 bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
 	@$(VENV)/bin/python benchmarks/batched_path.py

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from load import Load, Request, run_load
-from prompts import prompts
-from serve_vs_transformers import ROOT, Contestant, running
+from load import Load, Turn, run_load
+from prompts import chat_prompts
+from servers import ROOT, Contestant, running
 
 CLIENTS = 16
 
@@ -46,11 +46,12 @@ def measure(model: Path, gridwork: Path, dtype: str) -> tuple[Load, Load]:
     """One client's figures, and those of many."""
     command = [str(gridwork), "--model-id", str(model), "--dtype", dtype, "--hostname", "127.0.0.1"]
     # Short prompts: what is measured is how decodes share a batch.
-    texts = prompts()[0 : 8 * 8 : 2]
-    requests = [Request(text[:200], 64) for text in texts]
-    with running(Contestant("gridwork", command, str(model))) as (url, _ready_s):
-        run_load(url, str(model), requests[:4], clients=4)  # warm
-        return run_load(url, str(model), requests[::4], clients=1), run_load(url, str(model), requests, clients=CLIENTS)
+    texts = chat_prompts(64, seed=1)[::2]
+    requests = [(Turn(text[:200], 64),) for text in texts]
+    with running(Contestant("gridwork", command, str(model))) as server:
+        run_load(server.url, str(model), requests[:4], clients=4)  # warm
+        one = run_load(server.url, str(model), requests[::4], clients=1)
+        return one, run_load(server.url, str(model), requests, clients=CLIENTS)
 
 
 def main() -> None:

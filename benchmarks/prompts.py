@@ -1,4 +1,6 @@
-"""Prompts of ordinary text in mixed lengths, the same every time."""
+"""Prompts of ordinary text in mixed lengths, the same every time for the same seed."""
+
+import random
 
 _PARAGRAPHS = (
     "The old railway line closed in the sixties, but its bridges were built for another century and refused to "
@@ -41,18 +43,42 @@ _QUESTIONS = (
     "Continue the text above with one more paragraph.",
 )
 
+_SENTENCES = tuple(
+    sentence.strip() + "." for paragraph in _PARAGRAPHS for sentence in paragraph.split(".") if len(sentence) > 20
+)
+
+_CHARACTERS_PER_TOKEN = 4.6
+"""Of this text, with the tokenizer of SmolLM2; only lengths that need not be exact are made with it."""
+
 NUM_PROMPTS = 128
 
 
-def prompts() -> list[str]:
-    """Between a line and about 600 tokens each; no two begin alike, so that no cache of prefixes helps."""
+def chat_prompts(count: int, seed: int) -> list[str]:
+    """Between a line and about 600 tokens each; no two begin alike, nor those of another seed, so that no cache of
+    prefixes helps."""
     made = []
-    for index in range(NUM_PROMPTS):
-        count = (0, 1, 0, 2, 1, 4, 0, 7)[index % 8]
-        first = index * 3
-        text = "\n\n".join(_PARAGRAPHS[(first + i) % len(_PARAGRAPHS)] for i in range(count))
-        made.append(f"Note {index + 1}. {text}\n\n{_QUESTIONS[(index * 5) % len(_QUESTIONS)]}\n")
+    for index in range(count):
+        paragraphs = (0, 1, 0, 2, 1, 4, 0, 7)[index % 8]
+        first = index * 3 + seed
+        text = "\n\n".join(_PARAGRAPHS[(first + i) % len(_PARAGRAPHS)] for i in range(paragraphs))
+        made.append(f"Note {seed}.{index + 1}. {text}\n\n{_QUESTIONS[(index * 5) % len(_QUESTIONS)]}\n")
     return made
+
+
+def question(index: int) -> str:
+    """One of a few lines that end a prompt."""
+    return _QUESTIONS[index % len(_QUESTIONS)]
+
+
+def text_of(num_tokens: int, seed: int) -> str:
+    """Sentences in an order of their own for each seed, about `num_tokens` tokens (within a tenth)."""
+    order = random.Random(seed)
+    parts = [f"Document {seed}."]
+    characters = len(parts[0])
+    while characters < num_tokens * _CHARACTERS_PER_TOKEN:
+        parts.append(_SENTENCES[int(order.random() * len(_SENTENCES))])
+        characters += len(parts[-1]) + 1
+    return " ".join(parts)
 
 
 def output_tokens(index: int) -> int:

@@ -1,0 +1,58 @@
+import pytest
+from plan import UnknownName, choose, wanted_tokens
+from workloads import WORKLOADS
+
+
+def test_nothing_named_means_all_workloads_and_models_without_peers() -> None:
+    plan = choose("", "", "", "", "")
+    assert [workload.name for workload in plan.workloads] == list(WORKLOADS)
+    assert len(plan.models) == 2 and plan.rounds == 3 and plan.peers == ()
+    assert plan.contestants(WORKLOADS["chat"]) == ["gridwork"]
+
+
+def test_parts_of_a_run_are_chosen_by_name_with_spaces_or_commas() -> None:
+    plan = choose("vllm,generate", "chat start", "smollm2-135m", "2", "1 32")
+    assert plan.peers == ("vllm", "generate")
+    assert [(workload.name, workload.levels) for workload in plan.workloads] == [("chat", (1, 32)), ("start", (1,))]
+    assert [model.name for model in plan.models] == ["smollm2-135m"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vlm", "", "", "", ""), "PEERS: there is no 'vlm'; there are: vllm transformers-serve generate"),
+        (("", "chats", "", "", ""), "WORKLOADS: there is no 'chats'; there are: start chat "),
+        (("", "", "gpt2", "", ""), "MODELS: there is no 'gpt2'; there are: smollm2-135m llama-1.2b"),
+        (("", "", "", "0", ""), "ROUNDS: '0' is not a whole number of at least 1"),
+        (("", "", "", "", "1 many"), "CLIENTS: 'many' is not a whole number of at least 1"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_what_would_work(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UnknownName) as refused:
+        choose(*arguments)
+    assert str(refused.value).startswith(message)
+
+
+def test_each_workload_has_its_contestants_in_turn() -> None:
+    plan = choose("vllm transformers-serve generate", "", "", "", "")
+    servers = ["gridwork", "vllm-transformers", "vllm-native", "transformers-serve"]
+    assert plan.contestants(WORKLOADS["chat"]) == servers
+    assert plan.contestants(WORKLOADS["multi-turn"]) == ["gridwork", "gridwork-no-prefix-cache", *servers[1:]]
+    assert plan.contestants(WORKLOADS["offline"]) == [*servers, "generate"]
+    assert plan.contestants(WORKLOADS["decode"]) == ["gridwork", "gridwork-int8"]
+    assert plan.contestants(WORKLOADS["context"]) == ["gridwork"]
+
+
+def test_more_rounds_and_peers_take_longer() -> None:
+    alone = choose("", "chat", "smollm2-135m", "1", "1").estimate_s()
+    assert choose("", "chat", "smollm2-135m", "2", "1").estimate_s() == pytest.approx(2 * alone)
+    assert choose("vllm", "chat", "smollm2-135m", "1", "1").estimate_s() > 3 * alone
+
+
+def test_a_slow_model_is_asked_less_but_never_less_than_its_clients() -> None:
+    for workload in WORKLOADS.values():
+        for level in workload.levels:
+            whole, part = workload.make(level, 1.0), workload.make(level, 0.25)
+            assert wanted_tokens(part) <= wanted_tokens(whole)
+            if workload.name not in ("start", "context", "offline"):
+                assert len(part) >= min(level, len(whole))

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+import torch
+from gridwork_server.config import ShardConfig
+from profile_step import Operation, Steps, profile, runner_for, table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def test_the_operations_of_real_steps_are_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    # More than one chunk of prefill, and two sequences.
+    runner = runner_for(
+        ShardConfig(tmp_path, socket="", dtype="float32", fuse=False, kv_cache_memory_bytes=2**24), 2, 700
+    )
+    steps = Steps(runner, batch=2, context=600, total_tokens=700)
+    _ms, operations = profile(steps, 3)
+    by_name = {operation.name: operation for operation in operations}
+    # Seven linear layers in each of two, and the head.
+    assert by_name["aten::linear"].calls == 15
+    assert runner.table.num_known[:2].tolist() == [604, 604]
+
+
+def test_the_table_accounts_for_the_whole_step() -> None:
+    operations = [Operation("aten::mm", 15, 6.0), Operation("aten::add", 4, 1.0), Operation("aten::mul", 4, 1.0)]
+    lines = table(8.0, 10.0, operations, rows=1)
+    assert lines[4:] == [
+        "| aten::mm | 15 | 6.000 | 60.0 % |",
+        "| 2 others | 8 | 2.000 | 20.0 % |",
+        "| between operations |  | 2.000 | 20.0 % |",
+    ]
+    assert sum(float(line.split("|")[4].rstrip("% ")) for line in lines[4:]) == pytest.approx(100)

@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import pytest
+from report import document, targets_table
+from results import Contestant, Part, Sample, read_all, spread, write
+from targets import all_targets, roofline_ms
+
+MACHINE = {"cpu": "a cpu", "cores": 2, "flags": ["avx2"], "memory_gib": 8}
+
+
+def part(workload: str, contestants: list[Contestant], model: str = "smollm2-135m") -> Part:
+    return Part(workload, model, "2026-01-01 00:00 UTC", MACHINE, 270_000_000, 23_040, [20.0, 18.0, 30.0], contestants)
+
+
+def speeds(name: str, *tokens_per_s: float, level: int = 1) -> Contestant:
+    samples = [
+        Sample(round, level, tokens_per_s=value, ttft_ms=100, tpot_ms=20) for round, value in enumerate(tokens_per_s)
+    ]
+    return Contestant(name, "1.0", samples=samples)
+
+
+def lines(parts: list[Part], figure: str) -> list[str]:
+    return [line for line in targets_table(all_targets(parts)) if line.startswith(f"| {figure}")]
+
+
+def test_spread_shows_the_median_and_the_extremes() -> None:
+    assert spread([3.0, 1.0, 2.0]) == "2.0 (1.0–3.0)"
+    assert spread([2.0]) == "2.0" and spread([]) == "–"
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    written = part("chat", [speeds("gridwork", 1.5, 2.5), Contestant("vllm-native", failure="no such wheel")])
+    write(written, tmp_path)
+    assert read_all(tmp_path) == [written]
+
+
+def test_throughput_is_compared_by_medians_with_the_better_implementation_of_vllm() -> None:
+    contestants = [speeds("gridwork", 10, 60, 26), speeds("vllm-native", 5), speeds("vllm-transformers", 20)]
+    [line] = lines([part("chat", contestants)], "tokens per second, 1 client, smollm2-135m")
+    assert line.endswith("| best of vLLM: vllm-transformers | 1.3 times | 1.30 times (26 against 20) | yes |")
+    contestants[2] = speeds("vllm-transformers", 21)
+    [line] = lines([part("chat", contestants)], "tokens per second, 1 client, smollm2-135m")
+    assert line.endswith("| 1.24 times (26 against 21) | **no** |")
+
+
+def test_a_peer_that_failed_is_in_the_tables_with_its_reason() -> None:
+    failed = [Contestant(name, failure="ended with status 1: no|pe") for name in ("vllm-transformers", "vllm-native")]
+    parts = [part("chat", [speeds("gridwork", 10), *failed])]
+    text = document(parts)
+    assert "vllm-native: **not measured**, `ended with status 1: no\\|pe`" in text
+    [line] = lines(parts, "tokens per second, 1 client, smollm2-135m")
+    assert "– (vllm-transformers: ended with status 1: no\\|pe)" in line
+
+
+def test_what_was_not_measured_says_so() -> None:
+    assert all("– (not measured" in line for line in targets_table(all_targets([]))[2:])
+
+
+def test_offline_is_compared_with_static_batches_at_the_same_size_and_all_at_once() -> None:
+    ours = Contestant("gridwork", samples=[*speeds("", 50, level=4).samples, *speeds("", 90, level=64).samples])
+    found = lines([part("offline", [ours, speeds("generate", 25, level=4)])], "offline")
+    assert found[0].startswith(
+        "| offline, 4 at a time, smollm2-135m | `generate()`, batches of 4 | 2.3 times | 2.00 times"
+    )
+    assert found[0].endswith("(50 against 25) | **no** |")
+    assert found[1].endswith("| 3.60 times (90 against 25) | yes |")
+
+
+def test_the_least_time_of_a_token_is_its_bytes_over_the_median_bandwidth() -> None:
+    assert roofline_ms(part("chat", [])) == pytest.approx(13.5)
+    assert roofline_ms(part("chat", []), kv_tokens=1000) == pytest.approx((270e6 + 23.04e6) / 20e6)
+
+
+def test_memory_is_counted_beyond_weights_and_cache() -> None:
+    def peak(name: str, beyond_mib: int) -> Contestant:
+        peak_bytes = 270_000_000 + (1 << 30) + (beyond_mib << 20)
+        return Contestant(name, samples=[Sample(0, 25, peak_bytes=peak_bytes, kv_bytes=1 << 30)])
+
+    [line] = lines([part("memory", [peak("gridwork", 400), peak("vllm-native", 1000)])], "memory")
+    assert line.endswith("| 0.40 times (400 against 1000) | yes |")
+
+
+def test_context_grows_with_the_bytes_that_are_read() -> None:
+    def at(tokens: int, tpot_ms: float) -> Sample:
+        return Sample(0, tokens, tpot_ms=tpot_ms, prompt_tokens=tokens)
+
+    weights, kv = 270_000_000, 23_040
+    grown = (weights + 8000 * kv) / (weights + 100 * kv)
+    same = Contestant("gridwork", samples=[at(100, 10), at(8000, 10 * grown)])
+    [line, _other] = lines([part("context", [same])], "decode at 128 to 8k")
+    assert line.endswith("| 1.00 times | yes |")
+    faster = Contestant("gridwork", samples=[at(100, 10), at(8000, 20 * grown)])
+    [line, _other] = lines([part("context", [faster])], "decode at 128 to 8k")
+    assert line.endswith("| 2.00 times | **no** |")
+
+
+def test_answers_that_are_too_short_are_marked() -> None:
+    short = Contestant("gridwork", samples=[Sample(0, 1, tokens_per_s=10, missing_tokens=7)])
+    assert "10.0, 7 tokens too few" in document([part("chat", [short])])
