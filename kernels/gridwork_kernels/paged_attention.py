@@ -8,6 +8,7 @@ last `window` of them.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from gridwork_kernels import cpu_attention
@@ -237,7 +238,8 @@ def _attend(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     if not options.softcap and sinks is None:
-        expanded = mask.expand(*torch.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
+        # torch.broadcast_shapes would import sympy, which takes as long as all else that a start imports.
+        expanded = mask.expand(*np.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
         return torch.nn.functional.scaled_dot_product_attention(
             q, k.expand(*q.shape[:2], *k.shape[2:]), v.expand(*q.shape[:2], *v.shape[2:]), expanded, scale=options.scale
         )

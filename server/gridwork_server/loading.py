@@ -9,7 +9,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import attention, logs, model_folder
+from gridwork_server import attention, deferred_imports, logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
@@ -108,19 +108,16 @@ def _load_whole(
 
     model: nn.Module
     info: dict[str, Any]
-    from_pretrained: Any = model_class.from_pretrained
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what Transformers has to report, `info` says too
     try:
-        model, info = from_pretrained(
-            config.model_path,
-            config=model_config,
-            dtype=dtype,
-            attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
-        )
+        try:
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
+        except NotImplementedError:
+            # A model is built of tensors without data, and perhaps with an operation that needs this for them.
+            if not deferred_imports.import_effects():
+                raise
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
@@ -146,6 +143,22 @@ def _load_whole(
     if info["unexpected_keys"]:
         logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
     return model
+
+
+def _from_pretrained(
+    model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and which of its names and those in the files do not fit together."""
+    loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
+        config.model_path,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the caller reports them, by name
+    )
+    return loaded
 
 
 def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:

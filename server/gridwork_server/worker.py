@@ -143,7 +143,7 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with _no_garbage_collection():
+            with _no_garbage_collection(), _lean_imports(self._config):
                 self._load()
         except ModelError as error:
             self._fail(str(error))
@@ -241,6 +241,20 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@contextmanager
+def _lean_imports(config: ShardConfig) -> Iterator[None]:
+    """PyTorch and Transformers import less, where the model is neither split nor compiled."""
+    if config.world_size > 1:
+        yield
+        return
+    from gridwork_server import deferred_imports
+    from gridwork_server.import_structure import noted_structure
+
+    names = deferred_imports.ON_ONE_RANK + (deferred_imports.ON_CPU if config.device == "cpu" else ())
+    with deferred_imports.deferring(names), noted_structure():
+        yield
 
 
 def end_process(message: str) -> None:
