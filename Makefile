@@ -162,6 +162,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 nightly: test conformance ## What `test` runs, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
+	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/test_compile.py
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------
 
