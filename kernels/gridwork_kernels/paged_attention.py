@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from gridwork_kernels import cpu_attention
@@ -359,7 +360,8 @@ def _attend(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     if not options.softcap and sinks is None and bias is None:
-        expanded = mask.expand(*torch.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
+        # torch.broadcast_shapes would import sympy, which takes as long as all else that a start imports.
+        expanded = mask.expand(*np.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
         return torch.nn.functional.scaled_dot_product_attention(
             q, k.expand(*q.shape[:2], *k.shape[2:]), v.expand(*q.shape[:2], *v.shape[2:]), expanded, scale=options.scale
         )

@@ -40,7 +40,8 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """The plain form, in float32. x: `[..., K]`, quantized as the kernels do; weight: float32 `[N, K]`, as it is after
     quantizing; bias: `[N]`."""
     largest = x.float().abs().amax(-1, keepdim=True)
-    quantized = (x.float() * torch.where(largest > 0, 127 / largest, 0)).round()
+    inverse = torch.full_like(largest, 127).div(largest)  # `127 / largest` would be rounded twice
+    quantized = (x.float() * torch.where(largest > 0, inverse, 0)).round()
     out = nn.functional.linear(quantized, weight) * (largest / 127)
     return out if bias is None else out + bias.float()
 
@@ -66,7 +67,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """`[out_features, in_features]`, as it is after quantizing, made anew at every call: for code that looks at it."""
+        """`[out_features, in_features]`, as it is after quantizing; made anew at every call."""
         if self.method == "int8":
             values = self.packed.transpose(1, 2).flatten(2).flatten(0, 1).float()
             wide = values * self.scales[:, None]

@@ -91,6 +91,12 @@ pub struct ModelArgs {
           value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_fusion: bool,
 
+    /// Compile the model for this machine: takes minutes once, and is then taken from the user's cache
+    #[arg(long, env = "COMPILE", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub compile: bool,
+
     /// Folder that models from the hub are downloaded to [default: the hub library's own cache]
     #[arg(long, env = "HUGGINGFACE_HUB_CACHE", value_name = "DIR")]
     pub huggingface_hub_cache: Option<PathBuf>,
@@ -258,8 +264,9 @@ pub struct ProcessArgs {
           value_parser = clap::builder::BoolishValueParser::new())]
     pub sharded: Option<bool>,
 
-    /// Threads that each shard computes with on cpu [default: the cores, divided by the shards]
-    #[arg(long, env = "CPU_THREADS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    /// Threads that each shard computes with on cpu, at most the cores [default: the cores, divided by the shards]
+    #[arg(long, env = "CPU_THREADS", value_name = "N", allow_negative_numbers = true,
+          value_parser = parse::cpu_threads)]
     pub cpu_threads: Option<u32>,
 
     /// Sockets of the shards are made at PREFIX-0, PREFIX-1, … [default: in a private temporary folder]
@@ -377,6 +384,7 @@ pub enum Task {
 pub enum Attention {
     Auto,
     Cpu,
+    #[value(alias = "torch")]
     Sdpa,
     Reference,
 }

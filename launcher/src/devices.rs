@@ -112,8 +112,11 @@ impl Placement {
                 });
             }
         }
-        // Several shards on one machine would otherwise each use all of its cores.
-        let shared = (device == Device::Cpu && num_shard > 1).then(|| (cores / num_shard).max(1));
+        if let Some(threads) = args.cpu_threads.filter(|threads| *threads > cores) {
+            return Err(LauncherError::TooManyThreads { threads, cores });
+        }
+        // Told to the shards even when one has all: they do not see that a control group allows fewer cores.
+        let shared = (device == Device::Cpu).then(|| (cores / num_shard).max(1));
         Ok(Self {
             device,
             num_shard,
@@ -202,13 +205,22 @@ mod tests {
 
     #[test]
     fn shards_on_cpu_share_the_cores() {
-        assert_eq!(choose(&[], 0).unwrap().cpu_threads, None);
+        assert_eq!(choose(&[], 0).unwrap().cpu_threads, Some(8));
+        assert_eq!(choose(&[], 1).unwrap().cpu_threads, None);
         assert_eq!(
             choose(&["--num-shard", "3"], 0).unwrap().cpu_threads,
             Some(2)
         );
         let given = choose(&["--num-shard", "3", "--cpu-threads", "5"], 0).unwrap();
         assert_eq!(given.cpu_threads, Some(5));
+    }
+
+    #[test]
+    fn more_threads_than_cores_are_refused() {
+        let all = choose(&["--cpu-threads", "8"], 0).unwrap();
+        assert_eq!(all.cpu_threads, Some(8));
+        let message = choose(&["--cpu-threads", "9"], 0).unwrap_err().to_string();
+        assert!(message.contains("8 cores"), "{message}");
     }
 
     #[test]

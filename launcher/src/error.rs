@@ -63,6 +63,12 @@ pub enum LauncherError {
     )]
     NoDevice,
 
+    #[error(
+        "--cpu-threads {threads} is more than the {cores} cores that may be used: threads that share a core wait for each \
+         other. Give {cores} or less, or leave it out"
+    )]
+    TooManyThreads { threads: u32, cores: u32 },
+
     #[error("cannot start {tag} ({program}): {source}")]
     Spawn {
         tag: String,

@@ -110,6 +110,7 @@ impl Settings {
         args.add("--task", value_name(model.task));
         args.add("--attention", value_name(model.attention));
         args.flag_if("--disable-fusion", model.disable_fusion);
+        args.flag_if("--compile", model.compile);
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
         args.number("--cuda-memory-fraction", batching.cuda_memory_fraction);
         args.flag_if("--trust-remote-code", model.trust_remote_code);
@@ -283,6 +284,7 @@ mod tests {
             "--attention",
             "sdpa",
             "--disable-fusion",
+            "--compile",
         ]);
         let sockets = Sockets::prepare(None, 2).unwrap();
         let shard = settings.shard_command(1, &sockets, 4321);
@@ -292,7 +294,7 @@ mod tests {
             "serve --model-path /m --socket",
             "--rank 1 --world-size 2",
             "--master-port 4321",
-            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion",
+            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion --compile",
             "--kv-cache-memory 1048576",
             "--cpu-threads 3",
         ] {

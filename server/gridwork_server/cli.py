@@ -46,15 +46,19 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         help="what the model is served for (auto: what its folder says)",
     )
     serve.add_argument(
-        "--attention", choices=["auto", "cpu", "sdpa", "reference"], default="auto", help="attention implementation"
+        "--attention",
+        choices=["auto", "cpu", "sdpa", "torch", "reference"],
+        default="auto",
+        help="attention implementation (torch: sdpa)",
     )
     serve.add_argument("--disable-fusion", action="store_true", help="run the model's own layers, unchanged")
+    serve.add_argument("--compile", action="store_true", help="compile the model, or take what was compiled before")
     serve.add_argument("--kv-cache-memory", type=_bytes, help="memory for the cache over all ranks, e.g. 4GiB")
     serve.add_argument("--cuda-memory-fraction", type=float, default=1.0)
     serve.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
     serve.add_argument("--code-revision", help="branch, tag or commit of Python code on the hub")
     serve.add_argument("--serve-tokenizer", action="store_true", help="tokenize for the router, by the model's code")
-    serve.add_argument("--cpu-threads", type=int, help="threads of this rank (cores / ranks)")
+    serve.add_argument("--cpu-threads", type=_threads, help="threads of this rank (cores / ranks)")
     serve.add_argument("--revision")
     serve.add_argument("--otlp-endpoint", help="OpenTelemetry collector, gRPC")
     serve.add_argument("--otlp-service-name", default="gridwork.shard")
@@ -67,6 +71,13 @@ def _bytes(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> int:
+    cores = len(os.sched_getaffinity(0))
+    if not text.strip().isdecimal() or not 1 <= int(text) <= cores:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1 and at most the {cores} cores that may be used")
+    return int(text)
 
 
 def _run_serve(args: argparse.Namespace) -> int:
@@ -86,8 +97,9 @@ def _run_serve(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         model_impl={"transformers": "auto", "native": "paged"}.get(args.model_impl, args.model_impl),
         task=args.task,
-        attention=args.attention,
+        attention={"torch": "sdpa"}.get(args.attention, args.attention),
         fuse=not args.disable_fusion,
+        compile=args.compile,
         kv_cache_memory_bytes=args.kv_cache_memory,
         cuda_memory_fraction=args.cuda_memory_fraction,
         trust_remote_code=args.trust_remote_code,

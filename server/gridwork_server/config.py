@@ -24,6 +24,8 @@ class ShardConfig:
     attention: str = "auto"
     fuse: bool = True
     """Whether linear layers may be replaced by faster, equivalent ones."""
+    compile: bool = False
+    """Whether the model is compiled by PyTorch, on the paged path."""
     kv_cache_memory_bytes: int | None = None
     cuda_memory_fraction: float = 1.0
     trust_remote_code: bool = False

@@ -9,13 +9,13 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import attention, logs, model_folder
+from gridwork_server import attention, deferred_imports, logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
-from gridwork_server.paths.choice import choose
+from gridwork_server.paths.choice import Choice, choose
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -58,6 +58,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     model_class = find_model_class(model_config, config)
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
+    _check_attention(config, dtype, device)
     model: Any
     split_notes: list[str] = []
     if group.world_size == 1:
@@ -72,7 +73,11 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
     notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
-    choice = choose(model, config.model_impl, config.attention, dtype, device, group, record=config.fuse)
+    choice = _choose_compiled(model, config, dtype, device, group) if config.compile else None
+    if choice is not None:
+        notes.append("compiled")
+    else:
+        choice = choose(model, config.model_impl, config.attention, dtype, device, group, record=config.fuse)
     return LoadedModel(
         model=model,
         config=model_config,
@@ -87,6 +92,21 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
     )
+
+
+def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Before weights are read: what can be told without them. Raises ModelError."""
+    from gridwork_kernels import paged_attention
+
+    try:
+        paged_attention.choose(config.attention, device, dtype)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    if config.attention != "auto" and config.model_impl in ("batched", "solo"):
+        raise ModelError(
+            f"--attention {config.attention} chooses among the implementations of the paged path, and --model-impl "
+            f"{config.model_impl} uses the model's own attention; leave one of them out"
+        )
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
@@ -108,19 +128,16 @@ def _load_whole(
 
     model: nn.Module
     info: dict[str, Any]
-    from_pretrained: Any = model_class.from_pretrained
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what Transformers has to report, `info` says too
     try:
-        model, info = from_pretrained(
-            config.model_path,
-            config=model_config,
-            dtype=dtype,
-            attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported below, by name
-        )
+        try:
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
+        except NotImplementedError:
+            # A model is built of tensors without data, and perhaps with an operation that needs this for them.
+            if not deferred_imports.import_effects():
+                raise
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
@@ -146,6 +163,39 @@ def _load_whole(
     if info["unexpected_keys"]:
         logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
     return model
+
+
+def _choose_compiled(
+    model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: "RankGroup"
+) -> Choice | None:
+    """The paged path with a compiled model, or None, with a warning and the model as it was, when that goes wrong."""
+    from gridwork_server.compile import Compiled, cache_folder
+
+    folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
+    logger.info(f"compiling, or reading what was compiled before from {folder}")
+    compiled = Compiled(model, folder)
+    try:
+        return choose(model, "paged", config.attention, dtype, device, group)
+    except ModelError as error:
+        compiled.undo()
+        logger.warning(f"--compile is without effect, since the compiled model cannot be used: {error}")
+        return None
+
+
+def _from_pretrained(
+    model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and which of its names and those in the files do not fit together."""
+    loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
+        config.model_path,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the caller reports them, by name
+    )
+    return loaded
 
 
 def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:

@@ -143,7 +143,7 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with _no_garbage_collection():
+            with _no_garbage_collection(), _lean_imports(self._config):
                 self._load()
         except ModelError as error:
             self._fail(str(error))
@@ -166,12 +166,18 @@ class Worker:
         self.state = "checking the model's folder"
         content = model_folder.check(self._config)
         task = choose_task(self._config.task, self._config.model_path, content)
+        _check_compile(self._config, task)
         self.state = "importing PyTorch"
         import torch
 
         cores = len(os.sched_getaffinity(0))
         from gridwork_kernels import cpu_library
 
+        if self._config.device == "cuda" and self._config.rank >= torch.cuda.device_count():
+            raise ModelError(
+                f"--device cuda: rank {self._config.rank} needs a GPU, and PyTorch sees {torch.cuda.device_count()}; "
+                "check CUDA_VISIBLE_DEVICES and the driver, or use --device cpu"
+            )
         threads = self._config.cpu_threads or max(1, cores // self._config.world_size)
         torch.set_num_threads(threads)
         cpu_library.set_num_threads(threads)
@@ -241,6 +247,33 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _check_compile(config: ShardConfig, task: Task) -> None:
+    """Raises ModelError for what --compile does not go with."""
+    if not config.compile:
+        return
+    if task != Task.GENERATE:
+        raise ModelError(
+            f"--compile goes with models that generate, and this one is served to {task}; remove --compile"
+        )
+    if config.world_size > 1 or config.device != "cpu":
+        what = f"{config.world_size} shards" if config.world_size > 1 else f"--device {config.device}"
+        raise ModelError(f"--compile goes with one shard on --device cpu, not with {what}; remove --compile")
+
+
+@contextmanager
+def _lean_imports(config: ShardConfig) -> Iterator[None]:
+    """PyTorch and Transformers import less, where the model is neither split nor compiled."""
+    if config.world_size > 1 or config.compile:
+        yield
+        return
+    from gridwork_server import deferred_imports
+    from gridwork_server.import_structure import noted_structure
+
+    names = deferred_imports.ON_ONE_RANK + (deferred_imports.ON_CPU if config.device == "cpu" else ())
+    with deferred_imports.deferring(names), noted_structure():
+        yield
 
 
 def end_process(message: str) -> None:

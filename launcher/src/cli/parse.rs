@@ -63,6 +63,17 @@ pub fn fraction(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Parses a number of threads; how many there may be is checked when the cores are known.
+pub fn cpu_threads(text: &str) -> Result<u32, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match text.trim().parse::<u32>() {
+        Ok(threads) if threads > 0 => Ok(threads),
+        _ => Err(format!(
+            "must be a number, at least 1 and at most the {cores} cores that may be used"
+        )),
+    }
+}
+
 /// Accepts `http://…` and `https://…`.
 pub fn url(text: &str) -> Result<String, String> {
     let rest = text

@@ -1,6 +1,6 @@
 //! Checks over several values of the command line. All run before anything is started.
 
-use super::{Cli, LimitArgs};
+use super::{Cli, LimitArgs, ModelImpl, value_name};
 
 impl LimitArgs {
     /// Longest prompt, by its new name or its old one.
@@ -27,6 +27,7 @@ impl Cli {
         }
         self.validate_lengths()?;
         self.validate_shards()?;
+        self.validate_compile()?;
         if let Some(path) = &self.model.tokenizer_config_path
             && !path.is_file()
         {
@@ -60,6 +61,26 @@ impl Cli {
         {
             return Err(format!(
                 "--max-batch-total-tokens {batch} must be at least --max-total-tokens {total}: one request must fit"
+            ));
+        }
+        Ok(())
+    }
+
+    /// What can be told without the model; the shard looks at the rest.
+    fn validate_compile(&self) -> Result<(), String> {
+        let model = &self.model;
+        if !model.compile {
+            return Ok(());
+        }
+        if matches!(model.model_impl, ModelImpl::Batched | ModelImpl::Solo) {
+            return Err(format!(
+                "--compile goes with the paged path alone, not with --model-impl {}: remove one of them",
+                value_name(model.model_impl)
+            ));
+        }
+        if let Some(shards) = self.processes.num_shard.filter(|shards| *shards > 1) {
+            return Err(format!(
+                "--compile goes with one shard, not with --num-shard {shards}: remove one of them"
             ));
         }
         Ok(())
@@ -157,6 +178,12 @@ mod tests {
     }
 
     #[test]
+    fn torch_is_another_name_of_sdpa() {
+        let cli = parse(&["--model-id", "m", "--attention", "torch"]).unwrap();
+        assert_eq!(cli.model.attention, Attention::Sdpa);
+    }
+
+    #[test]
     fn wrong_values_are_refused_with_what_is_allowed() {
         for (args, expected) in [
             (&["--port", "0"][..], "1..=65535"),
@@ -165,6 +192,10 @@ mod tests {
             (&["--cuda-memory-fraction", "1.5"], "at most 1"),
             (&["--kv-cache-memory", "lots"], "4GiB"),
             (&["--validation-workers", "0"], "1.."),
+            (&["--attention", "flash"], "auto, cpu, sdpa, reference"),
+            (&["--cpu-threads", "0"], "at least 1"),
+            (&["--cpu-threads", "-1"], "at least 1"),
+            (&["--cpu-threads", "many"], "at least 1"),
             (&["--otlp-endpoint", "localhost:4317"], "http://"),
             (&["--log-level", "loud"], "debug"),
         ] {
@@ -191,6 +222,8 @@ mod tests {
             ),
             (&["--sharded", "false", "--num-shard", "2"], "contradicts"),
             (&["--sharded", "true", "--num-shard", "1"], "at least two"),
+            (&["--compile", "--model-impl", "solo"], "--model-impl solo"),
+            (&["--compile", "--num-shard", "2"], "one shard"),
             (
                 &["--tokenizer-config-path", "/nowhere/t.json"],
                 "/nowhere/t.json",

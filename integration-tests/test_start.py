@@ -1,0 +1,92 @@
+"""Settings that cannot work end the launcher at once, before weights are read, with a message that says what would."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from support.server import Server
+
+TinyModels = Callable[[str], Path]
+
+CORES = len(os.sched_getaffinity(0))
+
+#: What is refused by the launcher itself needs no Python.
+AT_ONCE_S = 5.0
+
+#: What only the shard can tell: PyTorch is imported, on a machine that other tests keep busy too.
+WITHIN_S = 30.0
+
+
+def refused(*flags: str | Path, within_s: float = AT_ONCE_S, env: dict[str, str] | None = None) -> str:
+    """Starts the launcher, which must end non-zero in time and leave no process; returns what it said."""
+    server = Server(*flags, env=env)
+    server.start()
+    try:
+        code = server.wait_exit(timeout_s=within_s)
+        assert code > 0, server.log_tail()
+        server.assert_nothing_survives()
+    finally:
+        server.kill()
+    log = server.log()
+    assert "panicked" not in log and "Traceback" not in log, server.log_tail()
+    assert "loaded" not in log, server.log_tail()
+    return log
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--attention", "flash"), "auto, cpu, sdpa, reference"),
+        (("--dtype", "int3"), "auto, float32, bfloat16, float16"),
+        (("--device", "tpu"), "cpu, cuda"),
+        (("--model-impl", "fast"), "auto, paged, batched, solo"),
+        (("--cpu-threads", "0"), "at least 1"),
+        (("--cpu-threads", "-3"), "at least 1"),
+        (("--cpu-threads", str(CORES + 1)), f"{CORES} cores that may be used"),
+    ],
+)
+def test_a_value_that_is_none(tiny: TinyModels, flags: tuple[str, str], expected: str) -> None:
+    log = refused("--model-id", tiny("llama"), *flags)
+    assert expected in " ".join(log.split())
+    assert flags[0] in log
+
+
+def test_a_gpu_that_is_not_there(tiny: TinyModels) -> None:
+    log = refused("--model-id", tiny("llama"), "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
+    assert "no NVIDIA GPU is visible" in log
+    assert "--device cpu" in log
+
+
+def test_attention_kernels_that_do_not_go_with_the_dtype(tiny: TinyModels) -> None:
+    flags = ("--attention", "cpu", "--dtype", "float16")
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        pytest.skip("they may go with it here")
+    log = refused("--model-id", tiny("llama"), *flags, within_s=WITHIN_S)
+    assert "--attention cpu needs" in log
+    assert "Use --attention sdpa" in log
+
+
+def test_an_attention_for_a_path_that_has_none(tiny: TinyModels) -> None:
+    flags = ("--attention", "reference", "--model-impl", "batched")
+    log = refused("--model-id", tiny("llama"), *flags, within_s=WITHIN_S)
+    assert "--attention reference" in log
+    assert "--model-impl batched" in log
+
+
+def test_torch_is_another_name_of_sdpa(tiny: TinyModels) -> None:
+    with Server("--model-id", tiny("llama"), "--attention", "torch") as server:
+        server.wait_ready()
+        assert "attention sdpa" in server.log()
+
+
+def test_the_shard_gets_the_threads_that_are_given_and_the_cores_by_default(tiny: TinyModels) -> None:
+    for flags, threads in (((), CORES), (("--cpu-threads", "1"), 1)):
+        with Server("--model-id", tiny("llama"), *flags) as server:
+            server.wait_ready()
+            assert f"{threads} threads" in server.log()
+            (shard,) = server.shards()
+            assert isinstance(shard, psutil.Process)
+            assert shard.environ()["OMP_NUM_THREADS"] == str(threads)

@@ -1,0 +1,145 @@
+"""`--compile`: the model's forward() on the paged path, compiled by PyTorch and kept on disk for the next start.
+
+What a layer attends to changes with every step, so attention is one operation that the compiler does not look into: it
+finds the step where `Compiled` has put it. The operations of our own kernels are described to the compiler by what
+shapes they give.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from loguru import logger
+from torch import nn
+
+from gridwork_kernels.paged_attention import AttentionOptions
+from gridwork_server import __version__
+from gridwork_server.attention import ARGUMENT, PagedStep
+
+
+class Compiled:
+    """A model whose `forward()` is compiled where it is called with a step of the paged path. Other calls, as those of
+    the self-check that it is compared with, run the model's own."""
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        """Nothing is compiled before the first step. folder: where to keep what was compiled."""
+        # Read whenever something is compiled.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        _describe_kernels()
+        self._model = model
+        self._plain: Callable[..., Any] = model.forward
+        self._compiled = torch.compile(self._plain, dynamic=True, fullgraph=True)
+        self._step = _TracedStep()
+
+        @functools.wraps(self._plain)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            step = kwargs.get(ARGUMENT)
+            if not isinstance(step, PagedStep):
+                return self._plain(*args, **kwargs)
+            _current.step = step
+            try:
+                return self._compiled(*args, **kwargs | {ARGUMENT: self._step})
+            finally:
+                _current.step = None
+
+        model.forward = forward
+
+    def undo(self) -> None:
+        """Gives the model its own `forward()` back."""
+        del self._model.forward
+
+
+def cache_folder(config_json: bytes, dtype: torch.dtype) -> Path:
+    """Where the compiled form of such a model is kept on this machine, for these versions."""
+    import transformers
+
+    parts = (
+        *(config_json, str(dtype), torch.__version__, transformers.__version__, __version__),
+        *(torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())),
+    )
+    key = hashlib.sha256(b"\0".join(part if isinstance(part, bytes) else part.encode() for part in parts))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "gridwork" / "compile" / key.hexdigest()[:16]
+
+
+class _Current:
+    """What the compiled code cannot be given as an argument."""
+
+    step: PagedStep | None = None
+
+
+_current = _Current()
+
+
+class _TracedStep:
+    """Stands for the step while a model is traced."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        return torch.ops.gridwork.attend(
+            query, key, value, options.sinks, layer, options.scale, options.window, options.softcap
+        )
+
+
+@torch.library.custom_op("gridwork::attend", mutates_args=())
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """Writes keys and values into the cache of the step that is being computed, and attends. Layers are called in the
+    order in which their results need each other, whatever the compiler does."""
+    assert _current.step is not None
+    options = AttentionOptions(scale=scale, window=window, softcap=softcap, sinks=sinks)
+    return _current.step.attend(layer, query, key, value, options)
+
+
+@_attend.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sinks: torch.Tensor | None,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    return query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+
+
+@functools.cache
+def _describe_kernels() -> None:
+    """Tells the compiler what shapes our operations give. One that is not told of here cannot be compiled, which is
+    noticed when it is tried."""
+    from gridwork_kernels import cpu_library
+
+    if not cpu_library.load():
+        return
+
+    def linear(
+        x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, float32_out: bool
+    ) -> torch.Tensor:
+        return x.new_empty(*x.shape[:-1], out_features, dtype=torch.float32 if float32_out else x.dtype)
+
+    def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    for fake in (linear, rms_norm):
+        name = f"gridwork_cpu::{fake.__name__}"
+        if not hasattr(torch.ops.gridwork_cpu, fake.__name__):
+            continue
+        try:
+            torch.library.register_fake(name, fake)
+        except RuntimeError as error:  # the library brings its own
+            logger.debug(f"{name}: {error}")
