@@ -38,13 +38,16 @@ struct Quantized {
 
 template <typename T>
 void quantize_row(const T* x, int64_t K, int8_t* values, float* scale, float* sums) {
-  Vec most = zero();
+  Vec most = zero(), total = zero();
   for (int64_t k = 0; k < K; k += kLanes) {
     const Vec v = load_some(x + k, K - k);
     most = max(most, max(v, sub(zero(), v)));
+    total = add(total, mul(v, zero()));  // not zero when a value is infinite or no number
   }
-  const float largest = reduce_max(most);
-  *scale = largest / 127.0f;
+  const float odd = reduce_add(total);
+  const float largest = odd == 0.0f ? reduce_max(most) : 0.0f;
+  // Values that are no numbers cannot be expressed in 8 bits: the whole row becomes what they are.
+  *scale = largest / 127.0f + odd;
   const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
   for (int64_t k = 0; k < K; k += kLanes) {
     alignas(64) float whole[kLanes];

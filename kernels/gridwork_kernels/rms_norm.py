@@ -60,9 +60,9 @@ def _fused(module: nn.Module) -> FusedRMSNorm | None:
         return None
     if module._forward_hooks or module._forward_pre_hooks or len(inspect.signature(module.forward).parameters) != 1:
         return None
-    generator = torch.Generator().manual_seed(0)
-    # Rows of many sizes, so that a wrong epsilon shows.
-    x = torch.randn(6, weight.numel(), generator=generator) * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
+    # Rows of many sizes, so that a wrong epsilon shows; values as if by chance, without touching anybody's generator.
+    x = torch.sin(torch.arange(6 * weight.numel()).view(6, -1) * 12.9898) * 1.5
+    x = x * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
     x = x.to(weight.dtype)
     try:
         expected = module(x)

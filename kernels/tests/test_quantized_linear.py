@@ -35,7 +35,7 @@ def test_equals_the_plain_form(method: str, dtype: torch.dtype, shape: tuple[int
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("method", "most"), [("int8", 0.005), ("int4", 0.05)])
+@pytest.mark.parametrize(("method", "most"), [("int8", 0.005), ("int4", 0.07)])
 def test_weights_are_kept_up_to_the_steps_of_their_scale(method: str, most: float) -> None:
     layer = random_layer(256, 100, False)
     error = (QuantizedLinear(layer, method).weight - layer.weight).abs().max() / layer.weight.abs().max()

@@ -110,6 +110,9 @@ impl Settings {
         args.add("--task", value_name(model.task));
         args.add("--attention", value_name(model.attention));
         args.flag_if("--disable-fusion", model.disable_fusion);
+        if let Some(method) = model.quantize {
+            args.add("--quantize", value_name(method));
+        }
         args.flag_if("--compile", model.compile);
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
         args.number("--cuda-memory-fraction", batching.cuda_memory_fraction);
@@ -284,6 +287,8 @@ mod tests {
             "--attention",
             "sdpa",
             "--disable-fusion",
+            "--quantize",
+            "int4",
             "--compile",
         ]);
         let sockets = Sockets::prepare(None, 2).unwrap();
@@ -294,7 +299,8 @@ mod tests {
             "serve --model-path /m --socket",
             "--rank 1 --world-size 2",
             "--master-port 4321",
-            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion --compile",
+            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion --quantize int4 \
+             --compile",
             "--kv-cache-memory 1048576",
             "--cpu-threads 3",
         ] {

@@ -52,6 +52,7 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         help="attention implementation (torch: sdpa)",
     )
     serve.add_argument("--disable-fusion", action="store_true", help="run the model's own layers, unchanged")
+    serve.add_argument("--quantize", choices=["int8", "int4"], help="keep weights in 8 or 4 bits, on CPUs")
     serve.add_argument("--compile", action="store_true", help="compile the model, or take what was compiled before")
     serve.add_argument("--kv-cache-memory", type=_bytes, help="memory for the cache over all ranks, e.g. 4GiB")
     serve.add_argument("--cuda-memory-fraction", type=float, default=1.0)
@@ -99,6 +100,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         task=args.task,
         attention={"torch": "sdpa"}.get(args.attention, args.attention),
         fuse=not args.disable_fusion,
+        quantize=args.quantize,
         compile=args.compile,
         kv_cache_memory_bytes=args.kv_cache_memory,
         cuda_memory_fraction=args.cuda_memory_fraction,

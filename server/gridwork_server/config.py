@@ -24,6 +24,8 @@ class ShardConfig:
     attention: str = "auto"
     fuse: bool = True
     """Whether linear layers may be replaced by faster, equivalent ones."""
+    quantize: str | None = None
+    """A method of `gridwork_kernels.quantized_linear`, for linear layers on CPUs."""
     compile: bool = False
     """Whether the model is compiled by PyTorch, on the paged path."""
     kv_cache_memory_bytes: int | None = None

@@ -68,6 +68,16 @@ def import_effects() -> bool:
         return True
 
 
+def give_up() -> bool:
+    """Imports for real from now on, also what was put off: for when something went wrong that this may be to blame for.
+    Returns False when nothing had been put off."""
+    with _lock:
+        active = [finder for finder in sys.meta_path if isinstance(finder, _Finder)]
+        for finder in active:
+            finder.stop()
+        return import_effects() or bool(active)
+
+
 @contextmanager
 def deferring(names: Sequence[str]) -> Iterator[None]:
     """Defers imports of these modules, and of all under them, until something of them is used.

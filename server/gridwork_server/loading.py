@@ -59,6 +59,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     _check_attention(config, dtype, device)
+    if config.quantize:
+        _check_quantization(config, model_config, device)
     model: Any
     split_notes: list[str] = []
     if group.world_size == 1:
@@ -72,7 +74,9 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
-    notes = _use_own_layers(model, dtype, weight_bytes) if config.fuse and device.type == "cpu" else []
+    notes = _quantize(model, config.quantize) if config.quantize else []
+    if config.fuse and device.type == "cpu":
+        notes += _use_own_layers(model, dtype, weight_bytes)
     choice = _choose_compiled(model, config, dtype, device, group) if config.compile else None
     if choice is not None:
         notes.append("compiled")
@@ -107,6 +111,34 @@ def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.devi
             f"--attention {config.attention} chooses among the implementations of the paged path, and --model-impl "
             f"{config.model_impl} uses the model's own attention; leave one of them out"
         )
+
+
+def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", device: torch.device) -> None:
+    """Before weights are read. Raises ModelError."""
+    from gridwork_kernels import cpu_library
+
+    if device.type != "cpu" or cpu_library.load() is None:
+        raise ModelError(
+            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; remove it"
+        )
+    if getattr(model_config, "quantization_config", None):
+        raise ModelError(f"the model's weights are quantized already; leave --quantize {config.quantize} out")
+
+
+def _quantize(model: Any, method: str) -> list[str]:
+    """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
+    from gridwork_kernels import quantized_linear
+
+    head = model.get_output_embeddings()
+    count = quantized_linear.quantize_linears(model, method, getattr(head, "local", head))
+    if count == 0:
+        raise ModelError(
+            f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers of at least "
+            f"{quantized_linear.fewest_features()} output features"
+            + (f" and a multiple of {quantized_linear.GROUP} input features" if method == "int4" else "")
+            + "; leave it out"
+        )
+    return [f"{count} linear layers in {method}"]
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:

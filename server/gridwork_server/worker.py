@@ -144,7 +144,7 @@ class Worker:
     def _main(self) -> None:
         try:
             with _no_garbage_collection(), _lean_imports(self._config):
-                self._load()
+                self._load_with_all_imports_if_need_be()
         except ModelError as error:
             self._fail(str(error))
             return
@@ -162,11 +162,23 @@ class Worker:
         else:
             self._follow(self._runner)
 
+    def _load_with_all_imports_if_need_be(self) -> None:
+        try:
+            self._load()
+        except Exception as error:
+            from gridwork_server import deferred_imports
+
+            wrong_settings = isinstance(error, ModelError) and error.__cause__ is None
+            if wrong_settings or not deferred_imports.give_up():
+                raise
+            logger.warning(f"loading again with all of PyTorch imported: {type(error).__name__}: {error}")
+            self._load()
+
     def _load(self) -> None:
         self.state = "checking the model's folder"
         content = model_folder.check(self._config)
         task = choose_task(self._config.task, self._config.model_path, content)
-        _check_compile(self._config, task)
+        _check_task(self._config, task)
         self.state = "importing PyTorch"
         import torch
 
@@ -249,8 +261,12 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _check_compile(config: ShardConfig, task: Task) -> None:
-    """Raises ModelError for what --compile does not go with."""
+def _check_task(config: ShardConfig, task: Task) -> None:
+    """Raises ModelError for what --quantize and --compile do not go with."""
+    if config.quantize and task != Task.GENERATE:
+        raise ModelError(
+            f"--quantize goes with models that generate, and this one is served to {task}; remove --quantize"
+        )
     if not config.compile:
         return
     if task != Task.GENERATE:
@@ -265,7 +281,8 @@ def _check_compile(config: ShardConfig, task: Task) -> None:
 @contextmanager
 def _lean_imports(config: ShardConfig) -> Iterator[None]:
     """PyTorch and Transformers import less, where the model is neither split nor compiled."""
-    if config.world_size > 1 or config.compile:
+    # A model's own code may use anything.
+    if config.world_size > 1 or config.compile or config.trust_remote_code:
         yield
         return
     from gridwork_server import deferred_imports

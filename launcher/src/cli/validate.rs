@@ -69,6 +69,12 @@ impl Cli {
     /// What can be told without the model; the shard looks at the rest.
     fn validate_compile(&self) -> Result<(), String> {
         let model = &self.model;
+        if let (Some(method), true) = (model.quantize, model.compile) {
+            return Err(format!(
+                "--quantize {} does not go with --compile: remove one of them",
+                value_name(method)
+            ));
+        }
         if !model.compile {
             return Ok(());
         }

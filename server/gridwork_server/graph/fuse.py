@@ -92,43 +92,58 @@ def _drop_unused(graph: Graph) -> None:
     graph.nodes[:] = kept[::-1]
 
 
-def _linear() -> Any:
-    return torch.ops.gridwork_cpu.linear.default
+def _linears() -> dict[Any, int]:
+    """Operations (x, weights …, bias, out_features, float32_out), and how many tensors of weights each has."""
+    ops = torch.ops.gridwork_cpu
+    return {ops.linear.default: 1, ops.int8_linear.default: 2, ops.int4_linear.default: 2}
 
 
 def _merge_siblings(rewriter: _Rewriter, replace_weight: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
     """Linear layers with the same input become one, of which each has a part of the output."""
     families: dict[Any, list[Node]] = defaultdict(list)
-    panel = torch.ops.gridwork_cpu.linear_panel()
+    panel, linears = torch.ops.gridwork_cpu.linear_panel(), _linears()
     seen: set[int] = set()
     for node in rewriter.graph.nodes:
-        if node.target != _linear() or node.args[0] in rewriter.changed or node.shape is None:
+        if node.target not in linears or node.args[0] in rewriter.changed or node.shape is None:
             continue
-        x, packed, bias, features, wide = node.args
+        x, packed, *_, bias, features, wide = node.args
         # A layer that is used twice has its weights in one place only.
         if features % panel == 0 and not wide and id(packed) not in seen:
             seen.add(id(packed))
-            families[x, packed.dtype, bias is None].append(node)
+            families[x, node.target, packed.dtype, bias is None].append(node)
     replacements: dict[int, list[Node]] = {}
-    for (x, _, no_bias), nodes in families.items():
-        if len(nodes) < 2:
-            continue
-        merged = torch.cat([node.args[1] for node in nodes])
-        bias = None if no_bias else torch.cat([node.args[2] for node in nodes])
-        first = nodes[0]
-        assert first.shape is not None
-        total = sum(node.args[3] for node in nodes)
-        shape = (*first.shape[:-1], total)
-        whole = rewriter.new(_linear(), (x, merged, bias, total, False), shape, first.dtype)
-        begin = panels = 0
-        for node in nodes:
-            end = begin + node.args[3]
-            dim = len(shape) - 1
-            part = rewriter.new(aten.slice.Tensor, (whole.out, dim, begin, end), node.shape, node.dtype, node.out)
-            replacements[id(node)] = [whole, part] if node is first else [part]
-            replace_weight(node.args[1], merged[panels : panels + node.args[1].shape[0]])
-            begin, panels = end, panels + node.args[1].shape[0]
+    for nodes in families.values():
+        if len(nodes) > 1:
+            replacements |= _merged(rewriter, nodes, linears[nodes[0].target], replace_weight)
     rewriter.rewrite(replacements)
+
+
+def _merged(
+    rewriter: _Rewriter,
+    nodes: list[Node],
+    num_weights: int,
+    replace_weight: Callable[[torch.Tensor, torch.Tensor], None],
+) -> dict[int, list[Node]]:
+    """What takes the places of siblings. Their weights become parts of one tensor."""
+    weights = []
+    for i in range(1, 1 + num_weights):
+        parts = [node.args[i] for node in nodes]
+        weights.append(torch.cat(parts))
+        for part, place in zip(parts, weights[-1].split([len(part) for part in parts]), strict=True):
+            replace_weight(part, place)
+    first = nodes[0]
+    assert first.shape is not None
+    bias = None if first.args[-3] is None else torch.cat([node.args[-3] for node in nodes])
+    total, dim = sum(node.args[-2] for node in nodes), len(first.shape) - 1
+    args = (first.args[0], *weights, bias, total, False)
+    whole = rewriter.new(first.target, args, (*first.shape[:-1], total), first.dtype)
+    replacements, begin = {}, 0
+    for node in nodes:
+        end = begin + node.args[-2]
+        part = rewriter.new(aten.slice.Tensor, (whole.out, dim, begin, end), node.shape, node.dtype, node.out)
+        replacements[id(node)] = [whole, part] if node is first else [part]
+        begin = end
+    return replacements
 
 
 def _fuse_gated_activations(rewriter: _Rewriter) -> None:

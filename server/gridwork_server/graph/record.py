@@ -25,6 +25,8 @@ _SIZES = ((_FEWEST, 3), (_FEWEST + 2, 3), (_FEWEST, 5), (_FEWEST + 320, 7))
 
 Sizes = tuple[tuple[int, int], ...]
 
+_LINEARS = ("gridwork_cpu::linear", "gridwork_cpu::int8_linear", "gridwork_cpu::int4_linear")
+
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """(input_ids int64 `[1, T]`, position_ids `[1, T]`, rows to keep int64 `[K]`, the step's context) -> logits."""
 
@@ -75,8 +77,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         _check(func, args)
-        if func._schema.name == "gridwork_cpu::linear":  # only its shape counts, and it takes the most time
-            x, _, _, out_features, float32_out = args
+        if func._schema.name in _LINEARS:  # only their shapes count, and they take the most time
+            x, *_, out_features, float32_out = args
             dtype = torch.float32 if float32_out else x.dtype
             result: Any = x.new_zeros(*x.shape[:-1], out_features, dtype=dtype)
         else:

@@ -7,6 +7,7 @@ from torch import nn
 
 from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import Forward, RecordError, record
@@ -27,15 +28,21 @@ class RecordedModel:
         windowed: "set[LayerKey]",
     ) -> None:
         """forward: calls the model; for the others see Program. Raises RecordError when it cannot be recorded."""
-        packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-        limits = {module.max_rows for module in packed if module.max_rows is not None}
+        packed = [module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear)]
+        limits = {m.max_rows for m in packed if isinstance(m, PackedLinear) and m.max_rows is not None}
         if len(limits) > 1:
             raise RecordError("its linear layers change their form at different numbers of tokens")
         self._limit = limits.pop() if limits else None
-        owners = {id(module.packed): module for module in packed}
+        owners = {
+            id(buffer): (module, name)
+            for module in packed
+            for name, buffer in module.named_buffers(recurse=False)
+            if name != "bias"
+        }
 
         def replace_weight(old: torch.Tensor, new: torch.Tensor) -> None:
-            owners[id(old)].packed = new
+            module, name = owners[id(old)]
+            setattr(module, name, new)
 
         self._programs = []
         for at_least, at_most in ((0, self._limit), (self._limit, None)) if self._limit else ((0, None),):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server import attention
+from gridwork_server import attention, deferred_imports
 from gridwork_server.errors import ModelError
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.batched import BatchedPath
@@ -74,7 +74,9 @@ def choose(
     for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention, record):
         if wish not in ("auto", candidate.impl):
             continue
-        try:
+
+        def attempt(candidate: _Candidate = candidate) -> ModelPath:
+            nonlocal expected
             if expected is None:
                 _use_attention(model, plain_attention, own_attention)
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
@@ -86,6 +88,18 @@ def choose(
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
                 _compare_on_all_ranks(path, expected, sequences, dtype, group)
+            return path
+
+        try:
+            try:
+                path = attempt()
+            except (ModelError, PathError):
+                raise
+            except Exception as error:
+                if not deferred_imports.give_up():
+                    raise
+                logger.warning(f"tried again with all of PyTorch imported: {_one_line(error)}")
+                path = attempt()
         except ModelError:
             raise
         except PathError as error:
@@ -102,6 +116,7 @@ def choose(
             reason = "; ".join(reasons)
             if reason:
                 logger.warning(f"{type(model).__name__} runs on the {path.name} path ({candidate.what}); {reason}")
+            assert expected is not None
             return Choice(path, reason, expected.shape[-1])
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
