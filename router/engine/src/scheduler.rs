@@ -5,16 +5,19 @@
 //! that run already, then of waiting ones, by priority and arrival. Blocks are taken for what a step computes. When
 //! none is left for a decode, the lowest-priority, newest sequence gives its blocks up and is computed again later.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::{SequenceFailure, Step, StepResult, sequence_failure};
 
-use crate::batch::{Batch, StepInFlight};
+use crate::batch::{Batch, Departed, StepEntry, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
+use crate::prefix_tree::NodeId;
+use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
 use crate::sequence::{Sampled, Sequence, SequenceKey};
 use crate::suspects::Suspects;
@@ -23,6 +26,9 @@ use crate::suspects::Suspects;
 /// is waiting for it already.
 const MAX_STEPS_IN_FLIGHT: usize = 2;
 
+/// The invariants are looked at for one part in so many of the time.
+const CHECK_SHARE: u32 = 1000;
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SchedulerConfig {
     pub block_size_tokens: usize,
@@ -30,6 +36,10 @@ pub(crate) struct SchedulerConfig {
     /// Token budget of a step. Decodes are never left out; prefill gets what they leave of it, and a block at least.
     pub max_batch_tokens: usize,
     pub max_sequences: u32,
+    /// Whether sequences share what is the same in them.
+    pub prefix_cache: bool,
+    /// How long a sequence may wait that says nothing about it.
+    pub queue_timeout: Duration,
 }
 
 pub(crate) struct Scheduler {
@@ -38,10 +48,14 @@ pub(crate) struct Scheduler {
     eos_token_ids: Vec<u32>,
     metrics: EngineMetrics,
     sequences: HashMap<SequenceKey, Sequence>,
+    waiting: WaitingQueue,
     /// Best first: keys grow with arrival.
-    waiting: BTreeSet<(Priority, SequenceKey)>,
     running: BTreeSet<(Priority, SequenceKey)>,
     pool: BlockPool,
+    /// Of the pool's prefixes: sequences remember hashes of theirs while pools come and go.
+    hasher: RandomState,
+    /// When the invariants are to be looked at next.
+    next_check: Option<Instant>,
     free_rows: Vec<u32>,
     /// Rows that the shard has not been told of yet.
     released_rows: Vec<u32>,
@@ -64,9 +78,11 @@ impl Scheduler {
             eos_token_ids,
             metrics,
             sequences: HashMap::new(),
-            waiting: BTreeSet::new(),
+            waiting: WaitingQueue::default(),
             running: BTreeSet::new(),
-            pool: BlockPool::new(0),
+            pool: BlockPool::new(0, None, RandomState::new()),
+            hasher: RandomState::new(),
+            next_check: None,
             free_rows: Vec::new(),
             released_rows: Vec::new(),
             in_flight: VecDeque::new(),
@@ -81,18 +97,30 @@ impl Scheduler {
     pub fn reset_shard(&mut self, config: SchedulerConfig) {
         self.shard_lost(false);
         self.config = config;
-        self.pool = BlockPool::new(config.num_blocks);
+        self.empty_pool();
         self.free_rows = (0..config.max_sequences).rev().collect();
         self.report();
+    }
+
+    fn empty_pool(&mut self) {
+        let SchedulerConfig {
+            num_blocks,
+            prefix_cache,
+            block_size_tokens,
+            ..
+        } = self.config;
+        let shared = prefix_cache.then_some(block_size_tokens);
+        self.pool = BlockPool::new(num_blocks, shared, self.hasher.clone());
     }
 
     pub fn num_sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    pub fn add(&mut self, sequence: Sequence) {
-        self.waiting
-            .insert((sequence.request.priority, sequence.key));
+    pub fn add(&mut self, mut sequence: Sequence) {
+        let timeout = self.queue_timeout(&sequence);
+        sequence.start_by = sequence.submitted.checked_add(timeout);
+        self.waiting.insert(&sequence);
         self.sequences.insert(sequence.key, sequence);
     }
 
@@ -112,29 +140,17 @@ impl Scheduler {
     }
 
     /// Fails what has waited for its first step for too long.
-    pub fn expire(&mut self, default_timeout: Duration, now: Instant) {
-        let expired: Vec<(SequenceKey, Duration)> = self
-            .waiting
-            .iter()
-            .filter_map(|(_, key)| self.sequences.get(key))
-            .filter(|sequence| !sequence.has_started())
-            .map(|sequence| {
-                (
-                    sequence,
-                    sequence.request.queue_timeout.unwrap_or(default_timeout),
-                )
-            })
-            .filter(|(sequence, timeout)| now.duration_since(sequence.submitted) > *timeout)
-            .map(|(sequence, timeout)| (sequence.key, timeout))
-            .collect();
-        for (key, timeout) in expired {
-            self.fail(
-                key,
-                GenerationError::QueueTimeout {
-                    limit_s: timeout.as_secs(),
-                },
-            );
+    pub fn expire(&mut self, now: Instant) {
+        while let Some(key) = self.waiting.expired(now) {
+            let timeout = self.sequences.get(&key).map(|s| self.queue_timeout(s));
+            let limit_s = timeout.unwrap_or_default().as_secs();
+            self.fail(key, GenerationError::QueueTimeout { limit_s });
         }
+    }
+
+    fn queue_timeout(&self, sequence: &Sequence) -> Duration {
+        let own = sequence.request.queue_timeout;
+        own.unwrap_or(self.config.queue_timeout)
     }
 
     /// The next step, or `None` when there is nothing to compute or enough is in flight.
@@ -167,7 +183,7 @@ impl Scheduler {
             }
         }
         let only_releases = self.in_flight.is_empty() && !self.released_rows.is_empty();
-        if batch.entries.is_empty() && !only_releases {
+        if batch.entries.is_empty() && batch.step.admitted.is_empty() && !only_releases {
             return None;
         }
         let Batch {
@@ -186,6 +202,7 @@ impl Scheduler {
             id: step.id,
             sent: now,
             entries,
+            departed: Vec::new(),
         });
         self.report();
         Some(step)
@@ -206,27 +223,29 @@ impl Scheduler {
         }
         let mut num_sampled = 0;
         for prompt in &result.prompt_logprobs {
-            let key = step
-                .entries
-                .iter()
-                .find(|entry| entry.row == prompt.sequence_id)
-                .map(|entry| entry.key);
-            if let Some(sequence) = key.and_then(|key| self.sequences.get_mut(&key)) {
+            let of_row = |entry: &&StepEntry| entry.row == prompt.sequence_id;
+            if let Some(entry) = step.entries.iter().find(of_row)
+                && let Some(sequence) = self.sequences.get_mut(&entry.key)
+                && sequence.epoch == entry.epoch
+            {
                 sequence.add_prompt_logprobs(prompt.first_position as usize, &prompt.logprobs);
             }
         }
-        let mut failures: HashMap<u32, &SequenceFailure> = result
+        let failures: HashMap<u32, &SequenceFailure> = result
             .failures
             .iter()
             .map(|failure| (failure.sequence_id, failure))
             .collect();
+        if !failures.is_empty() {
+            for entry in &step.entries {
+                if let Some(failure) = failures.get(&entry.row) {
+                    self.entry_failed(entry, error_of(failure), &step);
+                }
+            }
+        }
         let mut sampled = Sampled::of(result)?.peekable();
         for entry in &step.entries {
-            if let Some(failure) = failures.remove(&entry.row) {
-                self.fail(entry.key, error_of(failure));
-                continue;
-            }
-            if !entry.samples {
+            if !entry.samples || failures.contains_key(&entry.row) {
                 continue;
             }
             let token = sampled
@@ -234,19 +253,29 @@ impl Scheduler {
                 .ok_or_else(|| {
                     format!("step {} gave no token for sequence {}", step.id, entry.row)
                 })?;
-            // One that has finished or gone since then: the token is surplus.
+            // One that has finished or gone since then, or is computed again: the token is surplus.
             let Some(sequence) = self.sequences.get_mut(&entry.key) else {
                 continue;
             };
+            if sequence.epoch != entry.epoch {
+                continue;
+            }
             num_sampled += 1;
             sequence.num_pending -= 1;
+            let block_size = self.config.block_size_tokens;
+            self.pool
+                .confirm(&mut sequence.blocks, sequence.tokens.len() / block_size);
             if let Some(finish) = sequence.accept(token, &self.eos_token_ids, &self.vocabulary, now)
             {
+                sequence.share_blocks(&mut self.pool, block_size);
                 self.metrics.finished(&finish);
                 self.remove(entry.key);
-            } else if sequence.num_generated() == 1 {
-                self.metrics
-                    .first_token(now.duration_since(sequence.submitted));
+            } else {
+                sequence.share_blocks(&mut self.pool, block_size);
+                if sequence.num_generated() == 1 {
+                    self.metrics
+                        .first_token(now.duration_since(sequence.submitted));
+                }
             }
         }
         if let Some(extra) = sampled.next() {
@@ -265,7 +294,7 @@ impl Scheduler {
         }
         self.report();
         if self.sequences.is_empty() && self.in_flight.is_empty() {
-            self.check_when_idle();
+            self.check_when_idle(now);
         }
         Ok(())
     }
@@ -279,16 +308,17 @@ impl Scheduler {
         self.in_flight.clear();
         self.released_rows.clear();
         self.next_step_id = 1;
-        for (priority, key) in std::mem::take(&mut self.running) {
+        for (_, key) in std::mem::take(&mut self.running) {
             if let Some(sequence) = self.sequences.get_mut(&key) {
                 self.pool.release(&mut sequence.blocks);
                 sequence.rewind();
-                self.waiting.insert((priority, key));
+                self.waiting.insert(sequence);
             }
         }
         for sequence in self.sequences.values_mut() {
             sequence.num_pending = 0;
         }
+        self.empty_pool();
         self.free_rows = (0..self.config.max_sequences).rev().collect();
         self.report();
     }
@@ -338,14 +368,19 @@ impl Scheduler {
         }
     }
 
-    /// Adds a chunk of a sequence's prefill: as much as budget and free blocks allow.
+    /// Adds a chunk of a sequence's prefill.
     fn add_prefill(&mut self, key: SequenceKey, batch: &mut Batch) {
+        let prefills = |sequence: &&Sequence| sequence.row.is_some() && !sequence.is_decoding();
+        if self.sequences.get(&key).filter(prefills).is_some() {
+            self.add_chunk(key, batch);
+        }
+    }
+
+    /// Adds as much of a running sequence as budget and free blocks allow.
+    fn add_chunk(&mut self, key: SequenceKey, batch: &mut Batch) {
         let Some(sequence) = self.sequences.get_mut(&key) else {
             return;
         };
-        if sequence.row.is_none() || sequence.is_decoding() {
-            return;
-        }
         let block_size = self.config.block_size_tokens;
         let room =
             (sequence.blocks.len() + self.pool.num_free()) * block_size - sequence.num_computed;
@@ -360,40 +395,66 @@ impl Scheduler {
         if self.waiting.is_empty() || batch.budget_tokens == 0 || self.free_rows.is_empty() {
             return;
         }
-        let block_size = self.config.block_size_tokens;
         let mut promised: usize = self
             .running
             .iter()
             .filter_map(|(_, key)| self.sequences.get(key))
-            .map(|sequence| {
-                sequence
-                    .tokens
-                    .len()
-                    .div_ceil(block_size)
-                    .saturating_sub(sequence.blocks.len())
-            })
+            .map(|sequence| self.still_needed(sequence))
             .sum();
         while batch.budget_tokens > 0 && !self.free_rows.is_empty() {
-            let Some(&(_, key)) = self.waiting.first() else {
+            let Some(key) = self.next_to_admit(promised) else {
                 return;
             };
-            let Some(sequence) = self.sequences.get(&key) else {
-                return;
-            };
-            // Preempted while tokens of it were being sampled: they are due any moment.
-            if sequence.num_pending > 0 {
-                return;
-            }
-            let needed = (sequence.tokens.len() + 1).div_ceil(block_size);
-            // Some room to grow, so that sequences are not admitted only to be preempted at the next step.
-            let headroom = self.running.len().min(self.pool.total() / 64);
-            if needed.min(self.pool.total()) + promised + headroom > self.pool.num_free() {
-                return;
-            }
-            let held_before = self.pool.num_used();
+            self.waiting.overtake(key, &mut self.sequences);
             self.admit(key, batch, now);
-            promised += needed.saturating_sub(self.pool.num_used() - held_before);
+            if let Some(sequence) = self.sequences.get(&key) {
+                promised += self.still_needed(sequence);
+            }
         }
+    }
+
+    /// Blocks that a running sequence must get before all its tokens are computed.
+    fn still_needed(&self, sequence: &Sequence) -> usize {
+        let needed = sequence
+            .tokens
+            .len()
+            .div_ceil(self.config.block_size_tokens);
+        needed.saturating_sub(sequence.blocks.len())
+    }
+
+    /// The waiting sequence that is admitted next, if it fits beside `promised` blocks.
+    fn next_to_admit(&mut self, promised: usize) -> Option<SequenceKey> {
+        let (pool, block_size) = (&self.pool, self.config.block_size_tokens);
+        let first = self.waiting.first()?;
+        let best = if pool.shares() {
+            self.waiting.next(&mut self.sequences, |sequence| {
+                sequence.estimate_cached(pool, block_size).0
+            })?
+        } else {
+            first
+        };
+        [best, first]
+            .into_iter()
+            .find(|key| self.fits(*key, promised))
+    }
+
+    /// Whether a waiting sequence can be admitted now, with its whole prompt.
+    fn fits(&mut self, key: SequenceKey, promised: usize) -> bool {
+        let Some(sequence) = self.sequences.get_mut(&key) else {
+            return false;
+        };
+        // Preempted while tokens of it were being sampled: they are due any moment.
+        if sequence.num_pending > 0 {
+            return false;
+        }
+        let block_size = self.config.block_size_tokens;
+        let (cached, unused) = sequence.estimate_cached(&self.pool, block_size);
+        let needed = (sequence.tokens.len() + 1).div_ceil(block_size);
+        // What is cached and in use is there already; what is cached and not in use counts as free until then.
+        let needed = needed.min(self.pool.total()) - (cached - unused);
+        // Some room to grow, so that sequences are not admitted only to be preempted at the next step.
+        let headroom = self.running.len().min(self.pool.total() / 64);
+        needed + promised + headroom <= self.pool.num_free()
     }
 
     /// Moves a sequence from the queue to the shard and adds the first chunk of it.
@@ -404,15 +465,21 @@ impl Scheduler {
         let Some(row) = self.free_rows.pop() else {
             return;
         };
-        let entry = (sequence.request.priority, key);
-        self.waiting.remove(&entry);
-        self.running.insert(entry);
+        self.waiting.remove(sequence);
+        self.running.insert((sequence.request.priority, key));
         sequence.row = Some(row);
+        if self.pool.shares() && sequence.may_use_cache() {
+            let found = sequence.adopt_cached(&mut self.pool, self.config.block_size_tokens);
+            self.metrics.looked_up(sequence.tokens.len(), found);
+        }
         if let Some(waited) = sequence.started(now) {
             self.metrics.queued(waited);
+            self.metrics
+                .cached_prompt_tokens
+                .increment(sequence.num_cached as u64);
         }
         batch.step.admitted.push(sequence.introduction(row));
-        self.add_prefill(key, batch);
+        self.add_chunk(key, batch);
     }
 
     /// Nothing can be computed though sequences run: all blocks are held by unfinished prefills. Takes from the
@@ -429,19 +496,87 @@ impl Scheduler {
 
     /// Takes a running sequence's blocks and row away; it waits to be computed again.
     fn preempt(&mut self, key: SequenceKey) {
+        self.back_to_queue(key);
+        self.metrics.preemptions.increment(1);
+    }
+
+    fn back_to_queue(&mut self, key: SequenceKey) {
         let Some(sequence) = self.sequences.get_mut(&key) else {
             return;
         };
-        self.pool.release(&mut sequence.blocks);
-        if let Some(row) = sequence.row {
-            self.released_rows.push(row);
-            self.free_rows.push(row);
-        }
+        let row = sequence.row;
+        release(sequence, &mut self.pool, &mut self.in_flight);
         sequence.rewind();
-        let entry = (sequence.request.priority, key);
-        self.running.remove(&entry);
-        self.waiting.insert(entry);
-        self.metrics.preemptions.increment(1);
+        self.running.remove(&(sequence.request.priority, key));
+        self.waiting.insert(sequence);
+        self.free_row(row);
+    }
+
+    fn free_row(&mut self, row: Option<u32>) {
+        self.released_rows.extend(row);
+        self.free_rows.extend(row);
+    }
+
+    /// Takes the failure of what `step` computed of a sequence. Blocks that it may have spoilt are used by nobody any
+    /// more: sequences that do are computed again.
+    fn entry_failed(&mut self, entry: &StepEntry, error: GenerationError, step: &StepInFlight) {
+        let mut doubtful: Vec<Vec<NodeId>> = self
+            .departed(step)
+            .filter(|departed| departed.key == entry.key)
+            .map(|departed| departed.nodes.clone())
+            .collect();
+        if let Some(sequence) = self.sequences.get(&entry.key)
+            && sequence.epoch == entry.epoch
+        {
+            doubtful.push(self.pool.unconfirmed(&sequence.blocks));
+            self.fail(entry.key, error);
+        }
+        for nodes in doubtful {
+            self.recompute_users(&nodes, step);
+            while let Some((node, depth)) = self.pool.first_unconfirmed(&nodes) {
+                let uses = |key: &SequenceKey| {
+                    let sequence = self.sequences.get(key);
+                    sequence.is_some_and(|sequence| sequence.blocks.uses(node, depth))
+                };
+                let running = self.running.iter().map(|(_, key)| *key);
+                let users: Vec<SequenceKey> = running.filter(uses).collect();
+                for key in users {
+                    self.forget_results(key);
+                    self.back_to_queue(key);
+                }
+                self.pool.forget(node);
+            }
+        }
+    }
+
+    /// Sequences that gave up blocks of these while tokens were sampled from them: those tokens are not theirs.
+    fn recompute_users(&mut self, nodes: &[NodeId], step: &StepInFlight) {
+        let nodes: HashSet<NodeId> = nodes.iter().copied().collect();
+        let keys: Vec<SequenceKey> = self
+            .departed(step)
+            .filter(|departed| departed.nodes.iter().any(|node| nodes.contains(node)))
+            .map(|departed| departed.key)
+            .collect();
+        for key in keys {
+            let waits = |sequence: &&Sequence| sequence.row.is_none() && sequence.num_pending > 0;
+            if self.sequences.get(&key).filter(waits).is_some() {
+                self.forget_results(key);
+            }
+        }
+    }
+
+    /// What steps on their way say of this sequence is not to be used.
+    fn forget_results(&mut self, key: SequenceKey) {
+        if let Some(sequence) = self.sequences.get_mut(&key) {
+            sequence.epoch += 1;
+            sequence.num_pending = 0;
+        }
+    }
+
+    /// Of `step` and those behind it.
+    fn departed<'a>(&'a self, step: &'a StepInFlight) -> impl Iterator<Item = &'a Departed> {
+        let behind = self.in_flight.iter().flat_map(|step| &step.departed);
+        step.departed.iter().chain(behind)
     }
 
     fn fail(&mut self, key: SequenceKey, error: GenerationError) {
@@ -454,25 +589,24 @@ impl Scheduler {
     /// Frees all that a sequence holds.
     fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(&key)?;
-        let entry = (sequence.request.priority, key);
-        self.running.remove(&entry);
-        self.waiting.remove(&entry);
-        self.pool.release(&mut sequence.blocks);
-        if let Some(row) = sequence.row.take() {
-            self.released_rows.push(row);
-            self.free_rows.push(row);
-        }
+        self.running.remove(&(sequence.request.priority, key));
+        self.waiting.remove(&sequence);
+        release(&mut sequence, &mut self.pool, &mut self.in_flight);
+        let row = sequence.row.take();
+        self.free_row(row);
         self.report();
         Some(sequence)
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         self.metrics.state(
             self.waiting.len(),
             self.running.len(),
             self.pool.num_used(),
             self.pool.total(),
         );
+        self.metrics
+            .cache(self.pool.num_cached(), self.pool.take_evicted());
     }
 
     /// Invariants that hold at any time.
@@ -491,13 +625,31 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_when_idle(&self) {
+    /// In builds for tests always; in others so seldom that it takes no time to speak of.
+    fn check_when_idle(&mut self, now: Instant) {
+        if !cfg!(debug_assertions) && self.next_check.is_some_and(|next| now < next) {
+            return;
+        }
+        let started = Instant::now();
         if let Err(violation) = self.check_integrity() {
             self.metrics.integrity_violations.increment(1);
             tracing::error!("scheduler integrity: {violation}");
             debug_assert!(false, "scheduler integrity: {violation}");
         }
+        self.next_check = Some(now + started.elapsed() * CHECK_SHARE);
     }
+}
+
+/// Gives a sequence's blocks back. What steps on their way do with them is remembered with the last of these.
+fn release(sequence: &mut Sequence, pool: &mut BlockPool, in_flight: &mut VecDeque<StepInFlight>) {
+    if let Some(step) = in_flight.back_mut() {
+        let nodes = pool.unconfirmed(&sequence.blocks);
+        if !nodes.is_empty() {
+            let key = sequence.key;
+            step.departed.push(Departed { key, nodes });
+        }
+    }
+    pool.release(&mut sequence.blocks);
 }
 
 fn error_of(failure: &SequenceFailure) -> GenerationError {

@@ -152,6 +152,7 @@ fn config(socket: &Path) -> EncoderConfig {
         max_batch_sequences: 8,
         max_concurrent_requests: 100,
         queue_timeout: Duration::from_secs(60),
+        prefix_cache: true,
         shard_timeout: Duration::from_secs(60),
     }
 }

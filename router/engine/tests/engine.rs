@@ -158,6 +158,7 @@ fn config(socket: &Path) -> EngineConfig {
         max_batch_total_tokens: None,
         max_concurrent_requests: 4,
         queue_timeout: Duration::from_secs(60),
+        prefix_cache: true,
         shard_timeout: Duration::from_secs(10),
     }
 }
@@ -186,6 +187,7 @@ fn request(first: u32, max_new_tokens: u32) -> GenerationRequest {
         stop: StopConditions::default(),
         logprobs: LogprobOptions::default(),
         priority: Priority::Normal,
+        namespace: CacheNamespace::default(),
         skip_special_tokens: true,
         queue_timeout: None,
         span: tracing::Span::none(),
