@@ -64,6 +64,9 @@ fn changing(tokenizer: &Arc<Tokenizer>, waiting: usize) -> f64 {
         if i >= 100 {
             times.push(time.as_secs_f64() * 1e6);
         }
+        if i % 100 == 0 {
+            bench.read_events();
+        }
         while bench.num_sequences() < 64 + waiting {
             bench.submit(48, 33);
         }

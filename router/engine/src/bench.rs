@@ -22,7 +22,7 @@ pub struct SchedulerBench {
     scheduler: Scheduler,
     vocabulary: Arc<Vocabulary>,
     next_key: SequenceKey,
-    events: HashMap<SequenceKey, UnboundedReceiver<Result<Event, GenerationError>>>,
+    events: Vec<UnboundedReceiver<Result<Event, GenerationError>>>,
     /// By row: tokens that the shard knows and has computed.
     rows: HashMap<u32, (usize, usize)>,
 }
@@ -44,7 +44,7 @@ impl SchedulerBench {
             scheduler: Scheduler::new(config, vocabulary.clone(), vec![], metrics),
             vocabulary,
             next_key: 0,
-            events: HashMap::new(),
+            events: Vec::new(),
             rows: HashMap::new(),
         }
     }
@@ -74,7 +74,7 @@ impl SchedulerBench {
             queue_timeout: None,
             span: tracing::Span::none(),
         };
-        self.events.insert(key, events);
+        self.events.push(events);
         let sequence = Sequence::new(key, request, &self.vocabulary, sender, Instant::now());
         self.scheduler.add(sequence);
     }
@@ -82,6 +82,14 @@ impl SchedulerBench {
     /// Requests that have not ended.
     pub fn num_sequences(&self) -> usize {
         self.scheduler.num_sequences()
+    }
+
+    /// Takes what clients were sent. Apart from the steps, since it touches all of them.
+    pub fn read_events(&mut self) {
+        self.events.retain_mut(|events| {
+            while events.try_recv().is_ok() {}
+            !events.is_closed()
+        });
     }
 
     /// One step, made and its result taken; how long that took the scheduler, and the sequences and tokens in it.
@@ -101,10 +109,6 @@ impl SchedulerBench {
             Ok(()),
             "the shard of the benchmark answers as asked"
         );
-        self.events.retain(|_, events| {
-            while events.try_recv().is_ok() {}
-            !events.is_closed()
-        });
         let tokens = step.num_tokens.iter().map(|count| *count as usize).sum();
         (made + taken, step.sequence_ids.len(), tokens)
     }

@@ -5,22 +5,25 @@
 //! that run already, then of waiting ones, by priority and arrival. Blocks are taken for what a step computes. When
 //! none is left for a decode, the lowest-priority, newest sequence gives its blocks up and is computed again later.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+mod admission;
+mod recovery;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::{SequenceFailure, Step, StepResult, sequence_failure};
 
-use crate::batch::{Batch, Departed, StepEntry, StepInFlight};
+use crate::batch::{Batch, StepEntry, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
-use crate::prefix_tree::NodeId;
 use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
 use crate::sequence::{Sampled, Sequence, SequenceKey};
 use crate::suspects::Suspects;
+use recovery::release;
 
 /// Steps that may be sent before the result of the first of them is known: while the shard computes one, the next
 /// is waiting for it already.
@@ -390,98 +393,6 @@ impl Scheduler {
         }
     }
 
-    /// Admits waiting sequences, best first, while their whole prompt fits beside what running ones still need.
-    fn admit_waiting(&mut self, batch: &mut Batch, now: Instant) {
-        if self.waiting.is_empty() || batch.budget_tokens == 0 || self.free_rows.is_empty() {
-            return;
-        }
-        let mut promised: usize = self
-            .running
-            .iter()
-            .filter_map(|(_, key)| self.sequences.get(key))
-            .map(|sequence| self.still_needed(sequence))
-            .sum();
-        while batch.budget_tokens > 0 && !self.free_rows.is_empty() {
-            let Some(key) = self.next_to_admit(promised) else {
-                return;
-            };
-            self.waiting.overtake(key, &mut self.sequences);
-            self.admit(key, batch, now);
-            if let Some(sequence) = self.sequences.get(&key) {
-                promised += self.still_needed(sequence);
-            }
-        }
-    }
-
-    /// Blocks that a running sequence must get before all its tokens are computed.
-    fn still_needed(&self, sequence: &Sequence) -> usize {
-        let needed = sequence
-            .tokens
-            .len()
-            .div_ceil(self.config.block_size_tokens);
-        needed.saturating_sub(sequence.blocks.len())
-    }
-
-    /// The waiting sequence that is admitted next, if it fits beside `promised` blocks.
-    fn next_to_admit(&mut self, promised: usize) -> Option<SequenceKey> {
-        let (pool, block_size) = (&self.pool, self.config.block_size_tokens);
-        let first = self.waiting.first()?;
-        let best = if pool.shares() {
-            self.waiting.next(&mut self.sequences, |sequence| {
-                sequence.estimate_cached(pool, block_size).0
-            })?
-        } else {
-            first
-        };
-        [best, first]
-            .into_iter()
-            .find(|key| self.fits(*key, promised))
-    }
-
-    /// Whether a waiting sequence can be admitted now, with its whole prompt.
-    fn fits(&mut self, key: SequenceKey, promised: usize) -> bool {
-        let Some(sequence) = self.sequences.get_mut(&key) else {
-            return false;
-        };
-        // Preempted while tokens of it were being sampled: they are due any moment.
-        if sequence.num_pending > 0 {
-            return false;
-        }
-        let block_size = self.config.block_size_tokens;
-        let (cached, unused) = sequence.estimate_cached(&self.pool, block_size);
-        let needed = (sequence.tokens.len() + 1).div_ceil(block_size);
-        // What is cached and in use is there already; what is cached and not in use counts as free until then.
-        let needed = needed.min(self.pool.total()) - (cached - unused);
-        // Some room to grow, so that sequences are not admitted only to be preempted at the next step.
-        let headroom = self.running.len().min(self.pool.total() / 64);
-        needed + promised + headroom <= self.pool.num_free()
-    }
-
-    /// Moves a sequence from the queue to the shard and adds the first chunk of it.
-    fn admit(&mut self, key: SequenceKey, batch: &mut Batch, now: Instant) {
-        let Some(sequence) = self.sequences.get_mut(&key) else {
-            return;
-        };
-        let Some(row) = self.free_rows.pop() else {
-            return;
-        };
-        self.waiting.remove(sequence);
-        self.running.insert((sequence.request.priority, key));
-        sequence.row = Some(row);
-        if self.pool.shares() && sequence.may_use_cache() {
-            let found = sequence.adopt_cached(&mut self.pool, self.config.block_size_tokens);
-            self.metrics.looked_up(sequence.tokens.len(), found);
-        }
-        if let Some(waited) = sequence.started(now) {
-            self.metrics.queued(waited);
-            self.metrics
-                .cached_prompt_tokens
-                .increment(sequence.num_cached as u64);
-        }
-        batch.step.admitted.push(sequence.introduction(row));
-        self.add_chunk(key, batch);
-    }
-
     /// Nothing can be computed though sequences run: all blocks are held by unfinished prefills. Takes from the
     /// newest until the oldest can go on.
     fn make_room(&mut self, batch: &mut Batch) {
@@ -515,68 +426,6 @@ impl Scheduler {
     fn free_row(&mut self, row: Option<u32>) {
         self.released_rows.extend(row);
         self.free_rows.extend(row);
-    }
-
-    /// Takes the failure of what `step` computed of a sequence. Blocks that it may have spoilt are used by nobody any
-    /// more: sequences that do are computed again.
-    fn entry_failed(&mut self, entry: &StepEntry, error: GenerationError, step: &StepInFlight) {
-        let mut doubtful: Vec<Vec<NodeId>> = self
-            .departed(step)
-            .filter(|departed| departed.key == entry.key)
-            .map(|departed| departed.nodes.clone())
-            .collect();
-        if let Some(sequence) = self.sequences.get(&entry.key)
-            && sequence.epoch == entry.epoch
-        {
-            doubtful.push(self.pool.unconfirmed(&sequence.blocks));
-            self.fail(entry.key, error);
-        }
-        for nodes in doubtful {
-            self.recompute_users(&nodes, step);
-            while let Some((node, depth)) = self.pool.first_unconfirmed(&nodes) {
-                let uses = |key: &SequenceKey| {
-                    let sequence = self.sequences.get(key);
-                    sequence.is_some_and(|sequence| sequence.blocks.uses(node, depth))
-                };
-                let running = self.running.iter().map(|(_, key)| *key);
-                let users: Vec<SequenceKey> = running.filter(uses).collect();
-                for key in users {
-                    self.forget_results(key);
-                    self.back_to_queue(key);
-                }
-                self.pool.forget(node);
-            }
-        }
-    }
-
-    /// Sequences that gave up blocks of these while tokens were sampled from them: those tokens are not theirs.
-    fn recompute_users(&mut self, nodes: &[NodeId], step: &StepInFlight) {
-        let nodes: HashSet<NodeId> = nodes.iter().copied().collect();
-        let keys: Vec<SequenceKey> = self
-            .departed(step)
-            .filter(|departed| departed.nodes.iter().any(|node| nodes.contains(node)))
-            .map(|departed| departed.key)
-            .collect();
-        for key in keys {
-            let waits = |sequence: &&Sequence| sequence.row.is_none() && sequence.num_pending > 0;
-            if self.sequences.get(&key).filter(waits).is_some() {
-                self.forget_results(key);
-            }
-        }
-    }
-
-    /// What steps on their way say of this sequence is not to be used.
-    fn forget_results(&mut self, key: SequenceKey) {
-        if let Some(sequence) = self.sequences.get_mut(&key) {
-            sequence.epoch += 1;
-            sequence.num_pending = 0;
-        }
-    }
-
-    /// Of `step` and those behind it.
-    fn departed<'a>(&'a self, step: &'a StepInFlight) -> impl Iterator<Item = &'a Departed> {
-        let behind = self.in_flight.iter().flat_map(|step| &step.departed);
-        step.departed.iter().chain(behind)
     }
 
     fn fail(&mut self, key: SequenceKey, error: GenerationError) {
@@ -638,18 +487,6 @@ impl Scheduler {
         }
         self.next_check = Some(now + started.elapsed() * CHECK_SHARE);
     }
-}
-
-/// Gives a sequence's blocks back. What steps on their way do with them is remembered with the last of these.
-fn release(sequence: &mut Sequence, pool: &mut BlockPool, in_flight: &mut VecDeque<StepInFlight>) {
-    if let Some(step) = in_flight.back_mut() {
-        let nodes = pool.unconfirmed(&sequence.blocks);
-        if !nodes.is_empty() {
-            let key = sequence.key;
-            step.departed.push(Departed { key, nodes });
-        }
-    }
-    pool.release(&mut sequence.blocks);
 }
 
 fn error_of(failure: &SequenceFailure) -> GenerationError {

@@ -152,7 +152,6 @@ fn config(socket: &Path) -> EncoderConfig {
         max_batch_sequences: 8,
         max_concurrent_requests: 100,
         queue_timeout: Duration::from_secs(60),
-        prefix_cache: true,
         shard_timeout: Duration::from_secs(60),
     }
 }
@@ -353,6 +352,7 @@ async fn generators_and_encoders_are_told_apart() {
             max_batch_total_tokens: None,
             max_concurrent_requests: 4,
             queue_timeout: Duration::from_secs(60),
+            prefix_cache: true,
             shard_timeout: Duration::from_secs(60),
         },
         Arc::new(Tokenizer::new(WordLevel::default())),

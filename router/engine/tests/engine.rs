@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use gridwork_engine::{
-    Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest, LogprobOptions,
-    Priority, SamplingParameters, ShardAddress, StartError, StopConditions, SubmitError,
+    CacheNamespace, Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest,
+    LogprobOptions, Priority, SamplingParameters, ShardAddress, StartError, StopConditions,
+    SubmitError,
 };
 use gridwork_proto::PROTOCOL_VERSION;
 use gridwork_proto::v1::shard_server::{Shard, ShardServer};
