@@ -22,7 +22,8 @@ def expected(smollm2: Path) -> Sequence[Case]:
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path) -> Iterator[Server]:
+def server(smollm2: Path, expected: Sequence[Case]) -> Iterator[Server]:
+    """Started once what it is compared with is known, which may take minutes."""
     with Server("--model-id", smollm2, "--dtype", "float32") as running:
         yield running
 
