@@ -241,6 +241,12 @@ pub struct BatchingArgs {
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub block_size: u32,
 
+    /// Compute every prompt anew, even what is the same as in a request before
+    #[arg(long, env = "DISABLE_PREFIX_CACHE", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
+          value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub disable_prefix_cache: bool,
+
     /// Memory for keys and values, over all shards: bytes, or 512MiB, 4GiB [default: from what is free]
     #[arg(long, env = "KV_CACHE_MEMORY", value_name = "SIZE", value_parser = parse_size)]
     pub kv_cache_memory: Option<u64>,

@@ -173,6 +173,7 @@ impl Settings {
         args.number_if("--max-batch-total-tokens", batching.max_batch_total_tokens);
         args.number("--max-batch-size", batching.max_batch_size);
         args.number("--block-size", batching.block_size);
+        args.flag_if("--disable-prefix-cache", batching.disable_prefix_cache);
         args.number("--max-batch-tokens", batching.max_batch_tokens);
         args.number_if("--max-client-batch-size", http.max_client_batch_size);
         args.number("--payload-limit", http.payload_limit);
@@ -206,6 +207,7 @@ impl Settings {
             env_remove: vec![
                 "CORS_ALLOW_ORIGIN",
                 "DISABLE_GRAMMAR_SUPPORT",
+                "DISABLE_PREFIX_CACHE",
                 "MAX_INPUT_LENGTH",
             ],
         }

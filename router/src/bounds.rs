@@ -34,6 +34,9 @@ pub(crate) fn check(
 const MAX_TEMPERATURE: f32 = 1e6;
 const REPETITION_PENALTIES: std::ops::RangeInclusive<f32> = 1e-6..=1e6;
 
+/// Enough for any digest or name; each of a cache's prefixes keeps its own.
+const MAX_CACHE_SALT_BYTES: usize = 512;
+
 fn check_ranges(parameters: &Parameters) -> Result<(), ApiError> {
     // Written so that a NaN is out of every range.
     let within = |field: &str, value: Option<f32>, fits: fn(f32) -> bool, bounds: &str| {
@@ -112,6 +115,17 @@ fn check_lengths(
         return Err(ApiError::validation(
             "stop",
             "`stop` must not contain an empty string",
+        ));
+    }
+    if let Some(salt) = &parameters.cache_salt
+        && !(1..=MAX_CACHE_SALT_BYTES).contains(&salt.len())
+    {
+        return Err(ApiError::validation(
+            "cache_salt",
+            format!(
+                "`cache_salt` must have 1 to {MAX_CACHE_SALT_BYTES} bytes. Given: {}",
+                salt.len()
+            ),
         ));
     }
     if parameters.top_n_tokens > limits.max_top_n_tokens {

@@ -199,6 +199,12 @@ pub struct BatchingArgs {
     #[arg(long, env = "BLOCK_SIZE", default_value_t = 16, value_name = "TOKENS",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub block_size: u32,
+
+    /// Compute every prompt anew, even what is the same as in a request before
+    #[arg(long, env = "DISABLE_PREFIX_CACHE", default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
+          value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub disable_prefix_cache: bool,
 }
 
 /// What is logged and traced.
@@ -401,6 +407,7 @@ impl Cli {
                 max_sequences: batching.max_batch_size,
                 max_total_tokens: limits.max_total_tokens,
                 max_batch_total_tokens: batching.max_batch_total_tokens,
+                prefix_cache: !batching.disable_prefix_cache,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),

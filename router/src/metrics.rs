@@ -80,7 +80,7 @@ fn describe() {
     }
 }
 
-const COUNTERS: [(&str, &str); 11] = [
+const COUNTERS: [(&str, &str); 15] = [
     ("gridwork_requests_total", "Requests received, by route"),
     (
         "gridwork_request_success_total",
@@ -102,6 +102,22 @@ const COUNTERS: [(&str, &str); 11] = [
         "gridwork_prompt_tokens_total",
         "Prompt tokens of the admitted generations",
     ),
+    (
+        "gridwork_cached_prompt_tokens_total",
+        "Prompt tokens of started generations that were in the prefix cache",
+    ),
+    (
+        "gridwork_prefix_cache_lookup_tokens_total",
+        "Tokens of sequences that were looked up in the prefix cache",
+    ),
+    (
+        "gridwork_prefix_cache_hit_tokens_total",
+        "Those of them that were found there",
+    ),
+    (
+        "gridwork_prefix_cache_evicted_blocks_total",
+        "Blocks that the prefix cache gave up for others",
+    ),
     ("gridwork_generated_tokens_total", "Tokens generated"),
     ("gridwork_steps_total", "Steps that the shard has computed"),
     (
@@ -118,7 +134,7 @@ const COUNTERS: [(&str, &str); 11] = [
     ),
 ];
 
-const GAUGES: [(&str, &str); 4] = [
+const GAUGES: [(&str, &str); 5] = [
     ("gridwork_queue_size", "Generations that wait to be started"),
     (
         "gridwork_running_sequences",
@@ -129,6 +145,10 @@ const GAUGES: [(&str, &str); 4] = [
         "Blocks of the cache that hold running sequences",
     ),
     ("gridwork_cache_blocks_total", "Blocks of the cache"),
+    (
+        "gridwork_prefix_cache_blocks",
+        "Full blocks that can be found by their tokens, in use or not",
+    ),
 ];
 
 const HISTOGRAMS: [(&str, &str); 14] = [

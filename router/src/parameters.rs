@@ -43,6 +43,8 @@ pub struct Parameters {
     pub top_n_tokens: u32,
     /// And of the prompt's tokens.
     pub prompt_logprobs: bool,
+    /// Share cached keys and values only with requests that give the same.
+    pub cache_salt: Option<String>,
 }
 
 impl Default for Parameters {
@@ -69,6 +71,7 @@ impl Default for Parameters {
             logprobs: false,
             top_n_tokens: 0,
             prompt_logprobs: false,
+            cache_salt: None,
         }
     }
 }

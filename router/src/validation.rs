@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_engine::{GenerationRequest, Limits, LogprobOptions, Priority, StopConditions};
+use gridwork_engine::{
+    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, StopConditions,
+};
 use tokio::sync::Semaphore;
 use tracing::Span;
 
@@ -214,6 +216,10 @@ fn fit(
             prompt: parameters.prompt_logprobs,
         },
         priority: Priority::Normal,
+        namespace: CacheNamespace {
+            salt: parameters.cache_salt,
+            ..CacheNamespace::default()
+        },
         skip_special_tokens: parameters.skip_special_tokens,
         queue_timeout: None,
         span,

@@ -38,6 +38,7 @@ fn engine_limits() -> Limits {
         max_batch_tokens: 64,
         max_sequences: 4,
         max_concurrent_requests: 4,
+        prefix_cache: true,
     }
 }
 

@@ -69,6 +69,7 @@ class ShardService(pb_grpc.ShardServicer):
             transformers_version=transformers.__version__,
             torch_version=torch.__version__,
             task=pb.TASK_GENERATE,
+            shares_blocks=runner.path.shares_blocks,
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:

@@ -14,6 +14,7 @@ from gridwork_server.errors import LimitError
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import LoadedModel
 from gridwork_server.memory import cache_budget_bytes
+from gridwork_server.paths.base import CacheNeeds
 from gridwork_server.paths.window_blocks import most_in_use
 from gridwork_server.sampling import Sampler, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
@@ -21,6 +22,10 @@ from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_KEPT = 4
+"""With a prefix cache, it is worth room for so many times what can be in use at once."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Runner:
         """Allocates the cache for these limits and runs a first step. Raises LimitError."""
         if min(limits.block_size_tokens, limits.max_batch_tokens, limits.max_sequences) < 1:
             raise LimitError("block size, batch tokens and sequences must be at least 1")
+        if limits.prefix_cache and not self.path.shares_blocks:
+            raise LimitError(f"the {self.path.name} path cannot share what it computes: no prefix cache is possible")
         # What was there before must count as free.
         self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
         size = self._size_cache(limits)
@@ -199,14 +206,15 @@ class Runner:
         return None
 
     def _size_cache(self, limits: "pb.WarmupRequest") -> CacheSize:
-        local = self.path.needs.bytes_per_token
+        needs = self._needs(limits)
+        local = needs.bytes_per_token
         budget = cache_budget_bytes(
             self.loaded.device,
             self.config.kv_cache_memory_bytes,
             self.config.cuda_memory_fraction,
             self.group.world_size,
         )
-        fixed = self.path.needs.bytes_per_sequence * limits.max_sequences
+        fixed = needs.bytes_per_sequence * limits.max_sequences
         if fixed > budget:
             raise LimitError(
                 f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
@@ -217,13 +225,12 @@ class Runner:
         num_blocks = self._num_blocks(budget - fixed, ids, limits)
         if limits.max_total_tokens:
             longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
-            # More than this can never be in use.
-            num_blocks = min(num_blocks, longest * limits.max_sequences)
+            # More than this can never be in use; what is kept for later requests may be more.
+            num_blocks = min(num_blocks, longest * limits.max_sequences * (_KEPT if limits.prefix_cache else 1))
         num_blocks = min(self.group.minimum(num_blocks), 2**31 // limits.block_size_tokens)
-        in_windows = min(num_blocks, most_in_use(self.path.needs.window_tokens, limits))
+        in_windows = min(num_blocks, most_in_use(needs.window_tokens, limits))
         local_bytes = limits.block_size_tokens * (
-            num_blocks * (local - self.path.needs.window_bytes_per_token)
-            + in_windows * self.path.needs.window_bytes_per_token
+            num_blocks * (local - needs.window_bytes_per_token) + in_windows * needs.window_bytes_per_token
         )
         bytes_per_token, total_bytes = self.group.sum([local, local_bytes])
         return CacheSize(num_blocks, total_bytes, bytes_per_token)
@@ -231,7 +238,7 @@ class Runner:
     def _num_blocks(self, budget: int, id_bytes: int, limits: "pb.WarmupRequest") -> int:
         """Blocks that fit into so many bytes. id_bytes: for a token's id. Layers that see a window need no more than
         windows take."""
-        needs = self.path.needs
+        needs = self._needs(limits)
         block = limits.block_size_tokens
         num_blocks = budget // max(1, (needs.bytes_per_token + id_bytes) * block)
         most = most_in_use(needs.window_tokens, limits)
@@ -239,6 +246,9 @@ class Runner:
             return num_blocks
         rest = budget - most * block * (needs.bytes_per_token + id_bytes)
         return most + rest // max(1, (needs.bytes_per_token - needs.window_bytes_per_token + id_bytes) * block)
+
+    def _needs(self, limits: "pb.WarmupRequest") -> CacheNeeds:
+        return self.path.needs.without_windows() if limits.prefix_cache else self.path.needs
 
     def _run_first_steps(self, num_blocks: int) -> None:
         """A chunk of prefill and a decode, so that whatever is set up at first use is set up now."""

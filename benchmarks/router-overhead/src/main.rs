@@ -2,11 +2,13 @@
 //!
 //! Starts `gridwork-router` on one core with a shard that has no model, and streams to many clients from another core.
 //! Prints a Markdown table: tokens per second that the one core streams, and what the router adds to a token's latency
-//! (from the moment the shard has the step's result to the arrival of the event's bytes at the client).
+//! (from the moment the shard has the step's result to the arrival of the event's bytes at the client). Before that, what
+//! the scheduler alone takes for a step.
 
 mod affinity;
 mod load;
 mod null_shard;
+mod scheduler;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -20,7 +22,7 @@ use tokio::net::UnixListener;
 use crate::load::{Answer, FIRST_PROMPT_TOKEN, run_clients};
 use crate::null_shard::{NullShard, SentTimes};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Measures the router with a shard that answers at once.
 #[derive(Parser, Clone)]
@@ -49,6 +51,9 @@ struct Args {
     /// Rounds; the median is printed
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// End after the scheduler's own cost
+    #[arg(long)]
+    scheduler_only: bool,
 }
 
 /// A router on its own core, with a null shard in this process; both end with this value.
@@ -197,6 +202,10 @@ fn quantile(mut values: Vec<f64>, at: f64) -> f64 {
 }
 
 async fn run(args: Args) -> Result<()> {
+    scheduler::print_cost(&args.model_path, args.rounds)?;
+    if args.scheduler_only {
+        return Ok(());
+    }
     println!(
         "| clients | shard | tokens/s | router CPU a token | TPOT p50 |\n|---|---|---|---|---|"
     );

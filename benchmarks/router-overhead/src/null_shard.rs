@@ -104,6 +104,7 @@ impl Shard for NullShard {
             vocab_size: 49_152,
             max_context_tokens: 8_192,
             world_size: 1,
+            shares_blocks: true,
             ..Default::default()
         }))
     }

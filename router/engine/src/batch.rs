@@ -5,6 +5,7 @@ use std::time::Instant;
 use gridwork_proto::v1::Step;
 
 use crate::blocks::BlockPool;
+use crate::prefix_tree::NodeId;
 use crate::sequence::{Sequence, SequenceKey};
 
 pub(crate) struct StepInFlight {
@@ -12,12 +13,24 @@ pub(crate) struct StepInFlight {
     pub sent: Instant,
     /// In the order of the step's `sequence_ids`.
     pub entries: Vec<StepEntry>,
+    /// Sequences that gave their blocks up while this was the last step on its way.
+    pub departed: Vec<Departed>,
+}
+
+/// What a sequence leaves behind that steps on their way still compute, or read.
+#[derive(Debug)]
+pub(crate) struct Departed {
+    pub key: SequenceKey,
+    /// Those of its blocks in the cache that no sampled token has proved good, one behind the other.
+    pub nodes: Vec<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepEntry {
     pub row: u32,
     pub key: SequenceKey,
+    /// The sequence's, when the step was made.
+    pub epoch: u32,
     pub samples: bool,
 }
 
@@ -54,11 +67,10 @@ impl Batch {
             return false;
         };
         let computed = sequence.num_computed + num_tokens;
-        let num_held = sequence.blocks.len();
-        let num_new = computed
+        let num_needed = computed
             .div_ceil(block_size_tokens)
-            .saturating_sub(num_held);
-        if !pool.extend(&mut sequence.blocks, num_new) {
+            .saturating_sub(sequence.blocks.len());
+        if !pool.extend(&mut sequence.blocks, num_needed) {
             return false;
         }
         let samples = computed == sequence.tokens.len() + sequence.num_pending;
@@ -66,15 +78,18 @@ impl Batch {
         if samples {
             sequence.num_pending += 1;
         }
+        // Steps are executed in order, and a step writes before it reads: whoever comes next may use these blocks.
+        sequence.share_blocks(pool, block_size_tokens);
+        let new_blocks = &sequence.blocks.ids()[sequence.num_sent_blocks..];
         self.step.sequence_ids.push(row);
         self.step.num_tokens.push(num_tokens as u32);
-        self.step.num_new_blocks.push(num_new as u32);
-        self.step
-            .new_blocks
-            .extend_from_slice(&sequence.blocks.ids()[num_held..]);
+        self.step.num_new_blocks.push(new_blocks.len() as u32);
+        self.step.new_blocks.extend_from_slice(new_blocks);
+        sequence.num_sent_blocks = sequence.blocks.len();
         self.entries.push(StepEntry {
             row,
             key: sequence.key,
+            epoch: sequence.epoch,
             samples,
         });
         self.budget_tokens = self.budget_tokens.saturating_sub(num_tokens);

@@ -35,6 +35,8 @@ pub struct EngineConfig {
     /// Requests that may be queued or running; the next one is refused.
     pub max_concurrent_requests: usize,
     pub queue_timeout: Duration,
+    /// Whether sequences share the cached keys and values of what is the same in them.
+    pub prefix_cache: bool,
     /// How long the shard may take to become ready, at the start and after a restart.
     pub shard_timeout: Duration,
 }
@@ -58,6 +60,8 @@ pub struct Limits {
     pub max_batch_tokens: u32,
     pub max_sequences: u32,
     pub max_concurrent_requests: usize,
+    /// Whether there is a prefix cache: it was asked for, and the model runs on a path that can share blocks.
+    pub prefix_cache: bool,
 }
 
 /// Why the engine cannot serve; the message is for the user.
@@ -325,7 +329,7 @@ impl Task {
             }
         };
         let mut scheduler = Scheduler::new(
-            scheduler_config(&ready.limits),
+            self.scheduler_config(&ready.limits),
             self.shared.vocabulary.clone(),
             ready.info.eos_token_ids.clone(),
             self.metrics.clone(),
@@ -351,7 +355,7 @@ impl Task {
             let Some((again, ready)) = self.reconnect(&mut scheduler, &mut incoming).await else {
                 return;
             };
-            scheduler.reset_shard(scheduler_config(&ready.limits));
+            scheduler.reset_shard(self.scheduler_config(&ready.limits));
             tracing::info!(
                 "the shard is back; {} requests go on",
                 scheduler.num_sequences()
@@ -395,7 +399,7 @@ impl Task {
                     Ok(None) => return Ended::ShardLost("it ended the stream".into()),
                     Err(status) => return Ended::ShardLost(status.message().to_owned()),
                 },
-                _ = expiry.tick() => scheduler.expire(self.config.queue_timeout, Instant::now()),
+                _ = expiry.tick() => scheduler.expire(Instant::now()),
             }
         }
     }
@@ -429,7 +433,7 @@ impl Task {
                         Err(error) => break error,
                     },
                     command = incoming.recv() => self.execute(scheduler, command?),
-                    _ = expiry.tick() => scheduler.expire(self.config.queue_timeout, Instant::now()),
+                    _ = expiry.tick() => scheduler.expire(Instant::now()),
                 }
             };
             tracing::error!("the shard cannot go on: {error}");
@@ -449,12 +453,24 @@ impl Task {
                 max_batch_tokens: config.max_batch_tokens + config.max_sequences,
                 max_sequences: config.max_sequences,
                 max_total_tokens: longest_sequence(config, info)?,
+                prefix_cache: has_prefix_cache(config, info),
             })
         })
         .await?;
         let limits = limits(config, &shard.info, &shard.warmup)?;
         let info = shard.info.clone();
         Ok((shard, Ready { info, limits }))
+    }
+
+    fn scheduler_config(&self, limits: &Limits) -> SchedulerConfig {
+        SchedulerConfig {
+            block_size_tokens: limits.block_size_tokens as usize,
+            num_blocks: limits.num_blocks,
+            max_batch_tokens: limits.max_batch_tokens as usize,
+            max_sequences: limits.max_sequences,
+            prefix_cache: limits.prefix_cache,
+            queue_timeout: self.config.queue_timeout,
+        }
     }
 }
 
@@ -505,14 +521,10 @@ fn limits(
         max_batch_tokens: config.max_batch_tokens,
         max_sequences: config.max_sequences,
         max_concurrent_requests: config.max_concurrent_requests,
+        prefix_cache: has_prefix_cache(config, info),
     })
 }
 
-fn scheduler_config(limits: &Limits) -> SchedulerConfig {
-    SchedulerConfig {
-        block_size_tokens: limits.block_size_tokens as usize,
-        num_blocks: limits.num_blocks,
-        max_batch_tokens: limits.max_batch_tokens as usize,
-        max_sequences: limits.max_sequences,
-    }
+fn has_prefix_cache(config: &EngineConfig, info: &InfoResponse) -> bool {
+    config.prefix_cache && info.shares_blocks
 }

@@ -4,11 +4,15 @@
 //! request and returns its stream of [`Event`]s, and dropping that stream frees what the request held.
 
 mod batch;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod blocks;
 mod detokenizer;
 pub mod encoder;
 mod engine;
 mod metrics;
+mod prefix_tree;
+mod queue;
 mod request;
 mod scheduler;
 mod sequence;

@@ -13,12 +13,17 @@ pub(crate) struct EngineMetrics {
     pub shard_restarts: Counter,
     pub integrity_violations: Counter,
     pub prompt_tokens: Counter,
+    pub cached_prompt_tokens: Counter,
+    lookup_tokens: Counter,
+    hit_tokens: Counter,
+    evicted_blocks: Counter,
     generated_tokens: Counter,
     steps: Counter,
     queue_size: Gauge,
     running: Gauge,
     blocks_used: Gauge,
     blocks_total: Gauge,
+    blocks_cached: Gauge,
     first_token: Histogram,
     per_token: Histogram,
     queue: Histogram,
@@ -39,12 +44,17 @@ impl EngineMetrics {
             shard_restarts: counter!("gridwork_shard_restarts_total"),
             integrity_violations: counter!("gridwork_scheduler_integrity_violations_total"),
             prompt_tokens: counter!("gridwork_prompt_tokens_total"),
+            cached_prompt_tokens: counter!("gridwork_cached_prompt_tokens_total"),
+            lookup_tokens: counter!("gridwork_prefix_cache_lookup_tokens_total"),
+            hit_tokens: counter!("gridwork_prefix_cache_hit_tokens_total"),
+            evicted_blocks: counter!("gridwork_prefix_cache_evicted_blocks_total"),
             generated_tokens: counter!("gridwork_generated_tokens_total"),
             steps: counter!("gridwork_steps_total"),
             queue_size: gauge!("gridwork_queue_size"),
             running: gauge!("gridwork_running_sequences"),
             blocks_used: gauge!("gridwork_cache_blocks_used"),
             blocks_total: gauge!("gridwork_cache_blocks_total"),
+            blocks_cached: gauge!("gridwork_prefix_cache_blocks"),
             first_token: histogram!("gridwork_time_to_first_token_seconds"),
             per_token: histogram!("gridwork_time_per_output_token_seconds"),
             queue: histogram!("gridwork_request_queue_seconds"),
@@ -61,6 +71,10 @@ impl EngineMetrics {
             &metrics.shard_restarts,
             &metrics.integrity_violations,
             &metrics.prompt_tokens,
+            &metrics.cached_prompt_tokens,
+            &metrics.lookup_tokens,
+            &metrics.hit_tokens,
+            &metrics.evicted_blocks,
             &metrics.generated_tokens,
             &metrics.steps,
         ] {
@@ -74,6 +88,18 @@ impl EngineMetrics {
         self.running.set(running as f64);
         self.blocks_used.set(blocks_used as f64);
         self.blocks_total.set(blocks_total as f64);
+    }
+
+    /// The prefix cache holds so many blocks; so many were evicted since the last time.
+    pub fn cache(&self, blocks: usize, evicted: u64) {
+        self.blocks_cached.set(blocks as f64);
+        self.evicted_blocks.increment(evicted);
+    }
+
+    /// A sequence was looked up in the prefix cache.
+    pub fn looked_up(&self, tokens: usize, found: usize) {
+        self.lookup_tokens.increment(tokens as u64);
+        self.hit_tokens.increment(found as u64);
     }
 
     pub fn queued(&self, waited: Duration) {

@@ -16,6 +16,8 @@ pub struct GenerationRequest {
     pub stop: StopConditions,
     pub logprobs: LogprobOptions,
     pub priority: Priority,
+    /// What its cached keys and values may be shared with.
+    pub namespace: CacheNamespace,
     /// Leave special tokens out of the generated text.
     pub skip_special_tokens: bool,
     /// How long the request may wait for its first step before it fails; `None`: the engine's own limit.
@@ -48,7 +50,19 @@ pub struct LogprobOptions {
     pub prompt: bool,
 }
 
-/// Scheduling class; within a class, first come first served.
+/// What, besides the tokens before it, a token's keys and values depend on, or are to be kept apart by. Requests share
+/// what was computed before only when all of this is the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct CacheNamespace {
+    /// Adapter that the model runs with.
+    pub adapter: Option<String>,
+    /// Hash over what the prompt holds besides text, collision-free.
+    pub media_hash: Option<[u8; 32]>,
+    /// The client's own.
+    pub salt: Option<String>,
+}
+
+/// Scheduling class; within a class, first come first served, but for requests whose prompts are in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
     High,
@@ -92,6 +106,8 @@ pub struct TopToken {
 pub struct Finish {
     pub reason: FinishReason,
     pub num_generated_tokens: u32,
+    /// Tokens of the prompt that were in the cache already.
+    pub num_cached_tokens: u32,
     pub timing: Timing,
 }
 

@@ -5,23 +5,32 @@
 //! that run already, then of waiting ones, by priority and arrival. Blocks are taken for what a step computes. When
 //! none is left for a decode, the lowest-priority, newest sequence gives its blocks up and is computed again later.
 
+mod admission;
+mod recovery;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::{SequenceFailure, Step, StepResult, sequence_failure};
 
-use crate::batch::{Batch, StepInFlight};
+use crate::batch::{Batch, StepEntry, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
+use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
 use crate::sequence::{Sampled, Sequence, SequenceKey};
 use crate::suspects::Suspects;
+use recovery::release;
 
 /// Steps that may be sent before the result of the first of them is known: while the shard computes one, the next
 /// is waiting for it already.
 const MAX_STEPS_IN_FLIGHT: usize = 2;
+
+/// The invariants are looked at for one part in so many of the time.
+const CHECK_SHARE: u32 = 1000;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SchedulerConfig {
@@ -30,6 +39,10 @@ pub(crate) struct SchedulerConfig {
     /// Token budget of a step. Decodes are never left out; prefill gets what they leave of it, and a block at least.
     pub max_batch_tokens: usize,
     pub max_sequences: u32,
+    /// Whether sequences share what is the same in them.
+    pub prefix_cache: bool,
+    /// How long a sequence may wait that says nothing about it.
+    pub queue_timeout: Duration,
 }
 
 pub(crate) struct Scheduler {
@@ -38,10 +51,14 @@ pub(crate) struct Scheduler {
     eos_token_ids: Vec<u32>,
     metrics: EngineMetrics,
     sequences: HashMap<SequenceKey, Sequence>,
+    waiting: WaitingQueue,
     /// Best first: keys grow with arrival.
-    waiting: BTreeSet<(Priority, SequenceKey)>,
     running: BTreeSet<(Priority, SequenceKey)>,
     pool: BlockPool,
+    /// Of the pool's prefixes: sequences remember hashes of theirs while pools come and go.
+    hasher: RandomState,
+    /// When the invariants are to be looked at next.
+    next_check: Option<Instant>,
     free_rows: Vec<u32>,
     /// Rows that the shard has not been told of yet.
     released_rows: Vec<u32>,
@@ -64,9 +81,11 @@ impl Scheduler {
             eos_token_ids,
             metrics,
             sequences: HashMap::new(),
-            waiting: BTreeSet::new(),
+            waiting: WaitingQueue::default(),
             running: BTreeSet::new(),
-            pool: BlockPool::new(0),
+            pool: BlockPool::new(0, None, RandomState::new()),
+            hasher: RandomState::new(),
+            next_check: None,
             free_rows: Vec::new(),
             released_rows: Vec::new(),
             in_flight: VecDeque::new(),
@@ -81,18 +100,30 @@ impl Scheduler {
     pub fn reset_shard(&mut self, config: SchedulerConfig) {
         self.shard_lost(false);
         self.config = config;
-        self.pool = BlockPool::new(config.num_blocks);
+        self.empty_pool();
         self.free_rows = (0..config.max_sequences).rev().collect();
         self.report();
+    }
+
+    fn empty_pool(&mut self) {
+        let SchedulerConfig {
+            num_blocks,
+            prefix_cache,
+            block_size_tokens,
+            ..
+        } = self.config;
+        let shared = prefix_cache.then_some(block_size_tokens);
+        self.pool = BlockPool::new(num_blocks, shared, self.hasher.clone());
     }
 
     pub fn num_sequences(&self) -> usize {
         self.sequences.len()
     }
 
-    pub fn add(&mut self, sequence: Sequence) {
-        self.waiting
-            .insert((sequence.request.priority, sequence.key));
+    pub fn add(&mut self, mut sequence: Sequence) {
+        let timeout = self.queue_timeout(&sequence);
+        sequence.start_by = sequence.submitted.checked_add(timeout);
+        self.waiting.insert(&sequence);
         self.sequences.insert(sequence.key, sequence);
     }
 
@@ -112,29 +143,17 @@ impl Scheduler {
     }
 
     /// Fails what has waited for its first step for too long.
-    pub fn expire(&mut self, default_timeout: Duration, now: Instant) {
-        let expired: Vec<(SequenceKey, Duration)> = self
-            .waiting
-            .iter()
-            .filter_map(|(_, key)| self.sequences.get(key))
-            .filter(|sequence| !sequence.has_started())
-            .map(|sequence| {
-                (
-                    sequence,
-                    sequence.request.queue_timeout.unwrap_or(default_timeout),
-                )
-            })
-            .filter(|(sequence, timeout)| now.duration_since(sequence.submitted) > *timeout)
-            .map(|(sequence, timeout)| (sequence.key, timeout))
-            .collect();
-        for (key, timeout) in expired {
-            self.fail(
-                key,
-                GenerationError::QueueTimeout {
-                    limit_s: timeout.as_secs(),
-                },
-            );
+    pub fn expire(&mut self, now: Instant) {
+        while let Some(key) = self.waiting.expired(now) {
+            let timeout = self.sequences.get(&key).map(|s| self.queue_timeout(s));
+            let limit_s = timeout.unwrap_or_default().as_secs();
+            self.fail(key, GenerationError::QueueTimeout { limit_s });
         }
+    }
+
+    fn queue_timeout(&self, sequence: &Sequence) -> Duration {
+        let own = sequence.request.queue_timeout;
+        own.unwrap_or(self.config.queue_timeout)
     }
 
     /// The next step, or `None` when there is nothing to compute or enough is in flight.
@@ -167,7 +186,7 @@ impl Scheduler {
             }
         }
         let only_releases = self.in_flight.is_empty() && !self.released_rows.is_empty();
-        if batch.entries.is_empty() && !only_releases {
+        if batch.entries.is_empty() && batch.step.admitted.is_empty() && !only_releases {
             return None;
         }
         let Batch {
@@ -186,6 +205,7 @@ impl Scheduler {
             id: step.id,
             sent: now,
             entries,
+            departed: Vec::new(),
         });
         self.report();
         Some(step)
@@ -206,27 +226,29 @@ impl Scheduler {
         }
         let mut num_sampled = 0;
         for prompt in &result.prompt_logprobs {
-            let key = step
-                .entries
-                .iter()
-                .find(|entry| entry.row == prompt.sequence_id)
-                .map(|entry| entry.key);
-            if let Some(sequence) = key.and_then(|key| self.sequences.get_mut(&key)) {
+            let of_row = |entry: &&StepEntry| entry.row == prompt.sequence_id;
+            if let Some(entry) = step.entries.iter().find(of_row)
+                && let Some(sequence) = self.sequences.get_mut(&entry.key)
+                && sequence.epoch == entry.epoch
+            {
                 sequence.add_prompt_logprobs(prompt.first_position as usize, &prompt.logprobs);
             }
         }
-        let mut failures: HashMap<u32, &SequenceFailure> = result
+        let failures: HashMap<u32, &SequenceFailure> = result
             .failures
             .iter()
             .map(|failure| (failure.sequence_id, failure))
             .collect();
+        if !failures.is_empty() {
+            for entry in &step.entries {
+                if let Some(failure) = failures.get(&entry.row) {
+                    self.entry_failed(entry, error_of(failure), &step);
+                }
+            }
+        }
         let mut sampled = Sampled::of(result)?.peekable();
         for entry in &step.entries {
-            if let Some(failure) = failures.remove(&entry.row) {
-                self.fail(entry.key, error_of(failure));
-                continue;
-            }
-            if !entry.samples {
+            if !entry.samples || failures.contains_key(&entry.row) {
                 continue;
             }
             let token = sampled
@@ -234,19 +256,29 @@ impl Scheduler {
                 .ok_or_else(|| {
                     format!("step {} gave no token for sequence {}", step.id, entry.row)
                 })?;
-            // One that has finished or gone since then: the token is surplus.
+            // One that has finished or gone since then, or is computed again: the token is surplus.
             let Some(sequence) = self.sequences.get_mut(&entry.key) else {
                 continue;
             };
+            if sequence.epoch != entry.epoch {
+                continue;
+            }
             num_sampled += 1;
             sequence.num_pending -= 1;
+            let block_size = self.config.block_size_tokens;
+            self.pool
+                .confirm(&mut sequence.blocks, sequence.tokens.len() / block_size);
             if let Some(finish) = sequence.accept(token, &self.eos_token_ids, &self.vocabulary, now)
             {
+                sequence.share_blocks(&mut self.pool, block_size);
                 self.metrics.finished(&finish);
                 self.remove(entry.key);
-            } else if sequence.num_generated() == 1 {
-                self.metrics
-                    .first_token(now.duration_since(sequence.submitted));
+            } else {
+                sequence.share_blocks(&mut self.pool, block_size);
+                if sequence.num_generated() == 1 {
+                    self.metrics
+                        .first_token(now.duration_since(sequence.submitted));
+                }
             }
         }
         if let Some(extra) = sampled.next() {
@@ -265,7 +297,7 @@ impl Scheduler {
         }
         self.report();
         if self.sequences.is_empty() && self.in_flight.is_empty() {
-            self.check_when_idle();
+            self.check_when_idle(now);
         }
         Ok(())
     }
@@ -279,16 +311,17 @@ impl Scheduler {
         self.in_flight.clear();
         self.released_rows.clear();
         self.next_step_id = 1;
-        for (priority, key) in std::mem::take(&mut self.running) {
+        for (_, key) in std::mem::take(&mut self.running) {
             if let Some(sequence) = self.sequences.get_mut(&key) {
                 self.pool.release(&mut sequence.blocks);
                 sequence.rewind();
-                self.waiting.insert((priority, key));
+                self.waiting.insert(sequence);
             }
         }
         for sequence in self.sequences.values_mut() {
             sequence.num_pending = 0;
         }
+        self.empty_pool();
         self.free_rows = (0..self.config.max_sequences).rev().collect();
         self.report();
     }
@@ -338,14 +371,19 @@ impl Scheduler {
         }
     }
 
-    /// Adds a chunk of a sequence's prefill: as much as budget and free blocks allow.
+    /// Adds a chunk of a sequence's prefill.
     fn add_prefill(&mut self, key: SequenceKey, batch: &mut Batch) {
+        let prefills = |sequence: &&Sequence| sequence.row.is_some() && !sequence.is_decoding();
+        if self.sequences.get(&key).filter(prefills).is_some() {
+            self.add_chunk(key, batch);
+        }
+    }
+
+    /// Adds as much of a running sequence as budget and free blocks allow.
+    fn add_chunk(&mut self, key: SequenceKey, batch: &mut Batch) {
         let Some(sequence) = self.sequences.get_mut(&key) else {
             return;
         };
-        if sequence.row.is_none() || sequence.is_decoding() {
-            return;
-        }
         let block_size = self.config.block_size_tokens;
         let room =
             (sequence.blocks.len() + self.pool.num_free()) * block_size - sequence.num_computed;
@@ -353,66 +391,6 @@ impl Scheduler {
         if chunk > 0 {
             batch.add(sequence, chunk, &mut self.pool, block_size);
         }
-    }
-
-    /// Admits waiting sequences, best first, while their whole prompt fits beside what running ones still need.
-    fn admit_waiting(&mut self, batch: &mut Batch, now: Instant) {
-        if self.waiting.is_empty() || batch.budget_tokens == 0 || self.free_rows.is_empty() {
-            return;
-        }
-        let block_size = self.config.block_size_tokens;
-        let mut promised: usize = self
-            .running
-            .iter()
-            .filter_map(|(_, key)| self.sequences.get(key))
-            .map(|sequence| {
-                sequence
-                    .tokens
-                    .len()
-                    .div_ceil(block_size)
-                    .saturating_sub(sequence.blocks.len())
-            })
-            .sum();
-        while batch.budget_tokens > 0 && !self.free_rows.is_empty() {
-            let Some(&(_, key)) = self.waiting.first() else {
-                return;
-            };
-            let Some(sequence) = self.sequences.get(&key) else {
-                return;
-            };
-            // Preempted while tokens of it were being sampled: they are due any moment.
-            if sequence.num_pending > 0 {
-                return;
-            }
-            let needed = (sequence.tokens.len() + 1).div_ceil(block_size);
-            // Some room to grow, so that sequences are not admitted only to be preempted at the next step.
-            let headroom = self.running.len().min(self.pool.total() / 64);
-            if needed.min(self.pool.total()) + promised + headroom > self.pool.num_free() {
-                return;
-            }
-            let held_before = self.pool.num_used();
-            self.admit(key, batch, now);
-            promised += needed.saturating_sub(self.pool.num_used() - held_before);
-        }
-    }
-
-    /// Moves a sequence from the queue to the shard and adds the first chunk of it.
-    fn admit(&mut self, key: SequenceKey, batch: &mut Batch, now: Instant) {
-        let Some(sequence) = self.sequences.get_mut(&key) else {
-            return;
-        };
-        let Some(row) = self.free_rows.pop() else {
-            return;
-        };
-        let entry = (sequence.request.priority, key);
-        self.waiting.remove(&entry);
-        self.running.insert(entry);
-        sequence.row = Some(row);
-        if let Some(waited) = sequence.started(now) {
-            self.metrics.queued(waited);
-        }
-        batch.step.admitted.push(sequence.introduction(row));
-        self.add_prefill(key, batch);
     }
 
     /// Nothing can be computed though sequences run: all blocks are held by unfinished prefills. Takes from the
@@ -429,19 +407,25 @@ impl Scheduler {
 
     /// Takes a running sequence's blocks and row away; it waits to be computed again.
     fn preempt(&mut self, key: SequenceKey) {
+        self.back_to_queue(key);
+        self.metrics.preemptions.increment(1);
+    }
+
+    fn back_to_queue(&mut self, key: SequenceKey) {
         let Some(sequence) = self.sequences.get_mut(&key) else {
             return;
         };
-        self.pool.release(&mut sequence.blocks);
-        if let Some(row) = sequence.row {
-            self.released_rows.push(row);
-            self.free_rows.push(row);
-        }
+        let row = sequence.row;
+        release(sequence, &mut self.pool, &mut self.in_flight);
         sequence.rewind();
-        let entry = (sequence.request.priority, key);
-        self.running.remove(&entry);
-        self.waiting.insert(entry);
-        self.metrics.preemptions.increment(1);
+        self.running.remove(&(sequence.request.priority, key));
+        self.waiting.insert(sequence);
+        self.free_row(row);
+    }
+
+    fn free_row(&mut self, row: Option<u32>) {
+        self.released_rows.extend(row);
+        self.free_rows.extend(row);
     }
 
     fn fail(&mut self, key: SequenceKey, error: GenerationError) {
@@ -454,25 +438,24 @@ impl Scheduler {
     /// Frees all that a sequence holds.
     fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(&key)?;
-        let entry = (sequence.request.priority, key);
-        self.running.remove(&entry);
-        self.waiting.remove(&entry);
-        self.pool.release(&mut sequence.blocks);
-        if let Some(row) = sequence.row.take() {
-            self.released_rows.push(row);
-            self.free_rows.push(row);
-        }
+        self.running.remove(&(sequence.request.priority, key));
+        self.waiting.remove(&sequence);
+        release(&mut sequence, &mut self.pool, &mut self.in_flight);
+        let row = sequence.row.take();
+        self.free_row(row);
         self.report();
         Some(sequence)
     }
 
-    fn report(&self) {
+    fn report(&mut self) {
         self.metrics.state(
             self.waiting.len(),
             self.running.len(),
             self.pool.num_used(),
             self.pool.total(),
         );
+        self.metrics
+            .cache(self.pool.num_cached(), self.pool.take_evicted());
     }
 
     /// Invariants that hold at any time.
@@ -491,12 +474,18 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_when_idle(&self) {
+    /// In builds for tests always; in others so seldom that it takes no time to speak of.
+    fn check_when_idle(&mut self, now: Instant) {
+        if !cfg!(debug_assertions) && self.next_check.is_some_and(|next| now < next) {
+            return;
+        }
+        let started = Instant::now();
         if let Err(violation) = self.check_integrity() {
             self.metrics.integrity_violations.increment(1);
             tracing::error!("scheduler integrity: {violation}");
             debug_assert!(false, "scheduler integrity: {violation}");
         }
+        self.next_check = Some(now + started.elapsed() * CHECK_SHARE);
     }
 }
 

@@ -9,7 +9,9 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::request::{Event, FinishReason, GenerationRequest, LogprobOptions, StopConditions};
+use crate::request::{
+    CacheNamespace, Event, FinishReason, GenerationRequest, LogprobOptions, StopConditions,
+};
 
 const BLOCK_SIZE: usize = 4;
 
@@ -29,23 +31,43 @@ fn continuation(prompt: &[u32], count: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-/// The shard's side of the contract, with a cache whose slots remember the text that they were computed from.
+/// What a slot of the cache was computed from; `None`: from what a failed step left behind.
+type Slot = Option<(u64, Vec<u32>)>;
+
+/// The shard's side of the contract, with a cache whose slots remember what they were computed from.
 #[derive(Default)]
 struct Shard {
     sequences: HashMap<u32, ShardSequence>,
-    slots: HashMap<(u32, usize), Vec<u32>>,
+    slots: HashMap<(u32, usize), Slot>,
     last_step: u64,
     most_tokens: usize,
+    num_computed_tokens: usize,
 }
 
+/// How a step goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// It raises an exception.
+    Step,
+    /// This one of its sequences has NaN logits, if it samples.
+    Nan(usize),
+}
+
+/// Sampled where what a failed step left behind was read: no client may ever see it.
+const GARBAGE: u32 = 666_666;
+
 struct ShardSequence {
+    /// Stands for everything that tokens do not say: requests that must not share differ in it.
+    seed: u64,
+    failed: bool,
     tokens: Vec<u32>,
     num_computed: usize,
     blocks: Vec<u32>,
 }
 
 impl Shard {
-    fn run(&mut self, step: &Step) -> StepResult {
+    fn run(&mut self, step: &Step, fault: Fault) -> StepResult {
         assert_eq!(step.id, self.last_step + 1);
         self.last_step = step.id;
         for row in &step.released {
@@ -54,10 +76,19 @@ impl Shard {
                 "row {row} was free already"
             );
         }
-        for NewSequence { id, token_ids, .. } in &step.admitted {
+        for NewSequence {
+            id,
+            token_ids,
+            num_computed_tokens,
+            sampling,
+            ..
+        } in &step.admitted
+        {
             let sequence = ShardSequence {
+                seed: sampling.as_ref().map_or(0, |sampling| sampling.seed),
+                failed: false,
                 tokens: token_ids.clone(),
-                num_computed: 0,
+                num_computed: *num_computed_tokens as usize,
                 blocks: Vec::new(),
             };
             assert!(
@@ -74,6 +105,9 @@ impl Shard {
         self.most_tokens = self
             .most_tokens
             .max(step.num_tokens.iter().sum::<u32>() as usize);
+        self.num_computed_tokens += step.num_tokens.iter().sum::<u32>() as usize;
+        // All is written before anything is read.
+        let mut spans = Vec::new();
         for (i, row) in step.sequence_ids.iter().enumerate() {
             assert!(seen.insert(*row), "row {row} appears twice");
             let sequence = self.sequences.get_mut(row).expect("an admitted row");
@@ -81,38 +115,80 @@ impl Shard {
                 .blocks
                 .extend(new_blocks.by_ref().take(step.num_new_blocks[i] as usize));
             let end = sequence.num_computed + step.num_tokens[i] as usize;
-            assert!(
-                end <= sequence.tokens.len(),
-                "row {row} computes tokens that are not known"
-            );
+            sequence.failed |= fault == Fault::Step;
+            if sequence.failed {
+                result
+                    .failures
+                    .push(failure(*row, sequence_failure::Kind::Internal));
+            } else {
+                assert!(
+                    end <= sequence.tokens.len(),
+                    "row {row}: tokens that are not known"
+                );
+            }
+            let samples = end == sequence.tokens.len();
+            let nan = fault == Fault::Nan(i) && samples && !sequence.failed;
             for position in sequence.num_computed..end {
-                let block = sequence.blocks[position / BLOCK_SIZE];
-                self.slots.insert(
-                    (block, position % BLOCK_SIZE),
-                    sequence.tokens[..=position].to_vec(),
-                );
+                let content = (!sequence.failed && !nan)
+                    .then(|| (sequence.seed, sequence.tokens[..=position].to_vec()));
+                self.slots.insert(sequence.slot(position), content);
             }
-            for position in 0..end {
-                let slot = (
-                    sequence.blocks[position / BLOCK_SIZE],
-                    position % BLOCK_SIZE,
-                );
-                assert_eq!(
-                    self.slots[&slot],
-                    sequence.tokens[..=position],
-                    "row {row} reads another one's cache"
-                );
-            }
-            sequence.num_computed = end;
-            if end == sequence.tokens.len() {
-                let token = next_token(&sequence.tokens);
-                sequence.tokens.push(token);
-                result.sequence_ids.push(*row);
-                result.token_ids.push(token);
+            if !sequence.failed {
+                spans.push((*row, end, nan));
             }
         }
         assert!(new_blocks.next().is_none(), "blocks for nobody");
+        for (row, end, nan) in spans {
+            let sequence = self.sequences.get_mut(&row).expect("it was there above");
+            assert!(end > sequence.num_computed, "row {row} computes nothing");
+            let mut good = true;
+            for position in 0..end {
+                match &self.slots[&sequence.slot(position)] {
+                    None => good = false,
+                    Some((seed, tokens)) => assert_eq!(
+                        (*seed, tokens.as_slice()),
+                        (sequence.seed, &sequence.tokens[..=position]),
+                        "row {row} reads another one's cache"
+                    ),
+                }
+            }
+            if !good {
+                for position in sequence.num_computed..end {
+                    self.slots.insert(sequence.slot(position), None);
+                }
+            }
+            sequence.num_computed = end;
+            if nan {
+                sequence.failed = true;
+                result
+                    .failures
+                    .push(failure(row, sequence_failure::Kind::NanLogits));
+            } else if end == sequence.tokens.len() {
+                let token = if good {
+                    next_token(&sequence.tokens)
+                } else {
+                    GARBAGE
+                };
+                sequence.tokens.push(token);
+                result.sequence_ids.push(row);
+                result.token_ids.push(token);
+            }
+        }
         result
+    }
+}
+
+impl ShardSequence {
+    fn slot(&self, position: usize) -> (u32, usize) {
+        (self.blocks[position / BLOCK_SIZE], position % BLOCK_SIZE)
+    }
+}
+
+fn failure(row: u32, kind: sequence_failure::Kind) -> SequenceFailure {
+    SequenceFailure {
+        sequence_id: row,
+        kind: kind.into(),
+        message: String::new(),
     }
 }
 
@@ -143,6 +219,7 @@ fn request(prompt: Vec<u32>, max_new_tokens: usize, priority: Priority) -> Gener
         stop: StopConditions::default(),
         logprobs: LogprobOptions::default(),
         priority,
+        namespace: CacheNamespace::default(),
         skip_special_tokens: true,
         queue_timeout: None,
         span: tracing::Span::none(),
@@ -158,6 +235,8 @@ impl Bench {
             num_blocks,
             max_batch_tokens,
             max_sequences,
+            prefix_cache: true,
+            queue_timeout: Duration::from_secs(5),
         };
         Bench {
             scheduler: Scheduler::new(config, vocabulary(), vec![], EngineMetrics::new()),
@@ -192,10 +271,14 @@ impl Bench {
     }
 
     fn compute(&mut self) -> bool {
+        self.compute_with(Fault::None)
+    }
+
+    fn compute_with(&mut self, fault: Fault) -> bool {
         let Some(step) = self.steps.pop_front() else {
             return false;
         };
-        self.results.push_back(self.shard.run(&step));
+        self.results.push_back(self.shard.run(&step, fault));
         true
     }
 
@@ -360,10 +443,9 @@ fn waiting_too_long_fails_the_request() {
     let (_, _running) = bench.submit(request(vec![1], 5, Priority::Normal));
     let (_, mut waiting) = bench.submit(request(vec![2], 5, Priority::Normal));
     bench.schedule();
-    bench.scheduler.expire(
-        Duration::from_secs(5),
-        Instant::now() + Duration::from_secs(6),
-    );
+    bench
+        .scheduler
+        .expire(Instant::now() + Duration::from_secs(6));
     assert!(matches!(
         waiting.try_recv(),
         Ok(Err(GenerationError::QueueTimeout { limit_s: 5 }))
@@ -414,79 +496,5 @@ fn an_end_of_sequence_token_ends_it_also_as_the_last_one_allowed() {
     }
 }
 
-#[derive(Debug, Clone)]
-enum Action {
-    Submit {
-        prompt_tokens: usize,
-        max_new_tokens: usize,
-        priority: Priority,
-    },
-    Abort(usize),
-    Schedule,
-    Compute,
-    Apply,
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    let priority = prop::sample::select(vec![Priority::High, Priority::Normal, Priority::Low]);
-    prop_oneof![
-        3 => (1usize..20, 1usize..12, priority).prop_map(|(prompt_tokens, max_new_tokens, priority)| Action::Submit {
-            prompt_tokens,
-            max_new_tokens,
-            priority
-        }),
-        1 => (0usize..8).prop_map(Action::Abort),
-        8 => Just(Action::Schedule),
-        8 => Just(Action::Compute),
-        8 => Just(Action::Apply),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// Whatever comes in whatever order, every sequence that is not aborted gets its own continuation, whole.
-    #[test]
-    fn no_token_is_lost_doubled_or_changed(
-        actions in prop::collection::vec(action(), 1..200),
-        lose_at in prop::option::of(0usize..200),
-        num_blocks in 8u32..24,
-        max_batch_tokens in 1usize..40,
-        max_sequences in 1u32..6,
-    ) {
-        let mut bench = Bench::new(num_blocks, max_batch_tokens, max_sequences);
-        let mut submitted: Vec<(SequenceKey, Vec<u32>, usize, Events)> = Vec::new();
-        let mut aborted = HashSet::new();
-        for (i, action) in actions.into_iter().enumerate() {
-            if lose_at == Some(i) {
-                bench.lose_shard();
-            }
-            match action {
-                Action::Submit { prompt_tokens, max_new_tokens, priority } => {
-                    let prompt: Vec<u32> = (0..prompt_tokens as u32).map(|t| t + i as u32).collect();
-                    let (key, events) = bench.submit(request(prompt.clone(), max_new_tokens, priority));
-                    submitted.push((key, prompt, max_new_tokens, events));
-                }
-                Action::Abort(which) => {
-                    if let Some((key, ..)) = submitted.get(which) {
-                        bench.scheduler.abort(*key);
-                        aborted.insert(*key);
-                    }
-                }
-                Action::Schedule => { bench.schedule(); }
-                Action::Compute => { bench.compute(); }
-                Action::Apply => { bench.apply(); }
-            }
-        }
-        bench.run_to_end();
-        for (key, prompt, max_new_tokens, events) in &mut submitted {
-            let expected = continuation(prompt, *max_new_tokens);
-            let got = tokens(events);
-            if aborted.contains(key) {
-                prop_assert!(expected.starts_with(&got));
-            } else {
-                prop_assert_eq!(got, expected);
-            }
-        }
-    }
-}
+#[path = "prefix_tests.rs"]
+mod prefix;

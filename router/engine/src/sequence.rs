@@ -1,15 +1,16 @@
 //! One request while it lives in the scheduler.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::{NewSequence, StepResult};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::blocks::Blocks;
+use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
 use crate::request::{
-    Event, Finish, FinishReason, GeneratedToken, GenerationError, GenerationRequest, Timing,
-    TopToken,
+    CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
+    GenerationRequest, Timing, TopToken,
 };
 use crate::stop::StopMatcher;
 use crate::suspects::CrashRecord;
@@ -30,12 +31,24 @@ pub(crate) struct Sequence {
     /// Its id at the shard; `None` while it waits.
     pub row: Option<u32>,
     pub blocks: Blocks,
+    /// How many of its blocks the shard knows.
+    pub num_sent_blocks: usize,
+    /// Of its tokens, for blocks that are shared.
+    pub prefix_key: PrefixKey,
     /// Tokens whose computation has been scheduled.
     pub num_computed: usize,
+    /// Tokens of the prompt that did not have to be computed before the first token.
+    pub num_cached: usize,
     /// Tokens being sampled by steps whose results are outstanding.
     pub num_pending: usize,
+    /// Counts how often what was computed had to be thrown away: results of before are not its any more.
+    pub epoch: u32,
+    /// How often a later sequence was started before it.
+    pub num_overtaken: u32,
     pub crashes: CrashRecord,
     pub submitted: Instant,
+    /// Until when it must be started; `None`: it may wait for ever.
+    pub start_by: Option<Instant>,
     pub spans: RequestSpans,
     first_scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -56,15 +69,23 @@ impl Sequence {
     ) -> Self {
         let tokens = std::mem::take(&mut request.token_ids);
         let stop = std::mem::take(&mut request.stop.strings);
+        let namespace = std::mem::take(&mut request.namespace);
+        let namespace = (namespace != CacheNamespace::default()).then(|| Arc::new(namespace));
         Sequence {
             key,
             num_prompt_tokens: tokens.len(),
             row: None,
             blocks: Blocks::default(),
+            num_sent_blocks: 0,
+            prefix_key: PrefixKey::new(namespace),
             num_computed: 0,
+            num_cached: 0,
             num_pending: 0,
+            epoch: 0,
+            num_overtaken: 0,
             crashes: CrashRecord::default(),
             submitted: now,
+            start_by: None,
             spans: RequestSpans::queued(&request.span),
             first_scheduled: None,
             first_token: None,
@@ -96,9 +117,62 @@ impl Sequence {
             && self.num_computed + 1 == self.tokens.len() + self.num_pending
     }
 
+    /// Whether what was computed before may be used: not when every position's log-probabilities are wanted.
+    pub fn may_use_cache(&self) -> bool {
+        self.prompt_logprobs.is_none()
+    }
+
+    /// About how many of its blocks are in the cache, and how many of these nobody holds.
+    pub fn estimate_cached(
+        &mut self,
+        pool: &BlockPool,
+        block_size_tokens: usize,
+    ) -> (usize, usize) {
+        let limit = self.max_cached_blocks(block_size_tokens);
+        pool.estimate(&mut self.prefix_key, &self.tokens, limit)
+    }
+
+    /// Takes what is in the cache of its tokens; returns how many they are.
+    pub fn adopt_cached(&mut self, pool: &mut BlockPool, block_size_tokens: usize) -> usize {
+        let limit = self.max_cached_blocks(block_size_tokens);
+        let key = &mut self.prefix_key;
+        let num_blocks = pool.adopt(&mut self.blocks, key, &self.tokens, limit);
+        self.num_computed = num_blocks * block_size_tokens;
+        if self.first_token.is_none() {
+            self.num_cached = self.num_computed;
+        }
+        self.num_computed
+    }
+
+    /// Lets others use its full blocks: those whose tokens are known and whose computation has been scheduled.
+    pub fn share_blocks(&mut self, pool: &mut BlockPool, block_size_tokens: usize) {
+        let num_full = self.num_computed.min(self.tokens.len()) / block_size_tokens;
+        pool.share(
+            &mut self.blocks,
+            &mut self.prefix_key,
+            &self.tokens,
+            num_full,
+        );
+    }
+
+    /// The first so many blocks that it could take from the cache: at least one token is computed.
+    fn max_cached_blocks(&self, block_size_tokens: usize) -> usize {
+        if self.may_use_cache() {
+            (self.tokens.len() - 1) / block_size_tokens
+        } else {
+            0
+        }
+    }
+
+    /// Until when it must be started, if it has not been.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.start_by.filter(|_| !self.has_started())
+    }
+
     /// Forgets what the shard holds of it. Tokens that are being sampled may still arrive.
     pub fn rewind(&mut self) {
         self.row = None;
+        self.num_sent_blocks = 0;
         self.num_computed = 0;
         if let Some(logprobs) = &mut self.prompt_logprobs {
             logprobs.truncate(1);
@@ -110,7 +184,7 @@ impl Sequence {
     }
 
     /// The first step that computes any of it has been scheduled; returns how long it waited, once.
-    pub fn started(&mut self, now: Instant) -> Option<std::time::Duration> {
+    pub fn started(&mut self, now: Instant) -> Option<Duration> {
         if self.first_scheduled.is_some() {
             return None;
         }
@@ -125,7 +199,7 @@ impl Sequence {
             id: row,
             token_ids: self.tokens.clone(),
             num_prompt_tokens: self.num_prompt_tokens as u32,
-            num_computed_tokens: 0,
+            num_computed_tokens: self.num_computed as u32,
             sampling: Some(self.request.sampling.clone()),
             logprobs: self.request.logprobs.sampled,
             top_n_logprobs: self.request.logprobs.top_n,
@@ -193,6 +267,7 @@ impl Sequence {
         let finish = reason.map(|reason| Finish {
             reason,
             num_generated_tokens: self.num_generated() as u32,
+            num_cached_tokens: self.num_cached as u32,
             timing: self.timing(now),
         });
         let _ = self.events.send(Ok(Event::Token(GeneratedToken {

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use gridwork_engine::{
-    Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest, LogprobOptions,
-    Priority, SamplingParameters, ShardAddress, StartError, StopConditions, SubmitError,
+    CacheNamespace, Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest,
+    LogprobOptions, Priority, SamplingParameters, ShardAddress, StartError, StopConditions,
+    SubmitError,
 };
 use gridwork_proto::PROTOCOL_VERSION;
 use gridwork_proto::v1::shard_server::{Shard, ShardServer};
@@ -158,6 +159,7 @@ fn config(socket: &Path) -> EngineConfig {
         max_batch_total_tokens: None,
         max_concurrent_requests: 4,
         queue_timeout: Duration::from_secs(60),
+        prefix_cache: true,
         shard_timeout: Duration::from_secs(10),
     }
 }
@@ -186,6 +188,7 @@ fn request(first: u32, max_new_tokens: u32) -> GenerationRequest {
         stop: StopConditions::default(),
         logprobs: LogprobOptions::default(),
         priority: Priority::Normal,
+        namespace: CacheNamespace::default(),
         skip_special_tokens: true,
         queue_timeout: None,
         span: tracing::Span::none(),

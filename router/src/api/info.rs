@@ -54,6 +54,8 @@ pub struct Info {
     pub validation_workers: usize,
     /// Tokens in a cache block.
     pub block_size: u32,
+    /// Whether requests share the cached keys and values of what is the same in them.
+    pub prefix_cache: bool,
     pub cache_capacity_tokens: u64,
     pub cache_capacity_blocks: u32,
     pub cache_bytes: u64,
@@ -114,6 +116,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
         max_client_batch_size: config.max_client_batch_size,
         validation_workers: config.validation_workers,
         block_size: limits.block_size_tokens,
+        prefix_cache: limits.prefix_cache,
         cache_capacity_tokens: limits.capacity_tokens,
         cache_capacity_blocks: limits.num_blocks,
         cache_bytes: limits.kv_cache_bytes,

@@ -1,6 +1,6 @@
 """What every way of running a model offers to the runner."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -28,6 +28,10 @@ class CacheNeeds:
     window_tokens: int = 0
     """The widest such window."""
 
+    def without_windows(self) -> "CacheNeeds":
+        """When all layers keep the whole context."""
+        return replace(self, window_bytes_per_token=0, window_tokens=0)
+
 
 class ModelPath(Protocol):
     """Runs the model over steps, and keeps what its sequences need between them."""
@@ -37,6 +41,8 @@ class ModelPath(Protocol):
     attention_name: str
     """Attention implementation, for people to read."""
     needs: CacheNeeds
+    shares_blocks: bool
+    """Whether sequences may be given the same blocks, so that what stands there need not be computed again."""
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """Makes all that the limits determine the size of, in place of what was there. Raises RuntimeError or

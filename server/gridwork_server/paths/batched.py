@@ -37,6 +37,8 @@ class Cohort:
 class BatchedPath:
     """Runs a model that takes a cache and returns it."""
 
+    shares_blocks = False
+
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
         """cohorts: `padded`, sequences of any length decode together; `equal`, those of one length do; `single`, each
         decodes alone. token: an id to try the model with. Raises PathError when the model returns no cache, or none

@@ -26,6 +26,7 @@ class PagedPath:
     """Runs a model whose layers call our attention function."""
 
     name = "paged"
+    shares_blocks = True
 
     def __init__(
         self, model: "nn.Module", dtype: torch.dtype, device: torch.device, attention: str, record: bool = False
@@ -100,7 +101,8 @@ class PagedPath:
         """See ModelPath. One block more than the router's, which stays zero."""
         # Dropped first, so that the memory can be had again.
         self._keys, self._values = {}, {}
-        window = self.needs.window_tokens
+        # Blocks of a pool of our own could not be shared: with a prefix cache all layers keep the whole context.
+        window = 0 if limits.prefix_cache else self.needs.window_tokens
         self._window_blocks = None
         if window and most_in_use(window, limits) < num_blocks:
             # As many as a table of the router's blocks has at most.

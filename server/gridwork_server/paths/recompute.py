@@ -18,6 +18,7 @@ class RecomputePath:
     """Runs anything that gives logits for tokens, one sequence at a time, without any cache."""
 
     name = "solo"
+    shares_blocks = False
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller

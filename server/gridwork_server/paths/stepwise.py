@@ -30,6 +30,7 @@ class StepwisePath:
     """Does for each sequence what `generate()` does, a token at a time."""
 
     name = "solo"
+    shares_blocks = False
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparations for generating."""

@@ -154,14 +154,14 @@ pub fn chat_prompt(state: &AppState, request: &ChatRequest) -> Result<(String, b
 async fn collect(
     state: &AppState,
     identity: Identity,
-    running: Vec<Choice>,
+    mut running: Vec<Choice>,
     account: &mut Account,
     with_logprobs: bool,
 ) -> Result<ChatCompletion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
     let mut choices = Vec::with_capacity(running.len());
     let mut generated_tokens = 0;
-    for mut choice in running {
+    for choice in &mut running {
         let mut content = String::new();
         let mut logprobs = with_logprobs.then(ChatLogprobs::default);
         let finish = choice
@@ -191,6 +191,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens),
+        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
+            .with_cached_tokens(Choice::sum_cached(&running)),
     })
 }

@@ -25,6 +25,8 @@ impl<S: Stream<Item = Result<Event, GenerationError>> + Unpin + Send + 'static> 
 #[derive(Debug)]
 pub struct Choice<S = Generation> {
     pub index: u32,
+    /// Which prompt it continues.
+    prompt: usize,
     events: S,
     /// Taken when the text begins.
     echo: Option<Echo>,
@@ -35,6 +37,8 @@ pub struct Choice<S = Generation> {
     num_chars: u64,
     /// Generated tokens so far.
     pub num_generated: u32,
+    /// Tokens of the prompt that were in the cache; known at the end.
+    num_cached: u32,
     /// Whether a chunk of it has been sent.
     pub started: bool,
     ended: bool,
@@ -92,16 +96,18 @@ impl Piece {
 }
 
 impl<S: Events> Choice<S> {
-    /// `echo_only`: show nothing of what is generated.
-    pub fn new(index: u32, events: S, echo: Option<Echo>, echo_only: bool) -> Self {
+    /// `prompt`: which one it continues. `echo_only`: show nothing of what is generated.
+    pub fn new(index: u32, prompt: usize, events: S, echo: Option<Echo>, echo_only: bool) -> Self {
         Self {
             index,
+            prompt,
             events,
             echo,
             echo_only,
             prompt_logprobs: Vec::new(),
             num_chars: 0,
             num_generated: 0,
+            num_cached: 0,
             started: false,
             ended: false,
         }
@@ -138,7 +144,10 @@ impl<S: Events> Choice<S> {
     }
 
     fn piece(&mut self, token: GeneratedToken, count_chars: bool) -> Piece {
-        self.ended = token.finish.is_some();
+        if let Some(finish) = &token.finish {
+            self.ended = true;
+            self.num_cached = finish.num_cached_tokens;
+        }
         self.num_generated += 1;
         let echo = self.echo.take();
         if count_chars && let Some(echo) = &echo {
@@ -164,6 +173,16 @@ impl<S: Events> Choice<S> {
         } else {
             u64::from(self.num_generated)
         }
+    }
+
+    /// Tokens of all prompts that were in the cache before; known once all choices have ended. What one choice computes
+    /// of its prompt the others of this prompt find.
+    pub fn sum_cached(choices: &[Self]) -> u64 {
+        choices
+            .chunk_by(|a, b| a.prompt == b.prompt)
+            .filter_map(|of_prompt| of_prompt.iter().map(|choice| choice.num_cached).min())
+            .map(u64::from)
+            .sum()
     }
 
     /// Reads to the end, giving every piece to `each`.

@@ -133,14 +133,14 @@ fn ordered(prompt: OnePrompt, echo: bool, add_special_tokens: bool) -> OrderedPr
 async fn collect(
     state: &AppState,
     identity: Identity,
-    running: Vec<Choice>,
+    mut running: Vec<Choice>,
     account: &mut Account,
     with_logprobs: bool,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
     let mut choices = Vec::with_capacity(running.len());
     let mut generated_tokens = 0;
-    for mut choice in running {
+    for choice in &mut running {
         let mut text = String::new();
         let mut logprobs = with_logprobs.then(CompletionLogprobs::default);
         let mut finish_reason = FinishReason::Length;
@@ -169,6 +169,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens),
+        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
+            .with_cached_tokens(Choice::sum_cached(&running)),
     })
 }

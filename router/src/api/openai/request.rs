@@ -85,6 +85,7 @@ pub struct Shared {
     pub include_stop_str_in_output: Option<bool>,
     pub ignore_eos: Option<bool>,
     pub skip_special_tokens: Option<bool>,
+    pub cache_salt: Option<String>,
 }
 
 /// Most texts for one prompt.
@@ -141,6 +142,7 @@ impl Shared {
             include_stop: self.include_stop_str_in_output.unwrap_or(false),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
+            cache_salt: self.cache_salt,
             ..Parameters::default()
         })
     }
@@ -259,6 +261,9 @@ macro_rules! request {
             /// Leave special tokens out of the text.
             #[schema(default = true)]
             pub skip_special_tokens: Option<bool>,
+            /// Share the cache of prompts only with requests that give the same: for tenants that must not learn from
+            /// the time of an answer what others asked. Any text of 1 to 512 bytes.
+            pub cache_salt: Option<String>,
         }
 
         impl $name {
@@ -284,6 +289,7 @@ macro_rules! request {
                     include_stop_str_in_output: self.include_stop_str_in_output,
                     ignore_eos: self.ignore_eos,
                     skip_special_tokens: self.skip_special_tokens,
+                    cache_salt: self.cache_salt.take(),
                 }
             }
         }

@@ -169,8 +169,11 @@ impl<S: Events> AnswerStream<S> {
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) {
+        let usage = self
+            .usage()
+            .with_cached_tokens(Choice::sum_cached(&self.choices));
         if self.content.include_usage
-            && let Err(error) = self.encoder.usage(out, self.usage())
+            && let Err(error) = self.encoder.usage(out, usage)
         {
             return self.fail(out, ApiError::new(ErrorKind::Internal, error.to_string()));
         }

@@ -32,6 +32,7 @@ fn last(id: u32, text: &str, reason: FinishReason) -> GeneratedToken {
         finish: Some(Finish {
             reason,
             num_generated_tokens: 0,
+            num_cached_tokens: 3,
             timing: Timing::default(),
         }),
         ..token(id, text)
@@ -74,7 +75,7 @@ fn answer(
 
 fn choice(index: u32) -> (Sender, Choice<Events>) {
     let (sender, events) = unbounded();
-    (sender, Choice::new(index, events, None, false))
+    (sender, Choice::new(index, 0, events, None, false))
 }
 
 /// The JSON of every event; `[DONE]` as a string.
@@ -182,7 +183,9 @@ async fn usage_comes_last_or_with_every_chunk() {
             .all(|e| e.get("usage") == Some(&Value::Null))
     );
     assert_eq!(events[2]["choices"], json!([]));
-    let total = json!({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7});
+    let total = json!({
+        "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3},
+    });
     assert_eq!(events[2]["usage"], total);
 
     let continuous = StreamContent {
@@ -245,7 +248,7 @@ async fn an_echo_comes_first_with_the_prompts_logprobs() {
         text: "ab".into(),
         ids: vec![0, 1],
     };
-    let choice = Choice::new(0, events, Some(echo), false);
+    let choice = Choice::new(0, 0, events, Some(echo), false);
     sender
         .unbounded_send(Ok(Event::PromptLogprobs(vec![None, Some(-2.0)])))
         .unwrap();
@@ -274,7 +277,7 @@ async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
         text: "ab".into(),
         ids: vec![0, 1],
     };
-    let choice = Choice::new(0, events, Some(echo), true);
+    let choice = Choice::new(0, 0, events, Some(echo), true);
     send(&sender, last(1, "b", FinishReason::EndOfSequence));
     let content = StreamContent {
         include_usage: true,

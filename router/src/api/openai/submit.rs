@@ -72,7 +72,7 @@ impl Order {
         });
         let mut valid = try_join_all(validations).await?;
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
-        for (valid, text) in valid.iter_mut().zip(texts) {
+        for (prompt, (valid, text)) in valid.iter_mut().zip(texts).enumerate() {
             if let Some(limit) = self.default_limit {
                 valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
             }
@@ -88,7 +88,8 @@ impl Order {
             for copy in valid.repeat(self.num_choices as usize) {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
-                choices.push(Choice::new(index, events, echo.clone(), self.echo_only));
+                let echo = echo.clone();
+                choices.push(Choice::new(index, prompt, events, echo, self.echo_only));
             }
         }
         Ok(choices)

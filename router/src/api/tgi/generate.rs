@@ -160,12 +160,16 @@ async fn run(
         .enumerate()
         .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
         .map_or(0, |(index, _)| index);
+    // What one sequence had to compute the others found.
+    let cached = |sequence: &Collected| sequence.finish.num_cached_tokens;
+    let cached_tokens = sequences.iter().map(cached).min().unwrap_or(0);
     let best = sequences.swap_remove(best);
     Ok(GenerateResponse {
         generated_text: best.text,
         details: wants_details.then(|| Details {
             finish_reason: (&best.finish.reason).into(),
             generated_tokens: best.finish.num_generated_tokens,
+            cached_tokens,
             seed: best.seed,
             prefill: best.prefill,
             tokens: best.tokens,

@@ -199,6 +199,7 @@ impl TokenStream {
                 generated_tokens: finish.num_generated_tokens,
                 seed: self.seed,
                 input_length: self.account.prompt_tokens,
+                cached_tokens: finish.num_cached_tokens,
             });
             self.ended = true;
         }

@@ -70,6 +70,7 @@ const MISPLACED: &[Unread] = &[
     Unread::misplaced("logit_bias", "parameters"),
     Unread::misplaced("ignore_eos", "parameters"),
     Unread::misplaced("skip_special_tokens", "parameters"),
+    Unread::misplaced("cache_salt", "parameters"),
 ];
 
 /// Everything is optional, and may be `null`; fields that nobody knows are ignored.
@@ -145,6 +146,8 @@ pub struct GenerateParameters {
     /// Leave special tokens out of the text.
     #[schema(default = true)]
     pub skip_special_tokens: Option<bool>,
+    /// Share the cache of prompts only with requests that give the same. Any text of 1 to 512 bytes.
+    pub cache_salt: Option<String>,
 }
 
 impl GenerateParameters {
@@ -255,6 +258,7 @@ impl GenerateParameters {
             logprobs,
             top_n_tokens: self.top_n_tokens.unwrap_or(0),
             prompt_logprobs: self.decoder_input_details.unwrap_or(false),
+            cache_salt: self.cache_salt,
         })
     }
 }
@@ -316,6 +320,8 @@ pub struct BestOfSequence {
 pub struct Details {
     pub finish_reason: FinishReason,
     pub generated_tokens: u32,
+    /// Tokens of the prompt that were in the cache already.
+    pub cached_tokens: u32,
     /// `null` when nothing was random.
     pub seed: Option<u64>,
     /// Empty unless `decoder_input_details` was asked for.
@@ -342,6 +348,8 @@ pub struct StreamDetails {
     pub seed: Option<u64>,
     /// Tokens of the prompt.
     pub input_length: usize,
+    /// Those of them that were in the cache already.
+    pub cached_tokens: u32,
 }
 
 /// One event of a stream.
