@@ -119,7 +119,8 @@ def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", d
 
     if device.type != "cpu" or cpu_library.load() is None:
         raise ModelError(
-            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; remove it"
+            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; leave it "
+            "out"
         )
     if getattr(model_config, "quantization_config", None):
         raise ModelError(f"the model's weights are quantized already; leave --quantize {config.quantize} out")
