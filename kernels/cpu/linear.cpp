@@ -126,11 +126,13 @@ struct Product {
     const int64_t feature = panel * kPanel;
     for (int64_t k = 0; k < K; k += kPiece) {
       const int64_t piece = std::min(kPiece, K - k);
-      for (int64_t r = 0; r < count; r += kRows) {
+      // Tiles of about the same number of rows: one of a few rows takes nearly as long as a full one.
+      for (int64_t r = 0, tiles = (count + kRows - 1) / kRows, some; r < count; r += some, --tiles) {
+        some = (count - r + tiles - 1) / tiles;
         const int64_t row = first + r;
         const Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
                              partial + r * kPanel, k == 0, k + piece == K};
-        tile_of<W, 1, kRows>(static_cast<int>(std::min<int64_t>(kRows, count - r)), x + row * K + k, K,
+        tile_of<W, 1, kRows>(static_cast<int>(some), x + row * K + k, K,
                              packed + (panel * K + k) * kPanel, K * kPanel, piece, to);
       }
     }
@@ -178,7 +180,7 @@ void run(const float* x, int64_t rows, const Tensor& packed, const float* bias, 
   const int64_t num_panels = packed.size(0);
   // Four panels at least: they are computed together when there is one row.
   int64_t chunk = std::max<int64_t>(4, num_panels / (num_threads() * 8));
-  if (rows > kRows) chunk = std::max<int64_t>(1, std::min(chunk, num_panels / (num_threads() * 4)));
+  if (rows > kRows) chunk = std::max<int64_t>(1, num_panels / (num_threads() * 16));
   parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
 }
 

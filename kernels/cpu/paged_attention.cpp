@@ -91,17 +91,29 @@ void dot(const float* query, int64_t key_size, const T* const* keys, int64_t str
     for (int v = 0; v < GROUPS * kGroupVecs; ++v) sum[r][v] = zero();
   }
   for (int64_t d = 0; d < key_size; ++d) {
-    Vec key[GROUPS * kGroupVecs];
-#pragma GCC unroll 8
-    for (int g = 0; g < GROUPS; ++g) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kGroupVecs; ++v) key[g * kGroupVecs + v] = load(keys[g] + d * stride + v * kLanes);
-    }
+    // What there is less of stays in registers.
+    if constexpr (ROWS < GROUPS * kGroupVecs) {
+      Vec q[ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec q = set1(query[r * key_size + d]);
+      for (int r = 0; r < ROWS; ++r) q[r] = set1(query[r * key_size + d]);
 #pragma GCC unroll 8
-      for (int v = 0; v < GROUPS * kGroupVecs; ++v) sum[r][v] = fma(q, key[v], sum[r][v]);
+      for (int v = 0; v < GROUPS * kGroupVecs; ++v) {
+        const Vec key = load(keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) sum[r][v] = fma(q[r], key, sum[r][v]);
+      }
+    } else {
+      Vec key[GROUPS * kGroupVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < GROUPS * kGroupVecs; ++v) {
+        key[v] = load(keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec q = set1(query[r * key_size + d]);
+#pragma GCC unroll 8
+        for (int v = 0; v < GROUPS * kGroupVecs; ++v) sum[r][v] = fma(q, key[v], sum[r][v]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -128,6 +140,11 @@ void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t 
   }
 }
 
+// Asks for `bytes` from `p` on to be brought into the cache: blocks lie anywhere, so that no hardware foresees the next.
+inline void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
+}
+
 // Scores of all rows for the positions [first, last), rounded out to whole groups.
 template <typename T>
 void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const float* query,
@@ -149,6 +166,14 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
     }
     // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
     const int64_t count = rows * kGroupVecs <= 2 && left == 4 ? 4 : rows * kGroupVecs <= 6 && left >= 2 ? 2 : 1;
+    if (p.block_size == kGroup) {
+      // The keys that come next, and the values of these positions.
+      for (int64_t position = group; position < std::min(last, group + count * kGroup); position += kGroup) {
+        const int64_t next = position + count * kGroup;
+        if (next < last) prefetch(p.key_block(table_row, next, head), p.key_size * kGroup * sizeof(T));
+        prefetch(p.value_block(table_row, position, head), kGroup * p.value_size * sizeof(T));
+      }
+    }
     for (int64_t r = 0; r < rows; r += kDotRows) {
       const float* q = query + r * p.key_size;
       float* s = score + r * kSegment + (group - origin);
@@ -217,6 +242,18 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
     const int64_t stop = std::min(last, (position / p.block_size + 1) * p.block_size);
     const T* value = p.value_block(table_row, position, head) + dimension;
     for (; position < stop; ++position, value += p.value_size) {
+      if constexpr (ROWS < VECS) {
+        Vec w[ROWS];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) w[r] = set1(weight[r * kSegment + position - origin]);
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; ++v) {
+          const Vec x = load(value + v * kLanes);
+#pragma GCC unroll 16
+          for (int r = 0; r < ROWS; ++r) sum[r][v] = fma(w[r], x, sum[r][v]);
+        }
+        continue;
+      }
       Vec x[VECS];
 #pragma GCC unroll 4
       for (int v = 0; v < VECS; ++v) {

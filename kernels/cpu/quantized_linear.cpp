@@ -1,7 +1,7 @@
-// Linear layers with 8-bit and 4-bit weights; inputs are quantized to 8 bits, each row by its largest value.
+// Linear layers with 8-bit and 4-bit weights; inputs are quantized to 8 bits, each group of 32 values by its largest.
 //
-// Sums of 8-bit products are whole numbers, and exact: a row's result does not depend on the other rows, nor on the
-// instruction set.
+// Sums of 8-bit products are whole numbers, and exact; groups are added in their order: a row's result does not depend on
+// the other rows, nor on the instruction set.
 //
 // int8: one scale for each output feature, weight = scale * q, q in [-127, 127].
 //   packed: [ceil(N / W), K / 4, W, 4] int8: panels of W = 2 * kLanes features, four consecutive k of a feature together.
@@ -31,56 +31,49 @@ constexpr int kRows = kLanes == 16 ? 8 : 4;
 // Rows of x in 8 bits.
 struct Quantized {
   const int8_t* values;  // [rows, K]
-  const float* scale;    // [rows]
-  const float* sums;     // [rows, K / kGroup]: of each group's values, or null
+  const float* scales;   // [rows, K / kGroup]
+  const float* sums;     // [rows, K / kGroup]: of each group's values, times its scale
   int64_t K;
 };
 
 template <typename T>
-void quantize_row(const T* x, int64_t K, int8_t* values, float* scale, float* sums) {
+void quantize_group(const T* x, int8_t* values, float* scale, float* sum) {
   Vec most = zero(), total = zero();
-  for (int64_t k = 0; k < K; k += kLanes) {
-    const Vec v = load_some(x + k, K - k);
+  for (int64_t k = 0; k < kGroup; k += kLanes) {
+    const Vec v = load(x + k);
     most = max(most, max(v, sub(zero(), v)));
     total = add(total, mul(v, zero()));  // not zero when a value is infinite or no number
   }
   const float odd = reduce_add(total);
   const float largest = odd == 0.0f ? reduce_max(most) : 0.0f;
-  // Values that are no numbers cannot be expressed in 8 bits: the whole row becomes what they are.
+  // Values that are no numbers cannot be expressed in 8 bits: all results of the row become what they are.
   *scale = largest / 127.0f + odd;
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  for (int64_t k = 0; k < K; k += kLanes) {
+  const Vec inverse = set1(largest > 0 ? 127.0f / largest : 0.0f);
+  Vec all = zero();
+  for (int64_t k = 0; k < kGroup; k += kLanes) {
     alignas(64) float whole[kLanes];
-    store(whole, round(mul(load_some(x + k, K - k), set1(inverse))));
-    const int64_t count = std::min<int64_t>(kLanes, K - k);
-    for (int64_t i = 0; i < count; ++i) values[k + i] = static_cast<int8_t>(whole[i]);
+    const Vec v = odd == 0.0f ? round(mul(load(x + k), inverse)) : zero();
+    all = add(all, v);
+    store(whole, v);
+    for (int64_t i = 0; i < kLanes; ++i) values[k + i] = static_cast<int8_t>(whole[i]);
   }
-  if (sums != nullptr) {
-    for (int64_t group = 0; group < K / kGroup; ++group) {
-      int32_t sum = 0;
-      for (int64_t i = 0; i < kGroup; ++i) sum += values[group * kGroup + i];
-      sums[group] = static_cast<float>(sum);
-    }
-  }
+  *sum = reduce_add(all) * *scale;
 }
 
 template <typename T>
-Quantized quantize(const T* x, int64_t rows, int64_t K, bool with_sums) {
+Quantized quantize(const T* x, int64_t rows, int64_t K) {
   thread_local Scratch scratch;
-  const int64_t groups = with_sums ? K / kGroup : 0;
-  const int64_t value_floats = (rows * K + 63) / 64 * 16;
-  float* memory = scratch.floats(static_cast<size_t>(value_floats + rows * (1 + groups)));
+  const int64_t groups = K / kGroup, value_floats = (rows * K + 63) / 64 * 16;
+  float* memory = scratch.floats(static_cast<size_t>(value_floats + 2 * rows * groups));
   auto* values = reinterpret_cast<int8_t*>(memory);
-  float* scale = memory + value_floats;
-  float* sums = with_sums ? scale + rows : nullptr;
+  float* scales = memory + value_floats;
+  float* sums = scales + rows * groups;
   const auto body = [=](int64_t first, int64_t last) {
-    for (int64_t r = first; r < last; ++r) {
-      quantize_row(x + r * K, K, values + r * K, scale + r, sums == nullptr ? nullptr : sums + r * groups);
-    }
+    for (int64_t g = first; g < last; ++g) quantize_group(x + g * kGroup, values + g * kGroup, scales + g, sums + g);
   };
-  if (rows * K < 16384) body(0, rows);
-  else parallel_for(rows, std::max<int64_t>(1, 8192 / K), body);
-  return {values, scale, sums, K};
+  if (rows * K < 16384) body(0, rows * groups);
+  else parallel_for(rows * groups, 256, body);
+  return {values, scales, sums, K};
 }
 
 GRIDWORK_INLINE IntVec four(const int8_t* p) {
@@ -93,27 +86,36 @@ GRIDWORK_INLINE IntVec four(const int8_t* p) {
 template <int ROWS>
 using Sums = Vec[ROWS][2];
 
+// x_scales, x_sums: of the rows' groups, row stride K / kGroup.
 template <int ROWS>
-void int8_tile(const int8_t* x, int64_t K, const int8_t* w, Sums<ROWS>& out) {
-  IntVec sum[ROWS][2];
-  for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = int_zero();
-  for (int64_t k = 0; k < K; k += 4) {
-    const IntVec a = load_int(w + k * kPanel), b = load_int(w + k * kPanel + 4 * kLanes);
-    const IntVec size_a = magnitude(a), size_b = magnitude(b);
+void int8_tile(const int8_t* x, int64_t K, const float* x_scales, const int8_t* w, Sums<ROWS>& out) {
+  for (int r = 0; r < ROWS; ++r) out[r][0] = out[r][1] = zero();
+  const int64_t groups = K / kGroup;
+  for (int64_t group = 0; group < groups; ++group) {
+    IntVec sum[ROWS][2];
+    for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = int_zero();
+    for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
+      const IntVec a = load_int(w + k * kPanel), b = load_int(w + k * kPanel + 4 * kLanes);
+      const IntVec size_a = magnitude(a), size_b = magnitude(b);
 #pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r) {
+        const IntVec v = four(x + r * K + k);
+        sum[r][0] = add_int32(sum[r][0], sum_pairs(pairs(size_a, with_sign(v, a))));
+        sum[r][1] = add_int32(sum[r][1], sum_pairs(pairs(size_b, with_sign(v, b))));
+      }
+    }
     for (int r = 0; r < ROWS; ++r) {
-      const IntVec v = four(x + r * K + k);
-      sum[r][0] = add_int32(sum[r][0], sum_pairs(pairs(size_a, with_sign(v, a))));
-      sum[r][1] = add_int32(sum[r][1], sum_pairs(pairs(size_b, with_sign(v, b))));
+      const Vec scale = set1(x_scales[r * groups + group]);
+      out[r][0] = fma(to_float(sum[r][0]), scale, out[r][0]);
+      out[r][1] = fma(to_float(sum[r][1]), scale, out[r][1]);
     }
   }
-  for (int r = 0; r < ROWS; ++r) out[r][0] = to_float(sum[r][0]), out[r][1] = to_float(sum[r][1]);
 }
 
-// scales: of the panel, [K / kGroup, 2, kPanel].  group_sums: row stride K / kGroup.
+// scales: of the panel, [K / kGroup, 2, kPanel].
 template <int ROWS>
-void int4_tile(const int8_t* x, int64_t K, const uint8_t* w, const f16* scales, const float* group_sums,
-               Sums<ROWS>& out) {
+void int4_tile(const int8_t* x, int64_t K, const float* x_scales, const float* x_sums, const uint8_t* w,
+               const f16* scales, Sums<ROWS>& out) {
   for (int r = 0; r < ROWS; ++r) out[r][0] = out[r][1] = zero();
   const int64_t groups = K / kGroup;
   for (int64_t group = 0; group < groups; ++group) {
@@ -136,9 +138,9 @@ void int4_tile(const int8_t* x, int64_t K, const uint8_t* w, const f16* scales, 
     const Vec scale_a = load(scale), scale_b = load(scale + kLanes);
     const Vec offset_a = load(scale + kPanel), offset_b = load(scale + kPanel + kLanes);
     for (int r = 0; r < ROWS; ++r) {
-      const Vec total = set1(group_sums[r * groups + group]);
-      out[r][0] = fma(to_float(sum_pairs(sum[r][0])), scale_a, fma(total, offset_a, out[r][0]));
-      out[r][1] = fma(to_float(sum_pairs(sum[r][1])), scale_b, fma(total, offset_b, out[r][1]));
+      const Vec own = set1(x_scales[r * groups + group]), total = set1(x_sums[r * groups + group]);
+      out[r][0] = fma(to_float(sum_pairs(sum[r][0])), mul(own, scale_a), fma(total, offset_a, out[r][0]));
+      out[r][1] = fma(to_float(sum_pairs(sum[r][1])), mul(own, scale_b), fma(total, offset_b, out[r][1]));
     }
   }
 }
@@ -157,18 +159,20 @@ struct Product {
   void tile(int64_t row, int64_t panel) const {
     Sums<ROWS> sums;
     const int64_t K = x.K, feature = panel * kPanel, left = N - feature;
+    const int8_t* values = x.values + row * K;
+    const float* x_scales = x.scales + row * (K / kGroup);
     if (four_bits) {
-      int4_tile<ROWS>(x.values + row * K, K, static_cast<const uint8_t*>(packed) + panel * K / 2 * kPanel,
-                      static_cast<const f16*>(scales) + panel * (K / kGroup) * 2 * kPanel,
-                      x.sums + row * (K / kGroup), sums);
+      int4_tile<ROWS>(values, K, x_scales, x.sums + row * (K / kGroup),
+                      static_cast<const uint8_t*>(packed) + panel * K / 2 * kPanel,
+                      static_cast<const f16*>(scales) + panel * (K / kGroup) * 2 * kPanel, sums);
     } else {
-      int8_tile<ROWS>(x.values + row * K, K, static_cast<const int8_t*>(packed) + panel * K * kPanel, sums);
+      int8_tile<ROWS>(values, K, x_scales, static_cast<const int8_t*>(packed) + panel * K * kPanel, sums);
     }
     for (int r = 0; r < ROWS; ++r) {
       for (int half = 0; half < 2; ++half) {
         const int64_t first = half * kLanes, some = left - first;
         if (some <= 0) break;
-        Vec v = mul(sums[r][half], set1(x.scale[row + r]));
+        Vec v = sums[r][half];
         if (!four_bits) v = mul(v, load(static_cast<const float*>(scales) + feature + first));
         if (bias != nullptr) v = add(v, load_some(bias + feature + first, some));
         store_some(out + (row + r) * N + feature + first, v, some);
@@ -204,7 +208,7 @@ Tensor run(const Tensor& x, const Tensor& packed, const Tensor& scales, const st
   const int64_t M = rows.numel() / K;
   if (M == 0) return out;
   by_type(rows, [&]<typename X>(X*) {
-    const Quantized quantized = quantize(data<X>(rows), M, K, four_bits);
+    const Quantized quantized = quantize(data<X>(rows), M, K);
     by_type(out, [&]<typename Out>(Out*) {
       const Product<Out> product{quantized, packed.data_ptr(), scales.data_ptr(),
                                  bias.has_value() ? data<float>(*bias) : nullptr, mutable_data<Out>(out), M,

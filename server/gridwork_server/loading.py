@@ -119,8 +119,8 @@ def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", d
 
     if device.type != "cpu" or cpu_library.load() is None:
         raise ModelError(
-            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; leave it "
-            "out"
+            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; "
+            "leave it out"
         )
     if getattr(model_config, "quantization_config", None):
         raise ModelError(f"the model's weights are quantized already; leave --quantize {config.quantize} out")
@@ -135,9 +135,8 @@ def _quantize(model: Any, method: str) -> list[str]:
     if count == 0:
         raise ModelError(
             f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers of at least "
-            f"{quantized_linear.fewest_features()} output features"
-            + (f" and a multiple of {quantized_linear.GROUP} input features" if method == "int4" else "")
-            + "; leave it out"
+            f"{quantized_linear.fewest_features()} output features and a multiple of {quantized_linear.GROUP} input "
+            "features; leave it out"
         )
     return [f"{count} linear layers in {method}"]
 
