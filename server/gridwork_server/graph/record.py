@@ -105,6 +105,8 @@ class _Recorder(TorchDispatchMode):
     def _add(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
         args, kwargs = mapped(tuple(args), self.ref), mapped(dict(kwargs), self.ref)
         results = result if isinstance(result, (list, tuple)) else (result,)
+        if any(isinstance(item, (bool, int, float)) for item in results):
+            raise RecordError(f"{target._schema.name} {_REFUSED[torch.Tag.data_dependent_output]}")
         outputs = tuple(self._new_ref(item) if isinstance(item, torch.Tensor) else None for item in results)
         first = next((item for item in results if isinstance(item, torch.Tensor)), None)
         shape, dtype = (tuple(first.shape), first.dtype) if first is not None else (None, None)
@@ -133,6 +135,8 @@ def _check(func: Any, args: Any) -> None:
         if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
             raise RecordError(f"{name} by a mask gives as many values as the mask says")
         return
+    if name == "aten::dropout" and not args[2]:
+        return  # not in training: gives what it gets
     for tag, reason in _REFUSED.items():
         if tag in func.tags:
             raise RecordError(f"{name} {reason}")
