@@ -5,6 +5,7 @@ are tested against. Every query token attends to the cached keys of its sequence
 last `window` of them. How keys and values lie in the cache is an implementation's own matter.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -39,6 +40,8 @@ class PagedLayout:
     """A slot that is always zero: padding points to it, so that nothing stale (a NaN above all) is ever read."""
     derived: dict[tuple[int, int], "_Gathering"] = field(default_factory=dict)
     """Indices and masks of the `sdpa` form, by window and chunk; made once a step."""
+    tiles: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """Tiles of the `triton` form, by tokens that one has at most; made once a step."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +238,24 @@ def sdpa(
     return out
 
 
+def _triton(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
+) -> torch.Tensor:
+    """See triton_attention."""
+    from gridwork_kernels import triton_attention  # imports a compiler
+
+    return triton_attention.attend(query, keys, values, layout, options)
+
+
 IMPLEMENTATIONS: dict[str, PagedAttention] = {
     "cpu": CpuAttention(),
+    "triton": SlotAttention(_triton),
     "sdpa": SlotAttention(sdpa),
     "reference": SlotAttention(reference),
 }
+
+EVERYWHERE = ("sdpa", "reference")
+"""Those that every device can run."""
 
 ALIASES = {"torch": "sdpa"}
 """Other names that users know implementations by."""
@@ -251,7 +267,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     name = ALIASES.get(name, name)
     fits_cpu = device.type == "cpu" and cpu_attention.supports(dtype)
     if name == "auto":
+        if device.type == "cuda" and _trial("triton", device, dtype) is None:
+            return "triton"
         return "cpu" if fits_cpu else "sdpa"
+    if name == "triton" and (reason := _trial("triton", device, dtype)) is not None:
+        raise ValueError(f"--attention triton cannot be used on {device} in {dtype}: {reason}; use --attention sdpa")
     if name == "cpu" and not fits_cpu:
         raise ValueError(
             f"--attention cpu needs an x86-64 CPU with AVX2, and float32, bfloat16 or float16; here: "
@@ -261,6 +281,38 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"unknown attention `{name}`; one of auto, {', '.join([*IMPLEMENTATIONS, *ALIASES])}")
     return name
+
+
+@functools.cache
+def _trial(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an implementation for GPUs cannot be used, found by running it and comparing: None when it can."""
+    if device.type != "cuda":
+        return "it needs a GPU"
+    try:
+        torch.cuda.current_device()
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        counts, ends = [5, 1], [5, 30]
+        layout = PagedLayout(
+            block_tables=torch.tensor([[3, 0], [1, 2]], dtype=torch.int32, device=device),
+            sequence=torch.tensor([0] * 5 + [1], dtype=torch.int32, device=device),
+            length=torch.tensor([1, 2, 3, 4, 5, 30], dtype=torch.int32, device=device),
+            slots=torch.zeros(6, dtype=torch.int64, device=device),
+            block_size=16,
+            num_tokens=counts,
+            end=ends,
+            null_slot=64,
+        )
+        problem = random(6, 4, 64), random(80, 2, 64), random(80, 2, 64), layout, AttentionOptions(scale=0.125)
+        implementation = IMPLEMENTATIONS[name]
+        assert isinstance(implementation, SlotAttention)
+        difference = (implementation.function(*problem).float() - reference(*problem).float()).abs().max()
+    except Exception as error:  # whatever a compiler or a driver raises
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None if difference < 0.05 else f"its results differ from the reference by {float(difference):.2g}"
 
 
 @dataclass

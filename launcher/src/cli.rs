@@ -389,11 +389,12 @@ pub enum Task {
     FillMask,
 }
 
-/// The implementations of attention: compiled for CPUs, PyTorch's operations, the definition.
+/// The implementations of attention: compiled for CPUs, for GPUs, PyTorch's operations, the definition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attention {
     Auto,
     Cpu,
+    Triton,
     #[value(alias = "torch")]
     Sdpa,
     Reference,

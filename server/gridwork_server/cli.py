@@ -47,7 +47,7 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     serve.add_argument(
         "--attention",
-        choices=["auto", "cpu", "sdpa", "torch", "reference"],
+        choices=["auto", "cpu", "triton", "sdpa", "torch", "reference"],
         default="auto",
         help="attention implementation (torch: sdpa)",
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_kernels.paged_attention import IMPLEMENTATIONS
+from gridwork_kernels.paged_attention import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
@@ -67,7 +67,7 @@ def generate_together(runner: Runner, **settings: Any) -> list[list[int]]:
     return [results[name] for name in names]
 
 
-@pytest.mark.parametrize("attention", IMPLEMENTATIONS)
+@pytest.mark.parametrize("attention", ["cpu", *EVERYWHERE])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
 def test_greedy_tokens_equal_those_of_transformers(name: str, attention: str, folders: Any, expected: Any) -> None:
     if attention == "cpu" and not cpu_attention.supports(torch.float32):

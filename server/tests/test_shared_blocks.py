@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_kernels.paged_attention import IMPLEMENTATIONS
+from gridwork_kernels.paged_attention import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
@@ -44,7 +44,7 @@ def admit(step: pb.Step, id: int, tokens: list[int], blocks: list[int], num_comp
     step.new_blocks.extend(blocks)
 
 
-@pytest.mark.parametrize("attention", IMPLEMENTATIONS)
+@pytest.mark.parametrize("attention", ["cpu", *EVERYWHERE])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "deepseek_v2"])
 def test_sequences_on_the_blocks_of_others_go_on_like_alone(name: str, attention: str, tmp_path: Path) -> None:
     folder = models.save(name, tmp_path / name)

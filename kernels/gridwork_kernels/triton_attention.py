@@ -1,0 +1,188 @@
+"""Paged attention in Triton: decodes and chunks of prefill alike, over the cache of slots.
+
+A program computes a tile: consecutive tokens of one sequence with all query heads of one KV head, so that a key that is
+loaded serves them all. An online softmax runs over pieces of the context (Milakov and Gimelshein 2018, "Online
+normalizer calculation for softmax", algorithm 3; Dao et al. 2022, "FlashAttention").
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+
+_ROWS = 16
+"""Rows of a tile at least: what matrix units take."""
+_KEYS = 32
+"""Keys of a piece of the context."""
+
+
+@triton.jit
+def _attend(
+    query,
+    keys,
+    values,
+    out,
+    tables,
+    length,
+    tile_token,
+    tile_count,
+    tile_sequence,
+    sinks,
+    slopes,
+    query_stride,
+    table_stride,
+    scale,
+    softcap,
+    window,
+    chunk,
+    kv_heads: tl.constexpr,
+    group: tl.constexpr,
+    key_size: tl.constexpr,
+    value_size: tl.constexpr,
+    key_lanes: tl.constexpr,
+    value_lanes: tl.constexpr,
+    block_size: tl.constexpr,
+    rows: tl.constexpr,
+    piece: tl.constexpr,
+    has_softcap: tl.constexpr,
+    has_sinks: tl.constexpr,
+    has_slopes: tl.constexpr,
+):
+    tile, head = tl.program_id(0), tl.program_id(1)
+    first = tl.load(tile_token + tile)
+    count = tl.load(tile_count + tile)
+    table = tables + tl.load(tile_sequence + tile) * table_stride
+
+    row = tl.arange(0, rows)
+    own = row // group
+    is_row = own < count
+    token = (first + own).to(tl.int64)
+    query_head = head * group + row % group
+    dimension = tl.arange(0, key_lanes)
+    q = tl.load(
+        query + token[:, None] * query_stride + query_head[:, None] * key_size + dimension[None, :],
+        mask=is_row[:, None] & (dimension < key_size)[None, :],
+        other=0.0,
+    )
+    end = tl.load(length + token, mask=is_row, other=0)
+    begin = tl.zeros([rows], dtype=tl.int32)
+    if chunk > 0:
+        begin = (end - 1) // chunk * chunk
+    elif window > 0:
+        begin = tl.maximum(end - window, 0)
+    last = tl.max(end, 0)
+    start = tl.min(tl.where(is_row, begin, last), 0)
+
+    if has_sinks:
+        largest = tl.load(sinks + query_head, mask=is_row, other=0.0)
+        total = tl.full([rows], 1.0, dtype=tl.float32)
+    else:
+        largest = tl.full([rows], float("-inf"), dtype=tl.float32)
+        total = tl.zeros([rows], dtype=tl.float32)
+    if has_slopes:
+        slope = tl.load(slopes + query_head, mask=is_row, other=0.0)
+    sum = tl.zeros([rows, value_lanes], dtype=tl.float32)
+    value_dimension = tl.arange(0, value_lanes)
+
+    for at in range(start // piece * piece, last, piece):
+        position = at + tl.arange(0, piece)
+        exists = position < last
+        block = tl.load(table + position // block_size, mask=exists, other=0)
+        slot = block.to(tl.int64) * block_size + position % block_size
+        k = tl.load(
+            keys + (slot[:, None] * kv_heads + head) * key_size + dimension[None, :],
+            mask=exists[:, None] & (dimension < key_size)[None, :],
+            other=0.0,
+        )
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if has_softcap:
+            score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
+        if has_slopes:
+            score -= slope[:, None] * (end[:, None] - 1 - position[None, :])
+        visible = (position[None, :] < end[:, None]) & (position[None, :] >= begin[:, None])
+        score = tl.where(visible, score, float("-inf"))
+        most = tl.maximum(largest, tl.max(score, 1))
+        # A row that has seen nothing yet stays as it is.
+        base = tl.where(most == float("-inf"), 0.0, most)
+        weight = tl.exp(score - base[:, None])
+        keep = tl.exp(largest - base)
+        v = tl.load(
+            values + (slot[:, None] * kv_heads + head) * value_size + value_dimension[None, :],
+            mask=exists[:, None] & (value_dimension < value_size)[None, :],
+            other=0.0,
+        )
+        total = total * keep + tl.sum(weight, 1)
+        sum = sum * keep[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+        largest = most
+
+    total = tl.where(is_row, total, 1.0)
+    tl.store(
+        out + (token[:, None] * kv_heads * group + query_head[:, None]) * value_size + value_dimension[None, :],
+        (sum / total[:, None]).to(out.dtype.element_ty),
+        mask=is_row[:, None] & (value_dimension < value_size)[None, :],
+    )
+
+
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
+) -> torch.Tensor:
+    """query: `[num_tokens, num_heads, key_size]`, each token's heads contiguous; keys: `[num_slots, num_kv_heads,
+    key_size]` and values likewise, contiguous. Returns `[num_tokens, num_heads, value_size]` in query's dtype."""
+    num_heads, kv_heads = query.shape[1], keys.shape[1]
+    group = num_heads // kv_heads
+    rows = max(_ROWS, triton.next_power_of_2(group))
+    token, count, sequence = _tiles(layout, rows // group)
+    out = query.new_empty(query.shape[0], num_heads, values.shape[2])
+    nothing = query  # never read
+    _attend[(len(token), kv_heads)](
+        query,
+        keys,
+        values,
+        out,
+        layout.block_tables,
+        layout.length,
+        token,
+        count,
+        sequence,
+        nothing if options.sinks is None else options.sinks,
+        nothing if options.slopes is None else options.slopes,
+        query.stride(0),
+        layout.block_tables.stride(0),
+        options.scale,
+        options.softcap,
+        options.window,
+        options.chunk,
+        kv_heads=kv_heads,
+        group=group,
+        key_size=keys.shape[2],
+        value_size=values.shape[2],
+        key_lanes=max(16, triton.next_power_of_2(keys.shape[2])),
+        value_lanes=max(16, triton.next_power_of_2(values.shape[2])),
+        block_size=layout.block_size,
+        rows=rows,
+        piece=_KEYS,
+        has_softcap=options.softcap > 0,
+        has_sinks=options.sinks is not None,
+        has_slopes=options.slopes is not None,
+    )
+    return out
+
+
+def _tiles(layout: PagedLayout, most_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int32, for each tile: its first token, how many it has, and their row of block_tables. Made once a step."""
+    found: Any = layout.tiles.get(most_tokens)
+    if found is None:
+        tiles = []
+        first = 0
+        for sequence, num_tokens in enumerate(layout.num_tokens):
+            tiles += [
+                (first + at, min(most_tokens, num_tokens - at), sequence) for at in range(0, num_tokens, most_tokens)
+            ]
+            first += num_tokens
+        columns = torch.tensor(tiles, dtype=torch.int32).T.contiguous().to(layout.slots.device)
+        found = layout.tiles[most_tokens] = (columns[0], columns[1], columns[2])
+    tile_token, tile_count, tile_sequence = found
+    return tile_token, tile_count, tile_sequence
