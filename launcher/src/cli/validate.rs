@@ -198,7 +198,10 @@ mod tests {
             (&["--cuda-memory-fraction", "1.5"], "at most 1"),
             (&["--kv-cache-memory", "lots"], "4GiB"),
             (&["--validation-workers", "0"], "1.."),
-            (&["--attention", "flash"], "auto, cpu, triton, sdpa, reference"),
+            (
+                &["--attention", "flash"],
+                "auto, cpu, triton, sdpa, reference",
+            ),
             (&["--cpu-threads", "0"], "at least 1"),
             (&["--cpu-threads", "-1"], "at least 1"),
             (&["--cpu-threads", "many"], "at least 1"),
