@@ -38,8 +38,6 @@ pub struct Legacy {
     #[arg(long, env = "DISABLE_CRASH_REPORTS", hide = true, num_args = 0..=1, default_missing_value = "true")]
     disable_crash_reports: Option<String>,
 
-    #[arg(long, env = "QUANTIZE", hide = true)]
-    quantize: Option<String>,
     #[arg(long, env = "SPECULATE", hide = true)]
     speculate: Option<String>,
     #[arg(long, env = "LORA_ADAPTERS", hide = true)]
@@ -136,12 +134,6 @@ impl Legacy {
         // Nothing is asked for by "0 tokens ahead".
         let speculate = self.speculate.as_ref().filter(|n| n.trim() != "0");
         let refused = [
-            (
-                "--quantize",
-                "QUANTIZE",
-                self.quantize.as_ref(),
-                "weights are served as they are stored",
-            ),
             (
                 "--speculate",
                 "SPECULATE",
