@@ -175,4 +175,4 @@ def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> Non
     folder = models.save("qwen2", tmp_path / "model")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model: Any = load_folder(folder).model
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from loguru import logger
 
+from gridwork_server import deferred_imports
 from gridwork_server.encoder import attention, positions
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.paths import EncoderPath, FlatPath, PaddedPath, SinglePath, use_attention
@@ -79,7 +81,14 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
     refusals = []
     for candidate, (make, implementation) in candidates.items():
         try:
-            path = make()
+            try:
+                path = make()
+            except _Refused:
+                raise
+            except Exception:
+                if not deferred_imports.give_up():
+                    raise
+                path = make()  # with all of PyTorch imported
         except Exception as error:
             refusals.append(f"{candidate}: {_line(error)}")
             logger.warning(f"{name} does not run on the {candidate} path: {_line(error)}")
@@ -154,10 +163,10 @@ class _Check:
         return path.label_logits(batch)
 
     def _batch(self, lengths: list[int]) -> SequenceBatch:
-        generator = torch.Generator().manual_seed(0)
+        generator = np.random.default_rng(0)
         # Ids near 0 are often special.
         first = min(self._vocab_size // 2, 300)
-        token_ids = torch.randint(first, self._vocab_size, (sum(lengths),), generator=generator).to(self._device)
+        token_ids = torch.from_numpy(generator.integers(first, self._vocab_size, sum(lengths))).to(self._device)
         types = None
         if self._has_types and self._task != Task.EMBED:
             types = torch.cat([torch.arange(length) >= (length + 1) // 2 for length in lengths]).long().to(self._device)

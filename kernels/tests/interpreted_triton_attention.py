@@ -1,0 +1,56 @@
+"""The Triton kernel against the reference, in Triton's interpreter where there is no GPU."""
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is defined
+
+from test_paged_attention import DECODES, MIXED, OPTIONS, problem
+
+from gridwork_kernels import triton_attention
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(layout: PagedLayout) -> PagedLayout:
+    for name in ("block_tables", "sequence", "length", "slots"):
+        setattr(layout, name, getattr(layout, name).to(DEVICE))
+    return layout
+
+
+def compare(chunks: Any, kv_heads: int, sizes: tuple[int, int], dtype: torch.dtype, options: AttentionOptions) -> None:
+    query, keys, values, layout = problem(chunks, kv_heads, sizes, dtype)
+    query, keys, values, layout = query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), on_device(layout)
+    out = triton_attention.attend(query, keys, values, layout, options)
+    assert out.dtype == dtype
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-5}
+    torch.testing.assert_close(out, reference(query, keys, values, layout, options), **tolerance)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
+def test_equals_the_reference(options: AttentionOptions, chunks: list[tuple[int, int]]) -> None:
+    for name in ("sinks", "slopes"):
+        tensor = getattr(options, name)
+        if tensor is not None and DEVICE == "cuda":
+            pytest.skip("options are made on the CPU")
+    compare(chunks, 2, (16, 32), torch.float32, options)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(16, 16), (20, 28), (64, 64)], ids=str)
+def test_heads_and_sizes(kv_heads: int, dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    compare(MIXED, kv_heads, sizes, dtype, AttentionOptions(scale=0.1))
+
+
+def test_tiles_are_made_once_a_step() -> None:
+    *_, layout = problem([(5, 5), (1, 9), (20, 20)], 2)
+    first = triton_attention._tiles(layout, 8)
+    assert [column.tolist() for column in first] == [[0, 5, 6, 14, 22], [5, 1, 8, 8, 4], [0, 1, 2, 2, 2]]
+    assert triton_attention._tiles(layout, 8)[0] is first[0]
