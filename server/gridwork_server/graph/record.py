@@ -41,13 +41,18 @@ def record(forward: Forward, more_than: int = 0, at_most: int | None = None) -> 
     torch.set_num_threads(1)  # hardly anything is computed, and waking threads takes longer
     try:
         return _general([_run(forward, *size) for size in sizes], sizes)
+    except RecordError:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        raise RecordError(f"{type(error).__name__}: {error}") from error
     finally:
         torch.set_num_threads(threads)
 
 
 def _run(forward: Forward, num_tokens: int, num_rows: int) -> "_Recorder":
     input_ids = torch.zeros(1, num_tokens, dtype=torch.int64)
-    position_ids = torch.arange(num_tokens)[None]
+    # Small ones: a table of positions may be shorter than the longest run.
+    position_ids = (torch.arange(num_tokens) % _FEWEST)[None]
     kept = torch.arange(num_tokens - num_rows, num_tokens)
     recorder = _Recorder([input_ids, position_ids, kept])
     with recorder:

@@ -162,7 +162,10 @@ def test_forward_passes_that_cannot_be_recorded_are_refused() -> None:
     def constant(input_ids: torch.Tensor, *_rest: Any) -> torch.Tensor:
         return input_ids + torch.from_numpy(np.arange(input_ids.shape[1]))
 
-    for forward in (values, condition, comparison, hits, chance, half, branch, constant):
+    def short_table(input_ids: torch.Tensor, *_rest: Any) -> torch.Tensor:
+        return torch.zeros(30, 2)[torch.arange(input_ids.shape[1])]
+
+    for forward in (values, condition, comparison, hits, chance, half, branch, constant, short_table):
         with pytest.raises(RecordError):
             record(forward)
     with pytest.raises(RecordError, match="at most 5 tokens"):
