@@ -6,7 +6,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from support.server import Server
 
 TinyModels = Callable[[str], Path]
@@ -60,13 +59,17 @@ def test_a_gpu_that_is_not_there(tiny: TinyModels) -> None:
     assert "--device cpu" in log
 
 
-def test_attention_kernels_that_do_not_go_with_the_dtype(tiny: TinyModels) -> None:
-    flags = ("--attention", "cpu", "--dtype", "float16")
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        pytest.skip("they may go with it here")
-    log = refused("--model-id", tiny("llama"), *flags, within_s=WITHIN_S)
-    assert "--attention cpu needs" in log
-    assert "Use --attention sdpa" in log
+def test_attention_kernels_that_do_not_go_with_the_device(tiny: TinyModels) -> None:
+    log = refused("--model-id", tiny("llama"), "--attention", "triton", "--device", "cpu", within_s=WITHIN_S)
+    assert "--attention triton cannot be used on cpu" in log
+    assert "use --attention sdpa" in log
+
+
+def test_methods_of_quantization_that_there_are_not_and_what_they_do_not_go_with(tiny: TinyModels) -> None:
+    log = refused("--model-id", tiny("llama"), "--quantize", "gptq", within_s=WITHIN_S)
+    assert "int8, int4" in log
+    log = refused("--model-id", tiny("llama"), "--quantize", "int8", "--compile", within_s=WITHIN_S)
+    assert "does not go with --compile" in log
 
 
 def test_an_attention_for_a_path_that_has_none(tiny: TinyModels) -> None:
