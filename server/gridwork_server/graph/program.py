@@ -9,13 +9,7 @@ from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
 
 LayerKey = tuple[int, int]
 
-_METHODS = {
-    "view": "view",
-    "reshape": "reshape",
-    "transpose": "transpose",
-    "select": "select",
-    "unsqueeze": "unsqueeze",
-}
+_METHODS = frozenset(("reshape", "select", "transpose", "unsqueeze", "view"))
 """Operations that are faster to call as a method of a tensor than by their overload."""
 
 _OPERATORS = {"aten::add": "+", "aten::mul": "*"}
@@ -97,10 +91,10 @@ class Program:
         args = [self._argument(argument) for argument in node.args]
         if not node.kwargs and node.args and isinstance(node.args[0], Ref):
             if name.startswith("aten::") and short in _METHODS:
-                return f"{args[0]}.{_METHODS[short]}({', '.join(args[1:])})"
+                return f"{args[0]}.{short}({', '.join(args[1:])})"
             if name in _OPERATORS and len(args) == 2 and isinstance(node.args[1], Ref):
                 return f"{args[0]} {_OPERATORS[name]} {args[1]}"
-            if short == "slice" and len(args) == 4 and all(type(i) is int and 0 <= i < 2**31 for i in node.args[1:]):
+            if name == "aten::slice" and len(args) == 4 and _is_whole(node):
                 _, dim, begin, end = node.args
                 return f"{args[0]}.narrow({dim}, {begin}, {end - begin})"
         args += [f"{key}={self._argument(argument)}" for key, argument in node.kwargs.items()]
@@ -125,6 +119,13 @@ class Program:
             self._namespace[name] = value
             self._namespace.setdefault("keep", []).append(key)  # so that identities stay
         return self._names[id(key)]
+
+
+def _is_whole(slicing: Node) -> bool:
+    """Whether a slice has all that it asks for, whatever the number of tokens: one may ask for more than there is."""
+    _, dim, begin, end = slicing.args
+    numbers = all(type(number) is int and number >= 0 for number in (dim, begin, end))
+    return numbers and slicing.shape is not None and slicing.shape[dim] == end - begin
 
 
 def _callable(overload: Any) -> Any:
