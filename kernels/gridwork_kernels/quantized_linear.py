@@ -78,11 +78,6 @@ class QuantizedLinear(nn.Module):
         return wide[: self.out_features].to(self.dtype)
 
 
-def fewest_features() -> int:
-    """Output features that a layer must have."""
-    return panel_features()
-
-
 def can_quantize(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer of a shape that the kernels can do."""
     return is_plain(module) and module.out_features >= panel_features() and module.in_features % GROUP == 0

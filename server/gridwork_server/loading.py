@@ -128,14 +128,14 @@ def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", d
 
 def _quantize(model: Any, method: str) -> list[str]:
     """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
-    from gridwork_kernels import quantized_linear
+    from gridwork_kernels import packed_linear, quantized_linear
 
     head = model.get_output_embeddings()
     count = quantized_linear.quantize_linears(model, method, getattr(head, "local", head))
     if count == 0:
         raise ModelError(
             f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers of at least "
-            f"{quantized_linear.fewest_features()} output features and a multiple of {quantized_linear.GROUP} input "
+            f"{packed_linear.panel_features()} output features and a multiple of {quantized_linear.GROUP} input "
             "features; leave it out"
         )
     return [f"{count} linear layers in {method}"]
