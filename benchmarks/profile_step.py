@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/profile_step.py --model-id FOLDER --batch 8 --context 512
 
 First runs the steps without the profiler, for the time that they really take, then again with it. Prints a Markdown
-table of operations by the time they take themselves, and what lies between them (Python, and kernels that are called
-past PyTorch's dispatcher).
+table of operations by the time they take themselves, and what lies between them (Python above all). Those of native
+programs are counted by the programs.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from gridwork_kernels import cpu_library
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
+from gridwork_server.graph import native
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import load
 from gridwork_server.runner import Runner
@@ -83,12 +85,20 @@ class Steps:
 
 def profile(steps: Steps, count: int) -> tuple[float, list[Operation]]:
     """Milliseconds of a step under the profiler, and its operations, the slowest first."""
+    measured = native.Measurement() if cpu_library.load() else None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        spent_ms = [steps.decode() for _ in range(count)]
+        with measured or nullcontext():
+            spent_ms = [steps.decode() for _ in range(count)]
     operations = [
         Operation(event.key, event.count / count, event.self_cpu_time_total / 1e3 / count)
         for event in profiler.key_averages()
     ]
+    if measured:
+        operations += [
+            Operation(f"{name}, in a program", calls / count, 1e3 * seconds / count)
+            for name, calls, seconds in zip(native.OPERATIONS, measured.calls, measured.seconds, strict=True)
+            if calls
+        ]
     return statistics.mean(spent_ms), sorted(operations, key=lambda operation: -operation.own_ms)
 
 

@@ -38,7 +38,7 @@ def refused(*flags: str | Path, within_s: float = AT_ONCE_S, env: dict[str, str]
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--attention", "flash"), "auto, cpu, triton, sdpa, reference"),
+        (("--attention", "flash"), "auto, cpu, flash-attn, varlen, triton, sdpa, reference"),
         (("--dtype", "int3"), "auto, float32, bfloat16, float16"),
         (("--device", "tpu"), "cpu, cuda"),
         (("--model-impl", "fast"), "auto, paged, batched, solo"),

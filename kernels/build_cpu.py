@@ -18,9 +18,12 @@ BUILD = HERE / "build"
 """Objects, so that a change of one source compiles that alone."""
 PACKAGE = HERE / "gridwork_kernels"
 
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 VECTOR_FLAGS = {
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"),
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": (*AVX512, "-mavx512vnni", "-mavx512bf16"),
 }
 
 
@@ -37,7 +40,7 @@ def main() -> int:
     compiler = os.environ.get("CXX", "c++")
     common = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread", *(f"-I{path}" for path in include_paths())]
     link = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu"]
-    print(f"compiling the CPU kernels for {' and '.join(stale)}", flush=True)
+    print(f"compiling the CPU kernels for {', '.join(stale)}", flush=True)
     BUILD.mkdir(exist_ok=True)
     headers = max(path.stat().st_mtime for path in [*(HERE / "cpu").glob("*.h"), Path(__file__)])
     objects = {(isa, source): BUILD / f"{isa}-{source.stem}.o" for isa in stale for source in SOURCES}

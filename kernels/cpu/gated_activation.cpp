@@ -38,38 +38,42 @@ struct Gelu {
 };
 
 template <typename T, typename F>
-void rows(const Tensor& gate, const Tensor& up, const Tensor& out, const F& activation) {
-  const int64_t width = out.size(-1), count = out.size(-2);
-  const int64_t gate_stride = gate.stride(-2), up_stride = up.stride(-2);
-  const T *g = data<T>(gate), *u = data<T>(up);
-  T* o = mutable_data<T>(out);
+void over_rows(const Rows& gate, const Rows& up, int64_t count, int64_t width, T* out, const F& activation) {
+  const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
   parallel_for(count, std::max<int64_t>(1, kChunkValues / width), [&](int64_t first, int64_t last) {
     for (int64_t r = first; r < last; ++r) {
       for (int64_t i = 0; i < width; i += kLanes) {
         const int64_t left = width - i;
-        const Vec active = rounded(activation(load_some(g + r * gate_stride + i, left)), g);
-        store_some(o + r * width + i, mul(active, load_some(u + r * up_stride + i, left)), left);
+        const Vec active = rounded(activation(load_some(gates + r * gate.stride + i, left)), gates);
+        store_some(out + r * width + i, mul(active, load_some(ups + r * up.stride + i, left)), left);
       }
     }
   });
 }
 
 // gate, up: the same type, [1, …, rows, width], values of a row contiguous. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
-Tensor gated_activation(const Tensor gate, const Tensor up, int64_t kind) {
+Tensor gated_activation_of(const Tensor gate, const Tensor up, int64_t kind) {
   Tensor out = torch::stable::new_empty(gate, shape(gate));
   if (out.numel() == 0) return out;
-  by_type(gate, [&]<typename T>(T*) {
-    if (kind == 0) rows<T>(gate, up, out, Silu());
-    else if (kind == 1) rows<T>(gate, up, out, GeluTanh());
-    else rows<T>(gate, up, out, Gelu());
-  });
+  gated_activation(type_of(gate), {gate.data_ptr(), gate.stride(-2)}, {up.data_ptr(), up.stride(-2)}, out.size(-2),
+                   out.size(-1), kind, out.data_ptr());
   return out;
 }
 
 }  // namespace
 
+void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
+                                void* out) {
+  by_type(type, [&]<typename T>(T*) {
+    T* to = static_cast<T*>(out);
+    if (kind == 0) over_rows(gate, up, count, width, to, Silu());
+    else if (kind == 1) over_rows(gate, up, count, width, to, GeluTanh());
+    else over_rows(gate, up, count, width, to, Gelu());
+  });
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def("gated_activation(Tensor gate, Tensor up, int kind) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("gated_activation", TORCH_BOX(&gated_activation)); }
+STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("gated_activation", TORCH_BOX(&gated_activation_of)); }

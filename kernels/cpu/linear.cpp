@@ -1,14 +1,13 @@
-// Linear layer with packed weights in bfloat16, float16 or float32, multiplied in float32.
+// Linear layer with packed weights in bfloat16, float16 or float32, summed in float32.
 //
-// A bfloat16 is the upper half of the float32 of the same value: it is widened by one shift or mask when it is used, and
-// memory is read at bfloat16's size.
+// Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth consecutive
+// k lie together. What is beyond N or K is zero.
 //
-// Packed weights: [ceil(N / W), K, W], panels of W = 2 * kLanes output features; those beyond N are zero. In a panel of
-// bfloat16, 32-bit lane j holds feature j in its lower and feature j + kLanes in its upper half; in the others features
-// lie in their order.
+// Where the CPU multiplies pairs of bfloat16 (AVX512-BF16), it does. Elsewhere, and for x in float32, a bfloat16 is widened
+// when it is used: it is the upper half of the float32 of the same value.
 //
-// Every output element is one chain of fused multiply-adds over k = 0 .. K-1, whatever the number of rows: a row's
-// result does not depend on the other rows of the batch. Where K is cut into pieces, sums are put aside unrounded.
+// Every output element is one chain of multiply-adds over k = 0 .. K-1, whatever the number of rows: a row's result does
+// not depend on the other rows of the batch. Where K is cut into pieces, sums are put aside unrounded.
 
 #include <algorithm>
 #include <optional>
@@ -25,10 +24,64 @@ using namespace gridwork;
 constexpr int64_t kPanel = 2 * kLanes;
 // Rows of one panel that are summed at once: as many as there are registers for.
 constexpr int kRows = kLanes == 16 ? 12 : 6;
-// Rows that go through all panels together: their float32 copies shall stay in a core's L2 cache.
+// Rows that go through all panels together: they shall stay in a core's L2 cache.
 constexpr int64_t kRowBlock = kRows * 8;
 // Piece of K for which a panel and the rows of a tile fit into the L1 cache.
 constexpr int64_t kPiece = 384;
+
+// Weights of a panel that are asked for before they are used.
+constexpr int64_t kAhead = 4096;
+
+// sum[r][p][half] += rows' values at one group of kDepth k times the panels' weights at it.
+//   x: row stride x_stride.  w: the first panel's group; panels are panel_stride apart.
+template <int ROWS, int PANELS, typename W>
+GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const W* w, int64_t panel_stride,
+                              Vec (&sum)[ROWS][PANELS][2]) {
+#pragma GCC unroll 2
+  for (int64_t d = 0; d < kDepth<W>; ++d) {
+    Vec a[PANELS], b[PANELS];
+#pragma GCC unroll 8
+    for (int p = 0; p < PANELS; ++p) {
+      const W* at = w + p * panel_stride;
+      if constexpr (kDepth<W> == 2) {
+        a[p] = d == 0 ? load_even(at) : load_odd(at);
+        b[p] = d == 0 ? load_even(at + 2 * kLanes) : load_odd(at + 2 * kLanes);
+      } else {
+        a[p] = load(at), b[p] = load(at + kLanes);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec v = set1(x[r * x_stride + d]);
+#pragma GCC unroll 8
+      for (int p = 0; p < PANELS; ++p) {
+        sum[r][p][0] = fma(v, a[p], sum[r][p][0]);
+        sum[r][p][1] = fma(v, b[p], sum[r][p][1]);
+      }
+    }
+  }
+}
+
+#if defined(GRIDWORK_PAIR_PRODUCTS)
+template <int ROWS, int PANELS>
+GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* w, int64_t panel_stride,
+                              Vec (&sum)[ROWS][PANELS][2]) {
+  PairVec a[PANELS], b[PANELS];
+#pragma GCC unroll 8
+  for (int p = 0; p < PANELS; ++p) {
+    a[p] = load_pairs(w + p * panel_stride), b[p] = load_pairs(w + p * panel_stride + 2 * kLanes);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    const PairVec v = set1_pair(x + r * x_stride);
+#pragma GCC unroll 8
+    for (int p = 0; p < PANELS; ++p) {
+      sum[r][p][0] = add_products(v, a[p], sum[r][p][0]);
+      sum[r][p][1] = add_products(v, b[p], sum[r][p][1]);
+    }
+  }
+}
+#endif
 
 // Where a tile's sums begin and end.
 template <typename Out>
@@ -39,47 +92,44 @@ struct Target {
   const float* bias; // of the first feature, or null
   float* partial;    // [rows, kPanel]: sums of the pieces so far
   bool first, last;  // whether this is the first, the last piece
+  // Weights that will be needed next, as so many groups of k of a panel: they are asked for while this tile is computed.
+  const void* ahead = nullptr;
+  int64_t ahead_groups = 0;
 };
 
-// ROWS rows of x times PANELS consecutive panels, over `count` values of k.
+// ROWS rows of x times PANELS consecutive panels, over `count` groups of kDepth k.
 //   x: row stride x_stride.  w: the first panel at the first k; panels are panel_stride apart.
-template <typename W, int ROWS, int PANELS, typename Out>
-void tile(const float* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count, const Target<Out>& to) {
-  Vec low[ROWS][PANELS], high[ROWS][PANELS];
+template <typename X, typename W, int ROWS, int PANELS, typename Out>
+void tile(const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count, const Target<Out>& to) {
+  Vec sum[ROWS][PANELS][2];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < PANELS; ++p) {
-      low[r][p] = to.first ? zero() : load(to.partial + r * kPanel);
-      high[r][p] = to.first ? zero() : load(to.partial + r * kPanel + kLanes);
+      sum[r][p][0] = to.first ? zero() : load(to.partial + r * kPanel);
+      sum[r][p][1] = to.first ? zero() : load(to.partial + r * kPanel + kLanes);
     }
   }
+  constexpr int64_t kGroup = kDepth<W> * kPanel;
   for (int64_t k = 0; k < count; ++k) {
-    Vec wl[PANELS], wh[PANELS];
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) load_pair(w + p * panel_stride + k * kPanel, wl[p], wh[p]);
-#pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec xr = set1(x[r * x_stride + k]);
-#pragma GCC unroll 8
-      for (int p = 0; p < PANELS; ++p) {
-        low[r][p] = fma(xr, wl[p], low[r][p]);
-        high[r][p] = fma(xr, wh[p], high[r][p]);
-      }
+    if (k < to.ahead_groups) {
+      const char* next = static_cast<const char*>(to.ahead) + k * kGroup * static_cast<int64_t>(sizeof(W));
+      for (size_t i = 0; i < kGroup * sizeof(W); i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
     }
+    multiply<ROWS, PANELS>(x + k * kDepth<W>, x_stride, w + k * kGroup, panel_stride, sum);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int p = 0; p < PANELS; ++p) {
+      Vec a = sum[r][p][0], b = sum[r][p][1];
       if (!to.last) {
-        store(to.partial + r * kPanel, low[r][p]);
-        store(to.partial + r * kPanel + kLanes, high[r][p]);
+        store(to.partial + r * kPanel, a);
+        store(to.partial + r * kPanel + kLanes, b);
         continue;
       }
       const int64_t feature = p * kPanel, left = to.features - feature;
       if (left <= 0) continue;
-      Vec a = low[r][p], b = high[r][p];
       if (to.bias != nullptr) {
         a = add(a, load_some(to.bias + feature, left));
         b = add(b, load_some(to.bias + feature + kLanes, left - kLanes));
@@ -92,32 +142,34 @@ void tile(const float* x, int64_t x_stride, const W* w, int64_t panel_stride, in
 }
 
 // `rows` rows, by a switch over their number.
-template <typename W, int PANELS, int MOST, typename Out>
-void tile_of(int rows, const float* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count,
+template <typename X, typename W, int PANELS, int MOST, typename Out>
+void tile_of(int rows, const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count,
              const Target<Out>& to) {
-  if (rows == MOST) return tile<W, MOST, PANELS>(x, x_stride, w, panel_stride, count, to);
-  if constexpr (MOST > 1) tile_of<W, PANELS, MOST - 1>(rows, x, x_stride, w, panel_stride, count, to);
+  if (rows == MOST) return tile<X, W, MOST, PANELS>(x, x_stride, w, panel_stride, count, to);
+  if constexpr (MOST > 1) tile_of<X, W, PANELS, MOST - 1>(rows, x, x_stride, w, panel_stride, count, to);
 }
 
 // Most rows that sums of so many panels leave registers for.
 constexpr int most_rows(int panels) { return std::max(1, kRows / panels); }
 
-template <typename W, typename Out>
+template <typename X, typename W, typename Out>
 struct Product {
-  const float* x;  // [rows, K]
+  const X* x;  // [rows, K]
   const W* packed;
   const float* bias;
   Out* out;  // [rows, N]
-  int64_t rows, K, N;
+  int64_t rows, K, N;  // K: a multiple of kDepth
 
   // A block of rows, few enough for one tile, times PANELS panels.
   template <int PANELS>
   void few(int64_t first, int64_t count, int64_t panel) const {
     const int64_t feature = panel * kPanel;
-    const Target<Out> to{out + first * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
-                         nullptr, true, true};
-    tile_of<W, PANELS, most_rows(PANELS)>(static_cast<int>(count), x + first * K, K, packed + panel * K * kPanel,
-                                          K * kPanel, K, to);
+    Target<Out> to{out + first * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true,
+                   true};
+    // With a single stream, what the CPU foresees by itself is too little.
+    if (PANELS == 1) to.ahead = packed + panel * K * kPanel + kAhead, to.ahead_groups = K / kDepth<W>;
+    tile_of<X, W, PANELS, most_rows(PANELS)>(static_cast<int>(count), x + first * K, K, packed + panel * K * kPanel,
+                                             K * kPanel, K / kDepth<W>, to);
   }
 
   // A block of rows times one panel, piece by piece of K: the piece of the panel stays in the L1 cache.
@@ -126,14 +178,19 @@ struct Product {
     const int64_t feature = panel * kPanel;
     for (int64_t k = 0; k < K; k += kPiece) {
       const int64_t piece = std::min(kPiece, K - k);
+      int64_t ahead = 0;
       // Tiles of about the same number of rows: one of a few rows takes nearly as long as a full one.
       for (int64_t r = 0, tiles = (count + kRows - 1) / kRows, some; r < count; r += some, --tiles) {
         some = (count - r + tiles - 1) / tiles;
-        const int64_t row = first + r;
-        const Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
-                             partial + r * kPanel, k == 0, k + piece == K};
-        tile_of<W, 1, kRows>(static_cast<int>(some), x + row * K + k, K,
-                             packed + (panel * K + k) * kPanel, K * kPanel, piece, to);
+        const int64_t row = first + r, groups = piece / kDepth<W>;
+        const W* weights = packed + (panel * K + k) * kPanel;
+        Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
+                       partial + r * kPanel, k == 0, k + piece == K};
+        // The next piece lies behind this one. Each of the tiles asks for its share of it.
+        to.ahead_groups = (groups - ahead + tiles - 1) / tiles;
+        to.ahead = weights + (groups + ahead) * kDepth<W> * kPanel;
+        ahead += to.ahead_groups;
+        tile_of<X, W, 1, kRows>(static_cast<int>(some), x + row * K + k, K, weights, K * kPanel, groups, to);
       }
     }
   }
@@ -154,77 +211,87 @@ struct Product {
   }
 };
 
-// `count` values of x in float32, in a thread's own memory unless they are in float32 already.
-template <typename T>
-const float* widened(const T* x, int64_t rows, int64_t K) {
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else {
-    thread_local Scratch scratch;
-    float* wide = scratch.floats(static_cast<size_t>(rows * K));
-    const auto widen_rows = [=](int64_t begin, int64_t end) {
-      const int64_t last = end * K;
-      int64_t i = begin * K;
-      for (; i + kLanes <= last; i += kLanes) store(wide + i, load(x + i));
-      for (; i < last; ++i) wide[i] = widen(x[i]);
-    };
-    if (rows * K < 32768) widen_rows(0, rows);
-    else parallel_for(rows, std::max<int64_t>(1, 8192 / K), widen_rows);
-    return wide;
+// x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
+template <typename To, typename X>
+const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
+  if constexpr (std::is_same_v<X, To>) {
+    if (padded == K) return x;
   }
+  thread_local Scratch scratch;
+  To* copy = reinterpret_cast<To*>(scratch.floats(static_cast<size_t>(rows * padded)));
+  const auto copy_rows = [=](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const X* from = x + row * K;
+      To* to = copy + row * padded;
+      if constexpr (std::is_same_v<X, To>) {
+        std::copy_n(from, K, to);
+      } else {
+        int64_t i = 0;
+        for (; i + kLanes <= K; i += kLanes) store(to + i, load(from + i));
+        for (; i < K; ++i) to[i] = widen(from[i]);
+      }
+      std::fill(to + K, to + padded, To{});
+    }
+  };
+  if (rows * K < 32768) copy_rows(0, rows);
+  else parallel_for(rows, std::max<int64_t>(1, 8192 / K), copy_rows);
+  return copy;
 }
 
-template <typename W, typename Out>
-void run(const float* x, int64_t rows, const Tensor& packed, const float* bias, const Tensor& out, int64_t N) {
-  const Product<W, Out> product{x, data<W>(packed), bias, mutable_data<Out>(out), rows, packed.size(1), N};
-  const int64_t num_panels = packed.size(0);
-  // Four panels at least: they are computed together when there is one row.
+template <typename X, typename W, typename Out>
+void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out* out) {
+  using In = Multiplied<X, W>;
+  const int64_t padded = weights.groups * kDepth<W>, num_panels = weights.num_panels;
+  const In* in = rows_as<In>(x, rows, K, padded);
+  const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
+                                    weights.features};
+  // Four panels at least: they are computed together when there is one row. While rows are few, a thread has consecutive
+  // panels, since it asks for the next one before it is there.
   int64_t chunk = std::max<int64_t>(4, num_panels / (num_threads() * 8));
-  if (rows > kRows) chunk = std::max<int64_t>(1, num_panels / (num_threads() * 16));
+  if (rows > kRows) chunk = std::max<int64_t>(1, num_panels / (num_threads() * (rows > kRowBlock ? 16 : 4)));
   parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type, or,
 // not rounded, in float32.
-Tensor linear(const Tensor x, const Tensor packed, std::optional<Tensor> bias, int64_t out_features, bool float32_out) {
-  const int64_t K = packed.size(1);
+Tensor linear_of(const Tensor x, const Tensor packed, std::optional<Tensor> bias, int64_t out_features,
+                 bool float32_out) {
   const Tensor rows = torch::stable::contiguous(x);
   auto out_shape = shape(rows);
+  const int64_t K = out_shape.back();
   out_shape.back() = out_features;
   const auto dtype = float32_out ? ScalarType::Float : rows.scalar_type();
   Tensor out = torch::stable::new_empty(rows, out_shape, dtype);
   const int64_t M = K == 0 ? 0 : rows.numel() / K;
   if (M == 0) return out;
-  const float* b = bias.has_value() ? data<float>(*bias) : nullptr;
-  by_type(rows, [&]<typename X>(X*) {
-    const float* wide = widened(data<X>(rows), M, K);
-    by_type(packed, [&]<typename W>(W*) {
-      if (float32_out) run<W, float>(wide, M, packed, b, out, out_features);
-      else run<W, X>(wide, M, packed, b, out, out_features);
-    });
-  });
+  const PackedWeights weights{type_of(packed),   packed.data_ptr(), packed.size(0),
+                              packed.size(1), out_features,      bias.has_value() ? data<float>(*bias) : nullptr};
+  linear(type_of(rows), rows.data_ptr(), M, K, weights, out.data_ptr(), float32_out);
   return out;
 }
 
 // weight: [N, K], contiguous, of any of the types.  Returns the packed form in the same type.
 Tensor pack(const Tensor weight) {
   const int64_t N = weight.size(0), K = weight.size(1), num_panels = (N + kPanel - 1) / kPanel;
-  Tensor packed = torch::stable::new_empty(weight, {num_panels, K, kPanel});
-  by_type(weight, [&]<typename W>(W*) {
+  Tensor packed;
+  by_type(type_of(weight), [&]<typename W>(W*) {
+    constexpr int64_t kTogether = kDepth<W>;
+    const int64_t groups = (K + kTogether - 1) / kTogether;
+    packed = torch::stable::new_empty(weight, {num_panels, groups, kPanel, kTogether});
     const W* in = data<W>(weight);
     W* out = mutable_data<W>(packed);
     parallel_for(num_panels, 1, [&](int64_t begin, int64_t end) {
       constexpr int64_t kStrip = 64;  // values of k whose place in the panel stays in the L1 cache
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t first = 0; first < K; first += kStrip) {
-          const int64_t last = std::min(K, first + kStrip);
+        for (int64_t first = 0; first < groups * kTogether; first += kStrip) {
+          const int64_t last = std::min(groups * kTogether, first + kStrip);
           for (int64_t lane = 0; lane < kPanel; ++lane) {
-            const int64_t place = !std::is_same_v<W, bf16> ? lane
-                                  : lane < kLanes          ? 2 * lane
-                                                           : 2 * (lane - kLanes) + 1;
             const int64_t feature = panel * kPanel + lane;
-            W* to = out + panel * K * kPanel + place;
-            for (int64_t k = first; k < last; ++k) to[k * kPanel] = feature < N ? in[feature * K + k] : W{};
+            W* to = out + panel * groups * kTogether * kPanel + lane * kTogether;
+            for (int64_t k = first; k < last; ++k) {
+              to[k / kTogether * kTogether * kPanel + k % kTogether] =
+                  feature < N && k < K ? in[feature * K + k] : W{};
+            }
           }
         }
       }
@@ -237,6 +304,17 @@ int64_t panel() { return kPanel; }
 
 }  // namespace
 
+void gridwork::linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
+                      bool float32_out) {
+  by_type(type, [&]<typename X>(X*) {
+    by_type(weights.type, [&]<typename W>(W*) {
+      const X* from = static_cast<const X*>(x);
+      if (float32_out) run<X, W>(from, rows, K, weights, static_cast<float*>(out));
+      else run<X, W>(from, rows, K, weights, static_cast<X*>(out));
+    });
+  });
+}
+
 STABLE_TORCH_LIBRARY(gridwork_cpu, m) {
   m.def("linear(Tensor x, Tensor packed, Tensor? bias, int out_features, bool float32_out) -> Tensor");
   m.def("linear_pack(Tensor weight) -> Tensor");
@@ -244,7 +322,7 @@ STABLE_TORCH_LIBRARY(gridwork_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) {
-  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear", TORCH_BOX(&linear_of));
   m.impl("linear_pack", TORCH_BOX(&pack));
 }
 

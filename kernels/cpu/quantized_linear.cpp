@@ -51,11 +51,9 @@ void quantize_group(const T* x, int8_t* values, float* scale, float* sum) {
   const Vec inverse = set1(largest > 0 ? 127.0f / largest : 0.0f);
   Vec all = zero();
   for (int64_t k = 0; k < kGroup; k += kLanes) {
-    alignas(64) float whole[kLanes];
     const Vec v = odd == 0.0f ? round(mul(load(x + k), inverse)) : zero();
     all = add(all, v);
-    store(whole, v);
-    for (int64_t i = 0; i < kLanes; ++i) values[k + i] = static_cast<int8_t>(whole[i]);
+    store_int8(values + k, v);
   }
   *sum = reduce_add(all) * *scale;
 }
@@ -100,8 +98,8 @@ void int8_tile(const int8_t* x, int64_t K, const float* x_scales, const int8_t* 
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const IntVec v = four(x + r * K + k);
-        sum[r][0] = add_int32(sum[r][0], sum_pairs(pairs(size_a, with_sign(v, a))));
-        sum[r][1] = add_int32(sum[r][1], sum_pairs(pairs(size_b, with_sign(v, b))));
+        sum[r][0] = add_products(size_a, with_sign(v, a), sum[r][0]);
+        sum[r][1] = add_products(size_b, with_sign(v, b), sum[r][1]);
       }
     }
     for (int r = 0; r < ROWS; ++r) {
@@ -130,17 +128,17 @@ void int4_tile(const int8_t* x, int64_t K, const float* x_scales, const float* x
 #pragma GCC unroll 8
       for (int r = 0; r < ROWS; ++r) {
         const IntVec first = four(x + r * K + k), second = four(x + r * K + k + 4);
-        sum[r][0] = add_int16(sum[r][0], add_int16(pairs(low_a, first), pairs(high_a, second)));
-        sum[r][1] = add_int16(sum[r][1], add_int16(pairs(low_b, first), pairs(high_b, second)));
+        sum[r][0] = add_few(high_a, second, add_few(low_a, first, sum[r][0]));
+        sum[r][1] = add_few(high_b, second, add_few(low_b, first, sum[r][1]));
       }
     }
     const f16* scale = scales + group * 2 * kPanel;
     const Vec scale_a = load(scale), scale_b = load(scale + kLanes);
     const Vec offset_a = load(scale + kPanel), offset_b = load(scale + kPanel + kLanes);
     for (int r = 0; r < ROWS; ++r) {
-      const Vec own = set1(x_scales[r * groups + group]), total = set1(x_sums[r * groups + group]);
-      out[r][0] = fma(to_float(sum_pairs(sum[r][0])), mul(own, scale_a), fma(total, offset_a, out[r][0]));
-      out[r][1] = fma(to_float(sum_pairs(sum[r][1])), mul(own, scale_b), fma(total, offset_b, out[r][1]));
+      const Vec own = set1(x_scales[r * groups + group]), whole = set1(x_sums[r * groups + group]);
+      out[r][0] = fma(to_float(total(sum[r][0])), mul(own, scale_a), fma(whole, offset_a, out[r][0]));
+      out[r][1] = fma(to_float(total(sum[r][1])), mul(own, scale_b), fma(whole, offset_b, out[r][1]));
     }
   }
 }
@@ -200,23 +198,16 @@ struct Product {
 
 Tensor run(const Tensor& x, const Tensor& packed, const Tensor& scales, const std::optional<Tensor>& bias,
            int64_t out_features, bool float32_out, bool four_bits) {
-  const int64_t K = packed.size(1) * (four_bits ? 8 : 4), num_panels = packed.size(0);
   const Tensor rows = torch::stable::contiguous(x);
   auto out_shape = shape(rows);
+  const int64_t K = out_shape.back();
   out_shape.back() = out_features;
   Tensor out = torch::stable::new_empty(rows, out_shape, float32_out ? ScalarType::Float : rows.scalar_type());
   const int64_t M = rows.numel() / K;
   if (M == 0) return out;
-  by_type(rows, [&]<typename X>(X*) {
-    const Quantized quantized = quantize(data<X>(rows), M, K);
-    by_type(out, [&]<typename Out>(Out*) {
-      const Product<Out> product{quantized, packed.data_ptr(), scales.data_ptr(),
-                                 bias.has_value() ? data<float>(*bias) : nullptr, mutable_data<Out>(out), M,
-                                 out_features, four_bits};
-      const int64_t chunk = std::max<int64_t>(1, num_panels / (num_threads() * 8));
-      parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
-    });
-  });
+  const QuantizedWeights weights{four_bits,      packed.data_ptr(), scales.data_ptr(),
+                                 packed.size(0), out_features,      bias.has_value() ? data<float>(*bias) : nullptr};
+  quantized_linear(type_of(rows), rows.data_ptr(), M, K, weights, out.data_ptr(), float32_out);
   return out;
 }
 
@@ -233,6 +224,19 @@ Tensor int4_linear(const Tensor x, const Tensor packed, const Tensor scales, std
 }
 
 }  // namespace
+
+void gridwork::quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights,
+                                void* out, bool float32_out) {
+  by_type(type, [&]<typename X>(X*) {
+    const Quantized quantized = quantize(static_cast<const X*>(x), rows, K);
+    by_type(float32_out ? Type::float32 : type, [&]<typename Out>(Out*) {
+      const Product<Out> product{quantized, weights.values, weights.scales, weights.bias, static_cast<Out*>(out), rows,
+                                 weights.features, weights.four_bits};
+      const int64_t chunk = std::max<int64_t>(1, weights.num_panels / (num_threads() * 8));
+      parallel_for(weights.num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
+    });
+  });
+}
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def(

@@ -2,10 +2,7 @@
 // where the plain form in PyTorch rounds: x * cos + rotate_half(x) * sin.
 #pragma once
 
-#include <optional>
-
 #include "simd.h"
-#include "tensors.h"
 
 namespace gridwork {
 
@@ -15,11 +12,6 @@ struct Rotary {
   const T* sin = nullptr;
   int64_t stride = 0;
   int64_t size = 0;  // leading dimensions that are rotated, an even number; 0: none
-
-  static Rotary of(const std::optional<Tensor>& cos, const std::optional<Tensor>& sin) {
-    if (!cos.has_value()) return {};
-    return {data<T>(*cos), data<T>(*sin), cos->stride(0), cos->size(1)};
-  }
 
   // One token's head, `width` values, into float32. `out` does not overlap `x`.
   void apply(const T* x, int64_t token, int64_t width, float* out) const {

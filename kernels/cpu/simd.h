@@ -1,7 +1,8 @@
 // A vector of float32 lanes, from and to memory of float32, bfloat16 or float16.
 //
 // Every source is compiled once for each instruction set (see `build_cpu.py`), into a library of its own: what is here is
-// then sixteen lanes of AVX-512 or eight of AVX2. Nothing in the kernels but this file depends on which.
+// then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask for the number of lanes
+// alone, and whether pairs of bfloat16 can be multiplied.
 #pragma once
 
 #include <immintrin.h>
@@ -18,6 +19,12 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
+
+// Values that lie together where they are summed over: bfloat16 in pairs, as CPUs multiply them.
+template <typename T>
+constexpr int64_t kDepth = 1;
+template <>
+constexpr int64_t kDepth<bf16> = 2;
 
 #define GRIDWORK_INLINE inline __attribute__((always_inline))
 
@@ -60,6 +67,10 @@ GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
 GRIDWORK_INLINE Vec widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
 
 // Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
+#if defined(__AVX512BF16__)
+// What is too small for a normal number becomes 0.
+GRIDWORK_INLINE __m256i narrow_bf16(Vec v) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)); }
+#else
 GRIDWORK_INLINE __m256i narrow_bf16(Vec v) {
   const __m512i bits = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -68,6 +79,7 @@ GRIDWORK_INLINE __m256i narrow_bf16(Vec v) {
   const __m512i result = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
 }
+#endif
 
 GRIDWORK_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 GRIDWORK_INLINE Vec load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -80,13 +92,26 @@ GRIDWORK_INLINE void store(f16* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// Two vectors out of 2 * kLanes consecutive values. Of bfloat16, the even ones and the odd ones: that takes a shift
-// and a mask, where values in their order would take shuffles. Packed weights are stored accordingly.
-GRIDWORK_INLINE void load_pair(const bf16* p, Vec& a, Vec& b) {
-  const __m512i v = _mm512_loadu_si512(p);
-  a = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-  b = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+// The even, the odd ones of 2 * kLanes consecutive values.
+GRIDWORK_INLINE Vec load_even(const bf16* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16)); }
+GRIDWORK_INLINE Vec load_odd(const bf16* p) {
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
+
+#if defined(__AVX512BF16__)
+// Pairs of consecutive values, one for each lane.
+using PairVec = __m512bh;
+
+GRIDWORK_INLINE PairVec load_pairs(const bf16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
+GRIDWORK_INLINE PairVec set1_pair(const bf16* p) {
+  int32_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
+}
+// c + both products of each pair.
+GRIDWORK_INLINE Vec add_products(PairVec a, PairVec b, Vec c) { return _mm512_dpbf16_ps(c, a, b); }
+#define GRIDWORK_PAIR_PRODUCTS 1
+#endif
 
 #else
 
@@ -148,16 +173,13 @@ GRIDWORK_INLINE void store(f16* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-GRIDWORK_INLINE void load_pair(const bf16* p, Vec& a, Vec& b) {
-  const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  a = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-  b = _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+GRIDWORK_INLINE __m256i load_bits(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+GRIDWORK_INLINE Vec load_even(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_bits(p), 16)); }
+GRIDWORK_INLINE Vec load_odd(const bf16* p) {
+  return _mm256_castsi256_ps(_mm256_and_si256(load_bits(p), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 #endif
-
-GRIDWORK_INLINE void load_pair(const f16* p, Vec& a, Vec& b) { a = load(p), b = load(p + kLanes); }
-GRIDWORK_INLINE void load_pair(const float* p, Vec& a, Vec& b) { a = load(p), b = load(p + kLanes); }
 
 // The first `count` values; the other lanes are 0.
 template <typename T>
@@ -175,6 +197,20 @@ GRIDWORK_INLINE void store_some(T* p, Vec v, int64_t count) {
   store(all, v);
   if (count > 0) std::memcpy(p, all, static_cast<size_t>(count) * sizeof(T));
 }
+
+// What rows of type X are multiplied in with memory of type W.
+template <typename X, typename W>
+struct MultipliedBy {
+  using type = float;
+};
+#if defined(GRIDWORK_PAIR_PRODUCTS)
+template <>
+struct MultipliedBy<bf16, bf16> {
+  using type = bf16;
+};
+#endif
+template <typename X, typename W = X>
+using Multiplied = typename MultipliedBy<X, W>::type;
 
 // Rounded to what memory of type T would hold.
 GRIDWORK_INLINE Vec rounded(Vec v, const float*) { return v; }

@@ -26,6 +26,10 @@ GRIDWORK_INLINE IntVec with_sign(IntVec v, IntVec sign) {
 }
 GRIDWORK_INLINE IntVec low_nibbles(IntVec v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 GRIDWORK_INLINE IntVec high_nibbles(IntVec v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
+// Whole numbers of at most 127.
+GRIDWORK_INLINE void store_int8(int8_t* p, Vec whole) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
+}
 
 #else
 
@@ -43,7 +47,24 @@ GRIDWORK_INLINE IntVec magnitude(IntVec v) { return _mm256_abs_epi8(v); }
 GRIDWORK_INLINE IntVec with_sign(IntVec v, IntVec sign) { return _mm256_sign_epi8(v, sign); }
 GRIDWORK_INLINE IntVec low_nibbles(IntVec v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 GRIDWORK_INLINE IntVec high_nibbles(IntVec v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+GRIDWORK_INLINE void store_int8(int8_t* p, Vec whole) {
+  const __m256i v = _mm256_cvtps_epi32(whole);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
 
+#endif
+
+// sum + the four products in each lane of unsigned and signed bytes, of which no two together exceed 16 bits.
+//   add_few: the same, for as few that all sums of two stay below 16 bits; `total` of it is the sum.
+#if defined(__AVX512VNNI__)
+GRIDWORK_INLINE IntVec add_products(IntVec u, IntVec s, IntVec sum) { return _mm512_dpbusd_epi32(sum, u, s); }
+GRIDWORK_INLINE IntVec add_few(IntVec u, IntVec s, IntVec sum) { return add_products(u, s, sum); }
+GRIDWORK_INLINE IntVec total(IntVec sum) { return sum; }
+#else
+GRIDWORK_INLINE IntVec add_products(IntVec u, IntVec s, IntVec sum) { return add_int32(sum, sum_pairs(pairs(u, s))); }
+GRIDWORK_INLINE IntVec add_few(IntVec u, IntVec s, IntVec sum) { return add_int16(sum, pairs(u, s)); }
+GRIDWORK_INLINE IntVec total(IntVec sum) { return sum_pairs(sum); }
 #endif
 
 }  // namespace gridwork

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "simd.h"
+#include "kernels.h"
 
 namespace gridwork {
 
@@ -29,13 +29,11 @@ inline std::vector<int64_t> shape(const Tensor& tensor) {
   return std::vector<int64_t>(tensor.sizes().begin(), tensor.sizes().end());
 }
 
-// Calls `body` with a null pointer to the C++ type of a tensor's values.
-template <typename F>
-void by_type(const Tensor& tensor, const F& body) {
+inline Type type_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16: return body(static_cast<bf16*>(nullptr));
-    case ScalarType::Half: return body(static_cast<f16*>(nullptr));
-    default: return body(static_cast<float*>(nullptr));
+    case ScalarType::BFloat16: return Type::bfloat16;
+    case ScalarType::Half: return Type::float16;
+    default: return Type::float32;
   }
 }
 

@@ -44,7 +44,7 @@ class Pool {
       if (count > 0) body(context, 0, count);
       return;
     }
-    // The last loop's chunks have all been claimed, so that nobody can claim anything on what they read meanwhile.
+    // Nothing of the last loop is left to be claimed, and all that was claimed is done: nobody reads these.
     body_.store(body, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     count_.store(count, std::memory_order_relaxed);
@@ -52,7 +52,7 @@ class Pool {
     chunks_.store(static_cast<uint32_t>(chunks), std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     const uint32_t loop = ++loop_;
-    ticket_.store(static_cast<uint64_t>(loop) << 32, std::memory_order_release);
+    ticket_.store(static_cast<uint64_t>(loop) << 32 | static_cast<uint32_t>(chunks), std::memory_order_release);
     published_.store(loop, std::memory_order_release);
     published_.notify_all();
     take(loop);
@@ -64,18 +64,17 @@ class Pool {
   // Takes chunks of a loop while there are any.
   void take(uint32_t loop) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (true) {
-      const auto index = static_cast<uint32_t>(ticket);
-      const uint32_t chunks = chunks_.load(std::memory_order_relaxed);
-      if (static_cast<uint32_t>(ticket >> 32) != loop || index >= chunks) return;
-      auto* body = body_.load(std::memory_order_relaxed);
-      void* context = context_.load(std::memory_order_relaxed);
-      const int64_t count = count_.load(std::memory_order_relaxed), chunk = chunk_.load(std::memory_order_relaxed);
-      // Fails when the loop has moved on since then: what was read may belong to another one.
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+    while (static_cast<uint32_t>(ticket >> 32) == loop) {
+      const auto left = static_cast<uint32_t>(ticket);
+      if (left == 0) return;
+      if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
-      body(context, index * chunk, std::min(count, (index + 1) * chunk));
+      // From here on until it is done, the loop cannot end, and all of this belongs to it.
+      const uint32_t chunks = chunks_.load(std::memory_order_relaxed), index = chunks - left;
+      const int64_t count = count_.load(std::memory_order_relaxed), chunk = chunk_.load(std::memory_order_relaxed);
+      auto* body = body_.load(std::memory_order_relaxed);
+      body(context_.load(std::memory_order_relaxed), index * chunk, std::min(count, (index + 1) * chunk));
       if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == chunks) done_.notify_one();
       ticket = ticket_.load(std::memory_order_acquire);
     }
@@ -119,7 +118,7 @@ class Pool {
   int64_t started_ = 0;
   std::atomic<int64_t> threads_{1};
 
-  // The loop that runs. They are written before `ticket_`, and only while no chunk is left to claim.
+  // The loop that runs: written before `ticket_`, and read by who has claimed a chunk of it.
   std::atomic<void (*)(void*, int64_t, int64_t)> body_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int64_t> count_{0}, chunk_{1};
@@ -128,7 +127,7 @@ class Pool {
   // A second caller computes its loop by itself.
   std::atomic_flag busy_;
 
-  // Number of the loop in the upper half, the next chunk in the lower.
+  // Number of the loop in the upper half, chunks that nobody has claimed in the lower.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<uint32_t> done_{0};
   // What sleeping workers wait on.

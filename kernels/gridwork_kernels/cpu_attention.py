@@ -15,10 +15,12 @@ def supports(dtype: torch.dtype) -> bool:
 def allocate(
     num_blocks: int, block_size: int, num_kv_heads: int, key_size: int, value_size: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys `[num_blocks, num_kv_heads, key_size, block_size]` and values `[num_blocks, num_kv_heads, block_size,
-    value_size]`, of undefined content."""
-    keys = torch.empty(num_blocks, num_kv_heads, key_size, block_size, dtype=dtype)
-    return keys, torch.empty(num_blocks, num_kv_heads, block_size, value_size, dtype=dtype)
+    """Keys `[num_blocks, num_kv_heads, ceil(key_size / d), block_size, d]` and values `[num_blocks, num_kv_heads,
+    ceil(block_size / d), value_size, d]`, of undefined content. d: what is summed over lies in pairs in bfloat16, else
+    1."""
+    d = 2 if dtype == torch.bfloat16 else 1
+    keys = torch.empty(num_blocks, num_kv_heads, -(-key_size // d), block_size, d, dtype=dtype)
+    return keys, torch.empty(num_blocks, num_kv_heads, -(-block_size // d), value_size, d, dtype=dtype)
 
 
 def paged_attention(

@@ -2,35 +2,51 @@
 
 import ctypes
 import functools
+import os
 from pathlib import Path
 
 import torch
-
-_LIBRARIES = {"AVX2": "avx2", "AVX512": "avx512"}
-"""By PyTorch's name of what the CPU can do (which `ATEN_CPU_CAPABILITY` lowers)."""
 
 
 @functools.cache
 def load() -> str | None:
     """Registers `torch.ops.gridwork_cpu` and names its instruction set. None where there is no library: on CPUs without
     AVX2, and where none was built."""
-    isa = _LIBRARIES.get(torch.backends.cpu.get_cpu_capability())
-    path = Path(__file__).with_name(f"_cpu_{isa}.so")
-    if isa is None or not path.exists():
+    path = _path()
+    if path is None:
         return None
     torch.ops.load_library(str(path))
-    # Symbols of a library that is loaded already.
-    _library().gridwork_set_num_threads.argtypes = [ctypes.c_int64]
-    return isa
+    library().gridwork_set_num_threads.argtypes = [ctypes.c_int64]
+    return path.stem.removeprefix(_PREFIX)
+
+
+_PREFIX = "_cpu_"
+
+
+def _path() -> Path | None:
+    path = Path(__file__).with_name(f"{_PREFIX}{_instruction_set()}.so")
+    return path if path.exists() else None
+
+
+def _instruction_set() -> str | None:
+    """The widest that there are libraries for and that the CPU has; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
+    match torch.backends.cpu.get_cpu_capability():
+        case "AVX2":
+            return "avx2"
+        case "AVX512":
+            pairs = torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()
+            return "avx512_bf16" if pairs and not os.environ.get("ATEN_CPU_CAPABILITY") else "avx512"
+        case _:
+            return None
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    isa = _LIBRARIES[torch.backends.cpu.get_cpu_capability()]
-    return ctypes.CDLL(str(Path(__file__).with_name(f"_cpu_{isa}.so")))
+def library() -> ctypes.CDLL:
+    """For functions that are no operations of PyTorch's. Only where `load` gives a name."""
+    return ctypes.CDLL(str(_path()))
 
 
 def set_num_threads(count: int) -> None:
     """Threads that the kernels use, the caller's included. They are not PyTorch's."""
     if load():
-        _library().gridwork_set_num_threads(count)
+        library().gridwork_set_num_threads(count)

@@ -1,7 +1,7 @@
 """Linear layers with packed weights on CPUs.
 
-Without tile units (AMX), PyTorch's bfloat16 product is slower than a float32 one. This kernel reads the weights in the
-type they have, packed once, and multiplies in float32. A row's result does not depend on the other rows of the batch.
+The kernel reads the weights in the type they have, packed once, and sums in float32. A row's result does not depend on
+the other rows of the batch.
 """
 
 import math
@@ -51,11 +51,8 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """`[out_features, in_features]`, unpacked anew at every call: for code that looks at its dtype or values."""
-        if self.packed.dtype == torch.bfloat16:  # two halves of a panel alternate
-            panels = self.packed.unflatten(2, (-1, 2)).permute(0, 3, 2, 1)
-        else:
-            panels = self.packed.transpose(1, 2)
-        return panels.reshape(-1, self.in_features)[: self.out_features]
+        rows = self.packed.transpose(1, 2).flatten(2).flatten(0, 1)
+        return rows[: self.out_features, : self.in_features]
 
 
 class Float32Linear(nn.Module):

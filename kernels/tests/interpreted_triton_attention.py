@@ -53,3 +53,41 @@ def test_tiles_are_made_once_a_step() -> None:
     first = triton_attention._tiles(layout, 8)
     assert [column.tolist() for column in first] == [[0, 5, 6, 14, 22], [5, 1, 8, 8, 4], [0, 1, 2, 2, 2]]
     assert triton_attention._tiles(layout, 8)[0] is first[0]
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that the few tiles of a small problem do not fill."""
+    monkeypatch.setattr(triton_attention, "_processors", lambda device: 1000)
+    monkeypatch.setattr(triton_attention, "_KEYS_OF_A_SPLIT", 4)
+
+
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_programs_that_share_a_context_give_what_one_gives(options: AttentionOptions) -> None:
+    here = {name: None if (t := getattr(options, name)) is None else t.to(DEVICE) for name in ("sinks", "slopes")}
+    options = replace(options, **here)
+    # Longer than a piece, so that shares are not empty.
+    compare([(1, 110), (3, 40), (1, 2)], 2, (16, 20), torch.float32, options)
+
+
+@pytest.mark.usefixtures("split")
+def test_how_many_share_a_context_depends_on_the_longest() -> None:
+    *_, layout = problem(DECODES, 2)
+    device, plain = layout.slots.device, AttentionOptions(scale=1)
+    assert triton_attention._splits(layout, 6, plain, device) == 4
+    assert triton_attention._splits(layout, 6, AttentionOptions(scale=1, window=4), device) == 1
+    layout.is_fixed, layout.end = True, []
+    assert triton_attention._splits(layout, 6, plain, device) == 8, "by what a table has room for"
+    assert triton_attention._splits(layout, 2000, plain, device) == 1, "there are tiles enough"
+
+
+@pytest.mark.usefixtures("split")
+def test_a_fixed_step_reads_its_lengths_from_tensors_alone() -> None:
+    options = AttentionOptions(scale=0.25)
+    query, keys, values, layout = problem([(1, 1), (1, 110), (1, 30)], 2)
+    query, keys, values, layout = query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), on_device(layout)
+    expected = reference(query, keys, values, layout, options)
+    layout.is_fixed, layout.end = True, []
+    out = triton_attention.attend(query, keys, values, layout, options)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)

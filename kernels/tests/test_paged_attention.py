@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_kernels.paged_attention import (
-    EVERYWHERE,
-    IMPLEMENTATIONS,
-    AttentionOptions,
-    PagedLayout,
-    SlotAttention,
-    choose,
-    reference,
-)
+from gridwork_kernels.attention_choice import EVERYWHERE, IMPLEMENTATIONS
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout, SlotAttention, reference
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
@@ -80,7 +73,9 @@ def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torc
     if isinstance(IMPLEMENTATIONS[implementation], SlotAttention):
         return slots.clone()
     blocks = slots.unflatten(0, (-1, BLOCK_SIZE))
-    return (blocks.permute(0, 2, 3, 1) if is_key else blocks.transpose(1, 2)).contiguous()
+    summed_over = blocks.permute(0, 2, 3, 1) if is_key else blocks.transpose(1, 2)
+    together = 2 if slots.dtype == torch.bfloat16 else 1
+    return summed_over.unflatten(2, (-1, together)).transpose(3, 4).contiguous()
 
 
 @pytest.mark.parametrize("implementation", ["cpu", "sdpa"])
@@ -114,12 +109,13 @@ def test_new_keys_and_values_are_written_before_they_are_read(implementation: st
         ]
     )
     cpu = torch.device("cpu")
-    own_keys, own_values = attention.allocate(NUM_BLOCKS + 1, BLOCK_SIZE, 2, (16, 16), torch.float32, cpu)
+    own_keys, own_values = attention.allocate(NUM_BLOCKS + SPARE_BLOCKS, BLOCK_SIZE, 2, (16, 16), torch.float32, cpu)
     out = attention.attend(query, keys[layout.slots], values[layout.slots], own_keys, own_values, layout, options)
     torch.testing.assert_close(out, reference(query, keys, values, layout, options), rtol=1e-5, atol=1e-5)
     again = attention.attend(query, None, None, own_keys, own_values, layout, options)
     assert torch.equal(again, out)
-    assert not own_keys[-1].any() and not own_values[-1].any(), "the block for padding is zero"
+    spare = SPARE_BLOCKS * (BLOCK_SIZE if isinstance(attention, SlotAttention) else 1)
+    assert not own_keys[-spare:].any() and not own_values[-spare:].any(), "the blocks for padding are zero"
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -149,16 +145,16 @@ def test_one_layout_serves_layers_with_different_windows() -> None:
         torch.testing.assert_close(out, reference(query, keys, values, layout, OPTIONS[name]), rtol=1e-5, atol=1e-5)
 
 
-def test_an_implementation_is_chosen_by_what_can_run() -> None:
-    cpu = torch.device("cpu")
-    assert choose("auto", cpu, torch.float32) == ("cpu" if cpu_attention.supports(torch.float32) else "sdpa")
-    assert choose("auto", cpu, torch.float64) == "sdpa"
-    assert choose("auto", torch.device("cuda"), torch.bfloat16) == "sdpa"
-    assert choose("torch", cpu, torch.float32) == "sdpa"
-    assert choose("reference", cpu, torch.float32) == "reference"
-    with pytest.raises(ValueError, match="needs a GPU; use --attention sdpa"):
-        choose("triton", cpu, torch.float32)
-    with pytest.raises(ValueError, match="--attention sdpa"):
-        choose("cpu", cpu, torch.float64)
-    with pytest.raises(ValueError, match="unknown attention `flash`"):
-        choose("flash", cpu, torch.float32)
+@pytest.mark.parametrize("implementation", ["cpu", "sdpa"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_fixed_step_reads_its_lengths_from_tensors_alone(implementation: str, options: AttentionOptions) -> None:
+    if implementation == "cpu" and not cpu_attention.supports(torch.float32):
+        pytest.skip("no compiled kernels for this CPU")
+    query, keys, values, layout = problem(DECODES, 2)
+    expected = reference(query, keys, values, layout, options)
+    own_keys, own_values = in_layout_of(implementation, keys, True), in_layout_of(implementation, values, False)
+    # Wider than any sequence needs, and filled up with a block that is somebody's.
+    layout.block_tables = torch.nn.functional.pad(layout.block_tables, (0, 2), value=int(layout.block_tables[0, 0]))
+    layout.is_fixed, layout.end = True, []
+    out = IMPLEMENTATIONS[implementation].attend(query, None, None, own_keys, own_values, layout, options)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)

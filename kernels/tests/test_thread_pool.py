@@ -12,9 +12,9 @@ from gridwork_kernels import cpu_library, packed_linear
 pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 
 
-def expected_and_call(seed: int) -> tuple[torch.Tensor, nn.Module, torch.Tensor]:
+def expected_and_call(seed: int, features: int = 1000) -> tuple[torch.Tensor, nn.Module, torch.Tensor]:
     torch.manual_seed(seed)
-    linear = nn.Linear(96, 1000).bfloat16()
+    linear = nn.Linear(96, features).bfloat16()
     x = torch.randn(3, 96).bfloat16()
     return packed_linear.reference(x, linear.weight, linear.bias), packed_linear.PackedLinear(linear), x
 
@@ -34,6 +34,17 @@ def test_many_short_loops_after_another_are_all_computed() -> None:
     torch.testing.assert_close(first, expected)
     for _ in range(3000):
         assert torch.equal(layer(x), first)
+
+
+@torch.inference_mode()
+@pytest.mark.usefixtures("threads")
+def test_loops_of_more_chunks_than_the_last_one_end() -> None:
+    """A thread that is late for a loop must not take a chunk of the next one for its own."""
+    layers = [expected_and_call(seed, features)[1:] for seed, features in enumerate((300, 5000, 700))]
+    first = [layer(x) for layer, x in layers]
+    for _ in range(20000):
+        for (layer, x), expected in zip(layers, first, strict=True):
+            assert torch.equal(layer(x), expected)
 
 
 @pytest.mark.usefixtures("threads")

@@ -247,6 +247,11 @@ pub struct BatchingArgs {
           value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_prefix_cache: bool,
 
+    /// Most tokens of a request that are guessed ahead and verified in one step; 0: none
+    #[arg(long, env = "SPECULATE", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(0..=16))]
+    pub speculate: u32,
+
     /// Memory for keys and values, over all shards: bytes, or 512MiB, 4GiB [default: from what is free]
     #[arg(long, env = "KV_CACHE_MEMORY", value_name = "SIZE", value_parser = parse_size)]
     pub kv_cache_memory: Option<u64>,
@@ -255,6 +260,11 @@ pub struct BatchingArgs {
     #[arg(long, env = "CUDA_MEMORY_FRACTION", default_value_t = 1.0, value_name = "FRACTION",
           value_parser = parse::fraction)]
     pub cuda_memory_fraction: f32,
+
+    /// Batch sizes of decode steps to record as CUDA graphs, for example 1,2,4,8; 0 for none [default: sizes up to
+    /// --max-batch-size and 256 on one GPU, none on several]
+    #[arg(long, env = "CUDA_GRAPHS", value_name = "SIZES", value_parser = parse::batch_sizes)]
+    pub cuda_graphs: Option<String>,
 }
 
 /// Which processes are started, and how they are watched.
@@ -394,6 +404,8 @@ pub enum Task {
 pub enum Attention {
     Auto,
     Cpu,
+    FlashAttn,
+    Varlen,
     Triton,
     #[value(alias = "torch")]
     Sdpa,

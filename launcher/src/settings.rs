@@ -114,6 +114,8 @@ impl Settings {
             args.add("--quantize", value_name(method));
         }
         args.flag_if("--compile", model.compile);
+        args.number("--block-size", batching.block_size);
+        args.text_if("--cuda-graphs", &batching.cuda_graphs);
         args.number_if("--kv-cache-memory", batching.kv_cache_memory);
         args.number("--cuda-memory-fraction", batching.cuda_memory_fraction);
         args.flag_if("--trust-remote-code", model.trust_remote_code);
@@ -174,6 +176,7 @@ impl Settings {
         args.number("--max-batch-size", batching.max_batch_size);
         args.number("--block-size", batching.block_size);
         args.flag_if("--disable-prefix-cache", batching.disable_prefix_cache);
+        args.number("--speculate", batching.speculate);
         args.number("--max-batch-tokens", batching.max_batch_tokens);
         args.number_if("--max-client-batch-size", http.max_client_batch_size);
         args.number("--payload-limit", http.payload_limit);
@@ -292,6 +295,10 @@ mod tests {
             "--quantize",
             "int4",
             "--compile",
+            "--block-size",
+            "32",
+            "--cuda-graphs",
+            "1, 8",
         ]);
         let sockets = Sockets::prepare(None, 2).unwrap();
         let shard = settings.shard_command(1, &sockets, 4321);
@@ -303,7 +310,7 @@ mod tests {
             "--master-port 4321",
             "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion --quantize int4 \
              --compile",
-            "--kv-cache-memory 1048576",
+            "--block-size 32 --cuda-graphs 1,8 --kv-cache-memory 1048576",
             "--cpu-threads 3",
         ] {
             assert!(written.contains(expected), "{written}");

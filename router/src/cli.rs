@@ -205,6 +205,11 @@ pub struct BatchingArgs {
           num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
           value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_prefix_cache: bool,
+
+    /// Most tokens of a request that are guessed ahead and verified in one step; 0: none
+    #[arg(long, env = "SPECULATE", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(0..=16))]
+    pub speculate: u32,
 }
 
 /// What is logged and traced.
@@ -408,6 +413,7 @@ impl Cli {
                 max_total_tokens: limits.max_total_tokens,
                 max_batch_total_tokens: batching.max_batch_total_tokens,
                 prefix_cache: !batching.disable_prefix_cache,
+                speculate: batching.speculate,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),

@@ -25,6 +25,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.engine.max_batch_tokens, 512);
     assert_eq!(config.engine.max_sequences, 128);
     assert_eq!(config.engine.max_concurrent_requests, 128);
+    assert_eq!(config.engine.speculate, 0);
     assert!(matches!(config.engine.shard, ShardAddress::Unix(path) if path == *"/s/0"));
     assert_eq!(config.http.payload_limit_bytes, 2_000_000);
     assert_eq!(config.http.compute_type, "cpu");
@@ -40,6 +41,8 @@ fn values_out_of_range_are_refused_by_name() {
         ("--max-batch-prefill-tokens", "0"),
         ("--max-batch-size", "0"),
         ("--block-size", "1025"),
+        ("--speculate", "17"),
+        ("--speculate", "-1"),
         ("--payload-limit", "0"),
         ("--max-total-tokens", "1"),
         ("--port", "70000"),

@@ -80,7 +80,7 @@ fn describe() {
     }
 }
 
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 17] = [
     ("gridwork_requests_total", "Requests received, by route"),
     (
         "gridwork_request_success_total",
@@ -119,6 +119,14 @@ const COUNTERS: [(&str, &str); 15] = [
         "Blocks that the prefix cache gave up for others",
     ),
     ("gridwork_generated_tokens_total", "Tokens generated"),
+    (
+        "gridwork_speculation_drafted_tokens_total",
+        "Tokens that were guessed ahead and computed",
+    ),
+    (
+        "gridwork_speculation_accepted_tokens_total",
+        "Those of them that were generated",
+    ),
     ("gridwork_steps_total", "Steps that the shard has computed"),
     (
         "gridwork_preemptions_total",

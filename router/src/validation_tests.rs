@@ -39,6 +39,8 @@ fn engine_limits() -> Limits {
         max_sequences: 4,
         max_concurrent_requests: 4,
         prefix_cache: true,
+        speculate: 0,
+        draft_step_tokens: 0,
     }
 }
 

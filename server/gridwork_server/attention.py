@@ -37,10 +37,13 @@ class StepContext(Protocol):
 class LayerGeometry:
     """What one layer writes to the cache, and how it attends."""
 
+    num_heads: int
     num_kv_heads: int
     key_size: int
     value_size: int
     window: int
+    has_softcap: bool = False
+    has_sinks: bool = False
     source: "LayerKey | None" = None
     """The layer whose keys and values it attends to, where those are not its own."""
 
@@ -70,7 +73,16 @@ class Probe:
         source = self._owners.get(place)
         self._owners.setdefault(place, (layer, nth))
         self._kept += [key, value]
-        self.layers[layer, nth] = LayerGeometry(key.shape[1], key.shape[2], value.shape[2], options.window, source)
+        self.layers[layer, nth] = LayerGeometry(
+            num_heads=query.shape[1],
+            num_kv_heads=key.shape[1],
+            key_size=key.shape[2],
+            value_size=value.shape[2],
+            window=options.window,
+            has_softcap=options.softcap > 0,
+            has_sinks=options.sinks is not None,
+            source=source,
+        )
         return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])
 
 
@@ -82,7 +94,7 @@ class PagedStep:
     """As the implementation has them."""
     values: dict[LayerKey, torch.Tensor]
     layout: PagedLayout
-    implementation: PagedAttention
+    implementations: dict[LayerKey, PagedAttention]
     chunks: dict[int, int] = field(default_factory=dict)
     """Of layers that attend within chunks: positions in a chunk."""
     sharing: set[LayerKey] = field(default_factory=set)
@@ -104,9 +116,10 @@ class PagedStep:
         layout = self.layout
         if self.window_layout is not None and (layer, nth) in self.windowed:
             layout = self.window_layout
+        implementation = self.implementations[layer, nth]
         if (layer, nth) in self.sharing:
-            return self.implementation.attend(query, None, None, keys, values, layout, options)
-        return self.implementation.attend(query, key, value, keys, values, layout, options)
+            return implementation.attend(query, None, None, keys, values, layout, options)
+        return implementation.attend(query, key, value, keys, values, layout, options)
 
 
 def register() -> None:

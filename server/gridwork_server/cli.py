@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from gridwork_server import __version__, logs
-from gridwork_server.config import ShardConfig, parse_bytes
+from gridwork_server.config import ShardConfig, parse_bytes, parse_sizes
 from gridwork_server.prepare.cli import register as register_prepare
 
 
@@ -47,13 +47,17 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     serve.add_argument(
         "--attention",
-        choices=["auto", "cpu", "triton", "sdpa", "torch", "reference"],
+        choices=["auto", "cpu", "flash-attn", "varlen", "triton", "sdpa", "torch", "reference"],
         default="auto",
         help="attention implementation (torch: sdpa)",
     )
     serve.add_argument("--disable-fusion", action="store_true", help="run the model's own layers, unchanged")
     serve.add_argument("--quantize", choices=["int8", "int4"], help="keep weights in 8 or 4 bits, on CPUs")
     serve.add_argument("--compile", action="store_true", help="compile the model, or take what was compiled before")
+    serve.add_argument("--block-size", type=int, default=16, help="tokens in a block of the cache")
+    serve.add_argument(
+        "--cuda-graphs", type=_sizes, help="batch sizes of decodes to record as CUDA graphs, 1,2,4; 0: none"
+    )
     serve.add_argument("--kv-cache-memory", type=_bytes, help="memory for the cache over all ranks, e.g. 4GiB")
     serve.add_argument("--cuda-memory-fraction", type=float, default=1.0)
     serve.add_argument("--trust-remote-code", action="store_true", help="run Python code of the model's folder")
@@ -70,6 +74,13 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
 def _bytes(text: str) -> int:
     try:
         return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return parse_sizes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -102,6 +113,8 @@ def _run_serve(args: argparse.Namespace) -> int:
         fuse=not args.disable_fusion,
         quantize=args.quantize,
         compile=args.compile,
+        block_size=args.block_size,
+        cuda_graphs=args.cuda_graphs,
         kv_cache_memory_bytes=args.kv_cache_memory,
         cuda_memory_fraction=args.cuda_memory_fraction,
         trust_remote_code=args.trust_remote_code,

@@ -28,6 +28,11 @@ class ShardConfig:
     """A method of `gridwork_kernels.quantized_linear`, for linear layers on CPUs."""
     compile: bool = False
     """Whether the model is compiled by PyTorch, on the paged path."""
+    block_size: int = 16
+    """Tokens in a block of the cache, as the router will ask for them."""
+    cuda_graphs: tuple[int, ...] | None = None
+    """Sequences of the decode steps that are recorded as CUDA graphs; None: as many as it makes sense with one rank,
+    none with several."""
     kv_cache_memory_bytes: int | None = None
     cuda_memory_fraction: float = 1.0
     trust_remote_code: bool = False
@@ -49,3 +54,14 @@ def parse_bytes(text: str) -> int:
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"`{text}` is not an amount of memory; write for example 4GiB, 512MiB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """`1,2,4` as sizes, `0` as none. Raises ValueError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"`{text}` is no list of batch sizes; write for example 1,2,4,8, or 0 for no graphs")
+    sizes = tuple(sorted({int(part) for part in parts}))
+    if 0 in sizes and len(sizes) > 1:
+        raise ValueError(f"`{text}`: 0 stands alone, for no graphs")
+    return () if sizes == (0,) else sizes

@@ -70,6 +70,7 @@ class ShardService(pb_grpc.ShardServicer):
             torch_version=torch.__version__,
             task=pb.TASK_GENERATE,
             shares_blocks=runner.path.shares_blocks,
+            draft_step_tokens=runner.draft_step_tokens,
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:

@@ -11,6 +11,7 @@ from torch import nn
 
 from gridwork_server import attention, deferred_imports, logs, model_folder
 from gridwork_server.config import ShardConfig
+from gridwork_server.decode_replay import DEFAULT_SIZES
 from gridwork_server.errors import ModelError
 from gridwork_server.memory import free_cpu_bytes
 from gridwork_server.model_code import find_model_class, one_line, read_config
@@ -81,7 +82,17 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     if choice is not None:
         notes.append("compiled")
     else:
-        choice = choose(model, config.model_impl, config.attention, dtype, device, group, record=config.fuse)
+        choice = choose(
+            model,
+            config.model_impl,
+            config.attention,
+            dtype,
+            device,
+            group,
+            record=config.fuse,
+            block_size=config.block_size,
+            decode_sizes=_decode_sizes(config, device),
+        )
     return LoadedModel(
         model=model,
         config=model_config,
@@ -100,10 +111,10 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
 
 def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Before weights are read: what can be told without them. Raises ModelError."""
-    from gridwork_kernels import paged_attention
+    from gridwork_kernels import attention_choice
 
     try:
-        paged_attention.choose(config.attention, device, dtype)
+        attention_choice.check(config.attention, attention_choice.Setting(device, dtype, config.block_size))
     except ValueError as error:
         raise ModelError(str(error)) from None
     if config.attention != "auto" and config.model_impl in ("batched", "solo"):
@@ -111,6 +122,16 @@ def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.devi
             f"--attention {config.attention} chooses among the implementations of the paged path, and --model-impl "
             f"{config.model_impl} uses the model's own attention; leave one of them out"
         )
+
+
+def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
+    """Of decode steps to record as CUDA graphs."""
+    if device.type != "cuda":
+        return ()
+    if config.cuda_graphs is not None:
+        return config.cuda_graphs
+    # A rank that could not record a step would leave the others waiting in it.
+    return DEFAULT_SIZES if config.world_size == 1 else ()
 
 
 def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", device: torch.device) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from loguru import logger
 
+from gridwork_server import rehearsal
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
@@ -16,7 +17,7 @@ from gridwork_server.loading import LoadedModel
 from gridwork_server.memory import cache_budget_bytes
 from gridwork_server.paths.base import CacheNeeds
 from gridwork_server.paths.window_blocks import most_in_use
-from gridwork_server.sampling import Sampler, token_logprobs
+from gridwork_server.sampling import Sampler, taken, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 _KEPT = 4
 """With a prefix cache, it is worth room for so many times what can be in use at once."""
+
+
+_DRAFT_STEP_TOKENS = {"cpu": 16, "cuda": 128}
+"""By device: about as many tokens as are computed while the weights are read. From there on a draft costs nearly what a
+token costs that is certain."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,26 @@ class Runner:
         self.spans: SequenceSpans | NoSpans = spans or NoSpans()
         self.path = loaded.path
 
+    @property
+    def draft_step_tokens(self) -> int:
+        """Up to how many tokens of a step drafts are worth what they cost; 0: the path takes none."""
+        return _DRAFT_STEP_TOKENS[self.loaded.device.type] if self.path.takes_drafts else 0
+
     def warm_up(self, limits: "pb.WarmupRequest") -> CacheSize:
         """Allocates the cache for these limits and runs a first step. Raises LimitError."""
         if min(limits.block_size_tokens, limits.max_batch_tokens, limits.max_sequences) < 1:
             raise LimitError("block size, batch tokens and sequences must be at least 1")
         if limits.prefix_cache and not self.path.shares_blocks:
             raise LimitError(f"the {self.path.name} path cannot share what it computes: no prefix cache is possible")
+        if limits.max_drafts and not self.path.takes_drafts:
+            raise LimitError(f"the {self.path.name} path computes one token of a decode: no drafts are possible")
         # What was there before must count as free.
-        self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
-        size = self._size_cache(limits)
+        self._free_cache()
+        step_bytes = 0
+        if self.config.kv_cache_memory_bytes is None:
+            step_bytes = rehearsal.step_bytes(self.path, limits, self.loaded.vocab_size, self.loaded.device)
+            self._free_cache()
+        size = self._size_cache(limits, step_bytes)
         _check_capacity(size, limits)
         error = self._allocate(limits, size.num_blocks)
         if self.group.minimum(0 if error else 1) == 0:
@@ -88,13 +105,15 @@ class Runner:
         self._change_sequences(step)
         ids, num_tokens = _array(step.sequence_ids), _array(step.num_tokens)
         self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
+        num_drafts = _array(step.num_drafts) if step.num_drafts else np.zeros_like(ids)
+        self.table.set_drafts(ids, num_drafts, _array(step.drafts))
         dead = self.table.failed[ids]
         if dead.any():
             self._report_failures(result, ids[dead], pb.SequenceFailure.KIND_INTERNAL, "the sequence has failed before")
-            ids, num_tokens = ids[~dead], num_tokens[~dead]
+            ids, num_tokens, num_drafts = ids[~dead], num_tokens[~dead], num_drafts[~dead]
         if len(ids) == 0:
             return result
-        batch = self.table.batch(ids, num_tokens)
+        batch = self.table.batch(ids, num_tokens, num_drafts)
         started = time.perf_counter()
         logits, kept = self.path.forward(batch, self.table, self._wanted_prompt_tokens(batch))
         computed = time.perf_counter()
@@ -135,27 +154,30 @@ class Runner:
         return np.flatnonzero(wants[batch.row]) if wants.any() else np.array([], dtype=np.int64)
 
     def _sample(self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray) -> None:
-        ids = batch.sequence_ids[batch.samples]
-        if len(ids) == 0:
+        if len(batch.sampled) == 0:
             return
-        sampled = np.zeros((2, len(ids)), dtype=np.int64)
+        ids, counts = batch.sequence_ids[batch.samples], batch.num_drafts[batch.samples] + 1
+        of_tokens = np.repeat(ids, counts)
+        sampled = np.zeros((2, len(of_tokens)), dtype=np.int64)
         if self.group.is_leader:
-            of_sample = np.searchsorted(kept, batch.last[batch.samples])
-            rows = logits if len(kept) == len(ids) else logits[torch.from_numpy(of_sample).to(logits.device)]
-            output = self.sampler.sample(rows.float(), ids, self.table.num_known[ids])
+            of_sample = np.searchsorted(kept, batch.sampled)
+            rows = logits if len(kept) == len(of_tokens) else logits[torch.from_numpy(of_sample).to(logits.device)]
+            output = self.sampler.sample(rows.float(), of_tokens, batch.positions[batch.sampled] + 1)
             sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
         # Every rank must know the tokens, since the next step may compute them.
         sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
-        good = sampled[1] == 0
-        self.table.append_tokens(ids[good], sampled[0][good])
-        if not good.all():
-            self._report_failures(
-                result, ids[~good], pb.SequenceFailure.KIND_NAN_LOGITS, "the model produced NaN logits"
-            )
+        good = taken(sampled[0], sampled[1] != 0, batch.input_ids[batch.sampled], counts)
+        num_taken = np.add.reduceat(good, np.cumsum(counts) - counts, dtype=np.int64)
+        self.table.append_tokens(ids, sampled[0][good], num_taken)
+        # A failure behind a draft is met again where the draft is a token that is known. One before all drafts may be
+        # theirs, since attention multiplies what it masks by zero: the token is computed again without them.
+        dead = ids[(num_taken == 0) & (counts == 1)]
+        if len(dead):
+            self._report_failures(result, dead, pb.SequenceFailure.KIND_NAN_LOGITS, "the model produced NaN logits")
         if not self.group.is_leader:
             return
         self.spans.sampled(ids)
-        result.sequence_ids.extend(ids[good].tolist())
+        result.sequence_ids.extend(of_tokens[good].tolist())
         result.token_ids.extend(sampled[0][good].tolist())
         if output.logprobs is not None:
             result.logprobs.extend(output.logprobs[good].tolist())
@@ -201,11 +223,14 @@ class Runner:
             self.sampler = Sampler(limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
             self.path.allocate(limits, num_blocks)
         except (RuntimeError, MemoryError) as error:
-            self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
+            self._free_cache()
             return f"memory for {num_blocks} blocks cannot be allocated ({error}); give a smaller --kv-cache-memory"
         return None
 
-    def _size_cache(self, limits: "pb.WarmupRequest") -> CacheSize:
+    def _free_cache(self) -> None:
+        self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
+
+    def _size_cache(self, limits: "pb.WarmupRequest", step_bytes: int) -> CacheSize:
         needs = self._needs(limits)
         local = needs.bytes_per_token
         budget = cache_budget_bytes(
@@ -213,6 +238,7 @@ class Runner:
             self.config.kv_cache_memory_bytes,
             self.config.cuda_memory_fraction,
             self.group.world_size,
+            step_bytes,
         )
         fixed = needs.bytes_per_sequence * limits.max_sequences
         if fixed > budget:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import PagedLayout
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ class StepBatch:
     sequence_ids: np.ndarray
     """int64 [B]"""
     num_tokens: np.ndarray
-    """int64 [B]"""
+    """int64 [B], drafts included"""
+    num_drafts: np.ndarray
+    """int64 [B]: how many of a sequence's last tokens are drafts."""
     input_ids: np.ndarray
     """int64 [T]"""
     positions: np.ndarray
@@ -32,6 +35,9 @@ class StepBatch:
     """int64 [B]: index of each sequence's last token among the T."""
     samples: np.ndarray
     """bool [B]: whether the next token of the sequence is sampled now."""
+    sampled: np.ndarray
+    """int64, ascending: the tokens of the batch behind which one is sampled: of a sequence that samples, the last known
+    one and its drafts."""
 
 
 class SequenceTable:
@@ -58,6 +64,17 @@ class SequenceTable:
         self.wants_prompt_logprobs[ids] = False
         self.failed[ids] = False
 
+    def expect_tokens(self, ids: np.ndarray) -> np.ndarray:
+        """Each of these sequences, int64 [B], has one more token, which is to be told by `set_tokens`. Returns where
+        the tokens stand, int64 [B]."""
+        positions = self.num_known[ids]
+        self.num_known[ids] += 1
+        return positions
+
+    def set_tokens(self, ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
+        """Tokens that were expected. int64 [B] each."""
+        self.token_ids[ids, positions] = tokens
+
     def admit(self, new: "pb.NewSequence") -> None:
         """Takes over a sequence's tokens."""
         tokens = np.fromiter(new.token_ids, dtype=np.int32, count=len(new.token_ids))
@@ -74,12 +91,21 @@ class SequenceTable:
         if len(blocks) == 0:
             return
         rows = np.repeat(ids, num_new)
-        within = np.arange(len(blocks)) - np.repeat(np.cumsum(num_new) - num_new, num_new)
-        self.block_tables[rows, self.num_blocks[rows] + within] = blocks
+        self.block_tables[rows, self.num_blocks[rows] + _within(num_new)] = blocks
         self.num_blocks[ids] += num_new
 
-    def batch(self, ids: np.ndarray, num_tokens: np.ndarray) -> StepBatch:
-        """The tokens that the step computes for these sequences, each at most once."""
+    def set_drafts(self, ids: np.ndarray, num_drafts: np.ndarray, drafts: np.ndarray) -> None:
+        """Puts drafts behind the known tokens. ids: int64 [B]; num_drafts: int64 [B], how many of `drafts` (int64,
+        concatenated) are for each."""
+        if len(drafts) == 0:
+            return
+        rows = np.repeat(ids, num_drafts)
+        self.token_ids[rows, self.num_known[rows] + _within(num_drafts)] = drafts
+
+    def batch(self, ids: np.ndarray, num_tokens: np.ndarray, num_drafts: np.ndarray | None = None) -> StepBatch:
+        """The tokens that the step computes for these sequences, each at most once. num_drafts: None when there are
+        none."""
+        num_drafts = np.zeros_like(ids) if num_drafts is None else num_drafts
         starts = self.num_computed[ids]
         ends = np.cumsum(num_tokens)
         total = int(ends[-1]) if len(ends) else 0
@@ -90,16 +116,23 @@ class SequenceTable:
             row = np.repeat(np.arange(len(ids)), num_tokens)
             positions = np.arange(total) + np.repeat(starts - (ends - num_tokens), num_tokens)
         of_token = ids[row]
+        samples = starts + num_tokens - num_drafts == self.num_known[ids]
+        sampled = (ends - 1)[samples]
+        if num_drafts.any():
+            drafts = num_drafts[samples]
+            sampled = np.repeat(sampled - drafts, drafts + 1) + _within(drafts + 1)
         blocks = self.block_tables[of_token, positions // self.block_size].astype(np.int64)
         return StepBatch(
             sequence_ids=ids,
             num_tokens=num_tokens,
+            num_drafts=num_drafts,
             input_ids=self.token_ids[of_token, positions].astype(np.int64),
             positions=positions,
             row=row,
             slots=blocks * self.block_size + positions % self.block_size,
             last=ends - 1,
-            samples=starts + num_tokens == self.num_known[ids],
+            samples=samples,
+            sampled=sampled,
         )
 
     def layout(self, batch: StepBatch, device: torch.device) -> PagedLayout:
@@ -108,10 +141,10 @@ class SequenceTable:
         width = -(-int(end.max(initial=1)) // self.block_size)
         tables = np.ascontiguousarray(self.block_tables[batch.sequence_ids, :width])
         return PagedLayout(
-            block_tables=torch.from_numpy(tables).to(device),
-            sequence=torch.from_numpy(batch.row.astype(np.int32)).to(device),
-            length=torch.from_numpy((batch.positions + 1).astype(np.int32)).to(device),
-            slots=torch.from_numpy(batch.slots).to(device),
+            block_tables=to_device(tables, device),
+            sequence=to_device(batch.row.astype(np.int32), device),
+            length=to_device((batch.positions + 1).astype(np.int32), device),
+            slots=to_device(batch.slots, device),
             block_size=self.block_size,
             num_tokens=batch.num_tokens.tolist(),
             end=end.tolist(),
@@ -119,10 +152,20 @@ class SequenceTable:
         )
 
     def computed(self, batch: StepBatch) -> None:
-        """The batch's keys and values stand in the cache."""
-        self.num_computed[batch.sequence_ids] += batch.num_tokens
+        """The batch's keys and values stand in the cache. Those of drafts count once they are taken."""
+        self.num_computed[batch.sequence_ids] += batch.num_tokens - batch.num_drafts
 
-    def append_tokens(self, ids: np.ndarray, tokens: np.ndarray) -> None:
-        """Tokens that were sampled: int64 [B] each."""
-        self.token_ids[ids, self.num_known[ids]] = tokens
-        self.num_known[ids] += 1
+    def append_tokens(self, ids: np.ndarray, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
+        """Tokens that were sampled: int64, concatenated. ids: int64 [B], each once; counts: int64 [B], how many of
+        `tokens` are of each; None: one."""
+        counts = np.ones_like(ids) if counts is None else counts
+        rows = np.repeat(ids, counts)
+        self.token_ids[rows, self.num_known[rows] + _within(counts)] = tokens
+        self.num_known[ids] += counts
+        # Those before the last were drafts, and are computed. Where there is none, the last known one will be, again.
+        self.num_computed[ids] = self.num_known[ids] - 1
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, … for each of the counts, concatenated. int64."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -19,10 +19,14 @@ from gridwork_server.task import choose as choose_task
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
+    from gridwork_server.device_steps import OverlappedSteps
     from gridwork_server.encoder.runner import EncoderRunner
     from gridwork_server.runner import CacheSize, Runner
 
 Result = TypeVar("Result")
+
+_POLL_S = 0.0002
+"""How often a step that is being computed on a GPU is looked after, while there is no other."""
 
 # What a rank 0 announces to the others before it does it.
 _WARM_UP, _RESET, _RUN = range(3)
@@ -37,6 +41,8 @@ class Worker:
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._runner: Runner | None = None
         self._encoder: EncoderRunner | None = None
+        self._overlapped: OverlappedSteps | None = None
+        """On a GPU: what runs steps."""
         self.state = "starting"
         """What it is doing, for people to read."""
         self.error: str | None = None
@@ -81,6 +87,14 @@ class Worker:
     def call(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
         """Runs a task in the model's thread, after those given before. Only once loading has ended. A task whose future
         is cancelled before its turn is not run."""
+
+        def run(runner: "Runner") -> Result:
+            self._flush()
+            return task(runner)
+
+        return self._enqueue(run)
+
+    def _enqueue(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -125,9 +139,18 @@ class Worker:
         """Computes a step on every rank and calls `done`, in the model's thread, with the result."""
 
         def task(runner: "Runner") -> None:
-            done(self._guarded(runner, step))
+            if self._overlapped is None:
+                done(self._guarded(runner, step))
+                return
+            with _ends_the_process():
+                self._overlapped.submit(step, done)
 
-        self.call(task)
+        self._enqueue(task)
+
+    def _flush(self) -> None:
+        if self._overlapped is not None:
+            with _ends_the_process():
+                self._overlapped.flush()
 
     def _guarded(self, runner: "Runner", step: "pb.Step") -> "pb.StepResult":
         try:
@@ -155,12 +178,23 @@ class Worker:
         if self._runner is None or self._runner.group.is_leader:
             while True:
                 try:
-                    self._tasks.get()()
+                    self._next_task()()
                 except Exception as error:
                     logger.opt(exception=True).error("the model's thread failed")
                     end_process(f"the model's thread cannot go on: {type(error).__name__}: {error}")
         else:
             self._follow(self._runner)
+
+    def _next_task(self) -> Callable[[], None]:
+        """Waits for it. Meanwhile the result of a step that has begun is given as soon as it is there: the router may
+        be waiting for it before it sends another one."""
+        while self._overlapped is not None and self._overlapped.has_begun:
+            try:
+                return self._tasks.get(timeout=_POLL_S)
+            except queue.Empty:
+                if self._overlapped.is_computed:
+                    self._flush()
+        return self._tasks.get()
 
     def _load_with_all_imports_if_need_be(self) -> None:
         try:
@@ -209,6 +243,10 @@ class Worker:
         loaded = load(self._config, group)
         spans = SequenceSpans(self._otlp_endpoint) if self._otlp_endpoint and group.is_leader else None
         self._runner = Runner(loaded, self._config, group, spans)
+        if loaded.device.type == "cuda" and group.world_size == 1:
+            from gridwork_server.device_steps import OverlappedSteps
+
+            self._overlapped = OverlappedSteps(self._runner)
         self.state = "ready"
         logger.info(
             f"loaded {type(loaded.model).__name__}: {loaded.num_parameters / 1e6:.1f}M parameters, "
@@ -248,6 +286,16 @@ class Worker:
     def _fail(self, message: str) -> None:
         self.error = message
         end_process(message)
+
+
+@contextmanager
+def _ends_the_process() -> Iterator[None]:
+    """When a step fails on a GPU, which is then in an undefined state: only a restart helps."""
+    try:
+        yield
+    except Exception as error:
+        logger.opt(exception=True).error("a step failed")
+        end_process(f"a step failed: {error}")
 
 
 @contextmanager

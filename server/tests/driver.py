@@ -25,6 +25,8 @@ class Sequence:
     wanted: int
     settings: pb.SamplingParameters
     prompt_logprobs: bool = False
+    top_n: int = 0
+    may_draft: bool = True
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     admitted: bool = False
@@ -51,9 +53,12 @@ class Driver:
         chunk: int = 1000,
         max_sequences: int = 8,
         seed: int = 0,
+        draft: Callable[[Sequence], list[int]] = lambda _sequence: [],
     ) -> None:
-        """Blocks are handed out in random order, so that tables are fragmented."""
+        """Blocks are handed out in random order, so that tables are fragmented. draft: what may follow a sequence that
+        decodes."""
         self._run = run
+        self._draft = draft
         self._random = random.Random(seed)
         self._free = list(range(num_blocks))
         self._random.shuffle(self._free)
@@ -76,13 +81,16 @@ class Driver:
         settings: pb.SamplingParameters | None = None,
         prompt_logprobs: bool = False,
         num_prompt: int | None = None,
+        top_n: int = 0,
     ) -> int:
-        """Adds a request and returns its name. num_prompt: when part of `prompt` was generated before."""
+        """Adds a request and returns its name. num_prompt: when part of `prompt` was generated before. top_n: most
+        likely tokens to report; 0: no log-probabilities at all."""
         name, self._next_name = self._next_name, self._next_name + 1
         sequence = Sequence(
             name, self._ids.pop(), list(prompt), num_prompt or len(prompt), wanted, settings or sampling()
         )
         sequence.prompt_logprobs = prompt_logprobs
+        sequence.top_n = top_n
         self.running.append(sequence)
         return name
 
@@ -105,15 +113,27 @@ class Driver:
                     num_prompt_tokens=sequence.num_prompt,
                     sampling=sequence.settings,
                     prompt_logprobs=sequence.prompt_logprobs,
+                    logprobs=sequence.top_n > 0,
+                    top_n_logprobs=sequence.top_n,
                 )
                 sequence.admitted = True
             count = min(self._chunk, len(sequence.tokens) - sequence.computed)
-            new = -(-(sequence.computed + count) // self._block_size) - len(sequence.blocks)
+            decodes = sequence.generated and count == len(sequence.tokens) - sequence.computed == 1
+            room = sequence.wanted - len(sequence.generated) - 1
+            drafts = self._draft(sequence)[:room] if decodes and sequence.may_draft else []
+            end = sequence.computed + count + len(drafts)
+            new = max(0, -(-end // self._block_size) - len(sequence.blocks))
             blocks = [self._free.pop() for _ in range(new)]
             sequence.blocks += blocks
-            sequence.computed += count
+            if drafts:
+                # What stays true if the step takes nothing, and is then done again without drafts.
+                sequence.may_draft = False
+            else:
+                sequence.computed += count
             step.sequence_ids.append(sequence.id)
-            step.num_tokens.append(count)
+            step.num_tokens.append(count + len(drafts))
+            step.num_drafts.append(len(drafts))
+            step.drafts.extend(drafts)
             step.num_new_blocks.append(new)
             step.new_blocks.extend(blocks)
         result = self._run(step)
@@ -124,6 +144,7 @@ class Driver:
             self.failures[by_id[failure.sequence_id].name] = failure
         for id, token in zip(result.sequence_ids, result.token_ids, strict=True):
             by_id[id].tokens.append(token)
+            by_id[id].computed, by_id[id].may_draft = len(by_id[id].tokens) - 1, True
         for entry in result.prompt_logprobs:
             known = self.prompt_logprobs.setdefault(by_id[entry.sequence_id].name, {})
             known.update(enumerate(entry.logprobs, entry.first_position))

@@ -81,6 +81,7 @@ def test_info_tells_what_is_loaded(shard: ShardProcess, folder: Path) -> None:
     assert (info.vocab_size, info.max_context_tokens, list(info.eos_token_ids)) == (models.VOCAB, 512, [2])
     assert info.num_parameters == sum(parameter.numel() for parameter in models.plain(folder).parameters())
     assert info.weight_bytes == info.num_parameters * 4
+    assert info.draft_step_tokens == 16
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_kernels.paged_attention import EVERYWHERE
+from gridwork_kernels.attention_choice import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError

@@ -11,8 +11,6 @@ pub struct Legacy {
     waiting_served_ratio: Option<String>,
     #[arg(long, env = "MAX_WAITING_TOKENS", hide = true)]
     max_waiting_tokens: Option<String>,
-    #[arg(long, env = "CUDA_GRAPHS", hide = true)]
-    cuda_graphs: Option<String>,
     #[arg(long, env = "WATERMARK_GAMMA", hide = true, allow_hyphen_values = true)]
     watermark_gamma: Option<String>,
     #[arg(long, env = "WATERMARK_DELTA", hide = true, allow_hyphen_values = true)]
@@ -38,8 +36,6 @@ pub struct Legacy {
     #[arg(long, env = "DISABLE_CRASH_REPORTS", hide = true, num_args = 0..=1, default_missing_value = "true")]
     disable_crash_reports: Option<String>,
 
-    #[arg(long, env = "SPECULATE", hide = true)]
-    speculate: Option<String>,
     #[arg(long, env = "LORA_ADAPTERS", hide = true)]
     lora_adapters: Option<String>,
     #[arg(long, env = "KV_CACHE_DTYPE", hide = true)]
@@ -63,11 +59,6 @@ impl Legacy {
                 "--max-waiting-tokens",
                 &self.max_waiting_tokens,
                 "prefill and decode share every step",
-            ),
-            (
-                "--cuda-graphs",
-                &self.cuda_graphs,
-                "graphs are chosen by the shard",
             ),
             (
                 "--watermark-gamma",
@@ -131,15 +122,7 @@ impl Legacy {
 
     /// The reason to refuse the command line, when a flag was given that would change the model's answers.
     pub fn refusal(&self) -> Option<String> {
-        // Nothing is asked for by "0 tokens ahead".
-        let speculate = self.speculate.as_ref().filter(|n| n.trim() != "0");
         let refused = [
-            (
-                "--speculate",
-                "SPECULATE",
-                speculate,
-                "speculative decoding is not available",
-            ),
             (
                 "--lora-adapters",
                 "LORA_ADAPTERS",

@@ -74,6 +74,21 @@ pub fn cpu_threads(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Parses a list of batch sizes, `1,2,4`, or `0` for none. Returns the text without spaces.
+pub fn batch_sizes(text: &str) -> Result<String, String> {
+    let usage = "give batch sizes, for example 1,2,4,8, or 0 for none";
+    let sizes: Vec<u32> = text
+        .split(',')
+        .map(|size| size.trim().parse())
+        .collect::<Result<_, _>>()
+        .map_err(|_| usage.to_owned())?;
+    if sizes.contains(&0) && sizes.len() > 1 {
+        return Err(format!("0 stands alone; {usage}"));
+    }
+    let sizes: Vec<String> = sizes.iter().map(u32::to_string).collect();
+    Ok(sizes.join(","))
+}
+
 /// Accepts `http://…` and `https://…`.
 pub fn url(text: &str) -> Result<String, String> {
     let rest = text
@@ -173,6 +188,16 @@ mod tests {
             assert!(message.contains("4GiB"), "{wrong}: {message}");
         }
         assert!(parse_size("0").is_err());
+    }
+
+    #[test]
+    fn batch_sizes_are_a_list_or_none() {
+        assert_eq!(batch_sizes("1, 2,8"), Ok("1,2,8".to_owned()));
+        assert_eq!(batch_sizes("0"), Ok("0".to_owned()));
+        for wrong in ["", "1,,2", "-1", "two", "0,1", "1.5"] {
+            let message = batch_sizes(wrong).unwrap_err();
+            assert!(message.contains("1,2,4,8"), "{wrong}: {message}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl Cli {
         self.validate_lengths()?;
         self.validate_shards()?;
         self.validate_compile()?;
+        self.validate_speculation()?;
         if let Some(path) = &self.model.tokenizer_config_path
             && !path.is_file()
         {
@@ -87,6 +88,18 @@ impl Cli {
         if let Some(shards) = self.processes.num_shard.filter(|shards| *shards > 1) {
             return Err(format!(
                 "--compile goes with one shard, not with --num-shard {shards}: remove one of them"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Likewise.
+    fn validate_speculation(&self) -> Result<(), String> {
+        let (speculate, model_impl) = (self.batching.speculate, self.model.model_impl);
+        if speculate > 0 && matches!(model_impl, ModelImpl::Batched | ModelImpl::Solo) {
+            return Err(format!(
+                "--speculate goes with the paged path alone, not with --model-impl {}: remove one of them",
+                value_name(model_impl)
             ));
         }
         Ok(())
@@ -198,10 +211,14 @@ mod tests {
             (&["--cuda-memory-fraction", "1.5"], "at most 1"),
             (&["--kv-cache-memory", "lots"], "4GiB"),
             (&["--validation-workers", "0"], "1.."),
+            (&["--speculate", "17"], "0..=16"),
+            (&["--speculate", "-1"], "--speculate"),
+            (&["--speculate", "medusa"], "--speculate"),
             (
                 &["--attention", "flash"],
-                "auto, cpu, triton, sdpa, reference",
+                "auto, cpu, flash-attn, varlen, triton, sdpa, reference",
             ),
+            (&["--cuda-graphs", "0,1"], "0 stands alone"),
             (&["--cpu-threads", "0"], "at least 1"),
             (&["--cpu-threads", "-1"], "at least 1"),
             (&["--cpu-threads", "many"], "at least 1"),
@@ -234,6 +251,10 @@ mod tests {
             (&["--compile", "--model-impl", "solo"], "--model-impl solo"),
             (&["--compile", "--num-shard", "2"], "one shard"),
             (
+                &["--speculate", "2", "--model-impl", "batched"],
+                "--model-impl batched",
+            ),
+            (
                 &["--tokenizer-config-path", "/nowhere/t.json"],
                 "/nowhere/t.json",
             ),
@@ -250,7 +271,6 @@ mod tests {
     fn old_flags_are_refused_only_when_they_would_change_answers() {
         for flag in [
             "--quantize",
-            "--speculate",
             "--lora-adapters",
             "--kv-cache-dtype",
             "--rope-scaling",
@@ -261,21 +281,13 @@ mod tests {
         let cli = parse(&[
             "--model-id",
             "m",
-            "--speculate",
-            "0",
-            "--cuda-graphs",
-            "1,2",
             "--watermark-delta",
             "-2",
             "--disable-custom-kernels",
         ])
         .unwrap();
         let warnings = cli.legacy.warnings().join("\n");
-        for flag in [
-            "--cuda-graphs",
-            "--watermark-delta",
-            "--disable-custom-kernels",
-        ] {
+        for flag in ["--watermark-delta", "--disable-custom-kernels"] {
             assert!(warnings.contains(flag), "{warnings}");
         }
         assert!(!warnings.contains("--ngrok"));

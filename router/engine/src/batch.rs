@@ -11,6 +11,8 @@ use crate::sequence::{Sequence, SequenceKey};
 pub(crate) struct StepInFlight {
     pub id: u64,
     pub sent: Instant,
+    /// To compute.
+    pub num_tokens: usize,
     /// In the order of the step's `sequence_ids`.
     pub entries: Vec<StepEntry>,
     /// Sequences that gave their blocks up while this was the last step on its way.
@@ -32,6 +34,7 @@ pub(crate) struct StepEntry {
     /// The sequence's, when the step was made.
     pub epoch: u32,
     pub samples: bool,
+    pub num_drafts: usize,
 }
 
 /// A step while it is being filled.
@@ -55,11 +58,13 @@ impl Batch {
         self.budget_tokens = self.budget_tokens.max(at_least_tokens);
     }
 
-    /// Schedules `num_tokens` of a running sequence; false, and nothing changed, when there are not enough blocks.
+    /// Schedules `num_tokens` of a running sequence, and drafts behind them; false, and nothing changed, when there are
+    /// not enough blocks.
     pub fn add(
         &mut self,
         sequence: &mut Sequence,
         num_tokens: usize,
+        drafts: &[u32],
         pool: &mut BlockPool,
         block_size_tokens: usize,
     ) -> bool {
@@ -67,7 +72,7 @@ impl Batch {
             return false;
         };
         let computed = sequence.num_computed + num_tokens;
-        let num_needed = computed
+        let num_needed = (computed + drafts.len())
             .div_ceil(block_size_tokens)
             .saturating_sub(sequence.blocks.len());
         if !pool.extend(&mut sequence.blocks, num_needed) {
@@ -75,24 +80,38 @@ impl Batch {
         }
         let samples = computed == sequence.tokens.len() + sequence.num_pending;
         sequence.num_computed = computed;
+        sequence.num_drafts = drafts.len();
         if samples {
             sequence.num_pending += 1;
         }
-        // Steps are executed in order, and a step writes before it reads: whoever comes next may use these blocks.
-        sequence.share_blocks(pool, block_size_tokens);
+        // Steps are executed in order, and a step writes before it reads: whoever comes next may use these blocks. Among
+        // drafts, not even the last known token is sure to be computed well.
+        if drafts.is_empty() {
+            sequence.share_blocks(pool, block_size_tokens);
+        }
         let new_blocks = &sequence.blocks.ids()[sequence.num_sent_blocks..];
         self.step.sequence_ids.push(row);
-        self.step.num_tokens.push(num_tokens as u32);
+        self.step
+            .num_tokens
+            .push((num_tokens + drafts.len()) as u32);
         self.step.num_new_blocks.push(new_blocks.len() as u32);
         self.step.new_blocks.extend_from_slice(new_blocks);
+        if !drafts.is_empty() {
+            self.step
+                .num_drafts
+                .resize(self.step.sequence_ids.len() - 1, 0);
+            self.step.num_drafts.push(drafts.len() as u32);
+            self.step.drafts.extend_from_slice(drafts);
+        }
         sequence.num_sent_blocks = sequence.blocks.len();
         self.entries.push(StepEntry {
             row,
             key: sequence.key,
             epoch: sequence.epoch,
             samples,
+            num_drafts: drafts.len(),
         });
-        self.budget_tokens = self.budget_tokens.saturating_sub(num_tokens);
+        self.budget_tokens = self.budget_tokens.saturating_sub(num_tokens + drafts.len());
         true
     }
 }

@@ -36,6 +36,7 @@ impl SchedulerBench {
             max_batch_tokens: 512,
             max_sequences,
             prefix_cache: true,
+            draft_step_tokens: 0,
             queue_timeout: Duration::from_secs(3600),
         };
         let vocabulary = Arc::new(Vocabulary::new(tokenizer));

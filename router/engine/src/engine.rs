@@ -37,6 +37,8 @@ pub struct EngineConfig {
     pub queue_timeout: Duration,
     /// Whether sequences share the cached keys and values of what is the same in them.
     pub prefix_cache: bool,
+    /// Most drafts of a sequence in a step; 0: no speculation.
+    pub speculate: u32,
     /// How long the shard may take to become ready, at the start and after a restart.
     pub shard_timeout: Duration,
 }
@@ -62,6 +64,10 @@ pub struct Limits {
     pub max_concurrent_requests: usize,
     /// Whether there is a prefix cache: it was asked for, and the model runs on a path that can share blocks.
     pub prefix_cache: bool,
+    /// Most drafts of a sequence in a step.
+    pub speculate: u32,
+    /// Up to how many tokens of a step drafts are computed.
+    pub draft_step_tokens: u32,
 }
 
 /// Why the engine cannot serve; the message is for the user.
@@ -93,6 +99,26 @@ pub enum StartError {
         capacity_tokens: u64,
         max_total_tokens: u32,
     },
+    #[error(
+        "--speculate {speculate} needs a model on the paged path, and this one runs on the {model_impl} path{}; remove --speculate", because(.reason)
+    )]
+    NoDrafts {
+        speculate: u32,
+        model_impl: String,
+        reason: String,
+    },
+    #[error(
+        "--speculate {speculate} goes with models that generate, and this one is served for another task ({}); remove --speculate", .task.as_str_name()
+    )]
+    NothingToDraft { speculate: u32, task: ServedTask },
+}
+
+fn because(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({reason})")
+    }
 }
 
 /// Handle of the engine; cheap to clone.
@@ -106,6 +132,7 @@ pub struct Engine {
 /// What handles, streams and the task share.
 struct Shared {
     max_concurrent_requests: usize,
+    most_drafts: usize,
     vocabulary: Arc<Vocabulary>,
     /// Admitted and not yet ended.
     num_requests: AtomicUsize,
@@ -133,6 +160,7 @@ impl Engine {
     pub fn start(config: EngineConfig, tokenizer: Arc<Tokenizer>) -> Self {
         let shared = Arc::new(Shared {
             max_concurrent_requests: config.max_concurrent_requests,
+            most_drafts: config.speculate as usize,
             vocabulary: Arc::new(Vocabulary::new(tokenizer)),
             num_requests: AtomicUsize::new(0),
             next_key: AtomicU64::new(0),
@@ -204,7 +232,8 @@ impl Engine {
             &self.shared.vocabulary,
             sender,
             Instant::now(),
-        );
+        )
+        .speculating(self.shared.most_drafts);
         if self
             .commands
             .send(Command::Submit(Box::new(sequence)))
@@ -454,9 +483,17 @@ impl Task {
                 max_sequences: config.max_sequences,
                 max_total_tokens: longest_sequence(config, info)?,
                 prefix_cache: has_prefix_cache(config, info),
+                max_drafts: max_drafts(config, info)?,
             })
         })
-        .await?;
+        .await
+        .map_err(|error| match error {
+            StartError::OtherTask { task } if config.speculate > 0 => StartError::NothingToDraft {
+                speculate: config.speculate,
+                task,
+            },
+            error => error,
+        })?;
         let limits = limits(config, &shard.info, &shard.warmup)?;
         let info = shard.info.clone();
         Ok((shard, Ready { info, limits }))
@@ -469,6 +506,7 @@ impl Task {
             max_batch_tokens: limits.max_batch_tokens as usize,
             max_sequences: limits.max_sequences,
             prefix_cache: limits.prefix_cache,
+            draft_step_tokens: limits.draft_step_tokens as usize,
             queue_timeout: self.config.queue_timeout,
         }
     }
@@ -522,7 +560,25 @@ fn limits(
         max_sequences: config.max_sequences,
         max_concurrent_requests: config.max_concurrent_requests,
         prefix_cache: has_prefix_cache(config, info),
+        speculate: config.speculate,
+        draft_step_tokens: if config.speculate > 0 {
+            info.draft_step_tokens
+        } else {
+            0
+        },
     })
+}
+
+/// Drafts that the shard is to be ready for.
+fn max_drafts(config: &EngineConfig, info: &InfoResponse) -> Result<u32, StartError> {
+    if config.speculate > 0 && info.draft_step_tokens == 0 {
+        return Err(StartError::NoDrafts {
+            speculate: config.speculate,
+            model_impl: info.model_impl.clone(),
+            reason: info.model_impl_reason.clone(),
+        });
+    }
+    Ok(config.speculate)
 }
 
 fn has_prefix_cache(config: &EngineConfig, info: &InfoResponse) -> bool {

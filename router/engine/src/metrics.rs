@@ -18,6 +18,8 @@ pub(crate) struct EngineMetrics {
     hit_tokens: Counter,
     evicted_blocks: Counter,
     generated_tokens: Counter,
+    drafted_tokens: Counter,
+    accepted_tokens: Counter,
     steps: Counter,
     queue_size: Gauge,
     running: Gauge,
@@ -49,6 +51,8 @@ impl EngineMetrics {
             hit_tokens: counter!("gridwork_prefix_cache_hit_tokens_total"),
             evicted_blocks: counter!("gridwork_prefix_cache_evicted_blocks_total"),
             generated_tokens: counter!("gridwork_generated_tokens_total"),
+            drafted_tokens: counter!("gridwork_speculation_drafted_tokens_total"),
+            accepted_tokens: counter!("gridwork_speculation_accepted_tokens_total"),
             steps: counter!("gridwork_steps_total"),
             queue_size: gauge!("gridwork_queue_size"),
             running: gauge!("gridwork_running_sequences"),
@@ -76,6 +80,8 @@ impl EngineMetrics {
             &metrics.hit_tokens,
             &metrics.evicted_blocks,
             &metrics.generated_tokens,
+            &metrics.drafted_tokens,
+            &metrics.accepted_tokens,
             &metrics.steps,
         ] {
             counter.increment(0);
@@ -100,6 +106,12 @@ impl EngineMetrics {
     pub fn looked_up(&self, tokens: usize, found: usize) {
         self.lookup_tokens.increment(tokens as u64);
         self.hit_tokens.increment(found as u64);
+    }
+
+    /// A step computed so many drafts of a sequence, and so many of them became its tokens.
+    pub fn drafted(&self, drafts: usize, accepted: usize) {
+        self.drafted_tokens.increment(drafts as u64);
+        self.accepted_tokens.increment(accepted as u64);
     }
 
     pub fn queued(&self, waited: Duration) {

@@ -221,10 +221,10 @@ fn action() -> impl Strategy<Value = Action> {
     let priority = prop::sample::select(vec![Priority::High, Priority::Normal, Priority::Low]);
     let fault = prop_oneof![Just(Fault::Step), (0usize..4).prop_map(Fault::Nan)];
     let submit = (
-        0u32..2,
+        prop::sample::select(vec![0, 1, REPETITIVE / 500]),
         0usize..20,
         0usize..3,
-        1usize..12,
+        1usize..20,
         priority,
         0u64..2,
         prop::bool::weighted(0.1),
@@ -263,16 +263,21 @@ proptest! {
         max_batch_tokens in 1usize..40,
         max_sequences in 1u32..6,
         prefix_cache in prop::bool::weighted(0.9),
+        most_drafts in 0usize..6,
+        draft_step_tokens in 0usize..16,
     ) {
         let mut bench = Bench::new(num_blocks, max_batch_tokens, max_sequences);
         bench.config.prefix_cache = prefix_cache;
+        bench.most_drafts = most_drafts;
+        bench.config.draft_step_tokens = draft_step_tokens;
         bench.scheduler.reset_shard(bench.config);
         let mut submitted: Vec<(SequenceKey, Vec<u32>, usize, Events)> = Vec::new();
         let mut aborted = HashSet::new();
         for (i, action) in actions.into_iter().enumerate() {
             match action {
                 Action::Submit { family, prompt_tokens, own_tokens, max_new_tokens, priority, salt, prompt_logprobs } => {
-                    let mut prompt: Vec<u32> = (0..prompt_tokens as u32).map(|t| t + 500 * family).collect();
+                    let repeats = if 500 * family < REPETITIVE { 100 } else { 5 };
+                    let mut prompt: Vec<u32> = (0..prompt_tokens as u32).map(|t| t % repeats + 500 * family).collect();
                     prompt.extend(vec![i as u32; own_tokens]);
                     prompt.push(3);
                     let mut request = salted(prompt.clone(), max_new_tokens, salt);

@@ -3,30 +3,35 @@
 //!
 //! A step takes every sequence that is decoding, then chunks of prefill up to the token budget: first of sequences
 //! that run already, then of waiting ones, by priority and arrival. Blocks are taken for what a step computes. When
-//! none is left for a decode, the lowest-priority, newest sequence gives its blocks up and is computed again later.
+//! none is left for a decode, the lowest-priority, newest sequence gives its blocks up and is computed again later. With
+//! speculation, what is left of a step is for drafts.
 
 mod admission;
+mod drafting;
 mod recovery;
+mod results;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_proto::v1::{SequenceFailure, Step, StepResult, sequence_failure};
+use gridwork_proto::v1::Step;
 
-use crate::batch::{Batch, StepEntry, StepInFlight};
+use crate::batch::{Batch, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
+use crate::pace::Pace;
 use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
-use crate::sequence::{Sampled, Sequence, SequenceKey};
+use crate::sequence::{Sequence, SequenceKey};
 use crate::suspects::Suspects;
+use drafting::DraftRoom;
 use recovery::release;
 
 /// Steps that may be sent before the result of the first of them is known: while the shard computes one, the next
-/// is waiting for it already.
+/// is waiting for it already, unless the first takes long.
 const MAX_STEPS_IN_FLIGHT: usize = 2;
 
 /// The invariants are looked at for one part in so many of the time.
@@ -41,6 +46,8 @@ pub(crate) struct SchedulerConfig {
     pub max_sequences: u32,
     /// Whether sequences share what is the same in them.
     pub prefix_cache: bool,
+    /// Up to how many tokens of a step drafts are worth what they cost; 0: nothing is drafted.
+    pub draft_step_tokens: usize,
     /// How long a sequence may wait that says nothing about it.
     pub queue_timeout: Duration,
 }
@@ -63,6 +70,7 @@ pub(crate) struct Scheduler {
     /// Rows that the shard has not been told of yet.
     released_rows: Vec<u32>,
     in_flight: VecDeque<StepInFlight>,
+    pace: Pace,
     next_step_id: u64,
     /// Sequences that may have killed the shard and must first prove themselves alone.
     suspects: Suspects,
@@ -89,6 +97,7 @@ impl Scheduler {
             free_rows: Vec::new(),
             released_rows: Vec::new(),
             in_flight: VecDeque::new(),
+            pace: Pace::default(),
             next_step_id: 1,
             suspects: Suspects::default(),
         };
@@ -158,7 +167,10 @@ impl Scheduler {
 
     /// The next step, or `None` when there is nothing to compute or enough is in flight.
     pub fn schedule(&mut self, now: Instant) -> Option<Step> {
-        if self.in_flight.len() >= MAX_STEPS_IN_FLIGHT {
+        let mut in_flight = self.in_flight.iter();
+        if self.in_flight.len() >= MAX_STEPS_IN_FLIGHT
+            || in_flight.any(|step| self.pace.is_long(step.entries.len(), step.num_tokens))
+        {
             return None;
         }
         let mut batch = Batch::new(self.config.max_batch_tokens);
@@ -173,11 +185,12 @@ impl Scheduler {
             {
                 self.admit(suspect, &mut batch, now);
             } else {
-                self.add_decode(suspect, &mut batch);
+                self.add_decode(suspect, &mut batch, &mut DraftRoom::default());
                 self.add_prefill(suspect, &mut batch);
             }
         } else {
-            self.add_decodes(&mut batch);
+            let mut room = self.draft_room()?;
+            self.add_decodes(&mut batch, &mut room);
             batch.leave_for_prefill(self.config.block_size_tokens);
             self.add_prefills(&mut batch);
             self.admit_waiting(&mut batch, now);
@@ -192,114 +205,25 @@ impl Scheduler {
         let Batch {
             mut step, entries, ..
         } = batch;
+        if !step.num_drafts.is_empty() {
+            step.num_drafts.resize(entries.len(), 0);
+        }
         step.id = self.next_step_id;
         step.released = std::mem::take(&mut self.released_rows);
         self.next_step_id += 1;
+        let num_tokens = step.num_tokens.iter().map(|n| *n as usize).sum();
         if !entries.is_empty() {
-            self.metrics.step(
-                entries.len(),
-                step.num_tokens.iter().map(|n| *n as usize).sum(),
-            );
+            self.metrics.step(entries.len(), num_tokens);
         }
         self.in_flight.push_back(StepInFlight {
             id: step.id,
             sent: now,
+            num_tokens,
             entries,
             departed: Vec::new(),
         });
         self.report();
         Some(step)
-    }
-
-    /// Takes the result of the oldest step in flight. An error means that router and shard disagree on what was
-    /// asked: the connection cannot be used any further.
-    pub fn apply(&mut self, result: &StepResult, now: Instant) -> Result<(), String> {
-        let step = self
-            .in_flight
-            .pop_front()
-            .ok_or_else(|| format!("unasked result of step {}", result.step_id))?;
-        if step.id != result.step_id {
-            return Err(format!(
-                "result of step {} where that of step {} was due",
-                result.step_id, step.id
-            ));
-        }
-        let mut num_sampled = 0;
-        for prompt in &result.prompt_logprobs {
-            let of_row = |entry: &&StepEntry| entry.row == prompt.sequence_id;
-            if let Some(entry) = step.entries.iter().find(of_row)
-                && let Some(sequence) = self.sequences.get_mut(&entry.key)
-                && sequence.epoch == entry.epoch
-            {
-                sequence.add_prompt_logprobs(prompt.first_position as usize, &prompt.logprobs);
-            }
-        }
-        let failures: HashMap<u32, &SequenceFailure> = result
-            .failures
-            .iter()
-            .map(|failure| (failure.sequence_id, failure))
-            .collect();
-        if !failures.is_empty() {
-            for entry in &step.entries {
-                if let Some(failure) = failures.get(&entry.row) {
-                    self.entry_failed(entry, error_of(failure), &step);
-                }
-            }
-        }
-        let mut sampled = Sampled::of(result)?.peekable();
-        for entry in &step.entries {
-            if !entry.samples || failures.contains_key(&entry.row) {
-                continue;
-            }
-            let token = sampled
-                .next_if(|token| token.row == entry.row)
-                .ok_or_else(|| {
-                    format!("step {} gave no token for sequence {}", step.id, entry.row)
-                })?;
-            // One that has finished or gone since then, or is computed again: the token is surplus.
-            let Some(sequence) = self.sequences.get_mut(&entry.key) else {
-                continue;
-            };
-            if sequence.epoch != entry.epoch {
-                continue;
-            }
-            num_sampled += 1;
-            sequence.num_pending -= 1;
-            let block_size = self.config.block_size_tokens;
-            self.pool
-                .confirm(&mut sequence.blocks, sequence.tokens.len() / block_size);
-            if let Some(finish) = sequence.accept(token, &self.eos_token_ids, &self.vocabulary, now)
-            {
-                sequence.share_blocks(&mut self.pool, block_size);
-                self.metrics.finished(&finish);
-                self.remove(entry.key);
-            } else {
-                sequence.share_blocks(&mut self.pool, block_size);
-                if sequence.num_generated() == 1 {
-                    self.metrics
-                        .first_token(now.duration_since(sequence.submitted));
-                }
-            }
-        }
-        if let Some(extra) = sampled.next() {
-            return Err(format!(
-                "step {} gave a token for sequence {}, unasked",
-                step.id, extra.row
-            ));
-        }
-        if !step.entries.is_empty() {
-            self.metrics.step_done(
-                num_sampled,
-                now.duration_since(step.sent),
-                result.forward_us,
-                result.sample_us,
-            );
-        }
-        self.report();
-        if self.sequences.is_empty() && self.in_flight.is_empty() {
-            self.check_when_idle(now);
-        }
-        Ok(())
     }
 
     /// The shard is gone with all it held. `died`: while computing what is in flight, so that those sequences are
@@ -335,15 +259,16 @@ impl Scheduler {
         }
     }
 
-    fn add_decodes(&mut self, batch: &mut Batch) {
+    fn add_decodes(&mut self, batch: &mut Batch, room: &mut DraftRoom) {
         let running: Vec<SequenceKey> = self.running.iter().map(|(_, key)| *key).collect();
         for key in running {
-            self.add_decode(key, batch);
+            self.add_decode(key, batch, room);
         }
     }
 
     /// Adds a sequence's decode, taking a block from the newest sequence when there is no other left.
-    fn add_decode(&mut self, key: SequenceKey, batch: &mut Batch) {
+    fn add_decode(&mut self, key: SequenceKey, batch: &mut Batch, room: &mut DraftRoom) {
+        let block_size = self.config.block_size_tokens;
         loop {
             let Some(sequence) = self.sequences.get_mut(&key) else {
                 return;
@@ -351,7 +276,8 @@ impl Scheduler {
             if sequence.row.is_none() || !sequence.is_decoding() || sequence.num_ready() == 0 {
                 return;
             }
-            if batch.add(sequence, 1, &mut self.pool, self.config.block_size_tokens) {
+            let drafts = room.take(sequence, &self.eos_token_ids, block_size);
+            if batch.add(sequence, 1, &drafts, &mut self.pool, block_size) {
                 return;
             }
             let Some(&(_, victim)) = self.running.last() else {
@@ -389,7 +315,7 @@ impl Scheduler {
             (sequence.blocks.len() + self.pool.num_free()) * block_size - sequence.num_computed;
         let chunk = sequence.num_ready().min(batch.budget_tokens).min(room);
         if chunk > 0 {
-            batch.add(sequence, chunk, &mut self.pool, block_size);
+            batch.add(sequence, chunk, &[], &mut self.pool, block_size);
         }
     }
 
@@ -400,7 +326,7 @@ impl Scheduler {
             if let Some(&(_, victim)) = self.running.last() {
                 self.preempt(victim);
             }
-            self.add_decodes(batch);
+            self.add_decodes(batch, &mut DraftRoom::default());
             self.add_prefills(batch);
         }
     }
@@ -468,6 +394,11 @@ impl Scheduler {
         if rows.iter().copied().ne(0..self.config.max_sequences) {
             return Err("a row is lost or has two owners".into());
         }
+        for sequence in self.sequences.values() {
+            if sequence.num_drafts > 0 && (sequence.row.is_none() || sequence.num_pending != 1) {
+                return Err("a sequence has drafts in no step".into());
+            }
+        }
         if self.waiting.len() + self.running.len() != self.sequences.len() {
             return Err("a sequence is neither waiting nor running, or both".into());
         }
@@ -486,13 +417,6 @@ impl Scheduler {
             debug_assert!(false, "scheduler integrity: {violation}");
         }
         self.next_check = Some(now + started.elapsed() * CHECK_SHARE);
-    }
-}
-
-fn error_of(failure: &SequenceFailure) -> GenerationError {
-    match failure.kind() {
-        sequence_failure::Kind::NanLogits => GenerationError::NanLogits,
-        _ => GenerationError::Shard(failure.message.clone()),
     }
 }
 

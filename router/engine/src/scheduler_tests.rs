@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use gridwork_proto::v1::{NewSequence, SamplingParameters};
+use gridwork_proto::v1::{
+    NewSequence, SamplingParameters, SequenceFailure, StepResult, sequence_failure,
+};
 use proptest::prelude::*;
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
@@ -13,13 +15,26 @@ use crate::request::{
     CacheNamespace, Event, FinishReason, GenerationRequest, LogprobOptions, StopConditions,
 };
 
+#[path = "simulated_shard.rs"]
+mod simulated_shard;
+
+use simulated_shard::{Fault, Shard};
+
 const BLOCK_SIZE: usize = 4;
 
-/// A "model" whose next token depends on everything before it.
+/// From this token on, texts repeat themselves.
+const REPETITIVE: u32 = 5000;
+
+/// A "model" whose next token depends on everything before it; when that begins repetitively, mostly on the last one.
 fn next_token(tokens: &[u32]) -> u32 {
-    tokens.iter().fold(7u32, |hash, token| {
+    let hash = tokens.iter().fold(7u32, |hash, token| {
         hash.wrapping_mul(31).wrapping_add(*token)
-    }) % 1000
+    });
+    match tokens {
+        [first, .., last] if *first >= REPETITIVE && hash % 16 > 0 => REPETITIVE + (last + 1) % 5,
+        [first, ..] if *first >= REPETITIVE => REPETITIVE + hash / 16 % 5,
+        _ => hash % 1000,
+    }
 }
 
 /// What `prompt` leads to.
@@ -31,167 +46,6 @@ fn continuation(prompt: &[u32], count: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-/// What a slot of the cache was computed from; `None`: from what a failed step left behind.
-type Slot = Option<(u64, Vec<u32>)>;
-
-/// The shard's side of the contract, with a cache whose slots remember what they were computed from.
-#[derive(Default)]
-struct Shard {
-    sequences: HashMap<u32, ShardSequence>,
-    slots: HashMap<(u32, usize), Slot>,
-    last_step: u64,
-    most_tokens: usize,
-    num_computed_tokens: usize,
-}
-
-/// How a step goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Fault {
-    None,
-    /// It raises an exception.
-    Step,
-    /// This one of its sequences has NaN logits, if it samples.
-    Nan(usize),
-}
-
-/// Sampled where what a failed step left behind was read: no client may ever see it.
-const GARBAGE: u32 = 666_666;
-
-struct ShardSequence {
-    /// Stands for everything that tokens do not say: requests that must not share differ in it.
-    seed: u64,
-    failed: bool,
-    tokens: Vec<u32>,
-    num_computed: usize,
-    blocks: Vec<u32>,
-}
-
-impl Shard {
-    fn run(&mut self, step: &Step, fault: Fault) -> StepResult {
-        assert_eq!(step.id, self.last_step + 1);
-        self.last_step = step.id;
-        for row in &step.released {
-            assert!(
-                self.sequences.remove(row).is_some(),
-                "row {row} was free already"
-            );
-        }
-        for NewSequence {
-            id,
-            token_ids,
-            num_computed_tokens,
-            sampling,
-            ..
-        } in &step.admitted
-        {
-            let sequence = ShardSequence {
-                seed: sampling.as_ref().map_or(0, |sampling| sampling.seed),
-                failed: false,
-                tokens: token_ids.clone(),
-                num_computed: *num_computed_tokens as usize,
-                blocks: Vec::new(),
-            };
-            assert!(
-                self.sequences.insert(*id, sequence).is_none(),
-                "row {id} is taken"
-            );
-        }
-        let mut result = StepResult {
-            step_id: step.id,
-            ..Default::default()
-        };
-        let mut seen = HashSet::new();
-        let mut new_blocks = step.new_blocks.iter();
-        self.most_tokens = self
-            .most_tokens
-            .max(step.num_tokens.iter().sum::<u32>() as usize);
-        self.num_computed_tokens += step.num_tokens.iter().sum::<u32>() as usize;
-        // All is written before anything is read.
-        let mut spans = Vec::new();
-        for (i, row) in step.sequence_ids.iter().enumerate() {
-            assert!(seen.insert(*row), "row {row} appears twice");
-            let sequence = self.sequences.get_mut(row).expect("an admitted row");
-            sequence
-                .blocks
-                .extend(new_blocks.by_ref().take(step.num_new_blocks[i] as usize));
-            let end = sequence.num_computed + step.num_tokens[i] as usize;
-            sequence.failed |= fault == Fault::Step;
-            if sequence.failed {
-                result
-                    .failures
-                    .push(failure(*row, sequence_failure::Kind::Internal));
-            } else {
-                assert!(
-                    end <= sequence.tokens.len(),
-                    "row {row}: tokens that are not known"
-                );
-            }
-            let samples = end == sequence.tokens.len();
-            let nan = fault == Fault::Nan(i) && samples && !sequence.failed;
-            for position in sequence.num_computed..end {
-                let content = (!sequence.failed && !nan)
-                    .then(|| (sequence.seed, sequence.tokens[..=position].to_vec()));
-                self.slots.insert(sequence.slot(position), content);
-            }
-            if !sequence.failed {
-                spans.push((*row, end, nan));
-            }
-        }
-        assert!(new_blocks.next().is_none(), "blocks for nobody");
-        for (row, end, nan) in spans {
-            let sequence = self.sequences.get_mut(&row).expect("it was there above");
-            assert!(end > sequence.num_computed, "row {row} computes nothing");
-            let mut good = true;
-            for position in 0..end {
-                match &self.slots[&sequence.slot(position)] {
-                    None => good = false,
-                    Some((seed, tokens)) => assert_eq!(
-                        (*seed, tokens.as_slice()),
-                        (sequence.seed, &sequence.tokens[..=position]),
-                        "row {row} reads another one's cache"
-                    ),
-                }
-            }
-            if !good {
-                for position in sequence.num_computed..end {
-                    self.slots.insert(sequence.slot(position), None);
-                }
-            }
-            sequence.num_computed = end;
-            if nan {
-                sequence.failed = true;
-                result
-                    .failures
-                    .push(failure(row, sequence_failure::Kind::NanLogits));
-            } else if end == sequence.tokens.len() {
-                let token = if good {
-                    next_token(&sequence.tokens)
-                } else {
-                    GARBAGE
-                };
-                sequence.tokens.push(token);
-                result.sequence_ids.push(row);
-                result.token_ids.push(token);
-            }
-        }
-        result
-    }
-}
-
-impl ShardSequence {
-    fn slot(&self, position: usize) -> (u32, usize) {
-        (self.blocks[position / BLOCK_SIZE], position % BLOCK_SIZE)
-    }
-}
-
-fn failure(row: u32, kind: sequence_failure::Kind) -> SequenceFailure {
-    SequenceFailure {
-        sequence_id: row,
-        kind: kind.into(),
-        message: String::new(),
-    }
-}
-
 /// Scheduler and shard, with the steps and results between them.
 struct Bench {
     scheduler: Scheduler,
@@ -199,6 +53,7 @@ struct Bench {
     steps: VecDeque<Step>,
     results: VecDeque<StepResult>,
     config: SchedulerConfig,
+    most_drafts: usize,
     next_key: SequenceKey,
 }
 
@@ -214,6 +69,7 @@ fn request(prompt: Vec<u32>, max_new_tokens: usize, priority: Priority) -> Gener
         max_new_tokens: max_new_tokens as u32,
         sampling: SamplingParameters {
             greedy: true,
+            repetition_penalty: 1.0,
             ..Default::default()
         },
         stop: StopConditions::default(),
@@ -236,6 +92,7 @@ impl Bench {
             max_batch_tokens,
             max_sequences,
             prefix_cache: true,
+            draft_step_tokens: 0,
             queue_timeout: Duration::from_secs(5),
         };
         Bench {
@@ -244,21 +101,25 @@ impl Bench {
             steps: VecDeque::new(),
             results: VecDeque::new(),
             config,
+            most_drafts: 0,
             next_key: 0,
         }
+    }
+
+    /// With so many drafts of a sequence, and so many decodes and drafts in a step.
+    fn speculating(mut self, most_drafts: usize, draft_step_tokens: usize) -> Self {
+        self.most_drafts = most_drafts;
+        self.config.draft_step_tokens = draft_step_tokens;
+        self.scheduler.reset_shard(self.config);
+        self
     }
 
     fn submit(&mut self, request: GenerationRequest) -> (SequenceKey, Events) {
         let (sender, events) = unbounded_channel();
         let key = self.next_key;
         self.next_key += 1;
-        self.scheduler.add(Sequence::new(
-            key,
-            request,
-            &vocabulary(),
-            sender,
-            Instant::now(),
-        ));
+        let sequence = Sequence::new(key, request, &vocabulary(), sender, Instant::now());
+        self.scheduler.add(sequence.speculating(self.most_drafts));
         (key, events)
     }
 
@@ -343,6 +204,30 @@ fn two_steps_are_in_flight_and_the_second_decodes_a_token_not_yet_seen() {
     assert_eq!(bench.steps[1].num_tokens, [1]);
     bench.run_to_end();
     assert_eq!(tokens(&mut events), continuation(&[1, 2, 3], 5));
+}
+
+#[test]
+fn while_a_long_step_is_computed_the_next_waits_for_what_comes_meanwhile() {
+    let mut bench = Bench::new(64, 512, 4);
+    let _first = bench.submit(request(vec![1; 8], 50, Priority::Normal));
+    bench.schedule();
+    assert!(bench.schedule(), "nobody knows yet how long steps take");
+    for _ in 0..2 {
+        bench.compute();
+        bench.results[0].forward_us = 30_000;
+        bench.apply();
+    }
+    assert!(bench.schedule());
+    assert!(!bench.schedule());
+    let _second = bench.submit(request(vec![2; 8], 50, Priority::Normal));
+    bench.compute();
+    bench.apply();
+    assert!(bench.schedule());
+    assert_eq!(
+        bench.steps[0].num_tokens,
+        [1, 8],
+        "it goes into the next step"
+    );
 }
 
 #[test]
@@ -498,3 +383,6 @@ fn an_end_of_sequence_token_ends_it_also_as_the_last_one_allowed() {
 
 #[path = "prefix_tests.rs"]
 mod prefix;
+
+#[path = "drafting_tests.rs"]
+mod drafting;

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_proto::v1::{NewSequence, StepResult};
+use gridwork_proto::v1::NewSequence;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
 use crate::request::{
     CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
-    GenerationRequest, Timing, TopToken,
+    GenerationRequest, Timing,
 };
+use crate::sampled::Sampled;
+use crate::speculation::Speculation;
 use crate::stop::StopMatcher;
 use crate::suspects::CrashRecord;
 use crate::trace::RequestSpans;
@@ -41,6 +43,8 @@ pub(crate) struct Sequence {
     pub num_cached: usize,
     /// Tokens being sampled by steps whose results are outstanding.
     pub num_pending: usize,
+    /// Drafts of the step on its way, as long as what it computes is not thrown away.
+    pub num_drafts: usize,
     /// Counts how often what was computed had to be thrown away: results of before are not its any more.
     pub epoch: u32,
     /// How often a later sequence was started before it.
@@ -54,6 +58,8 @@ pub(crate) struct Sequence {
     first_token: Option<Instant>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
+    /// `None`: nothing is drafted for it.
+    speculation: Option<Speculation>,
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
     prompt_logprobs: Option<Vec<Option<f32>>>,
     events: EventSender,
@@ -81,6 +87,7 @@ impl Sequence {
             num_computed: 0,
             num_cached: 0,
             num_pending: 0,
+            num_drafts: 0,
             epoch: 0,
             num_overtaken: 0,
             crashes: CrashRecord::default(),
@@ -91,11 +98,27 @@ impl Sequence {
             first_token: None,
             detokenizer: Detokenizer::new(vocabulary, &tokens, request.skip_special_tokens),
             stop: StopMatcher::new(stop, request.stop.include_in_output),
+            speculation: None,
             prompt_logprobs: request.logprobs.prompt.then(|| vec![None]),
             events,
             tokens,
             request,
         }
+    }
+
+    /// With at most so many drafts in a step.
+    pub fn speculating(mut self, most_drafts: usize) -> Self {
+        let sampling = &self.request.sampling;
+        // Penalties at a position depend on the tokens before it, drafts included: the shard does not follow that.
+        let penalized = sampling.repetition_penalty != 1.0
+            || sampling.frequency_penalty != 0.0
+            || sampling.presence_penalty != 0.0;
+        // Two tokens until its guesses are trusted, a draft, and the token behind it.
+        let is_short = self.request.max_new_tokens < 4;
+        if most_drafts > 0 && !penalized && !is_short {
+            self.speculation = Some(Speculation::new(most_drafts, &self.tokens));
+        }
+        self
     }
 
     pub fn num_generated(&self) -> usize {
@@ -115,6 +138,40 @@ impl Sequence {
     pub fn is_decoding(&self) -> bool {
         self.num_computed >= self.num_prompt_tokens
             && self.num_computed + 1 == self.tokens.len() + self.num_pending
+    }
+
+    /// Whether drafts are worth it for now.
+    pub fn may_draft(&self) -> bool {
+        self.speculation
+            .as_ref()
+            .is_some_and(Speculation::is_trusted)
+    }
+
+    /// Guesses at what follows its last token, `most` at most: none that could not be used.
+    pub fn drafts(&self, most: usize, eos_token_ids: &[u32]) -> Vec<u32> {
+        let Some(speculation) = &self.speculation else {
+            return Vec::new();
+        };
+        // A token more is sampled than there are drafts.
+        let left = self.request.max_new_tokens as usize - self.num_generated();
+        let mut drafts = speculation.drafts(&self.tokens, most.min(left.saturating_sub(1)));
+        let ends = |id: &u32| self.end_of(*id, eos_token_ids).is_some();
+        drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
+        drafts
+    }
+
+    /// The shard has answered a step of it with so many tokens, which have been accepted as far as they are needed.
+    pub fn answered(&mut self, num_tokens: usize) {
+        self.num_pending -= 1;
+        // Its token counts as computed since the step was made; drafts do now, but for the token behind them.
+        if std::mem::take(&mut self.num_drafts) > 0 {
+            self.num_computed = self.num_computed + num_tokens - 1;
+        }
+        if num_tokens == 0
+            && let Some(speculation) = &mut self.speculation
+        {
+            speculation.distrust();
+        }
     }
 
     /// Whether what was computed before may be used: not when every position's log-probabilities are wanted.
@@ -174,6 +231,7 @@ impl Sequence {
         self.row = None;
         self.num_sent_blocks = 0;
         self.num_computed = 0;
+        self.num_drafts = 0;
         if let Some(logprobs) = &mut self.prompt_logprobs {
             logprobs.truncate(1);
         }
@@ -229,6 +287,9 @@ impl Sequence {
     ) -> Option<Finish> {
         let id = sampled.token_id;
         self.tokens.push(id);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.push(&self.tokens);
+        }
         self.crashes.reached(self.tokens.len());
         if self.first_token.is_none() {
             self.first_token = Some(now);
@@ -238,13 +299,7 @@ impl Sequence {
             let _ = self.events.send(Ok(Event::PromptLogprobs(logprobs)));
         }
 
-        let ended_by_token = if !self.request.stop.ignore_eos && eos_token_ids.contains(&id) {
-            Some(FinishReason::EndOfSequence)
-        } else if self.request.stop.token_ids.contains(&id) {
-            Some(FinishReason::StopToken(id))
-        } else {
-            None
-        };
+        let ended_by_token = self.end_of(id, eos_token_ids);
         let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
 
         let mut text = String::new();
@@ -281,6 +336,17 @@ impl Sequence {
         finish
     }
 
+    /// Why this token is the last one, if it is by itself.
+    fn end_of(&self, id: u32, eos_token_ids: &[u32]) -> Option<FinishReason> {
+        if !self.request.stop.ignore_eos && eos_token_ids.contains(&id) {
+            Some(FinishReason::EndOfSequence)
+        } else if self.request.stop.token_ids.contains(&id) {
+            Some(FinishReason::StopToken(id))
+        } else {
+            None
+        }
+    }
+
     /// Ends the client's stream with an error.
     pub fn fail(&self, error: GenerationError) {
         let _ = self.events.send(Err(error));
@@ -297,53 +363,5 @@ impl Sequence {
                 .first_scheduled
                 .map_or_else(Default::default, |then| now - then),
         }
-    }
-}
-
-/// One sampled token of a [`StepResult`].
-pub(crate) struct Sampled {
-    pub row: u32,
-    pub token_id: u32,
-    pub logprob: Option<f32>,
-    pub top: Vec<TopToken>,
-}
-
-impl Sampled {
-    /// All tokens of a result, or an error when its parallel arrays do not fit together.
-    pub fn of(result: &StepResult) -> Result<impl Iterator<Item = Sampled>, String> {
-        let count = result.sequence_ids.len();
-        let fits = |len: usize| len == 0 || len == count;
-        let num_top: usize = result.num_top.iter().map(|n| *n as usize).sum();
-        if result.token_ids.len() != count
-            || !fits(result.logprobs.len())
-            || !fits(result.num_top.len())
-            || result.top_token_ids.len() != num_top
-            || result.top_logprobs.len() != num_top
-        {
-            return Err(format!(
-                "result of step {} has arrays of different lengths",
-                result.step_id
-            ));
-        }
-        let mut next_top = 0;
-        Ok((0..count).map(move |i| {
-            let top = next_top..next_top + result.num_top.get(i).map_or(0, |n| *n as usize);
-            next_top = top.end;
-            Sampled {
-                row: result.sequence_ids[i],
-                token_id: result.token_ids[i],
-                logprob: result
-                    .logprobs
-                    .get(i)
-                    .copied()
-                    .filter(|logprob| !logprob.is_nan()),
-                top: top
-                    .map(|t| TopToken {
-                        id: result.top_token_ids[t],
-                        logprob: result.top_logprobs[t],
-                    })
-                    .collect(),
-            }
-        }))
     }
 }

@@ -353,6 +353,7 @@ async fn generators_and_encoders_are_told_apart() {
             max_concurrent_requests: 4,
             queue_timeout: Duration::from_secs(60),
             prefix_cache: true,
+            speculate: 0,
             shard_timeout: Duration::from_secs(60),
         },
         Arc::new(Tokenizer::new(WordLevel::default())),

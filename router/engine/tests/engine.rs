@@ -160,6 +160,7 @@ fn config(socket: &Path) -> EngineConfig {
         max_concurrent_requests: 4,
         queue_timeout: Duration::from_secs(60),
         prefix_cache: true,
+        speculate: 0,
         shard_timeout: Duration::from_secs(10),
     }
 }
@@ -330,6 +331,18 @@ async fn a_shard_of_another_version_or_with_too_small_a_cache_is_refused_with_th
         .expect_err("too long")
         .to_string();
     assert!(error.contains("256"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speculation_that_the_shard_cannot_verify_is_refused_with_the_reason() {
+    let setup = start(|config| config.speculate = 3);
+    std::mem::forget(serve(CountingShard::default(), &setup.socket));
+    let error = setup.engine.ready().await.expect_err("no drafts");
+    assert!(
+        matches!(error, StartError::NoDrafts { speculate: 3, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("remove --speculate"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,8 @@ pub struct Info {
     pub block_size: u32,
     /// Whether requests share the cached keys and values of what is the same in them.
     pub prefix_cache: bool,
+    /// Tokens of a sequence that are guessed ahead in a step, at most.
+    pub speculate: u32,
     pub cache_capacity_tokens: u64,
     pub cache_capacity_blocks: u32,
     pub cache_bytes: u64,
@@ -117,6 +119,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
         validation_workers: config.validation_workers,
         block_size: limits.block_size_tokens,
         prefix_cache: limits.prefix_cache,
+        speculate: limits.speculate,
         cache_capacity_tokens: limits.capacity_tokens,
         cache_capacity_blocks: limits.num_blocks,
         cache_bytes: limits.kv_cache_bytes,

@@ -1,13 +1,14 @@
-"""A graph as one Python function without branches, made of its operations one after the other."""
+"""A graph as one Python function without branches, made of its operations one after the other, and of native programs
+in the place of those for which there are kernels."""
 
 from typing import Any
 
 import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.graph.native import LayerKey, NativeProgram
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
-
-LayerKey = tuple[int, int]
+from gridwork_server.graph.plan import Plan, Segment
 
 _METHODS = frozenset(("reshape", "select", "transpose", "unsqueeze", "view"))
 """Operations that are faster to call as a method of a tensor than by their overload."""
@@ -18,14 +19,23 @@ _OPERATORS = {"aten::add": "+", "aten::mul": "*"}
 class Program:
     """A compiled graph. Its caches and weights are bound to names of the function's own namespace."""
 
-    def __init__(self, graph: Graph, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        chunks: dict[int, int],
+        sharing: set[LayerKey],
+        windowed: set[LayerKey],
+        native: bool = True,
+    ) -> None:
         """chunks: by layer, positions in a chunk of its attention; sharing: layers that attend to another's keys and
-        values; windowed: layers whose keys and values lie where a layout of their own says."""
+        values; windowed: layers whose keys and values lie where a layout of their own says; native: have operations run
+        by the compiled library where it can."""
         self.num_operations = len(graph.nodes)
         self._chunks, self._sharing, self._windowed = chunks, sharing, windowed
         self._namespace: dict[str, Any] = {"paged_attention": _callable(torch.ops.gridwork_cpu.paged_attention.default)}
         self._names: dict[int, str] = {}
-        source = self._source(graph)
+        self._native: list[NativeProgram] = []
+        source = self._source(graph, native)
         exec(compile(source, "<graph>", "exec"), self._namespace)
 
     def bind(self, keys: dict[LayerKey, torch.Tensor], values: dict[LayerKey, torch.Tensor]) -> None:
@@ -33,6 +43,14 @@ class Program:
         for (layer, nth), cache in keys.items():
             self._namespace[f"keys_{layer}_{nth}"] = cache
             self._namespace[f"values_{layer}_{nth}"] = values[layer, nth]
+        caches = {key: (cache, values[key]) for key, cache in keys.items()}
+        for native in self._native:
+            native.bind(caches, self._chunks, self._sharing, self._windowed)
+
+    @property
+    def num_calls(self) -> int:
+        """Operations that Python calls, native programs counted as one each."""
+        return self._num_calls
 
     def run(
         self,
@@ -46,9 +64,12 @@ class Program:
         logits: torch.Tensor = self._namespace["forward"](input_ids, position_ids, kept, layout, window_layout)
         return logits
 
-    def _source(self, graph: Graph) -> str:
-        last_use = {ref: i for i, node in enumerate(graph.nodes) for ref in node.inputs()}
-        last_use[graph.result] = len(graph.nodes)
+    def _source(self, graph: Graph, native: bool) -> str:
+        plan = Plan(graph) if native else None
+        items: list[Node | Segment] = plan.items if plan else list(graph.nodes)
+        self._num_calls = len(items)
+        last_use = {ref: i for i, item in enumerate(items) for ref in item.inputs()}
+        last_use[graph.result] = len(items)
         dead: dict[int, list[Ref]] = {}
         for ref, i in last_use.items():
             dead.setdefault(i, []).append(ref)
@@ -61,13 +82,24 @@ class Program:
                 f"    {which}_tables, {which}_sequence, {which}_length, {which}_slots = "
                 f"{which}.block_tables, {which}.sequence, {which}.length, {which}.slots"
             )
-        for i, node in enumerate(graph.nodes):
-            call = self._attention(node) if isinstance(node.target, Attend) else self._call(node)
-            outputs = [_name(ref) if ref is not None else "_" for ref in node.outputs]
-            lines.append(f"    {', '.join(outputs)} = {call}" if outputs else f"    {call}")
+        for i, item in enumerate(items):
+            if isinstance(item, Segment):
+                assert plan is not None
+                call = self._segment(plan, item)
+            else:
+                call = self._attention(item) if isinstance(item.target, Attend) else self._call(item)
+            outputs = [_name(ref) if ref is not None else "_" for ref in item.outputs]
+            comma = "," if isinstance(item, Segment) else ""
+            lines.append(f"    {', '.join(outputs)}{comma} = {call}" if outputs else f"    {call}")
             if gone := dead.get(i):
                 lines.append(f"    {' = '.join(_name(ref) for ref in gone)} = None")
         return "\n".join([*lines, f"    return {_name(graph.result)}", ""])
+
+    def _segment(self, plan: Plan, segment: Segment) -> str:
+        program = NativeProgram(plan, segment)
+        self._native.append(program)
+        arguments = ["T", "near", "far", *(_name(ref) for ref in segment.inputs())]
+        return f"{self._bound(program, program, 'native')}({', '.join(arguments)})"
 
     def _attention(self, node: Node) -> str:
         target: Attend = node.target

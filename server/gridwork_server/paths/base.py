@@ -43,14 +43,16 @@ class ModelPath(Protocol):
     needs: CacheNeeds
     shares_blocks: bool
     """Whether sequences may be given the same blocks, so that what stands there need not be computed again."""
+    takes_drafts: bool
+    """Whether a decode may compute several tokens, and the last of them again in the next step."""
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """Makes all that the limits determine the size of, in place of what was there. Raises RuntimeError or
         MemoryError when there is no memory for it."""
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those of the last tokens
-        of sequences that sample. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong
+        """Computes a step. extra: int64, tokens of the batch whose logits are wanted besides those behind
+        which a token is sampled. Returns logits `[num_kept, vocab_size]` and the tokens of the batch that they belong
         to, int64 `[num_kept]`, sorted."""
 
     def release(self, ids: np.ndarray) -> None:
@@ -62,5 +64,4 @@ class ModelPath(Protocol):
 
 def wanted_tokens(batch: "StepBatch", extra: np.ndarray) -> np.ndarray:
     """The tokens of the batch whose logits a step gives, int64, sorted."""
-    kept = batch.last[batch.samples]
-    return np.union1d(kept, extra) if len(extra) else kept
+    return np.union1d(batch.sampled, extra) if len(extra) else batch.sampled

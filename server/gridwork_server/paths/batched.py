@@ -38,6 +38,7 @@ class BatchedPath:
     """Runs a model that takes a cache and returns it."""
 
     shares_blocks = False
+    takes_drafts = False
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
         """cohorts: `padded`, sequences of any length decode together; `equal`, those of one length do; `single`, each

@@ -1,6 +1,6 @@
 """Finds the fastest path that a model runs on, by trying them in turn."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,13 @@ def choose(
     device: torch.device,
     group: "RankGroup",
     record: bool = False,
+    block_size: int = 16,
+    decode_sizes: Sequence[int] = (),
 ) -> Choice:
     """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
-    plain `forward()`. record: run recorded operations instead of a model's code, where that can be. Raises ModelError
-    when none works."""
+    plain `forward()`. record: run recorded operations instead of a model's code, where that can be; block_size: what
+    the cache will have; decode_sizes: of decode steps that a paged path is to replay. Raises ModelError when none
+    works."""
     plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
     caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
     sequences = sample_tokens(_vocab_size(model))
@@ -71,7 +74,11 @@ def choose(
     if not own_attention and wish in ("auto", "paged"):
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
     record = record and group.world_size == 1
-    for candidate in _candidates(model, caller, dtype, attention_name, plain_attention, own_attention, record):
+
+    def paged() -> ModelPath:
+        return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes)
+
+    for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
         if wish not in ("auto", candidate.impl):
             continue
 
@@ -136,30 +143,29 @@ def _compare_on_all_ranks(
 
 
 def _compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
-    """Recorded operations that go wrong are given up for the model's own code. Raises PathError."""
-    if isinstance(path, PagedPath) and path.is_recorded:
+    """Shortcuts that go wrong are given up for plain steps of the model's own code. Raises PathError."""
+    if not isinstance(path, PagedPath):
+        compare(path, expected, sequences, dtype)
+        return
+    while True:
         try:
-            compare(path, expected, sequences, dtype)
+            compare(path, expected, sequences, dtype, path.check_block_size)
             return
         except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
-            logger.warning(f"the model's operations as they were recorded cannot be used: {_one_line(error)}")
-            path.drop_record(_one_line(error))
-    compare(path, expected, sequences, dtype)
+            shortcut = path.give_up_shortcut(_one_line(error))
+            if shortcut is None:
+                raise
+            logger.warning(f"{shortcut} cannot be used: {_one_line(error)}")
 
 
 def _candidates(
     model: Any,
     caller: Caller | Seq2SeqCaller,
-    dtype: torch.dtype,
-    attention_name: str,
     plain: str,
-    own_attention: bool,
-    record: bool,
+    paged: Callable[[], ModelPath] | None,
 ) -> Iterator[_Candidate]:
-    if own_attention:
-        yield _Candidate(
-            "paged", "paged", True, False, lambda: PagedPath(model, dtype, caller.device, attention_name, record)
-        )
+    if paged is not None:
+        yield _Candidate("paged", "paged", True, False, paged)
     for impl, cohorts, what in (
         ("batched", "padded", "batched with padding"),
         ("batched", "equal", "batched by equal length"),

@@ -1,18 +1,23 @@
 """The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from loguru import logger
 
-from gridwork_kernels import paged_attention
-from gridwork_kernels.paged_attention import PagedLayout
-from gridwork_server.attention import ARGUMENT, LayerGeometry, LayerKey, PagedStep, Probe
+from gridwork_kernels import attention_choice
+from gridwork_kernels.device_copies import to_device
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
+from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
+from gridwork_server.decode_replay import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.errors import ModelError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
 
 if TYPE_CHECKING:
@@ -27,19 +32,28 @@ class PagedPath:
 
     name = "paged"
     shares_blocks = True
+    takes_drafts = True
 
     def __init__(
-        self, model: "nn.Module", dtype: torch.dtype, device: torch.device, attention: str, record: bool = False
+        self,
+        model: "nn.Module",
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: str,
+        record: bool = False,
+        block_size: int = 16,
+        decode_sizes: Sequence[int] = (),
     ) -> None:
         """Runs one token through the model, to see what every layer writes to the cache. attention: name of an
-        implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be.
-        Raises PathError when the model cannot run so, ModelError when the attention asked for cannot be used."""
+        implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be;
+        block_size: what the cache will have; decode_sizes: of decode steps to replay. Raises PathError when the model
+        cannot run so, ModelError when the attention asked for cannot be used."""
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
         self._recorded: RecordedModel | None = None
         self.notes: list[str] = []
         """For people to read: how it runs."""
-        _check_cache_kinds(model)
+        check_cache_kinds(model)
         probe = Probe()
         with torch.inference_mode():
             token = np.zeros(1, dtype=np.int64)
@@ -48,14 +62,21 @@ class PagedPath:
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
         self.layers = probe.layers
         """By layer: what it writes to the cache, on this rank."""
-        self._chunks = _chunks(model)
+        self._chunks = chunks_of(model)
         self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
-        _check_windows(model, self.layers, self._chunks)
+        check_windows(model, self.layers, self._chunks)
+        setting = attention_choice.Setting(device, dtype, block_size)
+        demands = [demands_of(layer, self._chunks.get(key[0], 0)) for key, layer in self.layers.items()]
         try:
-            self.attention_name = paged_attention.choose(attention, device, dtype)
+            choice = attention_choice.choose(attention, setting, demands)
         except ValueError as error:
             raise ModelError(str(error)) from None
-        self._attention = paged_attention.IMPLEMENTATIONS[self.attention_name]
+        self.attention_name = choice.description
+        self._attention = {
+            key: attention_choice.IMPLEMENTATIONS[name] for key, name in zip(self.layers, choice.names, strict=True)
+        }
+        self.check_block_size = block_size if device.type == "cuda" else 4
+        """Of the cache that it is checked with: on a GPU, implementations were chosen for blocks of their real size."""
         element = torch.empty((), dtype=dtype).element_size()
         sizes = {
             key: layer.num_kv_heads * (layer.key_size + layer.value_size) * element
@@ -75,6 +96,7 @@ class PagedPath:
         self._values: dict[LayerKey, torch.Tensor] = {}
         if record and self.attention_name == "cpu":
             self._record()
+        self._decodes = DecodeReplay(decode_sizes, self._run_decode, device) if decode_sizes else None
 
     def _record(self) -> None:
         def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any) -> torch.Tensor:
@@ -92,15 +114,39 @@ class PagedPath:
         """Whether it runs recorded operations."""
         return self._recorded is not None
 
-    def drop_record(self, reason: str) -> None:
-        """Runs the model's own code from now on."""
-        self._recorded = None
-        self.notes = [f"runs its own code: {reason}"]
+    @property
+    def decode_sizes(self) -> list[int]:
+        """Sequences of the decode steps that it replays."""
+        return self._decodes.sizes if self._decodes is not None else []
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values, those of layers that share them once."""
+        caches = {id(cache): cache for cache in (*self._keys.values(), *self._values.values())}
+        return sum(cache.nbytes for cache in caches.values())
+
+    def give_up_shortcut(self, reason: str) -> str | None:
+        """Does without one of the ways in which it runs faster than by the model's own code. Returns which, None when
+        there is none left."""
+        if self._decodes is not None:
+            self._drop_decodes(reason)
+            return "decode steps as they were recorded in graphs"
+        if self._recorded is not None:
+            self._recorded = None
+            self.notes = [f"runs its own code: {reason}"]
+            return "the model's operations as they were recorded"
+        return None
+
+    def _drop_decodes(self, reason: str) -> None:
+        self._decodes = None
+        self.notes = [*self.notes, f"decodes without graphs: {reason}"]
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. One block more than the router's, which stays zero."""
+        """See ModelPath. Blocks for padding lie behind the router's."""
         # Dropped first, so that the memory can be had again.
         self._keys, self._values = {}, {}
+        if self._decodes is not None:
+            self._decodes.clear()
         # Blocks of a pool of our own could not be shared: with a prefix cache all layers keep the whole context.
         window = 0 if limits.prefix_cache else self.needs.window_tokens
         self._window_blocks = None
@@ -113,8 +159,8 @@ class PagedPath:
             if layer.source is not None:
                 self._keys[index], self._values[index] = self._keys[layer.source], self._values[layer.source]
                 continue
-            self._keys[index], self._values[index] = self._attention.allocate(
-                (in_window.num_blocks if in_window else num_blocks) + 1,
+            self._keys[index], self._values[index] = self._attention[index].allocate(
+                (in_window.num_blocks if in_window else num_blocks) + SPARE_BLOCKS,
                 limits.block_size_tokens,
                 layer.num_kv_heads,
                 (layer.key_size, layer.value_size),
@@ -123,33 +169,89 @@ class PagedPath:
             )
         if self._recorded is not None:
             self._recorded.bind(self._keys, self._values)
+        if num_blocks:
+            self._prepare_decodes(limits, num_blocks)
+
+    def _prepare_decodes(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
+        """A model that cannot be recorded runs its decodes like other steps."""
+        if self._decodes is None:
+            return
+        size = limits.block_size_tokens
+        # As wide as the table of all sequences: see SequenceTable.
+        longest = (limits.max_total_tokens or num_blocks * size) + 2
+        space = BlockSpace(size, table_width(longest, size), num_blocks)
+        window_space = None
+        if (blocks := self._window_blocks) is not None:
+            window_space = BlockSpace(size, space.max_blocks, blocks.null_block)
+        try:
+            self._decodes.prepare(limits.max_sequences, space, window_space)
+        except Exception as error:  # whatever a model's code does that a graph cannot hold
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
+            self._drop_decodes(reason)
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
         kept = wanted_tokens(batch, extra)
-        layout = table.layout(batch, self._device)
-        step = PagedStep(self._keys, self._values, layout, self._attention, self._chunks, self._sharing)
+        if self.replays(len(batch.sequence_ids), len(batch.positions)):
+            logits = self.decode(batch, table)
+            return logits if len(kept) == len(logits) else logits[to_device(kept, self._device)], kept
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
-            step.windowed = self._windowed
-            step.window_layout = self._layout_in_windows(layout, batch, self._window_blocks)
         # A model computes at least one row of logits.
-        logits = self._call(batch.input_ids, batch.positions, kept if len(kept) else batch.last[:1], step)
+        rows = kept if len(kept) else batch.last[:1]
+        logits = self._call(batch.input_ids, batch.positions, rows, self._step(batch, table))[: len(kept)]
         if self._window_blocks is not None:
-            self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1)
-        return logits[: len(kept)], kept
+            # The next step may go on behind the last token that is no draft.
+            self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
+        return logits, kept
 
-    def _layout_in_windows(self, layout: PagedLayout, batch: "StepBatch", blocks: WindowBlocks) -> PagedLayout:
-        tables = np.ascontiguousarray(blocks.tables[batch.sequence_ids, : layout.block_tables.shape[1]])
-        of_token = tables[batch.row, batch.positions // blocks.block_size].astype(np.int64)
-        slots = of_token * blocks.block_size + batch.positions % blocks.block_size
-        return replace(
-            layout,
-            block_tables=torch.from_numpy(tables).to(self._device),
-            slots=torch.from_numpy(slots).to(self._device),
-            null_slot=blocks.null_block * blocks.block_size,
-            derived={},
-        )
+    def replays(self, num_sequences: int, num_tokens: int) -> bool:
+        """Whether a step of so many sequences and tokens is one of the decode steps that it replays."""
+        return self._decodes is not None and self._decodes.takes(num_sequences, num_tokens)
+
+    def decode(self, batch: "StepBatch", table: "SequenceTable", late: LateTokens | None = None) -> torch.Tensor:
+        """Computes a step that it replays. late: of the batch's input tokens. Returns logits `[B, vocab_size]` of all
+        sequences, which the next step overwrites."""
+        assert self._decodes is not None
+        ends = batch.positions + 1
+        if self._window_blocks is not None:
+            self._window_blocks.reserve(batch.sequence_ids, ends)
+        logits = self._decodes.run(batch.input_ids, batch.positions, self._decode_places(batch, table), late)
+        if self._window_blocks is not None:
+            self._window_blocks.trim(batch.sequence_ids, ends)
+        return logits
+
+    def _step(self, batch: "StepBatch", table: "SequenceTable") -> PagedStep:
+        layout = table.layout(batch, self._device)
+        far = None
+        if (blocks := self._window_blocks) is not None:
+            places = _places(blocks.tables, batch, layout.block_tables.shape[1], blocks.block_size)
+            far = replace(
+                layout,
+                block_tables=to_device(places.tables, self._device),
+                slots=to_device(places.slots, self._device),
+                null_slot=blocks.null_block * blocks.block_size,
+                derived={},
+            )
+        return self._paged_step(layout, far)
+
+    def _paged_step(self, layout: PagedLayout, window_layout: PagedLayout | None) -> PagedStep:
+        step = PagedStep(self._keys, self._values, layout, self._attention, self._chunks, self._sharing)
+        if window_layout is not None:
+            step.windowed, step.window_layout = self._windowed, window_layout
+        return step
+
+    def _decode_places(self, batch: "StepBatch", table: "SequenceTable") -> list[StepPlaces]:
+        width = table_width(int(batch.positions.max()) + 1, table.block_size)
+        spaces = [table.block_tables]
+        if self._window_blocks is not None:
+            spaces.append(self._window_blocks.tables)
+        return [_places(tables, batch, width, table.block_size) for tables in spaces]
+
+    def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
+        step = self._paged_step(inputs.layout, inputs.window_layout)
+        return self._call_on_device(inputs.input_ids, inputs.position_ids, inputs.kept, step)
 
     def release(self, ids: np.ndarray) -> None:
         """See ModelPath. Other blocks are the router's."""
@@ -163,10 +265,15 @@ class PagedPath:
 
     def _call(self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any) -> torch.Tensor:
         """Logits `[len(kept), vocab_size]`."""
-        tokens, at, rows = (torch.from_numpy(a).to(self._device) for a in (input_ids[None], positions[None], kept))
+        tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
+        return self._call_on_device(tokens, at, rows, step)
+
+    def _call_on_device(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
+    ) -> torch.Tensor:
         if self._recorded is not None and isinstance(step, PagedStep):
-            return self._recorded.run(tokens, at, rows, step.layout, step.window_layout)[0]
-        return self._call_model(tokens, at, rows, step)[0]
+            return self._recorded.run(input_ids, position_ids, kept, step.layout, step.window_layout)[0]
+        return self._call_model(input_ids, position_ids, kept, step)[0]
 
     def _call_model(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
@@ -180,46 +287,16 @@ class PagedPath:
         return logits if self._keeps_logits else logits[:, kept]
 
 
-def _chunks(model: Any) -> dict[int, int]:
-    """By layer that attends within chunks: positions in a chunk. Transformers tells them by the mask that the config's
-    layer types ask for, and our attention function gets no mask."""
-    config = model.config.get_text_config(decoder=True)
-    size = getattr(config, "attention_chunk_size", None)
-    types = getattr(config, "layer_types", None) or []
-    return {i: int(size) for i, kind in enumerate(types) if kind == "chunked_attention"} if size else {}
+def table_width(num_tokens: int, block_size: int) -> int:
+    """Blocks of so many tokens."""
+    return -(-num_tokens // block_size)
 
 
-def _check_cache_kinds(model: Any) -> None:
-    """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep something else
-    than keys and values."""
-    from transformers.cache_utils import (
-        DynamicCache,
-        DynamicIndexedLayer,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-        LinearAttentionCacheLayerMixin,
-    )
-
-    for i, kind in enumerate(DynamicCache(config=model.config).layers):
-        if isinstance(kind, LinearAttentionCacheLayerMixin):
-            raise PathError(f"layer {i} keeps a recurrent state")
-        if isinstance(kind, DynamicIndexedLayer):
-            raise PathError(f"layer {i} attends to the few keys that an index of its own chooses")
-        if isinstance(kind, DynamicLayer) and type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise PathError(f"layer {i} keeps more than keys and values ({type(kind).__name__})")
-
-
-def _check_windows(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
-    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
-    from transformers.cache_utils import DynamicCache
-
-    for i, kind in enumerate(DynamicCache(config=model.config).layers):
-        geometry = layers.get((i, 0))
-        if geometry is None or not hasattr(kind, "is_sliding"):
-            continue  # has no cache of its own
-        slides = bool(kind.is_sliding)
-        if slides != (geometry.window > 0 or i in chunks):
-            raise PathError(f"the cache of layer {i} {'slides' if slides else 'does not slide'}, unlike its attention")
+def _places(tables: np.ndarray, batch: "StepBatch", width: int, block_size: int) -> StepPlaces:
+    """Where a step's tokens lie by tables of all sequences, int32 `[max_sequences, max_blocks]`."""
+    own = np.ascontiguousarray(tables[batch.sequence_ids, :width])
+    of_token = own[batch.row, batch.positions // block_size].astype(np.int64)
+    return StepPlaces(own, of_token * block_size + batch.positions % block_size)
 
 
 def keeps_logits(model: "nn.Module") -> bool:

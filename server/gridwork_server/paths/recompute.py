@@ -19,6 +19,7 @@ class RecomputePath:
 
     name = "solo"
     shares_blocks = False
+    takes_drafts = False
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller

@@ -25,6 +25,15 @@ _NUM_DECODED = 3
 _LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=16)
 _NUM_BLOCKS = 8
 
+
+def _limits(block_size: int) -> tuple[pb.WarmupRequest, int]:
+    """The same for blocks of another size, and how many of them a sequence takes."""
+    limits = pb.WarmupRequest()
+    limits.CopyFrom(_LIMITS)
+    limits.block_size_tokens = block_size
+    return limits, -(-limits.max_total_tokens // block_size)
+
+
 _TOLERANCE = {torch.float32: 2e-3, torch.float16: 0.05, torch.bfloat16: 0.15}
 """Largest root mean square of a row's differences, as a share of the logits' own standard deviation. What is computed
 wrongly differs by about 1, what is rounded differently by some hundredths."""
@@ -74,10 +83,11 @@ def _nearly_equal(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> b
 
 
 @torch.inference_mode()
-def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
+def path_logits(path: ModelPath, sequences: list[np.ndarray], block_size: int = 4) -> torch.Tensor:
     """The same by a path: the first prompt in two pieces, then both sequences together."""
-    table = SequenceTable(2, _LIMITS.max_total_tokens, _LIMITS.block_size_tokens, _NUM_BLOCKS)
-    path.allocate(_LIMITS, _NUM_BLOCKS)
+    limits, blocks = _limits(block_size)
+    table = SequenceTable(2, limits.max_total_tokens, block_size, 2 * blocks)
+    path.allocate(limits, 2 * blocks)
     rows: dict[tuple[int, int], torch.Tensor] = {}
 
     def step(ids: list[int], counts: list[int]) -> None:
@@ -90,7 +100,7 @@ def path_logits(path: ModelPath, sequences: list[np.ndarray]) -> torch.Tensor:
     for id, sequence in enumerate(sequences):
         prompt = sequence[: _PROMPTS[id]]
         table.admit(pb.NewSequence(id=id, token_ids=prompt.tolist(), num_prompt_tokens=len(prompt)))
-        table.append_blocks(np.array([id]), np.array([4]), np.arange(4 * id, 4 * id + 4))
+        table.append_blocks(np.array([id]), np.array([blocks]), np.arange(blocks * id, blocks * (id + 1)))
         first = len(prompt) // 2 if id == 0 else len(prompt)
         step([id], [first])
         if first < len(prompt):
@@ -156,9 +166,11 @@ def compare_generated(path: ModelPath, expected: list[list[int]], sequences: lis
         raise PathError("its tokens are not those of generate()")
 
 
-def compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
-    """Raises PathError when a path's logits are not those of plain `forward()`."""
-    given = path_logits(path, sequences)
+def compare(
+    path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype, block_size: int = 4
+) -> None:
+    """Raises PathError when a path's logits are not those of plain `forward()`. block_size: of the cache."""
+    given = path_logits(path, sequences, block_size)
     if given.shape != expected.shape:
         raise PathError(f"it gives logits of shape {list(given.shape)} where forward() gives {list(expected.shape)}")
     if not torch.isfinite(expected).any():

@@ -31,6 +31,7 @@ class StepwisePath:
 
     name = "solo"
     shares_blocks = False
+    takes_drafts = False
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparations for generating."""

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def most_in_use(window: int, limits: "pb.WarmupRequest") -> int:
     """Blocks that can be in use at once. window: tokens, the computed one's own included."""
     block_size = limits.block_size_tokens
-    # Between steps: a window that begins and ends within blocks. In a step: what it computes besides, a block more for
-    # each sequence that it begins, and the block of prefill that goes beside any number of decodes.
-    kept = limits.max_sequences * (-(-window // block_size) + 1)
+    # Between steps: a window that begins and ends within blocks, and room for drafts behind it. In a step: what it
+    # computes besides, a block more for each sequence that it begins, and the block of prefill that goes beside any
+    # number of decodes.
+    kept = limits.max_sequences * (-(-(window + limits.max_drafts) // block_size) + 1)
     return kept + limits.max_sequences + -(-limits.max_batch_tokens // block_size) + 1
 
 

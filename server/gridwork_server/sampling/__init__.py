@@ -2,10 +2,11 @@
 
 Files, each one subject: `sampler` (per-sequence settings and the order of things), `sparse_rows` (token tables behind
 penalties and biases), `weights` (exact integer softmax weights), `truncation` (top-k, typical-p, top-p, min-p),
-`philox` (random numbers from seed and position), `logprobs`.
+`philox` (random numbers from seed and position), `logprobs`, `drafts` (which of the tokens behind drafts are taken).
 """
 
+from gridwork_server.sampling.drafts import taken
 from gridwork_server.sampling.logprobs import token_logprobs
 from gridwork_server.sampling.sampler import SampleOutput, Sampler
 
-__all__ = ["SampleOutput", "Sampler", "token_logprobs"]
+__all__ = ["SampleOutput", "Sampler", "taken", "token_logprobs"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.device_copies import to_device
 from gridwork_server.sampling.draw import DrawSettings, draw_untruncated
 from gridwork_server.sampling.logprobs import log_normalizers
 from gridwork_server.sampling.philox import uniforms
@@ -114,13 +115,17 @@ class Sampler:
                 self._biases.clear(sequence_id)
             self._features[sequence_id] = 0
 
+    def takes_most_likely(self, sequence_ids: np.ndarray) -> bool:
+        """Whether each of these sequences takes its most likely token, and needs nothing else."""
+        return not self._features[sequence_ids].any()
+
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
-        logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], each once. positions: int64 [B],
-        the place in its sequence that each new token takes: with the seed, it alone determines the random number. Rows
-        that fail get a token like the others, and disturb none of them.
+        logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
+        positions: int64 [B], the place in its sequence that each new token takes: with the seed, it alone determines
+        the random number. Rows that fail get a token like the others, and disturb none of them.
         """
         logits = logits.contiguous()
         features = self._features[sequence_ids]
@@ -199,7 +204,7 @@ class Sampler:
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return to_device(array, self._device)
 
 
 def _row_maxima(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,458 @@
+// Attention of one tile, some tokens of a sequence with the query heads of one KV head, to keys and values in the cache:
+// scores, softmax weights and weighted sums of a segment of the context, and how segments are put together.
+//
+// Keys lie so that one load brings one dimension of consecutive positions, values so that it brings dimensions of one
+// position: both products are chains of multiply-adds with no sums across lanes. Of bfloat16 a load brings two dimensions,
+// two positions: D = kDepth of what is summed over lie together.
+//   keys: [num_blocks, kv_heads, ceil(key_size / D), block_size, D]
+//   values: [num_blocks, kv_heads, ceil(block_size / D), value_size, D]
+// Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "rotary.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace gridwork {
+
+constexpr int64_t kSegment = 128;
+// Positions whose scores are computed together. Where block sizes are no multiples of it, they are gathered first.
+constexpr int64_t kGroup = 16;
+constexpr int kGroupVecs = kGroup / kLanes;
+// Rows of a tile, about: enough to use every key that is loaded often.
+constexpr int64_t kTileRows = 24;
+// Sums that there are registers for.
+constexpr int kSums = kLanes == 16 ? 24 : 12;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+template <typename T>
+struct Problem {
+  const T* query;  // [tokens, query_heads, key_size], strides below, dimensions contiguous
+  T* keys;
+  T* values;
+  T* out;                   // [tokens, query_heads, value_size]
+  const int32_t* tables;    // [sequences, table_stride]: block ids
+  const int32_t* sequence;  // [tokens]: row of `tables`; tokens of a sequence are consecutive
+  const int32_t* length;    // [tokens]: keys it attends to at most, its own included
+  const float* sinks;       // [query_heads] or null
+  const float* slopes;      // [query_heads] or null
+  Rotary<T> rotary;
+  int64_t tokens, query_token_stride, query_head_stride, query_heads, kv_heads, key_size, value_size, table_stride;
+  int64_t block_size, window, chunk;
+  float scale, softcap;
+
+  int64_t group() const { return query_heads / kv_heads; }
+  // Values of a block of keys, of values, of one head; of a row of queries.
+  int64_t key_values() const { return padded(key_size) * block_size; }
+  int64_t value_values() const { return padded(block_size) * value_size; }
+  int64_t query_width() const { return padded(key_size); }
+  static int64_t padded(int64_t count) { return (count + kDepth<T> - 1) / kDepth<T> * kDepth<T>; }
+  // First position that a token with so many keys sees.
+  int64_t begin(int64_t end) const {
+    if (chunk > 0) return (end - 1) / chunk * chunk;
+    return window > 0 ? std::max<int64_t>(0, end - window) : 0;
+  }
+  int64_t block(int64_t table_row, int64_t position) const {
+    return tables[table_row * table_stride + position / block_size];
+  }
+  // Keys from a position on, in its block.
+  const T* key_at(int64_t table_row, int64_t position, int64_t head) const {
+    const T* first = keys + (block(table_row, position) * kv_heads + head) * key_values();
+    return first + position % block_size * kDepth<T>;
+  }
+  // Values of the block that a position lies in.
+  const T* value_block(int64_t table_row, int64_t position, int64_t head) const {
+    return values + (block(table_row, position) * kv_heads + head) * value_values();
+  }
+};
+
+// Consecutive tokens of one sequence, and the positions that any of them sees.
+struct Tile {
+  int64_t token, count, begin, end;
+  int64_t first_segment() const { return begin / kSegment; }
+  int64_t num_segments() const { return (end - 1) / kSegment + 1 - first_segment(); }
+};
+
+// What a tile's rows have of one segment, or of several so far: for each row the largest score, the sum of the weights
+// relative to it, and the weighted sum of the values.
+struct Partial {
+  float* largest;  // [rows]
+  float* total;    // [rows]
+  float* sum;      // [rows, value_size]
+
+  static size_t num_floats(int64_t rows, int64_t value_size) { return static_cast<size_t>(rows * (2 + value_size)); }
+  Partial(float* memory, int64_t rows) : largest(memory), total(memory + rows), sum(memory + 2 * rows) {}
+};
+
+// sum[r][v] += a row's values at kDepth dimensions (or positions) times VECS vectors of what lies together at them.
+//   x: row stride x_stride.  y: a pointer for each vector.
+template <typename T, int ROWS, int VECS>
+GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
+#pragma GCC unroll 2
+  for (int64_t d = 0; d < kDepth<T>; ++d) {
+    Vec wide[VECS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) {
+      if constexpr (kDepth<T> == 2) wide[v] = d == 0 ? load_even(y[v]) : load_odd(y[v]);
+      else wide[v] = load(y[v]);
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < ROWS; ++r) {
+      const Vec value = set1(x[r * x_stride + d]);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) sum[r][v] = fma(value, wide[v], sum[r][v]);
+    }
+  }
+}
+
+#if defined(GRIDWORK_PAIR_PRODUCTS)
+template <typename T, int ROWS, int VECS>
+GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
+  PairVec pairs[VECS];
+#pragma GCC unroll 8
+  for (int v = 0; v < VECS; ++v) pairs[v] = load_pairs(y[v]);
+#pragma GCC unroll 24
+  for (int r = 0; r < ROWS; ++r) {
+    const PairVec value = set1_pair(x + r * x_stride);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) sum[r][v] = add_products(value, pairs[v], sum[r][v]);
+  }
+}
+#endif
+
+// ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions apart.
+template <typename T, int ROWS, int GROUPS>
+void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score) {
+  constexpr int kVecs = GROUPS * kGroupVecs;
+  Vec sum[ROWS][kVecs];
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = zero();
+  }
+  for (int64_t d = 0; d < width; d += kDepth<T>) {
+    const T* at[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      at[v] = keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes * kDepth<T>;
+    }
+    multiply<T, ROWS, kVecs>(query + d, width, at, sum);
+  }
+#pragma GCC unroll 24
+  for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store(score + r * kSegment + v * kLanes, sum[r][v]);
+  }
+}
+
+// Most rows whose sums of so many groups there are registers for.
+constexpr int dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups * kGroupVecs)); }
+
+template <typename T, int GROUPS, int ROWS = dot_rows(GROUPS)>
+void dot_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
+            float* score) {
+  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score);
+  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score);
+}
+
+// All rows, in tiles of about the same number.
+template <typename T, int GROUPS>
+void dot_rows_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
+                 float* score) {
+  constexpr int64_t kMost = dot_rows(GROUPS);
+  for (int64_t r = 0, tiles = (rows + kMost - 1) / kMost, some; r < rows; r += some, --tiles) {
+    some = (rows - r + tiles - 1) / tiles;
+    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment);
+  }
+}
+
+// Keys of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller or end within it.
+template <typename T>
+void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t count, T* to) {
+  constexpr int64_t kTogether = kDepth<T>;
+  for (int64_t j = 0; j < kGroup; ++j) {
+    const T* from = j < count ? p.key_at(table_row, first + j, head) : nullptr;
+    for (int64_t d = 0; d < p.query_width(); ++d) {
+      const int64_t row = d / kTogether * kTogether;
+      to[row * kGroup + j * kTogether + d % kTogether] =
+          from != nullptr ? from[row * p.block_size + d % kTogether] : T{};
+    }
+  }
+}
+
+// Asks for `bytes` from `p` on to be brought into the cache: blocks lie anywhere, so that no hardware foresees the next.
+inline void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
+}
+
+// Scores of all rows for the positions [first, last), rounded out to whole groups.
+template <typename T>
+void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+            const Multiplied<T>* query, int64_t rows, float* score) {
+  const int64_t origin = first / kSegment * kSegment, width = p.query_width();
+  const bool whole = p.block_size % kGroup == 0;
+  thread_local Scratch gathered;
+  for (int64_t group = first / kGroup * kGroup; group < last;) {
+    constexpr int64_t kMost = 4;
+    const T* keys[kMost];
+    int64_t left = std::min(kMost, (last - group + kGroup - 1) / kGroup), stride = p.block_size;
+    if (whole) {
+      for (int64_t g = 0; g < left; ++g) keys[g] = p.key_at(table_row, group + g * kGroup, head);
+    } else {
+      auto* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(width * kGroup)));
+      gather_group(p, table_row, head, group, std::min(kGroup, last - group), to);
+      keys[0] = to;
+      left = 1, stride = kGroup;
+    }
+    // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
+    const bool two = left >= 2 && (rows <= dot_rows(2) || kGroupVecs == 1);
+    const int64_t count = rows <= dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
+    if (p.block_size == kGroup) {
+      // The keys that come next, and the values of these positions.
+      for (int64_t position = group; position < std::min(last, group + count * kGroup); position += kGroup) {
+        const int64_t next = position + count * kGroup;
+        if (next < last) prefetch(p.key_at(table_row, next, head), p.key_values() * sizeof(T));
+        prefetch(p.value_block(table_row, position, head), p.value_values() * sizeof(T));
+      }
+    }
+    float* s = score + (group - origin);
+    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s);
+    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s);
+    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s);
+    group += count * kGroup;
+  }
+}
+
+// Turns one row's scores for [first, last), of which it sees [begin, end), into weights; their largest score and sum.
+// Weights may stand where the scores stood.
+template <typename T>
+void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t first, int64_t last, int64_t begin,
+           int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {
+  const int64_t origin = first / kSegment * kSegment;
+  const int64_t from = (first - origin) / kLanes * kLanes, to = last - origin;
+  largest = kMinusInfinity;
+  total = 0;
+  begin -= origin, end -= origin;
+  if (end <= from || begin >= to) {
+    for (int64_t j = from; j < to; j += kLanes) store(weight + j, zero());
+    return;
+  }
+  const Vec scale = set1(p.scale), nothing = set1(kMinusInfinity);
+  Vec most = nothing;
+  if (p.softcap > 0 || p.slopes != nullptr) {
+    for (int64_t j = std::max(begin, from); j < std::min(end, to); ++j) {
+      score[j] *= p.scale;
+      if (p.softcap > 0) score[j] = p.softcap * std::tanh(score[j] / p.softcap);
+      if (p.slopes != nullptr) score[j] += p.slopes[query_head] * static_cast<float>(origin + j - position);
+    }
+  } else {
+    for (int64_t j = from; j < to; j += kLanes) store(score + j, mul(load(score + j), scale));
+  }
+  for (int64_t j = from; j < to; j += kLanes) {
+    Vec s = load(score + j);
+    if (j < begin || j + kLanes > end) s = first_lanes(nothing, first_lanes(s, nothing, end - j), begin - j);
+    store(score + j, s);
+    most = max(most, s);
+  }
+  largest = reduce_max(most);
+  const Vec shift = set1(largest);
+  Vec sum = zero();
+  for (int64_t j = from; j < to; j += kLanes) {
+    Vec w = exp(sub(load(score + j), shift));
+    if (j < begin || j + kLanes > end) w = first_lanes(zero(), first_lanes(w, zero(), end - j), begin - j);
+    store(weight + j, w);
+    sum = add(sum, w);
+  }
+  total = reduce_add(sum);
+}
+
+// Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are not in
+// [first, last) are 0.
+template <typename T>
+void gather_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t group, int64_t first, int64_t last,
+                   T* to) {
+  constexpr int64_t kTogether = kDepth<T>;
+  std::fill_n(to, kGroup * p.value_size, T{});
+  for (int64_t position = first; position < last; ++position) {
+    const int64_t from = position % p.block_size, at = position - group;
+    const T* block = p.value_block(table_row, position, head) + from / kTogether * kTogether * p.value_size;
+    T* row = to + at / kTogether * kTogether * p.value_size;
+    for (int64_t d = 0; d < p.value_size; ++d) {
+      row[d * kTogether + at % kTogether] = block[d * kTogether + from % kTogether];
+    }
+  }
+}
+
+// `count` vectors' worth of values that lie together, as far as there are so many, and of a pair those at a position that
+// is wanted: the other one may be no number.
+template <typename T>
+GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool high, T* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    if constexpr (kDepth<T> == 1) to[i] = from[i];
+    else to[2 * i] = low ? from[2 * i] : T{}, to[2 * i + 1] = high ? from[2 * i + 1] : T{};
+  }
+}
+
+// ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
+template <typename T, int ROWS, int VECS>
+void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+                const Multiplied<T>* weight, int64_t dimension, float* out) {
+  constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
+  const int64_t origin = first / kSegment * kSegment;
+  const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
+  const bool fits = count == VECS * kLanes, whole = p.block_size % kGroup == 0;
+  thread_local Scratch gathered;
+  out += dimension;
+  Vec sum[ROWS][VECS];
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < VECS; ++v) sum[r][v] = zero();
+  }
+  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup) {
+    const int64_t begin = std::max(first, group), end = std::min(last, group + kGroup);
+    const T* values;
+    if (whole) {
+      values = p.value_block(table_row, group, head) + group % p.block_size * p.value_size;
+    } else {
+      T* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(kGroup * p.value_size)));
+      gather_values(p, table_row, head, group, begin, end, to);
+      values = to;
+    }
+    for (int64_t position = begin / kTogether * kTogether; position < end; position += kTogether) {
+      const T* value = values + (position - group) * p.value_size + dimension * kTogether;
+      const bool low = position >= begin, high = position + kTogether <= end;
+      alignas(64) T copy[VECS * kVecValues];
+      if (!fits || !low || !high) {
+        std::fill_n(copy, VECS * kVecValues, T{});
+        copy_values(value, count, low, high, copy);
+        value = copy;
+      }
+      const T* at[VECS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) at[v] = value + v * kVecValues;
+      multiply<T, ROWS, VECS>(weight + position - origin, kSegment, at, sum);
+    }
+  }
+  for (int r = 0; r < ROWS; ++r) {
+    for (int v = 0; v < VECS; ++v) {
+      store_some(out + r * p.value_size + v * kLanes, sum[r][v], count - v * kLanes);
+    }
+  }
+}
+
+template <typename T, int VECS, int ROWS>
+void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+                   const Multiplied<T>* weight, int64_t dimension, float* out) {
+  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out);
+  if constexpr (ROWS > 1) {
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out);
+  }
+}
+
+template <typename T>
+class TileAttention {
+ public:
+  TileAttention(const Problem<T>& problem, const Tile& tile, int64_t head) : p_(problem), tile_(tile), head_(head) {}
+
+  int64_t rows() const { return tile_.count * p_.group(); }
+
+  // One segment into `to`. The others: the thread's own memory.
+  void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight,
+               const Partial& to) const {
+    const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
+    scores(p_, row, head_, begin, end, query, rows(), score);
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t length = p_.length[tile_.token + r / p_.group()];
+      weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, p_.begin(length), length, length - 1,
+            query_head(r), to.largest[r], to.total[r]);
+    }
+    for (int64_t d = 0; d < p_.value_size;) {
+      const int64_t left = p_.value_size - d;
+      if (rows() <= kSums / 4 && left >= 4 * kLanes) {
+        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum), d += 4 * kLanes;
+      } else if (left >= 2 * kLanes) {
+        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum), d += 2 * kLanes;
+      } else {
+        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum), d += kLanes;
+      }
+    }
+  }
+
+  // [rows, query_width()], rotated.
+  void load_queries(Multiplied<T>* query) const {
+    thread_local Scratch scratch;
+    const int64_t width = p_.query_width();
+    float* wide = scratch.floats(static_cast<size_t>(width + kLanes));
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t token = tile_.token + r / p_.group();
+      const T* from = p_.query + token * p_.query_token_stride + query_head(r) * p_.query_head_stride;
+      p_.rotary.apply(from, token, p_.key_size, wide);
+      std::fill(wide + p_.key_size, wide + width, 0.0f);
+      for (int64_t d = 0; d < width; d += kLanes) store_some(query + r * width + d, load(wide + d), width - d);
+    }
+  }
+
+  // Before the first segment. A sink is one more logit without a value.
+  void start(const Partial& to) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      to.largest[r] = p_.sinks != nullptr ? p_.sinks[query_head(r)] : kMinusInfinity;
+      to.total[r] = p_.sinks != nullptr ? 1.0f : 0.0f;
+    }
+    std::fill_n(to.sum, rows() * p_.value_size, 0.0f);
+  }
+
+  // Adds the segment after those in `to`.
+  void add_segment(int64_t index, const Partial& segment, const Partial& to) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t end = p_.length[tile_.token + r / p_.group()];
+      if (end <= first(index) || p_.begin(end) >= last(index)) continue;
+      const float largest = std::max(to.largest[r], segment.largest[r]);
+      const Vec keep = exp(set1(to.largest[r] - largest)), take = exp(set1(segment.largest[r] - largest));
+      store_some(to.total + r, fma(set1(to.total[r]), keep, mul(set1(segment.total[r]), take)), 1);
+      to.largest[r] = largest;
+      float* sum = to.sum + r * p_.value_size;
+      const float* more = segment.sum + r * p_.value_size;
+      for (int64_t d = 0; d < p_.value_size; d += kLanes) {
+        const int64_t left = p_.value_size - d;
+        store_some(sum + d, fma(load_some(sum + d, left), keep, mul(load_some(more + d, left), take)), left);
+      }
+    }
+  }
+
+  void finish(const Partial& all) const {
+    for (int64_t r = 0; r < rows(); ++r) {
+      const int64_t token = tile_.token + r / p_.group();
+      T* out = p_.out + (token * p_.query_heads + query_head(r)) * p_.value_size;
+      const Vec inverse = set1(1.0f / all.total[r]);
+      const float* sum = all.sum + r * p_.value_size;
+      for (int64_t d = 0; d < p_.value_size; d += kLanes) {
+        const int64_t left = p_.value_size - d;
+        store_some(out + d, mul(load_some(sum + d, left), inverse), left);
+      }
+    }
+  }
+
+ private:
+  // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
+  template <int VECS, int MOST>
+  void sum_dimensions(int64_t row, int64_t begin, int64_t end, const Multiplied<T>* weight, int64_t dimension,
+                      float* sum) const {
+    for (int64_t r = 0, tiles = (rows() + MOST - 1) / MOST, some; r < rows(); r += some, --tiles) {
+      some = (rows() - r + tiles - 1) / tiles;
+      sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, weight + r * kSegment, dimension,
+                                   sum + r * p_.value_size);
+    }
+  }
+
+  int64_t query_head(int64_t row) const { return head_ * p_.group() + row % p_.group(); }
+  int64_t first(int64_t segment) const { return std::max(segment * kSegment, tile_.begin); }
+  int64_t last(int64_t segment) const { return std::min((segment + 1) * kSegment, tile_.end); }
+
+  const Problem<T>& p_;
+  const Tile& tile_;
+  int64_t head_;
+};
+
+}  // namespace gridwork

@@ -1,0 +1,106 @@
+// The kernels as functions of plain memory: what the operations of `gridwork_cpu` and recorded programs call.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace gridwork {
+
+// What memory holds.
+enum class Type : int64_t { float32, bfloat16, float16 };
+
+// Calls `body` with a null pointer to the C++ type.
+template <typename F>
+void by_type(Type type, const F& body) {
+  switch (type) {
+    case Type::bfloat16: return body(static_cast<bf16*>(nullptr));
+    case Type::float16: return body(static_cast<f16*>(nullptr));
+    default: return body(static_cast<float*>(nullptr));
+  }
+}
+
+// Weights of a linear layer; see linear.cpp for how they lie.
+struct PackedWeights {
+  Type type;
+  const void* values;
+  int64_t num_panels;
+  int64_t groups;     // of consecutive k that lie together
+  int64_t features;   // of the output
+  const float* bias;  // [features] or null
+};
+
+// x: [rows, K] in `type`.  out: [rows, features] in `type`, or in float32.
+void linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
+            bool float32_out);
+
+// See quantized_linear.cpp.
+struct QuantizedWeights {
+  bool four_bits;
+  const void* values;
+  const void* scales;
+  int64_t num_panels;
+  int64_t features;
+  const float* bias;
+};
+
+void quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights, void* out,
+                      bool float32_out);
+
+// Consecutive values of each of `count` rows, `stride` values apart.
+struct Rows {
+  const void* data;
+  int64_t stride;
+};
+
+// x / rms(x) * weight of rows of `width`; out is contiguous.
+//   plus_one: x / rms * (1 + weight), rounded once; else x / rms is rounded before it is multiplied by weight.
+struct Norm {
+  const void* weight;
+  int64_t width;
+  float eps;
+  bool plus_one;
+};
+
+// parts: rows in each of the `count` rows of x.
+void rms_norm(Type type, const Rows& x, int64_t count, int64_t parts, const Norm& norm, void* out);
+
+// total = a + b, out = its norm.
+void add_rms_norm(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total, void* out);
+
+// a + b of rows of `width`.
+void add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out);
+
+// activation(gate) * up. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
+void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
+                      void* out);
+
+// See `gridwork_kernels/cpu_attention.py` for shapes and meaning; strides are in values.
+struct Attention {
+  Type type;
+  const void* query;
+  int64_t query_token_stride, query_head_stride;
+  const void* key;  // null: keys and values stand in the cache already
+  int64_t key_token_stride, key_head_stride;
+  const void* value;
+  int64_t value_token_stride, value_head_stride;
+  void* keys;
+  void* values;
+  void* out;
+  const int32_t* tables;
+  int64_t table_stride;
+  const int32_t* sequence;
+  const int32_t* length;
+  const int64_t* slots;
+  const void* cos;  // [tokens, rotary_size], or null
+  const void* sin;
+  int64_t rotary_stride, rotary_size;
+  const float* sinks;
+  const float* slopes;
+  int64_t tokens, query_heads, kv_heads, key_size, value_size, block_size, window, chunk;
+  float scale, softcap;
+};
+
+void paged_attention(const Attention& attention);
+
+}  // namespace gridwork

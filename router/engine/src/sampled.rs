@@ -1,0 +1,53 @@
+//! What a step's result says of each sampled token.
+
+use gridwork_proto::v1::StepResult;
+
+use crate::request::TopToken;
+
+/// One sampled token of a [`StepResult`].
+pub(crate) struct Sampled {
+    pub row: u32,
+    pub token_id: u32,
+    pub logprob: Option<f32>,
+    pub top: Vec<TopToken>,
+}
+
+impl Sampled {
+    /// All tokens of a result, or an error when its parallel arrays do not fit together.
+    pub fn of(result: &StepResult) -> Result<impl Iterator<Item = Sampled>, String> {
+        let count = result.sequence_ids.len();
+        let fits = |len: usize| len == 0 || len == count;
+        let num_top: usize = result.num_top.iter().map(|n| *n as usize).sum();
+        if result.token_ids.len() != count
+            || !fits(result.logprobs.len())
+            || !fits(result.num_top.len())
+            || result.top_token_ids.len() != num_top
+            || result.top_logprobs.len() != num_top
+        {
+            return Err(format!(
+                "result of step {} has arrays of different lengths",
+                result.step_id
+            ));
+        }
+        let mut next_top = 0;
+        Ok((0..count).map(move |i| {
+            let top = next_top..next_top + result.num_top.get(i).map_or(0, |n| *n as usize);
+            next_top = top.end;
+            Sampled {
+                row: result.sequence_ids[i],
+                token_id: result.token_ids[i],
+                logprob: result
+                    .logprobs
+                    .get(i)
+                    .copied()
+                    .filter(|logprob| !logprob.is_nan()),
+                top: top
+                    .map(|t| TopToken {
+                        id: result.top_token_ids[t],
+                        logprob: result.top_logprobs[t],
+                    })
+                    .collect(),
+            }
+        }))
+    }
+}

@@ -1,0 +1,142 @@
+//! What becomes of a step's result: tokens for their sequences, failures, and what they mean for blocks.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use gridwork_proto::v1::{SequenceFailure, StepResult, sequence_failure};
+
+use super::Scheduler;
+use crate::batch::StepEntry;
+use crate::request::GenerationError;
+use crate::sampled::Sampled;
+
+impl Scheduler {
+    /// Takes the result of the oldest step in flight. An error means that router and shard disagree on what was
+    /// asked: the connection cannot be used any further.
+    pub fn apply(&mut self, result: &StepResult, now: Instant) -> Result<(), String> {
+        let step = self
+            .in_flight
+            .pop_front()
+            .ok_or_else(|| format!("unasked result of step {}", result.step_id))?;
+        if step.id != result.step_id {
+            return Err(format!(
+                "result of step {} where that of step {} was due",
+                result.step_id, step.id
+            ));
+        }
+        self.pace
+            .observe(step.entries.len(), step.num_tokens, result);
+        let mut num_sampled = 0;
+        for prompt in &result.prompt_logprobs {
+            let of_row = |entry: &&StepEntry| entry.row == prompt.sequence_id;
+            if let Some(entry) = step.entries.iter().find(of_row)
+                && let Some(sequence) = self.sequences.get_mut(&entry.key)
+                && sequence.epoch == entry.epoch
+            {
+                sequence.add_prompt_logprobs(prompt.first_position as usize, &prompt.logprobs);
+            }
+        }
+        let failures: HashMap<u32, &SequenceFailure> = result
+            .failures
+            .iter()
+            .map(|failure| (failure.sequence_id, failure))
+            .collect();
+        if !failures.is_empty() {
+            for entry in &step.entries {
+                if let Some(failure) = failures.get(&entry.row) {
+                    self.entry_failed(entry, error_of(failure), &step);
+                }
+            }
+        }
+        let mut sampled = Sampled::of(result)?.peekable();
+        for entry in &step.entries {
+            if !entry.samples || failures.contains_key(&entry.row) {
+                continue;
+            }
+            let tokens = std::iter::from_fn(|| sampled.next_if(|token| token.row == entry.row));
+            num_sampled += self
+                .take_tokens(entry, tokens, now)
+                .map_err(|count| format!("step {} gave {count} for {entry:?}", step.id))?;
+        }
+        if let Some(extra) = sampled.next() {
+            return Err(format!(
+                "step {} gave a token for sequence {}, unasked",
+                step.id, extra.row
+            ));
+        }
+        if !step.entries.is_empty() {
+            self.metrics.step_done(
+                num_sampled as u64,
+                now.duration_since(step.sent),
+                result.forward_us,
+                result.sample_us,
+            );
+        }
+        self.report();
+        if self.sequences.is_empty() && self.in_flight.is_empty() {
+            self.check_when_idle(now);
+        }
+        Ok(())
+    }
+
+    /// Takes the tokens that were sampled of a sequence, and says how many of them it needed; `Err`: how many they were,
+    /// if that is not what was asked for.
+    fn take_tokens(
+        &mut self,
+        entry: &StepEntry,
+        sampled: impl Iterator<Item = Sampled>,
+        now: Instant,
+    ) -> Result<usize, usize> {
+        let sequence = self.sequences.get_mut(&entry.key);
+        // One that has finished or gone since then, or is computed again: the tokens are surplus.
+        let mut sequence = sequence.filter(|sequence| sequence.epoch == entry.epoch);
+        let num_known = sequence
+            .as_ref()
+            .map_or(0, |sequence| sequence.tokens.len());
+        let most = entry.num_drafts + 1;
+        let mut num_sampled = 0;
+        let mut finish = None;
+        for token in sampled {
+            num_sampled += 1;
+            if let Some(sequence) = &mut sequence
+                && finish.is_none()
+                && num_sampled <= most
+            {
+                finish = sequence.accept(token, &self.eos_token_ids, &self.vocabulary, now);
+            }
+        }
+        // Among drafts that do harm nothing is sampled: the token is computed again without them.
+        let fewest = usize::from(entry.num_drafts == 0);
+        if !(fewest..=most).contains(&num_sampled) {
+            return Err(num_sampled);
+        }
+        let Some(sequence) = sequence else {
+            return Ok(0);
+        };
+        let num_taken = sequence.tokens.len() - num_known;
+        self.metrics
+            .drafted(entry.num_drafts, num_taken.saturating_sub(1));
+        sequence.answered(num_sampled);
+        let block_size = self.config.block_size_tokens;
+        if num_taken > 0 {
+            self.pool
+                .confirm(&mut sequence.blocks, num_known / block_size);
+        }
+        sequence.share_blocks(&mut self.pool, block_size);
+        if let Some(finish) = finish {
+            self.metrics.finished(&finish);
+            self.remove(entry.key);
+        } else if num_taken > 0 && num_known == sequence.num_prompt_tokens {
+            self.metrics
+                .first_token(now.duration_since(sequence.submitted));
+        }
+        Ok(num_taken)
+    }
+}
+
+fn error_of(failure: &SequenceFailure) -> GenerationError {
+    match failure.kind() {
+        sequence_failure::Kind::NanLogits => GenerationError::NanLogits,
+        _ => GenerationError::Shard(failure.message.clone()),
+    }
+}

@@ -1,0 +1,195 @@
+//! The shard's side of the contract, to the letter: who reads what another one wrote is found out.
+
+use super::*;
+
+/// What a slot of the cache was computed from; `None`: from what a failed step left behind.
+type Slot = Option<(u64, Vec<u32>)>;
+
+/// The shard's side of the contract, with a cache whose slots remember what they were computed from.
+#[derive(Default)]
+pub struct Shard {
+    pub sequences: HashMap<u32, ShardSequence>,
+    slots: HashMap<(u32, usize), Slot>,
+    pub last_step: u64,
+    pub most_tokens: usize,
+    pub num_computed_tokens: usize,
+    pub num_drafts: usize,
+}
+
+/// How a step goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    None,
+    /// It raises an exception.
+    Step,
+    /// This one of its sequences has NaN logits, if it samples: behind one of its drafts, if it has any.
+    Nan(usize),
+}
+
+/// Sampled where what a failed step left behind was read: no client may ever see it.
+const GARBAGE: u32 = 666_666;
+
+pub struct ShardSequence {
+    /// Stands for everything that tokens do not say: requests that must not share differ in it.
+    seed: u64,
+    failed: bool,
+    tokens: Vec<u32>,
+    num_computed: usize,
+    blocks: Vec<u32>,
+}
+
+impl Shard {
+    pub fn run(&mut self, step: &Step, fault: Fault) -> StepResult {
+        assert_eq!(step.id, self.last_step + 1);
+        self.last_step = step.id;
+        for row in &step.released {
+            assert!(
+                self.sequences.remove(row).is_some(),
+                "row {row} was free already"
+            );
+        }
+        for NewSequence {
+            id,
+            token_ids,
+            num_computed_tokens,
+            sampling,
+            ..
+        } in &step.admitted
+        {
+            let sequence = ShardSequence {
+                seed: sampling.as_ref().map_or(0, |sampling| sampling.seed),
+                failed: false,
+                tokens: token_ids.clone(),
+                num_computed: *num_computed_tokens as usize,
+                blocks: Vec::new(),
+            };
+            assert!(
+                self.sequences.insert(*id, sequence).is_none(),
+                "row {id} is taken"
+            );
+        }
+        let mut result = StepResult {
+            step_id: step.id,
+            ..Default::default()
+        };
+        let mut seen = HashSet::new();
+        let mut new_blocks = step.new_blocks.iter();
+        let mut drafts = step.drafts.iter().copied();
+        assert!([0, step.sequence_ids.len()].contains(&step.num_drafts.len()));
+        self.most_tokens = self
+            .most_tokens
+            .max(step.num_tokens.iter().sum::<u32>() as usize);
+        self.num_computed_tokens += step.num_tokens.iter().sum::<u32>() as usize;
+        // All is written before anything is read.
+        let mut spans = Vec::new();
+        for (i, row) in step.sequence_ids.iter().enumerate() {
+            assert!(seen.insert(*row), "row {row} appears twice");
+            let sequence = self.sequences.get_mut(row).expect("an admitted row");
+            sequence
+                .blocks
+                .extend(new_blocks.by_ref().take(step.num_new_blocks[i] as usize));
+            let drafts: Vec<u32> = drafts
+                .by_ref()
+                .take(step.num_drafts.get(i).map_or(0, |count| *count as usize))
+                .collect();
+            let end = sequence.num_computed + step.num_tokens[i] as usize - drafts.len();
+            sequence.failed |= fault == Fault::Step;
+            if sequence.failed {
+                result
+                    .failures
+                    .push(failure(*row, sequence_failure::Kind::Internal));
+            } else {
+                assert!(
+                    end <= sequence.tokens.len(),
+                    "row {row}: tokens that are not known"
+                );
+            }
+            let samples = end == sequence.tokens.len();
+            assert!(
+                drafts.is_empty() || sequence.failed || samples && end - sequence.num_computed == 1,
+                "row {row}: drafts behind no decode"
+            );
+            let nan = fault == Fault::Nan(i) && samples && !sequence.failed;
+            let guessed = [sequence.tokens.as_slice(), drafts.as_slice()].concat();
+            for position in sequence.num_computed..end + drafts.len() {
+                let content = (!sequence.failed && !nan)
+                    .then(|| (sequence.seed, guessed[..=position].to_vec()));
+                self.slots.insert(sequence.slot(position), content);
+            }
+            if sequence.failed {
+                // Nor is what follows ever computed: whatever stood in those slots before.
+                sequence.num_computed = end;
+            } else {
+                self.num_drafts += drafts.len();
+                spans.push((*row, end, nan, drafts));
+            }
+        }
+        assert!(new_blocks.next().is_none(), "blocks for nobody");
+        for (row, end, nan, drafts) in spans {
+            let sequence = self.sequences.get_mut(&row).expect("it was there above");
+            assert!(end > sequence.num_computed, "row {row} computes nothing");
+            let mut good = true;
+            // What was computed of a token among drafts that do harm is computed again.
+            let num_read = if nan && !drafts.is_empty() {
+                end - 1
+            } else {
+                end
+            };
+            for position in 0..num_read {
+                match &self.slots[&sequence.slot(position)] {
+                    None => good = false,
+                    Some((seed, tokens)) => assert_eq!(
+                        (*seed, tokens.as_slice()),
+                        (sequence.seed, &sequence.tokens[..=position]),
+                        "row {row} reads another one's cache"
+                    ),
+                }
+            }
+            if !good {
+                for position in sequence.num_computed..end {
+                    self.slots.insert(sequence.slot(position), None);
+                }
+            }
+            sequence.num_computed = end;
+            if nan && !drafts.is_empty() {
+                sequence.num_computed = end - 1;
+            } else if nan {
+                sequence.failed = true;
+                result
+                    .failures
+                    .push(failure(row, sequence_failure::Kind::NanLogits));
+            } else if end == sequence.tokens.len() {
+                // Behind the last draft there is none that the token could equal.
+                for draft in drafts.into_iter().map(Some).chain([None]) {
+                    let token = if good {
+                        next_token(&sequence.tokens)
+                    } else {
+                        GARBAGE
+                    };
+                    sequence.tokens.push(token);
+                    result.sequence_ids.push(row);
+                    result.token_ids.push(token);
+                    if draft != Some(token) {
+                        break;
+                    }
+                    sequence.num_computed += 1;
+                }
+            }
+        }
+        result
+    }
+}
+
+impl ShardSequence {
+    fn slot(&self, position: usize) -> (u32, usize) {
+        (self.blocks[position / BLOCK_SIZE], position % BLOCK_SIZE)
+    }
+}
+
+fn failure(row: u32, kind: sequence_failure::Kind) -> SequenceFailure {
+    SequenceFailure {
+        sequence_id: row,
+        kind: kind.into(),
+        message: String::new(),
+    }
+}

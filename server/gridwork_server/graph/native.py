@@ -1,0 +1,239 @@
+"""Consecutive operations for which there are kernels, as a program that the compiled library runs in one call."""
+
+import ctypes
+import struct
+from typing import Any
+
+import numpy as np
+import torch
+
+from gridwork_kernels import cpu_library
+from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.graph.nodes import Attend, Node, Ref, Size
+from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of
+
+LayerKey = tuple[int, int]
+Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
+
+OPERATIONS = ("linear", "quantized_linear", "rms_norm", "add_rms_norm", "add", "gated_activation", "paged_attention")
+"""In the order of their numbers in `kernels/cpu/program.cpp`."""
+
+
+class NativeProgram:
+    """A segment as the compiled library runs it."""
+
+    def __init__(self, plan: Plan, segment: Segment) -> None:
+        """Keeps the segment, whose weights' addresses stand in the program."""
+        self._plan, self._segment = plan, segment
+        self._external = [*segment.needs, *segment.outputs]
+        self._slots: dict[Ref, int] = {ref: i for i, ref in enumerate(self._external)}
+        self._places, self._own_bytes = self._place()
+        self._shapes = [(plan.shapes[ref], plan.dtypes[ref]) for ref in segment.outputs]
+        self._call = np.zeros(_HEADER + len(self._external), dtype=np.int64)
+        self._address = self._call.ctypes.data
+        self._program: int | None = None
+
+    def bind(self, caches: Caches, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
+        """Writes the program for these caches. See Program for the others."""
+        writer = _Writer(self._plan, self._slots, caches, chunks, sharing, windowed)
+        for node in self._segment.nodes:
+            writer.node(node)
+        code, places = np.array(writer.code, dtype=np.int64), np.array(self._places, dtype=np.int64)
+        self._delete()
+        self._program = _library().gridwork_program_new(
+            code.ctypes.data, len(code), len(self._external), places.ctypes.data, len(places), self._own_bytes
+        )
+
+    def __call__(
+        self, num_tokens: int, near: PagedLayout, far: PagedLayout, *inputs: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Computes the segment's outputs."""
+        whole = [tensor.contiguous() for tensor in inputs]
+        outputs = [
+            torch.empty([size.at(num_tokens, 0) if type(size) is Size else size for size in shape], dtype=dtype)
+            for shape, dtype in self._shapes
+        ]
+        self._call[:] = (
+            num_tokens,
+            *_layout_numbers(near),
+            *(_layout_numbers(far) if far is not near else (0,) * 5),
+            *(tensor.data_ptr() for tensor in whole),
+            *(tensor.data_ptr() for tensor in outputs),
+        )
+        if far is near:
+            self._call[6:11] = self._call[1:6]
+        _library().gridwork_program_run(self._program, self._address)
+        return tuple(outputs)
+
+    def _place(self) -> tuple[list[int], int]:
+        """Bytes for each token before every tensor that only the segment uses; gives each a slot. Memory of one that is
+        not needed any more is used again."""
+        last_use: dict[Ref, int] = {}
+        for i, node in enumerate(self._segment.nodes):
+            for ref in node.inputs():
+                last_use[self._plan.rows[ref].base] = i
+        places: list[int] = []
+        taken: list[tuple[int, int, Ref]] = []  # begin, end
+        most = 0
+        for i, node in enumerate(self._segment.nodes):
+            for ref in (output for output in node.outputs if output is not None):
+                if ref in self._slots:
+                    continue
+                size = features_of(self._plan.shapes[ref]) * self._plan.dtypes[ref].itemsize
+                begin = 0
+                for start, end, _ in sorted(taken, key=lambda item: item[:2]):
+                    if start - begin >= size:
+                        break
+                    begin = max(begin, end)
+                taken.append((begin, begin + size, ref))
+                most = max(most, begin + size)
+                self._slots[ref] = len(self._external) + len(places)
+                places.append(begin)
+            taken = [item for item in taken if last_use.get(item[2], i) > i]
+        return places, most
+
+    def _delete(self) -> None:
+        if self._program is not None:
+            _library().gridwork_program_delete(self._program)
+            self._program = None
+
+    def __del__(self) -> None:
+        self._delete()
+
+
+class _Writer:
+    """The numbers of one program, in the order in which `kernels/cpu/program.cpp` reads them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        slots: dict[Ref, int],
+        caches: Caches,
+        chunks: dict[int, int],
+        sharing: set[LayerKey],
+        windowed: set[LayerKey],
+    ) -> None:
+        self.code: list[int] = []
+        self._plan, self._slots, self._caches = plan, slots, caches
+        self._chunks, self._sharing, self._windowed = chunks, sharing, windowed
+
+    def node(self, node: Node) -> None:
+        ops = torch.ops.gridwork_cpu
+        assert node.dtype is not None
+        if isinstance(node.target, Attend):
+            self._begin("paged_attention", node.dtype)
+            self._attention(node, node.target)
+        elif node.target == ops.linear.default:
+            x, packed, bias, features, float32_out = node.args
+            rows = self._plan.rows[x]
+            self._begin("linear", rows.dtype)
+            self._linear(rows, node, float32_out, features)
+            numbers = TYPES[packed.dtype], packed.data_ptr(), len(packed), packed.shape[1], features
+            self.code += [*numbers, _address(bias)]
+        elif node.target in (ops.int8_linear.default, ops.int4_linear.default):
+            x, packed, scales, bias, features, float32_out = node.args
+            rows = self._plan.rows[x]
+            self._begin("quantized_linear", rows.dtype)
+            self._linear(rows, node, float32_out, features)
+            four_bits = int(node.target == ops.int4_linear.default)
+            self.code += [four_bits, packed.data_ptr(), scales.data_ptr(), len(packed), features, _address(bias)]
+        elif node.target == ops.rms_norm.default:
+            x, weight, eps, plus_one = node.args
+            self._begin("rms_norm", node.dtype)
+            self._rows(x)
+            self.code += [self._slots[node.out], self._plan.rows[x].features // len(weight)]
+            self._norm(weight, eps, plus_one)
+        elif node.target == ops.add_rms_norm.default:
+            a, b, weight, eps, plus_one = node.args
+            self._begin("add_rms_norm", node.dtype)
+            self._rows(a)
+            self._rows(b)
+            self.code += [self._slots[ref] for ref in node.outputs if ref is not None]
+            self._norm(weight, eps, plus_one)
+        else:
+            gated = node.target == ops.gated_activation.default
+            self._begin("gated_activation" if gated else "add", node.dtype)
+            self._rows(node.args[0])
+            self._rows(node.args[1])
+            self.code += [self._slots[node.out], self._plan.rows[node.out].features, *node.args[2:]]
+
+    def _begin(self, name: str, dtype: torch.dtype) -> None:
+        self.code += [OPERATIONS.index(name), TYPES[dtype]]
+
+    def _rows(self, ref: Ref | None) -> None:
+        rows = self._plan.rows[ref] if ref is not None else None
+        self.code += [self._slots[rows.base], rows.offset, rows.stride] if rows is not None else [0, 0, 0]
+
+    def _linear(self, rows: Rows, node: Node, float32_out: bool, features: int) -> None:
+        self.code += [self._slots[rows.base], rows.offset, rows.stride, self._slots[node.out]]
+        parts = self._plan.rows[node.out].features // features
+        self.code += [parts, rows.features // parts, int(float32_out)]
+
+    def _norm(self, weight: torch.Tensor, eps: float, plus_one: bool) -> None:
+        self.code += [weight.data_ptr(), len(weight), _bits(eps), int(plus_one)]
+
+    def _attention(self, node: Node, target: Attend) -> None:
+        query, key, value, sinks, *angles = node.args
+        cos, sin = angles or (None, None)
+        layer = target.layer, target.nth
+        keys, values = self._caches[layer]
+        for ref in (query, key, value):
+            self._rows(ref)
+        heads, key_size = self._plan.shapes[query][-2:]
+        kv_heads, block_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
+        self.code += [self._slots[node.out], heads, kv_heads, key_size, value_size, block_size]
+        self.code += [int(layer not in self._sharing), keys.data_ptr(), values.data_ptr()]
+        self.code.append(int(layer in self._windowed))
+        self._rows(cos)
+        self._rows(sin)
+        self.code += [self._plan.rows[cos].features if cos is not None else 0, _address(sinks)]
+        self.code += [target.window, self._chunks.get(target.layer, 0), _bits(target.scale), _bits(target.softcap)]
+
+
+_HEADER = 11
+"""Numbers before the external slots of a call: how many tokens, and two layouts."""
+
+
+def _layout_numbers(layout: PagedLayout) -> tuple[int, ...]:
+    tables = layout.block_tables
+    return (
+        tables.data_ptr(),
+        tables.stride(0),
+        layout.sequence.data_ptr(),
+        layout.length.data_ptr(),
+        layout.slots.data_ptr(),
+    )
+
+
+def _bits(value: float) -> int:
+    number: int = struct.unpack("q", struct.pack("d", value))[0]
+    return number
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _library() -> Any:
+    library = cpu_library.library()
+    if library.gridwork_program_new.restype is not ctypes.c_void_p:
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        library.gridwork_program_new.restype = pointer
+        library.gridwork_program_new.argtypes = [pointer, number, number, pointer, number, number]
+        library.gridwork_program_delete.argtypes = [pointer]
+        library.gridwork_program_run.argtypes = [pointer, pointer]
+        library.gridwork_program_measured.argtypes = [pointer, pointer]
+    return library
+
+
+class Measurement:
+    """Seconds and calls of each operation of all programs while it is open."""
+
+    def __enter__(self) -> "Measurement":
+        self.seconds = np.zeros(len(OPERATIONS))
+        self.calls = np.zeros(len(OPERATIONS), dtype=np.int64)
+        _library().gridwork_program_measure()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _library().gridwork_program_measured(self.seconds.ctypes.data, self.calls.ctypes.data)

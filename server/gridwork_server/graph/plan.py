@@ -1,0 +1,250 @@
+"""Which of a graph's operations can be run in one native program.
+
+What such an operation works on are rows, one for each token, whose values lie one behind the other. Views of those (a
+part of the values, other dimensions) are no operations: they are where an operand lies.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
+
+aten = torch.ops.aten
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""What values can be, with the number that the compiled library has for it."""
+
+_TOKENS = Size(0, 1, 0)
+_FEWEST = 4
+"""Operations that are worth a call of their own."""
+
+_VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where each token's values lie: behind a tensor's start by `offset`, `stride` from the last token's."""
+
+    base: Ref
+    offset: int
+    stride: int
+    features: int
+    dtype: torch.dtype
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether tokens follow each other without a gap."""
+        return self.stride == self.features
+
+
+@dataclass
+class Segment:
+    """Consecutive operations, for one program."""
+
+    nodes: list[Node]
+    needs: list[Ref] = field(default_factory=list)
+    """Tensors from outside."""
+    outputs: list[Ref] = field(default_factory=list)
+    """Tensors that are used outside."""
+
+    def inputs(self) -> list[Ref]:
+        """As a node has them."""
+        return self.needs
+
+
+class Plan:
+    """A graph's nodes, those that can be run so in segments."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.shapes: dict[Ref, tuple[Any, ...]] = {}
+        self.dtypes: dict[Ref, torch.dtype] = {}
+        self.rows: dict[Ref, Rows] = {}
+        """What operands can be."""
+        self.items: list[Node | Segment] = []
+        """In an order in which they can be executed."""
+        self._views: dict[Ref, Node] = {}
+        self._changed = _changed(graph)
+        self._open: list[Node] = []
+        self._made: set[Ref] = set()
+        for node in graph.nodes:
+            self._describe(node)
+            if self._is_view(node):
+                continue
+            if self._is_native(node):
+                self._open.append(node)
+                self._made.update(ref for ref in node.outputs if ref is not None)
+            else:
+                self._add(node)
+        self._show(graph.result)
+        self._close()
+        self._find_outputs(graph)
+
+    def _describe(self, node: Node) -> None:
+        """What is known of the node's outputs."""
+        if node.shape is None or node.dtype is None:
+            return
+        for ref in node.outputs:
+            if ref is not None and ref not in self._changed:
+                self.shapes[ref], self.dtypes[ref] = node.shape, node.dtype
+                if _is_of_tokens(node.shape) and node.dtype in TYPES:
+                    features = features_of(node.shape)
+                    self.rows[ref] = Rows(ref, 0, features, features, node.dtype)
+
+    def _add(self, node: Node) -> None:
+        """A node that is executed by itself: before the open segment when it needs nothing of it, else after."""
+        needs = set(node.inputs())
+        mutable = not isinstance(node.target, Attend) and node.target._schema.is_mutable
+        if mutable or any(self._root(ref) in self._made for ref in needs):
+            self._close()
+        for ref in needs:
+            self._show(ref)
+        self.items.append(node)
+
+    def _root(self, ref: Ref) -> Ref:
+        while ref in self._views:
+            ref = self._views[ref].args[0]
+        return ref
+
+    def _show(self, ref: Ref) -> None:
+        """Makes a tensor of a view that was none so far."""
+        node = self._views.get(ref)
+        if node is None:
+            return
+        for output in node.outputs:
+            self._views.pop(output, None)  # type: ignore[arg-type]
+        if self._root(node.args[0]) in self._made:
+            self._close()
+        self._show(node.args[0])
+        self.items.append(node)
+
+    def _close(self) -> None:
+        nodes, self._open, self._made = self._open, [], set()
+        if len(nodes) >= _FEWEST:
+            self.items.append(Segment(nodes))
+            return
+        for node in nodes:
+            for ref in set(node.inputs()):
+                self._show(ref)
+            self.items.append(node)
+
+    def _find_outputs(self, graph: Graph) -> None:
+        made: dict[Ref, Segment] = {}
+        for item in self.items:
+            if isinstance(item, Segment):
+                made.update({ref: item for node in item.nodes for ref in node.outputs if ref is not None})
+        for item in self.items:
+            if isinstance(item, Segment):
+                own = {ref for node in item.nodes for ref in node.outputs}
+                used = {self.rows[ref].base for node in item.nodes for ref in node.inputs()}
+                item.needs = sorted(used - own, key=lambda ref: ref.index)
+        for ref in [graph.result, *(ref for item in self.items for ref in item.inputs())]:
+            segment = made.get(ref)
+            if segment is not None and ref not in segment.outputs:
+                segment.outputs.append(ref)
+
+    def _is_view(self, node: Node) -> bool:
+        """Whether the node's outputs are parts of rows, which are noted."""
+        if isinstance(node.target, Attend) or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
+            return False
+        source = self.rows.get(node.args[0])
+        if source is None or any(ref is None or ref in self._changed for ref in node.outputs):
+            return False
+        shape = self.shapes[node.args[0]]
+        parts = _parts(node, shape)
+        if parts is None or len(parts) != len(node.outputs):
+            return False
+        for ref, (begin, part) in zip(node.outputs, parts, strict=True):
+            assert ref is not None
+            self.shapes[ref], self.dtypes[ref] = part, source.dtype
+            self.rows[ref] = Rows(source.base, source.offset + begin, source.stride, features_of(part), source.dtype)
+            self._views[ref] = node
+        return True
+
+    def _is_native(self, node: Node) -> bool:
+        """Whether there is a kernel for just this."""
+        ops = torch.ops.gridwork_cpu
+        if node.kwargs or node.dtype is None or any(ref is None or ref not in self.rows for ref in node.outputs):
+            return False
+        operands = [self.rows.get(ref) for ref in node.inputs()]
+        if any(rows is None for rows in operands):
+            return False
+        whole: list[Rows] = operands  # type: ignore[assignment]
+        if isinstance(node.target, Attend):
+            return _is_attention(node) and all(rows.dtype == node.dtype for rows in whole)
+        if node.target in (ops.linear.default, ops.int8_linear.default, ops.int4_linear.default):
+            return len(whole) == 1 and whole[0].is_whole
+        same = all(rows.dtype == node.dtype for rows in whole)
+        if node.target == ops.rms_norm.default:
+            return len(whole) == 1 and same and node.args[1].dtype == node.dtype
+        if node.target == ops.add_rms_norm.default:
+            width = len(node.args[2])
+            return len(whole) == 2 and same and all(rows.features == width for rows in whole)
+        if node.target in (ops.gated_activation.default, aten.add.Tensor):
+            expected = 3 if node.target == ops.gated_activation.default else 2
+            alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
+            return len(whole) == 2 and same and alike and len(node.args) == expected
+        return False
+
+
+def _changed(graph: Graph) -> set[Ref]:
+    """Tensors that some operation writes to."""
+    changed: set[Ref] = set()
+    for node in graph.nodes:
+        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+            changed.update(node.inputs())
+            changed.update(ref for ref in node.outputs if ref is not None)
+    return changed
+
+
+def _is_of_tokens(shape: tuple[Any, ...]) -> bool:
+    """`[T, …]` or `[1, T, …]`, the others numbers."""
+    rest = _of_a_token(shape)
+    return rest is not None and all(type(size) is int for size in rest)
+
+
+def _of_a_token(shape: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if len(shape) >= 2 and shape[0] == _TOKENS:
+        return shape[1:]
+    if len(shape) >= 3 and type(shape[0]) is int and shape[0] == 1 and shape[1] == _TOKENS:
+        return shape[2:]
+    return None
+
+
+def features_of(shape: tuple[Any, ...]) -> int:
+    """Values of a token in a tensor `[T, …]` or `[1, T, …]`."""
+    rest = _of_a_token(shape)
+    assert rest is not None
+    return int(np.prod(rest, dtype=np.int64))
+
+
+def _parts(node: Node, shape: tuple[Any, ...]) -> list[tuple[int, tuple[Any, ...]]] | None:
+    """Where within a token's values the node's outputs begin, and their shapes. None for what is no part of rows."""
+    rest = _of_a_token(shape)
+    assert rest is not None and node.shape is not None
+    first = node.target == aten.select.int and node.args[1:] == (0, 0)
+    if first or node.target in (*_VIEWS, aten.unsqueeze.default):
+        same = _is_of_tokens(node.shape) and features_of(node.shape) == features_of(shape)
+        return [(0, node.shape)] if same else None
+    dim = len(shape) - len(rest)
+    inner = int(np.prod(rest[1:], dtype=np.int64))
+    if node.target == aten.slice.Tensor and len(node.args) == 4 and node.args[1] in (dim, dim - len(shape)):
+        begin, count = node.args[2], node.shape[dim]
+        fits = isinstance(begin, int) and isinstance(count, int) and 0 <= begin <= rest[0] - count
+        return [(begin * inner, node.shape)] if fits and _is_of_tokens(node.shape) else None
+    if node.target in (aten.split.Tensor, aten.split_with_sizes.default) and len(node.args) == 3:
+        if node.args[2] not in (dim, dim - len(shape)):
+            return None
+        size = node.args[1]
+        sizes = size if isinstance(size, list) else [min(size, rest[0] - begin) for begin in range(0, rest[0], size)]
+        begins = np.cumsum([0, *sizes[:-1]]).tolist()
+        return [(begin * inner, (*shape[:dim], count, *rest[1:])) for begin, count in zip(begins, sizes, strict=True)]
+    return None
+
+
+def _is_attention(node: Node) -> bool:
+    """Whether all that the node attends with are tensors of the step, but for the sinks."""
+    query, key, value, sinks, *angles = node.args
+    return all(isinstance(ref, Ref) for ref in (query, key, value, *angles)) and not isinstance(sinks, Ref)

@@ -1,0 +1,63 @@
+"""What kinds of layers a model has, and whether a paged cache can do for them."""
+
+from typing import Any
+
+from gridwork_kernels.attention_choice import LayerDemands
+from gridwork_server.attention import LayerGeometry, LayerKey
+from gridwork_server.paths.base import PathError
+
+
+def chunks_of(model: Any) -> dict[int, int]:
+    """By layer that attends within chunks: positions in a chunk. Transformers tells them by the mask that the config's
+    layer types ask for, and our attention function gets no mask."""
+    config = model.config.get_text_config(decoder=True)
+    size = getattr(config, "attention_chunk_size", None)
+    types = getattr(config, "layer_types", None) or []
+    return {i: int(size) for i, kind in enumerate(types) if kind == "chunked_attention"} if size else {}
+
+
+def check_cache_kinds(model: Any) -> None:
+    """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep something else
+    than keys and values."""
+    from transformers.cache_utils import (
+        DynamicCache,
+        DynamicIndexedLayer,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        LinearAttentionCacheLayerMixin,
+    )
+
+    for i, kind in enumerate(DynamicCache(config=model.config).layers):
+        if isinstance(kind, LinearAttentionCacheLayerMixin):
+            raise PathError(f"layer {i} keeps a recurrent state")
+        if isinstance(kind, DynamicIndexedLayer):
+            raise PathError(f"layer {i} attends to the few keys that an index of its own chooses")
+        if isinstance(kind, DynamicLayer) and type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise PathError(f"layer {i} keeps more than keys and values ({type(kind).__name__})")
+
+
+def check_windows(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
+    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
+    from transformers.cache_utils import DynamicCache
+
+    for i, kind in enumerate(DynamicCache(config=model.config).layers):
+        geometry = layers.get((i, 0))
+        if geometry is None or not hasattr(kind, "is_sliding"):
+            continue  # has no cache of its own
+        slides = bool(kind.is_sliding)
+        if slides != (geometry.window > 0 or i in chunks):
+            raise PathError(f"the cache of layer {i} {'slides' if slides else 'does not slide'}, unlike its attention")
+
+
+def demands_of(layer: LayerGeometry, chunk: int) -> LayerDemands:
+    """What a layer asks of an implementation of attention. chunk: see chunks_of; 0: none."""
+    return LayerDemands(
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        key_size=layer.key_size,
+        value_size=layer.value_size,
+        window=layer.window,
+        chunk=chunk,
+        has_softcap=layer.has_softcap,
+        has_sinks=layer.has_sinks,
+    )

@@ -1,0 +1,149 @@
+"""Native programs beside the same operations called one by one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gridwork_kernels import cpu_attention
+from gridwork_server.graph.native import Measurement
+from gridwork_server.graph.nodes import Graph, Node, Ref, Size
+from gridwork_server.graph.plan import Plan, Segment
+from gridwork_server.graph.program import Program
+from gridwork_server.graph.recorded_model import RecordedModel
+
+from .. import models
+from .test_recorded_models import all_logits, loaded
+
+pytestmark = pytest.mark.skipif(not cpu_attention.supports(torch.float32), reason="no compiled kernels for this CPU")
+
+aten = torch.ops.aten
+
+
+def program_of(path: object) -> Program:
+    recorded = path._recorded  # type: ignore[attr-defined]
+    assert isinstance(recorded, RecordedModel)
+    return recorded._programs[0]
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", models.ARCHITECTURES)
+def test_programs_give_bit_for_bit_what_single_operations_give(
+    name: str, dtype: str, quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if quantize and (name not in ("llama", "qwen2") or dtype == "float16"):
+        pytest.skip("the same layers as others'")
+    sizes = {"hidden_size": 96, "intermediate_size": 128} if quantize else {}
+    folder = models.save(name, tmp_path, **sizes)
+    native = loaded(folder, dtype, quantize=quantize)
+    with monkeypatch.context() as patch:
+        patch.setattr("gridwork_server.graph.program.Plan", _without_segments)
+        single = loaded(folder, dtype, quantize=quantize)
+    assert native.is_recorded and single.is_recorded
+    has_runs = name not in ("gpt2", "gpt_neox")  # those with LayerNorm have no four operations with kernels in a row
+    assert (program_of(native).num_calls < program_of(single).num_calls) == has_runs
+    for lengths in ([1], [40, 3, 1], [200, 90]):
+        assert torch.equal(all_logits(native, lengths), all_logits(single, lengths)), lengths
+
+
+def _without_segments(graph: Graph) -> Plan:
+    plan = Plan(Graph(graph.input_ids, graph.position_ids, graph.kept, [], graph.result))
+    plan.items[:] = graph.nodes
+    return plan
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_all_layers_are_one_call(name: str, tmp_path: Path) -> None:
+    path = loaded(models.save(name, tmp_path))
+    assert program_of(path).num_calls < 25
+    with Measurement() as measured:
+        all_logits(path, [5])  # a prompt and a decode
+    layers, steps = 3, 2
+    calls = dict(zip(("paged_attention", "add_rms_norm"), measured.calls[[6, 3]], strict=True))
+    assert calls == {"paged_attention": layers * steps, "add_rms_norm": 2 * layers * steps}
+    assert measured.seconds.sum() > 0
+
+
+T = Size(0, 1, 0)
+
+
+class Builder:
+    """A graph of additions, views and products on tensors `[1, T, 32]`."""
+
+    def __init__(self) -> None:
+        self.graph = Graph(Ref(0), Ref(1), Ref(2), [], Ref(0), next_index=3)
+        self.start = self.add(aten.embedding.default, torch.randn(50, 32), self.graph.input_ids)
+
+    def add(self, target: object, *args: object, shape: tuple[object, ...] = (1, T, 32)) -> Ref:
+        out = self.graph.new_ref()
+        self.graph.nodes.append(Node(target, args, {}, (out,), shape, torch.float32))  # type: ignore[arg-type]
+        self.graph.result = out
+        return out
+
+    def sums(self, first: Ref, second: Ref, count: int = 4) -> Ref:
+        for _ in range(count):
+            first = self.add(aten.add.Tensor, first, second)
+        return first
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor, Program]:
+        """What the graph gives with and without programs."""
+        ids = torch.arange(7)[None]
+        results = []
+        for native in (True, False):
+            program = Program(self.graph, {}, set(), set(), native)
+            program.bind({}, {})
+            layout = _layout()
+            results.append(program.run(ids, ids, ids[0], layout, layout))
+            if native:
+                with_programs = program
+        return results[0], results[1], with_programs
+
+
+def _layout() -> object:
+    from gridwork_kernels.paged_attention import PagedLayout
+
+    none, long = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(7, dtype=torch.int64)
+    return PagedLayout(none, none[0], none[0], long, 16, [7], [7], 0)
+
+
+def segments(graph: Graph) -> list[Segment]:
+    return [item for item in Plan(graph).items if isinstance(item, Segment)]
+
+
+def test_operations_between_segments_see_what_they_need() -> None:
+    build = Builder()
+    first = build.sums(build.start, build.start)
+    other = build.add(aten.neg.default, build.start)  # needs nothing of the segment: executed before it
+    second = build.sums(first, other)
+    negated = build.add(aten.neg.default, second)  # ends the segment
+    build.sums(negated, first)
+    native, plain, program = build.run()
+    assert torch.equal(native, plain)
+    assert len(segments(build.graph)) == 2
+    assert program.num_calls == 1 + 1 + 1 + 1 + 1
+
+
+def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> None:
+    build = Builder()
+    total = build.sums(build.start, build.start)
+    lower = build.add(aten.slice.Tensor, total, 2, 0, 16, shape=(1, T, 16))
+    upper = build.add(aten.slice.Tensor, total, 2, 16, 32, shape=(1, T, 16))
+    both = build.add(aten.add.Tensor, lower, upper, shape=(1, T, 16))
+    negated = build.add(aten.neg.default, upper, shape=(1, T, 16))
+    build.add(aten.add.Tensor, both, negated, shape=(1, T, 16))
+    native, plain, _ = build.run()
+    assert torch.equal(native, plain)
+    (segment,) = segments(build.graph)
+    assert len(segment.nodes) == 5 and segment.outputs == [total, both], "the views are no operations of it"
+
+
+def test_what_is_written_in_place_is_left_to_pytorch() -> None:
+    build = Builder()
+    total = build.sums(build.start, build.start)
+    build.graph.nodes.append(Node(aten.add_.Tensor, (total, build.start), {}, (total,), (1, T, 32), torch.float32))
+    build.sums(total, build.start)
+    native, plain, _ = build.run()
+    assert torch.equal(native, plain)
+    used = {ref for segment in segments(build.graph) for node in segment.nodes for ref in node.outputs}
+    assert total not in used
