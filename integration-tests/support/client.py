@@ -26,10 +26,13 @@ class Answer:
 
 class Client:
     def __init__(self, url: str) -> None:
+        # A connection for each request. The header closes it, not the pool: a pool that may keep none can close a
+        # connection that has just become idle while another thread is given it.
         self.http = httpx.Client(
             base_url=url,
             timeout=TIMEOUT_S,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            headers={"connection": "close"},
+            limits=httpx.Limits(max_connections=None),
             trust_env=False,
         )
 
