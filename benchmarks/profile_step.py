@@ -1,6 +1,7 @@
-"""Where the time of a decode step goes in the shard: the real runner, without a server, under PyTorch's profiler.
+"""Where the time of a step goes in the shard: the real runner, without a server, under PyTorch's profiler.
 
     .venv/bin/python benchmarks/profile_step.py --model-id FOLDER --batch 8 --context 512
+    .venv/bin/python benchmarks/profile_step.py --model-id FOLDER --batch 4 --prefill 128
 
 First runs the steps without the profiler, for the time that they really take, then again with it. Prints a Markdown
 table of operations by the time they take themselves, and what lies between them (Python above all). Those of native
@@ -45,13 +46,46 @@ def runner_for(config: ShardConfig, batch: int, total_tokens: int) -> Runner:
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
     limits = pb.WarmupRequest(
-        block_size_tokens=BLOCK, max_batch_tokens=PREFILL_CHUNK, max_sequences=batch, max_total_tokens=total_tokens
+        block_size_tokens=BLOCK,
+        max_batch_tokens=max(PREFILL_CHUNK, batch * total_tokens),
+        max_sequences=batch,
+        max_total_tokens=total_tokens,
     )
     runner.warm_up(limits)
     return runner
 
 
-class Steps:
+class Prefills:
+    """Steps that compute `batch` whole prompts of `length` tokens, other ones each time."""
+
+    def __init__(self, runner: Runner, batch: int, length: int) -> None:
+        self._runner = runner
+        self._ids = range(batch)
+        self._length = length
+        self._count = 0
+
+    def step(self) -> float:
+        """The milliseconds it took."""
+        blocks = -(-(self._length + 1) // BLOCK)
+        self._count += 1
+        step = pb.Step(
+            sequence_ids=self._ids,
+            num_tokens=[self._length] * len(self._ids),
+            num_new_blocks=[blocks] * len(self._ids),
+            new_blocks=range(blocks * len(self._ids)),
+        )
+        for sequence in self._ids:
+            seed = 13 * sequence + 29 * self._count
+            tokens = [(7 * position + seed) % self._runner.loaded.vocab_size for position in range(self._length)]
+            step.admitted.add(id=sequence, token_ids=tokens, num_prompt_tokens=self._length, sampling=GREEDY)
+        started = time.perf_counter()
+        _run(self._runner, step)
+        spent_ms = 1e3 * (time.perf_counter() - started)
+        _run(self._runner, pb.Step(released=self._ids))
+        return spent_ms
+
+
+class Decodes:
     """Decode steps of `batch` sequences that have `context` tokens when they begin."""
 
     def __init__(self, runner: Runner, batch: int, context: int, total_tokens: int) -> None:
@@ -68,27 +102,28 @@ class Steps:
                 if not done:
                     step.new_blocks.extend(range(sequence * blocks, (sequence + 1) * blocks))
                     step.admitted.add(id=sequence, token_ids=tokens, num_prompt_tokens=context, sampling=GREEDY)
-                self._run(step)
+                _run(runner, step)
                 done += count
 
-    def decode(self) -> float:
+    def step(self) -> float:
         """One token for every sequence; the milliseconds it took."""
         ones = [1] * len(self._ids)
         started = time.perf_counter()
-        self._run(pb.Step(sequence_ids=self._ids, num_tokens=ones, num_new_blocks=[0] * len(ones)))
+        _run(self._runner, pb.Step(sequence_ids=self._ids, num_tokens=ones, num_new_blocks=[0] * len(ones)))
         return 1e3 * (time.perf_counter() - started)
 
-    def _run(self, step: "pb.Step") -> None:
-        if failures := self._runner.run(step).failures:
-            raise RuntimeError(failures[0].message)
+
+def _run(runner: Runner, step: "pb.Step") -> None:
+    if failures := runner.run(step).failures:
+        raise RuntimeError(failures[0].message)
 
 
-def profile(steps: Steps, count: int) -> tuple[float, list[Operation]]:
+def profile(steps: Prefills | Decodes, count: int) -> tuple[float, list[Operation]]:
     """Milliseconds of a step under the profiler, and its operations, the slowest first."""
     measured = native.Measurement() if cpu_library.load() else None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         with measured or nullcontext():
-            spent_ms = [steps.decode() for _ in range(count)]
+            spent_ms = [steps.step() for _ in range(count)]
     operations = [
         Operation(event.key, event.count / count, event.self_cpu_time_total / 1e3 / count)
         for event in profiler.key_averages()
@@ -130,7 +165,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model-id", type=Path, required=True, help="a model's folder")
     parser.add_argument("--batch", type=int, default=1, help="sequences")
-    parser.add_argument("--context", type=int, default=256, help="tokens that each has before")
+    parser.add_argument("--context", type=int, default=256, help="tokens that each has before, for decode steps")
+    parser.add_argument("--prefill", type=int, metavar="TOKENS", help="profile prefills of prompts of that many tokens")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rows", type=int, default=20, help="operations in the table")
     parser.add_argument("--dtype", default="bfloat16")
@@ -138,8 +174,8 @@ def main() -> None:
     parser.add_argument("--disable-fusion", action="store_true")
     parser.add_argument("--cpu-threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    if min(args.batch, args.context, args.steps, args.rows, args.cpu_threads) < 1:
-        sys.exit("--batch, --context, --steps, --rows and --cpu-threads must be at least 1")
+    if min(args.batch, args.context, args.steps, args.rows, args.cpu_threads, args.prefill or 1) < 1:
+        sys.exit("--batch, --context, --prefill, --steps, --rows and --cpu-threads must be at least 1")
 
     logger.remove()
     logging.disable(logging.WARNING)
@@ -153,14 +189,19 @@ def main() -> None:
         fuse=not args.disable_fusion,
     )
     # A step to warm up, and each step twice, without and with the profiler.
-    total_tokens = args.context + 2 * args.steps + 2
+    total_tokens = (args.prefill or args.context + 2 * args.steps) + 2
     runner = runner_for(config, args.batch, total_tokens)
-    steps = Steps(runner, args.batch, args.context, total_tokens)
-    steps.decode()
-    step_ms = statistics.median(steps.decode() for _ in range(args.steps))
+    steps: Prefills | Decodes
+    if args.prefill:
+        steps, what = Prefills(runner, args.batch, args.prefill), f"prefill of {args.prefill} tokens each"
+    else:
+        steps = Decodes(runner, args.batch, args.context, total_tokens)
+        what = f"decode after {args.context} tokens"
+    steps.step()
+    step_ms = statistics.median(steps.step() for _ in range(args.steps))
     profiled_ms, operations = profile(steps, args.steps)
     print(f"{args.model_id.name}, {args.dtype}, {args.cpu_threads} threads, batch {args.batch}, ", end="")
-    print(f"{args.context} tokens of context, path {runner.path.name}.\n")
+    print(f"{what}, path {runner.path.name}.\n")
     print("\n".join(table(step_ms, profiled_ms, operations, args.rows)))
 
 

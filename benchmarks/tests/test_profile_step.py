@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 from gridwork_server.config import ShardConfig
-from profile_step import Operation, Steps, profile, runner_for, table
+from profile_step import Decodes, Operation, Prefills, profile, runner_for, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def test_the_operations_of_real_steps_are_counted(tmp_path: Path) -> None:
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
@@ -19,16 +20,29 @@ def test_the_operations_of_real_steps_are_counted(tmp_path: Path) -> None:
         max_position_embeddings=2048,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def config_of(folder: Path) -> ShardConfig:
+    return ShardConfig(folder, socket="", dtype="float32", fuse=False, kv_cache_memory_bytes=2**24)
+
+
+def test_the_operations_of_real_decodes_are_counted(llama: Path) -> None:
     # More than one chunk of prefill, and two sequences.
-    runner = runner_for(
-        ShardConfig(tmp_path, socket="", dtype="float32", fuse=False, kv_cache_memory_bytes=2**24), 2, 700
-    )
-    steps = Steps(runner, batch=2, context=600, total_tokens=700)
+    runner = runner_for(config_of(llama), 2, 700)
+    steps = Decodes(runner, batch=2, context=600, total_tokens=700)
     _ms, operations = profile(steps, 3)
     by_name = {operation.name: operation for operation in operations}
     # Seven linear layers in each of two, and the head.
     assert by_name["aten::linear"].calls == 15
     assert runner.table.num_known[:2].tolist() == [604, 604]
+
+
+def test_the_operations_of_real_prefills_are_counted(llama: Path) -> None:
+    runner = runner_for(config_of(llama), 2, 100)
+    _ms, operations = profile(Prefills(runner, batch=2, length=90), 3)
+    by_name = {operation.name: operation for operation in operations}
+    assert by_name["aten::linear"].calls == 15
 
 
 def test_the_table_accounts_for_the_whole_step() -> None:
