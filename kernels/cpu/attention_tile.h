@@ -1,9 +1,9 @@
-// Attention of one tile, some tokens of a sequence with the query heads of one KV head, to keys and values in the cache:
-// scores, softmax weights and weighted sums of a segment of the context, and how segments are put together.
+// Attention of one tile, some tokens of a sequence with the query heads of one KV head, to keys and values in the
+// cache: scores, softmax weights and weighted sums of a segment of the context, and how segments are put together.
 //
 // Keys lie so that one load brings one dimension of consecutive positions, values so that it brings dimensions of one
-// position: both products are chains of multiply-adds with no sums across lanes. Of bfloat16 a load brings two dimensions,
-// two positions: D = kDepth of what is summed over lie together.
+// position: both products are chains of multiply-adds with no sums across lanes. Of bfloat16 a load brings two
+// dimensions, two positions: D = kDepth of what is summed over lie together.
 //   keys: [num_blocks, kv_heads, ceil(key_size / D), block_size, D]
 //   values: [num_blocks, kv_heads, ceil(block_size / D), value_size, D]
 // Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
@@ -57,13 +57,17 @@ struct Problem {
     if (chunk > 0) return (end - 1) / chunk * chunk;
     return window > 0 ? std::max<int64_t>(0, end - window) : 0;
   }
+  // Blocks of kGroup are the usual ones, and division by an unknown number is slow.
   int64_t block(int64_t table_row, int64_t position) const {
-    return tables[table_row * table_stride + position / block_size];
+    return tables[table_row * table_stride + (block_size == kGroup ? position / kGroup : position / block_size)];
+  }
+  int64_t place_in_block(int64_t position) const {
+    return block_size == kGroup ? position % kGroup : position % block_size;
   }
   // Keys from a position on, in its block.
   const T* key_at(int64_t table_row, int64_t position, int64_t head) const {
     const T* first = keys + (block(table_row, position) * kv_heads + head) * key_values();
-    return first + position % block_size * kDepth<T>;
+    return first + place_in_block(position) * kDepth<T>;
   }
   // Values of the block that a position lies in.
   const T* value_block(int64_t table_row, int64_t position, int64_t head) const {
@@ -93,19 +97,33 @@ struct Partial {
 //   x: row stride x_stride.  y: a pointer for each vector.
 template <typename T, int ROWS, int VECS>
 GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
+  const auto vector = [&](int v, int64_t d) {
+    if constexpr (kDepth<T> == 2) return d == 0 ? load_even(y[v]) : load_odd(again(y[v]));
+    else return load(y[v]);
+  };
 #pragma GCC unroll 2
   for (int64_t d = 0; d < kDepth<T>; ++d) {
-    Vec wide[VECS];
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) {
-      if constexpr (kDepth<T> == 2) wide[v] = d == 0 ? load_even(y[v]) : load_odd(y[v]);
-      else wide[v] = load(y[v]);
-    }
+    // What there are fewer of stays in registers, the others pass: beside the sums AVX2 leaves four.
+    if constexpr (ROWS < VECS) {
+      Vec value[ROWS];
 #pragma GCC unroll 24
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec value = set1(x[r * x_stride + d]);
+      for (int r = 0; r < ROWS; ++r) value[r] = set1(x[r * x_stride + d]);
 #pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) sum[r][v] = fma(value, wide[v], sum[r][v]);
+      for (int v = 0; v < VECS; ++v) {
+        const Vec wide = vector(v, d);
+#pragma GCC unroll 24
+        for (int r = 0; r < ROWS; ++r) sum[r][v] = add_product(value[r], wide, sum[r][v]);
+      }
+    } else {
+      Vec wide[VECS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) wide[v] = vector(v, d);
+#pragma GCC unroll 24
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec value = set1(x[r * x_stride + d]);
+#pragma GCC unroll 8
+        for (int v = 0; v < VECS; ++v) sum[r][v] = add_product(value, wide[v], sum[r][v]);
+      }
     }
   }
 }
@@ -125,21 +143,46 @@ GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const
 }
 #endif
 
-// ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions apart.
+constexpr int64_t kLine = 64;
+
+inline void prefetch(const void* p, int64_t line) {
+  _mm_prefetch(static_cast<const char*>(p) + line * kLine, _MM_HINT_T0);
+}
+
+// What will be read soon: so many lines behind each of some pointers. Blocks lie anywhere, so that no hardware foresees
+// the next one. They are asked for one by one while something else is computed, since a core waits for only some at a
+// time.
+struct Soon {
+  const void* const* at;
+  int64_t lines;
+};
+
+// ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions
+// apart.
+//   soon: with a pointer for each group.
 template <typename T, int ROWS, int GROUPS>
-void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score) {
+void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score,
+         const Soon& soon) {
   constexpr int kVecs = GROUPS * kGroupVecs;
   Vec sum[ROWS][kVecs];
   for (int r = 0; r < ROWS; ++r) {
     for (int v = 0; v < kVecs; ++v) sum[r][v] = zero();
   }
-  for (int64_t d = 0; d < width; d += kDepth<T>) {
+  int64_t line = 0;
+  for (int64_t d = 0; d < width; d += kDepth<T>, ++line) {
+    if (line < soon.lines) {
+#pragma GCC unroll 8
+      for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
+    }
     const T* at[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
       at[v] = keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes * kDepth<T>;
     }
     multiply<T, ROWS, kVecs>(query + d, width, at, sum);
+  }
+  for (; line < soon.lines; ++line) {
+    for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
   }
 #pragma GCC unroll 24
   for (int r = 0; r < ROWS; ++r) {
@@ -153,19 +196,20 @@ constexpr int dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups 
 
 template <typename T, int GROUPS, int ROWS = dot_rows(GROUPS)>
 void dot_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-            float* score) {
-  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score);
-  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score);
+            float* score, const Soon& soon) {
+  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score, soon);
+  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, soon);
 }
 
 // All rows, in tiles of about the same number.
 template <typename T, int GROUPS>
 void dot_rows_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-                 float* score) {
+                 float* score, const Soon& soon) {
   constexpr int64_t kMost = dot_rows(GROUPS);
   for (int64_t r = 0, tiles = (rows + kMost - 1) / kMost, some; r < rows; r += some, --tiles) {
     some = (rows - r + tiles - 1) / tiles;
-    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment);
+    const Soon now{soon.at, r == 0 ? soon.lines : 0};
+    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, now);
   }
 }
 
@@ -183,12 +227,7 @@ void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t 
   }
 }
 
-// Asks for `bytes` from `p` on to be brought into the cache: blocks lie anywhere, so that no hardware foresees the next.
-inline void prefetch(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
-}
-
-// Scores of all rows for the positions [first, last), rounded out to whole groups.
+// Scores of all rows for the positions [first, last), rounded out to whole groups. Asks for their values.
 template <typename T>
 void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
             const Multiplied<T>* query, int64_t rows, float* score) {
@@ -210,18 +249,14 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
     // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
     const bool two = left >= 2 && (rows <= dot_rows(2) || kGroupVecs == 1);
     const int64_t count = rows <= dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
-    if (p.block_size == kGroup) {
-      // The keys that come next, and the values of these positions.
-      for (int64_t position = group; position < std::min(last, group + count * kGroup); position += kGroup) {
-        const int64_t next = position + count * kGroup;
-        if (next < last) prefetch(p.key_at(table_row, next, head), p.key_values() * sizeof(T));
-        prefetch(p.value_block(table_row, position, head), p.value_values() * sizeof(T));
-      }
-    }
+    const void* values[kMost];
+    const bool ask = p.block_size == kGroup;
+    for (int64_t g = 0; ask && g < count; ++g) values[g] = p.value_block(table_row, group + g * kGroup, head);
+    const Soon soon{values, ask ? p.value_values() * static_cast<int64_t>(sizeof(T)) / kLine : 0};
     float* s = score + (group - origin);
-    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s);
-    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s);
-    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s);
+    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s, soon);
+    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s, soon);
+    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s, soon);
     group += count * kGroup;
   }
 }
@@ -269,8 +304,8 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
   total = reduce_add(sum);
 }
 
-// Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are not in
-// [first, last) are 0.
+// Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are
+// not in [first, last) are 0.
 template <typename T>
 void gather_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t group, int64_t first, int64_t last,
                    T* to) {
@@ -286,8 +321,8 @@ void gather_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t
   }
 }
 
-// `count` vectors' worth of values that lie together, as far as there are so many, and of a pair those at a position that
-// is wanted: the other one may be no number.
+// `count` vectors' worth of values that lie together, as far as there are so many, and of a pair those at a position
+// that is wanted: the other one may be no number.
 template <typename T>
 GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool high, T* to) {
   for (int64_t i = 0; i < count; ++i) {
@@ -296,10 +331,16 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
   }
 }
 
+// Keys that will be read next: of the segment that begins with position `first` (a multiple of kGroup), if any.
+struct NextKeys {
+  int64_t table_row = 0, head = 0, first = 0, last = 0;
+};
+
 // ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
+//   next: is asked for, as large a share as that of these dimensions.
 template <typename T, int ROWS, int VECS>
 void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                const Multiplied<T>* weight, int64_t dimension, float* out) {
+                const Multiplied<T>* weight, int64_t dimension, float* out, const NextKeys& next) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   const int64_t origin = first / kSegment * kSegment;
   const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
@@ -310,19 +351,38 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
   for (int r = 0; r < ROWS; ++r) {
     for (int v = 0; v < VECS; ++v) sum[r][v] = zero();
   }
-  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup) {
+  // Of keys, as many lines as of values.
+  constexpr int64_t kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
+  int64_t next_group = next.first;
+  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup, next_group += kGroup) {
     const int64_t begin = std::max(first, group), end = std::min(last, group + kGroup);
     const T* values;
     if (whole) {
-      values = p.value_block(table_row, group, head) + group % p.block_size * p.value_size;
+      values = p.value_block(table_row, group, head) + p.place_in_block(group) * p.value_size;
     } else {
       T* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(kGroup * p.value_size)));
       gather_values(p, table_row, head, group, begin, end, to);
       values = to;
     }
+    const Multiplied<T>* weights = weight + group - origin;
+    if (fits && end - begin == kGroup) {
+      const T* value = values + dimension * kTogether;
+      const T* soon = next_group < next.last ? p.key_at(next.table_row, next_group, next.head) : values;
+      soon += dimension * kGroup;
+      for (int64_t position = 0; position < kGroup; position += kTogether, value += kTogether * p.value_size) {
+#pragma GCC unroll 8
+        for (int64_t line = 0; line < kLines; ++line) prefetch(soon, line);
+        soon += kLines * kLine / static_cast<int64_t>(sizeof(T));
+        const T* at[VECS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECS; ++v) at[v] = value + v * kVecValues;
+        multiply<T, ROWS, VECS>(weights + position, kSegment, at, sum);
+      }
+      continue;
+    }
     for (int64_t position = begin / kTogether * kTogether; position < end; position += kTogether) {
-      const T* value = values + (position - group) * p.value_size + dimension * kTogether;
       const bool low = position >= begin, high = position + kTogether <= end;
+      const T* value = values + (position - group) * p.value_size + dimension * kTogether;
       alignas(64) T copy[VECS * kVecValues];
       if (!fits || !low || !high) {
         std::fill_n(copy, VECS * kVecValues, T{});
@@ -332,7 +392,7 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
       const T* at[VECS];
 #pragma GCC unroll 8
       for (int v = 0; v < VECS; ++v) at[v] = value + v * kVecValues;
-      multiply<T, ROWS, VECS>(weight + position - origin, kSegment, at, sum);
+      multiply<T, ROWS, VECS>(weights + position - group, kSegment, at, sum);
     }
   }
   for (int r = 0; r < ROWS; ++r) {
@@ -344,10 +404,10 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
 
 template <typename T, int VECS, int ROWS>
 void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                   const Multiplied<T>* weight, int64_t dimension, float* out) {
-  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out);
+                   const Multiplied<T>* weight, int64_t dimension, float* out, const NextKeys& next) {
+  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out, next);
   if constexpr (ROWS > 1) {
-    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out);
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out, next);
   }
 }
 
@@ -358,9 +418,15 @@ class TileAttention {
 
   int64_t rows() const { return tile_.count * p_.group(); }
 
-  // One segment into `to`. The others: the thread's own memory.
-  void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight,
-               const Partial& to) const {
+  // What is read first of a segment.
+  NextKeys keys_of(int64_t index) const {
+    if (p_.block_size != kGroup) return {};
+    return {p_.sequence[tile_.token], head_, first(index) / kGroup * kGroup, last(index)};
+  }
+
+  // One segment into `to`. next: what this thread will read after it. The others: the thread's own memory.
+  void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight, const Partial& to,
+               const NextKeys& next) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
     scores(p_, row, head_, begin, end, query, rows(), score);
     for (int64_t r = 0; r < rows(); ++r) {
@@ -371,11 +437,11 @@ class TileAttention {
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;
       if (rows() <= kSums / 4 && left >= 4 * kLanes) {
-        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum), d += 4 * kLanes;
+        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum, next), d += 4 * kLanes;
       } else if (left >= 2 * kLanes) {
-        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum), d += 2 * kLanes;
+        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum, next), d += 2 * kLanes;
       } else {
-        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum), d += kLanes;
+        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum, next), d += kLanes;
       }
     }
   }
@@ -438,11 +504,11 @@ class TileAttention {
   // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
   template <int VECS, int MOST>
   void sum_dimensions(int64_t row, int64_t begin, int64_t end, const Multiplied<T>* weight, int64_t dimension,
-                      float* sum) const {
+                      float* sum, const NextKeys& next) const {
     for (int64_t r = 0, tiles = (rows() + MOST - 1) / MOST, some; r < rows(); r += some, --tiles) {
       some = (rows() - r + tiles - 1) / tiles;
       sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, weight + r * kSegment, dimension,
-                                   sum + r * p_.value_size);
+                                   sum + r * p_.value_size, r == 0 ? next : NextKeys{});
     }
   }
 

@@ -1,13 +1,13 @@
 // Linear layer with packed weights in bfloat16, float16 or float32, summed in float32.
 //
-// Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth consecutive
-// k lie together. What is beyond N or K is zero.
+// Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth
+// consecutive k lie together. What is beyond N or K is zero.
 //
-// Where the CPU multiplies pairs of bfloat16 (AVX512-BF16), it does. Elsewhere, and for x in float32, a bfloat16 is widened
-// when it is used: it is the upper half of the float32 of the same value.
+// Where the CPU multiplies pairs of bfloat16 (AVX512-BF16), it does. Elsewhere, and for x in float32, a bfloat16 is
+// widened when it is used: it is the upper half of the float32 of the same value.
 //
-// Every output element is one chain of multiply-adds over k = 0 .. K-1, whatever the number of rows: a row's result does
-// not depend on the other rows of the batch. Where K is cut into pieces, sums are put aside unrounded.
+// Every output element is one chain of multiply-adds over k = 0 .. K-1, whatever the number of rows: a row's result
+// does not depend on the other rows of the batch. Where K is cut into pieces, sums are put aside unrounded.
 
 #include <algorithm>
 #include <optional>
@@ -37,26 +37,39 @@ constexpr int64_t kAhead = 4096;
 template <int ROWS, int PANELS, typename W>
 GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const W* w, int64_t panel_stride,
                               Vec (&sum)[ROWS][PANELS][2]) {
+  const auto weights = [&](int panel, int half, int64_t d) {
+    const W* at = w + panel * panel_stride + half * kLanes * kDepth<W>;
+    if constexpr (kDepth<W> == 2) return d == 0 ? load_even(at) : load_odd(again(at));
+    else return load(at);
+  };
 #pragma GCC unroll 2
   for (int64_t d = 0; d < kDepth<W>; ++d) {
-    Vec a[PANELS], b[PANELS];
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) {
-      const W* at = w + p * panel_stride;
-      if constexpr (kDepth<W> == 2) {
-        a[p] = d == 0 ? load_even(at) : load_odd(at);
-        b[p] = d == 0 ? load_even(at + 2 * kLanes) : load_odd(at + 2 * kLanes);
-      } else {
-        a[p] = load(at), b[p] = load(at + kLanes);
-      }
-    }
+    // What there are fewer of stays in registers, the others pass: beside the sums AVX2 leaves four.
+    if constexpr (ROWS < 2 * PANELS) {
+      Vec value[ROWS];
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec v = set1(x[r * x_stride + d]);
+      for (int r = 0; r < ROWS; ++r) value[r] = set1(x[r * x_stride + d]);
 #pragma GCC unroll 8
       for (int p = 0; p < PANELS; ++p) {
-        sum[r][p][0] = fma(v, a[p], sum[r][p][0]);
-        sum[r][p][1] = fma(v, b[p], sum[r][p][1]);
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const Vec wide = weights(p, half, d);
+#pragma GCC unroll 16
+          for (int r = 0; r < ROWS; ++r) sum[r][p][half] = add_product(value[r], wide, sum[r][p][half]);
+        }
+      }
+    } else {
+      Vec a[PANELS], b[PANELS];
+#pragma GCC unroll 8
+      for (int p = 0; p < PANELS; ++p) a[p] = weights(p, 0, d), b[p] = weights(p, 1, d);
+#pragma GCC unroll 16
+      for (int r = 0; r < ROWS; ++r) {
+        const Vec value = set1(x[r * x_stride + d]);
+#pragma GCC unroll 8
+        for (int p = 0; p < PANELS; ++p) {
+          sum[r][p][0] = add_product(value, a[p], sum[r][p][0]);
+          sum[r][p][1] = add_product(value, b[p], sum[r][p][1]);
+        }
       }
     }
   }
@@ -92,7 +105,8 @@ struct Target {
   const float* bias; // of the first feature, or null
   float* partial;    // [rows, kPanel]: sums of the pieces so far
   bool first, last;  // whether this is the first, the last piece
-  // Weights that will be needed next, as so many groups of k of a panel: they are asked for while this tile is computed.
+  // Weights that will be needed next, as so many groups of k of a panel: they are asked for while this tile is
+  // computed.
   const void* ahead = nullptr;
   int64_t ahead_groups = 0;
 };
@@ -245,15 +259,15 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
   const In* in = rows_as<In>(x, rows, K, padded);
   const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
                                     weights.features};
-  // Four panels at least: they are computed together when there is one row. While rows are few, a thread has consecutive
-  // panels, since it asks for the next one before it is there.
+  // Four panels at least: they are computed together when there is one row. While rows are few, a thread has
+  // consecutive panels, since it asks for the next one before it is there.
   int64_t chunk = std::max<int64_t>(4, num_panels / (num_threads() * 8));
   if (rows > kRows) chunk = std::max<int64_t>(1, num_panels / (num_threads() * (rows > kRowBlock ? 16 : 4)));
   parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
 }
 
-// x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type, or,
-// not rounded, in float32.
+// x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,
+// or, not rounded, in float32.
 Tensor linear_of(const Tensor x, const Tensor packed, std::optional<Tensor> bias, int64_t out_features,
                  bool float32_out) {
   const Tensor rows = torch::stable::contiguous(x);

@@ -72,7 +72,14 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
       attention.load_queries(own.query);
       attention.start(all);
       for (int64_t s = 0; s < tile.num_segments(); ++s) {
-        attention.segment(tile.first_segment() + s, own.query, own.score, own.weight, segment);
+        NextKeys next;
+        if (s + 1 < tile.num_segments()) {
+          next = attention.keys_of(tile.first_segment() + s + 1);
+        } else if (task + 1 < last) {
+          const Tile& following = tiles[static_cast<size_t>((index - 1) / p.kv_heads)];
+          next = TileAttention<T>(p, following, (index - 1) % p.kv_heads).keys_of(following.first_segment());
+        }
+        attention.segment(tile.first_segment() + s, own.query, own.score, own.weight, segment, next);
         attention.add_segment(tile.first_segment() + s, segment, all);
       }
       attention.finish(all);
@@ -92,7 +99,9 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
   const int64_t size = static_cast<int64_t>(Partial::num_floats(most_rows, p.value_size) + 15) / 16 * 16;
   thread_local Scratch scratch;
   float* partials = scratch.floats(static_cast<size_t>(first_task.back() * size));
-  parallel_for(first_task.back(), 1, [&](int64_t first, int64_t last) {
+  // Consecutive segments are a thread's, who can ask for the next one.
+  const int64_t chunk = std::clamp<int64_t>(first_task.back() / (num_threads() * 4), 1, 16);
+  parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) {
       const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
       const Tile& tile = tiles[static_cast<size_t>(at)];
@@ -100,8 +109,10 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
       const TileAttention<T> attention(p, tile, within / tile.num_segments());
       const Workspace<T> own(p, attention.rows());
       attention.load_queries(own.query);
-      attention.segment(tile.first_segment() + within % tile.num_segments(), own.query, own.score, own.weight,
-                        Partial(partials + task * size, attention.rows()));
+      const int64_t index = tile.first_segment() + within % tile.num_segments();
+      const bool goes_on = task + 1 < last && within % tile.num_segments() + 1 < tile.num_segments();
+      attention.segment(index, own.query, own.score, own.weight, Partial(partials + task * size, attention.rows()),
+                        goes_on ? attention.keys_of(index + 1) : NextKeys{});
     }
   });
   parallel_for(static_cast<int64_t>(tiles.size()) * p.kv_heads, 1, [&](int64_t first, int64_t last) {

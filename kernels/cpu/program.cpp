@@ -1,10 +1,10 @@
-// Operations of a forward pass, one after the other, in one call: without Python, PyTorch's dispatcher and its allocator
-// between them.
+// Operations of a forward pass, one after the other, in one call: without Python, PyTorch's dispatcher and its
+// allocator between them.
 //
-// A program is a list of whole numbers, which `gridwork_server/graph/native.py` writes. It names memory by slots: the first
-// `num_external` are given with each call, the others are parts of memory of the program's own. An operand is
-// (slot, offset, stride): the first token's values begin `offset` values behind the slot's start, and each other token's
-// `stride` values later. A floating-point number stands as the bits of a double.
+// A program is a list of whole numbers, which `gridwork_server/graph/native.py` writes. It names memory by slots: the
+// first `num_external` are given with each call, the others are parts of memory of the program's own. An operand is
+// (slot, offset, stride): the first token's values begin `offset` values behind the slot's start, and each other
+// token's `stride` values later. A floating-point number stands as the bits of a double.
 
 #include <chrono>
 #include <cstring>

@@ -1,10 +1,11 @@
 // Linear layers with 8-bit and 4-bit weights; inputs are quantized to 8 bits, each group of 32 values by its largest.
 //
-// Sums of 8-bit products are whole numbers, and exact; groups are added in their order: a row's result does not depend on
-// the other rows, nor on the instruction set.
+// Sums of 8-bit products are whole numbers, and exact; groups are added in their order: a row's result does not depend
+// on the other rows, nor on the instruction set.
 //
 // int8: one scale for each output feature, weight = scale * q, q in [-127, 127].
-//   packed: [ceil(N / W), K / 4, W, 4] int8: panels of W = 2 * kLanes features, four consecutive k of a feature together.
+//   packed: [ceil(N / W), K / 4, W, 4] int8: panels of W = 2 * kLanes features, four consecutive k of a feature
+//     together.
 // int4: a scale and an offset for each feature and group of 32 k, weight = scale * q + offset, q in [0, 15].
 //   packed: [ceil(N / W), K / 8, W, 4] uint8: lower halves are k = 0..3 of eight, upper ones k = 4..7.
 //   scales: [ceil(N / W), K / 32, 2, W] float16: scales, then offsets.
@@ -211,8 +212,8 @@ Tensor run(const Tensor& x, const Tensor& packed, const Tensor& scales, const st
   return out;
 }
 
-// x: [..., K].  packed, scales: see above; int8's scales float32 [ceil(N / W) * W].  bias: float32 [N].  Returns [..., N] in
-// x's type, or in float32.
+// x: [..., K].  packed, scales: see above; int8's scales float32 [ceil(N / W) * W].  bias: float32 [N].  Returns [...,
+// N] in x's type, or in float32.
 Tensor int8_linear(const Tensor x, const Tensor packed, const Tensor scales, std::optional<Tensor> bias,
                    int64_t out_features, bool float32_out) {
   return run(x, packed, scales, bias, out_features, float32_out, false);

@@ -1,5 +1,5 @@
-// Root-mean-square normalisation (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization") in one pass over each
-// row, alone or of a sum that is wanted too, rounded where the plain forms in PyTorch round.
+// Root-mean-square normalisation (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization") in one pass over
+// each row, alone or of a sum that is wanted too, rounded where the plain forms in PyTorch round.
 
 #include <algorithm>
 #include <cmath>

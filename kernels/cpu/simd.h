@@ -1,8 +1,8 @@
 // A vector of float32 lanes, from and to memory of float32, bfloat16 or float16.
 //
-// Every source is compiled once for each instruction set (see `build_cpu.py`), into a library of its own: what is here is
-// then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask for the number of lanes
-// alone, and whether pairs of bfloat16 can be multiplied.
+// Every source is compiled once for each instruction set (see `build_cpu.py`), into a library of its own: what is here
+// is then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask for the number
+// of lanes alone, and whether pairs of bfloat16 can be multiplied.
 #pragma once
 
 #include <immintrin.h>
@@ -198,6 +198,24 @@ GRIDWORK_INLINE void store_some(T* p, Vec v, int64_t count) {
   if (count > 0) std::memcpy(p, all, static_cast<size_t>(count) * sizeof(T));
 }
 
+// The same pointer, unknown to the compiler: where registers are few, what was loaded from it is not kept for long.
+template <typename T>
+GRIDWORK_INLINE const T* again(const T* p) {
+  if (kLanes < 16) asm("" : "+r"(p));
+  return p;
+}
+
+// sum += a * b, in the same register: with as many sums as AVX2 has room for, a compiler that may choose moves them
+// about.
+GRIDWORK_INLINE Vec add_product(Vec a, Vec b, Vec sum) {
+#if defined(__AVX512F__)
+  return fma(a, b, sum);
+#else
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+#endif
+}
+
 // What rows of type X are multiplied in with memory of type W.
 template <typename X, typename W>
 struct MultipliedBy {
@@ -221,8 +239,8 @@ GRIDWORK_INLINE Vec rounded(Vec v, const f16*) {
   return load(all);
 }
 
-// exp(x) to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (the coefficients are those
-// of the Taylor series to degree 7). 0 below -104, infinite above 104; NaN stays NaN.
+// exp(x) to about one unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (the coefficients are
+// those of the Taylor series to degree 7). 0 below -104, infinite above 104; NaN stays NaN.
 GRIDWORK_INLINE Vec exp(Vec x) {
   x = max(set1(-104.0f), x);
   x = min(set1(104.0f), x);
