@@ -1,6 +1,6 @@
 """A model's forward pass as recorded, fused programs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import fuse
+from gridwork_server.graph.kept_rows import by_kept_rows
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import Forward, RecordError, record
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class RecordedModel:
-    """Programs for all numbers of tokens: where linear layers change their form with it, one for either side."""
+    """Programs for all numbers of tokens: where linear layers change their form with it, some for either side; and of
+    those one for steps that want logits of every token, and one for others."""
 
     def __init__(
         self,
@@ -44,21 +46,24 @@ class RecordedModel:
             module, name = owners[id(old)]
             setattr(module, name, new)
 
-        self._programs = []
+        self._programs: list[tuple[Program, Program]] = []
         for at_least, at_most in ((0, self._limit), (self._limit, None)) if self._limit else ((0, None),):
             graph = record(forward, at_least or 0, at_most)
             fuse(graph, replace_weight)
-            self._programs.append(Program(graph, chunks, sharing, windowed))
+            graphs = by_kept_rows(graph) or (graph,)
+            programs = [Program(each, chunks, sharing, windowed) for each in graphs]
+            self._programs.append((programs[0], programs[-1]))
 
     @property
     def num_operations(self) -> int:
         """In a forward pass of few tokens."""
-        return self._programs[0].num_operations
+        return self._programs[0][0].num_operations
 
     def bind(self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]") -> None:
         """Sets the layers' caches."""
-        for program in self._programs:
-            program.bind(keys, values)
+        for programs in self._programs:
+            for program in set(programs):
+                program.bind(keys, values)
 
     def run(
         self,
@@ -68,8 +73,8 @@ class RecordedModel:
         layout: PagedLayout,
         window_layout: PagedLayout | None,
     ) -> torch.Tensor:
-        """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`. Returns logits `[1, K, vocab_size]`."""
+        """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`, ascending. Returns logits `[1, K, vocab]`."""
         large = self._limit is not None and input_ids.shape[1] > self._limit
-        program: Any = self._programs[1 if large else 0]
-        logits: torch.Tensor = program.run(input_ids, position_ids, kept, layout, window_layout or layout)
-        return logits
+        fewer = kept.shape[0] < input_ids.shape[1]
+        program = self._programs[1 if large else 0][1 if fewer else 0]
+        return program.run(input_ids, position_ids, kept, layout, window_layout or layout)

@@ -1,0 +1,150 @@
+"""Computes only what the logits that are wanted need.
+
+A step wants logits of its last tokens, often of one. What the other tokens are behind the last layer's attention nobody
+asks for: there the rows are chosen early, before the operations that compute each row by itself, instead of after them.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, mapped, refs
+
+aten = torch.ops.aten
+
+_TOKENS, _ROWS = Size(0, 1, 0), Size(0, 0, 1)
+
+
+def by_kept_rows(graph: Graph) -> tuple[Graph, Graph] | None:
+    """The graph for steps that want logits of every token, which chooses none, and the one for those that want fewer.
+    None when the graph chooses rows in no way that is known here."""
+    choice = _choice(graph)
+    if choice is None:
+        return None
+    return _without(graph, choice), _chosen_early(graph, choice)
+
+
+def _choice(graph: Graph) -> Node | None:
+    """The one operation that uses `kept`, `x[:, kept]`, which keeps the tokens' order."""
+    users = [node for node in graph.nodes if graph.kept in node.inputs()]
+    if len(users) != 1 or users[0].target != aten.index.Tensor or users[0].kwargs:
+        return None
+    node = users[0]
+    x, indices = node.args
+    shape = _shapes(graph).get(x)
+    return node if list(indices) == [None, graph.kept] and _is_of_tokens(shape) else None
+
+
+def _without(graph: Graph, choice: Node) -> Graph:
+    """There are as many rows as tokens."""
+
+    def same(leaf: Any) -> Any:
+        return Size(leaf.constant, leaf.tokens + leaf.rows, 0) if type(leaf) is Size else leaf
+
+    rest = _renamed(graph, [node for node in graph.nodes if node is not choice], {choice.out: choice.args[0]})
+    rest.nodes = [
+        replace(node, args=mapped(node.args, same), kwargs=mapped(node.kwargs, same), shape=mapped(node.shape, same))
+        for node in rest.nodes
+    ]
+    return rest
+
+
+def _renamed(graph: Graph, nodes: list[Node], names: dict[Ref, Ref]) -> Graph:
+    def name(leaf: Any) -> Any:
+        return names.get(leaf, leaf) if type(leaf) is Ref else leaf
+
+    renamed = [replace(node, args=mapped(node.args, name), kwargs=mapped(node.kwargs, name)) for node in nodes]
+    return replace(graph, nodes=renamed, result=name(graph.result))
+
+
+def _chosen_early(graph: Graph, choice: Node) -> Graph:
+    early = _early(graph, choice)
+    made = {ref for node in early for ref in node.outputs}
+    chosen: dict[Ref, Ref] = {}
+    shapes, dtypes = _shapes(graph), {ref: node.dtype for node in graph.nodes for ref in node.outputs}
+    moved = {id(node) for node in early}
+    result = replace(graph)  # counts its own references
+
+    def choose(ref: Ref, nodes: list[Node]) -> None:
+        """Adds the choice of a tensor's rows, once."""
+        if ref not in made and ref not in chosen:
+            chosen[ref] = result.new_ref()
+            shape = _with_rows(shapes[ref])
+            nodes.append(Node(aten.index_select.default, (ref, 1, graph.kept), {}, (chosen[ref],), shape, dtypes[ref]))
+
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if id(node) in moved:
+            for ref in refs(node.args):
+                choose(ref, nodes)
+            args = mapped(node.args, lambda leaf: chosen.get(leaf, leaf) if type(leaf) is Ref else leaf)
+            nodes.append(replace(node, args=args, shape=_with_rows(node.shape)))
+        elif node is choice:
+            choose(node.args[0], nodes)
+        else:
+            nodes.append(node)
+    result.nodes = nodes
+    last = choice.args[0]
+    # Behind the choice everything is of the rows that are kept already.
+    return _renamed(result, nodes, {choice.out: chosen.get(last, last)})
+
+
+def _early(graph: Graph, choice: Node) -> list[Node]:
+    """Operations whose results nothing but the choice needs, directly or by each other, and that compute each row by
+    itself."""
+    users: dict[Ref, list[Node]] = defaultdict(list)
+    changed: set[Ref] = {graph.result}
+    for node in graph.nodes:
+        for ref in node.inputs():
+            users[ref].append(node)
+        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+            changed.update(node.inputs())
+    shapes = _shapes(graph)
+    early: list[Node] = []
+    known = {id(choice)}
+    for node in reversed(graph.nodes):
+        needed = [user for ref in node.outputs if ref is not None for user in users[ref]]
+        if (
+            needed
+            and all(id(user) in known for user in needed)
+            and not changed.intersection(node.outputs)
+            and _is_by_row(node, shapes)
+        ):
+            early.append(node)
+            known.add(id(node))
+    return early
+
+
+def _shapes(graph: Graph) -> dict[Ref, Any]:
+    return {ref: node.shape for node in graph.nodes for ref in node.outputs if ref is not None}
+
+
+def _is_of_tokens(shape: Any) -> bool:
+    """`[1, T, features]`"""
+    return shape is not None and len(shape) == 3 and shape[:2] == (1, _TOKENS) and type(shape[2]) is int
+
+
+def _with_rows(shape: Any) -> Any:
+    return (1, _ROWS, shape[2])
+
+
+def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
+    """Whether the operation computes each token's values of `[1, T, features]` by themselves, with weights and numbers
+    at most."""
+    ops = torch.ops.gridwork_cpu
+    inputs = list(node.inputs())
+    if isinstance(node.target, Attend) or not inputs or not _is_of_tokens(node.shape):
+        return False
+    if not all(_is_of_tokens(shapes.get(ref)) for ref in inputs):
+        return False
+    if node.target in (ops.linear.default, ops.int8_linear.default, ops.int4_linear.default):
+        return True
+    if node.target in (ops.rms_norm.default, ops.add_rms_norm.default, ops.gated_activation.default):
+        return True
+    if node.target == aten.slice.Tensor:
+        return len(node.args) == 4 and node.args[1] in (2, -1) and not any(isinstance(arg, Size) for arg in node.args)
+    if node.target in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.tanh.default):
+        return all(isinstance(arg, Ref | bool | int | float) for arg in node.args) and not node.kwargs
+    return False
