@@ -1,5 +1,6 @@
 """Tables in Markdown from the raw results: what was to be reached, then every workload."""
 
+import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -13,17 +14,18 @@ PLOTS = ("throughput", "latency", "ttft", "ready", "memory")
 def write(folder: Path = FOLDER) -> None:
     """Writes the tables of all results below `folder`."""
     plots = {file.name for file in (folder / "plots").glob("*.png")}
-    (folder / "results.md").write_text(document(read_all(folder), plots))
+    readme = os.path.relpath(FOLDER / "README.md", folder)
+    (folder / "results.md").write_text(document(read_all(folder), plots, readme))
 
 
-def document(parts: list[Part], plots: Collection[str] = ()) -> str:
-    """All of results.md, with those plots that were drawn."""
+def document(parts: list[Part], plots: Collection[str] = (), readme: str = "README.md") -> str:
+    """All of results.md, with those plots that were drawn. readme: where that page lies from there."""
     order = {name: index for index, name in enumerate(WORKLOADS)}
     parts = sorted(parts, key=lambda part: (order.get(part.workload, len(order)), part.model))
     lines = [
         "# Results",
         "",
-        "Written by `make bench`; how it measures is told in [README.md](README.md). Figures are medians over the",
+        f"Written by `make bench`; how it measures is told in [README.md]({readme}). Figures are medians over the",
         "rounds, with the lowest and the highest in parentheses. Only figures of one table belong together: they come",
         "from one run.",
         "",
