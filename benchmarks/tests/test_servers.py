@@ -44,7 +44,8 @@ def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
 
 def test_memory_is_that_of_all_processes_together() -> None:
     assert parse_pss("55e0-7ffd ---p 00000000 00:00 0 [rollup]\nRss: 90 kB\nPss: 12 kB\nPss_Dirty: 4 kB\n") == 12288
-    holder = "held = b'x' * (40 << 20); print('ready', flush=True); input()"
+    # One write each: what print() writes may be mixed with what the other one does.
+    holder = "import os; held = b'x' * (40 << 20); os.write(1, b'ready' + bytes([10])); input()"
     two = f'{sys.executable} -c "{holder}" < <(sleep 60) & {sys.executable} -c "{holder}" < <(sleep 60); wait'
     leader = subprocess.Popen(["bash", "-c", two], start_new_session=True, stdout=subprocess.PIPE)
     try:
