@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, mapped, refs
+from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed, mapped, refs
 
 aten = torch.ops.aten
 
@@ -85,7 +85,6 @@ def _chosen_early(graph: Graph, choice: Node) -> Graph:
             choose(node.args[0], nodes)
         else:
             nodes.append(node)
-    result.nodes = nodes
     last = choice.args[0]
     # Behind the choice everything is of the rows that are kept already.
     return _renamed(result, nodes, {choice.out: chosen.get(last, last)})
@@ -95,12 +94,10 @@ def _early(graph: Graph, choice: Node) -> list[Node]:
     """Operations whose results nothing but the choice needs, directly or by each other, and that compute each row by
     itself."""
     users: dict[Ref, list[Node]] = defaultdict(list)
-    changed: set[Ref] = {graph.result}
     for node in graph.nodes:
         for ref in node.inputs():
             users[ref].append(node)
-        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
-            changed.update(node.inputs())
+    for_all = changed(graph) | {graph.result}
     shapes = _shapes(graph)
     early: list[Node] = []
     known = {id(choice)}
@@ -109,7 +106,7 @@ def _early(graph: Graph, choice: Node) -> list[Node]:
         if (
             needed
             and all(id(user) in known for user in needed)
-            and not changed.intersection(node.outputs)
+            and not for_all.intersection(node.outputs)
             and _is_by_row(node, shapes)
         ):
             early.append(node)

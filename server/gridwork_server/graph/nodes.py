@@ -94,6 +94,16 @@ class Graph:
         return Ref(self.next_index - 1)
 
 
+def changed(graph: Graph) -> set[Ref]:
+    """Tensors that some operation writes to."""
+    tensors: set[Ref] = set()
+    for node in graph.nodes:
+        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+            tensors.update(node.inputs())
+            tensors.update(ref for ref in node.outputs if ref is not None)
+    return tensors
+
+
 def refs(tree: Any) -> Iterator[Ref]:
     """Every Ref in nested lists, tuples and dictionaries."""
     kind = type(tree)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
+from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ class Plan:
         self.items: list[Node | Segment] = []
         """In an order in which they can be executed."""
         self._views: dict[Ref, Node] = {}
-        self._changed = _changed(graph)
+        self._changed = changed(graph)
         self._open: list[Node] = []
         self._made: set[Ref] = set()
         for node in graph.nodes:
@@ -187,16 +187,6 @@ class Plan:
             alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
             return len(whole) == 2 and same and alike and len(node.args) == expected
         return False
-
-
-def _changed(graph: Graph) -> set[Ref]:
-    """Tensors that some operation writes to."""
-    changed: set[Ref] = set()
-    for node in graph.nodes:
-        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
-            changed.update(node.inputs())
-            changed.update(ref for ref in node.outputs if ref is not None)
-    return changed
 
 
 def _is_of_tokens(shape: tuple[Any, ...]) -> bool:
