@@ -20,10 +20,12 @@ PACKAGE = HERE / "gridwork_kernels"
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+AVX512_BF16 = (*AVX512, "-mavx512vnni", "-mavx512bf16")
 VECTOR_FLAGS = {
     "avx2": AVX2,
     "avx512": AVX512,
-    "avx512_bf16": (*AVX512, "-mavx512vnni", "-mavx512bf16"),
+    "avx512_bf16": AVX512_BF16,
+    "amx": (*AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
 }
 
 

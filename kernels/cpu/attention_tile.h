@@ -1,97 +1,22 @@
-// Attention of one tile, some tokens of a sequence with the query heads of one KV head, to keys and values in the
-// cache: scores, softmax weights and weighted sums of a segment of the context, and how segments are put together.
-//
-// Keys lie so that one load brings one dimension of consecutive positions, values so that it brings dimensions of one
-// position: both products are chains of multiply-adds with no sums across lanes. Of bfloat16 a load brings two
-// dimensions, two positions: D = kDepth of what is summed over lie together.
-//   keys: [num_blocks, kv_heads, ceil(key_size / D), block_size, D]
-//   values: [num_blocks, kv_heads, ceil(block_size / D), value_size, D]
-// Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
+// Attention of one tile: scores, softmax weights and weighted sums of a segment of the context, and how segments are put
+// together. Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
-#include "rotary.h"
+#include "attention_problem.h"
+#include "attention_unit.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace gridwork {
 
-constexpr int64_t kSegment = 128;
-// Positions whose scores are computed together. Where block sizes are no multiples of it, they are gathered first.
-constexpr int64_t kGroup = 16;
-constexpr int kGroupVecs = kGroup / kLanes;
 // Rows of a tile, about: enough to use every key that is loaded often.
 constexpr int64_t kTileRows = 24;
+constexpr int kGroupVecs = kGroup / kLanes;
 // Sums that there are registers for.
 constexpr int kSums = kLanes == 16 ? 24 : 12;
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-template <typename T>
-struct Problem {
-  const T* query;  // [tokens, query_heads, key_size], strides below, dimensions contiguous
-  T* keys;
-  T* values;
-  T* out;                   // [tokens, query_heads, value_size]
-  const int32_t* tables;    // [sequences, table_stride]: block ids
-  const int32_t* sequence;  // [tokens]: row of `tables`; tokens of a sequence are consecutive
-  const int32_t* length;    // [tokens]: keys it attends to at most, its own included
-  const float* sinks;       // [query_heads] or null
-  const float* slopes;      // [query_heads] or null
-  Rotary<T> rotary;
-  int64_t tokens, query_token_stride, query_head_stride, query_heads, kv_heads, key_size, value_size, table_stride;
-  int64_t block_size, window, chunk;
-  float scale, softcap;
-
-  int64_t group() const { return query_heads / kv_heads; }
-  // Values of a block of keys, of values, of one head; of a row of queries.
-  int64_t key_values() const { return padded(key_size) * block_size; }
-  int64_t value_values() const { return padded(block_size) * value_size; }
-  int64_t query_width() const { return padded(key_size); }
-  static int64_t padded(int64_t count) { return (count + kDepth<T> - 1) / kDepth<T> * kDepth<T>; }
-  // First position that a token with so many keys sees.
-  int64_t begin(int64_t end) const {
-    if (chunk > 0) return (end - 1) / chunk * chunk;
-    return window > 0 ? std::max<int64_t>(0, end - window) : 0;
-  }
-  // Blocks of kGroup are the usual ones, and division by an unknown number is slow.
-  int64_t block(int64_t table_row, int64_t position) const {
-    return tables[table_row * table_stride + (block_size == kGroup ? position / kGroup : position / block_size)];
-  }
-  int64_t place_in_block(int64_t position) const {
-    return block_size == kGroup ? position % kGroup : position % block_size;
-  }
-  // Keys from a position on, in its block.
-  const T* key_at(int64_t table_row, int64_t position, int64_t head) const {
-    const T* first = keys + (block(table_row, position) * kv_heads + head) * key_values();
-    return first + place_in_block(position) * kDepth<T>;
-  }
-  // Values of the block that a position lies in.
-  const T* value_block(int64_t table_row, int64_t position, int64_t head) const {
-    return values + (block(table_row, position) * kv_heads + head) * value_values();
-  }
-};
-
-// Consecutive tokens of one sequence, and the positions that any of them sees.
-struct Tile {
-  int64_t token, count, begin, end;
-  int64_t first_segment() const { return begin / kSegment; }
-  int64_t num_segments() const { return (end - 1) / kSegment + 1 - first_segment(); }
-};
-
-// What a tile's rows have of one segment, or of several so far: for each row the largest score, the sum of the weights
-// relative to it, and the weighted sum of the values.
-struct Partial {
-  float* largest;  // [rows]
-  float* total;    // [rows]
-  float* sum;      // [rows, value_size]
-
-  static size_t num_floats(int64_t rows, int64_t value_size) { return static_cast<size_t>(rows * (2 + value_size)); }
-  Partial(float* memory, int64_t rows) : largest(memory), total(memory + rows), sum(memory + 2 * rows) {}
-};
 
 // sum[r][v] += a row's values at kDepth dimensions (or positions) times VECS vectors of what lies together at them.
 //   x: row stride x_stride.  y: a pointer for each vector.
@@ -142,20 +67,6 @@ GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const
   }
 }
 #endif
-
-constexpr int64_t kLine = 64;
-
-inline void prefetch(const void* p, int64_t line) {
-  _mm_prefetch(static_cast<const char*>(p) + line * kLine, _MM_HINT_T0);
-}
-
-// What will be read soon: so many lines behind each of some pointers. Blocks lie anywhere, so that no hardware foresees
-// the next one. They are asked for one by one while something else is computed, since a core waits for only some at a
-// time.
-struct Soon {
-  const void* const* at;
-  int64_t lines;
-};
 
 // ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions
 // apart.
@@ -275,29 +186,27 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
     for (int64_t j = from; j < to; j += kLanes) store(weight + j, zero());
     return;
   }
-  const Vec scale = set1(p.scale), nothing = set1(kMinusInfinity);
-  Vec most = nothing;
-  if (p.softcap > 0 || p.slopes != nullptr) {
+  // What lanes beside [begin, end) hold may be no number.
+  const auto seen = [=](int64_t j, Vec v, Vec otherwise) {
+    if (j >= begin && j + kLanes <= end) return v;
+    return first_lanes(otherwise, first_lanes(v, otherwise, end - j), begin - j);
+  };
+  float scale = p.scale;
+  if (p.softcap > 0 || p.slopes != nullptr || !(scale > 0)) {
+    scale = 1;
     for (int64_t j = std::max(begin, from); j < std::min(end, to); ++j) {
       score[j] *= p.scale;
       if (p.softcap > 0) score[j] = p.softcap * std::tanh(score[j] / p.softcap);
       if (p.slopes != nullptr) score[j] += p.slopes[query_head] * static_cast<float>(origin + j - position);
     }
-  } else {
-    for (int64_t j = from; j < to; j += kLanes) store(score + j, mul(load(score + j), scale));
   }
-  for (int64_t j = from; j < to; j += kLanes) {
-    Vec s = load(score + j);
-    if (j < begin || j + kLanes > end) s = first_lanes(nothing, first_lanes(s, nothing, end - j), begin - j);
-    store(score + j, s);
-    most = max(most, s);
-  }
-  largest = reduce_max(most);
-  const Vec shift = set1(largest);
+  Vec most = set1(kMinusInfinity);
+  for (int64_t j = from; j < to; j += kLanes) most = max(most, seen(j, load(score + j), set1(kMinusInfinity)));
+  largest = reduce_max(most) * scale;
+  const Vec factor = set1(scale), shift = set1(largest);
   Vec sum = zero();
   for (int64_t j = from; j < to; j += kLanes) {
-    Vec w = exp(sub(load(score + j), shift));
-    if (j < begin || j + kLanes > end) w = first_lanes(zero(), first_lanes(w, zero(), end - j), begin - j);
+    const Vec w = seen(j, exp_of<Multiplied<T>>(sub(mul(load(score + j), factor), shift)), zero());
     store(weight + j, w);
     sum = add(sum, w);
   }
@@ -330,11 +239,6 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
     else to[2 * i] = low ? from[2 * i] : T{}, to[2 * i + 1] = high ? from[2 * i + 1] : T{};
   }
 }
-
-// Keys that will be read next: of the segment that begins with position `first` (a multiple of kGroup), if any.
-struct NextKeys {
-  int64_t table_row = 0, head = 0, first = 0, last = 0;
-};
 
 // ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
 //   next: is asked for, as large a share as that of these dimensions.
@@ -426,13 +330,21 @@ class TileAttention {
 
   // One segment into `to`. next: what this thread will read after it. The others: the thread's own memory.
   void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight, const Partial& to,
-               const NextKeys& next) const {
+               const NextKeys& next, AttentionUnit<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
-    scores(p_, row, head_, begin, end, query, rows(), score);
+    bool on_unit = false;
+    if constexpr (AttentionUnit<T>::kThere) on_unit = unit.takes(p_);
+    if constexpr (AttentionUnit<T>::kThere) {
+      if (on_unit) unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score);
+    }
+    if (!on_unit) scores(p_, row, head_, begin, end, query, rows(), score);
     for (int64_t r = 0; r < rows(); ++r) {
       const int64_t length = p_.length[tile_.token + r / p_.group()];
       weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, p_.begin(length), length, length - 1,
             query_head(r), to.largest[r], to.total[r]);
+    }
+    if constexpr (AttentionUnit<T>::kThere) {
+      if (on_unit) return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, next);
     }
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;

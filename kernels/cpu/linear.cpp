@@ -1,17 +1,20 @@
 // Linear layer with packed weights in bfloat16, float16 or float32, summed in float32.
 //
 // Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth
-// consecutive k lie together. What is beyond N or K is zero.
+// consecutive k lie together. What is beyond N or K is zero; K is filled up to what is multiplied at once.
 //
-// Where the CPU multiplies pairs of bfloat16 (AVX512-BF16), it does. Elsewhere, and for x in float32, a bfloat16 is
-// widened when it is used: it is the upper half of the float32 of the same value.
+// Where the CPU has a matrix unit (AMX), bfloat16 is multiplied there, whatever the number of rows; else where it
+// multiplies pairs of bfloat16 (AVX512-BF16), in pairs. Elsewhere, and for x in float32, a bfloat16 is widened when it
+// is used: it is the upper half of the float32 of the same value.
 //
-// Every output element is one chain of multiply-adds over k = 0 .. K-1, whatever the number of rows: a row's result
-// does not depend on the other rows of the batch. Where K is cut into pieces, sums are put aside unrounded.
+// Every output element is one chain of multiply-adds over k = 0 .. K-1, or of a matrix unit's products, whatever the
+// number of rows: a row's result does not depend on the other rows of the batch. Where K is cut into pieces, sums are
+// put aside unrounded.
 
 #include <algorithm>
 #include <optional>
 
+#include "matrix_unit.h"
 #include "scratch.h"
 #include "simd.h"
 #include "tensors.h"
@@ -31,6 +34,14 @@ constexpr int64_t kPiece = 384;
 
 // Weights of a panel that are asked for before they are used.
 constexpr int64_t kAhead = 4096;
+
+// What K is filled up to a multiple of.
+template <typename W>
+constexpr int64_t kMultiple = kDepth<W>;
+#if defined(GRIDWORK_MATRIX_UNIT)
+template <>
+constexpr int64_t kMultiple<bf16> = 2 * kUnitPairs;
+#endif
 
 // sum[r][p][half] += rows' values at one group of kDepth k times the panels' weights at it.
 //   x: row stride x_stride.  w: the first panel's group; panels are panel_stride apart.
@@ -225,6 +236,140 @@ struct Product {
   }
 };
 
+#if defined(GRIDWORK_MATRIX_UNIT)
+// The same on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two halves of a panel, 4 and 5
+// the rows of x, 6 and 7 the weights.
+template <typename Out>
+class UnitProduct {
+ public:
+  static_assert(kPanel == 2 * kUnitLanes);
+
+  // K: a multiple of 2 * kUnitPairs.
+  UnitProduct(const bf16* x, const bf16* packed, const float* bias, Out* out, int64_t rows, int64_t K, int64_t N)
+      : x_(x), packed_(packed), bias_(bias), out_(out), rows_(rows), K_(K), N_(N) {
+    // Tiles of the same number of rows, one or in pairs. The last ones may begin earlier and compute rows again.
+    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
+    pairs_ = (tiles + 1) / 2;
+    in_pair_ = std::min<int64_t>(tiles, 2);
+    tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
+    for (int tile = 0; tile < 6; ++tile) shape_.set(tile, tile_rows_, 64);
+    for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
+  }
+
+  // Panels that a thread takes at once, so that each is read once for many rows.
+  static constexpr int64_t kMostPanels = 8;
+
+  // All rows times panels [begin, end), of which there are at most kMostPanels. `partial`: the thread's own memory.
+  void panels(int64_t begin, int64_t end, float* partial) const {
+    use_unit(shape_);
+    for (int64_t first = 0; first < pairs_; first += kBlockPairs) {
+      const int64_t pairs = std::min(kBlockPairs, pairs_ - first);
+      for (int64_t k = 0; k < K_; k += kUnitPiece) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+          for (int64_t pair = 0; pair < pairs; ++pair) {
+            float* sums = partial + ((panel - begin) * kBlockPairs + pair) * kSums;
+            const Ahead ahead = ahead_of(panel, k, pair, pairs);
+            const int64_t row = row_of(first + pair);
+            if (pairs_ > 1) multiply<2, _MM_HINT_T1>(row, panel, k, sums, ahead);
+            else if (in_pair_ == 2) multiply<2, _MM_HINT_T0>(row, panel, k, sums, ahead);
+            else multiply<1, _MM_HINT_T0>(row, panel, k, sums, ahead);
+          }
+        }
+      }
+    }
+    release_unit();
+  }
+
+  static constexpr size_t num_partial() { return static_cast<size_t>(kMostPanels * kBlockPairs * kSums); }
+
+ private:
+  // Rows whose piece of x shall stay in a core's L2 cache, as pairs of tiles.
+  static constexpr int64_t kBlockPairs = 4;
+  static constexpr int64_t kUnitPiece = 2048;
+  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kSums = 2 * kUnitRows * kPanel;
+  static constexpr int64_t kStepBytes = kStep * kPanel * static_cast<int64_t>(sizeof(bf16));
+
+  // Weights that will be needed later: so many lines of them with each step.
+  struct Ahead {
+    const char* at;
+    int64_t lines;
+  };
+
+  int64_t row_of(int64_t pair) const { return std::min(pair * in_pair_ * tile_rows_, rows_ - tile_rows_); }
+
+  // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
+  // needed later.
+  Ahead ahead_of(int64_t panel, int64_t k, int64_t pair, int64_t pairs) const {
+    const char* at = reinterpret_cast<const char*>(packed_ + (panel * K_ + k) * kPanel);
+    if (pairs_ == 1) return {at + kAhead, kStepBytes / 64};
+    const int64_t steps = (std::min(kUnitPiece, K_ - k) + kStep - 1) / kStep;
+    const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
+    return {at + (K_ * kPanel) * static_cast<int64_t>(sizeof(bf16)) + pair * steps * lines * 64, lines};
+  }
+
+  // The rows from `row` on, one tile or two, times a piece of K of a panel.
+  template <int TILES, _mm_hint HINT>
+  void multiply(int64_t row, int64_t panel, int64_t k, float* sums, Ahead ahead) const {
+    constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
+    const int64_t second = std::min(row + tile_rows_, rows_ - tile_rows_);
+    if (k == 0) {
+      zero_tile<0>(), zero_tile<1>();
+      if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
+    } else {
+      load_tile<0>(sums, kRowBytes), load_tile<1>(sums + kUnitLanes, kRowBytes);
+      if constexpr (TILES == 2) {
+        load_tile<2>(sums + kSums / 2, kRowBytes), load_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+      }
+    }
+    const int64_t end = std::min(K_, k + kUnitPiece), x_bytes = K_ * static_cast<int64_t>(sizeof(bf16));
+    const bf16* w = packed_ + (panel * K_ + k) * kPanel;
+    constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
+    for (int64_t at = k; at < end; at += kStep, w += kStep * kPanel) {
+      for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) _mm_prefetch(ahead.at, HINT);
+      load_tile<4>(x_ + row * K_ + at, x_bytes);
+      load_tile<6>(w, kPairBytes);
+      add_tile_products<0, 4, 6>();
+      load_tile<7>(w + 2 * kUnitLanes, kPairBytes);
+      add_tile_products<1, 4, 7>();
+      if constexpr (TILES == 2) {
+        load_tile<5>(x_ + second * K_ + at, x_bytes);
+        add_tile_products<2, 5, 6>();
+        add_tile_products<3, 5, 7>();
+      }
+    }
+    store_tile<0>(sums, kRowBytes), store_tile<1>(sums + kUnitLanes, kRowBytes);
+    if constexpr (TILES == 2) {
+      store_tile<2>(sums + kSums / 2, kRowBytes), store_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+    }
+    if (end < K_) return;
+    finish(row, panel, sums);
+    if constexpr (TILES == 2) finish(second, panel, sums + kSums / 2);
+  }
+
+  // A tile's sums to their place.
+  void finish(int64_t row, int64_t panel, const float* sums) const {
+    const int64_t feature = panel * kPanel, left = N_ - feature;
+    Vec bias[2] = {zero(), zero()};
+    if (bias_ != nullptr) {
+      bias[0] = load_some(bias_ + feature, left), bias[1] = load_some(bias_ + feature + kLanes, left - kLanes);
+    }
+    for (int64_t r = 0; r < tile_rows_; ++r) {
+      Out* out = out_ + (row + r) * N_ + feature;
+      store_some(out, add(load(sums + r * kPanel), bias[0]), left);
+      if (left > kLanes) store_some(out + kLanes, add(load(sums + r * kPanel + kLanes), bias[1]), left - kLanes);
+    }
+  }
+
+  const bf16* x_;  // [rows, K]
+  const bf16* packed_;
+  const float* bias_;
+  Out* out_;  // [rows, N]
+  int64_t rows_, K_, N_, pairs_, in_pair_, tile_rows_;
+  UnitShape shape_;
+};
+#endif
+
 // x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
 template <typename To, typename X>
 const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
@@ -257,6 +402,22 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
   using In = Multiplied<X, W>;
   const int64_t padded = weights.groups * kDepth<W>, num_panels = weights.num_panels;
   const In* in = rows_as<In>(x, rows, K, padded);
+#if defined(GRIDWORK_MATRIX_UNIT)
+  if constexpr (std::is_same_v<In, bf16>) {
+    using Unit = UnitProduct<Out>;
+    const Unit unit(in, static_cast<const bf16*>(weights.values), weights.bias, out, rows, padded, weights.features);
+    const int64_t some = std::clamp<int64_t>(num_panels / (num_threads() * 4), 1, Unit::kMostPanels);
+    parallel_for(num_panels, some, [&](int64_t begin, int64_t end) {
+      thread_local Scratch scratch;
+      float* partial = scratch.floats(Unit::num_partial());
+      // One thread may get all of them.
+      for (int64_t first = begin; first < end; first += some) {
+        unit.panels(first, std::min(end, first + some), partial);
+      }
+    });
+    return;
+  }
+#endif
   const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
                                     weights.features};
   // Four panels at least: they are computed together when there is one row. While rows are few, a thread has
@@ -290,7 +451,7 @@ Tensor pack(const Tensor weight) {
   Tensor packed;
   by_type(type_of(weight), [&]<typename W>(W*) {
     constexpr int64_t kTogether = kDepth<W>;
-    const int64_t groups = (K + kTogether - 1) / kTogether;
+    const int64_t multiple = kMultiple<W>, groups = (K + multiple - 1) / multiple * multiple / kTogether;
     packed = torch::stable::new_empty(weight, {num_panels, groups, kPanel, kTogether});
     const W* in = data<W>(weight);
     W* out = mutable_data<W>(packed);

@@ -18,9 +18,18 @@ namespace {
 
 using namespace gridwork;
 
+// Rows that a tile shall have, about.
+template <typename T>
+int64_t tile_rows(const Problem<T>& p) {
+  if constexpr (AttentionUnit<T>::kThere) {
+    if (AttentionUnit<T>::takes(p)) return AttentionUnit<T>::kRows;
+  }
+  return kTileRows;
+}
+
 template <typename T>
 std::vector<Tile> tiles(const Problem<T>& p) {
-  const int64_t most = std::max<int64_t>(1, kTileRows / p.group());
+  const int64_t most = std::max<int64_t>(1, tile_rows(p) / p.group());
   std::vector<Tile> tiles;
   for (int64_t token = 0; token < p.tokens;) {
     int64_t stop = token + 1;
@@ -63,6 +72,7 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
   const int64_t chunk = std::clamp<int64_t>(tasks / (num_threads() * 8), 1, 16);
   // The longest contexts come last in a prompt: they are taken first, so that threads end together.
   parallel_for(tasks, chunk, [&](int64_t first, int64_t last) {
+    AttentionUnit<T> unit;
     for (int64_t task = first; task < last; ++task) {
       const int64_t index = tasks - 1 - task;
       const Tile& tile = tiles[static_cast<size_t>(index / p.kv_heads)];
@@ -79,7 +89,8 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
           const Tile& following = tiles[static_cast<size_t>((index - 1) / p.kv_heads)];
           next = TileAttention<T>(p, following, (index - 1) % p.kv_heads).keys_of(following.first_segment());
         }
-        attention.segment(tile.first_segment() + s, own.query, own.score, own.weight, segment, next);
+        attention.segment(tile.first_segment() + s, own.query, own.score, own.weight, segment, next,
+                          unit);
         attention.add_segment(tile.first_segment() + s, segment, all);
       }
       attention.finish(all);
@@ -102,6 +113,7 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
   // Consecutive segments are a thread's, who can ask for the next one.
   const int64_t chunk = std::clamp<int64_t>(first_task.back() / (num_threads() * 4), 1, 16);
   parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
+    AttentionUnit<T> unit;
     for (int64_t task = first; task < last; ++task) {
       const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
       const Tile& tile = tiles[static_cast<size_t>(at)];
@@ -112,7 +124,7 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
       const int64_t index = tile.first_segment() + within % tile.num_segments();
       const bool goes_on = task + 1 < last && within % tile.num_segments() + 1 < tile.num_segments();
       attention.segment(index, own.query, own.score, own.weight, Partial(partials + task * size, attention.rows()),
-                        goes_on ? attention.keys_of(index + 1) : NextKeys{});
+                        goes_on ? attention.keys_of(index + 1) : NextKeys{}, unit);
     }
   });
   parallel_for(static_cast<int64_t>(tiles.size()) * p.kv_heads, 1, [&](int64_t first, int64_t last) {

@@ -35,7 +35,10 @@ def _instruction_set() -> str | None:
             return "avx2"
         case "AVX512":
             pairs = torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()
-            return "avx512_bf16" if pairs and not os.environ.get("ATEN_CPU_CAPABILITY") else "avx512"
+            if not pairs or os.environ.get("ATEN_CPU_CAPABILITY"):
+                return "avx512"
+            # The process asks the kernel for the matrix unit's registers.
+            return "amx" if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() else "avx512_bf16"
         case _:
             return None
 

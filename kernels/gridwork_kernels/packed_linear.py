@@ -4,8 +4,6 @@ The kernel reads the weights in the type they have, packed once, and sums in flo
 the other rows of the batch.
 """
 
-import math
-import time
 from typing import TypeGuard
 
 import torch
@@ -31,21 +29,16 @@ def panel_features() -> int:
 class PackedLinear(nn.Module):
     """Stands in for an `nn.Linear` on the CPU."""
 
-    def __init__(self, linear: nn.Linear, float32_out: bool = False, max_rows: int | None = None) -> None:
-        """float32_out: give the sums as they are, instead of rounding them to the weights' type; max_rows: larger
-        batches are left to `linear`, which is kept."""
+    def __init__(self, linear: nn.Linear, float32_out: bool = False) -> None:
+        """float32_out: give the sums as they are, instead of rounding them to the weights' type."""
         super().__init__()
         self.float32_out = float32_out
-        self.max_rows = max_rows
-        self.plain = None if max_rows is None else linear
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_buffer("packed", torch.ops.gridwork_cpu.linear_pack(linear.weight.data.contiguous()))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.data.float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: `[..., in_features]`; returns `[..., out_features]`, in x's type unless `float32_out`."""
-        if self.plain is not None and self.max_rows is not None and x.numel() > self.max_rows * self.in_features:
-            return self.plain(x)
         return torch.ops.gridwork_cpu.linear(x, self.packed, self.bias, self.out_features, self.float32_out)
 
     @property
@@ -69,53 +62,17 @@ class Float32Linear(nn.Module):
         return nn.functional.linear(x.float(), self.weight, self.bias)
 
 
-def pack_linears(model: nn.Module, max_rows: int | None = None) -> int:
+def pack_linears(model: nn.Module) -> int:
     """Replaces every plain `nn.Linear` on the CPU by its packed form, in place. Returns how many.
 
-    max_rows: batches of more rows are left to the layers as they were, which are kept.
     Subclasses of `nn.Linear` are left alone, since they may do something else; so are layers smaller than a panel.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for child in model.modules():
         if is_plain(child) and child.out_features >= panel_features():
-            replaced[child] = PackedLinear(child, max_rows=max_rows)
+            replaced[child] = PackedLinear(child)
     replace_modules(model, replaced)
     return len(replaced)
-
-
-@torch.inference_mode()
-def rows_until_plain_is_faster(model: nn.Module) -> int | None:
-    """Measures both forms of the model's middle-sized plain layer: up to how many rows the packed one is faster. None
-    when it is so for all that were tried, or when there is no such layer."""
-    layers = sorted((m for m in model.modules() if is_plain(m) and m.out_features >= panel_features()), key=_size)
-    if not layers:
-        return None
-    plain = layers[len(layers) // 2]
-    packed = PackedLinear(plain)
-    fewer = 0
-    for rows in _TRIED_ROWS:
-        x = torch.randn(rows, plain.in_features).to(torch.bfloat16)
-        if _best_seconds(plain, x) < _best_seconds(packed, x):
-            return fewer
-        fewer = rows
-    return None
-
-
-_TRIED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-def _best_seconds(layer: nn.Module, x: torch.Tensor, calls: int = 10) -> float:
-    """The best of several calls: what else runs on the machine makes calls slower, never faster."""
-    best = math.inf
-    for _ in range(calls):
-        start = time.perf_counter()
-        layer(x)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _size(linear: nn.Linear) -> int:
-    return linear.in_features * linear.out_features
 
 
 def widen_head(model: nn.Module, head: nn.Module) -> bool:

@@ -98,29 +98,3 @@ def test_a_widened_head_gives_float32(packed: bool, monkeypatch: pytest.MonkeyPa
     assert model["body"](x).dtype == torch.bfloat16
     torch.testing.assert_close(model["head"](x), x.float() @ weight.T + bias, rtol=1e-5, atol=1e-5)
     assert not packed_linear.widen_head(model, nn.Linear(64, 64))
-
-
-@needs_library
-def test_larger_batches_are_left_to_the_plain_layer() -> None:
-    model = nn.ModuleDict({"layer": random_layer(64, 96, True)})
-    plain = model["layer"]
-    calls: list[int] = []
-    assert packed_linear.pack_linears(model, max_rows=4) == 1
-    plain.register_forward_hook(lambda _module, inputs, _out: calls.append(inputs[0].shape[-2]))
-    for rows in (1, 4, 5, 9):
-        x = torch.randn(2, rows, 64).bfloat16()[:1]
-        torch.testing.assert_close(model["layer"](x), packed_linear.reference(x, plain.weight, plain.bias))
-    assert calls == [5, 9]
-
-
-@needs_library
-@pytest.mark.parametrize(("plain_s", "expected"), [([0.0], 0), ([9.0, 9.0, 9.0, 0.0], 4), ([9.0] * 9, None)])
-def test_the_number_of_rows_from_which_the_plain_layer_is_faster_is_measured(
-    plain_s: list[float], expected: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter(plain_s)
-    monkeypatch.setattr(
-        packed_linear, "_best_seconds", lambda layer, _x: next(times) if type(layer) is nn.Linear else 1.0
-    )
-    model = nn.ModuleDict({"small": random_layer(64, 32, False), "layer": random_layer(64, 64, False)})
-    assert packed_linear.rows_until_plain_is_faster(model) == expected

@@ -13,7 +13,6 @@ from gridwork_server import attention, deferred_imports, logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.decode_replay import DEFAULT_SIZES
 from gridwork_server.errors import ModelError
-from gridwork_server.memory import free_cpu_bytes
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from gridwork_server.group import RankGroup
-
-
-_LARGEST_SECOND_COPY = 0.25
-"""Of free memory, what a second form of the weights may take."""
 
 
 @dataclass
@@ -77,7 +72,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     model = model.to(device).eval().requires_grad_(False)
     notes = _quantize(model, config.quantize) if config.quantize else []
     if config.fuse and device.type == "cpu":
-        notes += _use_own_layers(model, dtype, weight_bytes)
+        notes += _use_own_layers(model)
     choice = _choose_compiled(model, config, dtype, device, group) if config.compile else None
     if choice is not None:
         notes.append("compiled")
@@ -251,17 +246,17 @@ def _from_pretrained(
     return loaded
 
 
-def _use_own_layers(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:
+def _use_own_layers(model: Any) -> list[str]:
     """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
     from gridwork_kernels import cpu_library, rms_norm
 
-    notes = _use_own_linears(model, dtype, weight_bytes)
+    notes = _use_own_linears(model)
     if cpu_library.load() and (fused := rms_norm.fuse_norms(model)):
         notes.append(f"{fused} RMS norms fused")
     return notes
 
 
-def _use_own_linears(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[str]:
+def _use_own_linears(model: Any) -> list[str]:
     from gridwork_kernels import cpu_library, packed_linear
 
     notes = []
@@ -271,15 +266,7 @@ def _use_own_linears(model: Any, dtype: torch.dtype, weight_bytes: int) -> list[
     isa = cpu_library.load()
     if isa is None:
         return notes
-    max_rows = None
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        if weight_bytes > free_cpu_bytes() * _LARGEST_SECOND_COPY:
-            return [*notes, "linear layers of PyTorch: there is no memory for both forms of the weights"]
-        max_rows = packed_linear.rows_until_plain_is_faster(model)
-    if max_rows == 0:
-        return [*notes, "linear layers of PyTorch"]
-    packed = f"{packed_linear.pack_linears(model, max_rows)} linear layers packed for {isa}"
-    return [*notes, packed if max_rows is None else f"{packed}, for up to {max_rows} tokens a step"]
+    return [*notes, f"{packed_linear.pack_linears(model)} linear layers packed for {isa}"]
 
 
 def _size(model: nn.Module) -> tuple[int, int]:

@@ -32,15 +32,12 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor
 
 
 @torch.inference_mode()
-def record(forward: Forward, more_than: int = 0, at_most: int | None = None) -> Graph:
-    """The graph of a forward pass of more than so many tokens, and at most so many. Raises RecordError."""
-    if at_most is not None and at_most < _FEWEST + 3:
-        raise RecordError(f"there is nothing to learn from passes of at most {at_most} tokens")
-    sizes = tuple((min(tokens + more_than, at_most or 2**31), rows) for tokens, rows in _SIZES)
+def record(forward: Forward) -> Graph:
+    """The graph of a forward pass of any number of tokens. Raises RecordError."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # hardly anything is computed, and waking threads takes longer
     try:
-        return _general([_run(forward, *size) for size in sizes], sizes)
+        return _general([_run(forward, *size) for size in _SIZES], _SIZES)
     except RecordError:
         raise
     except Exception as error:  # a model's own code may raise anything

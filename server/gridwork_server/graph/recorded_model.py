@@ -11,15 +11,14 @@ from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.kept_rows import by_kept_rows
 from gridwork_server.graph.program import Program
-from gridwork_server.graph.record import Forward, RecordError, record
+from gridwork_server.graph.record import Forward, record
 
 if TYPE_CHECKING:
     from gridwork_server.attention import LayerKey
 
 
 class RecordedModel:
-    """Programs for all numbers of tokens: where linear layers change their form with it, some for either side; and of
-    those one for steps that want logits of every token, and one for others."""
+    """Programs for all numbers of tokens: one for steps that want logits of every token, and one for others."""
 
     def __init__(
         self,
@@ -31,10 +30,6 @@ class RecordedModel:
     ) -> None:
         """forward: calls the model; for the others see Program. Raises RecordError when it cannot be recorded."""
         packed = [module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear)]
-        limits = {m.max_rows for m in packed if isinstance(m, PackedLinear) and m.max_rows is not None}
-        if len(limits) > 1:
-            raise RecordError("its linear layers change their form at different numbers of tokens")
-        self._limit = limits.pop() if limits else None
         owners = {
             id(buffer): (module, name)
             for module in packed
@@ -46,24 +41,21 @@ class RecordedModel:
             module, name = owners[id(old)]
             setattr(module, name, new)
 
-        self._programs: list[tuple[Program, Program]] = []
-        for at_least, at_most in ((0, self._limit), (self._limit, None)) if self._limit else ((0, None),):
-            graph = record(forward, at_least or 0, at_most)
-            fuse(graph, replace_weight)
-            graphs = by_kept_rows(graph) or (graph,)
-            programs = [Program(each, chunks, sharing, windowed) for each in graphs]
-            self._programs.append((programs[0], programs[-1]))
+        graph = record(forward)
+        fuse(graph, replace_weight)
+        graphs = by_kept_rows(graph) or (graph,)
+        programs = [Program(each, chunks, sharing, windowed) for each in graphs]
+        self._for_all_rows, self._for_some_rows = programs[0], programs[-1]
 
     @property
     def num_operations(self) -> int:
-        """In a forward pass of few tokens."""
-        return self._programs[0][0].num_operations
+        """In a forward pass that wants logits of every token."""
+        return self._for_all_rows.num_operations
 
     def bind(self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]") -> None:
         """Sets the layers' caches."""
-        for programs in self._programs:
-            for program in set(programs):
-                program.bind(keys, values)
+        for program in {self._for_all_rows, self._for_some_rows}:
+            program.bind(keys, values)
 
     def run(
         self,
@@ -74,7 +66,5 @@ class RecordedModel:
         window_layout: PagedLayout | None,
     ) -> torch.Tensor:
         """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`, ascending. Returns logits `[1, K, vocab]`."""
-        large = self._limit is not None and input_ids.shape[1] > self._limit
-        fewer = kept.shape[0] < input_ids.shape[1]
-        program = self._programs[1 if large else 0][1 if fewer else 0]
+        program = self._for_some_rows if kept.shape[0] < input_ids.shape[1] else self._for_all_rows
         return program.run(input_ids, position_ids, kept, layout, window_layout or layout)

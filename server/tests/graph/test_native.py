@@ -23,7 +23,7 @@ aten = torch.ops.aten
 def program_of(path: object) -> Program:
     recorded = path._recorded  # type: ignore[attr-defined]
     assert isinstance(recorded, RecordedModel)
-    return recorded._programs[0][0]
+    return recorded._for_all_rows
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])

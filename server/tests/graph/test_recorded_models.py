@@ -10,7 +10,6 @@ import torch
 
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.packed_linear import PackedLinear, pack_linears
-from gridwork_server import attention
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.graph import record as recording
@@ -18,7 +17,7 @@ from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.record import RecordError, record
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import load
-from gridwork_server.paths import choice, self_check
+from gridwork_server.paths import self_check
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.sequence_table import SequenceTable
 
@@ -93,20 +92,6 @@ def test_operations_that_were_recorded_wrongly_are_given_up(tmp_path: Path, monk
     assert "differ" in path.notes[0]
 
 
-def test_linear_layers_that_change_their_form_with_the_number_of_tokens(tmp_path: Path) -> None:
-    folder = models.save("llama", tmp_path)
-    plain = all_logits(loaded(folder, fuse=False), [60, 5])
-    attention.register()
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.NAME).eval()
-    assert pack_linears(model, max_rows=32) > 0
-    cpu = torch.device("cpu")
-    chosen = choice.choose(model, "paged", "cpu", torch.float32, cpu, RankGroup(), record=True)
-    assert isinstance(chosen.path, PagedPath) and chosen.path.is_recorded
-    torch.testing.assert_close(all_logits(chosen.path, [60, 5]), plain, rtol=1e-3, atol=1e-3)
-
-
 def graph_of(name: str, folder: Path) -> Any:
     path = loaded(models.save(name, folder, intermediate_size=128), fuse=False)
     model: Any = path._model
@@ -168,8 +153,6 @@ def test_forward_passes_that_cannot_be_recorded_are_refused() -> None:
     for forward in (values, condition, comparison, hits, chance, half, branch, constant, short_table):
         with pytest.raises(RecordError):
             record(forward)
-    with pytest.raises(RecordError, match="at most 5 tokens"):
-        record(lambda input_ids, *_rest: input_ids + 1, at_most=5)
 
 
 def test_sizes_are_found_for_any_number_of_tokens_and_rows() -> None:
