@@ -172,13 +172,13 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
   }
 }
 
-// Turns one row's scores for [first, last), of which it sees [begin, end), into weights; their largest score and sum.
-// Weights may stand where the scores stood.
+// Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those of
+// [begin, end); their largest score and sum. Weights may stand where the scores stood.
 template <typename T>
-void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t first, int64_t last, int64_t begin,
-           int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {
+void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t first, int64_t last, int64_t whole,
+           int64_t begin, int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {
   const int64_t origin = first / kSegment * kSegment;
-  const int64_t from = (first - origin) / kLanes * kLanes, to = last - origin;
+  const int64_t from = (first - origin) / whole * whole, to = (last - origin + whole - 1) / whole * whole;
   largest = kMinusInfinity;
   total = 0;
   begin -= origin, end -= origin;
@@ -333,16 +333,20 @@ class TileAttention {
                const NextKeys& next, AttentionUnit<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
     bool on_unit = false;
-    if constexpr (AttentionUnit<T>::kThere) on_unit = unit.takes(p_);
+    int64_t whole = kLanes;
     if constexpr (AttentionUnit<T>::kThere) {
-      if (on_unit) unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score);
+      on_unit = unit.takes(p_);
+      if (on_unit) {
+        whole = unit.kTwoGroups;
+        unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score);
+      }
     }
     if (!on_unit) scores(p_, row, head_, begin, end, query, rows(), score);
-    for (int64_t r = 0; r < rows(); ++r) {
-      const int64_t length = p_.length[tile_.token + r / p_.group()];
-      weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, p_.begin(length), length, length - 1,
-            query_head(r), to.largest[r], to.total[r]);
-    }
+    each_row([&](int64_t r, int64_t token, int64_t query_head) {
+      const int64_t length = p_.length[token];
+      weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
+            query_head, to.largest[r], to.total[r]);
+    });
     if constexpr (AttentionUnit<T>::kThere) {
       if (on_unit) return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, next);
     }
@@ -363,53 +367,61 @@ class TileAttention {
     thread_local Scratch scratch;
     const int64_t width = p_.query_width();
     float* wide = scratch.floats(static_cast<size_t>(width + kLanes));
-    for (int64_t r = 0; r < rows(); ++r) {
-      const int64_t token = tile_.token + r / p_.group();
-      const T* from = p_.query + token * p_.query_token_stride + query_head(r) * p_.query_head_stride;
+    each_row([&](int64_t r, int64_t token, int64_t query_head) {
+      const T* from = p_.query + token * p_.query_token_stride + query_head * p_.query_head_stride;
       p_.rotary.apply(from, token, p_.key_size, wide);
       std::fill(wide + p_.key_size, wide + width, 0.0f);
       for (int64_t d = 0; d < width; d += kLanes) store_some(query + r * width + d, load(wide + d), width - d);
-    }
+    });
   }
 
   // Before the first segment. A sink is one more logit without a value.
   void start(const Partial& to) const {
-    for (int64_t r = 0; r < rows(); ++r) {
-      to.largest[r] = p_.sinks != nullptr ? p_.sinks[query_head(r)] : kMinusInfinity;
+    each_row([&](int64_t r, int64_t, int64_t query_head) {
+      to.largest[r] = p_.sinks != nullptr ? p_.sinks[query_head] : kMinusInfinity;
       to.total[r] = p_.sinks != nullptr ? 1.0f : 0.0f;
-    }
+    });
     std::fill_n(to.sum, rows() * p_.value_size, 0.0f);
   }
 
   // Adds the segment after those in `to`.
   void add_segment(int64_t index, const Partial& segment, const Partial& to) const {
-    for (int64_t r = 0; r < rows(); ++r) {
-      const int64_t end = p_.length[tile_.token + r / p_.group()];
-      if (end <= first(index) || p_.begin(end) >= last(index)) continue;
-      const float largest = std::max(to.largest[r], segment.largest[r]);
-      const Vec keep = exp(set1(to.largest[r] - largest)), take = exp(set1(segment.largest[r] - largest));
-      store_some(to.total + r, fma(set1(to.total[r]), keep, mul(set1(segment.total[r]), take)), 1);
-      to.largest[r] = largest;
+    // Factors of all rows, those that see nothing of the segment included.
+    thread_local Scratch scratch;
+    const int64_t room = (rows() + kLanes - 1) / kLanes * kLanes;
+    float *keep = scratch.floats(static_cast<size_t>(2 * room)), *take = keep + room;
+    for (int64_t r = 0; r < rows(); r += kLanes) {
+      const int64_t left = rows() - r;
+      const Vec before = load_some(to.largest + r, left), more = load_some(segment.largest + r, left);
+      const Vec largest = max(before, more);
+      store(keep + r, exp(sub(before, largest))), store(take + r, exp(sub(more, largest)));
+    }
+    const int64_t begin = first(index), end = last(index);
+    each_row([&](int64_t r, int64_t token, int64_t) {
+      const int64_t length = p_.length[token];
+      if (length <= begin || p_.begin(length) >= end) return;
+      to.largest[r] = std::max(to.largest[r], segment.largest[r]);
+      to.total[r] = std::fma(to.total[r], keep[r], segment.total[r] * take[r]);
+      const Vec kept = set1(keep[r]), taken = set1(take[r]);
       float* sum = to.sum + r * p_.value_size;
       const float* more = segment.sum + r * p_.value_size;
       for (int64_t d = 0; d < p_.value_size; d += kLanes) {
         const int64_t left = p_.value_size - d;
-        store_some(sum + d, fma(load_some(sum + d, left), keep, mul(load_some(more + d, left), take)), left);
+        store_some(sum + d, fma(load_some(sum + d, left), kept, mul(load_some(more + d, left), taken)), left);
       }
-    }
+    });
   }
 
   void finish(const Partial& all) const {
-    for (int64_t r = 0; r < rows(); ++r) {
-      const int64_t token = tile_.token + r / p_.group();
-      T* out = p_.out + (token * p_.query_heads + query_head(r)) * p_.value_size;
+    each_row([&](int64_t r, int64_t token, int64_t query_head) {
+      T* out = p_.out + (token * p_.query_heads + query_head) * p_.value_size;
       const Vec inverse = set1(1.0f / all.total[r]);
       const float* sum = all.sum + r * p_.value_size;
       for (int64_t d = 0; d < p_.value_size; d += kLanes) {
         const int64_t left = p_.value_size - d;
         store_some(out + d, mul(load_some(sum + d, left), inverse), left);
       }
-    }
+    });
   }
 
  private:
@@ -424,7 +436,15 @@ class TileAttention {
     }
   }
 
-  int64_t query_head(int64_t row) const { return head_ * p_.group() + row % p_.group(); }
+  // Calls body(row, token, query head) for each row.
+  template <typename F>
+  GRIDWORK_INLINE void each_row(const F& body) const {
+    const int64_t group = p_.group();
+    for (int64_t t = 0, row = 0; t < tile_.count; ++t) {
+      for (int64_t g = 0; g < group; ++g, ++row) body(row, tile_.token + t, head_ * group + g);
+    }
+  }
+
   int64_t first(int64_t segment) const { return std::max(segment * kSegment, tile_.begin); }
   int64_t last(int64_t segment) const { return std::min((segment + 1) * kSegment, tile_.end); }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
 
 #include "attention_problem.h"
 #include "matrix_unit.h"
@@ -19,13 +18,16 @@ class AttentionUnit {
 };
 
 #if defined(GRIDWORK_MATRIX_UNIT)
-// Tile registers 0 to 3 are sums, 4 queries, 5 keys, 6 softmax weights, 7 values.
+// Tile registers 0 to 3 are sums, 4 and 5 queries or softmax weights, 6 and 7 keys or values. Values are summed two
+// groups at a time, since a product that is half as deep takes as long.
 template <>
 class AttentionUnit<bf16> {
  public:
   static constexpr bool kThere = true;
-  // Rows of a tile of tokens, about: two tiles of the unit.
-  static constexpr int64_t kRows = 2 * kUnitRows;
+  // Rows of a tile of tokens, about: four tiles of the unit, which use keys and copied values often.
+  static constexpr int64_t kRows = 4 * kUnitRows;
+  // Positions whose values are summed together; they begin at multiples of it.
+  static constexpr int64_t kTwoGroups = 2 * kGroup;
 
   static bool takes(const Problem<bf16>& p) { return p.block_size == kGroup && p.value_size % kUnitLanes == 0; }
 
@@ -41,137 +43,154 @@ class AttentionUnit<bf16> {
     if (rows == rows_) return;
     rows_ = rows;
     // Tiles of the same number of rows: the last one may begin earlier and compute some again.
-    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
-    tile_rows_ = (rows + tiles - 1) / tiles;
+    tiles_ = (rows + kUnitRows - 1) / kUnitRows;
+    tile_rows_ = (rows + tiles_ - 1) / tiles_;
     // Pieces of the same number of pairs of dimensions.
     const int64_t pairs = p.query_width() / 2;
     steps_ = (pairs + kUnitPairs - 1) / kUnitPairs;
     while (pairs % steps_ != 0) ++steps_;
     step_pairs_ = pairs / steps_;
-    UnitShape shape;
-    for (int tile = 0; tile < 4; ++tile) shape.set(tile, tile_rows_, 4 * kUnitLanes);
-    shape.set(4, tile_rows_, 4 * step_pairs_);
-    shape.set(5, step_pairs_, 4 * kGroup);
-    shape.set(6, tile_rows_, 2 * kGroup);
-    shape.set(7, kGroup / 2, 4 * kUnitLanes);
-    use_unit(shape);
+    for (int tile = 0; tile < 8; ++tile) {
+      const bool weights = tile >= 6, sums = tile < 4;
+      key_shape_.set(tile, weights ? step_pairs_ : tile_rows_, 4 * (weights || sums ? kUnitLanes : step_pairs_));
+      value_shape_.set(tile, weights ? kUnitPairs : tile_rows_, 4 * kUnitLanes);
+    }
+    use_unit(key_shape_);
   }
 
   // As `scores`.
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
               float* score) const {
-    constexpr int64_t kMost = 4;
-    const int64_t width = p.query_width();
+    if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
+    const int64_t width = p.query_width(), lines = p.value_values() * static_cast<int64_t>(sizeof(bf16)) / kLine;
     score -= first / kSegment * kSegment;
     for (int64_t group = first / kGroup * kGroup, count; group < last; group += count * kGroup) {
-      count = std::min(kMost, (last - group + kGroup - 1) / kGroup);
-      const bf16* keys[kMost];
-      const void* values[kMost];
+      count = std::min<int64_t>(2, (last - group + kGroup - 1) / kGroup);
+      const bf16* keys[2];
+      const void* values[2];
       for (int64_t g = 0; g < count; ++g) {
         keys[g] = p.key_at(table_row, group + g * kGroup, head);
         values[g] = p.value_block(table_row, group + g * kGroup, head);
       }
-      for (int64_t row = 0; row < rows_; row += tile_rows_) {
-        const int64_t r = std::min(row, rows_ - tile_rows_);
-        const Soon soon{values, row == 0 ? p.value_values() * static_cast<int64_t>(sizeof(bf16)) / kLine : 0};
-        const bf16* q = query + r * width;
-        float* s = score + r * kSegment + group;
-        if (count == 4) dot<4>(q, width, keys, s, soon);
-        else if (count == 3) dot<3>(q, width, keys, s, soon);
-        else if (count == 2) dot<2>(q, width, keys, s, soon);
-        else dot<1>(q, width, keys, s, soon);
-      }
+      each_rows([&]<int TILES>(int64_t r, int64_t second) {
+        const Soon soon{values, r == 0 ? lines : 0};
+        const bf16 *q[2] = {query + r * width, query + second * width};
+        float* to[2] = {score + r * kSegment + group, score + second * kSegment + group};
+        if (count == 2) dot<TILES, 2>(q, width, keys, to, soon);
+        else dot<TILES, 1>(q, width, keys, to, soon);
+      });
     }
   }
 
-  // Weighted sums of the values of [first, last) for all rows. next: is asked for.
+  // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups. next: is asked
+  // for.
   void sum_values(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
                   const bf16* weight, float* out, const NextKeys& next) const {
-    Groups groups;
-    groups.first = first / kGroup * kGroup, groups.origin = first / kSegment * kSegment;
     thread_local Scratch scratch;
-    bf16* copy = reinterpret_cast<bf16*>(scratch.floats(static_cast<size_t>(p.value_values())));
-    for (int64_t group = groups.first; group < last; group += kGroup) {
-      const bf16* values = p.value_block(table_row, group, head);
-      const int64_t begin = std::max(first - group, int64_t{0}), end = std::min(last - group, kGroup);
-      // Of a segment the first and the last group can be cut.
-      if (end - begin < kGroup) {
-        cut(values, p.value_size, begin, end, copy);
-        values = copy;
-        copy += p.value_values();
-      }
-      const int64_t at = next.first + group - groups.first;
-      groups.values[groups.count] = values;
-      groups.next[groups.count++] = at < next.last ? p.key_at(next.table_row, at, next.head) : nullptr;
+    const int64_t origin = first / kSegment * kSegment, begin = (first - origin) / kTwoGroups * kTwoGroups;
+    const int64_t end = (last - origin + kTwoGroups - 1) / kTwoGroups * kTwoGroups;
+    bf16* values = reinterpret_cast<bf16*>(scratch.floats(static_cast<size_t>(kSegment * p.value_size / 2)));
+    for (int64_t group = begin; group < end; group += kGroup) {
+      bf16* to = values + group * p.value_size;
+      const int64_t at = origin + group, from = std::max(first - at, int64_t{0}), until = std::min(last - at, kGroup);
+      // What is asked for is that of the segment's groups in turn.
+      const int64_t soon = next.first + group - begin;
+      if (soon < next.last) ask(p.key_at(next.table_row, soon, next.head), p.key_values());
+      if (from >= until) std::fill_n(to, kGroup * p.value_size, bf16{});
+      else copy(p.value_block(table_row, at, head), p.value_size, from, until, to);
     }
-    groups.next_lines = p.key_values() * static_cast<int64_t>(sizeof(bf16)) / kLine;
+    if (step_pairs_ != kUnitPairs) use_unit(value_shape_);
     for (int64_t d = 0, count; d < p.value_size; d += count * kUnitLanes) {
-      count = std::min<int64_t>(4, (p.value_size - d) / kUnitLanes);
-      for (int64_t row = 0; row < rows_; row += tile_rows_) {
-        const int64_t r = std::min(row, rows_ - tile_rows_);
-        groups.ask = row == 0 && d == 0;
-        const bf16* w = weight + r * kSegment;
-        float* to = out + r * p.value_size + d;
-        if (count == 4) sum<4>(groups, p.value_size, d, w, to);
-        else if (count == 3) sum<3>(groups, p.value_size, d, w, to);
-        else if (count == 2) sum<2>(groups, p.value_size, d, w, to);
-        else sum<1>(groups, p.value_size, d, w, to);
-      }
+      count = std::min<int64_t>(2, (p.value_size - d) / kUnitLanes);
+      each_rows([&]<int TILES>(int64_t r, int64_t second) {
+        const bf16 *w[2] = {weight + r * kSegment, weight + second * kSegment};
+        float* to[2] = {out + r * p.value_size + d, out + second * p.value_size + d};
+        if (count == 2) sum<TILES, 2>(values + d * 2, p.value_size, begin, end, w, to);
+        else sum<TILES, 1>(values + d * 2, p.value_size, begin, end, w, to);
+      });
     }
   }
 
  private:
-  // Of a segment: where its values lie, and keys to ask for.
-  struct Groups {
-    const bf16* values[kSegment / kGroup];
-    const bf16* next[kSegment / kGroup];
-    int64_t next_lines = 0, count = 0, first = 0, origin = 0;
-    bool ask = false;
-  };
-
-  // Calls body<0>() to body<COUNT - 1>().
-  template <int COUNT, typename F>
-  static GRIDWORK_INLINE void each(const F& body) {
-    [&]<int... I>(std::integer_sequence<int, I...>) { (body.template operator()<I>(), ...); }
-    (std::make_integer_sequence<int, COUNT>());
+  // Calls body for all rows: with the first row of two tiles, or of one.
+  template <typename F>
+  void each_rows(const F& body) const {
+    const int64_t most = rows_ - tile_rows_;
+    for (int64_t tile = 0; tile < tiles_; tile += 2) {
+      const int64_t first = std::min(tile * tile_rows_, most), second = std::min((tile + 1) * tile_rows_, most);
+      if (tile + 1 < tiles_) body.template operator()<2>(first, second);
+      else body.template operator()<1>(first, first);
+    }
   }
 
-  // A tile's scores for COUNT groups of positions.
-  template <int COUNT>
-  void dot(const bf16* query, int64_t width, const bf16* const* keys, float* score, const Soon& soon) const {
-    each<COUNT>([]<int G>() { zero_tile<G>(); });
+  // Scores of TILES tiles of rows for GROUPS groups of positions.
+  template <int TILES, int GROUPS>
+  void dot(const bf16* const (&query)[2], int64_t width, const bf16* const (&keys)[2], float* const (&score)[2],
+           const Soon& soon) const {
+    zero_sums<TILES, GROUPS>();
     const int64_t lines = (soon.lines + steps_ - 1) / steps_;
     for (int64_t step = 0; step < steps_; ++step) {
-      load_tile<4>(query + step * 2 * step_pairs_, 2 * width);
-      const int64_t until = std::min(soon.lines, (step + 1) * lines);
-      each<COUNT>([&]<int G>() {
-        for (int64_t line = step * lines; line < until; ++line) prefetch(soon.at[G], line);
-        load_tile<5>(keys[G] + step * 2 * step_pairs_ * kGroup, 4 * kGroup);
-        add_tile_products<G, 4, 5>();
-      });
-    }
-    each<COUNT>([&]<int G>() { store_tile<G>(score + G * kGroup, 4 * kSegment); });
-  }
-
-  // A tile's weighted sums of COUNT times kUnitLanes dimensions, from `dimension` on.
-  template <int COUNT>
-  void sum(const Groups& groups, int64_t value_size, int64_t dimension, const bf16* weight, float* out) const {
-    each<COUNT>([]<int V>() { zero_tile<V>(); });
-    for (int64_t g = 0; g < groups.count; ++g) {
-      if (groups.ask && groups.next[g] != nullptr) {
-        for (int64_t line = 0; line < groups.next_lines; ++line) prefetch(groups.next[g], line);
+      const int64_t pair = step * 2 * step_pairs_;
+      for (int64_t line = step * lines; line < std::min(soon.lines, (step + 1) * lines); ++line) {
+        prefetch(soon.at[0], line);
+        if constexpr (GROUPS == 2) prefetch(soon.at[1], line);
       }
-      load_tile<6>(weight + groups.first - groups.origin + g * kGroup, 2 * kSegment);
-      each<COUNT>([&]<int V>() {
-        load_tile<7>(groups.values[g] + (dimension + V * kUnitLanes) * 2, 4 * value_size);
-        add_tile_products<V, 6, 7>();
-      });
+      load_tile<4>(query[0] + pair, 2 * width);
+      if constexpr (TILES == 2) load_tile<5>(query[1] + pair, 2 * width);
+      load_tile<6>(keys[0] + pair * kGroup, 4 * kGroup);
+      if constexpr (GROUPS == 2) load_tile<7>(keys[1] + pair * kGroup, 4 * kGroup);
+      add_all<TILES, GROUPS>();
     }
-    each<COUNT>([&]<int V>() { store_tile<V>(out + V * kUnitLanes, 4 * value_size); });
+    store_sums<TILES, GROUPS>(score, 4 * kSegment);
   }
 
-  // A group's values with zeros for what is not in [begin, end) of it: that may be no number.
-  static void cut(const bf16* values, int64_t value_size, int64_t begin, int64_t end, bf16* to) {
+  // Weighted sums of TILES tiles of rows for VECS times kUnitLanes dimensions, over the positions [begin, end) of a
+  // segment.
+  template <int TILES, int VECS>
+  void sum(const bf16* values, int64_t value_size, int64_t begin, int64_t end, const bf16* const (&weight)[2],
+           float* const (&out)[2]) const {
+    zero_sums<TILES, VECS>();
+    for (int64_t group = begin; group < end; group += kTwoGroups) {
+      const bf16* at = values + group * value_size;
+      load_tile<4>(weight[0] + group, 2 * kSegment);
+      if constexpr (TILES == 2) load_tile<5>(weight[1] + group, 2 * kSegment);
+      load_tile<6>(at, 4 * value_size);
+      if constexpr (VECS == 2) load_tile<7>(at + 2 * kUnitLanes, 4 * value_size);
+      add_all<TILES, VECS>();
+    }
+    store_sums<TILES, VECS>(out, 4 * value_size);
+  }
+
+  template <int TILES, int COLUMNS>
+  static GRIDWORK_INLINE void zero_sums() {
+    zero_tile<0>();
+    if constexpr (COLUMNS == 2) zero_tile<1>();
+    if constexpr (TILES == 2) zero_tile<2>();
+    if constexpr (TILES == 2 && COLUMNS == 2) zero_tile<3>();
+  }
+
+  template <int TILES, int COLUMNS>
+  static GRIDWORK_INLINE void add_all() {
+    add_tile_products<0, 4, 6>();
+    if constexpr (COLUMNS == 2) add_tile_products<1, 4, 7>();
+    if constexpr (TILES == 2) add_tile_products<2, 5, 6>();
+    if constexpr (TILES == 2 && COLUMNS == 2) add_tile_products<3, 5, 7>();
+  }
+
+  template <int TILES, int COLUMNS>
+  static GRIDWORK_INLINE void store_sums(float* const (&to)[2], int64_t stride) {
+    store_tile<0>(to[0], stride);
+    if constexpr (COLUMNS == 2) store_tile<1>(to[0] + kUnitLanes, stride);
+    if constexpr (TILES == 2) store_tile<2>(to[1], stride);
+    if constexpr (TILES == 2 && COLUMNS == 2) store_tile<3>(to[1] + kUnitLanes, stride);
+  }
+
+  static void ask(const bf16* from, int64_t count) {
+    for (int64_t line = 0; line < count * static_cast<int64_t>(sizeof(bf16)) / kLine; ++line) prefetch(from, line);
+  }
+
+  // A group's values, with zeros for what is not in [begin, end) of it: that may be no number.
+  static void copy(const bf16* values, int64_t value_size, int64_t begin, int64_t end, bf16* to) {
     for (int64_t position = 0; position < kGroup; position += 2) {
       const uint32_t low = position >= begin && position < end ? 0xffff : 0;
       const uint32_t high = position + 1 >= begin && position + 1 < end ? 0xffff0000 : 0;
@@ -183,7 +202,8 @@ class AttentionUnit<bf16> {
     }
   }
 
-  int64_t rows_ = 0, tile_rows_ = 0, steps_ = 0, step_pairs_ = 0;
+  int64_t rows_ = 0, tiles_ = 0, tile_rows_ = 0, steps_ = 0, step_pairs_ = 0;
+  UnitShape key_shape_, value_shape_;
 };
 #endif
 
