@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
 #include "matrix_unit.h"
 #include "scratch.h"
@@ -370,6 +371,17 @@ class UnitProduct {
 };
 #endif
 
+// Where the pieces of [0, count) begin that threads take one after the other, and `count`: they are long at first, for
+// reading on in memory, and short in the end, so that threads end together. They are multiples of `least`, but the last.
+std::vector<int64_t> shrinking_pieces(int64_t count, int64_t least) {
+  std::vector<int64_t> begins{0};
+  while (begins.back() < count) {
+    const int64_t left = count - begins.back(), share = left / (2 * num_threads()) / least * least;
+    begins.push_back(begins.back() + std::min(left, std::max(least, share)));
+  }
+  return begins;
+}
+
 // x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
 template <typename To, typename X>
 const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
@@ -406,13 +418,13 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
   if constexpr (std::is_same_v<In, bf16>) {
     using Unit = UnitProduct<Out>;
     const Unit unit(in, static_cast<const bf16*>(weights.values), weights.bias, out, rows, padded, weights.features);
-    const int64_t some = std::clamp<int64_t>(num_panels / (num_threads() * 4), 1, Unit::kMostPanels);
-    parallel_for(num_panels, some, [&](int64_t begin, int64_t end) {
+    const std::vector<int64_t> begins = shrinking_pieces(num_panels, 1);
+    parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
       thread_local Scratch scratch;
       float* partial = scratch.floats(Unit::num_partial());
-      // One thread may get all of them.
-      for (int64_t first = begin; first < end; first += some) {
-        unit.panels(first, std::min(end, first + some), partial);
+      const int64_t end = begins[static_cast<size_t>(last)];
+      for (int64_t panel = begins[static_cast<size_t>(first)]; panel < end; panel += Unit::kMostPanels) {
+        unit.panels(panel, std::min(end, panel + Unit::kMostPanels), partial);
       }
     });
     return;
@@ -420,11 +432,11 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
 #endif
   const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
                                     weights.features};
-  // Four panels at least: they are computed together when there is one row. While rows are few, a thread has
-  // consecutive panels, since it asks for the next one before it is there.
-  int64_t chunk = std::max<int64_t>(4, num_panels / (num_threads() * 8));
-  if (rows > kRows) chunk = std::max<int64_t>(1, num_panels / (num_threads() * (rows > kRowBlock ? 16 : 4)));
-  parallel_for(num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
+  // Few rows: four panels at least, which are computed together when there is one row.
+  const std::vector<int64_t> begins = shrinking_pieces(num_panels, rows > kRows ? 1 : 4);
+  parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
+    product.panels(begins[static_cast<size_t>(first)], begins[static_cast<size_t>(last)]);
+  });
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,

@@ -96,6 +96,8 @@ def _run_serve(args: argparse.Namespace) -> int:
     # OpenMP reads it when PyTorch is imported. Threads that spin while they wait take the cores from the router and
     # from each other: with one more busy process a step was seen to take ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # PyTorch asks for huge pages: weights and cache are read all over, and finding a small page's place takes a while.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if args.otlp_endpoint:
         os.environ.setdefault("OTEL_SERVICE_NAME", args.otlp_service_name)
     config = ShardConfig(
