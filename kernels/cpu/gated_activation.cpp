@@ -1,9 +1,8 @@
 // activation(gate) * up, rounded where the plain form in PyTorch rounds.
 
 #include <algorithm>
-#include <cmath>
 
-#include "simd.h"
+#include "activations.h"
 #include "tensors.h"
 #include "thread_pool.h"
 
@@ -13,30 +12,6 @@ using namespace gridwork;
 
 constexpr int64_t kChunkValues = 8192;
 
-// x / (1 + exp(-x)) (Elfwing, Uchibe and Doya 2017, "Sigmoid-weighted linear units").
-struct Silu {
-  GRIDWORK_INLINE Vec operator()(Vec x) const { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
-};
-
-// The tanh form of GELU (Hendrycks and Gimpel 2016), by 1 + tanh(y) = 2 / (1 + exp(-2y)).
-struct GeluTanh {
-  GRIDWORK_INLINE Vec operator()(Vec x) const {
-    const Vec cubed = mul(mul(x, x), x);
-    const Vec y = mul(set1(0.7978845608f), fma(set1(0.044715f), cubed, x));
-    return div(x, add(set1(1.0f), exp(mul(set1(-2.0f), y))));
-  }
-};
-
-// GELU itself, by the error function.
-struct Gelu {
-  GRIDWORK_INLINE Vec operator()(Vec x) const {
-    alignas(64) float v[kLanes];
-    store(v, x);
-    for (float& f : v) f = 0.5f * f * (1.0f + std::erf(f * 0.70710678f));
-    return load(v);
-  }
-};
-
 template <typename T, typename F>
 void over_rows(const Rows& gate, const Rows& up, int64_t count, int64_t width, T* out, const F& activation) {
   const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
@@ -44,8 +19,8 @@ void over_rows(const Rows& gate, const Rows& up, int64_t count, int64_t width, T
     for (int64_t r = first; r < last; ++r) {
       for (int64_t i = 0; i < width; i += kLanes) {
         const int64_t left = width - i;
-        const Vec active = rounded(activation(load_some(gates + r * gate.stride + i, left)), gates);
-        store_some(out + r * width + i, mul(active, load_some(ups + r * up.stride + i, left)), left);
+        const Vec factor = load_some(ups + r * up.stride + i, left);
+        store_some(out + r * width + i, gated<T>(load_some(gates + r * gate.stride + i, left), factor, activation), left);
       }
     }
   });
@@ -65,10 +40,9 @@ Tensor gated_activation_of(const Tensor gate, const Tensor up, int64_t kind) {
 void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
                                 void* out) {
   by_type(type, [&]<typename T>(T*) {
-    T* to = static_cast<T*>(out);
-    if (kind == 0) over_rows(gate, up, count, width, to, Silu());
-    else if (kind == 1) over_rows(gate, up, count, width, to, GeluTanh());
-    else over_rows(gate, up, count, width, to, Gelu());
+    by_activation(kind, [&](const auto& activation) {
+      over_rows(gate, up, count, width, static_cast<T*>(out), activation);
+    });
   });
 }
 

@@ -34,6 +34,12 @@ struct PackedWeights {
 void linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
             bool float32_out);
 
+// activation(gate) * up, where gate and up are the two halves of the features of a linear layer, rounded to `type`
+// each; an even number of whole panels. kind: see gated_activation. halves: memory of [rows, features].
+//   out: [rows, features / 2] in `type`.
+void gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, int64_t kind,
+                  void* halves, void* out);
+
 // See quantized_linear.cpp.
 struct QuantizedWeights {
   bool four_bits;

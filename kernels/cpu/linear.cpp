@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "activations.h"
 #include "matrix_unit.h"
 #include "scratch.h"
 #include "simd.h"
@@ -238,16 +239,69 @@ struct Product {
 };
 
 #if defined(GRIDWORK_MATRIX_UNIT)
-// The same on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two halves of a panel, 4 and 5
-// the rows of x, 6 and 7 the weights.
+// What the matrix unit multiplies with at once: the two halves of a panel.
 template <typename Out>
-class UnitProduct {
- public:
+struct PanelColumns {
+  const bf16* packed;
+  const float* bias;
+  Out* out;      // [rows, N]
+  int64_t K, N;  // K: a multiple of 2 * kUnitPairs
   static_assert(kPanel == 2 * kUnitLanes);
 
-  // K: a multiple of 2 * kUnitPairs.
-  UnitProduct(const bf16* x, const bf16* packed, const float* bias, Out* out, int64_t rows, int64_t K, int64_t N)
-      : x_(x), packed_(packed), bias_(bias), out_(out), rows_(rows), K_(K), N_(N) {
+  const bf16* weights(int64_t panel, int half, int64_t k) const {
+    return packed + (panel * K + k) * kPanel + half * 2 * kUnitLanes;
+  }
+  const bf16* next(int64_t panel, int64_t k) const { return weights(panel + 1, 0, k); }
+
+  // Sums of so many rows, [rows, kPanel], to their place.
+  void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
+    const int64_t feature = panel * kPanel, left = N - feature;
+    Vec more[2] = {zero(), zero()};
+    if (bias != nullptr) {
+      more[0] = load_some(bias + feature, left), more[1] = load_some(bias + feature + kLanes, left - kLanes);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Out* to = out + (row + r) * N + feature;
+      store_some(to, add(load(sums + r * kPanel), more[0]), left);
+      if (left > kLanes) store_some(to + kLanes, add(load(sums + r * kPanel + kLanes), more[1]), left - kLanes);
+    }
+  }
+};
+
+// Half a panel of gates and the half panel that they are multiplied with.
+template <typename F>
+struct GatedColumns {
+  const bf16* packed;
+  const float* bias;
+  bf16* out;         // [rows, width]
+  int64_t K, width;  // width: a multiple of kPanel
+  F activation;
+
+  const bf16* weights(int64_t column, int up, int64_t k) const {
+    return packed + ((column / 2 + up * (width / kPanel)) * K + k) * kPanel + column % 2 * 2 * kUnitLanes;
+  }
+  // A whole panel: of gates while the first half of one is computed, else of the others.
+  const bf16* next(int64_t column, int64_t k) const { return weights(column / 2 * 2 + 2, column % 2, k); }
+
+  void finish(int64_t row, int64_t rows, int64_t column, const float* sums) const {
+    const int64_t feature = column * kUnitLanes;
+    Vec more[2] = {zero(), zero()};
+    if (bias != nullptr) more[0] = load(bias + feature), more[1] = load(bias + width + feature);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec gate = rounded(add(load(sums + r * kPanel), more[0]), packed);
+      const Vec up = rounded(add(load(sums + r * kPanel + kLanes), more[1]), packed);
+      store(out + (row + r) * width + feature, gated<bf16>(gate, up, activation));
+    }
+  }
+};
+
+// The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
+// column, 4 and 5 the rows of x, 6 and 7 the weights.
+template <typename Columns>
+class UnitProduct {
+ public:
+  // x: [rows, columns.K]
+  UnitProduct(const bf16* x, int64_t rows, const Columns& columns) : x_(x), rows_(rows), columns_(columns) {
     // Tiles of the same number of rows, one or in pairs. The last ones may begin earlier and compute rows again.
     const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
     pairs_ = (tiles + 1) / 2;
@@ -257,33 +311,20 @@ class UnitProduct {
     for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
   }
 
-  // Panels that a thread takes at once, so that each is read once for many rows.
-  static constexpr int64_t kMostPanels = 8;
-
-  // All rows times panels [begin, end), of which there are at most kMostPanels. `partial`: the thread's own memory.
-  void panels(int64_t begin, int64_t end, float* partial) const {
+  // All rows times columns [begin, end).
+  void run(int64_t begin, int64_t end) const {
+    thread_local Scratch scratch;
+    float* partial = scratch.floats(static_cast<size_t>(kMostColumns * kBlockPairs * kSums));
     use_unit(shape_);
-    for (int64_t first = 0; first < pairs_; first += kBlockPairs) {
-      const int64_t pairs = std::min(kBlockPairs, pairs_ - first);
-      for (int64_t k = 0; k < K_; k += kUnitPiece) {
-        for (int64_t panel = begin; panel < end; ++panel) {
-          for (int64_t pair = 0; pair < pairs; ++pair) {
-            float* sums = partial + ((panel - begin) * kBlockPairs + pair) * kSums;
-            const Ahead ahead = ahead_of(panel, k, pair, pairs);
-            const int64_t row = row_of(first + pair);
-            if (pairs_ > 1) multiply<2, _MM_HINT_T1>(row, panel, k, sums, ahead);
-            else if (in_pair_ == 2) multiply<2, _MM_HINT_T0>(row, panel, k, sums, ahead);
-            else multiply<1, _MM_HINT_T0>(row, panel, k, sums, ahead);
-          }
-        }
-      }
+    for (int64_t column = begin; column < end; column += kMostColumns) {
+      some(column, std::min(end, column + kMostColumns), partial);
     }
     release_unit();
   }
 
-  static constexpr size_t num_partial() { return static_cast<size_t>(kMostPanels * kBlockPairs * kSums); }
-
  private:
+  // Columns that are taken together, so that each is read once for many rows.
+  static constexpr int64_t kMostColumns = 8;
   // Rows whose piece of x shall stay in a core's L2 cache, as pairs of tiles.
   static constexpr int64_t kBlockPairs = 4;
   static constexpr int64_t kUnitPiece = 2048;
@@ -297,23 +338,40 @@ class UnitProduct {
     int64_t lines;
   };
 
+  void some(int64_t begin, int64_t end, float* partial) const {
+    for (int64_t first = 0; first < pairs_; first += kBlockPairs) {
+      const int64_t pairs = std::min(kBlockPairs, pairs_ - first);
+      for (int64_t k = 0; k < columns_.K; k += kUnitPiece) {
+        for (int64_t column = begin; column < end; ++column) {
+          for (int64_t pair = 0; pair < pairs; ++pair) {
+            float* sums = partial + ((column - begin) * kBlockPairs + pair) * kSums;
+            const Ahead ahead = ahead_of(column, k, pair, pairs);
+            const int64_t row = row_of(first + pair);
+            if (pairs_ > 1) multiply<2, _MM_HINT_T1>(row, column, k, sums, ahead);
+            else if (in_pair_ == 2) multiply<2, _MM_HINT_T0>(row, column, k, sums, ahead);
+            else multiply<1, _MM_HINT_T0>(row, column, k, sums, ahead);
+          }
+        }
+      }
+    }
+  }
+
   int64_t row_of(int64_t pair) const { return std::min(pair * in_pair_ * tile_rows_, rows_ - tile_rows_); }
 
   // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
   // needed later.
-  Ahead ahead_of(int64_t panel, int64_t k, int64_t pair, int64_t pairs) const {
-    const char* at = reinterpret_cast<const char*>(packed_ + (panel * K_ + k) * kPanel);
-    if (pairs_ == 1) return {at + kAhead, kStepBytes / 64};
-    const int64_t steps = (std::min(kUnitPiece, K_ - k) + kStep - 1) / kStep;
+  Ahead ahead_of(int64_t column, int64_t k, int64_t pair, int64_t pairs) const {
+    if (pairs_ == 1) return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+    const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
     const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
-    return {at + (K_ * kPanel) * static_cast<int64_t>(sizeof(bf16)) + pair * steps * lines * 64, lines};
+    return {reinterpret_cast<const char*>(columns_.next(column, k)) + pair * steps * lines * 64, lines};
   }
 
-  // The rows from `row` on, one tile or two, times a piece of K of a panel.
+  // The rows from `row` on, one tile or two, times a piece of K of a column.
   template <int TILES, _mm_hint HINT>
-  void multiply(int64_t row, int64_t panel, int64_t k, float* sums, Ahead ahead) const {
+  void multiply(int64_t row, int64_t column, int64_t k, float* sums, Ahead ahead) const {
     constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
-    const int64_t second = std::min(row + tile_rows_, rows_ - tile_rows_);
+    const int64_t K = columns_.K, second = std::min(row + tile_rows_, rows_ - tile_rows_);
     if (k == 0) {
       zero_tile<0>(), zero_tile<1>();
       if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
@@ -323,18 +381,18 @@ class UnitProduct {
         load_tile<2>(sums + kSums / 2, kRowBytes), load_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
       }
     }
-    const int64_t end = std::min(K_, k + kUnitPiece), x_bytes = K_ * static_cast<int64_t>(sizeof(bf16));
-    const bf16* w = packed_ + (panel * K_ + k) * kPanel;
+    const int64_t end = std::min(K, k + kUnitPiece), x_bytes = K * static_cast<int64_t>(sizeof(bf16));
+    const bf16 *a = columns_.weights(column, 0, k), *b = columns_.weights(column, 1, k);
     constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
-    for (int64_t at = k; at < end; at += kStep, w += kStep * kPanel) {
+    for (int64_t at = k; at < end; at += kStep, a += kStep * kPanel, b += kStep * kPanel) {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) _mm_prefetch(ahead.at, HINT);
-      load_tile<4>(x_ + row * K_ + at, x_bytes);
-      load_tile<6>(w, kPairBytes);
+      load_tile<4>(x_ + row * K + at, x_bytes);
+      load_tile<6>(a, kPairBytes);
       add_tile_products<0, 4, 6>();
-      load_tile<7>(w + 2 * kUnitLanes, kPairBytes);
+      load_tile<7>(b, kPairBytes);
       add_tile_products<1, 4, 7>();
       if constexpr (TILES == 2) {
-        load_tile<5>(x_ + second * K_ + at, x_bytes);
+        load_tile<5>(x_ + second * K + at, x_bytes);
         add_tile_products<2, 5, 6>();
         add_tile_products<3, 5, 7>();
       }
@@ -343,43 +401,31 @@ class UnitProduct {
     if constexpr (TILES == 2) {
       store_tile<2>(sums + kSums / 2, kRowBytes), store_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
     }
-    if (end < K_) return;
-    finish(row, panel, sums);
-    if constexpr (TILES == 2) finish(second, panel, sums + kSums / 2);
+    if (end < K) return;
+    columns_.finish(row, tile_rows_, column, sums);
+    if constexpr (TILES == 2) columns_.finish(second, tile_rows_, column, sums + kSums / 2);
   }
 
-  // A tile's sums to their place.
-  void finish(int64_t row, int64_t panel, const float* sums) const {
-    const int64_t feature = panel * kPanel, left = N_ - feature;
-    Vec bias[2] = {zero(), zero()};
-    if (bias_ != nullptr) {
-      bias[0] = load_some(bias_ + feature, left), bias[1] = load_some(bias_ + feature + kLanes, left - kLanes);
-    }
-    for (int64_t r = 0; r < tile_rows_; ++r) {
-      Out* out = out_ + (row + r) * N_ + feature;
-      store_some(out, add(load(sums + r * kPanel), bias[0]), left);
-      if (left > kLanes) store_some(out + kLanes, add(load(sums + r * kPanel + kLanes), bias[1]), left - kLanes);
-    }
-  }
-
-  const bf16* x_;  // [rows, K]
-  const bf16* packed_;
-  const float* bias_;
-  Out* out_;  // [rows, N]
-  int64_t rows_, K_, N_, pairs_, in_pair_, tile_rows_;
+  const bf16* x_;
+  int64_t rows_, pairs_, in_pair_, tile_rows_;
   UnitShape shape_;
+  Columns columns_;
 };
 #endif
 
-// Where the pieces of [0, count) begin that threads take one after the other, and `count`: they are long at first, for
-// reading on in memory, and short in the end, so that threads end together. They are multiples of `least`, but the last.
-std::vector<int64_t> shrinking_pieces(int64_t count, int64_t least) {
+// Calls body(begin, end) for pieces of [0, count), which threads take one after the other: long ones at first, for
+// reading on in memory, and short ones in the end, so that threads end together. They are multiples of `least`, but the
+// last.
+template <typename F>
+void in_pieces(int64_t count, int64_t least, const F& body) {
   std::vector<int64_t> begins{0};
   while (begins.back() < count) {
     const int64_t left = count - begins.back(), share = left / (2 * num_threads()) / least * least;
     begins.push_back(begins.back() + std::min(left, std::max(least, share)));
   }
-  return begins;
+  parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
+    body(begins[static_cast<size_t>(first)], begins[static_cast<size_t>(last)]);
+  });
 }
 
 // x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
@@ -416,27 +462,17 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
   const In* in = rows_as<In>(x, rows, K, padded);
 #if defined(GRIDWORK_MATRIX_UNIT)
   if constexpr (std::is_same_v<In, bf16>) {
-    using Unit = UnitProduct<Out>;
-    const Unit unit(in, static_cast<const bf16*>(weights.values), weights.bias, out, rows, padded, weights.features);
-    const std::vector<int64_t> begins = shrinking_pieces(num_panels, 1);
-    parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
-      thread_local Scratch scratch;
-      float* partial = scratch.floats(Unit::num_partial());
-      const int64_t end = begins[static_cast<size_t>(last)];
-      for (int64_t panel = begins[static_cast<size_t>(first)]; panel < end; panel += Unit::kMostPanels) {
-        unit.panels(panel, std::min(end, panel + Unit::kMostPanels), partial);
-      }
-    });
+    const PanelColumns<Out> columns{static_cast<const bf16*>(weights.values), weights.bias, out, padded,
+                                    weights.features};
+    const UnitProduct<PanelColumns<Out>> unit(in, rows, columns);
+    in_pieces(num_panels, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     return;
   }
 #endif
   const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
                                     weights.features};
   // Few rows: four panels at least, which are computed together when there is one row.
-  const std::vector<int64_t> begins = shrinking_pieces(num_panels, rows > kRows ? 1 : 4);
-  parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
-    product.panels(begins[static_cast<size_t>(first)], begins[static_cast<size_t>(last)]);
-  });
+  in_pieces(num_panels, rows > kRows ? 1 : 4, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,
@@ -500,6 +536,28 @@ void gridwork::linear(Type type, const void* x, int64_t rows, int64_t K, const P
       else run<X, W>(from, rows, K, weights, static_cast<X*>(out));
     });
   });
+}
+
+void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights,
+                            int64_t kind, void* halves, void* out) {
+  const int64_t width = weights.features / 2;
+#if defined(GRIDWORK_MATRIX_UNIT)
+  // Few rows wait for the weights, of which this would read every other line.
+  if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kUnitRows) {
+    const int64_t padded = weights.groups * kDepth<bf16>;
+    const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);
+    by_activation(kind, [&]<typename F>(const F& activation) {
+      const GatedColumns<F> columns{static_cast<const bf16*>(weights.values), weights.bias, static_cast<bf16*>(out),
+                                    padded, width, activation};
+      const UnitProduct<GatedColumns<F>> unit(in, rows, columns);
+      in_pieces(width / kUnitLanes, 2, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
+    });
+    return;
+  }
+#endif
+  linear(type, x, rows, K, weights, halves, false);
+  const char* up = static_cast<const char*>(halves) + width * (type == Type::float32 ? 4 : 2);
+  gated_activation(type, {halves, 2 * width}, {up, 2 * width}, rows, width, kind, out);
 }
 
 STABLE_TORCH_LIBRARY(gridwork_cpu, m) {

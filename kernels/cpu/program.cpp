@@ -25,6 +25,7 @@ enum Operation : int64_t {
   kAdd,
   kGatedActivation,
   kAttention,
+  kGatedLinear,
   kCount
 };
 
@@ -110,15 +111,26 @@ class Reader {
   int64_t tokens_;
 };
 
+PackedWeights read_weights(Reader& in) {
+  const auto type = static_cast<Type>(in.number());
+  const void* values = in.pointer<const void>();
+  const int64_t num_panels = in.number(), groups = in.number(), features = in.number();
+  return {type, values, num_panels, groups, features, in.pointer<const float>()};
+}
+
 void run_linear(Reader& in, Type type, int64_t tokens) {
   const Rows x = in.rows(type);
   void* out = in.result();
   const int64_t parts = in.number(), K = in.number(), float32_out = in.number();
-  const auto weight_type = static_cast<Type>(in.number());
-  const void* values = in.pointer<const void>();
-  const int64_t num_panels = in.number(), groups = in.number(), features = in.number();
-  const PackedWeights weights{weight_type, values, num_panels, groups, features, in.pointer<const float>()};
-  linear(type, x.data, tokens * parts, K, weights, out, float32_out != 0);
+  linear(type, x.data, tokens * parts, K, read_weights(in), out, float32_out != 0);
+}
+
+void run_gated_linear(Reader& in, Type type, int64_t tokens) {
+  const Rows x = in.rows(type);
+  void* halves = in.result();
+  void* out = in.result();
+  const int64_t K = in.number(), kind = in.number();
+  gated_linear(type, x.data, tokens, K, read_weights(in), kind, halves, out);
 }
 
 void run_quantized_linear(Reader& in, Type type, int64_t tokens) {
@@ -220,6 +232,7 @@ void gridwork_program_run(void* program, const void* call_memory) {
       case kAddRmsNorm: run_add_rms_norm(in, type, call.tokens); break;
       case kAdd: run_add(in, type, call.tokens); break;
       case kGatedActivation: run_gated_activation(in, type, call.tokens); break;
+      case kGatedLinear: run_gated_linear(in, type, call.tokens); break;
       default: run_attention(in, type, call.tokens); break;
     }
     if (times != nullptr) {

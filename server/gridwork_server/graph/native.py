@@ -15,7 +15,16 @@ from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of
 LayerKey = tuple[int, int]
 Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
 
-OPERATIONS = ("linear", "quantized_linear", "rms_norm", "add_rms_norm", "add", "gated_activation", "paged_attention")
+OPERATIONS = (
+    "linear",
+    "quantized_linear",
+    "rms_norm",
+    "add_rms_norm",
+    "add",
+    "gated_activation",
+    "paged_attention",
+    "gated_linear",
+)
 """In the order of their numbers in `kernels/cpu/program.cpp`."""
 
 
@@ -36,8 +45,14 @@ class NativeProgram:
     def bind(self, caches: Caches, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
         """Writes the program for these caches. See Program for the others."""
         writer = _Writer(self._plan, self._slots, caches, chunks, sharing, windowed)
-        for node in self._segment.nodes:
-            writer.node(node)
+        nodes, i = self._segment.nodes, 0
+        while i < len(nodes):
+            if i + 1 < len(nodes) and self._is_gated_linear(nodes[i], nodes[i + 1]):
+                writer.gated_linear(nodes[i], nodes[i + 1])
+                i += 2
+            else:
+                writer.node(nodes[i])
+                i += 1
         code, places = np.array(writer.code, dtype=np.int64), np.array(self._places, dtype=np.int64)
         self._delete()
         self._program = _library().gridwork_program_new(
@@ -64,6 +79,24 @@ class NativeProgram:
             self._call[6:11] = self._call[1:6]
         _library().gridwork_program_run(self._program, self._address)
         return tuple(outputs)
+
+    def _is_gated_linear(self, linear: Node, gated: Node) -> bool:
+        """Whether the second node multiplies the activation of the first half of a linear layer's features with its
+        second half, and nothing else needs them."""
+        ops = torch.ops.gridwork_cpu
+        if linear.target != ops.linear.default or gated.target != ops.gated_activation.default:
+            return False
+        _, packed, _, features, float32_out = linear.args
+        gate, up = (self._plan.rows[ref] for ref in gated.args[:2])
+        width = features // 2
+        halves = [(rows.base, rows.offset, rows.stride, rows.features) for rows in (gate, up)]
+        if halves != [(linear.out, 0, features, width), (linear.out, width, features, width)]:
+            return False
+        users = sum(self._plan.rows[ref].base == linear.out for node in self._segment.nodes for ref in node.inputs())
+        only = users == 2 and linear.out not in self._segment.outputs
+        # Whole panels, and one row for each token.
+        panels = width % packed.shape[2] == 0
+        return only and panels and not float32_out and self._plan.rows[linear.out].features == features
 
     def _place(self) -> tuple[list[int], int]:
         """Bytes for each token before every tensor that only the segment uses; gives each a slot. Memory of one that is
@@ -128,8 +161,7 @@ class _Writer:
             rows = self._plan.rows[x]
             self._begin("linear", rows.dtype)
             self._linear(rows, node, float32_out, features)
-            numbers = TYPES[packed.dtype], packed.data_ptr(), len(packed), packed.shape[1], features
-            self.code += [*numbers, _address(bias)]
+            self._weights(packed, bias, features)
         elif node.target in (ops.int8_linear.default, ops.int4_linear.default):
             x, packed, scales, bias, features, float32_out = node.args
             rows = self._plan.rows[x]
@@ -156,6 +188,19 @@ class _Writer:
             self._rows(node.args[0])
             self._rows(node.args[1])
             self.code += [self._slots[node.out], self._plan.rows[node.out].features, *node.args[2:]]
+
+    def gated_linear(self, linear: Node, gated: Node) -> None:
+        """Both in one operation."""
+        x, packed, bias, features, _ = linear.args
+        rows = self._plan.rows[x]
+        self._begin("gated_linear", rows.dtype)
+        self._rows(x)
+        self.code += [self._slots[linear.out], self._slots[gated.out], rows.features, gated.args[2]]
+        self._weights(packed, bias, features)
+
+    def _weights(self, packed: torch.Tensor, bias: torch.Tensor | None, features: int) -> None:
+        numbers = TYPES[packed.dtype], packed.data_ptr(), len(packed), packed.shape[1], features
+        self.code += [*numbers, _address(bias)]
 
     def _begin(self, name: str, dtype: torch.dtype) -> None:
         self.code += [OPERATIONS.index(name), TYPES[dtype]]
