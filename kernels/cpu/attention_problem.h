@@ -1,5 +1,5 @@
-// What attention over the cache is computed of: the problem as a whole, and its tiles, some tokens of a sequence with the
-// query heads of one KV head.
+// What attention over the cache is computed of: the problem as a whole, and its tiles, some tokens of a sequence with
+// the query heads of one KV head.
 //
 // Keys lie so that one load brings one dimension of consecutive positions, values so that it brings dimensions of one
 // position: both products are chains of multiply-adds with no sums across lanes. Of bfloat16 a load brings two

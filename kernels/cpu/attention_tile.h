@@ -1,5 +1,5 @@
-// Attention of one tile: scores, softmax weights and weighted sums of a segment of the context, and how segments are put
-// together. Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
+// Attention of one tile: scores, softmax weights and weighted sums of a segment of the context, and how segments are
+// put together. Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
 #pragma once
 
 #include <algorithm>
@@ -172,8 +172,8 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
   }
 }
 
-// Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those of
-// [begin, end); their largest score and sum. Weights may stand where the scores stood.
+// Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those
+// of [begin, end); their largest score and sum. Weights may stand where the scores stood.
 template <typename T>
 void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t first, int64_t last, int64_t whole,
            int64_t begin, int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {

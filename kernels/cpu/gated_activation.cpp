@@ -19,8 +19,8 @@ void over_rows(const Rows& gate, const Rows& up, int64_t count, int64_t width, T
     for (int64_t r = first; r < last; ++r) {
       for (int64_t i = 0; i < width; i += kLanes) {
         const int64_t left = width - i;
-        const Vec factor = load_some(ups + r * up.stride + i, left);
-        store_some(out + r * width + i, gated<T>(load_some(gates + r * gate.stride + i, left), factor, activation), left);
+        const Vec a = load_some(gates + r * gate.stride + i, left), b = load_some(ups + r * up.stride + i, left);
+        store_some(out + r * width + i, gated<T>(a, b, activation), left);
       }
     }
   });

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 from loguru import logger
 
+from gridwork_server import loading_turn
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
 from gridwork_server.config import ShardConfig
@@ -41,12 +42,13 @@ class TextTokenizerService(pb_grpc.TextTokenizerServicer):
         return pb.TokenizeResponse(token_ids=ids)
 
     def _load(self) -> None:
-        from gridwork_server.prepare.tokenizer import load_tokenizer
-
         try:
-            self._tokenizer = load_tokenizer(
-                self._config.model_path, self._config.trust_remote_code, self._config.code_revision
-            )
+            with loading_turn.LOCK:
+                from gridwork_server.prepare.tokenizer import load_tokenizer
+
+                self._tokenizer = load_tokenizer(
+                    self._config.model_path, self._config.trust_remote_code, self._config.code_revision
+                )
         except PrepareError as error:
             self._error = str(error)
             logger.error(f"the tokenizer cannot be loaded: {error}")

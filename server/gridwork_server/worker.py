@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 
-from gridwork_server import logs, model_folder
+from gridwork_server import loading_turn, logs, model_folder
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError, ModelError
 from gridwork_server.task import Task
@@ -166,7 +166,7 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with _no_garbage_collection(), _lean_imports(self._config):
+            with loading_turn.LOCK, _no_garbage_collection(), _lean_imports(self._config):
                 self._load_with_all_imports_if_need_be()
         except ModelError as error:
             self._fail(str(error))
