@@ -36,6 +36,7 @@ class NativeProgram:
         self._plan, self._segment = plan, segment
         self._external = [*segment.needs, *segment.outputs]
         self._slots: dict[Ref, int] = {ref: i for i, ref in enumerate(self._external)}
+        self._operations = self._joined()
         self._places, self._own_bytes = self._place()
         self._shapes = [(plan.shapes[ref], plan.dtypes[ref]) for ref in segment.outputs]
         self._call = np.zeros(_HEADER + len(self._external), dtype=np.int64)
@@ -45,14 +46,11 @@ class NativeProgram:
     def bind(self, caches: Caches, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
         """Writes the program for these caches. See Program for the others."""
         writer = _Writer(self._plan, self._slots, caches, chunks, sharing, windowed)
-        nodes, i = self._segment.nodes, 0
-        while i < len(nodes):
-            if i + 1 < len(nodes) and self._is_gated_linear(nodes[i], nodes[i + 1]):
-                writer.gated_linear(nodes[i], nodes[i + 1])
-                i += 2
+        for nodes in self._operations:
+            if len(nodes) == 2:
+                writer.gated_linear(*nodes)
             else:
-                writer.node(nodes[i])
-                i += 1
+                writer.node(*nodes)
         code, places = np.array(writer.code, dtype=np.int64), np.array(self._places, dtype=np.int64)
         self._delete()
         self._program = _library().gridwork_program_new(
@@ -80,6 +78,16 @@ class NativeProgram:
         _library().gridwork_program_run(self._program, self._address)
         return tuple(outputs)
 
+    def _joined(self) -> list[tuple[Node, ...]]:
+        """The segment's nodes, those together that are one operation: a linear layer and the activation behind it."""
+        operations: list[tuple[Node, ...]] = []
+        for node in self._segment.nodes:
+            if operations and len(operations[-1]) == 1 and self._is_gated_linear(operations[-1][0], node):
+                operations[-1] = (*operations[-1], node)
+            else:
+                operations.append((node,))
+        return operations
+
     def _is_gated_linear(self, linear: Node, gated: Node) -> bool:
         """Whether the second node multiplies the activation of the first half of a linear layer's features with its
         second half, and nothing else needs them."""
@@ -100,16 +108,16 @@ class NativeProgram:
 
     def _place(self) -> tuple[list[int], int]:
         """Bytes for each token before every tensor that only the segment uses; gives each a slot. Memory of one that is
-        not needed any more is used again."""
+        not needed any more is used again, though not by the operation that reads it last."""
         last_use: dict[Ref, int] = {}
-        for i, node in enumerate(self._segment.nodes):
-            for ref in node.inputs():
+        for i, nodes in enumerate(self._operations):
+            for ref in (ref for node in nodes for ref in node.inputs()):
                 last_use[self._plan.rows[ref].base] = i
         places: list[int] = []
         taken: list[tuple[int, int, Ref]] = []  # begin, end
         most = 0
-        for i, node in enumerate(self._segment.nodes):
-            for ref in (output for output in node.outputs if output is not None):
+        for i, nodes in enumerate(self._operations):
+            for ref in (output for node in nodes for output in node.outputs if output is not None):
                 if ref in self._slots:
                     continue
                 size = features_of(self._plan.shapes[ref]) * self._plan.dtypes[ref].itemsize
