@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gridwork_kernels import cpu_attention
-from gridwork_server.graph.native import OPERATIONS, Measurement
+from gridwork_server.graph.native import OPERATIONS, Measurement, NativeProgram
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
-from gridwork_server.graph.plan import Plan, Segment
+from gridwork_server.graph.plan import Plan, Segment, features_of
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.recorded_model import RecordedModel
 
@@ -76,6 +76,32 @@ def test_all_layers_are_one_call(name: str, tmp_path: Path) -> None:
     assert calls["paged_attention"] == calls["gated_linear"] == layers * steps
     assert calls["add_rms_norm"] == 2 * layers * steps and "gated_activation" not in calls
     assert measured.seconds.sum() > 0
+
+
+@pytest.mark.parametrize("sizes", [(96, 64), (96, 96), (96, 192), (192, 128)], ids=str)
+def test_no_operation_writes_where_it_reads(sizes: tuple[int, int], tmp_path: Path) -> None:
+    hidden, intermediate = sizes
+    path = loaded(models.save("llama", tmp_path, hidden_size=hidden, intermediate_size=intermediate))
+    joined = 0
+    for native in program_of(path)._native:
+        plan = native._plan
+        for nodes in native._operations:
+            joined += len(nodes) == 2
+            outputs = [ref for node in nodes for ref in node.outputs if ref is not None]
+            inputs = {plan.rows[ref].base for node in nodes for ref in node.inputs()} - set(outputs)
+            for out in outputs:
+                for other in (*inputs, *(set(outputs) - {out})):
+                    assert not set(_own_bytes(native, out)) & set(_own_bytes(native, other))
+    assert joined
+
+
+def _own_bytes(native: NativeProgram, ref: Ref) -> range:
+    """For a token, in the program's own memory."""
+    own = native._slots[ref] - len(native._external)
+    if own < 0:
+        return range(0)
+    size = features_of(native._plan.shapes[ref]) * native._plan.dtypes[ref].itemsize
+    return range(native._places[own], native._places[own] + size)
 
 
 T = Size(0, 1, 0)
