@@ -86,8 +86,9 @@ struct Partial {
 
 constexpr int64_t kLine = 64;
 
+// Into the second cache: of the first one's misses a core has only few under way at a time, of the second one's more.
 inline void prefetch(const void* p, int64_t line) {
-  _mm_prefetch(static_cast<const char*>(p) + line * kLine, _MM_HINT_T0);
+  _mm_prefetch(static_cast<const char*>(p) + line * kLine, _MM_HINT_T1);
 }
 
 // What will be read soon: so many lines behind each of some pointers. Blocks lie anywhere, so that no hardware foresees

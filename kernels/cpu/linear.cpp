@@ -29,10 +29,11 @@ using namespace gridwork;
 constexpr int64_t kPanel = 2 * kLanes;
 // Rows of one panel that are summed at once: as many as there are registers for.
 constexpr int kRows = kLanes == 16 ? 12 : 6;
-// Rows that go through all panels together: they shall stay in a core's L2 cache.
-constexpr int64_t kRowBlock = kRows * 8;
-// Piece of K for which a panel and the rows of a tile fit into the L1 cache.
-constexpr int64_t kPiece = 384;
+// Tiles of so many rows that go through all panels together: they shall stay in a core's L2 cache.
+constexpr int64_t kBlockTiles = 8;
+// Most of K for which a panel and the rows of a tile, of values of type X, stay in the L1 cache beside their sums.
+template <typename X, typename W>
+constexpr int64_t kPiece = (26 << 10) / (kPanel * sizeof(W) + kRows * sizeof(X));
 
 // Weights of a panel that are asked for before they are used.
 constexpr int64_t kAhead = 4096;
@@ -125,9 +126,12 @@ struct Target {
 };
 
 // ROWS rows of x times PANELS consecutive panels, over `count` groups of kDepth k.
-//   x: row stride x_stride.  w: the first panel at the first k; panels are panel_stride apart.
-template <typename X, typename W, int ROWS, int PANELS, typename Out>
-void tile(const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count, const Target<Out>& to) {
+//   x: [ROWS, K], or, if TILED, as `in_tiles` has it.  w: the first panel at the first k.
+// A function of its own, since all of them in one take the compiler minutes.
+template <typename X, typename W, int ROWS, int PANELS, bool TILED, typename Out>
+__attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
+  const int64_t x_stride = TILED ? kDepth<W> : K, panel_stride = K * kPanel;
+  constexpr int64_t x_step = TILED ? kRows * kDepth<W> : kDepth<W>;
   Vec sum[ROWS][PANELS][2];
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
@@ -143,7 +147,7 @@ void tile(const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_
       const char* next = static_cast<const char*>(to.ahead) + k * kGroup * static_cast<int64_t>(sizeof(W));
       for (size_t i = 0; i < kGroup * sizeof(W); i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
     }
-    multiply<ROWS, PANELS>(x + k * kDepth<W>, x_stride, w + k * kGroup, panel_stride, sum);
+    multiply<ROWS, PANELS>(x + k * x_step, x_stride, w + k * kGroup, panel_stride, sum);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
@@ -169,71 +173,79 @@ void tile(const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_
 }
 
 // `rows` rows, by a switch over their number.
-template <typename X, typename W, int PANELS, int MOST, typename Out>
-void tile_of(int rows, const X* x, int64_t x_stride, const W* w, int64_t panel_stride, int64_t count,
-             const Target<Out>& to) {
-  if (rows == MOST) return tile<X, W, MOST, PANELS>(x, x_stride, w, panel_stride, count, to);
-  if constexpr (MOST > 1) tile_of<X, W, PANELS, MOST - 1>(rows, x, x_stride, w, panel_stride, count, to);
+template <typename X, typename W, int PANELS, bool TILED, int MOST, typename Out>
+void tile_of(int64_t rows, const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
+  if (rows == MOST) return tile<X, W, MOST, PANELS, TILED>(x, K, w, count, to);
+  if constexpr (MOST > 1) tile_of<X, W, PANELS, TILED, MOST - 1>(rows, x, K, w, count, to);
 }
 
 // Most rows that sums of so many panels leave registers for.
 constexpr int most_rows(int panels) { return std::max(1, kRows / panels); }
+// Up to so many rows wait for the weights, and are computed with several panels at once.
+constexpr int kFewRows = most_rows(2);
+
+// Rows are cut into tiles of about the same number: one of a few rows takes nearly as long as a full one.
+int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
+int64_t first_row(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
 
 template <typename X, typename W, typename Out>
 struct Product {
-  const X* x;  // [rows, K]
+  const X* x;  // [rows, K]; more than kFewRows rows: see `in_tiles`
   const W* packed;
   const float* bias;
   Out* out;  // [rows, N]
   int64_t rows, K, N;  // K: a multiple of kDepth
 
-  // A block of rows, few enough for one tile, times PANELS panels.
+  // All rows, which are few, times PANELS panels.
   template <int PANELS>
-  void few(int64_t first, int64_t count, int64_t panel) const {
+  void few(int64_t panel) const {
     const int64_t feature = panel * kPanel;
-    Target<Out> to{out + first * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true,
-                   true};
+    Target<Out> to{out + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true, true};
     // With a single stream, what the CPU foresees by itself is too little.
     if (PANELS == 1) to.ahead = packed + panel * K * kPanel + kAhead, to.ahead_groups = K / kDepth<W>;
-    tile_of<X, W, PANELS, most_rows(PANELS)>(static_cast<int>(count), x + first * K, K, packed + panel * K * kPanel,
-                                             K * kPanel, K / kDepth<W>, to);
+    tile_of<X, W, PANELS, false, std::min(kFewRows, most_rows(PANELS))>(rows, x, K, packed + panel * K * kPanel,
+                                                                        K / kDepth<W>, to);
   }
 
-  // A block of rows times one panel, piece by piece of K: the piece of the panel stays in the L1 cache.
-  void many(int64_t first, int64_t count, int64_t panel) const {
-    alignas(64) float partial[kRowBlock * kPanel];
+  // Tiles [begin, end) times one panel, piece by piece of K: the piece of the panel stays in the L1 cache.
+  void many(int64_t begin, int64_t end, int64_t panel) const {
+    alignas(64) float partial[kBlockTiles * kRows * kPanel];
     const int64_t feature = panel * kPanel;
-    for (int64_t k = 0; k < K; k += kPiece) {
-      const int64_t piece = std::min(kPiece, K - k);
+    // Pieces of about the same length.
+    const int64_t pieces = (K + kPiece<X, W> - 1) / kPiece<X, W>;
+    const int64_t most = (K / kDepth<W> + pieces - 1) / pieces * kDepth<W>;
+    for (int64_t k = 0; k < K; k += most) {
+      const int64_t piece = std::min(most, K - k), groups = piece / kDepth<W>;
+      const W* weights = packed + (panel * K + k) * kPanel;
       int64_t ahead = 0;
-      // Tiles of about the same number of rows: one of a few rows takes nearly as long as a full one.
-      for (int64_t r = 0, tiles = (count + kRows - 1) / kRows, some; r < count; r += some, --tiles) {
-        some = (count - r + tiles - 1) / tiles;
-        const int64_t row = first + r, groups = piece / kDepth<W>;
-        const W* weights = packed + (panel * K + k) * kPanel;
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
         Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
-                       partial + r * kPanel, k == 0, k + piece == K};
+                       partial + (tile - begin) * kRows * kPanel, k == 0, k + piece == K};
         // The next piece lies behind this one. Each of the tiles asks for its share of it.
-        to.ahead_groups = (groups - ahead + tiles - 1) / tiles;
+        to.ahead_groups = (groups - ahead + end - tile - 1) / (end - tile);
         to.ahead = weights + (groups + ahead) * kDepth<W> * kPanel;
         ahead += to.ahead_groups;
-        tile_of<X, W, 1, kRows>(static_cast<int>(some), x + row * K + k, K, weights, K * kPanel, groups, to);
+        tile_of<X, W, 1, true, kRows>(count, x + (tile * K + k) * kRows, K, weights, groups, to);
       }
     }
   }
 
   // All rows times panels [begin, end).
   void panels(int64_t begin, int64_t end) const {
-    for (int64_t first = 0; first < rows; first += kRowBlock) {
-      const int64_t count = std::min(kRowBlock, rows - first);
-      for (int64_t panel = begin; panel < end;) {
-        const int64_t left = end - panel;
-        // Few rows: several panels at once, so that enough independent sums hide the latency of the multiply-add.
-        if (count <= most_rows(4) && left >= 4) few<4>(first, count, panel), panel += 4;
-        else if (count <= most_rows(2) && left >= 2) few<2>(first, count, panel), panel += 2;
-        else if (count <= kRows) few<1>(first, count, panel), panel += 1;
-        else many(first, count, panel), panel += 1;
+    if (rows > kFewRows) {
+      const int64_t tiles = num_tiles(rows);
+      for (int64_t tile = 0; tile < tiles; tile += kBlockTiles) {
+        for (int64_t panel = begin; panel < end; ++panel) many(tile, std::min(tile + kBlockTiles, tiles), panel);
       }
+      return;
+    }
+    for (int64_t panel = begin; panel < end;) {
+      const int64_t left = end - panel;
+      // So that enough independent sums hide the latency of the multiply-add.
+      if (rows <= most_rows(4) && left >= 4) few<4>(panel), panel += 4;
+      else if (left >= 2) few<2>(panel), panel += 2;
+      else few<1>(panel), panel += 1;
     }
   }
 };
@@ -455,6 +467,61 @@ const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
   return copy;
 }
 
+// Values that are multiplied together, one of each kDepth.
+template <typename X, int64_t DEPTH>
+struct Together {
+  X values[DEPTH];
+};
+
+// to[k * kRows + r] = from[r * stride + k] for `rows` rows, at most kRows, and `count` k. What is beyond `rows` is
+// undefined.
+template <typename T>
+void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* to) {
+  // So many k of all rows: whole lines of both.
+  constexpr int64_t kStrip = 64 / sizeof(T);
+  for (int64_t first = 0; first < count; first += kStrip) {
+    const int64_t last = std::min(count, first + kStrip);
+    int64_t row = 0;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      for (; row + 4 <= rows && last - first == kStrip; row += 4) {
+        for (int64_t k = first; k < last; k += 4) {
+          const auto load_four = [&](int64_t r) {
+            return _mm_loadu_ps(reinterpret_cast<const float*>(from + (row + r) * stride + k));
+          };
+          __m128 a = load_four(0), b = load_four(1), c = load_four(2), d = load_four(3);
+          _MM_TRANSPOSE4_PS(a, b, c, d);
+          float* four = reinterpret_cast<float*>(to + k * kRows + row);
+          _mm_storeu_ps(four, a), _mm_storeu_ps(four + kRows, b);
+          _mm_storeu_ps(four + 2 * kRows, c), _mm_storeu_ps(four + 3 * kRows, d);
+        }
+      }
+    }
+    for (; row < rows; ++row) {
+      for (int64_t k = first; k < last; ++k) to[k * kRows + row] = from[row * stride + k];
+    }
+  }
+}
+
+// x, [rows, K], as tiles read it, from one end of memory to the other: [num_tiles, K / kDepth, kRows, kDepth], in a
+// thread's own memory. Rows far apart would push each other out of the L1 cache, and their pages out of the TLB.
+template <typename W, typename X>
+const X* in_tiles(const X* x, int64_t rows, int64_t K) {
+  using Group = Together<X, kDepth<W>>;
+  thread_local Scratch scratch;
+  const int64_t groups = K / kDepth<W>, tiles = num_tiles(rows);
+  X* copy = reinterpret_cast<X*>(scratch.floats(static_cast<size_t>(tiles * kRows * K)));
+  const auto copy_tiles = [=](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
+      interleave(reinterpret_cast<const Group*>(x + row * K), groups, count, groups,
+                 reinterpret_cast<Group*>(copy + tile * kRows * K));
+    }
+  };
+  if (rows * K < 32768) copy_tiles(0, tiles);
+  else parallel_for(tiles, std::max<int64_t>(1, 8192 / (kRows * K)), copy_tiles);
+  return copy;
+}
+
 template <typename X, typename W, typename Out>
 void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out* out) {
   using In = Multiplied<X, W>;
@@ -469,10 +536,11 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
     return;
   }
 #endif
+  if (rows > kFewRows) in = in_tiles<W>(in, rows, padded);
   const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
                                     weights.features};
   // Few rows: four panels at least, which are computed together when there is one row.
-  in_pieces(num_panels, rows > kRows ? 1 : 4, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
+  in_pieces(num_panels, rows > kFewRows ? 1 : 4, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,

@@ -78,9 +78,9 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
       const Tile& tile = tiles[static_cast<size_t>(index / p.kv_heads)];
       const TileAttention<T> attention(p, tile, index % p.kv_heads);
       const Workspace<T> own(p, attention.rows());
-      const Partial segment(own.segment, attention.rows()), all(own.all, attention.rows());
+      const Partial more(own.segment, attention.rows()), all(own.all, attention.rows());
       attention.load_queries(own.query);
-      attention.start(all);
+      if (p.sinks != nullptr) attention.start(all);
       for (int64_t s = 0; s < tile.num_segments(); ++s) {
         NextKeys next;
         if (s + 1 < tile.num_segments()) {
@@ -89,9 +89,11 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
           const Tile& following = tiles[static_cast<size_t>((index - 1) / p.kv_heads)];
           next = TileAttention<T>(p, following, (index - 1) % p.kv_heads).keys_of(following.first_segment());
         }
-        attention.segment(tile.first_segment() + s, own.query, own.score, own.weight, segment, next,
-                          unit);
-        attention.add_segment(tile.first_segment() + s, segment, all);
+        // Before the first one there may be nothing to add it to.
+        const bool adds = s > 0 || p.sinks != nullptr;
+        const int64_t segment = tile.first_segment() + s;
+        attention.segment(segment, own.query, own.score, own.weight, adds ? more : all, next, unit);
+        if (adds) attention.add_segment(segment, more, all);
       }
       attention.finish(all);
     }
@@ -189,9 +191,10 @@ void write(const Problem<T>& p, const Attention& a) {
     }
   };
   // Tokens of one block lie in the same cache lines: threads shall rarely share one.
-  constexpr int64_t kTokens = 32;
-  if (p.tokens < 2 * kTokens) write_tokens(0, p.tokens);
-  else parallel_for(p.tokens, kTokens, write_tokens);
+  constexpr int64_t kFewTokens = 8, kMostTokens = 32;
+  const int64_t share = (p.tokens + num_threads() - 1) / num_threads();
+  if (p.tokens < 2 * kFewTokens) write_tokens(0, p.tokens);
+  else parallel_for(p.tokens, std::clamp(share, kFewTokens, kMostTokens), write_tokens);
 }
 
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; its caller has checked them.
