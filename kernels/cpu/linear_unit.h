@@ -1,0 +1,194 @@
+// The product of rows and packed weights on the matrix unit (AMX), and what it is made into: outputs as they are, or
+// gates times their factors.
+#pragma once
+
+#include <algorithm>
+
+#include "activations.h"
+#include "matrix_unit.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace gridwork {
+
+// Output features whose weights lie together.
+constexpr int64_t kPanel = 2 * kLanes;
+
+#if defined(GRIDWORK_MATRIX_UNIT)
+// What the matrix unit multiplies with at once: the two halves of a panel.
+template <typename Out>
+struct PanelColumns {
+  const bf16* packed;
+  const float* bias;
+  Out* out;      // [rows, N]
+  int64_t K, N;  // K: a multiple of 2 * kUnitPairs
+  static_assert(kPanel == 2 * kUnitLanes);
+
+  const bf16* weights(int64_t panel, int half, int64_t k) const {
+    return packed + (panel * K + k) * kPanel + half * 2 * kUnitLanes;
+  }
+  const bf16* next(int64_t panel, int64_t k) const { return weights(panel + 1, 0, k); }
+
+  // Sums of so many rows, [rows, kPanel], to their place.
+  void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
+    const int64_t feature = panel * kPanel, left = N - feature;
+    Vec more[2] = {zero(), zero()};
+    if (bias != nullptr) {
+      more[0] = load_some(bias + feature, left), more[1] = load_some(bias + feature + kLanes, left - kLanes);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Out* to = out + (row + r) * N + feature;
+      store_some(to, add(load(sums + r * kPanel), more[0]), left);
+      if (left > kLanes) store_some(to + kLanes, add(load(sums + r * kPanel + kLanes), more[1]), left - kLanes);
+    }
+  }
+};
+
+// Half a panel of gates and the half panel that they are multiplied with.
+template <typename F>
+struct GatedColumns {
+  const bf16* packed;
+  const float* bias;
+  bf16* out;         // [rows, width]
+  int64_t K, width;  // width: a multiple of kPanel
+  F activation;
+
+  const bf16* weights(int64_t column, int up, int64_t k) const {
+    return packed + ((column / 2 + up * (width / kPanel)) * K + k) * kPanel + column % 2 * 2 * kUnitLanes;
+  }
+  // A whole panel: of gates while the first half of one is computed, else of the others.
+  const bf16* next(int64_t column, int64_t k) const { return weights(column / 2 * 2 + 2, column % 2, k); }
+
+  void finish(int64_t row, int64_t rows, int64_t column, const float* sums) const {
+    const int64_t feature = column * kUnitLanes;
+    Vec more[2] = {zero(), zero()};
+    if (bias != nullptr) more[0] = load(bias + feature), more[1] = load(bias + width + feature);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vec gate = rounded(add(load(sums + r * kPanel), more[0]), packed);
+      const Vec up = rounded(add(load(sums + r * kPanel + kLanes), more[1]), packed);
+      store(out + (row + r) * width + feature, gated<bf16>(gate, up, activation));
+    }
+  }
+};
+
+// The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
+// column, 4 and 5 the rows of x, 6 and 7 the weights.
+template <typename Columns>
+class UnitProduct {
+ public:
+  // x: [rows, columns.K]
+  UnitProduct(const bf16* x, int64_t rows, const Columns& columns) : x_(x), rows_(rows), columns_(columns) {
+    // Tiles of the same number of rows, one or in pairs. The last ones may begin earlier and compute rows again.
+    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
+    pairs_ = (tiles + 1) / 2;
+    in_pair_ = std::min<int64_t>(tiles, 2);
+    tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
+    for (int tile = 0; tile < 6; ++tile) shape_.set(tile, tile_rows_, 64);
+    for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
+  }
+
+  // All rows times columns [begin, end).
+  void run(int64_t begin, int64_t end) const {
+    thread_local Scratch scratch;
+    float* partial = scratch.floats(static_cast<size_t>(kMostColumns * kBlockPairs * kSums));
+    use_unit(shape_);
+    for (int64_t column = begin; column < end; column += kMostColumns) {
+      some(column, std::min(end, column + kMostColumns), partial);
+    }
+    release_unit();
+  }
+
+ private:
+  // Columns that are taken together, so that each is read once for many rows.
+  static constexpr int64_t kMostColumns = 8;
+  // Rows whose piece of x shall stay in a core's L2 cache, as pairs of tiles.
+  static constexpr int64_t kBlockPairs = 4;
+  static constexpr int64_t kUnitPiece = 2048;
+  // Bytes of weights between those that are used and those that few rows ask for.
+  static constexpr int64_t kAhead = 4096;
+  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kSums = 2 * kUnitRows * kPanel;
+  static constexpr int64_t kStepBytes = kStep * kPanel * static_cast<int64_t>(sizeof(bf16));
+
+  // Weights that will be needed later: so many lines of them with each step.
+  struct Ahead {
+    const char* at;
+    int64_t lines;
+  };
+
+  void some(int64_t begin, int64_t end, float* partial) const {
+    for (int64_t first = 0; first < pairs_; first += kBlockPairs) {
+      const int64_t pairs = std::min(kBlockPairs, pairs_ - first);
+      for (int64_t k = 0; k < columns_.K; k += kUnitPiece) {
+        for (int64_t column = begin; column < end; ++column) {
+          for (int64_t pair = 0; pair < pairs; ++pair) {
+            float* sums = partial + ((column - begin) * kBlockPairs + pair) * kSums;
+            const Ahead ahead = ahead_of(column, k, pair, pairs);
+            const int64_t row = row_of(first + pair);
+            if (pairs_ > 1) multiply<2, _MM_HINT_T1>(row, column, k, sums, ahead);
+            else if (in_pair_ == 2) multiply<2, _MM_HINT_T0>(row, column, k, sums, ahead);
+            else multiply<1, _MM_HINT_T0>(row, column, k, sums, ahead);
+          }
+        }
+      }
+    }
+  }
+
+  int64_t row_of(int64_t pair) const { return std::min(pair * in_pair_ * tile_rows_, rows_ - tile_rows_); }
+
+  // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
+  // needed later.
+  Ahead ahead_of(int64_t column, int64_t k, int64_t pair, int64_t pairs) const {
+    if (pairs_ == 1) return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+    const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
+    const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
+    return {reinterpret_cast<const char*>(columns_.next(column, k)) + pair * steps * lines * 64, lines};
+  }
+
+  // The rows from `row` on, one tile or two, times a piece of K of a column.
+  template <int TILES, _mm_hint HINT>
+  void multiply(int64_t row, int64_t column, int64_t k, float* sums, Ahead ahead) const {
+    constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
+    const int64_t K = columns_.K, second = std::min(row + tile_rows_, rows_ - tile_rows_);
+    if (k == 0) {
+      zero_tile<0>(), zero_tile<1>();
+      if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
+    } else {
+      load_tile<0>(sums, kRowBytes), load_tile<1>(sums + kUnitLanes, kRowBytes);
+      if constexpr (TILES == 2) {
+        load_tile<2>(sums + kSums / 2, kRowBytes), load_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+      }
+    }
+    const int64_t end = std::min(K, k + kUnitPiece), x_bytes = K * static_cast<int64_t>(sizeof(bf16));
+    const bf16 *a = columns_.weights(column, 0, k), *b = columns_.weights(column, 1, k);
+    constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
+    for (int64_t at = k; at < end; at += kStep, a += kStep * kPanel, b += kStep * kPanel) {
+      for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) _mm_prefetch(ahead.at, HINT);
+      load_tile<4>(x_ + row * K + at, x_bytes);
+      load_tile<6>(a, kPairBytes);
+      add_tile_products<0, 4, 6>();
+      load_tile<7>(b, kPairBytes);
+      add_tile_products<1, 4, 7>();
+      if constexpr (TILES == 2) {
+        load_tile<5>(x_ + second * K + at, x_bytes);
+        add_tile_products<2, 5, 6>();
+        add_tile_products<3, 5, 7>();
+      }
+    }
+    store_tile<0>(sums, kRowBytes), store_tile<1>(sums + kUnitLanes, kRowBytes);
+    if constexpr (TILES == 2) {
+      store_tile<2>(sums + kSums / 2, kRowBytes), store_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+    }
+    if (end < K) return;
+    columns_.finish(row, tile_rows_, column, sums);
+    if constexpr (TILES == 2) columns_.finish(second, tile_rows_, column, sums + kSums / 2);
+  }
+
+  const bf16* x_;
+  int64_t rows_, pairs_, in_pair_, tile_rows_;
+  UnitShape shape_;
+  Columns columns_;
+};
+#endif
+
+}  // namespace gridwork
