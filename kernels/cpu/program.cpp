@@ -6,12 +6,14 @@
 // (slot, offset, stride): the first token's values begin `offset` values behind the slot's start, and each other
 // token's `stride` values later. A floating-point number stands as the bits of a double.
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <vector>
 
 #include "kernels.h"
 #include "scratch.h"
+#include "thread_pool.h"
 
 namespace {
 
@@ -26,6 +28,7 @@ enum Operation : int64_t {
   kGatedActivation,
   kAttention,
   kGatedLinear,
+  kEmbedding,
   kCount
 };
 
@@ -93,7 +96,7 @@ class Reader {
     const int64_t slot = number(), offset = number(), stride = number();
     return {memory(slot) + offset * static_cast<int64_t>(value_bytes(type)), stride};
   }
-  // Results are contiguous.
+  // Results, and what the step gives, are contiguous.
   void* result() { return memory(number()); }
   const Layout& layout() { return call_.layouts[number()]; }
 
@@ -110,6 +113,27 @@ class Reader {
   char* own_;
   int64_t tokens_;
 };
+
+// Rows of a table, `bytes` each. A number that the table does not have gives NaN, in every type: its sequence fails, and
+// no other.
+void embedding(const int64_t* ids, int64_t tokens, const char* table, int64_t count, int64_t bytes, char* out) {
+  constexpr int64_t kChunkBytes = 1 << 15;
+  parallel_for(tokens, std::max<int64_t>(1, kChunkBytes / bytes), [&](int64_t first, int64_t last) {
+    for (int64_t token = first; token < last; ++token) {
+      char* to = out + token * bytes;
+      if (ids[token] >= 0 && ids[token] < count) std::memcpy(to, table + ids[token] * bytes, static_cast<size_t>(bytes));
+      else std::memset(to, 0xff, static_cast<size_t>(bytes));
+    }
+  });
+}
+
+void run_embedding(Reader& in, Type type, int64_t tokens) {
+  const auto* ids = static_cast<const int64_t*>(in.result());
+  const auto* table = in.pointer<const char>();
+  const int64_t count = in.number(), bytes = in.number() * static_cast<int64_t>(value_bytes(type));
+  auto* out = static_cast<char*>(in.result());
+  embedding(ids, tokens, table, count, bytes, out);
+}
 
 PackedWeights read_weights(Reader& in) {
   const auto type = static_cast<Type>(in.number());
@@ -233,6 +257,7 @@ void gridwork_program_run(void* program, const void* call_memory) {
       case kAdd: run_add(in, type, call.tokens); break;
       case kGatedActivation: run_gated_activation(in, type, call.tokens); break;
       case kGatedLinear: run_gated_linear(in, type, call.tokens); break;
+      case kEmbedding: run_embedding(in, type, call.tokens); break;
       default: run_attention(in, type, call.tokens); break;
     }
     if (times != nullptr) {

@@ -8,6 +8,8 @@ def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
     """The same values on a device. On a GPU they go by way of pinned memory, which PyTorch's allocator gives to nobody
     else before the copy has been made; on a CPU they are not copied."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+    if device.type == "cpu" and isinstance(values, np.ndarray):
+        return tensor
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -104,21 +104,26 @@ class Runner:
         result = pb.StepResult(step_id=step.id)
         self._change_sequences(step)
         ids, num_tokens = _array(step.sequence_ids), _array(step.num_tokens)
-        self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
-        num_drafts = _array(step.num_drafts) if step.num_drafts else np.zeros_like(ids)
-        self.table.set_drafts(ids, num_drafts, _array(step.drafts))
+        if step.new_blocks:
+            self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
+        num_drafts = None
+        if step.drafts:
+            num_drafts = _array(step.num_drafts)
+            self.table.set_drafts(ids, num_drafts, _array(step.drafts))
         dead = self.table.failed[ids]
         if dead.any():
             self._report_failures(result, ids[dead], pb.SequenceFailure.KIND_INTERNAL, "the sequence has failed before")
-            ids, num_tokens, num_drafts = ids[~dead], num_tokens[~dead], num_drafts[~dead]
+            ids, num_tokens = ids[~dead], num_tokens[~dead]
+            num_drafts = num_drafts[~dead] if num_drafts is not None else None
         if len(ids) == 0:
             return result
         batch = self.table.batch(ids, num_tokens, num_drafts)
         started = time.perf_counter()
-        logits, kept = self.path.forward(batch, self.table, self._wanted_prompt_tokens(batch))
+        of_prompts = self._wanted_prompt_tokens(batch)
+        logits, kept = self.path.forward(batch, self.table, of_prompts)
         computed = time.perf_counter()
         self.table.computed(batch)
-        if self.group.is_leader:
+        if self.group.is_leader and len(of_prompts):
             self._report_prompt_logprobs(result, batch, logits, kept)
         self._sample(result, batch, logits, kept)
         result.forward_us = int((computed - started) * 1e6)
@@ -156,22 +161,30 @@ class Runner:
     def _sample(self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray) -> None:
         if len(batch.sampled) == 0:
             return
-        ids, counts = batch.sequence_ids[batch.samples], batch.num_drafts[batch.samples] + 1
-        of_tokens = np.repeat(ids, counts)
+        ids = batch.sequence_ids[batch.samples]
+        counts = batch.num_drafts[batch.samples] + 1 if batch.has_drafts else None
+        of_tokens = ids if counts is None else np.repeat(ids, counts)
         sampled = np.zeros((2, len(of_tokens)), dtype=np.int64)
         if self.group.is_leader:
-            of_sample = np.searchsorted(kept, batch.sampled)
-            rows = logits if len(kept) == len(of_tokens) else logits[torch.from_numpy(of_sample).to(logits.device)]
+            rows = logits
+            if len(kept) != len(of_tokens):
+                rows = logits[torch.from_numpy(np.searchsorted(kept, batch.sampled)).to(logits.device)]
             output = self.sampler.sample(rows.float(), of_tokens, batch.positions[batch.sampled] + 1)
             sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
         # Every rank must know the tokens, since the next step may compute them.
         sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
-        good = taken(sampled[0], sampled[1] != 0, batch.input_ids[batch.sampled], counts)
-        num_taken = np.add.reduceat(good, np.cumsum(counts) - counts, dtype=np.int64)
-        self.table.append_tokens(ids, sampled[0][good], num_taken)
+        failed = sampled[1] != 0
+        if counts is None:
+            good = ~failed
+            dead = ids[failed]
+            self.table.append_tokens(ids[good], sampled[0][good])
+        else:
+            good = taken(sampled[0], failed, batch.input_ids[batch.sampled], counts)
+            num_taken = np.add.reduceat(good, np.cumsum(counts) - counts, dtype=np.int64)
+            self.table.append_tokens(ids, sampled[0][good], num_taken)
+            dead = ids[(num_taken == 0) & (counts == 1)]
         # A failure behind a draft is met again where the draft is a token that is known. One before all drafts may be
         # theirs, since attention multiplies what it masks by zero: the token is computed again without them.
-        dead = ids[(num_taken == 0) & (counts == 1)]
         if len(dead):
             self._report_failures(result, dead, pb.SequenceFailure.KIND_NAN_LOGITS, "the model produced NaN logits")
         if not self.group.is_leader:

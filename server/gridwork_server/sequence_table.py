@@ -23,6 +23,8 @@ class StepBatch:
     """int64 [B], drafts included"""
     num_drafts: np.ndarray
     """int64 [B]: how many of a sequence's last tokens are drafts."""
+    has_drafts: bool
+    """Whether any of them is one."""
     input_ids: np.ndarray
     """int64 [T]"""
     positions: np.ndarray
@@ -105,45 +107,50 @@ class SequenceTable:
     def batch(self, ids: np.ndarray, num_tokens: np.ndarray, num_drafts: np.ndarray | None = None) -> StepBatch:
         """The tokens that the step computes for these sequences, each at most once. num_drafts: None when there are
         none."""
-        num_drafts = np.zeros_like(ids) if num_drafts is None else num_drafts
+        has_drafts = num_drafts is not None and bool(num_drafts.any())
+        if num_drafts is None:
+            num_drafts = np.zeros_like(ids)
         starts = self.num_computed[ids]
-        ends = np.cumsum(num_tokens)
+        ends = num_tokens.cumsum()
         total = int(ends[-1]) if len(ends) else 0
         if total == len(ids):
-            row = np.arange(total)
-            positions = starts.copy()
+            row = last = np.arange(total)
+            of_token, positions = ids, starts
         else:
-            row = np.repeat(np.arange(len(ids)), num_tokens)
+            row, last = np.repeat(np.arange(len(ids)), num_tokens), ends - 1
+            of_token = ids[row]
             positions = np.arange(total) + np.repeat(starts - (ends - num_tokens), num_tokens)
-        of_token = ids[row]
         samples = starts + num_tokens - num_drafts == self.num_known[ids]
-        sampled = (ends - 1)[samples]
-        if num_drafts.any():
+        sampled = last[samples]
+        if has_drafts:
             drafts = num_drafts[samples]
             sampled = np.repeat(sampled - drafts, drafts + 1) + _within(drafts + 1)
-        blocks = self.block_tables[of_token, positions // self.block_size].astype(np.int64)
+        block, within = np.divmod(positions, self.block_size)
+        blocks = self.block_tables[of_token, block].astype(np.int64)
         return StepBatch(
             sequence_ids=ids,
             num_tokens=num_tokens,
             num_drafts=num_drafts,
+            has_drafts=has_drafts,
             input_ids=self.token_ids[of_token, positions].astype(np.int64),
             positions=positions,
             row=row,
-            slots=blocks * self.block_size + positions % self.block_size,
-            last=ends - 1,
+            slots=blocks * self.block_size + within,
+            last=last,
             samples=samples,
             sampled=sampled,
         )
 
     def layout(self, batch: StepBatch, device: torch.device) -> PagedLayout:
         """Where the batch's tokens and their sequences' keys lie in the cache."""
-        end = batch.positions[batch.last] + 1
+        length = batch.positions + 1
+        end = length[batch.last]
         width = -(-int(end.max(initial=1)) // self.block_size)
         tables = np.ascontiguousarray(self.block_tables[batch.sequence_ids, :width])
         return PagedLayout(
             block_tables=to_device(tables, device),
             sequence=to_device(batch.row.astype(np.int32), device),
-            length=to_device((batch.positions + 1).astype(np.int32), device),
+            length=to_device(length.astype(np.int32), device),
             slots=to_device(batch.slots, device),
             block_size=self.block_size,
             num_tokens=batch.num_tokens.tolist(),
@@ -158,7 +165,12 @@ class SequenceTable:
     def append_tokens(self, ids: np.ndarray, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
         """Tokens that were sampled: int64, concatenated. ids: int64 [B], each once; counts: int64 [B], how many of
         `tokens` are of each; None: one."""
-        counts = np.ones_like(ids) if counts is None else counts
+        if counts is None:
+            places = self.num_known[ids]
+            self.token_ids[ids, places] = tokens
+            self.num_known[ids] = places + 1
+            self.num_computed[ids] = places
+            return
         rows = np.repeat(ids, counts)
         self.token_ids[rows, self.num_known[rows] + _within(counts)] = tokens
         self.num_known[ids] += counts

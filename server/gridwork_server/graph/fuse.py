@@ -26,7 +26,7 @@ def fuse(graph: Graph, replace_weight: Callable[[torch.Tensor, torch.Tensor], No
         _fuse_norms,
     ):
         rewrite(_Rewriter(graph))
-        _drop_unused(graph)
+        drop_unused(graph)
 
 
 class _Rewriter:
@@ -81,7 +81,8 @@ def _drop_aliases(graph: Graph) -> None:
     ]
 
 
-def _drop_unused(graph: Graph) -> None:
+def drop_unused(graph: Graph) -> None:
+    """Takes out what nothing needs."""
     used = {graph.result}
     kept = []
     for node in reversed(graph.nodes):

@@ -12,6 +12,8 @@ from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_server.graph.nodes import Attend, Node, Ref, Size
 from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of
 
+aten = torch.ops.aten
+
 LayerKey = tuple[int, int]
 Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
 
@@ -24,6 +26,7 @@ OPERATIONS = (
     "gated_activation",
     "paged_attention",
     "gated_linear",
+    "embedding",
 )
 """In the order of their numbers in `kernels/cpu/program.cpp`."""
 
@@ -100,7 +103,7 @@ class NativeProgram:
         halves = [(rows.base, rows.offset, rows.stride, rows.features) for rows in (gate, up)]
         if halves != [(linear.out, 0, features, width), (linear.out, width, features, width)]:
             return False
-        users = sum(self._plan.rows[ref].base == linear.out for node in self._segment.nodes for ref in node.inputs())
+        users = sum(self._plan.base(ref) == linear.out for node in self._segment.nodes for ref in node.inputs())
         only = users == 2 and linear.out not in self._segment.outputs
         # Whole panels, and one row for each token.
         panels = width % packed.shape[2] == 0
@@ -112,7 +115,7 @@ class NativeProgram:
         last_use: dict[Ref, int] = {}
         for i, nodes in enumerate(self._operations):
             for ref in (ref for node in nodes for ref in node.inputs()):
-                last_use[self._plan.rows[ref].base] = i
+                last_use[self._plan.base(ref)] = i
         places: list[int] = []
         taken: list[tuple[int, int, Ref]] = []  # begin, end
         most = 0
@@ -177,6 +180,10 @@ class _Writer:
             self._linear(rows, node, float32_out, features)
             four_bits = int(node.target == ops.int4_linear.default)
             self.code += [four_bits, packed.data_ptr(), scales.data_ptr(), len(packed), features, _address(bias)]
+        elif node.target == aten.embedding.default:
+            table, ids = node.args[:2]
+            self._begin("embedding", node.dtype)
+            self.code += [self._slots[ids], table.data_ptr(), *table.shape, self._slots[node.out]]
         elif node.target == ops.rms_norm.default:
             x, weight, eps, plus_one = node.args
             self._begin("rms_norm", node.dtype)

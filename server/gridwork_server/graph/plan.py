@@ -67,6 +67,7 @@ class Plan:
         """In an order in which they can be executed."""
         self._views: dict[Ref, Node] = {}
         self._changed = changed(graph)
+        self._ids = (graph.input_ids, graph.position_ids)
         self._open: list[Node] = []
         self._made: set[Ref] = set()
         for node in graph.nodes:
@@ -81,6 +82,11 @@ class Plan:
         self._show(graph.result)
         self._close()
         self._find_outputs(graph)
+
+    def base(self, ref: Ref) -> Ref:
+        """The tensor that an operand's rows lie in."""
+        rows = self.rows.get(ref)
+        return ref if rows is None else rows.base
 
     def _describe(self, node: Node) -> None:
         """What is known of the node's outputs."""
@@ -138,7 +144,7 @@ class Plan:
         for item in self.items:
             if isinstance(item, Segment):
                 own = {ref for node in item.nodes for ref in node.outputs}
-                used = {self.rows[ref].base for node in item.nodes for ref in node.inputs()}
+                used = {self.base(ref) for node in item.nodes for ref in node.inputs()}
                 item.needs = sorted(used - own, key=lambda ref: ref.index)
         for ref in [graph.result, *(ref for item in self.items for ref in item.inputs())]:
             segment = made.get(ref)
@@ -168,6 +174,8 @@ class Plan:
         ops = torch.ops.gridwork_cpu
         if node.kwargs or node.dtype is None or any(ref is None or ref not in self.rows for ref in node.outputs):
             return False
+        if node.target == aten.embedding.default:
+            return self._is_lookup(node)
         operands = [self.rows.get(ref) for ref in node.inputs()]
         if any(rows is None for rows in operands):
             return False
@@ -187,6 +195,11 @@ class Plan:
             alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
             return len(whole) == 2 and same and alike and len(node.args) == expected
         return False
+
+    def _is_lookup(self, node: Node) -> bool:
+        """Whether it gives the rows of weights that the step's tokens or positions name."""
+        table, ids = node.args[:2]
+        return isinstance(table, torch.Tensor) and table.is_contiguous() and isinstance(ids, Ref) and ids in self._ids
 
 
 def _is_of_tokens(shape: tuple[Any, ...]) -> bool:

@@ -8,8 +8,9 @@ from torch import nn
 from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
-from gridwork_server.graph.fuse import fuse
+from gridwork_server.graph.fuse import drop_unused, fuse
 from gridwork_server.graph.kept_rows import by_kept_rows
+from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import Forward, record
 
@@ -43,6 +44,8 @@ class RecordedModel:
 
         graph = record(forward)
         fuse(graph, replace_weight)
+        self._positions = PositionTables(graph)
+        drop_unused(graph)
         graphs = by_kept_rows(graph) or (graph,)
         programs = [Program(each, chunks, sharing, windowed) for each in graphs]
         self._for_all_rows, self._for_some_rows = programs[0], programs[-1]
@@ -52,8 +55,11 @@ class RecordedModel:
         """In a forward pass that wants logits of every token."""
         return self._for_all_rows.num_operations
 
-    def bind(self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]") -> None:
-        """Sets the layers' caches."""
+    def bind(
+        self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]", num_positions: int
+    ) -> None:
+        """Sets the layers' caches, for sequences of at most so many positions."""
+        self._positions.allocate(num_positions)
         for program in {self._for_all_rows, self._for_some_rows}:
             program.bind(keys, values)
 
@@ -66,5 +72,6 @@ class RecordedModel:
         window_layout: PagedLayout | None,
     ) -> torch.Tensor:
         """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`, ascending. Returns logits `[1, K, vocab]`."""
+        self._positions.cover(max(layout.end, default=0))
         program = self._for_some_rows if kept.shape[0] < input_ids.shape[1] else self._for_all_rows
         return program.run(input_ids, position_ids, kept, layout, window_layout or layout)

@@ -152,8 +152,8 @@ class PagedPath:
         self._window_blocks = None
         if window and most_in_use(window, limits) < num_blocks:
             # As many as a table of the router's blocks has at most.
-            longest = limits.max_total_tokens + 2 if limits.max_total_tokens else num_blocks * limits.block_size_tokens
-            self._window_blocks = WindowBlocks(window, limits, -(-longest // limits.block_size_tokens) + 1)
+            longest = _longest(limits, num_blocks)
+            self._window_blocks = WindowBlocks(window, limits, table_width(longest, limits.block_size_tokens) + 1)
         for index, layer in self.layers.items():
             in_window = self._window_blocks if index in self._windowed else None
             if layer.source is not None:
@@ -168,7 +168,7 @@ class PagedPath:
                 self._device,
             )
         if self._recorded is not None:
-            self._recorded.bind(self._keys, self._values)
+            self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks))
         if num_blocks:
             self._prepare_decodes(limits, num_blocks)
 
@@ -178,8 +178,7 @@ class PagedPath:
             return
         size = limits.block_size_tokens
         # As wide as the table of all sequences: see SequenceTable.
-        longest = (limits.max_total_tokens or num_blocks * size) + 2
-        space = BlockSpace(size, table_width(longest, size), num_blocks)
+        space = BlockSpace(size, table_width(_longest(limits, num_blocks), size), num_blocks)
         window_space = None
         if (blocks := self._window_blocks) is not None:
             window_space = BlockSpace(size, space.max_blocks, blocks.null_block)
@@ -285,6 +284,11 @@ class PagedPath:
         )
         logits: torch.Tensor = out.logits
         return logits if self._keeps_logits else logits[:, kept]
+
+
+def _longest(limits: "pb.WarmupRequest", num_blocks: int) -> int:
+    """Tokens that a sequence may come to, those of a step in flight included; see SequenceTable."""
+    return (limits.max_total_tokens or num_blocks * limits.block_size_tokens) + 2
 
 
 def table_width(num_tokens: int, block_size: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gridwork_kernels.device_copies import to_device
+from gridwork_kernels.row_maxima import row_maxima
 from gridwork_server.sampling.draw import DrawSettings, draw_untruncated
 from gridwork_server.sampling.logprobs import log_normalizers
 from gridwork_server.sampling.philox import uniforms
@@ -119,7 +120,6 @@ class Sampler:
         """Whether each of these sequences takes its most likely token, and needs nothing else."""
         return not self._features[sequence_ids].any()
 
-    @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
@@ -129,15 +129,24 @@ class Sampler:
         """
         logits = logits.contiguous()
         features = self._features[sequence_ids]
-        wanted = int(np.bitwise_or.reduce(features, initial=0))
+        if not features.any():
+            tokens, maxima = row_maxima(logits)
+            return SampleOutput(tokens.cpu(), ~np.isfinite(maxima.numpy(force=True)))
+        return self._sample(logits, sequence_ids, positions, features)
 
+    @torch.inference_mode()
+    def _sample(
+        self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray, features: np.ndarray
+    ) -> SampleOutput:
+        """features: uint8 [B]."""
+        wanted = int(np.bitwise_or.reduce(features, initial=0))
         observed = _Observed.of(logits, np.nonzero(features & _LOGPROBS)[0]) if wanted & _LOGPROBS else None
         if wanted & _BIASED:
             self._apply_biases(logits, np.nonzero(features & _BIASED)[0], sequence_ids)
         if wanted & _PENALIZED:
             self._apply_penalties(logits, np.nonzero(features & _PENALIZED)[0], sequence_ids)
 
-        tokens, maxima = _row_maxima(logits)
+        tokens, maxima = row_maxima(logits)
         failed = ~np.isfinite(maxima.numpy(force=True))
         if wanted & _RANDOM:
             drawn = features & (_RANDOM | _TRUNCATED)
@@ -205,15 +214,6 @@ class Sampler:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self._device)
-
-
-def _row_maxima(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each row's maximum is, int64 [B], and what it is, float32 [B]; a NaN counts as the maximum.
-
-    Equal logits: the first one. On a CPU numpy's argmax is several times faster than PyTorch's, on one thread.
-    """
-    index = torch.from_numpy(logits.numpy().argmax(1)) if logits.device.type == "cpu" else logits.argmax(1)
-    return index, logits.gather(1, index[:, None])[:, 0]
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Native programs beside the same operations called one by one."""
 
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_no_operation_writes_where_it_reads(sizes: tuple[int, int], tmp_path: Pa
         for nodes in native._operations:
             joined += len(nodes) == 2
             outputs = [ref for node in nodes for ref in node.outputs if ref is not None]
-            inputs = {plan.rows[ref].base for node in nodes for ref in node.inputs()} - set(outputs)
+            inputs = {plan.base(ref) for node in nodes for ref in node.inputs()} - set(outputs)
             for out in outputs:
                 for other in (*inputs, *(set(outputs) - {out})):
                     assert not set(_own_bytes(native, out)) & set(_own_bytes(native, other))
@@ -112,7 +113,13 @@ class Builder:
 
     def __init__(self) -> None:
         self.graph = Graph(Ref(0), Ref(1), Ref(2), [], Ref(0), next_index=3)
-        self.start = self.add(aten.embedding.default, torch.randn(50, 32), self.graph.input_ids)
+        self.table = torch.randn(50, 32)
+        self.embedded = self.add(aten.embedding.default, self.table, self.graph.input_ids)
+
+    @cached_property
+    def start(self) -> Ref:
+        """Given by an operation for which there is no kernel."""
+        return self.add(aten.neg.default, self.embedded)
 
     def add(self, target: object, *args: object, shape: tuple[object, ...] = (1, T, 32)) -> Ref:
         out = self.graph.new_ref()
@@ -125,15 +132,15 @@ class Builder:
             first = self.add(aten.add.Tensor, first, second)
         return first
 
-    def run(self) -> tuple[torch.Tensor, torch.Tensor, Program]:
+    def run(self, ids: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, Program]:
         """What the graph gives with and without programs."""
-        ids = torch.arange(7)[None]
+        ids = torch.arange(7)[None] if ids is None else ids
         results = []
         for native in (True, False):
             program = Program(self.graph, {}, set(), set(), native)
             program.bind({}, {})
             layout = _layout()
-            results.append(program.run(ids, ids, ids[0], layout, layout))
+            results.append(program.run(ids, ids, torch.arange(ids.shape[1]), layout, layout))
             if native:
                 with_programs = program
         return results[0], results[1], with_programs
@@ -160,7 +167,7 @@ def test_operations_between_segments_see_what_they_need() -> None:
     native, plain, program = build.run()
     assert torch.equal(native, plain)
     assert len(segments(build.graph)) == 2
-    assert program.num_calls == 1 + 1 + 1 + 1 + 1
+    assert program.num_calls == 2 + 1 + 1 + 1 + 1
 
 
 def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> None:
@@ -175,6 +182,27 @@ def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> Non
     assert torch.equal(native, plain)
     (segment,) = segments(build.graph)
     assert len(segment.nodes) == 5 and segment.outputs == [total, both], "the views are no operations of it"
+
+
+@pytest.mark.parametrize("count", [1, 7, 3000])
+def test_rows_of_tables_are_looked_up(count: int) -> None:
+    build = Builder()
+    build.sums(build.embedded, build.embedded)
+    ids = (13 * torch.arange(count) % 50)[None]
+    native, plain, program = build.run(ids)
+    assert torch.equal(native, plain) and torch.equal(native[0], 5 * build.table[ids[0]])
+    assert program.num_calls == 1
+
+
+def test_ids_that_a_table_does_not_have_give_nan_and_others_what_they_give() -> None:
+    build = Builder()
+    build.sums(build.embedded, build.embedded)
+    program = Program(build.graph, {}, set(), set())
+    program.bind({}, {})
+    ids = torch.tensor([[3, 50, 49, -1, 2**40]])
+    result = program.run(ids, ids, torch.arange(5), _layout(), _layout())[0]  # type: ignore[arg-type]
+    assert torch.equal(result[[0, 2]], 5 * build.table[[3, 49]])
+    assert result[[1, 3, 4]].isnan().all()
 
 
 def test_what_is_written_in_place_is_left_to_pytorch() -> None:
