@@ -42,7 +42,7 @@ class PositionTables:
         replaced = {}
         for ref in self._plans:
             node = producer[ref]
-            assert node.shape is not None and node.dtype is not None
+            assert node.shape is not None and type(node.shape[-1]) is int and node.dtype is not None
             self._tables[ref] = torch.empty(0, node.shape[-1], dtype=node.dtype)
             arguments = self._tables[ref], graph.position_ids
             replaced[id(node)] = Node(aten.embedding.default, arguments, {}, (ref,), node.shape, node.dtype)
@@ -58,7 +58,7 @@ class PositionTables:
         self._capacity, self._filled = num_positions, 0
         for table in self._tables.values():
             # The same tensors, which programs know.
-            table.set_(torch.empty(num_positions, table.shape[1], dtype=table.dtype))
+            table.resize_(num_positions, table.shape[1])
         self.cover(min(_FIRST, num_positions))
 
     def cover(self, end: int) -> None:
