@@ -8,6 +8,7 @@
 
 #include "attention_problem.h"
 #include "attention_unit.h"
+#include "row_products.h"
 #include "scratch.h"
 
 namespace gridwork {
@@ -18,67 +19,17 @@ constexpr int kGroupVecs = kGroup / kLanes;
 // Sums that there are registers for.
 constexpr int kSums = kLanes == 16 ? 24 : 12;
 
-// sum[r][v] += a row's values at kDepth dimensions (or positions) times VECS vectors of what lies together at them.
-//   x: row stride x_stride.  y: a pointer for each vector.
-template <typename T, int ROWS, int VECS>
-GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
-  const auto vector = [&](int v, int64_t d) {
-    if constexpr (kDepth<T> == 2) return d == 0 ? load_even(y[v]) : load_odd(again(y[v]));
-    else return load(y[v]);
-  };
-#pragma GCC unroll 2
-  for (int64_t d = 0; d < kDepth<T>; ++d) {
-    // What there are fewer of stays in registers, the others pass: beside the sums AVX2 leaves four.
-    if constexpr (ROWS < VECS) {
-      Vec value[ROWS];
-#pragma GCC unroll 24
-      for (int r = 0; r < ROWS; ++r) value[r] = set1(x[r * x_stride + d]);
-#pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) {
-        const Vec wide = vector(v, d);
-#pragma GCC unroll 24
-        for (int r = 0; r < ROWS; ++r) sum[r][v] = add_product(value[r], wide, sum[r][v]);
-      }
-    } else {
-      Vec wide[VECS];
-#pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) wide[v] = vector(v, d);
-#pragma GCC unroll 24
-      for (int r = 0; r < ROWS; ++r) {
-        const Vec value = set1(x[r * x_stride + d]);
-#pragma GCC unroll 8
-        for (int v = 0; v < VECS; ++v) sum[r][v] = add_product(value, wide[v], sum[r][v]);
-      }
-    }
-  }
-}
-
-#if defined(GRIDWORK_PAIR_PRODUCTS)
-template <typename T, int ROWS, int VECS>
-GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
-  PairVec pairs[VECS];
-#pragma GCC unroll 8
-  for (int v = 0; v < VECS; ++v) pairs[v] = load_pairs(y[v]);
-#pragma GCC unroll 24
-  for (int r = 0; r < ROWS; ++r) {
-    const PairVec value = set1_pair(x + r * x_stride);
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) sum[r][v] = add_products(value, pairs[v], sum[r][v]);
-  }
-}
-#endif
-
 // ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions
 // apart.
 //   soon: with a pointer for each group.
 template <typename T, int ROWS, int GROUPS>
-void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score,
+__attribute__((noinline)) void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score,
          const Soon& soon) {
   constexpr int kVecs = GROUPS * kGroupVecs;
   Vec sum[ROWS][kVecs];
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < kVecs; ++v) sum[r][v] = zero();
-  }
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+  });
   int64_t line = 0;
   for (int64_t d = 0; d < width; d += kDepth<T>, ++line) {
     if (line < soon.lines) {
@@ -86,20 +37,17 @@ void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_
       for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
     }
     const T* at[kVecs];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       at[v] = keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes * kDepth<T>;
-    }
+    });
     multiply<T, ROWS, kVecs>(query + d, width, at, sum);
   }
   for (; line < soon.lines; ++line) {
     for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
   }
-#pragma GCC unroll 24
-  for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) store(score + r * kSegment + v * kLanes, sum[r][v]);
-  }
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(score + r * kSegment + v * kLanes, sum[r][v]); });
+  });
 }
 
 // Most rows whose sums of so many groups there are registers for.
@@ -243,7 +191,7 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
 // ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
 //   next: is asked for, as large a share as that of these dimensions.
 template <typename T, int ROWS, int VECS>
-void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+__attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
                 const Multiplied<T>* weight, int64_t dimension, float* out, const NextKeys& next) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   const int64_t origin = first / kSegment * kSegment;
@@ -252,9 +200,9 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
   thread_local Scratch gathered;
   out += dimension;
   Vec sum[ROWS][VECS];
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECS; ++v) sum[r][v] = zero();
-  }
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+  });
   // Of keys, as many lines as of values.
   constexpr int64_t kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
   int64_t next_group = next.first;
@@ -278,8 +226,7 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
         for (int64_t line = 0; line < kLines; ++line) prefetch(soon, line);
         soon += kLines * kLine / static_cast<int64_t>(sizeof(T));
         const T* at[VECS];
-#pragma GCC unroll 8
-        for (int v = 0; v < VECS; ++v) at[v] = value + v * kVecValues;
+        each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
         multiply<T, ROWS, VECS>(weights + position, kSegment, at, sum);
       }
       continue;
@@ -294,16 +241,15 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
         value = copy;
       }
       const T* at[VECS];
-#pragma GCC unroll 8
-      for (int v = 0; v < VECS; ++v) at[v] = value + v * kVecValues;
+      each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
       multiply<T, ROWS, VECS>(weights + position - group, kSegment, at, sum);
     }
   }
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECS; ++v) {
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       store_some(out + r * p.value_size + v * kLanes, sum[r][v], count - v * kLanes);
-    }
-  }
+    });
+  });
 }
 
 template <typename T, int VECS, int ROWS>

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "linear_unit.h"
+#include "row_products.h"
 #include "scratch.h"
 #include "simd.h"
 #include "tensors.h"
@@ -44,70 +45,6 @@ template <>
 constexpr int64_t kMultiple<bf16> = 2 * kUnitPairs;
 #endif
 
-// sum[r][p][half] += rows' values at one group of kDepth k times the panels' weights at it.
-//   x: row stride x_stride.  w: the first panel's group; panels are panel_stride apart.
-template <int ROWS, int PANELS, typename W>
-GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const W* w, int64_t panel_stride,
-                              Vec (&sum)[ROWS][PANELS][2]) {
-  const auto weights = [&](int panel, int half, int64_t d) {
-    const W* at = w + panel * panel_stride + half * kLanes * kDepth<W>;
-    if constexpr (kDepth<W> == 2) return d == 0 ? load_even(at) : load_odd(again(at));
-    else return load(at);
-  };
-#pragma GCC unroll 2
-  for (int64_t d = 0; d < kDepth<W>; ++d) {
-    // What there are fewer of stays in registers, the others pass: beside the sums AVX2 leaves four.
-    if constexpr (ROWS < 2 * PANELS) {
-      Vec value[ROWS];
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) value[r] = set1(x[r * x_stride + d]);
-#pragma GCC unroll 8
-      for (int p = 0; p < PANELS; ++p) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const Vec wide = weights(p, half, d);
-#pragma GCC unroll 16
-          for (int r = 0; r < ROWS; ++r) sum[r][p][half] = add_product(value[r], wide, sum[r][p][half]);
-        }
-      }
-    } else {
-      Vec a[PANELS], b[PANELS];
-#pragma GCC unroll 8
-      for (int p = 0; p < PANELS; ++p) a[p] = weights(p, 0, d), b[p] = weights(p, 1, d);
-#pragma GCC unroll 16
-      for (int r = 0; r < ROWS; ++r) {
-        const Vec value = set1(x[r * x_stride + d]);
-#pragma GCC unroll 8
-        for (int p = 0; p < PANELS; ++p) {
-          sum[r][p][0] = add_product(value, a[p], sum[r][p][0]);
-          sum[r][p][1] = add_product(value, b[p], sum[r][p][1]);
-        }
-      }
-    }
-  }
-}
-
-#if defined(GRIDWORK_PAIR_PRODUCTS)
-template <int ROWS, int PANELS>
-GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* w, int64_t panel_stride,
-                              Vec (&sum)[ROWS][PANELS][2]) {
-  PairVec a[PANELS], b[PANELS];
-#pragma GCC unroll 8
-  for (int p = 0; p < PANELS; ++p) {
-    a[p] = load_pairs(w + p * panel_stride), b[p] = load_pairs(w + p * panel_stride + 2 * kLanes);
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    const PairVec v = set1_pair(x + r * x_stride);
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) {
-      sum[r][p][0] = add_products(v, a[p], sum[r][p][0]);
-      sum[r][p][1] = add_products(v, b[p], sum[r][p][1]);
-    }
-  }
-}
-#endif
-
 // Where a tile's sums begin and end.
 template <typename Out>
 struct Target {
@@ -130,35 +67,35 @@ template <typename X, typename W, int ROWS, int PANELS, bool TILED, typename Out
 __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
   const int64_t x_stride = TILED ? kDepth<W> : K, panel_stride = K * kPanel;
   constexpr int64_t x_step = TILED ? kRows * kDepth<W> : kDepth<W>;
-  Vec sum[ROWS][PANELS][2];
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) {
-      sum[r][p][0] = to.first ? zero() : load(to.partial + r * kPanel);
-      sum[r][p][1] = to.first ? zero() : load(to.partial + r * kPanel + kLanes);
-    }
-  }
+  constexpr int kVecs = 2 * PANELS;
+  Vec sum[ROWS][kVecs];
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      sum[r][v] = to.first ? zero() : load(to.partial + r * kPanel + v % 2 * kLanes);
+    });
+  });
   constexpr int64_t kGroup = kDepth<W> * kPanel;
   for (int64_t k = 0; k < count; ++k) {
     if (k < to.ahead_groups) {
       const char* next = static_cast<const char*>(to.ahead) + k * kGroup * static_cast<int64_t>(sizeof(W));
       for (size_t i = 0; i < kGroup * sizeof(W); i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
     }
-    multiply<ROWS, PANELS>(x + k * x_step, x_stride, w + k * kGroup, panel_stride, sum);
+    const W* at[kVecs];
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      at[v] = w + k * kGroup + v / 2 * panel_stride + v % 2 * kLanes * kDepth<W>;
+    });
+    multiply<W, ROWS, kVecs>(x + k * x_step, x_stride, at, sum);
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-    for (int p = 0; p < PANELS; ++p) {
-      Vec a = sum[r][p][0], b = sum[r][p][1];
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+      Vec a = sum[r][2 * p], b = sum[r][2 * p + 1];
       if (!to.last) {
         store(to.partial + r * kPanel, a);
         store(to.partial + r * kPanel + kLanes, b);
-        continue;
+        return;
       }
       const int64_t feature = p * kPanel, left = to.features - feature;
-      if (left <= 0) continue;
+      if (left <= 0) return;
       if (to.bias != nullptr) {
         a = add(a, load_some(to.bias + feature, left));
         b = add(b, load_some(to.bias + feature + kLanes, left - kLanes));
@@ -166,8 +103,8 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
       Out* o = to.out + r * to.stride + feature;
       store_some(o, a, left);
       if (left > kLanes) store_some(o + kLanes, b, left - kLanes);
-    }
-  }
+    });
+  });
 }
 
 // `rows` rows, by a switch over their number.

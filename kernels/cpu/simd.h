@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 namespace gridwork {
 
@@ -28,6 +29,15 @@ template <>
 constexpr int64_t kDepth<bf16> = 2;
 
 #define GRIDWORK_INLINE inline __attribute__((always_inline))
+#define GRIDWORK_INLINE_LAMBDA __attribute__((always_inline))
+
+// Calls body with the constants 0 … COUNT - 1: no loop any more when the compiler looks for registers.
+template <int COUNT, typename F>
+GRIDWORK_INLINE void each(const F& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) GRIDWORK_INLINE_LAMBDA {
+    (body(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, COUNT>{});
+}
 
 GRIDWORK_INLINE float widen(float v) { return v; }
 GRIDWORK_INLINE float widen(bf16 v) {
@@ -176,9 +186,6 @@ GRIDWORK_INLINE void store(f16* p, Vec v) {
 
 GRIDWORK_INLINE __m256i load_bits(const bf16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 GRIDWORK_INLINE Vec load_even(const bf16* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_bits(p), 16)); }
-GRIDWORK_INLINE Vec load_odd(const bf16* p) {
-  return _mm256_castsi256_ps(_mm256_and_si256(load_bits(p), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
-}
 
 #endif
 
@@ -197,24 +204,6 @@ GRIDWORK_INLINE void store_some(T* p, Vec v, int64_t count) {
   alignas(64) T all[kLanes];
   store(all, v);
   if (count > 0) std::memcpy(p, all, static_cast<size_t>(count) * sizeof(T));
-}
-
-// The same pointer, unknown to the compiler: where registers are few, what was loaded from it is not kept for long.
-template <typename T>
-GRIDWORK_INLINE const T* again(const T* p) {
-  if (kLanes < 16) asm("" : "+r"(p));
-  return p;
-}
-
-// sum += a * b, in the same register: with as many sums as AVX2 has room for, a compiler that may choose moves them
-// about.
-GRIDWORK_INLINE Vec add_product(Vec a, Vec b, Vec sum) {
-#if defined(__AVX512F__)
-  return fma(a, b, sum);
-#else
-  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-  return sum;
-#endif
 }
 
 // What rows of type X are multiplied in with memory of type W.
