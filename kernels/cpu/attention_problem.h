@@ -6,6 +6,8 @@
 // dimensions, two positions: D = kDepth of what is summed over lie together.
 //   keys: [num_blocks, kv_heads, ceil(key_size / D), block_size, D]
 //   values: [num_blocks, kv_heads, ceil(block_size / D), value_size, D]
+// Blocks and heads may lie apart. In a cache of our own, a head's values of a block lie behind its keys, and heads
+// behind each other.
 #pragma once
 
 #include <algorithm>
@@ -34,13 +36,11 @@ struct Problem {
   const float* slopes;      // [query_heads] or null
   Rotary<T> rotary;
   int64_t tokens, query_token_stride, query_head_stride, query_heads, kv_heads, key_size, value_size, table_stride;
-  int64_t block_size, window, chunk;
+  int64_t block_size, keys_block_stride, keys_head_stride, values_block_stride, values_head_stride, window, chunk;
   float scale, softcap;
 
   int64_t group() const { return query_heads / kv_heads; }
-  // Values of a block of keys, of values, of one head; of a row of queries.
-  int64_t key_values() const { return padded(key_size) * block_size; }
-  int64_t value_values() const { return padded(block_size) * value_size; }
+  // Values of a row of queries.
   int64_t query_width() const { return padded(key_size); }
   static int64_t padded(int64_t count) { return (count + kDepth<T> - 1) / kDepth<T> * kDepth<T>; }
   // First position that a token with so many keys sees.
@@ -57,12 +57,12 @@ struct Problem {
   }
   // Keys from a position on, in its block.
   const T* key_at(int64_t table_row, int64_t position, int64_t head) const {
-    const T* first = keys + (block(table_row, position) * kv_heads + head) * key_values();
+    const T* first = keys + block(table_row, position) * keys_block_stride + head * keys_head_stride;
     return first + place_in_block(position) * kDepth<T>;
   }
   // Values of the block that a position lies in.
   const T* value_block(int64_t table_row, int64_t position, int64_t head) const {
-    return values + (block(table_row, position) * kv_heads + head) * value_values();
+    return values + block(table_row, position) * values_block_stride + head * values_head_stride;
   }
 };
 
@@ -71,6 +71,9 @@ struct Tile {
   int64_t token, count, begin, end;
   int64_t first_segment() const { return begin / kSegment; }
   int64_t num_segments() const { return (end - 1) / kSegment + 1 - first_segment(); }
+  // Positions of a segment.
+  int64_t first(int64_t segment) const { return std::max(segment * kSegment, begin); }
+  int64_t last(int64_t segment) const { return std::min((segment + 1) * kSegment, end); }
 };
 
 // What a tile's rows have of one segment, or of several so far: for each row the largest score, the sum of the weights
@@ -86,22 +89,42 @@ struct Partial {
 
 constexpr int64_t kLine = 64;
 
-// Into the second cache: of the first one's misses a core has only few under way at a time, of the second one's more.
-inline void prefetch(const void* p, int64_t line) {
-  _mm_prefetch(static_cast<const char*>(p) + line * kLine, _MM_HINT_T1);
-}
-
-// What will be read soon: so many lines behind each of some pointers. Blocks lie anywhere, so that no hardware foresees
-// the next one. They are asked for one by one while something else is computed, since a core waits for only some at a
-// time.
-struct Soon {
-  const void* const* at;
-  int64_t lines;
+// Some heads, one after the other.
+struct Heads {
+  int64_t first, count;
 };
 
-// Keys that will be read next: of the segment that begins with position `first` (a multiple of kGroup), if any.
-struct NextKeys {
-  int64_t table_row = 0, head = 0, first = 0, last = 0;
+// Memory that will be read soon, in the order in which it lies: pieces of the same length, one for each block. Blocks lie
+// anywhere, so that no hardware foresees the next one. Lines are asked for one by one while something else is computed,
+// since a core waits for only some at a time; into the second cache, since of the first one's misses it has only few
+// under way, of the second one's more.
+class Ahead {
+ public:
+  Ahead() = default;
+  explicit Ahead(int64_t bytes) : lines_(bytes / kLine) {}
+
+  void add(const void* piece) { pieces_[count_++] = static_cast<const char*>(piece); }
+  // The next line, if there is one.
+  GRIDWORK_INLINE void ask() {
+    if (at_ == end_ && !next()) return;
+    _mm_prefetch(at_, _MM_HINT_T1);
+    at_ += kLine;
+  }
+  void ask(int64_t lines) {
+    for (; lines > 0; --lines) ask();
+  }
+
+ private:
+  bool next() {
+    if (next_ == count_ || lines_ == 0) return false;
+    at_ = pieces_[next_++];
+    end_ = at_ + lines_ * kLine;
+    return true;
+  }
+
+  const char *at_ = nullptr, *end_ = nullptr;
+  int64_t lines_ = 0, count_ = 0, next_ = 0;
+  const char* pieces_[kSegment / kGroup];
 };
 
 }  // namespace gridwork

@@ -21,29 +21,22 @@ constexpr int kSums = kLanes == 16 ? 24 : 12;
 
 // ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions
 // apart.
-//   soon: with a pointer for each group.
+//   ahead: as much is asked for as there is of keys.
 template <typename T, int ROWS, int GROUPS>
 __attribute__((noinline)) void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score,
-         const Soon& soon) {
+                                   Ahead* ahead) {
   constexpr int kVecs = GROUPS * kGroupVecs;
   Vec sum[ROWS][kVecs];
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
   });
-  int64_t line = 0;
-  for (int64_t d = 0; d < width; d += kDepth<T>, ++line) {
-    if (line < soon.lines) {
-#pragma GCC unroll 8
-      for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
-    }
+  for (int64_t d = 0; d < width; d += kDepth<T>) {
+    if (ahead != nullptr) each<GROUPS>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
     const T* at[kVecs];
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       at[v] = keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes * kDepth<T>;
     });
     multiply<T, ROWS, kVecs>(query + d, width, at, sum);
-  }
-  for (; line < soon.lines; ++line) {
-    for (int g = 0; g < GROUPS; ++g) prefetch(soon.at[g], line);
   }
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(score + r * kSegment + v * kLanes, sum[r][v]); });
@@ -55,20 +48,19 @@ constexpr int dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups 
 
 template <typename T, int GROUPS, int ROWS = dot_rows(GROUPS)>
 void dot_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-            float* score, const Soon& soon) {
-  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score, soon);
-  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, soon);
+            float* score, Ahead* ahead) {
+  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score, ahead);
+  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, ahead);
 }
 
 // All rows, in tiles of about the same number.
 template <typename T, int GROUPS>
 void dot_rows_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-                 float* score, const Soon& soon) {
+                 float* score, Ahead& ahead) {
   constexpr int64_t kMost = dot_rows(GROUPS);
   for (int64_t r = 0, tiles = (rows + kMost - 1) / kMost, some; r < rows; r += some, --tiles) {
     some = (rows - r + tiles - 1) / tiles;
-    const Soon now{soon.at, r == 0 ? soon.lines : 0};
-    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, now);
+    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, r == 0 ? &ahead : nullptr);
   }
 }
 
@@ -86,10 +78,10 @@ void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t 
   }
 }
 
-// Scores of all rows for the positions [first, last), rounded out to whole groups. Asks for their values.
+// Scores of all rows for the positions [first, last), rounded out to whole groups.
 template <typename T>
 void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-            const Multiplied<T>* query, int64_t rows, float* score) {
+            const Multiplied<T>* query, int64_t rows, float* score, Ahead& ahead) {
   const int64_t origin = first / kSegment * kSegment, width = p.query_width();
   const bool whole = p.block_size % kGroup == 0;
   thread_local Scratch gathered;
@@ -108,14 +100,10 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
     // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
     const bool two = left >= 2 && (rows <= dot_rows(2) || kGroupVecs == 1);
     const int64_t count = rows <= dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
-    const void* values[kMost];
-    const bool ask = p.block_size == kGroup;
-    for (int64_t g = 0; ask && g < count; ++g) values[g] = p.value_block(table_row, group + g * kGroup, head);
-    const Soon soon{values, ask ? p.value_values() * static_cast<int64_t>(sizeof(T)) / kLine : 0};
     float* s = score + (group - origin);
-    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s, soon);
-    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s, soon);
-    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s, soon);
+    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s, ahead);
+    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s, ahead);
+    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s, ahead);
     group += count * kGroup;
   }
 }
@@ -189,10 +177,10 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
 }
 
 // ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
-//   next: is asked for, as large a share as that of these dimensions.
+//   ahead: as much is asked for as there is of these values; or null.
 template <typename T, int ROWS, int VECS>
 __attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                const Multiplied<T>* weight, int64_t dimension, float* out, const NextKeys& next) {
+                                          const Multiplied<T>* weight, int64_t dimension, float* out, Ahead* ahead) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   const int64_t origin = first / kSegment * kSegment;
   const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
@@ -203,10 +191,8 @@ __attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
     each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
   });
-  // Of keys, as many lines as of values.
-  constexpr int64_t kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
-  int64_t next_group = next.first;
-  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup, next_group += kGroup) {
+  constexpr int kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
+  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup) {
     const int64_t begin = std::max(first, group), end = std::min(last, group + kGroup);
     const T* values;
     if (whole) {
@@ -219,12 +205,8 @@ __attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row
     const Multiplied<T>* weights = weight + group - origin;
     if (fits && end - begin == kGroup) {
       const T* value = values + dimension * kTogether;
-      const T* soon = next_group < next.last ? p.key_at(next.table_row, next_group, next.head) : values;
-      soon += dimension * kGroup;
       for (int64_t position = 0; position < kGroup; position += kTogether, value += kTogether * p.value_size) {
-#pragma GCC unroll 8
-        for (int64_t line = 0; line < kLines; ++line) prefetch(soon, line);
-        soon += kLines * kLine / static_cast<int64_t>(sizeof(T));
+        if (ahead != nullptr) each<kLines>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
         const T* at[VECS];
         each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
         multiply<T, ROWS, VECS>(weights + position, kSegment, at, sum);
@@ -254,10 +236,10 @@ __attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row
 
 template <typename T, int VECS, int ROWS>
 void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                   const Multiplied<T>* weight, int64_t dimension, float* out, const NextKeys& next) {
-  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out, next);
+                   const Multiplied<T>* weight, int64_t dimension, float* out, Ahead* ahead) {
+  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out, ahead);
   if constexpr (ROWS > 1) {
-    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out, next);
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out, ahead);
   }
 }
 
@@ -268,15 +250,9 @@ class TileAttention {
 
   int64_t rows() const { return tile_.count * p_.group(); }
 
-  // What is read first of a segment.
-  NextKeys keys_of(int64_t index) const {
-    if (p_.block_size != kGroup) return {};
-    return {p_.sequence[tile_.token], head_, first(index) / kGroup * kGroup, last(index)};
-  }
-
-  // One segment into `to`. next: what this thread will read after it. The others: the thread's own memory.
+  // One segment into `to`. ahead: what this thread will read after it. The others: the thread's own memory.
   void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight, const Partial& to,
-               const NextKeys& next, AttentionUnit<T>& unit) const {
+               Ahead& ahead, AttentionUnit<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
     bool on_unit = false;
     int64_t whole = kLanes;
@@ -284,26 +260,26 @@ class TileAttention {
       on_unit = unit.takes(p_);
       if (on_unit) {
         whole = unit.kTwoGroups;
-        unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score);
+        unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score, ahead);
       }
     }
-    if (!on_unit) scores(p_, row, head_, begin, end, query, rows(), score);
+    if (!on_unit) scores(p_, row, head_, begin, end, query, rows(), score, ahead);
     each_row([&](int64_t r, int64_t token, int64_t query_head) {
       const int64_t length = p_.length[token];
       weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
             query_head, to.largest[r], to.total[r]);
     });
     if constexpr (AttentionUnit<T>::kThere) {
-      if (on_unit) return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, next);
+      if (on_unit) return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, ahead);
     }
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;
       if (rows() <= kSums / 4 && left >= 4 * kLanes) {
-        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum, next), d += 4 * kLanes;
+        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum, ahead), d += 4 * kLanes;
       } else if (left >= 2 * kLanes) {
-        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum, next), d += 2 * kLanes;
+        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum, ahead), d += 2 * kLanes;
       } else {
-        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum, next), d += kLanes;
+        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum, ahead), d += kLanes;
       }
     }
   }
@@ -374,11 +350,11 @@ class TileAttention {
   // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
   template <int VECS, int MOST>
   void sum_dimensions(int64_t row, int64_t begin, int64_t end, const Multiplied<T>* weight, int64_t dimension,
-                      float* sum, const NextKeys& next) const {
+                      float* sum, Ahead& ahead) const {
     for (int64_t r = 0, tiles = (rows() + MOST - 1) / MOST, some; r < rows(); r += some, --tiles) {
       some = (rows() - r + tiles - 1) / tiles;
       sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, weight + r * kSegment, dimension,
-                                   sum + r * p_.value_size, r == 0 ? next : NextKeys{});
+                                   sum + r * p_.value_size, r == 0 ? &ahead : nullptr);
     }
   }
 
@@ -391,8 +367,8 @@ class TileAttention {
     }
   }
 
-  int64_t first(int64_t segment) const { return std::max(segment * kSegment, tile_.begin); }
-  int64_t last(int64_t segment) const { return std::min((segment + 1) * kSegment, tile_.end); }
+  int64_t first(int64_t segment) const { return tile_.first(segment); }
+  int64_t last(int64_t segment) const { return tile_.last(segment); }
 
   const Problem<T>& p_;
   const Tile& tile_;

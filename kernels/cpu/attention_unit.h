@@ -60,32 +60,27 @@ class AttentionUnit<bf16> {
 
   // As `scores`.
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
-              float* score) const {
+              float* score, Ahead& ahead) const {
     if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
-    const int64_t width = p.query_width(), lines = p.value_values() * static_cast<int64_t>(sizeof(bf16)) / kLine;
+    const int64_t width = p.query_width();
     score -= first / kSegment * kSegment;
     for (int64_t group = first / kGroup * kGroup, count; group < last; group += count * kGroup) {
       count = std::min<int64_t>(2, (last - group + kGroup - 1) / kGroup);
       const bf16* keys[2];
-      const void* values[2];
-      for (int64_t g = 0; g < count; ++g) {
-        keys[g] = p.key_at(table_row, group + g * kGroup, head);
-        values[g] = p.value_block(table_row, group + g * kGroup, head);
-      }
+      for (int64_t g = 0; g < count; ++g) keys[g] = p.key_at(table_row, group + g * kGroup, head);
       each_rows([&]<int TILES>(int64_t r, int64_t second) {
-        const Soon soon{values, r == 0 ? lines : 0};
+        Ahead* asked = r == 0 ? &ahead : nullptr;
         const bf16 *q[2] = {query + r * width, query + second * width};
         float* to[2] = {score + r * kSegment + group, score + second * kSegment + group};
-        if (count == 2) dot<TILES, 2>(q, width, keys, to, soon);
-        else dot<TILES, 1>(q, width, keys, to, soon);
+        if (count == 2) dot<TILES, 2>(q, width, keys, to, asked);
+        else dot<TILES, 1>(q, width, keys, to, asked);
       });
     }
   }
 
-  // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups. next: is asked
-  // for.
+  // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups.
   void sum_values(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                  const bf16* weight, float* out, const NextKeys& next) const {
+                  const bf16* weight, float* out, Ahead& ahead) const {
     thread_local Scratch scratch;
     const int64_t origin = first / kSegment * kSegment, begin = (first - origin) / kTwoGroups * kTwoGroups;
     const int64_t end = (last - origin + kTwoGroups - 1) / kTwoGroups * kTwoGroups;
@@ -93,9 +88,7 @@ class AttentionUnit<bf16> {
     for (int64_t group = begin; group < end; group += kGroup) {
       bf16* to = values + group * p.value_size;
       const int64_t at = origin + group, from = std::max(first - at, int64_t{0}), until = std::min(last - at, kGroup);
-      // What is asked for is that of the segment's groups in turn.
-      const int64_t soon = next.first + group - begin;
-      if (soon < next.last) ask(p.key_at(next.table_row, soon, next.head), p.key_values());
+      ahead.ask(p.value_size * kGroup * static_cast<int64_t>(sizeof(bf16)) / kLine);
       if (from >= until) std::fill_n(to, kGroup * p.value_size, bf16{});
       else copy(p.value_block(table_row, at, head), p.value_size, from, until, to);
     }
@@ -126,15 +119,12 @@ class AttentionUnit<bf16> {
   // Scores of TILES tiles of rows for GROUPS groups of positions.
   template <int TILES, int GROUPS>
   void dot(const bf16* const (&query)[2], int64_t width, const bf16* const (&keys)[2], float* const (&score)[2],
-           const Soon& soon) const {
+           Ahead* ahead) const {
     zero_sums<TILES, GROUPS>();
-    const int64_t lines = (soon.lines + steps_ - 1) / steps_;
     for (int64_t step = 0; step < steps_; ++step) {
       const int64_t pair = step * 2 * step_pairs_;
-      for (int64_t line = step * lines; line < std::min(soon.lines, (step + 1) * lines); ++line) {
-        prefetch(soon.at[0], line);
-        if constexpr (GROUPS == 2) prefetch(soon.at[1], line);
-      }
+      // As many lines as it reads of keys: a pair of dimensions of a group is one.
+      if (ahead != nullptr) ahead->ask(GROUPS * step_pairs_);
       load_tile<4>(query[0] + pair, 2 * width);
       if constexpr (TILES == 2) load_tile<5>(query[1] + pair, 2 * width);
       load_tile<6>(keys[0] + pair * kGroup, 4 * kGroup);
@@ -183,10 +173,6 @@ class AttentionUnit<bf16> {
     if constexpr (COLUMNS == 2) store_tile<1>(to[0] + kUnitLanes, stride);
     if constexpr (TILES == 2) store_tile<2>(to[1], stride);
     if constexpr (TILES == 2 && COLUMNS == 2) store_tile<3>(to[1] + kUnitLanes, stride);
-  }
-
-  static void ask(const bf16* from, int64_t count) {
-    for (int64_t line = 0; line < count * static_cast<int64_t>(sizeof(bf16)) / kLine; ++line) prefetch(from, line);
   }
 
   // A group's values, with zeros for what is not in [begin, end) of it: that may be no number.

@@ -92,6 +92,7 @@ struct Attention {
   int64_t value_token_stride, value_head_stride;
   void* keys;
   void* values;
+  int64_t keys_block_stride, keys_head_stride, values_block_stride, values_head_stride;
   void* out;
   const int32_t* tables;
   int64_t table_stride;

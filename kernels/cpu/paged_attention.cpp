@@ -43,59 +43,115 @@ std::vector<Tile> tiles(const Problem<T>& p) {
   return tiles;
 }
 
-// What a thread needs besides results: queries, scores, weights, one segment's partial result and that of all so far.
+// KV heads that a thread computes together, segment by segment, so that it reads longer pieces of memory: as many as
+// their part of two segments stays in a core's L2 cache, and as leave every thread some of the `pieces` of work.
 template <typename T>
-struct Workspace {
-  Multiplied<T>* query;
-  float* score;
-  Multiplied<T>* weight;
-  float *segment, *all;
-  Workspace(const Problem<T>& p, int64_t rows) {
+int64_t heads_together(const Problem<T>& p, int64_t pieces) {
+  constexpr int64_t kMostBytes = 192 << 10;
+  const int64_t head_bytes = kSegment * p.keys_head_stride * static_cast<int64_t>(sizeof(T)) / p.block_size;
+  for (int64_t heads = p.kv_heads; heads > 1; --heads) {
+    if (p.kv_heads % heads == 0 && heads * head_bytes <= kMostBytes &&
+        pieces * (p.kv_heads / heads) >= num_threads() * 4) {
+      return heads;
+    }
+  }
+  return 1;
+}
+
+// Keys of some heads in a segment, and what lies between them: their values.
+template <typename T>
+Ahead ahead_of(const Problem<T>& p, const Tile& tile, const Heads& heads, int64_t segment) {
+  if (p.block_size != kGroup) return {};
+  Ahead ahead(heads.count * p.keys_head_stride * static_cast<int64_t>(sizeof(T)));
+  const int64_t row = p.sequence[tile.token], first = tile.first(segment) / kGroup * kGroup;
+  for (int64_t at = first; at < tile.last(segment); at += kGroup) ahead.add(p.key_at(row, at, heads.first));
+  return ahead;
+}
+
+// What a thread needs besides results: queries, scores, weights, one segment's partial result and that of all so far;
+// queries and the last one for each of some heads.
+template <typename T>
+class Workspace {
+ public:
+  Workspace(const Problem<T>& p, int64_t rows, int64_t heads) : rows_(rows) {
     thread_local Scratch scratch;
-    const size_t partial = (Partial::num_floats(rows, p.value_size) + 15) / 16 * 16;
-    const size_t queries = static_cast<size_t>((rows * p.query_width() + 15) / 16 * 16);
-    const size_t scores = static_cast<size_t>(rows * kSegment);
+    partial_ = (Partial::num_floats(rows, p.value_size) + 15) / 16 * 16;
+    queries_ = static_cast<size_t>((rows * p.query_width() + 15) / 16 * 16);
+    const size_t scores = static_cast<size_t>(rows * kSegment), count = static_cast<size_t>(heads);
     // Where weights are float32, they stand in the place of the scores.
     constexpr bool kInPlace = std::is_same_v<Multiplied<T>, float>;
-    float* memory = scratch.floats(queries + (kInPlace ? 1 : 2) * scores + 2 * partial);
-    query = reinterpret_cast<Multiplied<T>*>(memory);
-    score = memory + queries;
+    query_ = scratch.floats(count * queries_ + (kInPlace ? 1 : 2) * scores + (1 + count) * partial_);
+    score = query_ + count * queries_;
     weight = reinterpret_cast<Multiplied<T>*>(kInPlace ? score : score + scores);
-    segment = score + (kInPlace ? 1 : 2) * scores;
-    all = segment + partial;
+    segment_ = score + (kInPlace ? 1 : 2) * scores;
   }
+
+  // head: which of them.
+  Multiplied<T>* query(int64_t head) const {
+    return reinterpret_cast<Multiplied<T>*>(query_ + static_cast<size_t>(head) * queries_);
+  }
+  Partial segment() const { return {segment_, rows_}; }
+  Partial all(int64_t head) const { return {segment_ + static_cast<size_t>(1 + head) * partial_, rows_}; }
+
+  float* score;
+  Multiplied<T>* weight;
+
+ private:
+  int64_t rows_;
+  size_t partial_, queries_;
+  float *query_, *segment_;
+};
+
+// A tile's attention for some heads.
+struct Task {
+  const Tile* tile;
+  Heads heads;
 };
 
 template <typename T>
 void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
-  const int64_t tasks = static_cast<int64_t>(tiles.size()) * p.kv_heads;
-  const int64_t chunk = std::clamp<int64_t>(tasks / (num_threads() * 8), 1, 16);
+  const int64_t together = heads_together(p, static_cast<int64_t>(tiles.size()));
+  std::vector<Task> tasks;
+  for (const Tile& tile : tiles) {
+    // Tiles of many rows multiply for longer than they read.
+    const int64_t count = tile.count == 1 ? together : 1;
+    for (int64_t head = 0; head < p.kv_heads; head += count) tasks.push_back({&tile, {head, count}});
+  }
   // The longest contexts come last in a prompt: they are taken first, so that threads end together.
-  parallel_for(tasks, chunk, [&](int64_t first, int64_t last) {
+  std::reverse(tasks.begin(), tasks.end());
+  const auto count = static_cast<int64_t>(tasks.size());
+  const int64_t chunk = std::clamp<int64_t>(count / (num_threads() * 8), 1, 16);
+  parallel_for(count, chunk, [&](int64_t first, int64_t last) {
     AttentionUnit<T> unit;
     for (int64_t task = first; task < last; ++task) {
-      const int64_t index = tasks - 1 - task;
-      const Tile& tile = tiles[static_cast<size_t>(index / p.kv_heads)];
-      const TileAttention<T> attention(p, tile, index % p.kv_heads);
-      const Workspace<T> own(p, attention.rows());
-      const Partial more(own.segment, attention.rows()), all(own.all, attention.rows());
-      attention.load_queries(own.query);
-      if (p.sinks != nullptr) attention.start(all);
-      for (int64_t s = 0; s < tile.num_segments(); ++s) {
-        NextKeys next;
-        if (s + 1 < tile.num_segments()) {
-          next = attention.keys_of(tile.first_segment() + s + 1);
+      const auto& [tile, heads] = tasks[static_cast<size_t>(task)];
+      const auto of_head = [&, &tile = *tile, &heads = heads](int64_t i) {
+        return TileAttention<T>(p, tile, heads.first + i);
+      };
+      const Workspace<T> own(p, tile->count * p.group(), heads.count);
+      for (int64_t i = 0; i < heads.count; ++i) {
+        of_head(i).load_queries(own.query(i));
+        if (p.sinks != nullptr) of_head(i).start(own.all(i));
+      }
+      for (int64_t s = 0; s < tile->num_segments(); ++s) {
+        const int64_t segment = tile->first_segment() + s;
+        Ahead ahead;
+        if (s + 1 < tile->num_segments()) {
+          ahead = ahead_of(p, *tile, heads, segment + 1);
         } else if (task + 1 < last) {
-          const Tile& following = tiles[static_cast<size_t>((index - 1) / p.kv_heads)];
-          next = TileAttention<T>(p, following, (index - 1) % p.kv_heads).keys_of(following.first_segment());
+          const Task& next = tasks[static_cast<size_t>(task + 1)];
+          ahead = ahead_of(p, *next.tile, next.heads, next.tile->first_segment());
         }
         // Before the first one there may be nothing to add it to.
         const bool adds = s > 0 || p.sinks != nullptr;
-        const int64_t segment = tile.first_segment() + s;
-        attention.segment(segment, own.query, own.score, own.weight, adds ? more : all, next, unit);
-        if (adds) attention.add_segment(segment, more, all);
+        for (int64_t i = 0; i < heads.count; ++i) {
+          const TileAttention<T> attention = of_head(i);
+          const Partial to = adds ? own.segment() : own.all(i);
+          attention.segment(segment, own.query(i), own.score, own.weight, to, ahead, unit);
+          if (adds) attention.add_segment(segment, to, own.all(i));
+        }
       }
-      attention.finish(all);
+      for (int64_t i = 0; i < heads.count; ++i) of_head(i).finish(own.all(i));
     }
   });
 }
@@ -103,30 +159,47 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
 // Segments of one tile by several threads: few sequences with long contexts.
 template <typename T>
 void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
-  std::vector<int64_t> first_task{0};
-  int64_t most_rows = 0;
+  int64_t segments = 0, most_rows = 0;
   for (const Tile& tile : tiles) {
-    first_task.push_back(first_task.back() + tile.num_segments() * p.kv_heads);
+    segments += tile.num_segments();
     most_rows = std::max(most_rows, tile.count * p.group());
   }
+  const int64_t together = heads_together(p, segments), groups = p.kv_heads / together;
+  std::vector<int64_t> first_task{0};
+  for (const Tile& tile : tiles) first_task.push_back(first_task.back() + tile.num_segments() * groups);
   const int64_t size = static_cast<int64_t>(Partial::num_floats(most_rows, p.value_size) + 15) / 16 * 16;
   thread_local Scratch scratch;
-  float* partials = scratch.floats(static_cast<size_t>(first_task.back() * size));
+  float* partials = scratch.floats(static_cast<size_t>(segments * p.kv_heads * size));
+  // Of a tile, by its index: heads one after the other.
+  const auto partial = [&, first = first_task.data()](size_t at, int64_t head, int64_t s) {
+    const int64_t index = first[at] * together + head * tiles[at].num_segments() + s;
+    return Partial(partials + index * size, tiles[at].count * p.group());
+  };
   // Consecutive segments are a thread's, who can ask for the next one.
   const int64_t chunk = std::clamp<int64_t>(first_task.back() / (num_threads() * 4), 1, 16);
   parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
     AttentionUnit<T> unit;
+    // What the thread has the queries of: consecutive segments mostly have the same.
+    int64_t loaded = -1;
     for (int64_t task = first; task < last; ++task) {
-      const auto at = std::upper_bound(first_task.begin(), first_task.end(), task) - first_task.begin() - 1;
-      const Tile& tile = tiles[static_cast<size_t>(at)];
-      const int64_t within = task - first_task[static_cast<size_t>(at)];
-      const TileAttention<T> attention(p, tile, within / tile.num_segments());
-      const Workspace<T> own(p, attention.rows());
-      attention.load_queries(own.query);
-      const int64_t index = tile.first_segment() + within % tile.num_segments();
-      const bool goes_on = task + 1 < last && within % tile.num_segments() + 1 < tile.num_segments();
-      attention.segment(index, own.query, own.score, own.weight, Partial(partials + task * size, attention.rows()),
-                        goes_on ? attention.keys_of(index + 1) : NextKeys{}, unit);
+      const auto next_tile = std::upper_bound(first_task.begin(), first_task.end(), task);
+      const auto at = static_cast<size_t>(next_tile - first_task.begin() - 1);
+      const Tile& tile = tiles[at];
+      const int64_t within = task - first_task[at], s = within % tile.num_segments();
+      const Heads heads{within / tile.num_segments() * together, together};
+      const Workspace<T> own(p, tile.count * p.group(), together);
+      const int64_t queries = task - s;
+      for (int64_t i = 0; i < together && queries != loaded; ++i) {
+        TileAttention<T>(p, tile, heads.first + i).load_queries(own.query(i));
+      }
+      loaded = queries;
+      const int64_t index = tile.first_segment() + s;
+      Ahead ahead;
+      if (task + 1 < last && s + 1 < tile.num_segments()) ahead = ahead_of(p, tile, heads, index + 1);
+      for (int64_t i = 0; i < together; ++i) {
+        const TileAttention<T> attention(p, tile, heads.first + i);
+        attention.segment(index, own.query(i), own.score, own.weight, partial(at, heads.first + i, s), ahead, unit);
+      }
     }
   });
   parallel_for(static_cast<int64_t>(tiles.size()) * p.kv_heads, 1, [&](int64_t first, int64_t last) {
@@ -134,12 +207,10 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
       const auto at = static_cast<size_t>(task / p.kv_heads);
       const int64_t head = task % p.kv_heads;
       const TileAttention<T> attention(p, tiles[at], head);
-      const Workspace<T> own(p, attention.rows());
-      const Partial all(own.all, attention.rows());
+      const Partial all = Workspace<T>(p, attention.rows(), 1).all(0);
       attention.start(all);
       for (int64_t s = 0; s < tiles[at].num_segments(); ++s) {
-        float* memory = partials + (first_task[at] + head * tiles[at].num_segments() + s) * size;
-        attention.add_segment(tiles[at].first_segment() + s, Partial(memory, attention.rows()), all);
+        attention.add_segment(tiles[at].first_segment() + s, partial(at, head, s), all);
       }
       attention.finish(all);
     }
@@ -179,12 +250,12 @@ void write(const Problem<T>& p, const Attention& a) {
           for (int64_t d = 0; d < p.key_size; d += kLanes) store_some(plain + d, load(rotated + d), p.key_size - d);
         }
         std::fill(plain + p.key_size, plain + width, T{});
-        T* key_to = p.keys + (block * p.kv_heads + head) * p.key_values() + offset * kTogether;
+        T* key_to = p.keys + block * p.keys_block_stride + head * p.keys_head_stride + offset * kTogether;
         for (int64_t d = 0; d < width; d += kTogether) {
           std::memcpy(key_to + d * p.block_size, plain + d, kTogether * sizeof(T));
         }
         const T* v = values + token * a.value_token_stride + head * a.value_head_stride;
-        T* value_to = p.values + (block * p.kv_heads + head) * p.value_values();
+        T* value_to = p.values + block * p.values_block_stride + head * p.values_head_stride;
         value_to += offset / kTogether * kTogether * p.value_size + offset % kTogether;
         for (int64_t d = 0; d < p.value_size; ++d) value_to[d * kTogether] = v[d];
       }
@@ -217,6 +288,10 @@ Tensor paged_attention_of(const Tensor query, std::optional<Tensor> key, std::op
       .value_head_stride = value.has_value() ? value->stride(1) : 0,
       .keys = keys.data_ptr(),
       .values = values.data_ptr(),
+      .keys_block_stride = keys.stride(0),
+      .keys_head_stride = keys.stride(1),
+      .values_block_stride = values.stride(0),
+      .values_head_stride = values.stride(1),
       .out = out.data_ptr(),
       .tables = data<int32_t>(tables),
       .table_stride = tables.stride(0),
@@ -267,6 +342,10 @@ void gridwork::paged_attention(const Attention& a) {
         .value_size = a.value_size,
         .table_stride = a.table_stride,
         .block_size = a.block_size,
+        .keys_block_stride = a.keys_block_stride,
+        .keys_head_stride = a.keys_head_stride,
+        .values_block_stride = a.values_block_stride,
+        .values_head_stride = a.values_head_stride,
         .window = a.window,
         .chunk = a.chunk,
         .scale = a.scale,

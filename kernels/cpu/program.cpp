@@ -216,6 +216,8 @@ void run_attention(Reader& in, Type type, int64_t tokens) {
   a.key = writes ? key.data : nullptr, a.key_token_stride = key.stride, a.key_head_stride = a.key_size;
   a.value = writes ? value.data : nullptr, a.value_token_stride = value.stride, a.value_head_stride = a.value_size;
   a.keys = in.pointer<void>(), a.values = in.pointer<void>();
+  a.keys_block_stride = in.number(), a.keys_head_stride = in.number();
+  a.values_block_stride = in.number(), a.values_head_stride = in.number();
   const Layout& layout = in.layout();
   a.tables = layout.tables, a.table_stride = layout.table_stride, a.sequence = layout.sequence;
   a.length = layout.length, a.slots = layout.slots;

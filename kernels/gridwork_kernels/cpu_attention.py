@@ -1,5 +1,7 @@
 """Paged attention on x86-64 CPUs: decodes and chunks of prefill alike, no gathering, no padding."""
 
+import math
+
 import torch
 
 from gridwork_kernels import cpu_library
@@ -17,10 +19,13 @@ def allocate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys `[num_blocks, num_kv_heads, ceil(key_size / d), block_size, d]` and values `[num_blocks, num_kv_heads,
     ceil(block_size / d), value_size, d]`, of undefined content. d: what is summed over lies in pairs in bfloat16, else
-    1."""
+    1. Views of one piece of memory, in which a head's values of a block follow its keys, and heads follow each other:
+    short pieces in many places are read more slowly."""
     d = 2 if dtype == torch.bfloat16 else 1
-    keys = torch.empty(num_blocks, num_kv_heads, -(-key_size // d), block_size, d, dtype=dtype)
-    return keys, torch.empty(num_blocks, num_kv_heads, -(-block_size // d), value_size, d, dtype=dtype)
+    key_shape, value_shape = (-(-key_size // d), block_size, d), (-(-block_size // d), value_size, d)
+    split = math.prod(key_shape), math.prod(value_shape)
+    keys, values = torch.empty(num_blocks, num_kv_heads, sum(split), dtype=dtype).split(split, 2)
+    return keys.unflatten(2, key_shape), values.unflatten(2, value_shape)
 
 
 def paged_attention(

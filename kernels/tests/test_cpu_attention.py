@@ -1,12 +1,13 @@
 """The compiled paged attention against the definition of attention, token by token."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from gridwork_kernels import cpu_attention
+from gridwork_kernels import cpu_attention, cpu_library
 
 NUM_BLOCKS = 40
 
@@ -166,6 +167,15 @@ def test_blocks_of_any_size(block_size: int) -> None:
     assert_close(problem.attend(), problem.definition())
 
 
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """How many there are decides how work is cut: into heads, or into some together; into segments of the context."""
+    cpu_library.set_num_threads(request.param)
+    yield request.param
+    cpu_library.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
 @pytest.mark.parametrize("window", [0, 40])
 def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype, window: int) -> None:
@@ -175,9 +185,22 @@ def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype, window: 
         assert torch.equal(problem.attend(slice(token, token + 1), window=window)[0], together[token])
 
 
-def test_one_long_sequence_on_several_threads_equals_itself_among_others() -> None:
-    problem = Problem.of([(1, 5000), *[(1, 3)] * 40], (4, 2), (32, 32), torch.bfloat16)
-    assert torch.equal(problem.attend(slice(0, 1))[0], problem.attend()[0])
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("length", [130, 300, 5000])
+def test_one_long_sequence_on_several_threads_equals_itself_among_others(length: int) -> None:
+    problem = Problem.of([(1, length), *[(1, 3)] * 40], (8, 4), (32, 32), torch.bfloat16)
+    alone = problem.attend(slice(0, 1))
+    assert torch.equal(alone[0], problem.attend()[0])
+    cpu_library.set_num_threads(1)
+    assert torch.equal(alone, problem.attend(slice(0, 1)))
+    assert_close(alone, problem.definition()[:1])
+
+
+def test_keys_and_values_may_lie_in_memory_of_their_own() -> None:
+    problem = Problem.of([(1, 20 + 9 * i) for i in range(30)], (6, 3), (32, 16), torch.bfloat16)
+    keys, values = problem.caches()
+    apart = problem.attend(caches=(keys.clone(), values.clone()))
+    assert torch.equal(problem.attend(caches=(keys, values)), apart)
 
 
 def test_stale_nan_beyond_the_length_is_not_read_and_nan_inside_shows() -> None:

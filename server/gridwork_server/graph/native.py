@@ -243,6 +243,7 @@ class _Writer:
         kv_heads, block_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
         self.code += [self._slots[node.out], heads, kv_heads, key_size, value_size, block_size]
         self.code += [int(layer not in self._sharing), keys.data_ptr(), values.data_ptr()]
+        self.code += [*keys.stride()[:2], *values.stride()[:2]]
         self.code.append(int(layer in self._windowed))
         self._rows(cos)
         self._rows(sin)
