@@ -94,10 +94,10 @@ struct Heads {
   int64_t first, count;
 };
 
-// Memory that will be read soon, in the order in which it lies: pieces of the same length, one for each block. Blocks lie
-// anywhere, so that no hardware foresees the next one. Lines are asked for one by one while something else is computed,
-// since a core waits for only some at a time; into the second cache, since of the first one's misses it has only few
-// under way, of the second one's more.
+// Memory that will be read soon, in the order in which it lies: pieces of the same length, one for each block. Blocks
+// lie anywhere, so that no hardware foresees the next one. Lines are asked for one by one while something else is
+// computed, since a core waits for only some at a time; into the second cache, since of the first one's misses it has
+// only few under way, of the second one's more.
 class Ahead {
  public:
   Ahead() = default;

@@ -23,8 +23,8 @@ constexpr int kSums = kLanes == 16 ? 24 : 12;
 // apart.
 //   ahead: as much is asked for as there is of keys.
 template <typename T, int ROWS, int GROUPS>
-__attribute__((noinline)) void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride, float* score,
-                                   Ahead* ahead) {
+__attribute__((noinline)) void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
+                                   float* score, Ahead* ahead) {
   constexpr int kVecs = GROUPS * kGroupVecs;
   Vec sum[ROWS][kVecs];
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
@@ -179,8 +179,9 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
 // ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
 //   ahead: as much is asked for as there is of these values; or null.
 template <typename T, int ROWS, int VECS>
-__attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                                          const Multiplied<T>* weight, int64_t dimension, float* out, Ahead* ahead) {
+__attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
+                                          int64_t last, const Multiplied<T>* weight, int64_t dimension, float* out,
+                                          Ahead* ahead) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   const int64_t origin = first / kSegment * kSegment;
   const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);

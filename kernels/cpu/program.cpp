@@ -114,14 +114,15 @@ class Reader {
   int64_t tokens_;
 };
 
-// Rows of a table, `bytes` each. A number that the table does not have gives NaN, in every type: its sequence fails, and
-// no other.
+// Rows of a table, `bytes` each. A number that the table does not have gives NaN, in every type: its sequence fails,
+// and no other.
 void embedding(const int64_t* ids, int64_t tokens, const char* table, int64_t count, int64_t bytes, char* out) {
   constexpr int64_t kChunkBytes = 1 << 15;
   parallel_for(tokens, std::max<int64_t>(1, kChunkBytes / bytes), [&](int64_t first, int64_t last) {
     for (int64_t token = first; token < last; ++token) {
       char* to = out + token * bytes;
-      if (ids[token] >= 0 && ids[token] < count) std::memcpy(to, table + ids[token] * bytes, static_cast<size_t>(bytes));
+      const bool there = ids[token] >= 0 && ids[token] < count;
+      if (there) std::memcpy(to, table + ids[token] * bytes, static_cast<size_t>(bytes));
       else std::memset(to, 0xff, static_cast<size_t>(bytes));
     }
   });
