@@ -37,7 +37,7 @@ alignas(32) constexpr uint32_t kUpperHalves[8] = {0xffff0000, 0xffff0000, 0xffff
 #define GRIDWORK_BY(i) [by##i] "x"(by[i])
 // LOAD: brings what lies at [memory] into [operand].
 #define GRIDWORK_ADD_PRODUCTS(LOAD, MEMORY)                                                                            \
-  static_assert(COUNT >= 1 && COUNT <= 4);                                                                             \
+  static_assert(COUNT >= 1 && COUNT <= 3);                                                                             \
   Vec operand, sum0 = sum[0];                                                                                          \
   if constexpr (COUNT == 1) {                                                                                          \
     asm(LOAD GRIDWORK_PRODUCT(0)                                                                                       \
@@ -51,18 +51,9 @@ alignas(32) constexpr uint32_t kUpperHalves[8] = {0xffff0000, 0xffff0000, 0xffff
           : GRIDWORK_BY(0), GRIDWORK_BY(1), [memory] "m"(MEMORY), [mask] "m"(kUpperHalves));                           \
     } else {                                                                                                           \
       Vec sum2 = sum[2 * STRIDE];                                                                                      \
-      if constexpr (COUNT == 3) {                                                                                      \
-        asm(LOAD GRIDWORK_PRODUCT(0) GRIDWORK_PRODUCT(1) GRIDWORK_PRODUCT(2)                                           \
-            : GRIDWORK_SUM(0), GRIDWORK_SUM(1), GRIDWORK_SUM(2), [operand] "=&x"(operand)                              \
-            : GRIDWORK_BY(0), GRIDWORK_BY(1), GRIDWORK_BY(2), [memory] "m"(MEMORY), [mask] "m"(kUpperHalves));         \
-      } else {                                                                                                         \
-        Vec sum3 = sum[3 * STRIDE];                                                                                    \
-        asm(LOAD GRIDWORK_PRODUCT(0) GRIDWORK_PRODUCT(1) GRIDWORK_PRODUCT(2) GRIDWORK_PRODUCT(3)                       \
-            : GRIDWORK_SUM(0), GRIDWORK_SUM(1), GRIDWORK_SUM(2), GRIDWORK_SUM(3), [operand] "=&x"(operand)             \
-            : GRIDWORK_BY(0), GRIDWORK_BY(1), GRIDWORK_BY(2), GRIDWORK_BY(3), [memory] "m"(MEMORY),                    \
-              [mask] "m"(kUpperHalves));                                                                               \
-        sum[3 * STRIDE] = sum3;                                                                                        \
-      }                                                                                                                \
+      asm(LOAD GRIDWORK_PRODUCT(0) GRIDWORK_PRODUCT(1) GRIDWORK_PRODUCT(2)                                             \
+          : GRIDWORK_SUM(0), GRIDWORK_SUM(1), GRIDWORK_SUM(2), [operand] "=&x"(operand)                                \
+          : GRIDWORK_BY(0), GRIDWORK_BY(1), GRIDWORK_BY(2), [memory] "m"(MEMORY), [mask] "m"(kUpperHalves));           \
       sum[2 * STRIDE] = sum2;                                                                                          \
     }                                                                                                                  \
     sum[STRIDE] = sum1;                                                                                                \
