@@ -3,7 +3,7 @@
 // Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth
 // consecutive k lie together. What is beyond N or K is zero; K is filled up to what is multiplied at once.
 //
-// Where the CPU has a matrix unit (AMX), bfloat16 is multiplied there, whatever the number of rows; else where it
+// Where the CPU has a matrix unit (AMX), bfloat16 is multiplied there, or, for one row or two, as there; else where it
 // multiplies pairs of bfloat16 (AVX512-BF16), in pairs. Elsewhere, and for x in float32, a bfloat16 is widened when it
 // is used: it is the upper half of the float32 of the same value.
 //
@@ -291,6 +291,11 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
   if constexpr (std::is_same_v<In, bf16>) {
     const PanelColumns<Out> columns{static_cast<const bf16*>(weights.values), weights.bias, out, padded,
                                     weights.features};
+    if (rows <= FewRowsProduct<Out>::kMostRows) {
+      const FewRowsProduct<Out> few(in, rows, columns);
+      in_pieces(num_panels, 4, [&](int64_t begin, int64_t end) { few.run(begin, end); });
+      return;
+    }
     const UnitProduct<PanelColumns<Out>> unit(in, rows, columns);
     in_pieces(num_panels, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     return;

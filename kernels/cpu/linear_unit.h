@@ -189,6 +189,97 @@ class UnitProduct {
   UnitShape shape_;
   Columns columns_;
 };
+
+// The product of one row or two by vectors, with the unit's order of sums and its rounding: the same results to the bit,
+// so that a row does not depend on how many there are. So few wait for memory, which vectors read faster than tiles do.
+template <typename Out>
+class FewRowsProduct {
+ public:
+  static constexpr int64_t kMostRows = 2;
+
+  // x: [rows, columns.K]
+  FewRowsProduct(const bf16* x, int64_t rows, const PanelColumns<Out>& columns)
+      : x_(x), rows_(rows), columns_(columns) {}
+
+  // All rows times panels [begin, end).
+  void run(int64_t begin, int64_t end) const {
+    if (rows_ == 1) panels<1, 4>(begin, end);
+    else panels<2, 2>(begin, end);
+  }
+
+ private:
+  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kPair = 2 * kPanel;  // weights of a panel for one pair of k
+  // Pairs of k whose weights are asked for before they are used.
+  static constexpr int64_t kAheadPairs = 16;
+
+  template <int ROWS, int PANELS>
+  void panels(int64_t begin, int64_t end) const {
+    alignas(64) float sums[PANELS * ROWS * kPanel];
+    for (; begin + PANELS <= end; begin += PANELS) {
+      {
+        const SmallAsZero mode;
+        some<ROWS, PANELS>(begin, sums);
+      }
+      for (int64_t panel = 0; panel < PANELS; ++panel) {
+        columns_.finish(0, ROWS, begin + panel, sums + panel * ROWS * kPanel);
+      }
+    }
+    if constexpr (PANELS > 1) panels<ROWS, PANELS / 2>(begin, end);
+  }
+
+  // sums: [PANELS, ROWS, kPanel].  A function of its own, so that nothing in it is computed before small numbers are taken
+  // for zero.
+  template <int ROWS, int PANELS>
+  __attribute__((noinline)) void some(int64_t panel, float* sums) const {
+    constexpr int kVecs = 2 * PANELS;
+    const int64_t K = columns_.K, stride = K * kPanel;
+    const bf16* weights = columns_.weights(panel, 0, 0);
+    Vec sum[ROWS][kVecs];
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+    });
+    for (int64_t k = 0; k < K; k += kStep) {
+      // What lies behind the end of these panels is the beginning of the next ones.
+      const bool last = k + 2 * kAheadPairs >= K;
+      const int64_t ahead = kAheadPairs * kPair + (last ? (PANELS - 1) * stride : 0);
+      Vec even[ROWS][kVecs], odd[ROWS][kVecs];
+      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { even[r][v] = zero(), odd[r][v] = zero(); });
+      });
+#pragma GCC unroll 1
+      for (int64_t pair = 0; pair < kUnitPairs; ++pair) {
+        const bf16* at = weights + k * kPanel + pair * kPair;
+        Vec x_even[ROWS], x_odd[ROWS];
+        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+          const bf16* x = x_ + r * K + k + 2 * pair;
+          x_even[r] = set1(widen(x[0])), x_odd[r] = set1(widen(x[1]));
+        });
+        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+          const bf16* of = at + v / 2 * stride + v % 2 * 2 * kLanes;
+          _mm_prefetch(of + ahead, _MM_HINT_T0);
+          const Vec w_even = load_even(of), w_odd = load_odd(of);
+          each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+            even[r][v] = fma(x_even[r], w_even, even[r][v]);
+            odd[r][v] = fma(x_odd[r], w_odd, odd[r][v]);
+          });
+        });
+      }
+      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = add(sum[r][v], add(even[r][v], odd[r][v])); });
+      });
+    }
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+        store(sums + (v / 2 * ROWS + r) * kPanel + v % 2 * kLanes, sum[r][v]);
+      });
+    });
+  }
+
+  const bf16* x_;
+  int64_t rows_;
+  PanelColumns<Out> columns_;
+};
 #endif
 
 }  // namespace gridwork

@@ -55,5 +55,17 @@ GRIDWORK_INLINE void add_tile_products() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUM), "i"(X), "i"(WEIGHTS));
 }
 
+// While it lives, vectors take numbers too small for a normal float32 for zero, as the unit does.
+class SmallAsZero {
+ public:
+  SmallAsZero() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
+  ~SmallAsZero() { _mm_setcsr(before_); }
+  SmallAsZero(const SmallAsZero&) = delete;
+  SmallAsZero& operator=(const SmallAsZero&) = delete;
+
+ private:
+  unsigned before_ = _mm_getcsr();
+};
+
 }  // namespace gridwork
 #endif

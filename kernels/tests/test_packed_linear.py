@@ -31,9 +31,11 @@ def test_equals_the_plain_product_up_to_one_rounding(
 
 @needs_library
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
-def test_a_row_does_not_depend_on_its_batch_mates(dtype: torch.dtype) -> None:
-    packed = packed_linear.PackedLinear(random_layer(1000, 530, True, dtype))
-    x = torch.randn(200, 1000).to(dtype)
+@pytest.mark.parametrize("scale", [1, 1e-37], ids=["", "products-too-small-for-normal-numbers"])
+@pytest.mark.parametrize("shape", [(1000, 530), (96, 70)], ids=str)
+def test_a_row_does_not_depend_on_its_batch_mates(dtype: torch.dtype, scale: float, shape: tuple[int, int]) -> None:
+    packed = packed_linear.PackedLinear(random_layer(*shape, scale == 1, dtype))
+    x = (torch.randn(200, shape[0]) * scale).to(dtype)
     together = packed(x)
     for rows in (1, 2, 5, 12, 31, 99):
         assert torch.equal(packed(x[:rows]), together[:rows])
