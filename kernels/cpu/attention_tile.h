@@ -108,6 +108,29 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
   }
 }
 
+// Softmax weights, of which those of the largest score are 1.
+template <typename Weight>
+class Exponents {
+ public:
+  Exponents(float scale, float largest) : factor_(set1(scale)), shift_(set1(largest)) {}
+  Vec operator()(Vec score) const { return exp(sub(mul(score, factor_), shift_)); }
+
+ private:
+  Vec factor_, shift_;
+};
+#if defined(GRIDWORK_PAIR_PRODUCTS)
+template <>
+class Exponents<bf16> {
+ public:
+  Exponents(float scale, float largest) : factor_(set1(scale * kLog2E)), shift_(set1(-largest * kLog2E)) {}
+  Vec operator()(Vec score) const { return exp2_roughly(fma(score, factor_, shift_)); }
+
+ private:
+  static constexpr float kLog2E = 1.44269504f;
+  Vec factor_, shift_;
+};
+#endif
+
 // Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those
 // of [begin, end); their largest score and sum. Weights may stand where the scores stood.
 template <typename T>
@@ -136,13 +159,29 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
       if (p.slopes != nullptr) score[j] += p.slopes[query_head] * static_cast<float>(origin + j - position);
     }
   }
-  Vec most = set1(kMinusInfinity);
+  Vec most = set1(kMinusInfinity), sum = zero();
+  // All that there are: the same results, of scores that are read once.
+  constexpr int kVecs = kSegment / kLanes;
+  if constexpr (kVecs <= 8) {
+    if (begin <= 0 && end >= kSegment && to - from == kSegment) {
+      Vec all[kVecs];
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { all[v] = load(score + v * kLanes), most = max(most, all[v]); });
+      largest = reduce_max(most) * scale;
+      const Exponents<Multiplied<T>> weight_of(scale, largest);
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+        const Vec w = weight_of(all[v]);
+        store(weight + v * kLanes, w);
+        sum = add(sum, w);
+      });
+      total = reduce_add(sum);
+      return;
+    }
+  }
   for (int64_t j = from; j < to; j += kLanes) most = max(most, seen(j, load(score + j), set1(kMinusInfinity)));
   largest = reduce_max(most) * scale;
-  const Vec factor = set1(scale), shift = set1(largest);
-  Vec sum = zero();
+  const Exponents<Multiplied<T>> weight_of(scale, largest);
   for (int64_t j = from; j < to; j += kLanes) {
-    const Vec w = seen(j, exp_of<Multiplied<T>>(sub(mul(load(score + j), factor), shift)), zero());
+    const Vec w = seen(j, weight_of(load(score + j)), zero());
     store(weight + j, w);
     sum = add(sum, w);
   }
@@ -255,24 +294,28 @@ class TileAttention {
   void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight, const Partial& to,
                Ahead& ahead, AttentionUnit<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
-    bool on_unit = false;
-    int64_t whole = kLanes;
+    // Scores of rows [r, stop), beginning with that one's, to weights.
+    const auto weigh_rows = [&](int64_t r, int64_t stop, float* scores, int64_t whole) {
+      const int64_t group = p_.group();
+      for (int64_t token = tile_.token + r / group, g = r % group; r < stop; ++r, scores += kSegment) {
+        const int64_t length = p_.length[token];
+        weigh(p_, scores, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
+              head_ * group + g, to.largest[r], to.total[r]);
+        if (++g == group) g = 0, ++token;
+      }
+    };
     if constexpr (AttentionUnit<T>::kThere) {
-      on_unit = unit.takes(p_);
-      if (on_unit) {
-        whole = unit.kTwoGroups;
-        unit.prepare(p_, rows()), unit.scores(p_, row, head_, begin, end, query, score, ahead);
+      if (unit.takes(p_)) {
+        unit.prepare(p_, rows());
+        // Few rows at a time, whose scores stay in the L1 cache.
+        unit.scores(p_, row, head_, begin, end, query, score, ahead, [&](int64_t r, int64_t stop, float* scores) {
+          weigh_rows(r, stop, scores, unit.kTwoGroups);
+        });
+        return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, ahead);
       }
     }
-    if (!on_unit) scores(p_, row, head_, begin, end, query, rows(), score, ahead);
-    each_row([&](int64_t r, int64_t token, int64_t query_head) {
-      const int64_t length = p_.length[token];
-      weigh(p_, score + r * kSegment, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
-            query_head, to.largest[r], to.total[r]);
-    });
-    if constexpr (AttentionUnit<T>::kThere) {
-      if (on_unit) return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, ahead);
-    }
+    scores(p_, row, head_, begin, end, query, rows(), score, ahead);
+    weigh_rows(0, rows(), score, kLanes);
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;
       if (rows() <= kSums / 4 && left >= 4 * kLanes) {

@@ -24,8 +24,9 @@ template <>
 class AttentionUnit<bf16> {
  public:
   static constexpr bool kThere = true;
-  // Rows of a tile of tokens, about: four tiles of the unit, which use keys and copied values often.
-  static constexpr int64_t kRows = 4 * kUnitRows;
+  // Rows of a tile of tokens, about: tiles of the unit, which use keys and copied values often. With many more, what is
+  // kept of them leaves the caches.
+  static constexpr int64_t kFewestRows = 4 * kUnitRows, kMostRows = 12 * kUnitRows;
   // Positions whose values are summed together; they begin at multiples of it.
   static constexpr int64_t kTwoGroups = 2 * kGroup;
 
@@ -58,24 +59,31 @@ class AttentionUnit<bf16> {
     use_unit(key_shape_);
   }
 
-  // As `scores`.
+  // As `scores`, but for some rows after the other, in the same place: body(begin, end, scores) is called for each row
+  // once.
+  template <typename F>
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
-              float* score, Ahead& ahead) const {
+              float* score, Ahead& ahead, const F& body) const {
     if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
-    const int64_t width = p.query_width();
-    score -= first / kSegment * kSegment;
-    for (int64_t group = first / kGroup * kGroup, count; group < last; group += count * kGroup) {
-      count = std::min<int64_t>(2, (last - group + kGroup - 1) / kGroup);
-      const bf16* keys[2];
-      for (int64_t g = 0; g < count; ++g) keys[g] = p.key_at(table_row, group + g * kGroup, head);
-      each_rows([&]<int TILES>(int64_t r, int64_t second) {
-        Ahead* asked = r == 0 ? &ahead : nullptr;
-        const bf16 *q[2] = {query + r * width, query + second * width};
-        float* to[2] = {score + r * kSegment + group, score + second * kSegment + group};
-        if (count == 2) dot<TILES, 2>(q, width, keys, to, asked);
-        else dot<TILES, 1>(q, width, keys, to, asked);
-      });
-    }
+    const int64_t width = p.query_width(), begin = first / kGroup * kGroup, origin = first / kSegment * kSegment;
+    const bf16* keys[kSegment / kGroup];
+    int64_t groups = 0;
+    for (int64_t group = begin; group < last; group += kGroup) keys[groups++] = p.key_at(table_row, group, head);
+    int64_t done = 0;
+    each_rows([&]<int TILES>(int64_t r, int64_t second) {
+      Ahead* asked = r == 0 ? &ahead : nullptr;
+      const bf16 *q[2] = {query + r * width, query + second * width};
+      for (int64_t g = 0; g < groups; g += 2) {
+        float* at = score + begin - origin + g * kGroup;
+        float* to[2] = {at, at + (second - r) * kSegment};
+        if (g + 2 <= groups) dot<TILES, 2>(q, width, keys + g, to, asked);
+        else dot<TILES, 1>(q, width, keys + g, to, asked);
+      }
+      // Rows that were there before have been computed again.
+      const int64_t end = second + tile_rows_;
+      body(done, end, score + (done - r) * kSegment);
+      done = end;
+    });
   }
 
   // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups.
@@ -118,7 +126,7 @@ class AttentionUnit<bf16> {
 
   // Scores of TILES tiles of rows for GROUPS groups of positions.
   template <int TILES, int GROUPS>
-  void dot(const bf16* const (&query)[2], int64_t width, const bf16* const (&keys)[2], float* const (&score)[2],
+  void dot(const bf16* const (&query)[2], int64_t width, const bf16* const* keys, float* const (&score)[2],
            Ahead* ahead) const {
     zero_sums<TILES, GROUPS>();
     for (int64_t step = 0; step < steps_; ++step) {

@@ -18,11 +18,13 @@ namespace {
 
 using namespace gridwork;
 
-// Rows that a tile shall have, about.
+// Rows that a tile shall have, about. The unit's have many, where some are left for every thread.
 template <typename T>
 int64_t tile_rows(const Problem<T>& p) {
-  if constexpr (AttentionUnit<T>::kThere) {
-    if (AttentionUnit<T>::takes(p)) return AttentionUnit<T>::kRows;
+  using Unit = AttentionUnit<T>;
+  if constexpr (Unit::kThere) {
+    const int64_t share = p.tokens * p.query_heads / (num_threads() * 4);
+    if (Unit::takes(p)) return std::clamp(share, Unit::kFewestRows, Unit::kMostRows);
   }
   return kTileRows;
 }

@@ -65,7 +65,7 @@ GRIDWORK_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c)
 GRIDWORK_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 GRIDWORK_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 GRIDWORK_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// v * 2^n for whole n.
+// v * 2^n for the largest whole number that is not above n.
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
 GRIDWORK_INLINE float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 GRIDWORK_INLINE float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
@@ -248,25 +248,19 @@ GRIDWORK_INLINE Vec exp(Vec x) {
   return scale_by_power(y, n);
 }
 
-// The same for what is then rounded to memory of type T. For bfloat16, x is at most 0 and the polynomial ends where its
-// error, 3e-6, is far below that of rounding.
-template <typename T>
-GRIDWORK_INLINE Vec exp_of(Vec x) {
-  if constexpr (!std::is_same_v<T, bf16>) {
-    return exp(x);
-  } else {
-    x = mul(max(set1(-104.0f), x), set1(1.44269504f));
-    const Vec n = round(x);
-    const Vec r = sub(x, n);
-    // (ln 2)^i / i!
-    Vec y = set1(1.3333558e-3f);
-    y = fma(y, r, set1(9.6181291e-3f));
-    y = fma(y, r, set1(5.5504109e-2f));
-    y = fma(y, r, set1(2.4022651e-1f));
-    y = fma(y, r, set1(6.9314718e-1f));
-    y = fma(y, r, set1(1.0f));
-    return scale_by_power(y, n);
-  }
+#if defined(GRIDWORK_PAIR_PRODUCTS)
+// 2^x for what is then rounded to bfloat16, to 3e-6: a polynomial on [0, 1) (fitted for the least relative error, 1 at
+// 0) times a power of two. 2^-126 below that; NaN stays NaN.
+GRIDWORK_INLINE Vec exp2_roughly(Vec x) {
+  x = max(set1(-126.0f), x);
+  const Vec r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Vec y = set1(1.34266892e-2f);
+  y = fma(y, r, set1(5.22424662e-2f));
+  y = fma(y, r, set1(2.41280209e-1f));
+  y = fma(y, r, set1(6.93044844e-1f));
+  y = fma(y, r, set1(1.0f));
+  return scale_by_power(y, x);
 }
+#endif
 
 }  // namespace gridwork
