@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "attention_few_rows.h"
 #include "attention_problem.h"
 #include "matrix_unit.h"
 #include "scratch.h"
@@ -36,7 +37,7 @@ class AttentionUnit<bf16> {
   AttentionUnit(const AttentionUnit&) = delete;
   AttentionUnit& operator=(const AttentionUnit&) = delete;
   ~AttentionUnit() {
-    if (rows_ > 0) release_unit();
+    if (in_use_) release_unit();
   }
 
   // Before anything is computed of so many rows. A thread's tiles are all of one problem.
@@ -56,7 +57,9 @@ class AttentionUnit<bf16> {
       key_shape_.set(tile, weights ? step_pairs_ : tile_rows_, 4 * (weights || sums ? kUnitLanes : step_pairs_));
       value_shape_.set(tile, weights ? kUnitPairs : tile_rows_, 4 * kUnitLanes);
     }
+    if (rows <= kFewRows) return;
     use_unit(key_shape_);
+    in_use_ = true;
   }
 
   // As `scores`, but for some rows after the other, in the same place: body(begin, end, scores) is called for each row
@@ -64,11 +67,15 @@ class AttentionUnit<bf16> {
   template <typename F>
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
               float* score, Ahead& ahead, const F& body) const {
-    if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
     const int64_t width = p.query_width(), begin = first / kGroup * kGroup, origin = first / kSegment * kSegment;
     const bf16* keys[kSegment / kGroup];
     int64_t groups = 0;
     for (int64_t group = begin; group < last; group += kGroup) keys[groups++] = p.key_at(table_row, group, head);
+    if (rows_ <= kFewRows) {
+      few_scores(query, rows_, width, steps_, step_pairs_, keys, groups, score + begin - origin, ahead);
+      return body(0, rows_, score);
+    }
+    if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
     int64_t done = 0;
     each_rows([&]<int TILES>(int64_t r, int64_t second) {
       Ahead* asked = r == 0 ? &ahead : nullptr;
@@ -89,8 +96,15 @@ class AttentionUnit<bf16> {
   // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups.
   void sum_values(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
                   const bf16* weight, float* out, Ahead& ahead) const {
-    thread_local Scratch scratch;
     const int64_t origin = first / kSegment * kSegment, begin = (first - origin) / kTwoGroups * kTwoGroups;
+    if (rows_ <= kFewRows) {
+      const bf16* groups[kSegment / kGroup] = {};
+      for (int64_t at = first / kGroup * kGroup; at < last; at += kGroup) {
+        groups[(at - origin - begin) / kGroup] = p.value_block(table_row, at, head);
+      }
+      return few_weighted_sums(groups, p.value_size, rows_, begin, first - origin, last - origin, weight, out, ahead);
+    }
+    thread_local Scratch scratch;
     const int64_t end = (last - origin + kTwoGroups - 1) / kTwoGroups * kTwoGroups;
     bf16* values = reinterpret_cast<bf16*>(scratch.floats(static_cast<size_t>(kSegment * p.value_size / 2)));
     for (int64_t group = begin; group < end; group += kGroup) {
@@ -196,6 +210,7 @@ class AttentionUnit<bf16> {
     }
   }
 
+  bool in_use_ = false;
   int64_t rows_ = 0, tiles_ = 0, tile_rows_ = 0, steps_ = 0, step_pairs_ = 0;
   UnitShape key_shape_, value_shape_;
 };

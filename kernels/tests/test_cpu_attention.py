@@ -178,8 +178,23 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
 @pytest.mark.parametrize("window", [0, 40])
-def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype, window: int) -> None:
-    problem = Problem.of([*LENGTHS, *[(1, 20 + i) for i in range(60)], (100, 400)], (9, 3), (64, 64), dtype)
+@pytest.mark.parametrize(
+    ("heads", "sizes", "scale"),
+    [
+        ((9, 3), (64, 64), 1),
+        ((2, 2), (64, 32), 1),
+        ((4, 2), (48, 80), 1),
+        ((8, 2), (96, 64), 1),
+        ((7, 1), (64, 64), 1),
+        ((9, 3), (64, 64), 1e-38),  # values too small for normal numbers
+    ],
+    ids=str,
+)
+def test_a_token_does_not_depend_on_its_batch_mates(
+    dtype: torch.dtype, window: int, heads: tuple[int, int], sizes: tuple[int, int], scale: float
+) -> None:
+    problem = Problem.of([*LENGTHS, *[(1, 20 + i) for i in range(60)], (100, 400)], heads, sizes, dtype)
+    problem.values = [value * scale for value in problem.values]
     together = problem.attend(window=window)
     for token in (0, 1, 2, 20, 31, 33, 39, 40, 41, 50, 74, 90, 136, 160, 199, 200, 235):
         assert torch.equal(problem.attend(slice(token, token + 1), window=window)[0], together[token])
