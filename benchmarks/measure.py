@@ -76,8 +76,7 @@ class Run:
         try:
             entry = contestants.entry(name, self._folder, kv_gib)
             for record in records.values():
-                record.version, record.note = entry.version, entry.note
-                record.command = contestants.readable(entry.contestant)
+                _describe(record, entry)
             with running(entry.contestant) as server:
                 _say(f"    first token after {server.ready_s:.1f} s")
                 run_load(server.url, entry.contestant.model, [(Turn("Count to ten, slowly.", 16),)] * 4, 4)  # warm
@@ -135,9 +134,9 @@ class Run:
                 level: [conversation[0] for conversation in workload.make(level, self._model.part)] for level in levels
             }
             try:
-                command, env, record.version = contestants.generate_command(self._folder)
-                record.command = "benchmarks/generate_peer.py"
-                seconds = static_batches(command, env, requests)
+                entry = contestants.generate(self._folder)
+                _describe(record, entry)
+                seconds = static_batches(entry.contestant.command, entry.contestant.env, requests)
             except (contestants.NotAvailable, ServerFailed) as error:
                 _say(f"    {error}")
                 record.failure = _shown(str(error))
@@ -151,6 +150,11 @@ class Run:
         record = self._parts[workload].contestant(name)
         assert record is not None
         return record
+
+
+def _describe(record: results.Contestant, entry: contestants.Entry) -> None:
+    record.version, record.note, record.dtype = entry.version, entry.note, entry.dtype
+    record.command = contestants.readable(entry.contestant)
 
 
 def static_batches(command: list[str], env: dict[str, str], requests: dict[int, list[Turn]]) -> list[float]:

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from results import DTYPE_BYTES
 from servers import ROOT
 
 TOKENIZER = ROOT / ".cache/models/SmolLM2-135M-Instruct"
@@ -51,11 +52,11 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def kv_bytes_per_token(folder: Path) -> int:
-    """Keys and values of a token in all layers, in bfloat16."""
+def kv_bytes_per_token(folder: Path, dtype: str = "bfloat16") -> int:
+    """Keys and values of a token in all layers."""
     config = json.loads((folder / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    return 2 * DTYPE_BYTES[dtype] * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
 
 
 def _make(model: Model) -> None:

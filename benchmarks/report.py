@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from results import FOLDER, Contestant, Part, read_all, spread
-from targets import Target, all_targets, beyond_bytes, context_growth, roofline_ms
+from targets import Target, all_targets, beyond_bytes, context_growth, roofline_ms, weight_bytes
 from workloads import WORKLOADS
 
 PLOTS = ("throughput", "latency", "ttft", "ready", "memory")
@@ -31,7 +31,7 @@ def document(parts: list[Part], plots: Collection[str] = (), readme: str = "READ
         "",
         "## What is to be reached",
         "",
-        "On two cores, in bfloat16.",
+        *_dtypes(parts),
         "",
         *targets_table(all_targets(parts)),
         "",
@@ -44,6 +44,17 @@ def document(parts: list[Part], plots: Collection[str] = (), readme: str = "READ
     if commands := _commands(parts):
         lines += ["## How each was started", "", *commands, ""]
     return "\n".join(lines)
+
+
+def _dtypes(parts: list[Part]) -> list[str]:
+    """What the figures are in."""
+    others = sorted({each.name for part in parts for each in part.contestants if each.dtype != "bfloat16"})
+    if not others:
+        return ["On two cores, in bfloat16."]
+    return [
+        f"On two cores, in bfloat16; {', '.join(others)} in float32, since this processor has no AVX-512, without which",
+        "they multiply bfloat16 several times as slowly.",
+    ]
 
 
 def targets_table(targets: Iterable[Target]) -> list[str]:
@@ -123,7 +134,7 @@ def _memory(part: Part) -> list[str]:
         level = contestant.levels()[0]
         peaks = [value / (1 << 20) for value in contestant.values("peak_bytes", level)]
         kv_mib = (contestant.median("kv_bytes", level) or 0) / (1 << 20)
-        cells = [spread(peaks, 0), f"{part.weight_bytes / (1 << 20):.0f}", f"{kv_mib:.0f}"]
+        cells = [spread(peaks, 0), f"{weight_bytes(part, contestant) / (1 << 20):.0f}", f"{kv_mib:.0f}"]
         cells.append("–" if beyond is None else f"**{beyond / (1 << 20):.0f}**")
         lines.append(f"| {contestant.name} | {' | '.join(cells)} |")
     return lines

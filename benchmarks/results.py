@@ -11,6 +11,9 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parents[1] / "docs/benchmarks"
 """Where the tables are; raw results and plots are below it."""
 
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+"""Those that contestants run in."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -34,6 +37,7 @@ class Contestant:
     name: str
     version: str = ""
     note: str = ""
+    dtype: str = "bfloat16"
     command: str = ""
     failure: str = ""  # why there are no samples, or no more of them
     samples: list[Sample] = field(default_factory=list)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from results import Contestant, Part
+from results import DTYPE_BYTES, Contestant, Part
 
 CHAT_CLIENTS = (1, 8, 32, 64)
 OFFLINE_RATIOS = {4: 2.3, 8: 2.9, 16: 3.2, 32: 3.8}
@@ -194,10 +194,15 @@ def _memory(r: Results) -> Target:
 
 
 def beyond_bytes(part: Part, contestant: Contestant) -> float | None:
-    """Peak memory less the weights' file and what was given for keys and values."""
+    """Peak memory less the weights and what was given for keys and values."""
     level = next(iter(contestant.levels()), 0)
     peak, kv = contestant.median("peak_bytes", level), contestant.median("kv_bytes", level)
-    return None if peak is None or kv is None else peak - part.weight_bytes - kv
+    return None if peak is None or kv is None else peak - weight_bytes(part, contestant) - kv
+
+
+def weight_bytes(part: Part, contestant: Contestant) -> int:
+    """Of the weights in the dtype in which it runs; in their file they are bfloat16."""
+    return part.weight_bytes * DTYPE_BYTES[contestant.dtype] // DTYPE_BYTES["bfloat16"]
 
 
 def _int8(r: Results) -> Target:

@@ -1,4 +1,4 @@
-"""Copies from the host to the device that nothing waits for."""
+"""Copies between the host and the device that nothing waits for."""
 
 import numpy as np
 import torch
@@ -13,3 +13,12 @@ def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values on the host. From a GPU they come into pinned memory, and are there once what the GPU has been
+    asked for so far is done; on a CPU they are not copied."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

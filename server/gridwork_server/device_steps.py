@@ -1,8 +1,8 @@
 """Decode steps whose tokens stay on the device: each begins before the tokens of the one before it have been read.
 
-A step that only decodes greedily takes its input from what the last one sampled, without a way over the host. While it
-is computed, the host reads the last one's tokens and tells the router, which sends steps ahead. Any other step waits
-for what has begun, and is run as ever.
+A step that only decodes takes its input from what the last one sampled, without a way over the host. While it is
+computed, the host reads the last one's tokens and tells the router, which sends steps ahead. Any other step waits for
+what has begun, and is run as ever.
 """
 
 import time
@@ -16,6 +16,8 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.decode_replay import LateTokens
 from gridwork_server.paths.paged import PagedPath
+from gridwork_server.sampling.sampled import Sampled
+from gridwork_server.step_result import add_tokens
 
 if TYPE_CHECKING:
     from gridwork_server.runner import Runner
@@ -32,11 +34,7 @@ class _Begun:
     """int64 `[n]`"""
     positions: np.ndarray
     """int64 `[n]`: where in its sequence each new token stands."""
-    tokens: torch.Tensor
-    """int64 `[n]`, on the device."""
-    read: torch.Tensor
-    """int64 `[2, n]`, on the host once `copied` is: tokens, and whether each is none."""
-    copied: torch.cuda.Event | None
+    sampled: Sampled
     began: float
     launched: float
     done: Done
@@ -68,7 +66,7 @@ class OverlappedSteps:
     @property
     def is_computed(self) -> bool:
         """Whether its result can be given without waiting."""
-        return self._begun is None or self._begun.copied is None or self._begun.copied.query()
+        return self._begun is None or self._begun.sampled.can_be_read
 
     def flush(self) -> None:
         """Waits for the step that has begun, and gives its result."""
@@ -86,12 +84,7 @@ class OverlappedSteps:
         end = table.num_computed[ids] + 1
         asks_for_prompt = table.wants_prompt_logprobs[ids] & (end < table.num_prompt[ids])
         samples = end == table.num_known[ids]
-        return bool(
-            samples.all()
-            and not asks_for_prompt.any()
-            and not table.failed[ids].any()
-            and runner.sampler.takes_most_likely(ids)
-        )
+        return bool(samples.all() and not asks_for_prompt.any() and not table.failed[ids].any())
 
     def _begin(self, step: "pb.Step", done: Done) -> _Begun:
         began = time.perf_counter()
@@ -102,18 +95,11 @@ class OverlappedSteps:
         table.append_blocks(ids, num_new, blocks)
         batch = table.batch(ids, np.ones_like(ids))
         logits = path.decode(batch, table, self._late_tokens(ids))
-        tokens = logits.argmax(1)
-        maxima = logits.gather(1, tokens[:, None])[:, 0]
-        found = torch.stack((tokens, (~torch.isfinite(maxima)).long()))
-        copied = None
-        read = torch.empty(found.shape, dtype=torch.int64, pin_memory=found.is_cuda)
-        read.copy_(found, non_blocking=True)
-        if found.is_cuda:
-            copied = torch.cuda.Event()
-            copied.record()
         table.computed(batch)
         positions = table.expect_tokens(ids)
-        return _Begun(step.id, ids, positions, tokens, read, copied, began, time.perf_counter(), done)
+        sampled = runner.sampler.begin(logits.float(), ids, positions)
+        sampled.start_reading()
+        return _Begun(step.id, ids, positions, sampled, began, time.perf_counter(), done)
 
     def _late_tokens(self, ids: np.ndarray) -> LateTokens | None:
         """Input tokens that the step before has sampled, and that are on the device alone."""
@@ -123,14 +109,12 @@ class OverlappedSteps:
         at = np.minimum(np.searchsorted(self._begun.ids, ids, sorter=order), len(order) - 1)
         source = order[at]
         rows = np.flatnonzero(self._begun.ids[source] == ids)
-        return LateTokens(rows, self._begun.tokens, source[rows]) if len(rows) else None
+        return LateTokens(rows, self._begun.sampled.token_ids, source[rows]) if len(rows) else None
 
     def _finish(self, begun: _Begun) -> None:
-        if begun.copied is not None:
-            begun.copied.synchronize()
+        output = begun.sampled.read()
         runner, ids = self._runner, begun.ids
-        table = runner.table
-        tokens, failed = begun.read.numpy()
+        table, tokens, failed = runner.table, output.token_ids.numpy(), output.failed
         # The step before may have failed for a sequence when this one had begun.
         dead = table.failed[ids]
         result = pb.StepResult(step_id=begun.step_id)
@@ -138,16 +122,15 @@ class OverlappedSteps:
             result.failures.add(
                 sequence_id=int(id), kind=pb.SequenceFailure.KIND_INTERNAL, message="the sequence has failed before"
             )
-        for id in ids[~dead & (failed != 0)]:
+        for id in ids[~dead & failed]:
             table.failed[id] = True
             result.failures.add(
                 sequence_id=int(id), kind=pb.SequenceFailure.KIND_NAN_LOGITS, message="the model produced NaN logits"
             )
-        good = ~dead & (failed == 0)
+        good = ~dead & ~failed
         table.set_tokens(ids[good], begun.positions[good], tokens[good])
         runner.spans.sampled(ids)
-        result.sequence_ids.extend(ids[good].tolist())
-        result.token_ids.extend(tokens[good].tolist())
+        add_tokens(result, ids, output, good)
         result.forward_us = int((begun.launched - begun.began) * 1e6)
         result.sample_us = int((time.perf_counter() - begun.launched) * 1e6)
         begun.done(result)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from loguru import logger
 
+from gridwork_kernels.device_copies import to_device
 from gridwork_server import rehearsal
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
@@ -19,6 +20,7 @@ from gridwork_server.paths.base import CacheNeeds
 from gridwork_server.paths.window_blocks import most_in_use
 from gridwork_server.sampling import Sampler, taken, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
+from gridwork_server.step_result import add_tokens
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ class Runner:
         if self.group.is_leader:
             rows = logits
             if len(kept) != len(of_tokens):
-                rows = logits[torch.from_numpy(np.searchsorted(kept, batch.sampled)).to(logits.device)]
+                rows = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
             output = self.sampler.sample(rows.float(), of_tokens, batch.positions[batch.sampled] + 1)
             sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
         # Every rank must know the tokens, since the next step may compute them.
@@ -190,15 +192,7 @@ class Runner:
         if not self.group.is_leader:
             return
         self.spans.sampled(ids)
-        result.sequence_ids.extend(of_tokens[good].tolist())
-        result.token_ids.extend(sampled[0][good].tolist())
-        if output.logprobs is not None:
-            result.logprobs.extend(output.logprobs[good].tolist())
-        if output.num_top is not None and output.top_ids is not None and output.top_logprobs is not None:
-            keep = np.repeat(good, output.num_top)
-            result.num_top.extend(output.num_top[good].tolist())
-            result.top_token_ids.extend(output.top_ids[keep].tolist())
-            result.top_logprobs.extend(output.top_logprobs[keep].tolist())
+        add_tokens(result, of_tokens, output, good)
 
     def _report_prompt_logprobs(
         self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray

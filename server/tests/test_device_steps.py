@@ -2,6 +2,7 @@
 
 import gc
 import queue
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,50 @@ def test_a_result_comes_with_the_next_step(runner: Runner) -> None:
     assert len(ahead.results) == 5
 
 
-def test_sequences_that_are_not_greedy_are_sampled_as_ever(runner: Runner) -> None:
-    settings = sampling(seed=5, temperature=1.5, repetition_penalty=1.2, top_k=30)
+def test_sequences_that_are_drawn_and_penalized_begin_before_the_last_tokens_are_read_too(runner: Runner) -> None:
+    settings = sampling(seed=5, temperature=1.5, repetition_penalty=1.2, frequency_penalty=0.3, top_k=30)
     expected = alone(runner, settings)
     ahead = Ahead(runner)
-    ahead.send([], {0: settings, 1: sampling()})
+    ahead.send([], {0: settings, 1: sampling(), 2: settings})
     for _ in range(COUNT - 1):
-        ahead.send([0, 1])
-    assert len(ahead.results) == COUNT
+        ahead.send([0, 1, 2])
+    assert len(ahead.results) == COUNT - 1
     assert ahead.tokens(0) == expected[0]
+    assert ahead.tokens(2) == expected[2]
+
+
+def test_log_probabilities_of_steps_sent_ahead_are_those_of_one_after_the_other(runner: Runner) -> None:
+    def logprobs(submit: Callable[[pb.Step, Callable[[pb.StepResult], Any]], Any]) -> list[tuple[Any, ...]]:
+        runner.reset()
+        results: list[pb.StepResult] = []
+        for i in range(6):
+            step = pb.Step(id=i, sequence_ids=[0, 1], num_tokens=[1, 1])
+            if i == 0:
+                for id in (0, 1):
+                    step.admitted.add(
+                        id=id,
+                        token_ids=PROMPTS[id][:1],
+                        num_prompt_tokens=1,
+                        sampling=sampling(),
+                        logprobs=True,
+                        top_n_logprobs=2 * id,
+                    )
+                step.num_new_blocks.extend([3, 3])
+                step.new_blocks.extend(range(6))
+            submit(step, results.append)
+        steps.flush()
+        return [
+            (list(r.token_ids), list(r.logprobs), list(r.num_top), list(r.top_token_ids), list(r.top_logprobs))
+            for r in results
+        ]
+
+    steps = OverlappedSteps(runner)
+    plain = logprobs(lambda step, done: done(runner.run(step)))
+    ahead = logprobs(steps.submit)
+    assert len(plain) == 6 and [len(each[3]) for each in plain] == [2] * 6
+    for one, other in zip(plain, ahead, strict=True):
+        assert one[0] == other[0] and one[2:4] == other[2:4]
+        assert one[1] == pytest.approx(other[1], abs=1e-5) and one[4] == pytest.approx(other[4], abs=1e-5)
 
 
 def test_a_sequence_with_nan_logits_fails_alone_also_when_its_next_step_has_begun(runner: Runner) -> None:

@@ -7,6 +7,7 @@ falling logit (`truncation`). Which way a row goes depends on its own settings a
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
 from gridwork_server.sampling.weights import (
@@ -19,9 +20,33 @@ from gridwork_server.sampling.weights import (
 )
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """Which cuts any row of a batch has: known to the host, so that nothing has to be read from a device for it."""
+
+    top_k: bool
+    only_top_k: bool
+    """Whether every row has that."""
+    typical_p: bool
+    top_p: bool
+    min_p: bool
+
+    @staticmethod
+    def of(top_k: np.ndarray, typical_p: np.ndarray, top_p: np.ndarray, min_p: np.ndarray) -> "Cuts":
+        """Of rows with these settings, [R] each."""
+        has_top_k = top_k > 0
+        return Cuts(
+            top_k=bool(has_top_k.any()),
+            only_top_k=bool(has_top_k.all()),
+            typical_p=bool((typical_p < 1).any()),
+            top_p=bool((top_p < 1).any()),
+            min_p=bool((min_p > 0).any()),
+        )
+
+
 @dataclass
 class DrawSettings:
-    """Per-row settings, all of length R and on the logits' device; neutral values switch a cut off."""
+    """Per-row settings, all tensors of length R and on the logits' device; neutral values switch a cut off."""
 
     inverse_temperature: torch.Tensor  # float32
     top_k: torch.Tensor  # int64, 0 off
@@ -29,10 +54,12 @@ class DrawSettings:
     top_p: torch.Tensor  # float32, 1 off
     min_p: torch.Tensor  # float32, 0 off
     uniform: torch.Tensor  # float64 in [0, 1), the row's random number
+    cuts: Cuts  # those of all rows that were asked for together
 
     def take(self, index: torch.Tensor) -> "DrawSettings":
         """The settings of some of the rows."""
-        return DrawSettings(*(getattr(self, field.name)[index] for field in fields(self)))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return DrawSettings(**{k: v[index] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
 
 def draw_untruncated(
@@ -44,15 +71,13 @@ def draw_untruncated(
     """
     every = len(rows) == len(logits)
     inverse_temperature, min_p = settings.inverse_temperature[:, None], settings.min_p[:, None]
-    any_min_p = bool((min_p > 0).any())
-
     blocks = []
     step = rows_per_chunk(logits)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         chunk = logits[part] if every else logits.index_select(0, rows[part])
         relative = relative_probabilities(chunk, maxima[part, None], inverse_temperature[part])
-        if any_min_p:
+        if settings.cuts.min_p:
             relative *= relative >= min_p[part]
         blocks.append(block_weights(relative))
     weights = torch.cat(blocks)

@@ -1,7 +1,6 @@
 """The sampler of one shard: per-sequence settings, and the order in which a step's logits are worked on."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.row_maxima import row_maxima
-from gridwork_server.sampling.draw import DrawSettings, draw_untruncated
-from gridwork_server.sampling.logprobs import log_normalizers
+from gridwork_server.sampling.draw import Cuts, DrawSettings, draw_untruncated
 from gridwork_server.sampling.philox import uniforms
+from gridwork_server.sampling.sampled import Observed, Sampled, SampleOutput
 from gridwork_server.sampling.sparse_rows import SparseRows
-from gridwork_server.sampling.truncation import best_tokens, draw_truncated
-from gridwork_server.sampling.weights import rows_per_chunk
+from gridwork_server.sampling.truncation import draw_truncated
 
 if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
@@ -26,24 +24,11 @@ _RANDOM, _TRUNCATED, _PENALIZED, _BIASED, _LOGPROBS = 1, 2, 4, 8, 16
 _MIN_TEMPERATURE = 1e-6
 
 
-@dataclass
-class SampleOutput:
-    """What a step sampled, on the CPU, in the order of its sequence ids."""
-
-    token_ids: torch.Tensor  # int64 [B]
-    # bool [B]: the row's maximum is a NaN or infinite, or it has no finite logit at all; its token means nothing.
-    failed: np.ndarray
-    logprobs: np.ndarray | None = None  # float32 [B], NaN where not asked for; None when nobody asked
-    num_top: np.ndarray | None = None  # uint32 [B], how many of the two below are this row's; None when nobody asked
-    top_ids: np.ndarray | None = None  # uint32, concatenated, the most likely first
-    top_logprobs: np.ndarray | None = None  # float32, parallel to top_ids
-
-
 class Sampler:
     """Samples one token for each row of a step's logits, without a loop over rows.
 
     A batch of greedy sequences costs one pass over the logits. Any other feature costs time and memory only for the
-    sequences that use it.
+    sequences that use it. All of it is computed where the logits are, without the host's waiting for any of it.
     """
 
     def __init__(self, max_sequences: int, vocab_size: int, device: torch.device | str) -> None:
@@ -116,11 +101,12 @@ class Sampler:
                 self._biases.clear(sequence_id)
             self._features[sequence_id] = 0
 
-    def takes_most_likely(self, sequence_ids: np.ndarray) -> bool:
-        """Whether each of these sequences takes its most likely token, and needs nothing else."""
-        return not self._features[sequence_ids].any()
-
     def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
+        """What `begin` samples, read at once."""
+        return self.begin(logits, sequence_ids, positions).read()
+
+    @torch.inference_mode()
+    def begin(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> Sampled:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
@@ -130,28 +116,19 @@ class Sampler:
         logits = logits.contiguous()
         features = self._features[sequence_ids]
         if not features.any():
-            tokens, maxima = row_maxima(logits)
-            return SampleOutput(tokens.cpu(), ~np.isfinite(maxima.numpy(force=True)))
-        return self._sample(logits, sequence_ids, positions, features)
-
-    @torch.inference_mode()
-    def _sample(
-        self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray, features: np.ndarray
-    ) -> SampleOutput:
-        """features: uint8 [B]."""
+            return Sampled(*row_maxima(logits))
         wanted = int(np.bitwise_or.reduce(features, initial=0))
-        observed = _Observed.of(logits, np.nonzero(features & _LOGPROBS)[0]) if wanted & _LOGPROBS else None
+        observed = Observed.of(logits, np.nonzero(features & _LOGPROBS)[0]) if wanted & _LOGPROBS else None
         if wanted & _BIASED:
             self._apply_biases(logits, np.nonzero(features & _BIASED)[0], sequence_ids)
         if wanted & _PENALIZED:
             self._apply_penalties(logits, np.nonzero(features & _PENALIZED)[0], sequence_ids)
 
         tokens, maxima = row_maxima(logits)
-        failed = ~np.isfinite(maxima.numpy(force=True))
         if wanted & _RANDOM:
             drawn = features & (_RANDOM | _TRUNCATED)
             for kind, draw in ((_RANDOM, draw_untruncated), (_RANDOM | _TRUNCATED, draw_truncated)):
-                rows = np.nonzero((drawn == kind) & ~failed)[0]
+                rows = np.nonzero(drawn == kind)[0]
                 if len(rows):
                     index = self._to_device(rows)
                     settings = self._settings(sequence_ids[rows], positions[rows])
@@ -160,10 +137,8 @@ class Sampler:
         if wanted & _PENALIZED:
             rows = np.nonzero(features & _PENALIZED)[0]
             self._counts.increment(sequence_ids[rows], tokens[self._to_device(rows)])
-        output = SampleOutput(tokens.cpu(), failed)
-        if observed is not None:
-            observed.report(output, self._top_n[sequence_ids])
-        return output
+        report = observed.report(tokens, self._top_n[sequence_ids]) if observed is not None else None
+        return Sampled(tokens, maxima, report)
 
     def _count(self, token_ids: np.ndarray, num_prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """The distinct tokens of a sequence, and how often each was generated."""
@@ -203,53 +178,17 @@ class Sampler:
             logits[places] = values
 
     def _settings(self, ids: np.ndarray, positions: np.ndarray) -> DrawSettings:
+        cuts = self._top_k[ids], self._typical_p[ids], self._top_p[ids], self._min_p[ids]
+        top_k, typical_p, top_p, min_p = (self._to_device(values) for values in cuts)
         return DrawSettings(
             inverse_temperature=self._to_device(self._inverse_temperature[ids]),
-            top_k=self._to_device(self._top_k[ids]),
-            typical_p=self._to_device(self._typical_p[ids]),
-            top_p=self._to_device(self._top_p[ids]),
-            min_p=self._to_device(self._min_p[ids]),
+            top_k=top_k,
+            typical_p=typical_p,
+            top_p=top_p,
+            min_p=min_p,
             uniform=self._to_device(uniforms(self._seed[ids], positions)),
+            cuts=Cuts.of(*cuts),
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self._device)
-
-
-@dataclass
-class _Observed:
-    """The raw distribution of the rows that report log-probabilities, kept before anything changes the logits."""
-
-    rows: np.ndarray  # int64 [R]
-    logits: torch.Tensor  # float32 [R, V], a copy
-    normalizers: torch.Tensor  # float32 [R]
-
-    @staticmethod
-    def of(logits: torch.Tensor, rows: np.ndarray) -> "_Observed":
-        kept = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
-        step = rows_per_chunk(kept)
-        normalizers = torch.cat([log_normalizers(kept[start : start + step]) for start in range(0, len(kept), step)])
-        return _Observed(rows, kept, normalizers)
-
-    def report(self, output: SampleOutput, top_n: np.ndarray) -> None:
-        """Fills in the log-probabilities; top_n: int64 [B], how many of the most likely tokens each row reports."""
-        tokens = output.token_ids[torch.from_numpy(self.rows)].to(self.logits.device)
-        chosen = self.logits.gather(1, tokens[:, None])[:, 0] - self.normalizers
-        output.logprobs = np.full(len(top_n), np.nan, dtype=np.float32)
-        output.logprobs[self.rows] = chosen.numpy(force=True)
-        if not top_n.any():
-            return
-        counts = np.where(output.failed, 0, top_n)
-        output.num_top = counts.astype(np.uint32)
-        asking = np.nonzero(counts[self.rows])[0]
-        if not len(asking):
-            output.top_ids, output.top_logprobs = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.float32)
-            return
-        index = torch.from_numpy(asking).to(self.logits.device)
-        raw = self.logits[index]
-        ids = best_tokens(raw, int(counts.max()))[0].sort(1).values
-        values, order = raw.gather(1, ids).sort(stable=True, dim=1, descending=True)
-        logprobs = (values - self.normalizers[index, None]).numpy(force=True)
-        reported = np.arange(ids.shape[1]) < counts[self.rows[asking]][:, None]
-        output.top_ids = ids.gather(1, order).numpy(force=True)[reported].astype(np.uint32)
-        output.top_logprobs = logprobs[reported]

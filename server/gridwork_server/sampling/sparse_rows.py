@@ -7,6 +7,8 @@ sequences that use them, not with sequences times vocabulary.
 import numpy as np
 import torch
 
+from gridwork_kernels.device_copies import to_device
+
 _FIRST_CAPACITY = 64
 
 
@@ -34,8 +36,8 @@ class SparseRows:
         row = int(self._row_of[sequence_id])
         self._reserve_columns(len(tokens))
         if len(tokens):
-            self._tokens[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int32))
-            self._values[row, : len(tokens)] = torch.from_numpy(values).to(self._values.dtype)
+            self._tokens[row, : len(tokens)] = to_device(tokens.astype(np.int32), self._device)
+            self._values[row, : len(tokens)] = to_device(values, self._device).to(self._values.dtype)
         self._lengths[row] = len(tokens)
         self._length_bound[row] = len(tokens)
 
@@ -87,7 +89,7 @@ class SparseRows:
 
     def _locate(self, sequence_ids: np.ndarray) -> tuple[torch.Tensor, int]:
         rows = self._row_of[sequence_ids]
-        return torch.from_numpy(rows).to(self._device), int(self._length_bound[rows].max())
+        return to_device(rows, self._device), int(self._length_bound[rows].max())
 
     def _take_row(self) -> int:
         if not self._free:

@@ -3,7 +3,8 @@
 Only the tokens that could matter are sorted: first the 64 best ones of each row, then 512, then all. A row is done at
 the first level whose candidates provably hold everything that stays, so the level changes the time, never the result.
 Ties are settled the same way at every level: all tokens as likely as the k-th stay (as in Transformers), and among
-equal logits the smaller id comes first.
+equal logits the smaller id comes first. Whether a row is done is known where it was computed: on a GPU all tokens are
+sorted at once, and the host waits for nothing.
 
 Formulas: top-k, A. Fan et al., "Hierarchical Neural Story Generation", 2018; top-p, A. Holtzman et al., "The Curious
 Case of Neural Text Degeneration", 2019; typical-p, C. Meister et al., "Locally Typical Sampling", 2022; min-p, M. N.
@@ -28,6 +29,9 @@ from gridwork_server.sampling.weights import (
 
 LEVELS = (64, 512)
 
+_SORTED_AT_ONCE = 1 / 4
+"""On a GPU, of the elements that a streaming pass works on: sorting, and what follows, takes some 60 bytes for each."""
+
 
 @dataclass
 class _Candidates:
@@ -48,19 +52,20 @@ def draw_truncated(
 ) -> torch.Tensor:
     """Token ids int64 [R] drawn from what the settings leave of rows int64 [R], ascending, of logits float32 [B, V].
 
-    maxima: float32 [R], each row's largest logit.
+    maxima: float32 [R], each row's largest logit. levels: on CPUs.
     """
     vocab_size = logits.shape[1]
+    on_cpu = logits.device.type == "cpu"
     result = torch.empty_like(rows)
     pending = torch.arange(len(rows), device=rows.device)
-    for level in (*(size for size in levels if 4 * size <= vocab_size), vocab_size):
+    for level in (*(size for size in levels if on_cpu and 4 * size <= vocab_size), vocab_size):
         last = level == vocab_size
         # More candidates than top-k keeps are needed, to see where its ties end.
         tried = pending if last else pending[settings.top_k[pending] < level]
         if not len(tried):
             continue
         done = torch.zeros(len(settings.top_k), dtype=torch.bool, device=rows.device)
-        step = rows_per_chunk(logits, factor=16)
+        step = rows_per_chunk(logits, factor=16 if on_cpu else _SORTED_AT_ONCE)
         for start in range(0, len(tried), step):
             part = tried[start : start + step]
             values = logits if len(part) == len(logits) else logits.index_select(0, rows[part])
@@ -69,6 +74,8 @@ def draw_truncated(
             index, _ = pick(kept.weights, cut.uniform[:, None])
             result[part] = kept.tokens.gather(1, index)[:, 0]
             done[part] = kept.complete
+        if last:
+            break
         pending = pending[~done[pending]]
         if not len(pending):
             break
@@ -93,14 +100,14 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
     has_top_k = (settings.top_k > 0)[:, None]
     has_typical = (settings.typical_p < 1)[:, None]
     has_top_p = (settings.top_p < 1)[:, None]
-    any_top_k, any_typical, any_top_p = bool(has_top_k.any()), bool(has_typical.any()), bool(has_top_p.any())
+    cuts = settings.cuts
 
     scores = values
     totals = torch.zeros_like(maxima, dtype=torch.int64)
     surprises = torch.zeros_like(maxima)  # mean of (max - logit) / temperature: the entropy less a constant
-    if not bool(has_top_k.all()):
-        totals, surprises = _vocabulary_sums(values, maxima, inverse_temperature, any_typical)
-        if any_typical:
+    if not cuts.only_top_k:
+        totals, surprises = _vocabulary_sums(values, maxima, inverse_temperature, cuts.typical_p)
+        if cuts.typical_p:
             by_typicality = -_distance(values, maxima, inverse_temperature, surprises)
             scores = torch.where(has_typical & ~has_top_k, by_typicality, values)
 
@@ -109,13 +116,13 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
     complete = torch.ones_like(has_top_k)
     keep = torch.ones_like(weights, dtype=torch.bool)
 
-    if any_top_k:
+    if cuts.top_k:
         kth = found.logits.gather(1, (settings.top_k[:, None] - 1).clamp(0, level - 1))
         keep &= ~has_top_k | (found.logits >= kth)
         if found.boundary is not None:
             complete &= ~has_top_k | (kth > found.boundary)
 
-    if any_typical:
+    if cuts.typical_p:
         kept = weights * keep
         totals = torch.where(has_top_k, kept.sum(1, keepdim=True), totals)
         means = _mean_surprise(found.logits, kept, maxima, inverse_temperature)
@@ -131,7 +138,7 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
         if found.boundary is not None:
             complete &= ~has_typical | has_top_k | (-limits > found.boundary)
 
-    if any_top_p:
+    if cuts.top_p:
         kept = weights * keep
         mass = torch.where(has_top_k | has_typical, kept.sum(1, keepdim=True), totals)
         before = kept.cumsum(1) - kept

@@ -19,10 +19,10 @@ _LARGEST_WEIGHT = 1 << 40
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 25}
 
 
-def rows_per_chunk(logits: torch.Tensor, factor: int = 1) -> int:
+def rows_per_chunk(logits: torch.Tensor, factor: float = 1) -> int:
     """How many rows to work on at once; `factor` times as many elements as a streaming pass would take."""
     elements = _CHUNK_ELEMENTS["cpu" if logits.device.type == "cpu" else "other"]
-    return max(1, factor * elements // logits.shape[1])
+    return max(1, int(factor * elements) // logits.shape[1])
 
 
 def relative_probabilities(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gridwork_server.sampling.draw import DrawSettings
+from gridwork_server.sampling.draw import Cuts, DrawSettings
 from gridwork_server.sampling.truncation import best_tokens, draw_truncated, truncate
 
 from .naive import Parameters, warped
@@ -16,12 +16,15 @@ def settings_for(params: list[Parameters], uniform: float = 0.5) -> DrawSettings
     def column(name: str, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor([getattr(item, name) for item in params], dtype=dtype)
 
+    top_k = column("top_k", torch.int64)
+    typical_p, top_p, min_p = (column(name, torch.float32) for name in ("typical_p", "top_p", "min_p"))
     return DrawSettings(
         inverse_temperature=1 / column("temperature", torch.float32),
-        top_k=column("top_k", torch.int64),
-        typical_p=column("typical_p", torch.float32),
-        top_p=column("top_p", torch.float32),
-        min_p=column("min_p", torch.float32),
+        top_k=top_k,
+        typical_p=typical_p,
+        top_p=top_p,
+        min_p=min_p,
+        cuts=Cuts.of(top_k.numpy(), typical_p.numpy(), top_p.numpy(), min_p.numpy()),
         uniform=torch.full((len(params),), uniform, dtype=torch.float64),
     )
 
