@@ -1,5 +1,5 @@
-"""Measures `generate()` with static batches, in an environment of its own, on a model's folder in the dtype that is named
-behind it; reads jobs from the standard input and prints the seconds of each as a JSON list.
+"""Measures `generate()` with static batches, in an environment of its own, on a model's folder in the dtype that is
+named behind it; reads jobs from the standard input and prints the seconds of each as a JSON list.
 
 A job: {"prompts": [str], "max_tokens": [int], "batch": int}. A batch is padded to its longest prompt and runs until its
 longest answer is complete, as static batches do; the benchmarks' models never end an answer themselves.

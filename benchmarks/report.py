@@ -52,8 +52,8 @@ def _dtypes(parts: list[Part]) -> list[str]:
     if not others:
         return ["On two cores, in bfloat16."]
     return [
-        f"On two cores, in bfloat16; {', '.join(others)} in float32, since this processor has no AVX-512, without which",
-        "they multiply bfloat16 several times as slowly.",
+        f"On two cores, in bfloat16; {', '.join(others)} in float32, since this processor has no AVX-512,",
+        "without which they multiply bfloat16 several times as slowly.",
     ]
 
 
