@@ -168,7 +168,8 @@ nightly: test conformance ## What `test` runs, every model type, then the long f
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------
 
-# The peers that `make bench` measures beside Gridwork: any of vllm, transformers-serve and generate.
+# The peers that `make bench` measures beside Gridwork: any of vllm (both of its implementations; vllm-native or
+# vllm-transformers: one), transformers-serve and generate.
 PEERS ?=
 # Parts of a run; empty: all of them, or the default of each (`benchmarks/suite.py measure --help`).
 WORKLOADS ?=
@@ -184,7 +185,8 @@ comma := ,
 
 # `generate()` runs in the environment of `transformers serve`. Names that are not known are refused by the program.
 PEER_STAMPS := $(patsubst %,$(PEER_ENVIRONMENTS)/%/.stamp,$(sort \
-                 $(subst generate,transformers-serve,$(filter vllm transformers-serve generate,$(subst $(comma), ,$(PEERS))))))
+                 $(patsubst vllm-%,vllm,$(subst generate,transformers-serve,\
+                 $(filter vllm vllm-native vllm-transformers transformers-serve generate,$(subst $(comma), ,$(PEERS)))))))
 
 $(PEER_ENVIRONMENTS)/transformers-serve/.stamp: $(PEER_LOCKS)/transformers-serve.lock | $(UV) $(VENV)/bin/python
 	$(say) "Installing transformers[serving] into $(@D)"

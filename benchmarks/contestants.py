@@ -18,6 +18,8 @@ GRIDWORK = ROOT / "target/release/gridwork"
 
 PEERS: dict[str, tuple[str, ...]] = {
     "vllm": ("vllm-transformers", "vllm-native"),
+    "vllm-transformers": ("vllm-transformers",),
+    "vllm-native": ("vllm-native",),
     "transformers-serve": ("transformers-serve",),
     "generate": ("generate",),
 }
@@ -50,7 +52,7 @@ class Entry:
 
 def names(peers: list[str]) -> list[str]:
     """All contestants of a run, Gridwork's first."""
-    return [*OWN, *(name for peer in peers for name in PEERS[peer])]
+    return [*OWN, *dict.fromkeys(name for peer in peers for name in PEERS[peer])]
 
 
 def entry(name: str, model: Path, kv_gib: int) -> Entry:

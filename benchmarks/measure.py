@@ -1,7 +1,6 @@
 """Measuring a plan: one server after the other, round after round, every sample kept."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from memory import Peak
 from models import Model, kv_bytes_per_token, prepare, weight_bytes
 from plan import Plan, wanted_tokens
 from results import Sample
-from servers import ROOT, Running, ServerFailed, last_line, running
+from servers import ROOT, Running, ServerFailed, environment, last_line, running
 from workloads import OFFLINE_REQUESTS, Workload
 
 KV_GIB = 4
@@ -170,7 +169,7 @@ def static_batches(command: list[str], env: dict[str, str], requests: dict[int, 
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"} | env,
+            env=environment(env),
         )
         if done.returncode != 0:
             raise ServerFailed(f"ended with status {done.returncode}: {last_line(log)}")

@@ -47,13 +47,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environment(own: dict[str, str]) -> dict[str, str]:
+    """This process's, with a contestant's own. How OpenMP's threads wait is left to each of them: `make` has them
+    sleep, for its tests."""
+    inherited = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    return inherited | {"HF_HUB_OFFLINE": "1"} | own
+
+
 @contextmanager
 def running(contestant: Contestant) -> Iterator[Running]:
     """Starts a server and gives it as soon as it has answered with one token. At the end it and all processes of its
     session are gone. Raises `ServerFailed`."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = os.environ | {"HF_HUB_OFFLINE": "1"} | contestant.env
+    env = environment(contestant.env)
     with tempfile.TemporaryFile("w+") as log:
         started = time.perf_counter()
         # A session of its own: by it, processes are found whose parent has ended.

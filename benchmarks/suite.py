@@ -18,6 +18,7 @@ from pathlib import Path
 
 import report
 import results
+from contestants import PEERS
 from measure import Run
 from plan import Plan, UnknownName, choose
 
@@ -48,7 +49,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("measure", help="measure, and write docs/benchmarks/results")
-    run.add_argument("--peers", default="", help="any of vllm, transformers-serve, generate; default: none")
+    run.add_argument("--peers", default="", help=f"any of {', '.join(PEERS)}; default: none")
     run.add_argument("--workloads", default="", help="names; default: all")
     run.add_argument("--models", default="", help="names; default: all")
     run.add_argument("--rounds", default="", help="default: 3")
