@@ -29,6 +29,7 @@ OWN = {
     "gridwork": (),
     "gridwork-no-prefix-cache": ("--disable-prefix-cache",),
     "gridwork-int8": ("--quantize", "int8"),
+    "gridwork-speculate": ("--speculate", "8"),
 }
 """Gridwork's variants and the flags of each."""
 

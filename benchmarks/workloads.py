@@ -98,7 +98,14 @@ WORKLOADS = {
             _offline,
             variants=("generate",),
         ),
-        Workload("decode", "answers of 64 tokens to one line", (1,), _decode, peers=False, variants=("gridwork-int8",)),
+        Workload(
+            "decode",
+            "answers of 64 tokens to one line",
+            (1,),
+            _decode,
+            peers=False,
+            variants=("gridwork-int8", "gridwork-speculate"),
+        ),
         Workload(
             "context",
             "32 tokens after prompts of 128 to 8k tokens",

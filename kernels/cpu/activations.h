@@ -1,7 +1,8 @@
-// Activation functions of gated layers.
+// Activation functions.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "simd.h"
 
@@ -31,12 +32,41 @@ struct Gelu {
   }
 };
 
+struct Relu {
+  // A NaN stays one.
+  GRIDWORK_INLINE Vec operator()(Vec x) const { return max(zero(), x); }
+};
+
+// The tanh form of GELU as some models write it out, 0.5 x (1 + tanh(y)), of values of type T: each operation rounds.
+template <typename T>
+struct GeluTanhInSteps {
+  GRIDWORK_INLINE Vec operator()(Vec x) const {
+    if constexpr (std::is_same_v<T, float>) return GeluTanh()(x);
+    const T* type = nullptr;
+    const Vec cubed = rounded(mul(rounded(mul(x, x), type), x), type);
+    const Vec inner = rounded(add(x, rounded(mul(set1(0.044715f), cubed), type)), type);
+    const Vec y = rounded(mul(set1(0.7978845608f), inner), type);
+    // tanh(y) = (1 - e) / (1 + e), 1 or -1 far before e is infinite.
+    const Vec e = exp(mul(set1(-2.0f), min(set1(20.0f), max(set1(-20.0f), y))));
+    const Vec tanh = rounded(div(sub(set1(1.0f), e), add(set1(1.0f), e)), type);
+    return mul(rounded(mul(set1(0.5f), x), type), rounded(add(set1(1.0f), tanh), type));
+  }
+};
+
 // Calls body with the function: 0 SiLU, 1 GELU by tanh, 2 GELU.
 template <typename F>
 void by_activation(int64_t kind, const F& body) {
   if (kind == 0) body(Silu());
   else if (kind == 1) body(GeluTanh());
   else body(Gelu());
+}
+
+// As by_activation, of values of type T, with those that no layer is gated by.
+template <typename T, typename F>
+void by_any_activation(int64_t kind, const F& body) {
+  if (kind == 3) body(Relu());
+  else if (kind == 4) body(GeluTanhInSteps<T>());
+  else by_activation(kind, body);
 }
 
 // activation(gate) * up of values of type T, rounded where the plain form in PyTorch rounds but for the result.

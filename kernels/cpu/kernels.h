@@ -59,20 +59,27 @@ struct Rows {
   int64_t stride;
 };
 
-// x / rms(x) * weight of rows of `width`; out is contiguous.
-//   plus_one: x / rms * (1 + weight), rounded once; else x / rms is rounded before it is multiplied by weight.
+// What a row is made into:
+//   rms           x / rms(x), rounded, times the weight
+//   rms_plus_one  x / rms(x) * (1 + weight), rounded once
+//   layer         (x - mean) / deviation * weight + bias, rounded once
+enum class NormKind : int64_t { rms, rms_plus_one, layer };
+
+// Of rows of `width`; results are contiguous.
 struct Norm {
-  const void* weight;
+  NormKind kind;
+  const void* weight;  // null, as the bias can be: layer alone
+  const void* bias;
   int64_t width;
   float eps;
-  bool plus_one;
 };
 
 // parts: rows in each of the `count` rows of x.
-void rms_norm(Type type, const Rows& x, int64_t count, int64_t parts, const Norm& norm, void* out);
+void normalise(Type type, const Rows& x, int64_t count, int64_t parts, const Norm& norm, void* out);
 
 // total = a + b, out = its norm.
-void add_rms_norm(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total, void* out);
+void add_and_normalise(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total,
+                       void* out);
 
 // a + b of rows of `width`.
 void add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out);
@@ -80,6 +87,9 @@ void add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, 
 // activation(gate) * up. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
 void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
                       void* out);
+
+// activation(x). kind: these, 3 ReLU, 4 GELU by tanh that is rounded after each of its operations.
+void activation(Type type, const Rows& x, int64_t count, int64_t width, int64_t kind, void* out);
 
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; strides are in values.
 struct Attention {

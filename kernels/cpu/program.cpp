@@ -22,13 +22,14 @@ using namespace gridwork;
 enum Operation : int64_t {
   kLinear,
   kQuantizedLinear,
-  kRmsNorm,
-  kAddRmsNorm,
+  kNorm,
+  kAddNorm,
   kAdd,
   kGatedActivation,
   kAttention,
   kGatedLinear,
   kEmbedding,
+  kActivation,
   kCount
 };
 
@@ -171,24 +172,25 @@ void run_quantized_linear(Reader& in, Type type, int64_t tokens) {
 }
 
 Norm read_norm(Reader& in) {
+  const auto kind = static_cast<NormKind>(in.number());
   const void* weight = in.pointer<const void>();
+  const void* bias = in.pointer<const void>();
   const int64_t width = in.number();
-  const auto eps = static_cast<float>(in.real());
-  return {weight, width, eps, in.number() != 0};
+  return {kind, weight, bias, width, static_cast<float>(in.real())};
 }
 
-void run_rms_norm(Reader& in, Type type, int64_t tokens) {
+void run_norm(Reader& in, Type type, int64_t tokens) {
   const Rows x = in.rows(type);
   void* out = in.result();
   const int64_t parts = in.number();
-  rms_norm(type, x, tokens, parts, read_norm(in), out);
+  normalise(type, x, tokens, parts, read_norm(in), out);
 }
 
-void run_add_rms_norm(Reader& in, Type type, int64_t tokens) {
+void run_add_norm(Reader& in, Type type, int64_t tokens) {
   const Rows a = in.rows(type), b = in.rows(type);
   void* total = in.result();
   void* out = in.result();
-  add_rms_norm(type, a, b, tokens, read_norm(in), total, out);
+  add_and_normalise(type, a, b, tokens, read_norm(in), total, out);
 }
 
 void run_add(Reader& in, Type type, int64_t tokens) {
@@ -202,6 +204,13 @@ void run_gated_activation(Reader& in, Type type, int64_t tokens) {
   void* out = in.result();
   const int64_t width = in.number();
   gated_activation(type, gate, up, tokens, width, in.number(), out);
+}
+
+void run_activation(Reader& in, Type type, int64_t tokens) {
+  const Rows x = in.rows(type);
+  void* out = in.result();
+  const int64_t width = in.number();
+  activation(type, x, tokens, width, in.number(), out);
 }
 
 void run_attention(Reader& in, Type type, int64_t tokens) {
@@ -255,12 +264,13 @@ void gridwork_program_run(void* program, const void* call_memory) {
     switch (operation) {
       case kLinear: run_linear(in, type, call.tokens); break;
       case kQuantizedLinear: run_quantized_linear(in, type, call.tokens); break;
-      case kRmsNorm: run_rms_norm(in, type, call.tokens); break;
-      case kAddRmsNorm: run_add_rms_norm(in, type, call.tokens); break;
+      case kNorm: run_norm(in, type, call.tokens); break;
+      case kAddNorm: run_add_norm(in, type, call.tokens); break;
       case kAdd: run_add(in, type, call.tokens); break;
       case kGatedActivation: run_gated_activation(in, type, call.tokens); break;
       case kGatedLinear: run_gated_linear(in, type, call.tokens); break;
       case kEmbedding: run_embedding(in, type, call.tokens); break;
+      case kActivation: run_activation(in, type, call.tokens); break;
       default: run_attention(in, type, call.tokens); break;
     }
     if (times != nullptr) {

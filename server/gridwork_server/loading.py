@@ -70,6 +70,8 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
+    if device.type == "cpu" and (config.quantize or config.fuse):
+        _make_linears_plain(model)
     notes = _quantize(model, config.quantize) if config.quantize else []
     if config.fuse and device.type == "cpu":
         notes += _use_own_layers(model)
@@ -140,6 +142,12 @@ def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", d
         )
     if getattr(model_config, "quantization_config", None):
         raise ModelError(f"the model's weights are quantized already; leave --quantize {config.quantize} out")
+
+
+def _make_linears_plain(model: nn.Module) -> None:
+    from gridwork_kernels import transposed_linear
+
+    transposed_linear.make_plain(model)
 
 
 def _quantize(model: Any, method: str) -> list[str]:

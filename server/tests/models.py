@@ -62,7 +62,8 @@ ARCHITECTURES = {
         },
     ),
     "gpt_neox": Architecture("GPTNeoXConfig", {"rotary_pct": 0.5}),
-    "phi3": Architecture("Phi3Config"),
+    "phi3": Architecture("Phi3Config", {"partial_rotary_factor": 0.5}),
+    "phi": Architecture("PhiConfig", {"partial_rotary_factor": 0.5}),
     "olmo2": Architecture("Olmo2Config"),
     "granite_swa": Architecture("GraniteSWAConfig", {"sliding_window": 9}),
     "qwen3_moe": Architecture(

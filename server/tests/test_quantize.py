@@ -50,6 +50,13 @@ def test_quantized_models_run_on_the_fast_path(method: str, tmp_path: Path) -> N
     assert f"22 linear layers in {method}" in model.notes
 
 
+@pytest.mark.parametrize("method", quantized_linear.METHODS)
+def test_weights_the_other_way_round_are_quantized_too(method: str, tmp_path: Path) -> None:
+    model = loaded(models.save("gpt2", tmp_path), quantize=method)
+    assert model.path.name == "paged" and model.path.is_recorded
+    assert f"13 linear layers in {method}" in model.notes
+
+
 def test_what_cannot_be_quantized_is_refused(tmp_path: Path) -> None:
     odd = models.save("gpt2", tmp_path / "gpt2", vocab_size=30, tie_word_embeddings=True, n_embd=60)
     with pytest.raises(ModelError, match=r"no effect on GPT2LMHeadModel.*leave it out"):

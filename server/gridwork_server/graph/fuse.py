@@ -3,6 +3,7 @@
 Every rewrite gives the values that the operations gave that it replaces, rounded where they were rounded.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,10 @@ def fuse(graph: Graph, replace_weight: Callable[[torch.Tensor, torch.Tensor], No
     for rewrite in (
         lambda rewriter: _merge_siblings(rewriter, replace_weight),
         _fuse_gated_activations,
+        _replace_activations,
         _fuse_rotary,
         _shorten_views,
+        _replace_layer_norms,
         _fuse_norms,
     ):
         rewrite(_Rewriter(graph))
@@ -179,19 +182,81 @@ def _is_rows(shape: Any) -> bool:
     return shape is not None and len(shape) >= 2 and all(size == 1 for size in shape[:-2])
 
 
-def _fuse_norms(rewriter: _Rewriter) -> None:
-    """x + residual, and the RMS norm of it."""
-    norm = torch.ops.gridwork_cpu.rms_norm.default
-    both = torch.ops.gridwork_cpu.add_rms_norm.default
+def _replace_activations(rewriter: _Rewriter) -> None:
+    """Activations by themselves, also those that are written out in several operations."""
+    kinds = {aten.silu.default: 0, aten.gelu.default: 2, aten.relu.default: 3}
+    target = torch.ops.gridwork_cpu.activation.default
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
-        total = rewriter.made_by(node.args[0], aten.add.Tensor) if node.target == norm else None
+        if node.dtype not in _FLOATS or not _is_rows(node.shape):
+            continue
+        x: Any
+        if node.target in kinds:
+            x = node.args[0]
+            kind = 1 if node.kwargs.get("approximate") == "tanh" else kinds[node.target]
+        else:
+            x, kind = _match_gelu_in_steps(rewriter, node), 4
+        source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
+        if source is not None and (source.shape, source.dtype) == (node.shape, node.dtype):
+            replacements[id(node)] = [rewriter.new(target, (x, kind), node.shape, node.dtype, node.out)]
+    rewriter.rewrite(replacements)
+
+
+def _match_gelu_in_steps(rewriter: _Rewriter, node: Node) -> Ref | None:
+    """x of 0.5 * x * (1.0 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))."""
+
+    def scaled(ref: Any, factor: float) -> Any:
+        product = rewriter.made_by(ref, aten.mul.Tensor)
+        return product.args[0] if product is not None and product.args[1:] == (factor,) else None
+
+    if node.target != aten.mul.Tensor or len(node.args) != 2:
+        return None
+    x = scaled(node.args[0], 0.5)
+    one_more = rewriter.made_by(node.args[1], aten.add.Tensor)
+    tanh = rewriter.made_by(one_more.args[0], aten.tanh.default) if one_more and one_more.args[1:] == (1.0,) else None
+    total = rewriter.made_by(scaled(tanh.args[0], math.sqrt(2 / math.pi)), aten.add.Tensor) if tanh else None
+    if one_more is None or total is None or one_more.kwargs or total.kwargs or len(total.args) != 2:
+        return None
+    power = rewriter.made_by(scaled(total.args[1], 0.044715), aten.pow.Tensor_Scalar)
+    found = isinstance(x, Ref) and total.args[0] == x and power is not None and power.args == (x, 3.0)
+    return x if found else None
+
+
+def _replace_layer_norms(rewriter: _Rewriter) -> None:
+    """Layer norms over the last dimension."""
+    target = torch.ops.gridwork_cpu.layer_norm.default
+    replacements: dict[int, list[Node]] = {}
+    for node in rewriter.graph.nodes:
+        if node.target != aten.layer_norm.default or node.dtype not in _FLOATS or node.shape is None:
+            continue
+        x, normalized, weight, bias, eps = (*node.args, *(None, None, 1e-5)[len(node.args) - 2 :])[:5]
+        source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
+        same = source is not None and (source.shape, source.dtype) == (node.shape, node.dtype)
+        # Weights are constants: a norm that is scaled by what was computed stays as it is.
+        plain = all(
+            w is None or (isinstance(w, torch.Tensor) and w.dtype == node.dtype and w.is_contiguous())
+            for w in (weight, bias)
+        )
+        if same and plain and not node.kwargs and list(normalized) == [node.shape[-1]]:
+            args = (x, weight, bias, eps)
+            replacements[id(node)] = [rewriter.new(target, args, node.shape, node.dtype, node.out)]
+    rewriter.rewrite(replacements)
+
+
+def _fuse_norms(rewriter: _Rewriter) -> None:
+    """x + residual, and the norm of it."""
+    ops = torch.ops.gridwork_cpu
+    norms = {ops.rms_norm.default: ops.add_rms_norm.default, ops.layer_norm.default: ops.add_layer_norm.default}
+    replacements: dict[int, list[Node]] = {}
+    for node in rewriter.graph.nodes:
+        total = rewriter.made_by(node.args[0], aten.add.Tensor) if node.target in norms else None
         if total is None or id(total) in replacements or len(total.args) != 2 or total.kwargs:
             continue
         terms = [rewriter.producer.get(term) if isinstance(term, Ref) else None for term in total.args]
         if any(term is None or (term.shape, term.dtype) != (node.shape, node.dtype) for term in terms):
             continue
-        fused = Node(both, (*total.args, *node.args[1:]), {}, (total.out, node.out), node.shape, node.dtype)
+        arguments = (*total.args, *node.args[1:])
+        fused = Node(norms[node.target], arguments, {}, (total.out, node.out), node.shape, node.dtype)
         replacements[id(total)], replacements[id(node)] = [fused], []
     rewriter.rewrite(replacements)
 
@@ -229,11 +294,36 @@ def _fuse_rotary(rewriter: _Rewriter) -> None:
 
 
 def _match_rotated(rewriter: _Rewriter, argument: Any) -> tuple[Ref, Ref, Ref] | None:
-    """Heads `[1, heads, T, size]`, and cosines and sines `[1, T, size]`, that the argument `[T, heads, size]` of an
-    attention is made of by the rotary embedding."""
-    turned = rewriter.made_by(argument, aten.transpose.int)
+    """Heads `[1, heads, T, size]`, and cosines and sines `[1, T, rotated]`, that the argument `[T, heads, size]` of an
+    attention is made of by the rotary embedding, of all dimensions or of the first ones."""
+    copied = rewriter.made_by(argument, aten.contiguous.default)
+    turned = rewriter.made_by(argument if copied is None else copied.args[0], aten.transpose.int)
     one = rewriter.made_by(turned.args[0], aten.select.int) if turned and turned.args[1:] == (0, 1) else None
-    total = rewriter.made_by(one.args[0], aten.add.Tensor) if one and one.args[1:] == (0, 0) else None
+    if one is None or one.args[1:] != (0, 0):
+        return None
+    joined = rewriter.made_by(one.args[0], aten.cat.default)
+    if joined is None:
+        return _match_turned(rewriter, one.args[0])
+    if joined.shape is None or joined.args[1:] not in ((-1,), (3,)) or len(joined.args[0]) != 2:
+        return None
+    found = _match_turned(rewriter, joined.args[0][0])
+    first = rewriter.made_by(found[0], aten.slice.Tensor, aten.alias.default) if found else None
+    rest = rewriter.made_by(joined.args[0][1], aten.slice.Tensor)
+    if found is None or first is None or first.shape is None or rest is None:
+        return None
+    heads, size, rotated = first.args[0], joined.shape[-1], first.shape[-1]
+    begins = first.target == aten.alias.default or first.args[1:] == (3, 0, rotated)
+    ends = rest.args[:3] == (heads, 3, rotated) and rest.args[3] >= size
+    source = rewriter.producer.get(heads) if heads not in rewriter.changed else None
+    if not begins or not ends or source is None or source.shape is None or source.shape[-1] != size:
+        return None
+    return heads, found[1], found[2]
+
+
+def _match_turned(rewriter: _Rewriter, ref: Any) -> tuple[Ref, Ref, Ref] | None:
+    """Heads `[1, heads, T, size]`, and cosines and sines `[1, T, size]`, that `ref` is made of by the rotary
+    embedding of all dimensions."""
+    total = rewriter.made_by(ref, aten.add.Tensor)
     if total is None or len(total.args) != 2 or total.kwargs or total.shape is None or total.dtype not in _FLOATS:
         return None
     products = [rewriter.made_by(term, aten.mul.Tensor) for term in total.args]

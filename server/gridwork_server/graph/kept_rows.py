@@ -138,7 +138,9 @@ def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
         return False
     if node.target in (ops.linear.default, ops.int8_linear.default, ops.int4_linear.default):
         return True
-    if node.target in (ops.rms_norm.default, ops.add_rms_norm.default, ops.gated_activation.default):
+    if node.target in (ops.rms_norm.default, ops.add_rms_norm.default, ops.layer_norm.default):
+        return True
+    if node.target in (ops.add_layer_norm.default, ops.gated_activation.default, ops.activation.default):
         return True
     if node.target == aten.slice.Tensor:
         return len(node.args) == 4 and node.args[1] in (2, -1) and not any(isinstance(arg, Size) for arg in node.args)

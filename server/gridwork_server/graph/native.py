@@ -10,7 +10,7 @@ import torch
 from gridwork_kernels import cpu_library
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_server.graph.nodes import Attend, Node, Ref, Size
-from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of
+from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of, last_dim
 
 aten = torch.ops.aten
 
@@ -20,13 +20,14 @@ Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
 OPERATIONS = (
     "linear",
     "quantized_linear",
-    "rms_norm",
-    "add_rms_norm",
+    "norm",
+    "add_norm",
     "add",
     "gated_activation",
     "paged_attention",
     "gated_linear",
     "embedding",
+    "activation",
 )
 """In the order of their numbers in `kernels/cpu/program.cpp`."""
 
@@ -183,20 +184,24 @@ class _Writer:
         elif node.target == aten.embedding.default:
             table, ids = node.args[:2]
             self._begin("embedding", node.dtype)
-            self.code += [self._slots[ids], table.data_ptr(), *table.shape, self._slots[node.out]]
-        elif node.target == ops.rms_norm.default:
-            x, weight, eps, plus_one = node.args
-            self._begin("rms_norm", node.dtype)
+            self.code += [self._slots[self._plan.base(ids)], table.data_ptr(), *table.shape, self._slots[node.out]]
+        elif node.target in (ops.rms_norm.default, ops.layer_norm.default):
+            x, *norm = node.args
+            self._begin("norm", node.dtype)
             self._rows(x)
-            self.code += [self._slots[node.out], self._plan.rows[x].features // len(weight)]
-            self._norm(weight, eps, plus_one)
-        elif node.target == ops.add_rms_norm.default:
-            a, b, weight, eps, plus_one = node.args
-            self._begin("add_rms_norm", node.dtype)
+            self.code += [self._slots[node.out], self._plan.rows[x].features // last_dim(node)]
+            self._norm(node, *norm)
+        elif node.target in (ops.add_rms_norm.default, ops.add_layer_norm.default):
+            a, b, *norm = node.args
+            self._begin("add_norm", node.dtype)
             self._rows(a)
             self._rows(b)
             self.code += [self._slots[ref] for ref in node.outputs if ref is not None]
-            self._norm(weight, eps, plus_one)
+            self._norm(node, *norm)
+        elif node.target == ops.activation.default:
+            self._begin("activation", node.dtype)
+            self._rows(node.args[0])
+            self.code += [self._slots[node.out], self._plan.rows[node.out].features, node.args[1]]
         else:
             gated = node.target == ops.gated_activation.default
             self._begin("gated_activation" if gated else "add", node.dtype)
@@ -229,8 +234,15 @@ class _Writer:
         parts = self._plan.rows[node.out].features // features
         self.code += [parts, rows.features // parts, int(float32_out)]
 
-    def _norm(self, weight: torch.Tensor, eps: float, plus_one: bool) -> None:
-        self.code += [weight.data_ptr(), len(weight), _bits(eps), int(plus_one)]
+    def _norm(self, node: Node, weight: torch.Tensor | None, *rest: Any) -> None:
+        """rest: eps, and whether the scale is one more, of an RMS norm; bias and eps of a layer norm."""
+        ops = torch.ops.gridwork_cpu
+        if node.target in (ops.layer_norm.default, ops.add_layer_norm.default):
+            kind, (bias, eps) = _LAYER, rest
+        else:
+            eps, plus_one = rest
+            kind, bias = (_RMS_PLUS_ONE if plus_one else _RMS), None
+        self.code += [kind, _address(weight), _address(bias), last_dim(node), _bits(eps)]
 
     def _attention(self, node: Node, target: Attend) -> None:
         query, key, value, sinks, *angles = node.args
@@ -250,6 +262,9 @@ class _Writer:
         self.code += [self._plan.rows[cos].features if cos is not None else 0, _address(sinks)]
         self.code += [target.window, self._chunks.get(target.layer, 0), _bits(target.scale), _bits(target.softcap)]
 
+
+_RMS, _RMS_PLUS_ONE, _LAYER = range(3)
+"""`NormKind` of `kernels/cpu/kernels.h`."""
 
 _HEADER = 11
 """Numbers before the external slots of a call: how many tokens, and two layouts."""

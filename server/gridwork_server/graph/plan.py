@@ -67,7 +67,8 @@ class Plan:
         """In an order in which they can be executed."""
         self._views: dict[Ref, Node] = {}
         self._changed = changed(graph)
-        self._ids = (graph.input_ids, graph.position_ids)
+        self._ids = {graph.input_ids: graph.input_ids, graph.position_ids: graph.position_ids}
+        """Tensors that hold the tokens or their positions, and which of the inputs they are."""
         self._open: list[Node] = []
         self._made: set[Ref] = set()
         for node in graph.nodes:
@@ -84,9 +85,9 @@ class Plan:
         self._find_outputs(graph)
 
     def base(self, ref: Ref) -> Ref:
-        """The tensor that an operand's rows lie in."""
+        """The tensor that an operand's rows, or the step's tokens or positions, lie in."""
         rows = self.rows.get(ref)
-        return ref if rows is None else rows.base
+        return self._ids.get(ref, ref) if rows is None else rows.base
 
     def _describe(self, node: Node) -> None:
         """What is known of the node's outputs."""
@@ -155,6 +156,10 @@ class Plan:
         """Whether the node's outputs are parts of rows, which are noted."""
         if isinstance(node.target, Attend) or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
             return False
+        if node.target in _VIEWS and node.args[0] in self._ids and node.shape == (1, _TOKENS):
+            self._ids[node.out] = self._ids[node.args[0]]
+            self._views[node.out] = node
+            return True
         source = self.rows.get(node.args[0])
         if source is None or any(ref is None or ref in self._changed for ref in node.outputs):
             return False
@@ -190,6 +195,12 @@ class Plan:
         if node.target == ops.add_rms_norm.default:
             width = len(node.args[2])
             return len(whole) == 2 and same and all(rows.features == width for rows in whole)
+        if node.target in (ops.layer_norm.default, ops.add_layer_norm.default):
+            expected = 1 if node.target == ops.layer_norm.default else 2
+            # Of all of a token's values: what is normed by heads stays with PyTorch.
+            return len(whole) == expected and same and all(rows.features == last_dim(node) for rows in whole)
+        if node.target == ops.activation.default:
+            return len(whole) == 1 and same and self.shapes[node.args[0]] == node.shape
         if node.target in (ops.gated_activation.default, aten.add.Tensor):
             expected = 3 if node.target == ops.gated_activation.default else 2
             alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
@@ -223,12 +234,18 @@ def features_of(shape: tuple[Any, ...]) -> int:
     return int(np.prod(rest, dtype=np.int64))
 
 
+def last_dim(node: Node) -> int:
+    """Of what a node that works on rows gives."""
+    assert node.shape is not None and isinstance(node.shape[-1], int)
+    return node.shape[-1]
+
+
 def _parts(node: Node, shape: tuple[Any, ...]) -> list[tuple[int, tuple[Any, ...]]] | None:
     """Where within a token's values the node's outputs begin, and their shapes. None for what is no part of rows."""
     rest = _of_a_token(shape)
     assert rest is not None and node.shape is not None
     first = node.target == aten.select.int and node.args[1:] == (0, 0)
-    if first or node.target in (*_VIEWS, aten.unsqueeze.default):
+    if first or node.target in (*_VIEWS, aten.unsqueeze.default, aten.contiguous.default):
         same = _is_of_tokens(node.shape) and features_of(node.shape) == features_of(shape)
         return [(0, node.shape)] if same else None
     dim = len(shape) - len(rest)
@@ -237,10 +254,10 @@ def _parts(node: Node, shape: tuple[Any, ...]) -> list[tuple[int, tuple[Any, ...
         begin, count = node.args[2], node.shape[dim]
         fits = isinstance(begin, int) and isinstance(count, int) and 0 <= begin <= rest[0] - count
         return [(begin * inner, node.shape)] if fits and _is_of_tokens(node.shape) else None
-    if node.target in (aten.split.Tensor, aten.split_with_sizes.default) and len(node.args) == 3:
+    if node.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default) and len(node.args) == 3:
         if node.args[2] not in (dim, dim - len(shape)):
             return None
-        size = node.args[1]
+        size = -(-rest[0] // node.args[1]) if node.target == aten.chunk.default else node.args[1]
         sizes = size if isinstance(size, list) else [min(size, rest[0] - begin) for begin in range(0, rest[0], size)]
         begins = np.cumsum([0, *sizes[:-1]]).tolist()
         return [(begin * inner, (*shape[:dim], count, *rest[1:])) for begin, count in zip(begins, sizes, strict=True)]

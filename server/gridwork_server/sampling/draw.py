@@ -5,7 +5,7 @@ then token) and in the order of `weights.block_members`. The others are cut to c
 falling logit (`truncation`). Which way a row goes depends on its own settings alone.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -58,8 +58,8 @@ class DrawSettings:
 
     def take(self, index: torch.Tensor) -> "DrawSettings":
         """The settings of some of the rows."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return DrawSettings(**{k: v[index] if isinstance(v, torch.Tensor) else v for k, v in values.items()})
+        rows = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "cuts"}
+        return replace(self, **rows)
 
 
 def draw_untruncated(

@@ -1,4 +1,6 @@
-"""The fused activation and product against its plain form."""
+"""Activations, alone and with a product, against their plain forms."""
+
+import math
 
 import pytest
 import torch
@@ -40,3 +42,30 @@ def test_large_values_and_nan(kind: int) -> None:
     got = torch.ops.gridwork_cpu.gated_activation(gate, torch.ones_like(gate), kind)
     assert torch.equal(got[0, :5].abs(), torch.tensor([0.0, 0.0, 0.0, 100.0, 1e4]))
     assert got[0, 5].isnan()
+
+
+def in_steps(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1536), (7, 21), (1, 130, 100), (0, 16)], ids=str)
+def test_an_activation_by_itself_equals_the_plain_form(kind: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(kind)
+    plain = {**PLAIN, 3: F.relu, 4: in_steps}[kind]
+    x = (4 * torch.randn(shape)).to(dtype)
+    got, expected = torch.ops.gridwork_cpu.activation(x, kind), plain(x)
+    step = torch.finfo(dtype).eps
+    # What is added to 1 has lost its last digits, which matters where nearly nothing of it is left.
+    torch.testing.assert_close(got, expected, rtol=max(2 * step, 1e-5), atol=max(2 * step, 1e-5) if kind == 4 else 1e-5)
+    middle = x.abs() < 2
+    if dtype != torch.float32 and middle.any():
+        assert (got != expected)[middle].float().mean() < 0.01, "rounded where PyTorch rounds"
+    if kind != 4:
+        return
+    # Rows that are not contiguous, large values, and NaN.
+    x = torch.tensor([[-1e4, 0.0], [-100.0, 100.0], [1e4, torch.nan]]).to(dtype).t()
+    got = torch.ops.gridwork_cpu.activation(x, kind)
+    assert torch.equal(got[0].abs(), x[0].clamp_min(0)) and torch.equal(got[1, :2], x[1, :2]) and got[1, 2].isnan()
