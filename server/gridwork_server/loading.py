@@ -70,7 +70,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
     model = model.to(device).eval().requires_grad_(False)
-    if device.type == "cpu" and (config.quantize or config.fuse):
+    if device.type == "cpu" and group.world_size == 1 and (config.quantize or config.fuse):
         _make_linears_plain(model)
     notes = _quantize(model, config.quantize) if config.quantize else []
     if config.fuse and device.type == "cpu":

@@ -1,8 +1,8 @@
 """What steps take of a GPU's memory beside the cache, found by running the largest ones before the cache is sized.
 
-The largest prefill takes the most memory for what lies between layers, and recorded decode steps keep theirs for good.
-Both are run with a cache that holds them and no more. PyTorch's allocator keeps what it once had from the driver, so
-that the driver's count of free memory tells how much it came to.
+The largest prefill takes the most memory for what lies between layers, sampling sorts the logits of all sequences, and
+recorded decode steps keep what they take for good. All are run with a cache that holds them and no more. PyTorch's
+allocator keeps what it once had from the driver, so that the driver's count of free memory tells how much it came to.
 """
 
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.memory import free_cuda_bytes
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.paged import PagedPath
+from gridwork_server.sampling import Sampler
 from gridwork_server.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
     from gridwork_server.sequence_table import StepBatch
 
-_LOGIT_COPIES = 4
-"""What a step keeps of its logits at once, in float32, while they are sampled from."""
+_TOP_LOGPROBS = 20
+"""Of each token: more are seldom asked for, and take hardly more."""
 
 
 def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> int:
@@ -39,8 +40,8 @@ def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, dev
 
 @torch.inference_mode()
 def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
-    """Runs the largest prefill, and makes room for as many rows of logits as sequences can have; decode steps are
-    recorded when the cache is allocated, which it stays."""
+    """Runs the largest prefill, and samples for as many sequences as there can be; decode steps are recorded when the
+    cache is allocated, which it stays."""
     block_size = limits.block_size_tokens
     longest = limits.max_total_tokens or limits.max_batch_tokens
     tokens = min(limits.max_batch_tokens, longest)
@@ -57,8 +58,20 @@ def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, 
     batch = table.batch(ids, _shares(limits.max_batch_tokens, tokens, count))
     path.forward(batch, table, _every_row(batch, limits.max_sequences))
     path.release(ids)
-    rows = torch.empty(_LOGIT_COPIES, limits.max_sequences, vocab_size, dtype=torch.float32, device=device)
-    del rows
+    _sample_with_everything(limits.max_sequences, vocab_size, device)
+
+
+def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -> None:
+    """Samples for so many sequences, each of which asks for what takes memory."""
+    settings = pb.SamplingParameters(
+        temperature=1.5, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1, logit_bias_tokens=[0]
+    )
+    settings.logit_bias_values.append(1.0)
+    sampler = Sampler(count, vocab_size, device)
+    for id in range(count):
+        sampler.admit(id, np.zeros(1, dtype=np.int32), 1, settings, logprobs=True, top_n=_TOP_LOGPROBS)
+    logits = torch.zeros(count, vocab_size, dtype=torch.float32, device=device)
+    sampler.begin(logits, np.arange(count), np.ones(count, dtype=np.int64))
 
 
 def _shares(total: int, most: int, count: int) -> np.ndarray:
