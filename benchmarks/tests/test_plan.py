@@ -1,4 +1,5 @@
 import pytest
+from contestants import peer_dtype
 from plan import UnknownName, choose, wanted_tokens
 from workloads import WORKLOADS
 
@@ -20,7 +21,7 @@ def test_parts_of_a_run_are_chosen_by_name_with_spaces_or_commas() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vlm", "", "", "", ""), "PEERS: there is no 'vlm'; there are: vllm transformers-serve generate"),
+        (("vlm", "", "", "", ""), "PEERS: there is no 'vlm'; there are: vllm vllm-transformers vllm-native "),
         (("", "chats", "", "", ""), "WORKLOADS: there is no 'chats'; there are: start chat "),
         (("", "", "gpt2", "", ""), "MODELS: there is no 'gpt2'; there are: smollm2-135m llama-1.2b"),
         (("", "", "", "0", ""), "ROUNDS: '0' is not a whole number of at least 1"),
@@ -39,8 +40,20 @@ def test_each_workload_has_its_contestants_in_turn() -> None:
     assert plan.contestants(WORKLOADS["chat"]) == servers
     assert plan.contestants(WORKLOADS["multi-turn"]) == ["gridwork", "gridwork-no-prefix-cache", *servers[1:]]
     assert plan.contestants(WORKLOADS["offline"]) == [*servers, "generate"]
-    assert plan.contestants(WORKLOADS["decode"]) == ["gridwork", "gridwork-int8"]
+    assert plan.contestants(WORKLOADS["decode"]) == ["gridwork", "gridwork-int8", "gridwork-speculate"]
     assert plan.contestants(WORKLOADS["context"]) == ["gridwork"]
+
+
+def test_one_implementation_of_vllm_can_be_named_and_none_runs_twice() -> None:
+    chat = WORKLOADS["chat"]
+    assert choose("vllm-native", "", "", "", "").contestants(chat) == ["gridwork", "vllm-native"]
+    both = choose("vllm-native vllm", "", "", "", "").contestants(chat)
+    assert both == ["gridwork", "vllm-native", "vllm-transformers"]
+
+
+def test_peers_run_in_float32_where_their_products_of_bfloat16_are_emulated() -> None:
+    assert peer_dtype(("avx2",)) == "float32"
+    assert peer_dtype(("avx2", "avx512f", "avx512_bf16")) == "bfloat16"
 
 
 def test_more_rounds_and_peers_take_longer() -> None:

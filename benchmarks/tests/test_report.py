@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_memory_is_counted_beyond_weights_and_cache() -> None:
 
     [line] = lines([part("memory", [peak("gridwork", 400), peak("vllm-native", 1000)])], "memory")
     assert line.endswith("| 0.40 times (400 against 1000) | yes |")
+    # Weights of a peer that runs in float32 take twice as much.
+    wide = peak("vllm-native", 1000)
+    wide.dtype, wide.samples = (
+        "float32",
+        [replace(wide.samples[0], peak_bytes=(wide.samples[0].peak_bytes or 0) + 270_000_000)],
+    )
+    parts = [part("memory", [peak("gridwork", 400), wide])]
+    assert lines(parts, "memory") == [line]
+    assert "vllm-native in float32, since this processor has no AVX-512" in document(parts)
 
 
 def test_context_grows_with_the_bytes_that_are_read() -> None:
