@@ -1,8 +1,9 @@
 """Batched sampling: penalties, truncation, seeded random draws and log-probabilities, no loop over sequences.
 
-Files, each one subject: `sampler` (per-sequence settings and the order of things), `sparse_rows` (token tables behind
-penalties and biases), `weights` (exact integer softmax weights), `truncation` (top-k, typical-p, top-p, min-p),
-`philox` (random numbers from seed and position), `logprobs`, `drafts` (which of the tokens behind drafts are taken).
+Files, each one subject: `sampler` (per-sequence settings and the order of things), `sampled` (what comes of it, on the
+device and on the host), `sparse_rows` (token tables behind penalties and biases), `weights` (exact integer softmax
+weights), `draw` and `truncation` (all of a distribution; top-k, typical-p, top-p, min-p), `philox` (random numbers from
+seed and position), `logprobs`, `drafts` (which of the tokens behind drafts are taken).
 """
 
 from gridwork_server.sampling.drafts import taken
