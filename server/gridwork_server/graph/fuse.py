@@ -207,19 +207,25 @@ def _match_gelu_in_steps(rewriter: _Rewriter, node: Node) -> Ref | None:
 
     def scaled(ref: Any, factor: float) -> Any:
         product = rewriter.made_by(ref, aten.mul.Tensor)
-        return product.args[0] if product is not None and product.args[1:] == (factor,) else None
+        return product.args[0] if product is not None and _is_number(product.args[1], factor) else None
 
     if node.target != aten.mul.Tensor or len(node.args) != 2:
         return None
     x = scaled(node.args[0], 0.5)
     one_more = rewriter.made_by(node.args[1], aten.add.Tensor)
-    tanh = rewriter.made_by(one_more.args[0], aten.tanh.default) if one_more and one_more.args[1:] == (1.0,) else None
+    is_one_more = one_more is not None and _is_number(one_more.args[1], 1.0)
+    tanh = rewriter.made_by(one_more.args[0], aten.tanh.default) if one_more is not None and is_one_more else None
     total = rewriter.made_by(scaled(tanh.args[0], math.sqrt(2 / math.pi)), aten.add.Tensor) if tanh else None
     if one_more is None or total is None or one_more.kwargs or total.kwargs or len(total.args) != 2:
         return None
     power = rewriter.made_by(scaled(total.args[1], 0.044715), aten.pow.Tensor_Scalar)
-    found = isinstance(x, Ref) and total.args[0] == x and power is not None and power.args == (x, 3.0)
-    return x if found else None
+    found = isinstance(x, Ref) and total.args[0] == x and power is not None and power.args[0] == x
+    return x if found and power is not None and _is_number(power.args[1], 3.0) else None
+
+
+def _is_number(argument: Any, value: float) -> bool:
+    """Whether an argument is this number: it may be a tensor, which cannot be compared."""
+    return isinstance(argument, int | float) and argument == value
 
 
 def _replace_layer_norms(rewriter: _Rewriter) -> None:

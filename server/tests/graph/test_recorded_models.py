@@ -167,3 +167,16 @@ def test_sizes_are_found_for_any_number_of_tokens_and_rows() -> None:
 
 def test_the_self_checks_sequences_are_shorter_than_what_is_recorded_on() -> None:
     assert max(len(sequence) for sequence in self_check.sample_tokens(100)) < recording._FEWEST
+
+
+def test_a_scaled_product_with_weights_is_no_activation(tmp_path: Path) -> None:
+    weight = torch.randn(48)
+
+    def forward(input_ids: torch.Tensor, _positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
+        x = input_ids[..., None].float().expand(-1, -1, 48) * weight
+        return ((x * 0.125) * (torch.tanh(x + weight) + weight))[:, kept]
+
+    graph = record(forward)
+    before = [node.name for node in graph.nodes]
+    fuse(graph, lambda _old, _new: None)
+    assert [node.name for node in graph.nodes] == before
