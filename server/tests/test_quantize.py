@@ -52,7 +52,7 @@ def test_quantized_models_run_on_the_fast_path(method: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("method", quantized_linear.METHODS)
 def test_weights_the_other_way_round_are_quantized_too(method: str, tmp_path: Path) -> None:
-    model = loaded(models.save("gpt2", tmp_path), quantize=method)
+    model = loaded(models.save("gpt2", tmp_path), quantize=method, dtype="bfloat16")
     assert model.path.name == "paged" and model.path.is_recorded
     assert f"13 linear layers in {method}" in model.notes
 

@@ -74,7 +74,6 @@ def choose(
     if not own_attention and wish in ("auto", "paged"):
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
     record = record and group.world_size == 1
-    rounded_to = _rounded_to(model, dtype)
 
     def paged() -> ModelPath:
         return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes)
@@ -87,7 +86,7 @@ def choose(
             nonlocal expected
             if expected is None:
                 _use_attention(model, plain_attention, own_attention)
-                expected = plain_logits(caller, sequences, rounded_to, group.world_size)
+                expected = plain_logits(caller, sequences, dtype, group.world_size)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
             if candidate.odd:
@@ -95,7 +94,7 @@ def choose(
                     raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
-                _compare_on_all_ranks(path, expected, sequences, rounded_to, group)
+                _compare_on_all_ranks(path, expected, sequences, dtype, group)
             return path
 
         try:
@@ -128,15 +127,6 @@ def choose(
             return Choice(path, reason, expected.shape[-1])
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
-
-
-def _rounded_to(model: Any, dtype: torch.dtype) -> torch.dtype:
-    """What decides how far logits may differ. Quantized layers round what they are given to 8 bits: a difference in the
-    last place of a float32 may become one of a hundredth behind them."""
-    from gridwork_kernels.quantized_linear import QuantizedLinear
-
-    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
-    return torch.float16 if quantized and dtype == torch.float32 else dtype
 
 
 def _compare_on_all_ranks(
