@@ -13,9 +13,9 @@
 
 #include <algorithm>
 #include <optional>
-#include <vector>
 
 #include "linear_unit.h"
+#include "pieces.h"
 #include "row_products.h"
 #include "scratch.h"
 #include "simd.h"
@@ -185,21 +185,6 @@ struct Product {
   }
 };
 
-// Calls body(begin, end) for pieces of [0, count), which threads take one after the other: long ones at first, for
-// reading on in memory, and short ones in the end, so that threads end together. They are multiples of `least`, but the
-// last.
-template <typename F>
-void in_pieces(int64_t count, int64_t least, const F& body) {
-  std::vector<int64_t> begins{0};
-  while (begins.back() < count) {
-    const int64_t left = count - begins.back(), share = left / (2 * num_threads()) / least * least;
-    begins.push_back(begins.back() + std::min(left, std::max(least, share)));
-  }
-  parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
-    body(begins[static_cast<size_t>(first)], begins[static_cast<size_t>(last)]);
-  });
-}
-
 // x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
 template <typename To, typename X>
 const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
@@ -296,7 +281,7 @@ void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out*
       in_pieces(num_panels, 4, [&](int64_t begin, int64_t end) { few.run(begin, end); });
       return;
     }
-    const UnitProduct<PanelColumns<Out>> unit(in, rows, columns);
+    const UnitProduct<PanelColumns<Out>> unit(UnitRows(in, rows, padded), columns);
     in_pieces(num_panels, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     return;
   }
@@ -382,7 +367,7 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
     by_activation(kind, [&]<typename F>(const F& activation) {
       const GatedColumns<F> columns{static_cast<const bf16*>(weights.values), weights.bias, static_cast<bf16*>(out),
                                     padded, width, activation};
-      const UnitProduct<GatedColumns<F>> unit(in, rows, columns);
+      const UnitProduct<GatedColumns<F>> unit(UnitRows(in, rows, padded), columns);
       in_pieces(width / kUnitLanes, 2, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     });
     return;

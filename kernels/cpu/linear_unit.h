@@ -8,6 +8,7 @@
 #include "matrix_unit.h"
 #include "scratch.h"
 #include "simd.h"
+#include "thread_pool.h"
 
 namespace gridwork {
 
@@ -71,19 +72,65 @@ struct GatedColumns {
   }
 };
 
+// Rows of x as tiles of the unit: all of the same number of rows, one or in pairs. The last ones may begin earlier and
+// compute rows again.
+class UnitRows {
+ public:
+  // x: [rows, K].  K: a multiple of 2 * kUnitPairs.
+  UnitRows(const bf16* x, int64_t rows, int64_t K) : x_(x), rows_(rows), K_(K) {
+    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
+    pairs_ = (tiles + 1) / 2;
+    in_pair_ = std::min<int64_t>(tiles, 2);
+    tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
+    if (pairs_ > 1 && K * sizeof(bf16) % kCrowded == 0) put_together();
+  }
+
+  int64_t pairs() const { return pairs_; }
+  int64_t in_pair() const { return in_pair_; }
+  int64_t tile_rows() const { return tile_rows_; }
+  int64_t first_row(int64_t tile) const { return std::min(tile * tile_rows_, rows_ - tile_rows_); }
+  // A tile's values from k on; its rows are `stride` bytes apart.
+  const bf16* at(int64_t tile, int64_t k) const {
+    return together_ ? x_ + tile * tile_rows_ * K_ + k * tile_rows_ : x_ + first_row(tile) * K_ + k;
+  }
+  int64_t stride() const { return (together_ ? kStep : K_) * static_cast<int64_t>(sizeof(bf16)); }
+  // Between one product's values and the next one's.
+  int64_t step() const { return together_ ? tile_rows_ * kStep : kStep; }
+
+ private:
+  static constexpr int64_t kStep = 2 * kUnitPairs;
+  // Rows a multiple of so many bytes apart share one set of places in the L1 cache.
+  static constexpr int64_t kCrowded = 4096;
+
+  // A copy in the calling thread's memory in the order of reading: [tiles, K / kStep, tile_rows, kStep].
+  void put_together() {
+    thread_local Scratch scratch;
+    const int64_t tiles = pairs_ * in_pair_, rows = tile_rows_, K = K_;
+    bf16* copy = reinterpret_cast<bf16*>(scratch.floats(static_cast<size_t>(tiles * rows * K + 1) / 2));
+    parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile) {
+        const bf16* from = x_ + first_row(tile) * K;
+        bf16* to = copy + tile * rows * K;
+        for (int64_t k = 0; k < K; k += kStep) {
+          for (int64_t row = 0; row < rows; ++row, to += kStep) std::copy_n(from + row * K + k, kStep, to);
+        }
+      }
+    });
+    x_ = copy, together_ = true;
+  }
+
+  const bf16* x_;
+  int64_t rows_, K_, pairs_, in_pair_, tile_rows_;
+  bool together_ = false;
+};
+
 // The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
 // column, 4 and 5 the rows of x, 6 and 7 the weights.
 template <typename Columns>
 class UnitProduct {
  public:
-  // x: [rows, columns.K]
-  UnitProduct(const bf16* x, int64_t rows, const Columns& columns) : x_(x), rows_(rows), columns_(columns) {
-    // Tiles of the same number of rows, one or in pairs. The last ones may begin earlier and compute rows again.
-    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
-    pairs_ = (tiles + 1) / 2;
-    in_pair_ = std::min<int64_t>(tiles, 2);
-    tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
-    for (int tile = 0; tile < 6; ++tile) shape_.set(tile, tile_rows_, 64);
+  UnitProduct(const UnitRows& x, const Columns& columns) : x_(x), columns_(columns) {
+    for (int tile = 0; tile < 6; ++tile) shape_.set(tile, x.tile_rows(), 64);
     for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
   }
 
@@ -117,39 +164,37 @@ class UnitProduct {
   };
 
   void some(int64_t begin, int64_t end, float* partial) const {
-    for (int64_t first = 0; first < pairs_; first += kBlockPairs) {
-      const int64_t pairs = std::min(kBlockPairs, pairs_ - first);
+    for (int64_t first = 0; first < x_.pairs(); first += kBlockPairs) {
+      const int64_t pairs = std::min(kBlockPairs, x_.pairs() - first);
       for (int64_t k = 0; k < columns_.K; k += kUnitPiece) {
         for (int64_t column = begin; column < end; ++column) {
           for (int64_t pair = 0; pair < pairs; ++pair) {
             float* sums = partial + ((column - begin) * kBlockPairs + pair) * kSums;
             const Ahead ahead = ahead_of(column, k, pair, pairs);
-            const int64_t row = row_of(first + pair);
-            if (pairs_ > 1) multiply<2, _MM_HINT_T1>(row, column, k, sums, ahead);
-            else if (in_pair_ == 2) multiply<2, _MM_HINT_T0>(row, column, k, sums, ahead);
-            else multiply<1, _MM_HINT_T0>(row, column, k, sums, ahead);
+            const int64_t tile = (first + pair) * x_.in_pair();
+            if (x_.pairs() > 1) multiply<2, _MM_HINT_T1>(tile, column, k, sums, ahead);
+            else if (x_.in_pair() == 2) multiply<2, _MM_HINT_T0>(tile, column, k, sums, ahead);
+            else multiply<1, _MM_HINT_T0>(tile, column, k, sums, ahead);
           }
         }
       }
     }
   }
 
-  int64_t row_of(int64_t pair) const { return std::min(pair * in_pair_ * tile_rows_, rows_ - tile_rows_); }
-
   // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
   // needed later.
   Ahead ahead_of(int64_t column, int64_t k, int64_t pair, int64_t pairs) const {
-    if (pairs_ == 1) return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+    if (x_.pairs() == 1) return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
     const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
     const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
     return {reinterpret_cast<const char*>(columns_.next(column, k)) + pair * steps * lines * 64, lines};
   }
 
-  // The rows from `row` on, one tile or two, times a piece of K of a column.
+  // Tiles of rows, `tile` or it and the next one, times a piece of K of a column.
   template <int TILES, _mm_hint HINT>
-  void multiply(int64_t row, int64_t column, int64_t k, float* sums, Ahead ahead) const {
+  void multiply(int64_t tile, int64_t column, int64_t k, float* sums, Ahead ahead) const {
     constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
-    const int64_t K = columns_.K, second = std::min(row + tile_rows_, rows_ - tile_rows_);
+    const int64_t K = columns_.K;
     if (k == 0) {
       zero_tile<0>(), zero_tile<1>();
       if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
@@ -159,18 +204,19 @@ class UnitProduct {
         load_tile<2>(sums + kSums / 2, kRowBytes), load_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
       }
     }
-    const int64_t end = std::min(K, k + kUnitPiece), x_bytes = K * static_cast<int64_t>(sizeof(bf16));
+    const int64_t end = std::min(K, k + kUnitPiece), stride = x_.stride(), step = x_.step();
+    const bf16 *x = x_.at(tile, k), *second = x_.at(tile + TILES - 1, k);
     const bf16 *a = columns_.weights(column, 0, k), *b = columns_.weights(column, 1, k);
     constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
-    for (int64_t at = k; at < end; at += kStep, a += kStep * kPanel, b += kStep * kPanel) {
+    for (int64_t at = k; at < end; at += kStep, a += kStep * kPanel, b += kStep * kPanel, x += step, second += step) {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) _mm_prefetch(ahead.at, HINT);
-      load_tile<4>(x_ + row * K + at, x_bytes);
+      load_tile<4>(x, stride);
       load_tile<6>(a, kPairBytes);
       add_tile_products<0, 4, 6>();
       load_tile<7>(b, kPairBytes);
       add_tile_products<1, 4, 7>();
       if constexpr (TILES == 2) {
-        load_tile<5>(x_ + second * K + at, x_bytes);
+        load_tile<5>(second, stride);
         add_tile_products<2, 5, 6>();
         add_tile_products<3, 5, 7>();
       }
@@ -180,12 +226,11 @@ class UnitProduct {
       store_tile<2>(sums + kSums / 2, kRowBytes), store_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
     }
     if (end < K) return;
-    columns_.finish(row, tile_rows_, column, sums);
-    if constexpr (TILES == 2) columns_.finish(second, tile_rows_, column, sums + kSums / 2);
+    columns_.finish(x_.first_row(tile), x_.tile_rows(), column, sums);
+    if constexpr (TILES == 2) columns_.finish(x_.first_row(tile + 1), x_.tile_rows(), column, sums + kSums / 2);
   }
 
-  const bf16* x_;
-  int64_t rows_, pairs_, in_pair_, tile_rows_;
+  UnitRows x_;
   UnitShape shape_;
   Columns columns_;
 };

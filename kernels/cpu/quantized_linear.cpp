@@ -14,6 +14,7 @@
 #include <cmath>
 #include <optional>
 
+#include "pieces.h"
 #include "scratch.h"
 #include "simd.h"
 #include "simd_int.h"
@@ -28,12 +29,17 @@ constexpr int64_t kPanel = 2 * kLanes;
 constexpr int64_t kGroup = 32;
 // Rows of one panel that are summed at once.
 constexpr int kRows = kLanes == 16 ? 8 : 4;
+// Panels that are summed at once for one row: with few sums a core waits for each product, and for memory.
+constexpr int kPanels = kLanes == 16 ? 4 : 2;
+constexpr int most_panels(int rows) { return std::max(1, kPanels / rows); }
+// Bytes of weights between those that are used and those that are asked for.
+constexpr int64_t kAhead = 1024;
 
 // Rows of x in 8 bits.
 struct Quantized {
   const int8_t* values;  // [rows, K]
   const float* scales;   // [rows, K / kGroup]
-  const float* sums;     // [rows, K / kGroup]: of each group's values, times its scale
+  const float* sums;     // [rows, K / kGroup]: of each group's values
   int64_t K;
 };
 
@@ -56,7 +62,7 @@ void quantize_group(const T* x, int8_t* values, float* scale, float* sum) {
     all = add(all, v);
     store_int8(values + k, v);
   }
-  *sum = reduce_add(all) * *scale;
+  *sum = reduce_add(all);
 }
 
 template <typename T>
@@ -81,66 +87,92 @@ GRIDWORK_INLINE IntVec four(const int8_t* p) {
   return set_int(bits);
 }
 
-// A tile's results so far, in float32, by row and half of the panel.
-template <int ROWS>
-using Sums = Vec[ROWS][2];
+// What a tile multiplies: ROWS rows with PANELS consecutive panels.
+struct Operands {
+  const int8_t* x;       // [ROWS, K]
+  const float* x_scales; // [ROWS, K / kGroup]
+  const float* x_sums;   // likewise
+  const uint8_t* packed; // of the first panel
+  const f16* scales;     // int4: of the first panel, [PANELS, K / kGroup, 2, kPanel]
+  int64_t K, panel_bytes;
 
-// x_scales, x_sums: of the rows' groups, row stride K / kGroup.
-template <int ROWS>
-void int8_tile(const int8_t* x, int64_t K, const float* x_scales, const int8_t* w, Sums<ROWS>& out) {
-  for (int r = 0; r < ROWS; ++r) out[r][0] = out[r][1] = zero();
-  const int64_t groups = K / kGroup;
+  // A piece of a panel that begins `offset` bytes after its beginning.  Asks for one that will be needed soon: behind
+  // the end of these panels lies the beginning of the next ones.
+  template <int PANELS>
+  GRIDWORK_INLINE const uint8_t* weights(int panel, int64_t offset) const {
+    const int64_t behind = offset + kAhead < panel_bytes ? 0 : (PANELS - 1) * panel_bytes;
+    const uint8_t* at = packed + panel * panel_bytes + offset;
+    _mm_prefetch(reinterpret_cast<const char*>(at + kAhead + behind), _MM_HINT_T0);
+    return at;
+  }
+};
+
+// A tile's results so far, in float32, by row and half of a panel.
+template <int ROWS, int PANELS>
+using Sums = Vec[ROWS][2 * PANELS];
+
+template <int ROWS, int PANELS>
+void int8_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
+  constexpr int kVecs = 2 * PANELS;
+  const int64_t K = of.K, groups = K / kGroup;
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
+  });
   for (int64_t group = 0; group < groups; ++group) {
-    IntVec sum[ROWS][2];
-    for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = int_zero();
+    IntVec sum[ROWS][kVecs];
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      const IntVec begin = of_inputs(of.x_sums[r * groups + group]);
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = begin; });
+    });
+#pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
-      const IntVec a = load_int(w + k * kPanel), b = load_int(w + k * kPanel + 4 * kLanes);
-      const IntVec size_a = magnitude(a), size_b = magnitude(b);
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) {
-        const IntVec v = four(x + r * K + k);
-        sum[r][0] = add_products(size_a, with_sign(v, a), sum[r][0]);
-        sum[r][1] = add_products(size_b, with_sign(v, b), sum[r][1]);
-      }
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+        const auto w = signed_weights(load_int(of.weights<PANELS>(v / 2, k * kPanel + v % 2 * 4 * kLanes)));
+        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+          sum[r][v] = add_signed(w, four(of.x + r * K + k), sum[r][v]);
+        });
+      });
     }
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec scale = set1(x_scales[r * groups + group]);
-      out[r][0] = fma(to_float(sum[r][0]), scale, out[r][0]);
-      out[r][1] = fma(to_float(sum[r][1]), scale, out[r][1]);
-    }
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      const Vec scale = set1(of.x_scales[r * groups + group]);
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = fma(to_float(sum[r][v]), scale, out[r][v]); });
+    });
   }
 }
 
-// scales: of the panel, [K / kGroup, 2, kPanel].
-template <int ROWS>
-void int4_tile(const int8_t* x, int64_t K, const float* x_scales, const float* x_sums, const uint8_t* w,
-               const f16* scales, Sums<ROWS>& out) {
-  for (int r = 0; r < ROWS; ++r) out[r][0] = out[r][1] = zero();
-  const int64_t groups = K / kGroup;
+template <int ROWS, int PANELS>
+void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
+  constexpr int kVecs = 2 * PANELS;
+  const int64_t K = of.K, groups = K / kGroup;
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
+  });
   for (int64_t group = 0; group < groups; ++group) {
     // Eight sums of two products of at most 15 * 127 fit into 16 bits.
-    IntVec sum[ROWS][2];
-    for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = int_zero();
-#pragma GCC unroll 4
+    IntVec sum[ROWS][kVecs];
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = int_zero(); });
+    });
+#pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 8) {
-      const uint8_t* at = w + k / 2 * kPanel;
-      const IntVec a = load_int(at), b = load_int(at + 4 * kLanes);
-      const IntVec low_a = low_nibbles(a), high_a = high_nibbles(a), low_b = low_nibbles(b), high_b = high_nibbles(b);
-#pragma GCC unroll 8
-      for (int r = 0; r < ROWS; ++r) {
-        const IntVec first = four(x + r * K + k), second = four(x + r * K + k + 4);
-        sum[r][0] = add_few(high_a, second, add_few(low_a, first, sum[r][0]));
-        sum[r][1] = add_few(high_b, second, add_few(low_b, first, sum[r][1]));
-      }
+      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+        const IntVec w = load_int(of.weights<PANELS>(v / 2, k / 2 * kPanel + v % 2 * 4 * kLanes));
+        const IntVec low = low_nibbles(w), high = high_nibbles(w);
+        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+          const int8_t* x = of.x + r * K + k;
+          sum[r][v] = add_few(high, four(x + 4), add_few(low, four(x), sum[r][v]));
+        });
+      });
     }
-    const f16* scale = scales + group * 2 * kPanel;
-    const Vec scale_a = load(scale), scale_b = load(scale + kLanes);
-    const Vec offset_a = load(scale + kPanel), offset_b = load(scale + kPanel + kLanes);
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec own = set1(x_scales[r * groups + group]), whole = set1(x_sums[r * groups + group]);
-      out[r][0] = fma(to_float(total(sum[r][0])), mul(own, scale_a), fma(whole, offset_a, out[r][0]));
-      out[r][1] = fma(to_float(total(sum[r][1])), mul(own, scale_b), fma(whole, offset_b, out[r][1]));
-    }
+    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      const f16* at = of.scales + (v / 2 * groups + group) * 2 * kPanel + v % 2 * kLanes;
+      const Vec scale = load(at), offset = load(at + kPanel);
+      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        const float own = of.x_scales[r * groups + group];
+        const Vec whole = set1(of.x_sums[r * groups + group] * own);
+        out[r][v] = fma(to_float(total(sum[r][v])), mul(set1(own), scale), fma(whole, offset, out[r][v]));
+      });
+    });
   }
 }
 
@@ -154,44 +186,55 @@ struct Product {
   int64_t rows, N;
   bool four_bits;
 
-  template <int ROWS>
+  template <int ROWS, int PANELS>
   void tile(int64_t row, int64_t panel) const {
-    Sums<ROWS> sums;
-    const int64_t K = x.K, feature = panel * kPanel, left = N - feature;
-    const int8_t* values = x.values + row * K;
-    const float* x_scales = x.scales + row * (K / kGroup);
-    if (four_bits) {
-      int4_tile<ROWS>(values, K, x_scales, x.sums + row * (K / kGroup),
-                      static_cast<const uint8_t*>(packed) + panel * K / 2 * kPanel,
-                      static_cast<const f16*>(scales) + panel * (K / kGroup) * 2 * kPanel, sums);
-    } else {
-      int8_tile<ROWS>(values, K, x_scales, static_cast<const int8_t*>(packed) + panel * K * kPanel, sums);
-    }
+    Sums<ROWS, PANELS> sums;
+    const int64_t K = x.K, groups = K / kGroup, panel_bytes = (four_bits ? K / 2 : K) * kPanel;
+    const Operands of{x.values + row * K,
+                      x.scales + row * groups,
+                      x.sums + row * groups,
+                      static_cast<const uint8_t*>(packed) + panel * panel_bytes,
+                      four_bits ? static_cast<const f16*>(scales) + panel * groups * 2 * kPanel : nullptr,
+                      K,
+                      panel_bytes};
+    if (four_bits) int4_tile<ROWS, PANELS>(of, sums);
+    else int8_tile<ROWS, PANELS>(of, sums);
     for (int r = 0; r < ROWS; ++r) {
-      for (int half = 0; half < 2; ++half) {
-        const int64_t first = half * kLanes, some = left - first;
-        if (some <= 0) break;
-        Vec v = sums[r][half];
-        if (!four_bits) v = mul(v, load(static_cast<const float*>(scales) + feature + first));
-        if (bias != nullptr) v = add(v, load_some(bias + feature + first, some));
-        store_some(out + (row + r) * N + feature + first, v, some);
+      for (int part = 0; part < 2 * PANELS; ++part) {
+        const int64_t feature = panel * kPanel + part * kLanes, left = N - feature;
+        if (left <= 0) break;
+        Vec v = sums[r][part];
+        if (!four_bits) v = mul(v, load(static_cast<const float*>(scales) + feature));
+        if (bias != nullptr) v = add(v, load_some(bias + feature, left));
+        store_some(out + (row + r) * N + feature, v, left);
       }
     }
   }
 
+  // Panels [begin, end), as many at once as there are registers for.
+  template <int ROWS, int PANELS = most_panels(ROWS)>
+  void tiles(int64_t row, int64_t begin, int64_t end) const {
+    for (; begin + PANELS <= end; begin += PANELS) tile<ROWS, PANELS>(row, begin);
+    if constexpr (PANELS > 1) tiles<ROWS, PANELS / 2>(row, begin, end);
+  }
+
+  // By a switch over the number of rows.
   template <int ROWS>
-  void tile_of(int64_t count, int64_t row, int64_t panel) const {
-    if (count == ROWS) return tile<ROWS>(row, panel);
-    if constexpr (ROWS > 1) tile_of<ROWS - 1>(count, row, panel);
+  void tiles_of(int64_t count, int64_t row, int64_t begin, int64_t end) const {
+    if (count == ROWS) return tiles<ROWS>(row, begin, end);
+    if constexpr (ROWS > 1) tiles_of<ROWS - 1>(count, row, begin, end);
   }
 
   void panels(int64_t begin, int64_t end) const {
+    if (rows <= kRows) return tiles_of<kRows>(rows, 0, begin, end);
     // Rows whose values stay in the L2 cache go through all panels together.
     constexpr int64_t kBlock = 64;
     for (int64_t first = 0; first < rows; first += kBlock) {
       const int64_t last = std::min(rows, first + kBlock);
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t r = first; r < last; r += kRows) tile_of<kRows>(std::min<int64_t>(kRows, last - r), r, panel);
+        for (int64_t r = first; r < last; r += kRows) {
+          tiles_of<kRows>(std::min<int64_t>(kRows, last - r), r, panel, panel + 1);
+        }
       }
     }
   }
@@ -233,8 +276,8 @@ void gridwork::quantized_linear(Type type, const void* x, int64_t rows, int64_t 
     by_type(float32_out ? Type::float32 : type, [&]<typename Out>(Out*) {
       const Product<Out> product{quantized, weights.values, weights.scales, weights.bias, static_cast<Out*>(out), rows,
                                  weights.features, weights.four_bits};
-      const int64_t chunk = std::max<int64_t>(1, weights.num_panels / (num_threads() * 8));
-      parallel_for(weights.num_panels, chunk, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
+      in_pieces(weights.num_panels, most_panels(static_cast<int>(std::min<int64_t>(rows, kPanels))),
+                [&](int64_t begin, int64_t end) { product.panels(begin, end); });
     });
   });
 }

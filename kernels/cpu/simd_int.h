@@ -67,4 +67,23 @@ GRIDWORK_INLINE IntVec add_few(IntVec u, IntVec s, IntVec sum) { return add_int1
 GRIDWORK_INLINE IntVec total(IntVec sum) { return sum_pairs(sum); }
 #endif
 
+// Products of signed bytes of weights and inputs, added up over some inputs:
+//   of_inputs(total): what the sum begins with; `total` is that of the inputs;
+//   signed_weights(w): weights as `add_signed` multiplies with them.
+#if defined(__AVX512VNNI__)
+// Weights are multiplied as w + 128, which is unsigned.
+GRIDWORK_INLINE IntVec of_inputs(float total) { return set_int(-128 * static_cast<int32_t>(total)); }
+GRIDWORK_INLINE IntVec signed_weights(IntVec w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
+GRIDWORK_INLINE IntVec add_signed(IntVec w, IntVec v, IntVec sum) { return add_products(w, v, sum); }
+#else
+struct SignedWeights {
+  IntVec values, magnitudes;
+};
+GRIDWORK_INLINE IntVec of_inputs(float) { return int_zero(); }
+GRIDWORK_INLINE SignedWeights signed_weights(IntVec w) { return {w, magnitude(w)}; }
+GRIDWORK_INLINE IntVec add_signed(const SignedWeights& w, IntVec v, IntVec sum) {
+  return add_products(w.magnitudes, with_sign(v, w.values), sum);
+}
+#endif
+
 }  // namespace gridwork
