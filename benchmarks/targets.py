@@ -10,6 +10,7 @@ CHAT_CLIENTS = (1, 8, 32, 64)
 OFFLINE_RATIOS = {4: 2.3, 8: 2.9, 16: 3.2, 32: 3.8}
 ALL_AT_ONCE = 64
 SMALL, LARGE = "smollm2-135m", "llama-1.2b"
+_CACHE_OFF = "ourselves, prefix cache off"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def all_targets(parts: Iterable[Part]) -> list[Target]:
     lines += [_tpot(r, SMALL, 1.35), _tpot(r, LARGE, 1.15)]
     lines += [_ttft(r, model, clients) for model in (SMALL, LARGE) for clients in (1, 32)]
     for clients in (1, 8):
-        lines.append(_multi_turn(r, clients, "gridwork-no-prefix-cache", "ourselves, prefix cache off", 5.0))
-        lines.append(_multi_turn(r, clients, "vllm-", "vLLM", 1.3))
+        lines.append(_multi_turn(r, "multi-turn", clients, "gridwork-no-prefix-cache", _CACHE_OFF, 5.0))
+        lines.append(_multi_turn(r, "multi-turn", clients, "vllm-", "vLLM", 1.3))
+    lines.append(_multi_turn(r, "long-conversation", 1, "gridwork-no-prefix-cache", _CACHE_OFF, 5.0))
     lines += _start(r)
     lines += [_memory(r), _int8(r), _context(r, SMALL), _context(r, LARGE)]
     return lines
@@ -156,13 +158,13 @@ def _ttft(r: Results, model: str, clients: int) -> Target:
     return _at_most(f"TTFT p50, ms, {_clients(clients)}, {model}", _named("best peer", whose), 0.7, ours, theirs, why)
 
 
-def _multi_turn(r: Results, clients: int, prefix: str, against: str, wanted: float) -> Target:
-    part = r.part("multi-turn", SMALL)
+def _multi_turn(r: Results, workload: str, clients: int, prefix: str, against: str, wanted: float) -> Target:
+    part = r.part(workload, SMALL)
     names = [contestant.name for contestant in part.contestants if contestant.name.startswith(prefix)] if part else []
-    theirs, _whose = r.best("multi-turn", SMALL, names, "tokens_per_s", clients, max)
-    ours = r.median("multi-turn", SMALL, "gridwork", "tokens_per_s", clients)
-    why = _why(r, "multi-turn", SMALL, "gridwork", prefix)
-    return _at_least(f"multi-turn, {_clients(clients)}, {SMALL}", against, wanted, ours, theirs, why)
+    theirs, _whose = r.best(workload, SMALL, names, "tokens_per_s", clients, max)
+    ours = r.median(workload, SMALL, "gridwork", "tokens_per_s", clients)
+    why = _why(r, workload, SMALL, "gridwork", prefix)
+    return _at_least(f"{workload}, {_clients(clients)}, {SMALL}", against, wanted, ours, theirs, why)
 
 
 def _start(r: Results) -> list[Target]:

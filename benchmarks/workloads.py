@@ -44,13 +44,19 @@ def _shared_prompt(clients: int, part: float) -> list[Conversation]:
     return [(Turn(f"{system}\n\nUser {i}: {text[:300]}\n", 16 + 8 * (i % 4)),) for i, text in enumerate(texts)]
 
 
-def _multi_turn(clients: int, part: float) -> list[Conversation]:
-    def conversation(index: int) -> Conversation:
-        opening = text_of(1100, seed=31 * clients + index)
-        questions = [f"\n\nUser: {question(index + turn)}\nAssistant:" for turn in range(8)]
-        return tuple(Turn(opening + text if turn == 0 else text, 16) for turn, text in enumerate(questions))
+def _conversation(about_tokens: int, seed: int, index: int) -> Conversation:
+    """Eight turns about a text of so many tokens."""
+    opening = text_of(about_tokens, seed=seed + index)
+    questions = [f"\n\nUser: {question(index + turn)}\nAssistant:" for turn in range(8)]
+    return tuple(Turn(opening + text if turn == 0 else text, 16) for turn, text in enumerate(questions))
 
-    return [conversation(index) for index in range(max(clients, round(part * 8)))]
+
+def _multi_turn(clients: int, part: float) -> list[Conversation]:
+    return [_conversation(1100, 31 * clients, index) for index in range(max(clients, round(part * 8)))]
+
+
+def _long_conversation(clients: int, part: float) -> list[Conversation]:
+    return [_conversation(6000, 7000 * clients, index) for index in range(max(clients, round(part * 2)))]
 
 
 OFFLINE_OUTPUTS = (8, 128, 16, 48, 24, 96, 32, 64)
@@ -89,6 +95,14 @@ WORKLOADS = {
             "conversations of 8 turns about a text of 1100 tokens, answers of 16",
             (1, 8),
             _multi_turn,
+            variants=("gridwork-no-prefix-cache",),
+        ),
+        Workload(
+            "long-conversation",
+            "conversations of 8 turns about a text of 6000 tokens, answers of 16",
+            (1,),
+            _long_conversation,
+            peers=False,
             variants=("gridwork-no-prefix-cache",),
         ),
         Workload(

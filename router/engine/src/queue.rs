@@ -4,11 +4,11 @@
 //! longest part goes first: its blocks might be gone by the time that it is its turn. Each may be overtaken a few times
 //! only, and one that was preempted never. Nothing here takes longer for a longer queue, but for a logarithm.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use crate::request::Priority;
-use crate::sequence::{Sequence, SequenceKey};
+use crate::sequence::{Sequence, SequenceKey, Sequences};
 
 /// How many of the first in the queue are compared.
 const WINDOW: usize = 8;
@@ -61,7 +61,7 @@ impl WaitingQueue {
     /// The next one: the first, or one that may overtake it. `num_cached`: how many blocks of a sequence are in the cache.
     pub fn next(
         &self,
-        sequences: &mut HashMap<SequenceKey, Sequence>,
+        sequences: &mut Sequences,
         num_cached: impl Fn(&mut Sequence) -> usize,
     ) -> Option<SequenceKey> {
         let &(priority, first) = self.order.first()?;
@@ -85,7 +85,7 @@ impl WaitingQueue {
     }
 
     /// `key` is started now: counts that for those that it overtakes.
-    pub fn overtake(&self, key: SequenceKey, sequences: &mut HashMap<SequenceKey, Sequence>) {
+    pub fn overtake(&self, key: SequenceKey, sequences: &mut Sequences) {
         for &(_, before) in self.order.iter().take_while(|(_, other)| *other != key) {
             if let Some(sequence) = sequences.get_mut(&before) {
                 sequence.num_overtaken += 1;

@@ -11,7 +11,7 @@ mod drafting;
 mod recovery;
 mod results;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::metrics::EngineMetrics;
 use crate::pace::Pace;
 use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
-use crate::sequence::{Sequence, SequenceKey};
+use crate::sequence::{Sequence, SequenceKey, Sequences};
 use crate::suspects::Suspects;
 use drafting::DraftRoom;
 use recovery::release;
@@ -57,7 +57,7 @@ pub(crate) struct Scheduler {
     vocabulary: Arc<Vocabulary>,
     eos_token_ids: Vec<u32>,
     metrics: EngineMetrics,
-    sequences: HashMap<SequenceKey, Sequence>,
+    sequences: Sequences,
     waiting: WaitingQueue,
     /// Best first: keys grow with arrival.
     running: BTreeSet<(Priority, SequenceKey)>,
@@ -88,7 +88,7 @@ impl Scheduler {
             vocabulary,
             eos_token_ids,
             metrics,
-            sequences: HashMap::new(),
+            sequences: Sequences::new(),
             waiting: WaitingQueue::default(),
             running: BTreeSet::new(),
             pool: BlockPool::new(0, None, RandomState::new()),
@@ -190,9 +190,9 @@ impl Scheduler {
             }
         } else {
             let mut room = self.draft_room()?;
-            self.add_decodes(&mut batch, &mut room);
+            let prefills = self.add_decodes(&mut batch, &mut room);
             batch.leave_for_prefill(self.config.block_size_tokens);
-            self.add_prefills(&mut batch);
+            self.add_prefills(prefills, &mut batch);
             self.admit_waiting(&mut batch, now);
             if batch.entries.is_empty() && self.in_flight.is_empty() {
                 self.make_room(&mut batch);
@@ -259,37 +259,43 @@ impl Scheduler {
         }
     }
 
-    fn add_decodes(&mut self, batch: &mut Batch, room: &mut DraftRoom) {
+    /// Adds the running sequences' decodes; returns those that are not that far, best first.
+    fn add_decodes(&mut self, batch: &mut Batch, room: &mut DraftRoom) -> Vec<SequenceKey> {
         let running: Vec<SequenceKey> = self.running.iter().map(|(_, key)| *key).collect();
-        for key in running {
-            self.add_decode(key, batch, room);
-        }
+        let prefills = |key: &SequenceKey| !self.add_decode(*key, batch, room);
+        running.into_iter().filter(prefills).collect()
     }
 
-    /// Adds a sequence's decode, taking a block from the newest sequence when there is no other left.
-    fn add_decode(&mut self, key: SequenceKey, batch: &mut Batch, room: &mut DraftRoom) {
+    /// Adds a sequence's decode, taking a block from the newest sequence when there is no other left. False, and nothing
+    /// done, where its prompt comes first.
+    fn add_decode(&mut self, key: SequenceKey, batch: &mut Batch, room: &mut DraftRoom) -> bool {
         let block_size = self.config.block_size_tokens;
         loop {
             let Some(sequence) = self.sequences.get_mut(&key) else {
-                return;
+                return true;
             };
-            if sequence.row.is_none() || !sequence.is_decoding() || sequence.num_ready() == 0 {
-                return;
+            if sequence.row.is_none() {
+                return true;
+            }
+            if !sequence.is_decoding() {
+                return false;
+            }
+            if sequence.num_ready() == 0 {
+                return true;
             }
             let drafts = room.take(sequence, &self.eos_token_ids, block_size);
             if batch.add(sequence, 1, &drafts, &mut self.pool, block_size) {
-                return;
+                return true;
             }
             let Some(&(_, victim)) = self.running.last() else {
-                return;
+                return true;
             };
             self.preempt(victim);
         }
     }
 
-    fn add_prefills(&mut self, batch: &mut Batch) {
-        let running: Vec<SequenceKey> = self.running.iter().map(|(_, key)| *key).collect();
-        for key in running {
+    fn add_prefills(&mut self, prefills: Vec<SequenceKey>, batch: &mut Batch) {
+        for key in prefills {
             if batch.budget_tokens == 0 {
                 return;
             }
@@ -326,8 +332,8 @@ impl Scheduler {
             if let Some(&(_, victim)) = self.running.last() {
                 self.preempt(victim);
             }
-            self.add_decodes(batch, &mut DraftRoom::default());
-            self.add_prefills(batch);
+            let prefills = self.add_decodes(batch, &mut DraftRoom::default());
+            self.add_prefills(prefills, batch);
         }
     }
 

@@ -21,6 +21,9 @@ use crate::trace::RequestSpans;
 /// Identifies a request for the life of the engine; never reused.
 pub(crate) type SequenceKey = u64;
 
+/// By key. Keys count up and nobody outside chooses them, so that a quick hasher is good enough.
+pub(crate) type Sequences = hashbrown::HashMap<SequenceKey, Sequence>;
+
 /// Where a request's events go.
 pub(crate) type EventSender = UnboundedSender<Result<Event, GenerationError>>;
 

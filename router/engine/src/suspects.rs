@@ -1,9 +1,9 @@
 //! Sequences that may have killed the shard. After two deaths at the same place a sequence is computed alone; if the shard
 //! dies once more, it was this sequence, and it fails.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
-use crate::sequence::{Sequence, SequenceKey};
+use crate::sequence::{SequenceKey, Sequences};
 
 /// From how many shard deaths at the same place on a sequence is computed alone.
 const DEATHS_UNTIL_ALONE: u32 = 2;
@@ -47,7 +47,7 @@ impl Suspects {
     pub fn shard_died(
         &mut self,
         in_flight: &BTreeSet<SequenceKey>,
-        sequences: &mut HashMap<SequenceKey, Sequence>,
+        sequences: &mut Sequences,
     ) -> Vec<(SequenceKey, u32)> {
         self.0.clear();
         let mut killers = Vec::new();
@@ -76,7 +76,7 @@ impl Suspects {
     }
 
     /// The sequence that must run alone now, if any.
-    pub fn next(&mut self, sequences: &HashMap<SequenceKey, Sequence>) -> Option<SequenceKey> {
+    pub fn next(&mut self, sequences: &Sequences) -> Option<SequenceKey> {
         while let Some(&key) = self.0.front() {
             if sequences
                 .get(&key)

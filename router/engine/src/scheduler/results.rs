@@ -114,8 +114,10 @@ impl Scheduler {
             return Ok(0);
         };
         let num_taken = sequence.tokens.len() - num_known;
-        self.metrics
-            .drafted(entry.num_drafts, num_taken.saturating_sub(1));
+        if entry.num_drafts > 0 {
+            self.metrics
+                .drafted(entry.num_drafts, num_taken.saturating_sub(1));
+        }
         sequence.answered(num_sampled);
         let block_size = self.config.block_size_tokens;
         if num_taken > 0 {
