@@ -66,7 +66,8 @@ OFFLINE_REQUESTS = 64
 
 
 def _offline(clients: int, part: float) -> list[Conversation]:
-    texts = chat_prompts(max(32, round(part * OFFLINE_REQUESTS)), seed=900)
+    # Two batches at least: within one there is nothing that could take the place of what has ended.
+    texts = chat_prompts(min(OFFLINE_REQUESTS, max(2 * clients, 32, round(part * OFFLINE_REQUESTS))), seed=900)
     return [(Turn(f"{clients}. {text[:800]}", OFFLINE_OUTPUTS[i % 8]),) for i, text in enumerate(texts)]
 
 
