@@ -126,10 +126,13 @@ void int8_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
     });
 #pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
-        const auto w = signed_weights(load_int(of.weights<PANELS>(v / 2, k * kPanel + v % 2 * 4 * kLanes)));
+      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+        const auto a = signed_weights(load_int(of.weights<PANELS>(p, k * kPanel)));
+        const auto b = signed_weights(load_int(of.weights<PANELS>(p, k * kPanel + 4 * kLanes)));
         each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-          sum[r][v] = add_signed(w, four(of.x + r * K + k), sum[r][v]);
+          const IntVec x = four(of.x + r * K + k);
+          sum[r][2 * p] = add_signed(a, x, sum[r][2 * p]);
+          sum[r][2 * p + 1] = add_signed(b, x, sum[r][2 * p + 1]);
         });
       });
     }
@@ -155,22 +158,27 @@ void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
     });
 #pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 8) {
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
-        const IntVec w = load_int(of.weights<PANELS>(v / 2, k / 2 * kPanel + v % 2 * 4 * kLanes));
-        const IntVec low = low_nibbles(w), high = high_nibbles(w);
+      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+        const IntVec a = load_int(of.weights<PANELS>(p, k / 2 * kPanel));
+        const IntVec b = load_int(of.weights<PANELS>(p, k / 2 * kPanel + 4 * kLanes));
+        const IntVec low_a = low_nibbles(a), high_a = high_nibbles(a), low_b = low_nibbles(b), high_b = high_nibbles(b);
         each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-          const int8_t* x = of.x + r * K + k;
-          sum[r][v] = add_few(high, four(x + 4), add_few(low, four(x), sum[r][v]));
+          const IntVec first = four(of.x + r * K + k), second = four(of.x + r * K + k + 4);
+          sum[r][2 * p] = add_few(high_a, second, add_few(low_a, first, sum[r][2 * p]));
+          sum[r][2 * p + 1] = add_few(high_b, second, add_few(low_b, first, sum[r][2 * p + 1]));
         });
       });
     }
+    Vec own[ROWS], whole[ROWS];
+    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      const float scale = of.x_scales[r * groups + group];
+      own[r] = set1(scale), whole[r] = set1(of.x_sums[r * groups + group] * scale);
+    });
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       const f16* at = of.scales + (v / 2 * groups + group) * 2 * kPanel + v % 2 * kLanes;
       const Vec scale = load(at), offset = load(at + kPanel);
       each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-        const float own = of.x_scales[r * groups + group];
-        const Vec whole = set1(of.x_sums[r * groups + group] * own);
-        out[r][v] = fma(to_float(total(sum[r][v])), mul(set1(own), scale), fma(whole, offset, out[r][v]));
+        out[r][v] = fma(to_float(total(sum[r][v])), mul(own[r], scale), fma(whole[r], offset, out[r][v]));
       });
     });
   }
