@@ -184,7 +184,9 @@ class UnitProduct {
   // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
   // needed later.
   Ahead ahead_of(int64_t column, int64_t k, int64_t pair, int64_t pairs) const {
-    if (x_.pairs() == 1) return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+    if (x_.pairs() == 1) {
+      return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+    }
     const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
     const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
     return {reinterpret_cast<const char*>(columns_.next(column, k)) + pair * steps * lines * 64, lines};
