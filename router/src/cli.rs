@@ -396,6 +396,7 @@ impl Cli {
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
+                speculate: batching.speculate,
             },
             encoder_limits: EncoderLimits {
                 max_input_tokens: limits.max_input_tokens,

@@ -486,14 +486,7 @@ impl Task {
                 max_drafts: max_drafts(config, info)?,
             })
         })
-        .await
-        .map_err(|error| match error {
-            StartError::OtherTask { task } if config.speculate > 0 => StartError::NothingToDraft {
-                speculate: config.speculate,
-                task,
-            },
-            error => error,
-        })?;
+        .await?;
         let limits = limits(config, &shard.info, &shard.warmup)?;
         let info = shard.info.clone();
         Ok((shard, Ready { info, limits }))

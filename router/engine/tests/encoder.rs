@@ -153,6 +153,7 @@ fn config(socket: &Path) -> EncoderConfig {
         max_concurrent_requests: 100,
         queue_timeout: Duration::from_secs(60),
         shard_timeout: Duration::from_secs(60),
+        speculate: 0,
     }
 }
 
@@ -300,6 +301,23 @@ async fn the_queue_is_bounded_and_a_client_that_leaves_makes_room() {
     let _ = first.await;
     shard.gate.add_permits(10);
     assert_eq!(sums(&encoder, &[&[3]]).await, Ok(vec![vec![1.0, 3.0]]));
+}
+
+#[tokio::test]
+async fn drafts_are_refused_before_anything_looks_ready() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shard = SummingShard::closed();
+    let served = serve(folder.path(), &shard);
+    let encoder = Encoder::start(EncoderConfig {
+        speculate: 2,
+        ..config(&served.socket)
+    });
+    let refusal = encoder.ready().await.expect_err("a refusal");
+    assert!(
+        matches!(refusal, StartError::NothingToDraft { speculate: 2, .. }),
+        "{refusal}"
+    );
+    assert!(!encoder.is_healthy() && encoder.loaded().is_none());
 }
 
 #[tokio::test]

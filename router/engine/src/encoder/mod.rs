@@ -37,6 +37,8 @@ pub struct EncoderConfig {
     pub queue_timeout: Duration,
     /// How long the shard may take to become ready, at the start and after a restart, and to answer.
     pub shard_timeout: Duration,
+    /// Most drafts of a sequence that were asked for. An encoder has none: with drafts it is refused.
+    pub speculate: u32,
 }
 
 /// One batch is computed while another waits at the shard, so that the model never waits for the router.
@@ -357,7 +359,14 @@ impl Task {
         if shard_client::generates(&info) {
             return Err(StartError::OtherTask { task: info.task() });
         }
-        Ok((client, info))
+        // Refused here and not by the engine, so that not even for a moment a server that is about to end looks ready.
+        match self.config.speculate {
+            0 => Ok((client, info)),
+            speculate => Err(StartError::NothingToDraft {
+                speculate,
+                task: info.task(),
+            }),
+        }
     }
 }
 
