@@ -67,11 +67,16 @@ class LateTokens:
     """Input tokens of a step that the host does not know yet."""
 
     rows: np.ndarray
-    """int64: of the step's sequences."""
+    """int64: of the step's tokens."""
     tokens: torch.Tensor
     """int64, on the device."""
     source: np.ndarray
     """int64: which of `tokens` each of the rows takes."""
+
+    def put_into(self, input_ids: torch.Tensor) -> None:
+        """input_ids: int64, the step's tokens, on the same device."""
+        rows, source = to_device(np.stack((self.rows, self.source)), input_ids.device)
+        input_ids.index_copy_(0, rows, self.tokens.index_select(0, source))
 
 
 RunStep = Callable[[DecodeInputs], torch.Tensor]
@@ -213,8 +218,7 @@ class DecodeReplay:
         step = self._steps[self.sizes[bisect_left(self.sizes, len(input_ids))]]
         self._fill(step, input_ids, positions, places)
         if late is not None:
-            rows, source = to_device(np.stack((late.rows, late.source)), self._device)
-            step.numbers[0].index_copy_(0, rows, late.tokens.index_select(0, source))
+            late.put_into(step.numbers[0])
         assert step.replay is not None
         return step.replay()[: len(input_ids)]
 

@@ -104,7 +104,7 @@ class Runner:
     def run(self, step: "pb.Step") -> "pb.StepResult":
         """Computes one step. On ranks other than 0 the result is empty."""
         result = pb.StepResult(step_id=step.id)
-        self._change_sequences(step)
+        self.change_sequences(step)
         ids, num_tokens = _array(step.sequence_ids), _array(step.num_tokens)
         if step.new_blocks:
             self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
@@ -139,7 +139,8 @@ class Runner:
         self._report_failures(result, known, pb.SequenceFailure.KIND_INTERNAL, message)
         return result
 
-    def _change_sequences(self, step: "pb.Step") -> None:
+    def change_sequences(self, step: "pb.Step") -> None:
+        """Lets go what a step releases and takes in what it admits."""
         if step.released:
             released = _array(step.released)
             self.table.release(released)

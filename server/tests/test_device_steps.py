@@ -58,22 +58,25 @@ def alone(runner: Runner, settings: Any = None) -> list[list[int]]:
 class Ahead:
     """A router that sends every step before it has seen the results of those before."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, chunk: int = 64) -> None:
+        """chunk: most tokens of a prompt in one step."""
         self.steps = OverlappedSteps(runner)
+        self.chunk = chunk
+        self.prompts = dict(enumerate(PROMPTS))
         self.results: list[pb.StepResult] = []
         self.sent = 0
         self.computed: dict[int, int] = {}
 
     def send(self, ids: list[int], admit: dict[int, Any] | None = None, released: list[int] | None = None) -> None:
-        """A decode of each sequence, and the prompts of new ones. Sequence i has the blocks from 15 i on."""
+        """The next token or chunk of each sequence, the first of new ones. Sequence i has the blocks from 15 i on."""
         self.sent += 1
         step = pb.Step(id=self.sent, released=released or [])
         for id, settings in (admit or {}).items():
-            prompt = PROMPTS[id]
+            prompt = self.prompts[id]
             step.admitted.add(id=id, token_ids=prompt, num_prompt_tokens=len(prompt), sampling=settings)
             self.computed[id] = 0
         for id in [*ids, *(admit or {})]:
-            count = 1 if id in ids else len(PROMPTS[id])
+            count = max(1, min(self.chunk, len(self.prompts[id]) - self.computed[id]))
             before = -(-self.computed[id] // 4)
             self.computed[id] += count
             new = -(-self.computed[id] // 4) - before
@@ -116,7 +119,7 @@ def test_steps_that_are_sent_ahead_give_the_same_tokens(runner: Runner) -> None:
 def test_a_result_comes_with_the_next_step(runner: Runner) -> None:
     ahead = Ahead(runner)
     ahead.send([], {0: sampling(), 1: sampling()})
-    assert len(ahead.results) == 1, "a prefill is run as ever"
+    assert len(ahead.results) == 0, "a prefill too"
     for sent in range(2, 6):
         ahead.send([0, 1])
         assert len(ahead.results) == sent - 1
@@ -124,6 +127,88 @@ def test_a_result_comes_with_the_next_step(runner: Runner) -> None:
     assert len(ahead.results) == 5
     ahead.steps.flush()
     assert len(ahead.results) == 5
+
+
+def test_chunks_of_prompts_begin_beside_decodes_whose_tokens_are_not_known(runner: Runner) -> None:
+    expected = alone(runner)
+    ahead = Ahead(runner, chunk=5)
+    ahead.send([], {1: sampling()})
+    ahead.send([1], {0: sampling()})
+    ahead.send([0, 1], {2: sampling()})
+    for sent in range(4, 11):
+        ahead.send([1, 2, 0])
+        assert len(ahead.results) == sent - 1
+    # The prompt of 23 tokens took five steps, that of 12 three.
+    assert [len(ahead.tokens(id)) for id in range(3)] == [5, 10, 6]
+    for id in range(3):
+        tokens = ahead.tokens(id)
+        assert tokens == expected[id][: len(tokens)]
+
+
+def test_an_id_may_mean_another_sequence_before_the_last_token_of_the_one_before_is_read(runner: Runner) -> None:
+    expected = alone(runner)
+    ahead = Ahead(runner, chunk=12)
+    ahead.prompts[1] = PROMPTS[2]
+    ahead.send([], {1: sampling(), 3: sampling()})
+    ahead.send([1, 3])
+    # Its tokens stand where the next one's prompt stands that is not computed yet.
+    ahead.prompts[1] = PROMPTS[0]
+    ahead.send([3], {1: sampling()}, released=[1])
+    ahead.send([3, 1])
+    assert runner.table.token_ids[1, : len(PROMPTS[0])].tolist() == PROMPTS[0]
+    ahead.send([1, 3])
+    # A failure of the one before is not the next one's either.
+    _spoil(runner, 1)
+    ahead.send([3, 1])
+    ahead.send([3], {1: sampling()}, released=[1])
+    ahead.send([1, 3])
+    ahead.send([3, 1])
+    assert ahead.tokens(1) == [*expected[2][:2], *expected[0][:2], *expected[0][:2]]
+    assert ahead.tokens(3) == expected[3][:9]
+    failures = [[(f.sequence_id, f.kind) for f in result.failures] for result in ahead.results]
+    assert failures == [[]] * 5 + [[(1, pb.SequenceFailure.KIND_NAN_LOGITS)]] + [[]] * 3
+
+
+def test_a_sequence_that_had_failed_when_it_was_released_is_told_so(runner: Runner) -> None:
+    expected = alone(runner)
+    ahead = Ahead(runner)
+    ahead.send([], {0: sampling(), 1: sampling()})
+    ahead.send([0, 1])
+    _spoil(runner, 1)
+    ahead.send([0, 1])
+    ahead.send([0, 1])
+    ahead.send([0], released=[1])
+    ahead.send([0], {1: sampling()})
+    ahead.send([0, 1])
+    assert ahead.tokens(0) == expected[0][:7]
+    assert ahead.tokens(1) == [*expected[1][:2], *expected[1][:2]]
+    failure = pb.SequenceFailure
+    kinds = [[(f.sequence_id, f.kind) for f in result.failures] for result in ahead.results]
+    assert kinds == [[], [], [(1, failure.KIND_NAN_LOGITS)], [(1, failure.KIND_INTERNAL)], [], [], []]
+
+
+def test_steps_that_depend_on_more_than_tokens_wait(runner: Runner) -> None:
+    expected = alone(runner)
+    ahead = Ahead(runner)
+    ahead.send([], {1: sampling()})
+    assert len(ahead.results) == 0
+    step = pb.Step(id=2, sequence_ids=[1], num_tokens=[3], num_new_blocks=[0], num_drafts=[2])
+    step.drafts.extend(expected[1][1:3])
+    ahead.steps.submit(step, ahead.results.append)
+    assert [list(result.token_ids) for result in ahead.results] == [expected[1][:1], expected[1][1:4]]
+    prompt = PROMPTS[0]
+    step = pb.Step(id=3, sequence_ids=[0], num_tokens=[len(prompt)], num_new_blocks=[6], new_blocks=range(6))
+    step.admitted.add(id=0, token_ids=prompt, num_prompt_tokens=len(prompt), sampling=sampling(), prompt_logprobs=True)
+    ahead.steps.submit(step, ahead.results.append)
+    assert len(ahead.results) == 3 and len(ahead.results[2].prompt_logprobs[0].logprobs) == len(prompt) - 1
+
+
+def _spoil(runner: Runner, id: int) -> None:
+    """Puts NaNs into the first block of a sequence of `Ahead`, in the layer that sees the whole context."""
+    assert isinstance(runner.path, PagedPath)
+    per_block = 1 if runner.path.attention_name == "cpu" else 4
+    with torch.inference_mode():
+        runner.path._keys[1, 0].unflatten(0, (-1, per_block))[15 * id] = torch.nan
 
 
 def test_sequences_that_are_drawn_and_penalized_begin_before_the_last_tokens_are_read_too(runner: Runner) -> None:
@@ -178,11 +263,7 @@ def test_a_sequence_with_nan_logits_fails_alone_also_when_its_next_step_has_begu
     ahead.send([], {0: sampling(), 1: sampling(), 2: sampling()})
     ahead.send([0, 1, 2])
     ahead.send([0, 1, 2])
-    # The first block of sequence 1, in the layer that sees the whole context.
-    assert isinstance(runner.path, PagedPath)
-    per_block = 1 if runner.path.attention_name == "cpu" else 4
-    with torch.inference_mode():
-        runner.path._keys[1, 0].unflatten(0, (-1, per_block))[15] = torch.nan
+    _spoil(runner, 1)
     for _ in range(4):
         ahead.send([0, 1, 2])
     assert ahead.tokens(0) == expected[0][:7]

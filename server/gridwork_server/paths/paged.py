@@ -189,17 +189,19 @@ class PagedPath:
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
 
-    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """See ModelPath."""
+    def forward(
+        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray, late: LateTokens | None = None
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """See ModelPath. late: of the batch's input tokens."""
         kept = wanted_tokens(batch, extra)
         if self.replays(len(batch.sequence_ids), len(batch.positions)):
-            logits = self.decode(batch, table)
+            logits = self.decode(batch, table, late)
             return logits if len(kept) == len(logits) else logits[to_device(kept, self._device)], kept
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
         # A model computes at least one row of logits.
         rows = kept if len(kept) else batch.last[:1]
-        logits = self._call(batch.input_ids, batch.positions, rows, self._step(batch, table))[: len(kept)]
+        logits = self._call(batch.input_ids, batch.positions, rows, self._step(batch, table), late)[: len(kept)]
         if self._window_blocks is not None:
             # The next step may go on behind the last token that is no draft.
             self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
@@ -262,9 +264,13 @@ class PagedPath:
         if self._window_blocks is not None:
             self._window_blocks.release(np.arange(len(self._window_blocks.tables)))
 
-    def _call(self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any) -> torch.Tensor:
+    def _call(
+        self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any, late: LateTokens | None = None
+    ) -> torch.Tensor:
         """Logits `[len(kept), vocab_size]`."""
         tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
+        if late is not None:
+            late.put_into(tokens[0])
         return self._call_on_device(tokens, at, rows, step)
 
     def _call_on_device(
