@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, distance, slots_of, visible
 
 
@@ -74,11 +75,9 @@ class Gathering:
         for count in layout.num_tokens:
             starts.append(starts[-1] + count)
         decodes = [row for row, count in enumerate(layout.num_tokens) if count == 1]
-        rows = torch.tensor(decodes, dtype=torch.int64, device=device)
-        tokens = torch.tensor([starts[row] for row in decodes], dtype=torch.int64, device=device)
-        ends = torch.tensor([layout.end[row] for row in decodes], dtype=torch.int64, device=device)
         first = [_first(layout.end[row], window, chunk) for row in decodes]
-        begins = torch.tensor(first, dtype=torch.int64, device=device)
+        numbers = [decodes, [starts[row] for row in decodes], [layout.end[row] for row in decodes], first]
+        rows, tokens, ends, begins = to_device(np.array(numbers, dtype=np.int64), device)
         longest = max((layout.end[row] - begin for row, begin in zip(decodes, first, strict=True)), default=0)
         prefills = []
         for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
