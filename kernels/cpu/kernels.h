@@ -28,11 +28,28 @@ struct PackedWeights {
   int64_t groups;     // of consecutive k that lie together
   int64_t features;   // of the output
   const float* bias;  // [features] or null
+
+  // The weights of another layer of the same shape, behind so many others. group_values: in one of `groups`.
+  PackedWeights of(int64_t layer, int64_t group_values) const {
+    const int64_t bytes = num_panels * groups * group_values * (type == Type::float32 ? 4 : 2);
+    return {type,   static_cast<const char*>(values) + layer * bytes,  num_panels, groups, features,
+            bias == nullptr ? nullptr : bias + layer * features};
+  }
 };
 
 // x: [rows, K] in `type`.  out: [rows, features] in `type`, or in float32.
 void linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
             bool float32_out);
+
+// Rows that are multiplied with weights of their own, group by group: those of one are [begins[i], begins[i + 1]).
+struct Groups {
+  int64_t count;
+  const int64_t* begins;
+};
+
+// Several layers of the same shape, whose weights and biases lie behind each other; `weights` are the first one's.
+// x: [rows, K] in `type`, which is the weights'.  out: [rows, features].
+void grouped_linear(Type type, const void* x, const Groups& groups, int64_t K, const PackedWeights& weights, void* out);
 
 // activation(gate) * up, where gate and up are the two halves of the features of a linear layer, rounded to `type`
 // each; an even number of whole panels. kind: see gated_activation. halves: memory of [rows, features].
@@ -52,6 +69,10 @@ struct QuantizedWeights {
 
 void quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights, void* out,
                       bool float32_out);
+
+// As grouped_linear.
+void grouped_quantized_linear(Type type, const void* x, const Groups& groups, int64_t K,
+                              const QuantizedWeights& weights, void* out);
 
 // Consecutive values of each of `count` rows, `stride` values apart.
 struct Rows {

@@ -13,10 +13,10 @@
 
 #include <algorithm>
 #include <optional>
+#include <vector>
 
-#include "linear_unit.h"
+#include "linear_tiles.h"
 #include "pieces.h"
-#include "row_products.h"
 #include "scratch.h"
 #include "simd.h"
 #include "tensors.h"
@@ -25,165 +25,6 @@
 namespace {
 
 using namespace gridwork;
-
-// Rows of one panel that are summed at once: as many as there are registers for.
-constexpr int kRows = kLanes == 16 ? 12 : 6;
-// Tiles of so many rows that go through all panels together: they shall stay in a core's L2 cache.
-constexpr int64_t kBlockTiles = 8;
-// Most of K for which a panel and the rows of a tile, of values of type X, stay in the L1 cache beside their sums.
-template <typename X, typename W>
-constexpr int64_t kPiece = (26 << 10) / (kPanel * sizeof(W) + kRows * sizeof(X));
-
-// Weights of a panel that are asked for before they are used.
-constexpr int64_t kAhead = 4096;
-
-// What K is filled up to a multiple of.
-template <typename W>
-constexpr int64_t kMultiple = kDepth<W>;
-#if defined(GRIDWORK_MATRIX_UNIT)
-template <>
-constexpr int64_t kMultiple<bf16> = 2 * kUnitPairs;
-#endif
-
-// Where a tile's sums begin and end.
-template <typename Out>
-struct Target {
-  Out* out;          // first row and feature
-  int64_t stride;    // between rows
-  int64_t features;  // from the first one on
-  const float* bias; // of the first feature, or null
-  float* partial;    // [rows, kPanel]: sums of the pieces so far
-  bool first, last;  // whether this is the first, the last piece
-  // Weights that will be needed next, as so many groups of k of a panel: they are asked for while this tile is
-  // computed.
-  const void* ahead = nullptr;
-  int64_t ahead_groups = 0;
-};
-
-// ROWS rows of x times PANELS consecutive panels, over `count` groups of kDepth k.
-//   x: [ROWS, K], or, if TILED, as `in_tiles` has it.  w: the first panel at the first k.
-// A function of its own, since all of them in one take the compiler minutes.
-template <typename X, typename W, int ROWS, int PANELS, bool TILED, typename Out>
-__attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
-  const int64_t x_stride = TILED ? kDepth<W> : K, panel_stride = K * kPanel;
-  constexpr int64_t x_step = TILED ? kRows * kDepth<W> : kDepth<W>;
-  constexpr int kVecs = 2 * PANELS;
-  Vec sum[ROWS][kVecs];
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
-      sum[r][v] = to.first ? zero() : load(to.partial + r * kPanel + v % 2 * kLanes);
-    });
-  });
-  constexpr int64_t kGroup = kDepth<W> * kPanel;
-  for (int64_t k = 0; k < count; ++k) {
-    if (k < to.ahead_groups) {
-      const char* next = static_cast<const char*>(to.ahead) + k * kGroup * static_cast<int64_t>(sizeof(W));
-      for (size_t i = 0; i < kGroup * sizeof(W); i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
-    }
-    const W* at[kVecs];
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
-      at[v] = w + k * kGroup + v / 2 * panel_stride + v % 2 * kLanes * kDepth<W>;
-    });
-    multiply<W, ROWS, kVecs>(x + k * x_step, x_stride, at, sum);
-  }
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
-      Vec a = sum[r][2 * p], b = sum[r][2 * p + 1];
-      if (!to.last) {
-        store(to.partial + r * kPanel, a);
-        store(to.partial + r * kPanel + kLanes, b);
-        return;
-      }
-      const int64_t feature = p * kPanel, left = to.features - feature;
-      if (left <= 0) return;
-      if (to.bias != nullptr) {
-        a = add(a, load_some(to.bias + feature, left));
-        b = add(b, load_some(to.bias + feature + kLanes, left - kLanes));
-      }
-      Out* o = to.out + r * to.stride + feature;
-      store_some(o, a, left);
-      if (left > kLanes) store_some(o + kLanes, b, left - kLanes);
-    });
-  });
-}
-
-// `rows` rows, by a switch over their number.
-template <typename X, typename W, int PANELS, bool TILED, int MOST, typename Out>
-void tile_of(int64_t rows, const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
-  if (rows == MOST) return tile<X, W, MOST, PANELS, TILED>(x, K, w, count, to);
-  if constexpr (MOST > 1) tile_of<X, W, PANELS, TILED, MOST - 1>(rows, x, K, w, count, to);
-}
-
-// Most rows that sums of so many panels leave registers for.
-constexpr int most_rows(int panels) { return std::max(1, kRows / panels); }
-// Up to so many rows wait for the weights, and are computed with several panels at once.
-constexpr int kFewRows = most_rows(2);
-
-// Rows are cut into tiles of about the same number: one of a few rows takes nearly as long as a full one.
-int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
-int64_t first_row(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
-
-template <typename X, typename W, typename Out>
-struct Product {
-  const X* x;  // [rows, K]; more than kFewRows rows: see `in_tiles`
-  const W* packed;
-  const float* bias;
-  Out* out;  // [rows, N]
-  int64_t rows, K, N;  // K: a multiple of kDepth
-
-  // All rows, which are few, times PANELS panels.
-  template <int PANELS>
-  void few(int64_t panel) const {
-    const int64_t feature = panel * kPanel;
-    Target<Out> to{out + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true, true};
-    // With a single stream, what the CPU foresees by itself is too little.
-    if (PANELS == 1) to.ahead = packed + panel * K * kPanel + kAhead, to.ahead_groups = K / kDepth<W>;
-    tile_of<X, W, PANELS, false, std::min(kFewRows, most_rows(PANELS))>(rows, x, K, packed + panel * K * kPanel,
-                                                                        K / kDepth<W>, to);
-  }
-
-  // Tiles [begin, end) times one panel, piece by piece of K: the piece of the panel stays in the L1 cache.
-  void many(int64_t begin, int64_t end, int64_t panel) const {
-    alignas(64) float partial[kBlockTiles * kRows * kPanel];
-    const int64_t feature = panel * kPanel;
-    // Pieces of about the same length.
-    const int64_t pieces = (K + kPiece<X, W> - 1) / kPiece<X, W>;
-    const int64_t most = (K / kDepth<W> + pieces - 1) / pieces * kDepth<W>;
-    for (int64_t k = 0; k < K; k += most) {
-      const int64_t piece = std::min(most, K - k), groups = piece / kDepth<W>;
-      const W* weights = packed + (panel * K + k) * kPanel;
-      int64_t ahead = 0;
-      for (int64_t tile = begin; tile < end; ++tile) {
-        const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
-        Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
-                       partial + (tile - begin) * kRows * kPanel, k == 0, k + piece == K};
-        // The next piece lies behind this one. Each of the tiles asks for its share of it.
-        to.ahead_groups = (groups - ahead + end - tile - 1) / (end - tile);
-        to.ahead = weights + (groups + ahead) * kDepth<W> * kPanel;
-        ahead += to.ahead_groups;
-        tile_of<X, W, 1, true, kRows>(count, x + (tile * K + k) * kRows, K, weights, groups, to);
-      }
-    }
-  }
-
-  // All rows times panels [begin, end).
-  void panels(int64_t begin, int64_t end) const {
-    if (rows > kFewRows) {
-      const int64_t tiles = num_tiles(rows);
-      for (int64_t tile = 0; tile < tiles; tile += kBlockTiles) {
-        for (int64_t panel = begin; panel < end; ++panel) many(tile, std::min(tile + kBlockTiles, tiles), panel);
-      }
-      return;
-    }
-    for (int64_t panel = begin; panel < end;) {
-      const int64_t left = end - panel;
-      // So that enough independent sums hide the latency of the multiply-add.
-      if (rows <= most_rows(4) && left >= 4) few<4>(panel), panel += 4;
-      else if (left >= 2) few<2>(panel), panel += 2;
-      else few<1>(panel), panel += 1;
-    }
-  }
-};
 
 // x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
 template <typename To, typename X>
@@ -247,50 +88,81 @@ void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* t
   }
 }
 
-// x, [rows, K], as tiles read it, from one end of memory to the other: [num_tiles, K / kDepth, kRows, kDepth], in a
-// thread's own memory. Rows far apart would push each other out of the L1 cache, and their pages out of the TLB.
+// x, [rows, K], as tiles read it, from one end of memory to the other: [tiles, K / kDepth, kRows, kDepth], in a thread's
+// own memory. Rows far apart would push each other out of the L1 cache, and their pages out of the TLB.
+//   first_tile: of each part; parts of few rows have none.
 template <typename W, typename X>
-const X* in_tiles(const X* x, int64_t rows, int64_t K) {
+const X* in_tiles(const X* x, const std::vector<Part>& parts, int64_t K, std::vector<int64_t>& first_tile) {
   using Group = Together<X, kDepth<W>>;
   thread_local Scratch scratch;
-  const int64_t groups = K / kDepth<W>, tiles = num_tiles(rows);
-  X* copy = reinterpret_cast<X*>(scratch.floats(static_cast<size_t>(tiles * kRows * K)));
-  const auto copy_tiles = [=](int64_t begin, int64_t end) {
+  struct TileRows {
+    int64_t first, count;
+  };
+  std::vector<TileRows> tiles;
+  for (const Part& part : parts) {
+    first_tile.push_back(static_cast<int64_t>(tiles.size()));
+    for (int64_t tile = 0; part.rows > kFewRows && tile < num_tiles(part.rows); ++tile) {
+      const int64_t first = first_row(tile, part.rows);
+      tiles.push_back({part.begin + first, first_row(tile + 1, part.rows) - first});
+    }
+  }
+  const int64_t groups = K / kDepth<W>, count = static_cast<int64_t>(tiles.size());
+  X* copy = reinterpret_cast<X*>(scratch.floats(static_cast<size_t>(count * kRows * K)));
+  const auto copy_tiles = [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
-      interleave(reinterpret_cast<const Group*>(x + row * K), groups, count, groups,
+      const auto [first, rows] = tiles[static_cast<size_t>(tile)];
+      interleave(reinterpret_cast<const Group*>(x + first * K), groups, rows, groups,
                  reinterpret_cast<Group*>(copy + tile * kRows * K));
     }
   };
-  if (rows * K < 32768) copy_tiles(0, tiles);
-  else parallel_for(tiles, std::max<int64_t>(1, 8192 / (kRows * K)), copy_tiles);
+  if (count * kRows * K < 32768) copy_tiles(0, count);
+  else parallel_for(count, std::max<int64_t>(1, 8192 / (kRows * K)), copy_tiles);
   return copy;
 }
 
-template <typename X, typename W, typename Out>
-void run(const X* x, int64_t rows, int64_t K, const PackedWeights& weights, Out* out) {
-  using In = Multiplied<X, W>;
-  const int64_t padded = weights.groups * kDepth<W>, num_panels = weights.num_panels;
-  const In* in = rows_as<In>(x, rows, K, padded);
 #if defined(GRIDWORK_MATRIX_UNIT)
-  if constexpr (std::is_same_v<In, bf16>) {
-    const PanelColumns<Out> columns{static_cast<const bf16*>(weights.values), weights.bias, out, padded,
-                                    weights.features};
-    if (rows <= FewRowsProduct<Out>::kMostRows) {
-      const FewRowsProduct<Out> few(in, rows, columns);
-      in_pieces(num_panels, 4, [&](int64_t begin, int64_t end) { few.run(begin, end); });
-      return;
+template <typename Out>
+void run_on_unit(const bf16* in, const std::vector<Part>& parts, int64_t padded, const PackedWeights& weights, Out* out) {
+  std::vector<UnitRows> rows;
+  for (const Part& part : parts) rows.emplace_back(in + part.begin * padded, part.rows, padded, parts.size() == 1);
+  // Few rows: four panels, which are computed together when there is one row.
+  const int64_t least = parts[0].rows <= FewRowsProduct<Out>::kMostRows ? 4 : 1;
+  in_pieces_of(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
+    const Part& part = parts[at];
+    const PackedWeights own = weights.of(part.group, kPanel * kDepth<bf16>);
+    const PanelColumns<Out> columns{static_cast<const bf16*>(own.values), own.bias, out + part.begin * own.features,
+                                    padded, own.features};
+    if (part.rows <= FewRowsProduct<Out>::kMostRows) {
+      FewRowsProduct<Out>(in + part.begin * padded, part.rows, columns).run(begin, end);
+    } else {
+      UnitProduct<PanelColumns<Out>>(rows[at], columns).run(begin, end);
     }
-    const UnitProduct<PanelColumns<Out>> unit(UnitRows(in, rows, padded), columns);
-    in_pieces(num_panels, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
-    return;
-  }
+  });
+}
 #endif
-  if (rows > kFewRows) in = in_tiles<W>(in, rows, padded);
-  const Product<In, W, Out> product{in,   static_cast<const W*>(weights.values), weights.bias, out, rows, padded,
-                                    weights.features};
+
+template <typename X, typename W, typename Out>
+void run(const X* x, const Groups& groups, int64_t K, const PackedWeights& weights, Out* out) {
+  using In = Multiplied<X, W>;
+  const int64_t padded = weights.groups * kDepth<W>;
+  const std::vector<Part> parts = parts_of(groups);
+  if (parts.empty()) return;
+  const In* in = rows_as<In>(x, groups.begins[groups.count], K, padded);
+#if defined(GRIDWORK_MATRIX_UNIT)
+  if constexpr (std::is_same_v<In, bf16>) return run_on_unit(in, parts, padded, weights, out);
+#endif
+  const int64_t most = parts[0].rows, fewest = parts.back().rows;
+  std::vector<int64_t> first_tile;
+  const In* tiles = most > kFewRows ? in_tiles<W>(in, parts, padded, first_tile) : nullptr;
   // Few rows: four panels at least, which are computed together when there is one row.
-  in_pieces(num_panels, rows > kFewRows ? 1 : 4, [&](int64_t begin, int64_t end) { product.panels(begin, end); });
+  in_pieces_of(parts, weights.num_panels, fewest > kFewRows ? 1 : 4, [&](size_t at, int64_t begin, int64_t end) {
+    const Part& part = parts[at];
+    const PackedWeights own = weights.of(part.group, kPanel * kDepth<W>);
+    const In* rows = part.rows > kFewRows ? tiles + first_tile[at] * kRows * padded : in + part.begin * padded;
+    Product<In, W, Out>{rows,      static_cast<const W*>(own.values), own.bias, out + part.begin * own.features,
+                        part.rows, padded,                            own.features}
+        .panels(begin, end);
+  });
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,
@@ -311,27 +183,35 @@ Tensor linear_of(const Tensor x, const Tensor packed, std::optional<Tensor> bias
   return out;
 }
 
-// weight: [N, K], contiguous, of any of the types.  Returns the packed form in the same type.
+// weight: [N, K], or [layers, N, K] for each of them, of any of the types and strides.  Returns the packed form in the
+// same type.
 Tensor pack(const Tensor weight) {
-  const int64_t N = weight.size(0), K = weight.size(1), num_panels = (N + kPanel - 1) / kPanel;
+  const int64_t N = weight.size(-2), K = weight.size(-1), num_panels = (N + kPanel - 1) / kPanel;
+  const int64_t by_feature = weight.stride(-2), by_k = weight.stride(-1);
+  const bool several = weight.dim() == 3;
+  const int64_t layers = several ? weight.size(0) : 1, by_layer = several ? weight.stride(0) : 0;
   Tensor packed;
   by_type(type_of(weight), [&]<typename W>(W*) {
     constexpr int64_t kTogether = kDepth<W>;
     const int64_t multiple = kMultiple<W>, groups = (K + multiple - 1) / multiple * multiple / kTogether;
-    packed = torch::stable::new_empty(weight, {num_panels, groups, kPanel, kTogether});
-    const W* in = data<W>(weight);
-    W* out = mutable_data<W>(packed);
-    parallel_for(num_panels, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> shape{num_panels, groups, kPanel, kTogether};
+    if (several) shape.insert(shape.begin(), layers);
+    packed = torch::stable::new_empty(weight, shape);
+    const W* weights = data<W>(weight);
+    W* const all = mutable_data<W>(packed);
+    parallel_for(layers * num_panels, 1, [&](int64_t begin, int64_t end) {
       constexpr int64_t kStrip = 64;  // values of k whose place in the panel stays in the L1 cache
-      for (int64_t panel = begin; panel < end; ++panel) {
+      for (int64_t at = begin; at < end; ++at) {
+        const W* in = weights + at / num_panels * by_layer;
+        W* const out = all + at * groups * kTogether * kPanel;
         for (int64_t first = 0; first < groups * kTogether; first += kStrip) {
           const int64_t last = std::min(groups * kTogether, first + kStrip);
           for (int64_t lane = 0; lane < kPanel; ++lane) {
-            const int64_t feature = panel * kPanel + lane;
-            W* to = out + panel * groups * kTogether * kPanel + lane * kTogether;
+            const int64_t feature = at % num_panels * kPanel + lane;
+            W* to = out + lane * kTogether;
             for (int64_t k = first; k < last; ++k) {
               to[k / kTogether * kTogether * kPanel + k % kTogether] =
-                  feature < N && k < K ? in[feature * K + k] : W{};
+                  feature < N && k < K ? in[feature * by_feature + k * by_k] : W{};
             }
           }
         }
@@ -347,12 +227,21 @@ int64_t panel() { return kPanel; }
 
 void gridwork::linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
                       bool float32_out) {
+  const int64_t begins[] = {0, rows};
+  const Groups all{1, begins};
   by_type(type, [&]<typename X>(X*) {
     by_type(weights.type, [&]<typename W>(W*) {
       const X* from = static_cast<const X*>(x);
-      if (float32_out) run<X, W>(from, rows, K, weights, static_cast<float*>(out));
-      else run<X, W>(from, rows, K, weights, static_cast<X*>(out));
+      if (float32_out) run<X, W>(from, all, K, weights, static_cast<float*>(out));
+      else run<X, W>(from, all, K, weights, static_cast<X*>(out));
     });
+  });
+}
+
+void gridwork::grouped_linear(Type type, const void* x, const Groups& groups, int64_t K, const PackedWeights& weights,
+                              void* out) {
+  by_type(type, [&]<typename T>(T*) {
+    run<T, T>(static_cast<const T*>(x), groups, K, weights, static_cast<T*>(out));
   });
 }
 

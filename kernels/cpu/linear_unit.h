@@ -76,13 +76,14 @@ struct GatedColumns {
 // compute rows again.
 class UnitRows {
  public:
-  // x: [rows, K].  K: a multiple of 2 * kUnitPairs.
-  UnitRows(const bf16* x, int64_t rows, int64_t K) : x_(x), rows_(rows), K_(K) {
+  // x: [rows, K].  K: a multiple of 2 * kUnitPairs.  copies: whether rows may be copied, into memory that the thread has
+  // once.
+  UnitRows(const bf16* x, int64_t rows, int64_t K, bool copies = true) : x_(x), rows_(rows), K_(K) {
     const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
     pairs_ = (tiles + 1) / 2;
     in_pair_ = std::min<int64_t>(tiles, 2);
     tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
-    if (pairs_ > 1 && K * sizeof(bf16) % kCrowded == 0) put_together();
+    if (copies && pairs_ > 1 && K * sizeof(bf16) % kCrowded == 0) put_together();
   }
 
   int64_t pairs() const { return pairs_; }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
 #include "thread_pool.h"
 
 namespace gridwork {
@@ -21,6 +22,34 @@ void in_pieces(int64_t count, int64_t least, const F& body) {
   }
   parallel_for(static_cast<int64_t>(begins.size()) - 1, 1, [&](int64_t first, int64_t last) {
     body(begins[static_cast<size_t>(first)], begins[static_cast<size_t>(last)]);
+  });
+}
+
+// Rows of one group.
+struct Part {
+  int64_t group, begin, rows;
+};
+
+// Groups that have rows, those with the most first, so that threads end together.
+inline std::vector<Part> parts_of(const Groups& groups) {
+  std::vector<Part> parts;
+  for (int64_t group = 0; group < groups.count; ++group) {
+    const int64_t begin = groups.begins[group], rows = groups.begins[group + 1] - begin;
+    if (rows > 0) parts.push_back({group, begin, rows});
+  }
+  std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.rows > b.rows; });
+  return parts;
+}
+
+// Calls body(index of a part, begin, end) for pieces of [0, count) of every part, as in_pieces does.
+template <typename F>
+void in_pieces_of(const std::vector<Part>& parts, int64_t count, int64_t least, const F& body) {
+  in_pieces(static_cast<int64_t>(parts.size()) * count, least, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t at = begin / count, first = begin % count, some = std::min(count - first, end - begin);
+      body(static_cast<size_t>(at), first, first + some);
+      begin += some;
+    }
   });
 }
 

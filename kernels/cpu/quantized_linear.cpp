@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <vector>
 
 #include "pieces.h"
 #include "scratch.h"
@@ -41,6 +42,10 @@ struct Quantized {
   const float* scales;   // [rows, K / kGroup]
   const float* sums;     // [rows, K / kGroup]: of each group's values
   int64_t K;
+
+  Quantized from(int64_t row) const {
+    return {values + row * K, scales + row * (K / kGroup), sums + row * (K / kGroup), K};
+  }
 };
 
 template <typename T>
@@ -184,6 +189,10 @@ void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
   }
 }
 
+// Bytes of a panel's weights, and how many scales it has.
+int64_t panel_bytes_of(bool four_bits, int64_t K) { return (four_bits ? K / 2 : K) * kPanel; }
+int64_t panel_scales_of(bool four_bits, int64_t K) { return four_bits ? K / kGroup * 2 * kPanel : kPanel; }
+
 template <typename Out>
 struct Product {
   Quantized x;
@@ -197,12 +206,13 @@ struct Product {
   template <int ROWS, int PANELS>
   void tile(int64_t row, int64_t panel) const {
     Sums<ROWS, PANELS> sums;
-    const int64_t K = x.K, groups = K / kGroup, panel_bytes = (four_bits ? K / 2 : K) * kPanel;
-    const Operands of{x.values + row * K,
-                      x.scales + row * groups,
-                      x.sums + row * groups,
+    const int64_t K = x.K, panel_bytes = panel_bytes_of(four_bits, K);
+    const Quantized rows_of_tile = x.from(row);
+    const Operands of{rows_of_tile.values,
+                      rows_of_tile.scales,
+                      rows_of_tile.sums,
                       static_cast<const uint8_t*>(packed) + panel * panel_bytes,
-                      four_bits ? static_cast<const f16*>(scales) + panel * groups * 2 * kPanel : nullptr,
+                      four_bits ? static_cast<const f16*>(scales) + panel * panel_scales_of(four_bits, K) : nullptr,
                       K,
                       panel_bytes};
     if (four_bits) int4_tile<ROWS, PANELS>(of, sums);
@@ -248,6 +258,30 @@ struct Product {
   }
 };
 
+// x: [rows of all groups, K].  weights: of the first group; the others' lie behind each other.
+template <typename X, typename Out>
+void multiply_groups(const X* x, const Groups& groups, int64_t K, const QuantizedWeights& weights, Out* out) {
+  const std::vector<Part> parts = parts_of(groups);
+  if (parts.empty()) return;
+  const Quantized all = quantize(x, groups.begins[groups.count], K);
+  const int64_t value_bytes = weights.num_panels * panel_bytes_of(weights.four_bits, K);
+  const int64_t scale_bytes = weights.num_panels * panel_scales_of(weights.four_bits, K) * (weights.four_bits ? 2 : 4);
+  const int64_t fewest = std::min<int64_t>(parts.back().rows, kPanels), features = weights.features;
+  const int64_t least = most_panels(static_cast<int>(fewest));
+  in_pieces_of(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
+    const auto [group, row, rows] = parts[at];
+    const Product<Out> product{all.from(row),
+                               static_cast<const char*>(weights.values) + group * value_bytes,
+                               static_cast<const char*>(weights.scales) + group * scale_bytes,
+                               weights.bias == nullptr ? nullptr : weights.bias + group * features,
+                               out + row * features,
+                               rows,
+                               features,
+                               weights.four_bits};
+    product.panels(begin, end);
+  });
+}
+
 Tensor run(const Tensor& x, const Tensor& packed, const Tensor& scales, const std::optional<Tensor>& bias,
            int64_t out_features, bool float32_out, bool four_bits) {
   const Tensor rows = torch::stable::contiguous(x);
@@ -279,14 +313,18 @@ Tensor int4_linear(const Tensor x, const Tensor packed, const Tensor scales, std
 
 void gridwork::quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights,
                                 void* out, bool float32_out) {
+  const int64_t begins[] = {0, rows};
   by_type(type, [&]<typename X>(X*) {
-    const Quantized quantized = quantize(static_cast<const X*>(x), rows, K);
-    by_type(float32_out ? Type::float32 : type, [&]<typename Out>(Out*) {
-      const Product<Out> product{quantized, weights.values, weights.scales, weights.bias, static_cast<Out*>(out), rows,
-                                 weights.features, weights.four_bits};
-      in_pieces(weights.num_panels, most_panels(static_cast<int>(std::min<int64_t>(rows, kPanels))),
-                [&](int64_t begin, int64_t end) { product.panels(begin, end); });
-    });
+    const X* from = static_cast<const X*>(x);
+    if (float32_out) multiply_groups(from, {1, begins}, K, weights, static_cast<float*>(out));
+    else multiply_groups(from, {1, begins}, K, weights, static_cast<X*>(out));
+  });
+}
+
+void gridwork::grouped_quantized_linear(Type type, const void* x, const Groups& groups, int64_t K,
+                                        const QuantizedWeights& weights, void* out) {
+  by_type(type, [&]<typename X>(X*) {
+    multiply_groups(static_cast<const X*>(x), groups, K, weights, static_cast<X*>(out));
   });
 }
 

@@ -34,7 +34,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.float32_out = float32_out
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.register_buffer("packed", torch.ops.gridwork_cpu.linear_pack(linear.weight.data.contiguous()))
+        self.register_buffer("packed", torch.ops.gridwork_cpu.linear_pack(linear.weight.data))
         self.register_buffer("bias", None if linear.bias is None else linear.bias.data.float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,7 @@ class QuantizedLinear(nn.Module):
         self.method, self.float32_out = method, float32_out
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.dtype = linear.weight.dtype
-        packed, scales = (_pack_int8 if method == "int8" else _pack_int4)(linear.weight.data)
+        packed, scales = pack(linear.weight.data, method)
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.data.float())
@@ -100,6 +100,11 @@ def quantize_linears(model: nn.Module, method: str, head: nn.Module | None) -> i
             )
     replace_modules(model, replaced)
     return len(replaced)
+
+
+def pack(weight: torch.Tensor, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `[N, K]` and their scales as the kernels read them."""
+    return _pack_int8(weight) if method == "int8" else _pack_int4(weight)
 
 
 def _padded(values: torch.Tensor, panel: int) -> torch.Tensor:

@@ -91,7 +91,7 @@ pub struct ModelArgs {
           value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_fusion: bool,
 
-    /// Keep the weights of linear layers in 8 or 4 bits, on CPUs: less memory and faster decoding, at some cost in quality
+    /// Keep the weights of linear layers and experts in 8 or 4 bits, on CPUs: less memory and faster decoding, at some cost in quality
     #[arg(long, env = "QUANTIZE", value_name = "METHOD")]
     pub quantize: Option<Quantize>,
 

@@ -72,9 +72,11 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     model = model.to(device).eval().requires_grad_(False)
     if device.type == "cpu" and group.world_size == 1 and (config.quantize or config.fuse):
         _make_linears_plain(model)
-    notes = _quantize(model, config.quantize) if config.quantize else []
+    notes = _quantize(model, config.quantize, group.world_size) if config.quantize else []
     if config.fuse and device.type == "cpu":
         notes += _use_own_layers(model)
+        if group.world_size == 1:
+            notes += _use_own_experts(model)
     choice = _choose_compiled(model, config, dtype, device, group) if config.compile else None
     if choice is not None:
         notes.append("compiled")
@@ -150,19 +152,20 @@ def _make_linears_plain(model: nn.Module) -> None:
     transposed_linear.make_plain(model)
 
 
-def _quantize(model: Any, method: str) -> list[str]:
+def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
     """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
-    from gridwork_kernels import packed_linear, quantized_linear
+    from gridwork_kernels import experts, packed_linear, quantized_linear
 
     head = model.get_output_embeddings()
     count = quantized_linear.quantize_linears(model, method, getattr(head, "local", head))
-    if count == 0:
+    layers = experts.pack_experts(model, method) if num_ranks == 1 else 0
+    if count + layers == 0:
         raise ModelError(
-            f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers of at least "
-            f"{packed_linear.panel_features()} output features and a multiple of {quantized_linear.GROUP} input "
-            "features; leave it out"
+            f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers or experts of "
+            f"at least {packed_linear.panel_features()} output features and a multiple of {quantized_linear.GROUP} "
+            "input features; leave it out"
         )
-    return [f"{count} linear layers in {method}"]
+    return [f"{count} linear layers in {method}"] + ([f"experts of {layers} layers in {method}"] if layers else [])
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
@@ -275,6 +278,13 @@ def _use_own_linears(model: Any) -> list[str]:
     if isa is None:
         return notes
     return [*notes, f"{packed_linear.pack_linears(model)} linear layers packed for {isa}"]
+
+
+def _use_own_experts(model: Any) -> list[str]:
+    from gridwork_kernels import cpu_library, experts
+
+    count = experts.pack_experts(model) if cpu_library.load() else 0
+    return [f"experts of {count} layers packed"] if count else []
 
 
 def _size(model: nn.Module) -> tuple[int, int]:

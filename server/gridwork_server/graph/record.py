@@ -25,8 +25,6 @@ _SIZES = ((_FEWEST, 3), (_FEWEST + 2, 3), (_FEWEST, 5), (_FEWEST + 320, 7))
 
 Sizes = tuple[tuple[int, int], ...]
 
-_LINEARS = ("gridwork_cpu::linear", "gridwork_cpu::int8_linear", "gridwork_cpu::int4_linear")
-
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """(input_ids int64 `[1, T]`, position_ids `[1, T]`, rows to keep int64 `[K]`, the step's context) -> logits."""
 
@@ -79,11 +77,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         _check(func, args)
-        if func._schema.name in _LINEARS:  # only their shapes count, and they take the most time
-            x, *_, out_features, float32_out = args
-            dtype = torch.float32 if float32_out else x.dtype
-            result: Any = x.new_zeros(*x.shape[:-1], out_features, dtype=dtype)
-        else:
+        result = _of_shape(func._schema.name, args)
+        if result is None:
             result = func(*args, **kwargs)
         self._add(func, args, kwargs, result)
         return result
@@ -120,6 +115,19 @@ class _Recorder(TorchDispatchMode):
             self._refs[id(tensor)] = Ref(len(self._alive))
             self._alive.append(tensor)
         return self._refs[id(tensor)]
+
+
+def _of_shape(name: str, args: Any) -> torch.Tensor | None:
+    """What a layer gives, in shape alone, which is all that counts: these take the most time."""
+    x, out_features = (args[0], args[-1]) if args else (None, None)
+    if name in ("gridwork_cpu::linear", "gridwork_cpu::int8_linear", "gridwork_cpu::int4_linear"):
+        *_, out_features, float32_out = args
+        return x.new_zeros(*x.shape[:-1], out_features, dtype=torch.float32 if float32_out else x.dtype)
+    if name == "gridwork_cpu::experts_in":
+        return x.new_zeros(args[1].numel(), out_features)
+    if name == "gridwork_cpu::experts_out":
+        return x.new_zeros(len(args[1]), out_features)
+    return None
 
 
 _REFUSED = {

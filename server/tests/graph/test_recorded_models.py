@@ -115,6 +115,18 @@ def test_the_operations_of_a_layer_become_few(tmp_path: Path) -> None:
     assert all(len(node.args) == 6 for node in graph.nodes if node.name == "attend"), "attention rotates"
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v2"])
+def test_a_layers_experts_are_two_operations(name: str, tmp_path: Path) -> None:
+    path = loaded(models.save(name, tmp_path))
+    names: Counter[str] = Counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        all_logits(path, [3])
+    names.update({event.key: event.count for event in profiler.key_averages()})
+    layers, steps = 2, 2
+    assert names["gridwork_cpu::experts_in"] == names["gridwork_cpu::experts_out"] == layers * steps
+    assert not any("grouped_mm" in key or key == "aten::sort" for key in names)
+
+
 def test_merged_weights_are_shared_with_the_modules(tmp_path: Path) -> None:
     path = loaded(models.save("llama", tmp_path, intermediate_size=128))
     packed = [module for module in path._model.modules() if isinstance(module, PackedLinear)]

@@ -1,0 +1,144 @@
+"""Mixtures of experts with packed weights on CPUs, in the type they have, or in 8 or 4 bits.
+
+A token's experts are multiplied with its values alone, whatever their number: no weights of others are read, and a
+token's result does not depend on the other tokens of the batch.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gridwork_kernels.packed_linear import DTYPES
+from gridwork_kernels.quantized_linear import GROUP, pack
+from gridwork_kernels.replace import replace_modules
+
+
+def reference(
+    x: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The plain form of one layer of the experts. x: `[tokens, K]`; index: int64 `[tokens, chosen]`; weight: `[experts,
+    N, K]`; bias: `[experts, N]`, all but index of one type. Returns `[tokens, chosen, N]`, summed in float32 and
+    rounded once."""
+    out = torch.einsum("tk,tcnk->tcn", x.float(), weight.float()[index])
+    if bias is not None:
+        out += bias.float()[index]
+    return out.to(x.dtype)
+
+
+class PackedExperts(nn.Module):
+    """Stands in for the experts of a layer as Transformers has them: two linear layers of each, and what the module
+    itself computes between these."""
+
+    def __init__(self, plain: Any, method: str | None = None) -> None:
+        """plain: see `_is_known`. It is kept without its weights, for what it computes between its layers. method: of
+        `quantized_linear`."""
+        super().__init__()
+        first = "gate_up_proj" if plain.has_gate else "up_proj"
+        for name, weights in (("first", first), ("second", "down_proj")):
+            weight = getattr(plain, weights).data
+            if plain.is_transposed:
+                weight = weight.transpose(1, 2)
+            bias = getattr(plain, f"{weights}_bias").data.float() if plain.has_bias else None
+            setattr(self, f"{name}_features", weight.shape[1])
+            packed, scales = _pack(weight, method)
+            self.register_buffer(f"{name}_packed", packed)
+            self.register_buffer(f"{name}_scales", scales)
+            self.register_buffer(f"{name}_bias", bias)
+        self.plain = plain
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """x: `[tokens, hidden]`; index: int64 `[tokens, chosen]`, the experts of each token; weights: likewise, in x's
+        type or float32. Returns `[tokens, hidden]`."""
+        ops = torch.ops.gridwork_cpu
+        first = self.first_packed, self.first_scales, self.first_bias, self.first_features
+        second = self.second_packed, self.second_scales, self.second_bias, self.second_features
+        pairs = ops.experts_in(x, index, *first)
+        pairs = self.plain._apply_gate(pairs) if self.plain.has_gate else self.plain.act_fn(pairs)
+        return ops.experts_out(pairs, index, weights, *second)
+
+
+def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """weight: `[experts, N, K]`, of which one at a time is quantized."""
+    if method is None:
+        return torch.ops.gridwork_cpu.linear_pack(weight), None
+    packed, scales = (torch.empty(len(weight), *part.shape, dtype=part.dtype) for part in pack(weight[0], method))
+    for i, one in enumerate(weight):
+        packed[i], scales[i] = pack(one, method)
+    return packed, scales
+
+
+@torch.inference_mode()
+def pack_experts(model: nn.Module, method: str | None = None) -> int:
+    """Replaces all experts on the CPU that are known to compute what `PackedExperts` does, in place; whether they do is
+    found by computing as well. Returns how many modules.
+
+    method: of `quantized_linear`, for experts of a shape that its kernels can do; None to keep the weights' type.
+    """
+    replaced: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        packed = _packed(module, method)
+        if packed is not None:
+            replaced[module] = packed
+            for name, _ in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+    replace_modules(model, replaced)
+    return len(replaced)
+
+
+def _packed(module: Any, method: str | None) -> PackedExperts | None:
+    if not _is_known(module) or (method is not None and not _can_quantize(module)):
+        return None
+    weight = module.down_proj
+    num_experts, hidden = weight.shape[0], weight.shape[2 if module.is_transposed else 1]
+    # Values as if by chance, without touching anybody's generator, and few of the experts: all take time to read.
+    x = torch.sin(torch.arange(3 * hidden).view(3, -1) * 12.9898).to(weight.dtype)
+    index = torch.tensor([[0, num_experts - 1], [num_experts - 1, 0], [num_experts // 2, 0]])
+    weights = torch.tensor([[0.75, 0.25], [0.5, 0.5], [1.0, 0.125]])
+    try:
+        expected = module(x, index, weights)
+        packed = PackedExperts(module, method)
+        got = packed(x, index, weights)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None
+    return packed if _same(got, expected, method) else None
+
+
+def _can_quantize(module: Any) -> bool:
+    first = module.gate_up_proj if module.has_gate else module.up_proj
+    return all(weight.shape[1 if module.is_transposed else 2] % GROUP == 0 for weight in (first, module.down_proj))
+
+
+def _is_known(module: Any) -> bool:
+    """Whether a module says of itself, as Transformers' `use_experts_implementation` makes it do, how its experts'
+    weights lie, and has no others."""
+    says = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel", "_apply_gate")
+    if not all(hasattr(module, name) for name in says) or module.has_post_expert_norm or module._is_expert_parallel:
+        return False
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    layers = ["gate_up_proj" if module.has_gate else "up_proj", "down_proj"]
+    expected = {name: 3 for name in layers} | ({f"{name}_bias": 2 for name in layers} if module.has_bias else {})
+    parameters = dict(module.named_parameters(recurse=False))
+    return {name: parameter.dim() for name, parameter in parameters.items()} == expected and all(
+        parameter.device.type == "cpu"
+        and parameter.dtype == parameters["down_proj"].dtype
+        and parameter.dtype in DTYPES
+        for parameter in parameters.values()
+    )
+
+
+_ROUNDED = {"int8": 0.05, "int4": 0.3}
+"""Largest root mean square of what quantizing changes, as a share of the results'."""
+
+
+def _same(got: torch.Tensor, expected: object, method: str | None) -> bool:
+    """Equal but for the order of sums and where they are rounded."""
+    if not isinstance(expected, torch.Tensor) or (got.shape, got.dtype) != (expected.shape, expected.dtype):
+        return False
+    if method is not None:
+        changed = (got.float() - expected.float()).square().mean().sqrt()
+        return bool(changed <= _ROUNDED[method] * expected.float().square().mean().sqrt())
+    tolerance = max(1e-5, 8 * torch.finfo(got.dtype).eps)
+    largest = float(expected.abs().max())
+    return torch.allclose(got.float(), expected.float(), rtol=tolerance, atol=tolerance * largest)
