@@ -25,6 +25,8 @@ _SIZES = ((_FEWEST, 3), (_FEWEST + 2, 3), (_FEWEST, 5), (_FEWEST + 320, 7))
 
 Sizes = tuple[tuple[int, int], ...]
 
+_LINEARS = ("gridwork_cpu::linear", "gridwork_cpu::int8_linear", "gridwork_cpu::int4_linear")
+
 Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """(input_ids int64 `[1, T]`, position_ids `[1, T]`, rows to keep int64 `[K]`, the step's context) -> logits."""
 
@@ -119,15 +121,18 @@ class _Recorder(TorchDispatchMode):
 
 def _of_shape(name: str, args: Any) -> torch.Tensor | None:
     """What a layer gives, in shape alone, which is all that counts: these take the most time."""
-    x, out_features = (args[0], args[-1]) if args else (None, None)
-    if name in ("gridwork_cpu::linear", "gridwork_cpu::int8_linear", "gridwork_cpu::int4_linear"):
-        *_, out_features, float32_out = args
-        return x.new_zeros(*x.shape[:-1], out_features, dtype=torch.float32 if float32_out else x.dtype)
-    if name == "gridwork_cpu::experts_in":
-        return x.new_zeros(args[1].numel(), out_features)
-    if name == "gridwork_cpu::experts_out":
-        return x.new_zeros(len(args[1]), out_features)
-    return None
+    shape: tuple[int, ...]
+    if name in _LINEARS:
+        x, *_, out_features, float32_out = args
+        shape, dtype = (*x.shape[:-1], out_features), torch.float32 if float32_out else x.dtype
+    elif name in ("gridwork_cpu::experts_in", "gridwork_cpu::experts_out"):
+        x, index, *_, out_features = args
+        rows = index.numel() if name == "gridwork_cpu::experts_in" else len(index)
+        shape, dtype = (rows, out_features), x.dtype
+    else:
+        return None
+    result: torch.Tensor = x.new_zeros(*shape, dtype=dtype)
+    return result
 
 
 _REFUSED = {
