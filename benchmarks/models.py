@@ -1,6 +1,6 @@
-"""The models that are measured, as folders that every server loads: the default model, and a Llama of 1.2 billion
-random weights. Neither ends an answer by itself, so that all servers give answers of the lengths that were asked for
-without a field that only some of them know."""
+"""The models that are measured, as folders that every server loads: the default model, and a Llama of 1.2 billion and a
+mixture of experts of 1.3 billion random weights. None ends an answer by itself, so that all servers give answers of the
+lengths that were asked for without a field that only some of them know."""
 
 import argparse
 import json
@@ -25,6 +25,7 @@ class Model:
     part: float  # of a workload's requests; a slow model is asked fewer
     prefill_tokens_per_s: float  # on two cores, to foretell how long a run takes
     decode_tokens_per_s: float  # at one client
+    workloads: tuple[str, ...] = ()  # those that it is measured with; none: all that are for it
 
     @property
     def folder(self) -> Path:
@@ -36,6 +37,7 @@ MODELS = {
     for model in (
         Model("smollm2-135m", "SmolLM2-135M-Instruct", 1.0, 600, 25),
         Model("llama-1.2b", "Llama of 1.2 billion random weights", 0.25, 50, 4),
+        Model("moe-1.3b", "mixture of experts of 1.3 billion random weights", 0.25, 100, 8, ("chat", "decode")),
     )
 }
 
@@ -70,8 +72,10 @@ def _make(model: Model) -> None:
         os.link(TOKENIZER / "model.safetensors", partial / "model.safetensors")
         for file in ("config.json", "generation_config.json"):
             shutil.copy(TOKENIZER / file, partial / file)
-    else:
+    elif model.name == "llama-1.2b":
         _save_random_llama(partial)
+    else:
+        _save_random_experts(partial)
     _never_ends(partial)
     partial.rename(model.folder)
 
@@ -101,6 +105,36 @@ def _save_random_llama(folder: Path) -> None:
     torch.set_default_dtype(torch.bfloat16)
     LlamaForCausalLM(config).save_pretrained(folder)
     _fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+
+
+def _save_random_experts(folder: Path) -> None:
+    """The shape of Granite 3.0 1B A400M, 32 experts of which a token passes through 8, as Qwen3 has them, with random
+    weights in bfloat16."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(  # type: ignore[call-arg]
+        vocab_size=49152,
+        hidden_size=1024,
+        intermediate_size=512,
+        moe_intermediate_size=512,
+        num_experts=32,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        dtype="bfloat16",
+    )
+    torch.set_default_dtype(torch.bfloat16)
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
 
 
 def _fill_vocabulary(tokenizer: Path, vocab_size: int) -> None:

@@ -34,7 +34,12 @@ class Plan:
 
     def of(self, model: Model) -> list[Workload]:
         """The workloads that are for this model."""
-        return [workload for workload in self.workloads if not workload.models or model.name in workload.models]
+        return [
+            workload
+            for workload in self.workloads
+            if (not workload.models or model.name in workload.models)
+            and (not model.workloads or workload.name in model.workloads)
+        ]
 
     def served(self, workload: Workload) -> bool:
         """Whether it is measured with the others in one start of each server; memory needs a smaller cache."""

@@ -1,5 +1,6 @@
 import pytest
 from contestants import peer_dtype
+from models import MODELS
 from plan import UnknownName, choose, wanted_tokens
 from workloads import WORKLOADS
 
@@ -7,8 +8,9 @@ from workloads import WORKLOADS
 def test_nothing_named_means_all_workloads_and_models_without_peers() -> None:
     plan = choose("", "", "", "", "")
     assert [workload.name for workload in plan.workloads] == list(WORKLOADS)
-    assert len(plan.models) == 2 and plan.rounds == 3 and plan.peers == ()
+    assert len(plan.models) == 3 and plan.rounds == 3 and plan.peers == ()
     assert plan.contestants(WORKLOADS["chat"]) == ["gridwork"]
+    assert [workload.name for workload in plan.of(MODELS["moe-1.3b"])] == ["chat", "decode"]
 
 
 def test_parts_of_a_run_are_chosen_by_name_with_spaces_or_commas() -> None:
@@ -23,7 +25,7 @@ def test_parts_of_a_run_are_chosen_by_name_with_spaces_or_commas() -> None:
     [
         (("vlm", "", "", "", ""), "PEERS: there is no 'vlm'; there are: vllm vllm-transformers vllm-native "),
         (("", "chats", "", "", ""), "WORKLOADS: there is no 'chats'; there are: start chat "),
-        (("", "", "gpt2", "", ""), "MODELS: there is no 'gpt2'; there are: smollm2-135m llama-1.2b"),
+        (("", "", "gpt2", "", ""), "MODELS: there is no 'gpt2'; there are: smollm2-135m llama-1.2b moe-1.3b"),
         (("", "", "", "0", ""), "ROUNDS: '0' is not a whole number of at least 1"),
         (("", "", "", "", "1 many"), "CLIENTS: 'many' is not a whole number of at least 1"),
     ],

@@ -10,6 +10,7 @@ from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import drop_unused, fuse
 from gridwork_server.graph.kept_rows import by_kept_rows
+from gridwork_server.graph.packing import pack_constants
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import Forward, record
@@ -39,10 +40,12 @@ class RecordedModel:
         }
 
         def replace_weight(old: torch.Tensor, new: torch.Tensor) -> None:
-            module, name = owners[id(old)]
-            setattr(module, name, new)
+            if id(old) in owners:  # else the graph's own
+                module, name = owners[id(old)]
+                setattr(module, name, new)
 
         graph = record(forward)
+        pack_constants(graph)
         fuse(graph, replace_weight)
         self._positions = PositionTables(graph)
         drop_unused(graph)
