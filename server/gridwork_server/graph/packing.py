@@ -37,7 +37,7 @@ def pack_constants(graph: Graph) -> None:
         matrix, added = constant(weight), constant(bias)
         if matrix is None or matrix.dtype != node.dtype or matrix.dtype not in DTYPES or matrix.dim() != 2:
             return node
-        if added is None and bias is not None or not isinstance(x, Ref):
+        if (added is None and bias is not None) or not isinstance(x, Ref):
             return node
         whose = id(weight if isinstance(weight, torch.Tensor) else producer[weight].args[0]), matrix.dtype
         if whose not in packed:
