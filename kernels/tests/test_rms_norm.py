@@ -58,7 +58,40 @@ def test_modules_that_compute_it_are_replaced_and_stay_equal(dtype: torch.dtype,
     assert torch.equal(model["a"](wide), plain(wide))
 
 
+class WrittenOut(Plain):
+    """A layer norm without a bias, as Cohere's models have it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        mean = wide.mean(-1, keepdim=True)
+        variance = (wide - mean).pow(2).mean(-1, keepdim=True)
+        normalised = (wide - mean) * torch.rsqrt(variance + self.eps)
+        return (self.weight.float() * normalised).to(x.dtype)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", rms_norm.DTYPES)
+@pytest.mark.parametrize("width", [16, 48, 576, 8192])
+def test_layer_norms_without_bias_are_replaced_and_stay_equal(dtype: torch.dtype, width: int) -> None:
+    torch.manual_seed(4)
+    plain = WrittenOut(width, dtype, False)
+    model = nn.ModuleDict({"norm": plain})
+    assert rms_norm.fuse_norms(model) == 1 and isinstance(model["norm"], rms_norm.FusedLayerNorm)
+    x = (3 * torch.randn(7, width) + 1).to(dtype)
+    torch.testing.assert_close(model["norm"](x), plain(x), rtol=2 * torch.finfo(dtype).eps, atol=2e-6)
+    assert torch.equal(model["norm"](x.double()), plain(x.double()))
+
+
 def test_modules_that_compute_something_else_are_left_alone() -> None:
+    class OtherEpsilon(WrittenOut):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, None, 2 * self.eps)
+
+    class RoundedTwice(WrittenOut):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normalised = torch.nn.functional.layer_norm(x.float(), x.shape[-1:], eps=self.eps)
+            return self.weight * normalised.to(x.dtype)
+
     class WrongEpsilon(Plain):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return rms_norm.reference(x, self.weight, 2 * self.eps, self.plus_one)
@@ -74,6 +107,8 @@ def test_modules_that_compute_something_else_are_left_alone() -> None:
             "layer norm": nn.LayerNorm(32),
             "without bias": nn.LayerNorm(32, bias=False),
             "wrong epsilon": WrongEpsilon(32, torch.float32, False),
+            "layer norm with another epsilon": OtherEpsilon(32, torch.float32, False),
+            "rounded twice": RoundedTwice(32, torch.bfloat16, False),
             "two inputs": TwoInputs(32, torch.float32, False),
             "float64": Plain(32, torch.float64, False),
             "hooked": hooked,
