@@ -28,6 +28,7 @@ OPERATIONS = (
     "gated_linear",
     "embedding",
     "activation",
+    "scale",
 )
 """In the order of their numbers in `kernels/cpu/program.cpp`."""
 
@@ -202,6 +203,11 @@ class _Writer:
             self._begin("activation", node.dtype)
             self._rows(node.args[0])
             self.code += [self._slots[node.out], self._plan.rows[node.out].features, node.args[1]]
+        elif node.target == ops.scale.default:
+            x, factor, divide = node.args
+            self._begin("scale", node.dtype)
+            self._rows(x)
+            self.code += [self._slots[node.out], self._plan.rows[node.out].features, int(divide), _bits(factor)]
         else:
             gated = node.target == ops.gated_activation.default
             self._begin("gated_activation" if gated else "add", node.dtype)
@@ -249,14 +255,18 @@ class _Writer:
         cos, sin = angles or (None, None)
         layer = target.layer, target.nth
         keys, values = self._caches[layer]
-        for ref in (query, key, value):
-            self._rows(ref)
         heads, key_size = self._plan.shapes[query][-2:]
         kv_heads, block_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
+        for ref in (query, key, value):
+            self._rows(ref)
+        for ref, size in ((query, key_size), (key, key_size), (value, value_size)):
+            self.code.append(self._plan.rows[ref].part_stride or size)
         self.code += [self._slots[node.out], heads, kv_heads, key_size, value_size, block_size]
         self.code += [int(layer not in self._sharing), keys.data_ptr(), values.data_ptr()]
         self.code += [*keys.stride()[:2], *values.stride()[:2]]
         self.code.append(int(layer in self._windowed))
+        wide = cos is not None and self._plan.rows[cos].dtype == torch.float32
+        self.code += [int(wide), int(target.interleaved)]
         self._rows(cos)
         self._rows(sin)
         self.code += [self._plan.rows[cos].features if cos is not None else 0, _address(sinks)]
