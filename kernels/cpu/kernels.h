@@ -62,8 +62,9 @@ struct Rows {
 // What a row is made into:
 //   rms           x / rms(x), rounded, times the weight
 //   rms_plus_one  x / rms(x) * (1 + weight), rounded once
+//   rms_once      x / rms(x) * weight, rounded once
 //   layer         (x - mean) / deviation * weight + bias, rounded once
-enum class NormKind : int64_t { rms, rms_plus_one, layer };
+enum class NormKind : int64_t { rms, rms_plus_one, rms_once, layer };
 
 // Of rows of `width`; results are contiguous.
 struct Norm {

@@ -2,6 +2,7 @@
 just that."""
 
 import inspect
+from enum import IntEnum
 
 import torch
 from torch import nn
@@ -11,13 +12,23 @@ from gridwork_kernels.replace import replace_modules
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
-    """The plain form. x: `[..., width]`, weight: `[width]`, the same dtype. plus_one: the scale is `1 + weight`,
-    applied before rounding (Gemma's way); else the normalised values are rounded to x's dtype first (Llama's way)."""
+class Form(IntEnum):
+    """How the normalised values, in float32, are scaled; with the numbers that the kernel has for it."""
+
+    ROUNDED_FIRST = 0
+    """Rounded to x's dtype, times the weight: Llama's way."""
+    PLUS_ONE = 1
+    """Times `1 + weight`, rounded then: Gemma's way."""
+    ROUNDED_LAST = 2
+    """Times the weight, rounded then: OLMo 2's way."""
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> torch.Tensor:
+    """The plain form. x: `[..., width]`, weight: `[width]`, the same dtype."""
     wide = x.float()
     normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    if plus_one:
-        return (normalised * (1 + weight.float())).to(x.dtype)
+    if form != Form.ROUNDED_FIRST:
+        return (normalised * (weight.float() + int(form == Form.PLUS_ONE))).to(x.dtype)
     return weight * normalised.to(x.dtype)
 
 
@@ -45,13 +56,13 @@ class _FusedNorm(nn.Module):
 class FusedRMSNorm(_FusedNorm):
     """Computes `reference`."""
 
-    def __init__(self, plain: nn.Module, eps: float, plus_one: bool) -> None:
+    def __init__(self, plain: nn.Module, eps: float, form: Form) -> None:
         super().__init__(plain, eps)
-        self.plus_one = plus_one
+        self.form = form
 
     def fused(self, x: torch.Tensor) -> torch.Tensor:
         """See _FusedNorm."""
-        return torch.ops.gridwork_cpu.rms_norm(x, self.weight, self.eps, self.plus_one)
+        return torch.ops.gridwork_cpu.rms_norm(x, self.weight, self.eps, self.form)
 
 
 class FusedLayerNorm(_FusedNorm):
@@ -95,7 +106,7 @@ def _fused(module: nn.Module) -> _FusedNorm | None:
         expected = module(x)
     except (RuntimeError, TypeError, ValueError):
         return None
-    for norm in (FusedRMSNorm(module, eps, False), FusedRMSNorm(module, eps, True)):
+    for norm in (FusedRMSNorm(module, eps, form) for form in Form):
         if _same(norm.fused(x), expected):
             return norm
     layer = FusedLayerNorm(module, eps)

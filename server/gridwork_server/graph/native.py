@@ -241,13 +241,13 @@ class _Writer:
         self.code += [parts, rows.features // parts, int(float32_out)]
 
     def _norm(self, node: Node, weight: torch.Tensor | None, *rest: Any) -> None:
-        """rest: eps, and whether the scale is one more, of an RMS norm; bias and eps of a layer norm."""
+        """rest: eps and form of an RMS norm, bias and eps of a layer norm."""
         ops = torch.ops.gridwork_cpu
         if node.target in (ops.layer_norm.default, ops.add_layer_norm.default):
             kind, (bias, eps) = _LAYER, rest
         else:
-            eps, plus_one = rest
-            kind, bias = (_RMS_PLUS_ONE if plus_one else _RMS), None
+            eps, kind = rest
+            bias = None
         self.code += [kind, _address(weight), _address(bias), last_dim(node), _bits(eps)]
 
     def _attention(self, node: Node, target: Attend) -> None:
@@ -273,8 +273,8 @@ class _Writer:
         self.code += [target.window, self._chunks.get(target.layer, 0), _bits(target.scale), _bits(target.softcap)]
 
 
-_RMS, _RMS_PLUS_ONE, _LAYER = range(3)
-"""`NormKind` of `kernels/cpu/kernels.h`."""
+_LAYER = 3
+"""The `NormKind` of `kernels/cpu/kernels.h` behind the forms of RMS norms."""
 
 _HEADER = 11
 """Numbers before the external slots of a call: how many tokens, and two layouts."""

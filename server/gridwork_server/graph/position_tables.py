@@ -108,7 +108,11 @@ def _of_positions(graph: Graph) -> list[Node]:
         if isinstance(node.target, Attend) or len(node.outputs) != 1 or written.intersection(node.outputs):
             continue
         name = node.target._schema.name.removeprefix("aten::")
-        if name in (*_VIEWS, *_CHANGES, *_ARITHMETIC) and known.issuperset(node.inputs()) and not _depends_on_rows(node):
+        if (
+            name in (*_VIEWS, *_CHANGES, *_ARITHMETIC)
+            and known.issuperset(node.inputs())
+            and not _depends_on_rows(node)
+        ):
             known.update(ref for ref in node.outputs if ref is not None)
             nodes.append(node)
     return nodes
