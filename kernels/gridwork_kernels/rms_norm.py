@@ -123,8 +123,8 @@ def _eps(module: nn.Module) -> float | None:
 
 
 def _same(got: torch.Tensor, expected: object, slack: torch.Tensor | None = None) -> bool:
-    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16. slack: `[width]`,
-    what a value may differ by besides."""
+    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16. slack:
+    `[width]`, what a value may differ by besides."""
     if not isinstance(expected, torch.Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     step = 1e-5 if got.dtype == torch.float32 else torch.finfo(got.dtype).eps

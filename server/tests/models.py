@@ -65,7 +65,10 @@ ARCHITECTURES = {
     "phi3": Architecture("Phi3Config", {"partial_rotary_factor": 0.5}),
     "phi": Architecture("PhiConfig", {"partial_rotary_factor": 0.5}),
     "olmo2": Architecture("Olmo2Config"),
-    "exaone4": Architecture("Exaone4Config", {"sliding_window": None, "sliding_window_pattern": None}),
+    "exaone4": Architecture(
+        "Exaone4Config",
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "glm4": Architecture("Glm4Config", {"head_dim": 16}),
     "cohere": Architecture("CohereConfig"),
     "granite": Architecture(

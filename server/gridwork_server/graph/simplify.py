@@ -52,12 +52,14 @@ class _Written:
         for node in graph.nodes:
             if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
                 self._storages.update(_storage(tensor) for tensor in _constants(node))
-        known = -1
-        while known != len(self._tensors):
-            known = len(self._tensors)
+        grows = True
+        while grows:
+            before = len(self._tensors) + len(self._storages)
             for node in graph.nodes:
                 if self.touches(node) and _may_share_memory(node):
                     self._tensors.update(node.inputs(), (ref for ref in node.outputs if ref is not None))
+                    self._storages.update(_storage(tensor) for tensor in _constants(node))
+            grows = len(self._tensors) + len(self._storages) > before
 
     def touches(self, node: Node) -> bool:
         """Whether that is among what the node is given or gives."""
