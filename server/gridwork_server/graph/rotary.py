@@ -107,7 +107,7 @@ def _match_rotated(rewriter: Rewriter, argument: Any, dtype: Any) -> _Turned | N
         return None
     heads, size, rotated = first.args[0], joined.shape[-1], first.shape[-1]
     begins = first.target == aten.alias.default or first.args[1:] == (3, 0, rotated)
-    ends = rest.args[:3] == (heads, 3, rotated) and len(rest.args) == 4 and rest.args[3] >= size
+    ends = rest.args[:3] == (heads, 3, rotated) and len(rest.args) == 4
     source = rewriter.source(heads)
     if not begins or not ends or source is None or source.shape is None or source.shape[-1] != size:
         return None

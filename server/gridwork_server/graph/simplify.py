@@ -16,8 +16,8 @@ def simplify(graph: Graph) -> None:
     """Rewrites the graph in place."""
     _drop_aliases(graph)
     written = _Written(graph)
-    _compute_constants(graph, written)
     _compute_once(graph, written)
+    _compute_constants(graph, written)
 
 
 def _drop_aliases(graph: Graph) -> None:

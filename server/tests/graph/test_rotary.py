@@ -155,19 +155,34 @@ def in_the_middle(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     return torch.cat([some * cos + halves(some) * sin, rest], -1)
 
 
+def rest_of_the_front(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return torch.cat([glm(x, cos, sin)[..., : SIZE // 2], x[..., : SIZE // 2]], -1)
+
+
+def untaken_rest(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    cos, sin = (t.to(x.dtype).unsqueeze(1)[..., : SIZE // 2] for t in (cos, sin))
+    first = x[..., : SIZE // 2]
+    return torch.cat([first * cos + halves(first) * sin, x[..., : SIZE // 2]], -1)
+
+
 def by_head(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    cos, sin = (t.to(x.dtype).unsqueeze(1).expand(1, HEADS, -1, -1) + x[..., :1] for t in (cos, sin))
+    of_heads = torch.arange(1, 1 + HEADS)[None, :, None, None] / HEADS
+    cos, sin = ((t.unsqueeze(1) * of_heads).to(x.dtype) for t in (cos, sin))
     return x * cos + halves(x) * sin
 
 
-def products_rounded_before(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rounded_sines(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return (x * cos.unsqueeze(1) + halves(x) * sin.to(x.dtype).unsqueeze(1)).to(x.dtype)
+
+
+def rounded_products(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     cos, sin = (t.to(x.dtype).unsqueeze(1) for t in (cos, sin))
     return ((x * cos).float() + (halves(x) * sin).float()).to(x.dtype)
 
 
 NEAR_MISSES = {
     **{f.__name__: plain(f) for f in (wrong_signs, odd_slice, pairs_of_wrong_signs, pairs_unturned, pairs_in_halves)},
-    **{f.__name__: f for f in (rest_first, in_the_middle, by_head)},
+    **{f.__name__: f for f in (rest_first, rest_of_the_front, untaken_rest, in_the_middle, by_head)},
     "of another": plain(of_another),
 }
 
@@ -184,8 +199,9 @@ def test_what_is_no_rotation_stays_as_it_is(name: str, dtype: torch.dtype) -> No
         assert torch.equal(got[0], expected[0]) and torch.equal(got[1], expected[1])
 
 
-def test_products_that_are_rounded_before_the_sum_are_not_taken_for_those_of_float32() -> None:
-    graph = recorded(products_rounded_before, torch.bfloat16)
+@pytest.mark.parametrize("turn", [rounded_sines, rounded_products])
+def test_what_is_rounded_before_the_sum_is_not_taken_for_what_is_computed_in_float32(turn: Turn) -> None:
+    graph = recorded(turn, torch.bfloat16)
     fuse(graph, lambda _old, _new: None)
     assert len(attention(graph).args) == 4
 
