@@ -1,4 +1,4 @@
-// activation(x), and activation(gate) * up, rounded where the plain forms in PyTorch round.
+// activation(x), activation(gate) * up, and x times a number, rounded where the plain forms in PyTorch round.
 
 #include <algorithm>
 
@@ -41,6 +41,17 @@ Tensor activation_of(const Tensor x, int64_t kind) {
   return out;
 }
 
+// x: any shape, divided by the factor or multiplied with it.
+Tensor scale_of(const Tensor x, double factor, bool divide) {
+  const Tensor values = torch::stable::contiguous(x);
+  Tensor out = torch::stable::new_empty(values, shape(values));
+  if (out.numel() == 0) return out;
+  const int64_t width = out.size(-1);
+  scale(type_of(values), {values.data_ptr(), width}, out.numel() / width, width, static_cast<float>(factor), divide,
+        out.data_ptr());
+  return out;
+}
+
 }  // namespace
 
 void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
@@ -67,12 +78,25 @@ void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width
   });
 }
 
+void gridwork::scale(Type type, const Rows& x, int64_t count, int64_t width, float factor, bool divide, void* out) {
+  by_type(type, [&]<typename T>(T*) {
+    const T* from = static_cast<const T*>(x.data);
+    const Vec by = set1(factor);
+    over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
+      const Vec v = load_some(from + r * x.stride + i, left);
+      return divide ? div(v, by) : mul(v, by);
+    });
+  });
+}
+
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def("gated_activation(Tensor gate, Tensor up, int kind) -> Tensor");
   m.def("activation(Tensor x, int kind) -> Tensor");
+  m.def("scale(Tensor x, float factor, bool divide) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) {
   m.impl("gated_activation", TORCH_BOX(&gated_activation_of));
   m.impl("activation", TORCH_BOX(&activation_of));
+  m.impl("scale", TORCH_BOX(&scale_of));
 }

@@ -83,8 +83,9 @@ struct Rows {
 // What a row is made into:
 //   rms           x / rms(x), rounded, times the weight
 //   rms_plus_one  x / rms(x) * (1 + weight), rounded once
+//   rms_once      x / rms(x) * weight, rounded once
 //   layer         (x - mean) / deviation * weight + bias, rounded once
-enum class NormKind : int64_t { rms, rms_plus_one, layer };
+enum class NormKind : int64_t { rms, rms_plus_one, rms_once, layer };
 
 // Of rows of `width`; results are contiguous.
 struct Norm {
@@ -112,6 +113,9 @@ void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count
 // activation(x). kind: these, 3 ReLU, 4 GELU by tanh that is rounded after each of its operations.
 void activation(Type type, const Rows& x, int64_t count, int64_t width, int64_t kind, void* out);
 
+// x * factor, or x / factor.
+void scale(Type type, const Rows& x, int64_t count, int64_t width, float factor, bool divide, void* out);
+
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; strides are in values.
 struct Attention {
   Type type;
@@ -133,6 +137,7 @@ struct Attention {
   const void* cos;  // [tokens, rotary_size], or null
   const void* sin;
   int64_t rotary_stride, rotary_size;
+  bool rotary_wide, rotary_interleaved;  // see Rotary
   const float* sinks;
   const float* slopes;
   int64_t tokens, query_heads, kv_heads, key_size, value_size, block_size, window, chunk;

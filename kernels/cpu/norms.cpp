@@ -38,10 +38,10 @@ void rms_row(const T* x, const Norm& norm, T* out) {
   const T* weight = static_cast<const T*>(norm.weight);
   const float squares = summed(x, width, [](Vec v, Vec sum, int64_t) { return fma(v, v, sum); });
   const Vec scale = set1(1.0f / std::sqrt(squares / static_cast<float>(width) + norm.eps)), one = set1(1.0f);
-  const bool plus_one = norm.kind == NormKind::rms_plus_one;
+  const bool plus_one = norm.kind == NormKind::rms_plus_one, first = norm.kind == NormKind::rms;
   for (int64_t i = 0; i < width; i += kLanes) {
     const Vec v = mul(load_some(x + i, width - i), scale), w = load_some(weight + i, width - i);
-    store_some(out + i, plus_one ? mul(v, add(one, w)) : mul(w, rounded(v, x)), width - i);
+    store_some(out + i, mul(plus_one ? add(one, w) : w, first ? rounded(v, x) : v), width - i);
   }
 }
 
@@ -101,9 +101,9 @@ std::tuple<Tensor, Tensor> added_and_normed(const Tensor& x, const Tensor& resid
   return {total, out};
 }
 
-Norm rms(const Tensor& weight, double eps, bool plus_one) {
-  const NormKind kind = plus_one ? NormKind::rms_plus_one : NormKind::rms;
-  return {kind, weight.data_ptr(), nullptr, weight.size(0), static_cast<float>(eps)};
+// form: 0 rms, 1 rms_plus_one, 2 rms_once.
+Norm rms(const Tensor& weight, double eps, int64_t form) {
+  return {static_cast<NormKind>(form), weight.data_ptr(), nullptr, weight.size(0), static_cast<float>(eps)};
 }
 
 Norm layer(const std::optional<Tensor>& weight, const std::optional<Tensor>& bias, int64_t width, double eps) {
@@ -112,14 +112,14 @@ Norm layer(const std::optional<Tensor>& weight, const std::optional<Tensor>& bia
 }
 
 // x: [..., width]; weight: the same type, [width]. Returns the shape and type of x.
-Tensor rms_norm_of(const Tensor x, const Tensor weight, double eps, bool plus_one) {
-  return normed(x, rms(weight, eps, plus_one));
+Tensor rms_norm_of(const Tensor x, const Tensor weight, double eps, int64_t form) {
+  return normed(x, rms(weight, eps, form));
 }
 
 // x, residual: the same shape and type.
 std::tuple<Tensor, Tensor> add_rms_norm_of(const Tensor x, const Tensor residual, const Tensor weight, double eps,
-                                           bool plus_one) {
-  return added_and_normed(x, residual, rms(weight, eps, plus_one));
+                                           int64_t form) {
+  return added_and_normed(x, residual, rms(weight, eps, form));
 }
 
 // x: [..., width]; weight, bias: the same type, contiguous, [width]. Returns the shape and type of x.
@@ -169,8 +169,8 @@ void gridwork::add(Type type, const Rows& a, const Rows& b, int64_t count, int64
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
-  m.def("rms_norm(Tensor x, Tensor weight, float eps, bool plus_one) -> Tensor");
-  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, bool plus_one) -> (Tensor, Tensor)");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, int form) -> Tensor");
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, int form) -> (Tensor, Tensor)");
   m.def("layer_norm(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor");
   m.def("add_layer_norm(Tensor x, Tensor residual, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)");
 }

@@ -275,7 +275,7 @@ Tensor paged_attention_of(const Tensor query, std::optional<Tensor> key, std::op
                           const Tensor values, const Tensor tables, const Tensor sequence, const Tensor length,
                           const Tensor slots, std::optional<Tensor> cos, std::optional<Tensor> sin,
                           std::optional<Tensor> sinks, std::optional<Tensor> slopes, double scale, int64_t window,
-                          int64_t chunk, double softcap) {
+                          int64_t chunk, double softcap, bool interleaved) {
   Tensor out = torch::stable::new_empty(query, {query.size(0), query.size(1), values.size(3)});
   paged_attention({
       .type = type_of(query),
@@ -304,6 +304,8 @@ Tensor paged_attention_of(const Tensor query, std::optional<Tensor> key, std::op
       .sin = sin.has_value() ? sin->data_ptr() : nullptr,
       .rotary_stride = cos.has_value() ? cos->stride(0) : 0,
       .rotary_size = cos.has_value() ? cos->size(1) : 0,
+      .rotary_wide = cos.has_value() && type_of(*cos) == Type::float32,
+      .rotary_interleaved = interleaved,
       .sinks = sinks.has_value() ? data<float>(*sinks) : nullptr,
       .slopes = slopes.has_value() ? data<float>(*slopes) : nullptr,
       .tokens = query.size(0),
@@ -334,7 +336,7 @@ void gridwork::paged_attention(const Attention& a) {
         .length = a.length,
         .sinks = a.sinks,
         .slopes = a.slopes,
-        .rotary = {static_cast<const T*>(a.cos), static_cast<const T*>(a.sin), a.rotary_stride, a.rotary_size},
+        .rotary = {a.cos, a.sin, a.rotary_stride, a.rotary_size, a.rotary_wide, a.rotary_interleaved},
         .tokens = a.tokens,
         .query_token_stride = a.query_token_stride,
         .query_head_stride = a.query_head_stride,
@@ -362,7 +364,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gridwork_cpu, m) {
   m.def(
       "paged_attention(Tensor query, Tensor? key, Tensor? value, Tensor(a!) keys, Tensor(b!) values, Tensor tables, "
       "Tensor sequence, Tensor length, Tensor slots, Tensor? cos, Tensor? sin, Tensor? sinks, Tensor? slopes, "
-      "float scale, int window, int chunk, float softcap) -> Tensor");
+      "float scale, int window, int chunk, float softcap, bool interleaved) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gridwork_cpu, CPU, m) { m.impl("paged_attention", TORCH_BOX(&paged_attention_of)); }

@@ -30,6 +30,7 @@ enum Operation : int64_t {
   kGatedLinear,
   kEmbedding,
   kActivation,
+  kScale,
   kCount
 };
 
@@ -213,25 +214,35 @@ void run_activation(Reader& in, Type type, int64_t tokens) {
   activation(type, x, tokens, width, in.number(), out);
 }
 
+void run_scale(Reader& in, Type type, int64_t tokens) {
+  const Rows x = in.rows(type);
+  void* out = in.result();
+  const int64_t width = in.number(), divide = in.number();
+  scale(type, x, tokens, width, static_cast<float>(in.real()), divide != 0, out);
+}
+
 void run_attention(Reader& in, Type type, int64_t tokens) {
   Attention a{};
   a.type = type;
   a.tokens = tokens;
   const Rows query = in.rows(type), key = in.rows(type), value = in.rows(type);
+  a.query_head_stride = in.number(), a.key_head_stride = in.number(), a.value_head_stride = in.number();
   a.out = in.result();
   a.query_heads = in.number(), a.kv_heads = in.number(), a.key_size = in.number(), a.value_size = in.number();
   a.block_size = in.number();
-  a.query = query.data, a.query_token_stride = query.stride, a.query_head_stride = a.key_size;
+  a.query = query.data, a.query_token_stride = query.stride;
   const bool writes = in.number() != 0;
-  a.key = writes ? key.data : nullptr, a.key_token_stride = key.stride, a.key_head_stride = a.key_size;
-  a.value = writes ? value.data : nullptr, a.value_token_stride = value.stride, a.value_head_stride = a.value_size;
+  a.key = writes ? key.data : nullptr, a.key_token_stride = key.stride;
+  a.value = writes ? value.data : nullptr, a.value_token_stride = value.stride;
   a.keys = in.pointer<void>(), a.values = in.pointer<void>();
   a.keys_block_stride = in.number(), a.keys_head_stride = in.number();
   a.values_block_stride = in.number(), a.values_head_stride = in.number();
   const Layout& layout = in.layout();
   a.tables = layout.tables, a.table_stride = layout.table_stride, a.sequence = layout.sequence;
   a.length = layout.length, a.slots = layout.slots;
-  const Rows cos = in.rows(type), sin = in.rows(type);
+  a.rotary_wide = in.number() != 0, a.rotary_interleaved = in.number() != 0;
+  const Type angles = a.rotary_wide ? Type::float32 : type;
+  const Rows cos = in.rows(angles), sin = in.rows(angles);
   a.rotary_size = in.number();
   if (a.rotary_size > 0) a.cos = cos.data, a.sin = sin.data, a.rotary_stride = cos.stride;
   a.sinks = in.pointer<const float>();
@@ -271,6 +282,7 @@ void gridwork_program_run(void* program, const void* call_memory) {
       case kGatedLinear: run_gated_linear(in, type, call.tokens); break;
       case kEmbedding: run_embedding(in, type, call.tokens); break;
       case kActivation: run_activation(in, type, call.tokens); break;
+      case kScale: run_scale(in, type, call.tokens); break;
       default: run_attention(in, type, call.tokens); break;
     }
     if (times != nullptr) {

@@ -1,40 +1,72 @@
-// Rotary position embedding (Su et al. 2021, "RoFormer"), the form that pairs dimension i with i + size / 2, rounded
-// where the plain form in PyTorch rounds: x * cos + rotate_half(x) * sin.
+// Rotary position embedding (Su et al. 2021, "RoFormer"), rounded where the plain forms in PyTorch round.
 #pragma once
 
 #include "simd.h"
 
 namespace gridwork {
 
+// x * cos + turned(x) * sin, where `turned` takes the partner of each dimension, the first one of two negated: of
+// dimension i that is i + size / 2, or, interleaved, 2i and 2i + 1 are partners. Computed in T and rounded after each
+// operation, or, where the angles are float32, in float32 and rounded once.
 template <typename T>
 struct Rotary {
-  const T* cos = nullptr;  // [tokens, size], row stride below
-  const T* sin = nullptr;
+  const void* cos = nullptr;  // [tokens, size], row stride below
+  const void* sin = nullptr;
   int64_t stride = 0;
   int64_t size = 0;  // leading dimensions that are rotated, an even number; 0: none
+  bool wide = false;  // cos and sin are float32 in place of T
+  bool interleaved = false;
 
   // One token's head, `width` values, into float32. `out` does not overlap `x`.
   void apply(const T* x, int64_t token, int64_t width, float* out) const {
-    const T* c = cos + token * stride;
-    const T* s = sin + token * stride;
-    const T* type = nullptr;
+    if (wide) turn(x, angles<float>(cos, token), angles<float>(sin, token), out);
+    else turn(x, angles<T>(cos, token), angles<T>(sin, token), out);
+    for (int64_t d = size; d < width; ++d) out[d] = widen(x[d]);
+  }
+
+ private:
+  template <typename A>
+  const A* angles(const void* table, int64_t token) const {
+    return static_cast<const A*>(table) + token * stride;
+  }
+
+  template <typename A>
+  void turn(const T* x, const A* c, const A* s, float* out) const {
+    if (interleaved) {
+      int64_t i = 0;
+      for (; i + kLanes <= size; i += kLanes) store(out + i, of_pairs<A>(load(x + i), load(c + i), load(s + i)));
+      if (const int64_t left = size - i; left > 0) {
+        const Vec some = of_pairs<A>(load_some(x + i, left), load_some(c + i, left), load_some(s + i, left));
+        store_some(out + i, some, left);
+      }
+      return;
+    }
     const int64_t half = size / 2;
     int64_t i = 0;
     for (; i + kLanes <= half; i += kLanes) {
       const Vec a = load(x + i), b = load(x + half + i);
-      const Vec low = rounded(mul(a, load(c + i)), type);
-      const Vec high = rounded(mul(b, load(c + half + i)), type);
-      store(out + i, rounded(sub(low, rounded(mul(b, load(s + i)), type)), type));
-      store(out + half + i, rounded(add(high, rounded(mul(a, load(s + half + i)), type)), type));
+      store(out + i, both<A>(mul(a, load(c + i)), mul(negated(b), load(s + i))));
+      store(out + half + i, both<A>(mul(b, load(c + half + i)), mul(a, load(s + half + i))));
     }
     if (const int64_t left = half - i; left > 0) {
       const Vec a = load_some(x + i, left), b = load_some(x + half + i, left);
-      const Vec low = rounded(mul(a, load_some(c + i, left)), type);
-      const Vec high = rounded(mul(b, load_some(c + half + i, left)), type);
-      store_some(out + i, rounded(sub(low, rounded(mul(b, load_some(s + i, left)), type)), type), left);
-      store_some(out + half + i, rounded(add(high, rounded(mul(a, load_some(s + half + i, left)), type)), type), left);
+      const Vec low = both<A>(mul(a, load_some(c + i, left)), mul(negated(b), load_some(s + i, left)));
+      const Vec high = both<A>(mul(b, load_some(c + half + i, left)), mul(a, load_some(s + half + i, left)));
+      store_some(out + i, low, left);
+      store_some(out + half + i, high, left);
     }
-    for (int64_t d = size; d < width; ++d) out[d] = widen(x[d]);
+  }
+
+  template <typename A>
+  static Vec of_pairs(Vec x, Vec c, Vec s) {
+    return both<A>(mul(x, c), mul(negated_even(swapped_pairs(x)), s));
+  }
+
+  // The sum of two products, each rounded as the angles' type has it.
+  template <typename A>
+  static Vec both(Vec straight, Vec crossed) {
+    const A* product = nullptr;
+    return rounded(add(rounded(straight, product), rounded(crossed, product)), static_cast<const T*>(nullptr));
   }
 };
 

@@ -67,6 +67,13 @@ GRIDWORK_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 GRIDWORK_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // v * 2^n for the largest whole number that is not above n.
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+// Lanes 2i and 2i + 1 in each other's place.
+GRIDWORK_INLINE Vec swapped_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
+GRIDWORK_INLINE Vec negated(Vec v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
+// With lanes 2i negated.
+GRIDWORK_INLINE Vec negated_even(Vec v) {
+  return _mm512_xor_ps(v, _mm512_castsi512_ps(_mm512_set1_epi64(0x80000000)));
+}
 GRIDWORK_INLINE float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 GRIDWORK_INLINE float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 // Lanes [0, count) of `a`, the others of `b`.
@@ -147,6 +154,11 @@ GRIDWORK_INLINE Vec power_of_two(__m256i n) {
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) {
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   return mul(mul(v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
+}
+GRIDWORK_INLINE Vec swapped_pairs(Vec v) { return _mm256_permute_ps(v, 0xb1); }
+GRIDWORK_INLINE Vec negated(Vec v) { return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f)); }
+GRIDWORK_INLINE Vec negated_even(Vec v) {
+  return _mm256_xor_ps(v, _mm256_castsi256_ps(_mm256_set1_epi64x(0x80000000)));
 }
 GRIDWORK_INLINE float reduce_add(Vec v) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

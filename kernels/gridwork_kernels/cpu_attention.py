@@ -47,6 +47,7 @@ def paged_attention(
     slopes: torch.Tensor | None = None,
     cos: torch.Tensor | None = None,
     sin: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> torch.Tensor:
     """Writes new keys and values into the cache, then attends from every query token to the cached keys of its
     sequence, its own included.
@@ -62,7 +63,9 @@ def paged_attention(
     for no chunks; softcap: `c * tanh(x / c)` of the scores, 0 for none; sinks: float32 `[num_heads]`, a logit without a
     value for each head; slopes: float32 `[num_heads]`, which times the distance to a key are taken off its score
     (Press, Smith and Lewis 2022, "ALiBi"). cos, sin: `[num_tokens, size]`, to rotate the first `size` dimensions of
-    query and key by, None when they are rotated already.
+    query and key by, None when they are rotated already: of query's type, whose results are rounded after each
+    operation, or float32, rounded once; interleaved: dimensions 2i and 2i + 1 are turned together, else i and
+    i + size / 2.
 
     Returns `[num_tokens, num_heads, value_size]` in query's dtype. Computed in float32 with an online softmax
     (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3), over pieces of the context
@@ -86,5 +89,6 @@ def paged_attention(
         window,
         chunk,
         softcap,
+        interleaved,
     )
     return out

@@ -1,6 +1,8 @@
-"""RMSNorm in one pass on x86-64 CPUs, in the place of modules that are found to compute just that."""
+"""RMSNorm, and LayerNorm without a bias, in one pass on x86-64 CPUs, in the place of modules that are found to compute
+just that."""
 
 import inspect
+from enum import IntEnum
 
 import torch
 from torch import nn
@@ -10,24 +12,33 @@ from gridwork_kernels.replace import replace_modules
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
-    """The plain form. x: `[..., width]`, weight: `[width]`, the same dtype. plus_one: the scale is `1 + weight`,
-    applied before rounding (Gemma's way); else the normalised values are rounded to x's dtype first (Llama's way)."""
+class Form(IntEnum):
+    """How the normalised values, in float32, are scaled; with the numbers that the kernel has for it."""
+
+    ROUNDED_FIRST = 0
+    """Rounded to x's dtype, times the weight: Llama's way."""
+    PLUS_ONE = 1
+    """Times `1 + weight`, rounded then: Gemma's way."""
+    ROUNDED_LAST = 2
+    """Times the weight, rounded then: OLMo 2's way."""
+
+
+def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> torch.Tensor:
+    """The plain form. x: `[..., width]`, weight: `[width]`, the same dtype."""
     wide = x.float()
     normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    if plus_one:
-        return (normalised * (1 + weight.float())).to(x.dtype)
+    if form != Form.ROUNDED_FIRST:
+        return (normalised * (weight.float() + int(form == Form.PLUS_ONE))).to(x.dtype)
     return weight * normalised.to(x.dtype)
 
 
-class FusedRMSNorm(nn.Module):
-    """Stands in for a module that computes `reference`."""
+class _FusedNorm(nn.Module):
+    """Stands in for a module that is a norm with a weight."""
 
-    def __init__(self, plain: nn.Module, eps: float, plus_one: bool) -> None:
+    def __init__(self, plain: nn.Module, eps: float) -> None:
         """plain: has the weight, and takes inputs of other dtypes."""
         super().__init__()
-        self.plain = plain
-        self.eps, self.plus_one = eps, plus_one
+        self.plain, self.eps = plain, eps
         self.weight = plain.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,12 +46,36 @@ class FusedRMSNorm(nn.Module):
         if x.dtype != self.weight.dtype:
             out: torch.Tensor = self.plain(x)
             return out
-        return torch.ops.gridwork_cpu.rms_norm(x, self.weight, self.eps, self.plus_one)
+        return self.fused(x)
+
+    def fused(self, x: torch.Tensor) -> torch.Tensor:
+        """By the kernel."""
+        raise NotImplementedError
+
+
+class FusedRMSNorm(_FusedNorm):
+    """Computes `reference`."""
+
+    def __init__(self, plain: nn.Module, eps: float, form: Form) -> None:
+        super().__init__(plain, eps)
+        self.form = form
+
+    def fused(self, x: torch.Tensor) -> torch.Tensor:
+        """See _FusedNorm."""
+        return torch.ops.gridwork_cpu.rms_norm(x, self.weight, self.eps, self.form)
+
+
+class FusedLayerNorm(_FusedNorm):
+    """`(x - mean) * rsqrt(variance + eps) * weight` in float32, rounded once."""
+
+    def fused(self, x: torch.Tensor) -> torch.Tensor:
+        """See _FusedNorm."""
+        return torch.ops.gridwork_cpu.layer_norm(x, self.weight, None, self.eps)
 
 
 @torch.inference_mode()
 def fuse_norms(model: nn.Module) -> int:
-    """Replaces every module on the CPU that computes RMSNorm, in place; whether it does is found by computing.
+    """Replaces every module on the CPU that computes such a norm, in place; whether it does is found by computing.
     Returns how many."""
     replaced: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
@@ -51,27 +86,32 @@ def fuse_norms(model: nn.Module) -> int:
     return len(replaced)
 
 
-def _fused(module: nn.Module) -> FusedRMSNorm | None:
+def _fused(module: nn.Module) -> _FusedNorm | None:
     parameters = dict(module.named_parameters(recurse=False))
     weight, eps = parameters.get("weight"), _eps(module)
     if len(parameters) != 1 or weight is None or eps is None or next(module.children(), None) is not None:
+        return None
+    if isinstance(module, nn.LayerNorm):  # is one operation as it is
         return None
     if weight.dim() != 1 or weight.dtype not in DTYPES or weight.device.type != "cpu":
         return None
     if module._forward_hooks or module._forward_pre_hooks or len(inspect.signature(module.forward).parameters) != 1:
         return None
-    # Rows of many sizes, so that a wrong epsilon shows; values as if by chance, without touching anybody's generator.
-    x = torch.sin(torch.arange(6 * weight.numel()).view(6, -1) * 12.9898) * 1.5
+    # Rows of many sizes, so that a wrong epsilon shows, and with a mean; values as if by chance, without touching
+    # anybody's generator.
+    x = torch.sin(torch.arange(6 * weight.numel()).view(6, -1) * 12.9898) * 1.5 + 0.5
     x = x * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
     x = x.to(weight.dtype)
     try:
         expected = module(x)
     except (RuntimeError, TypeError, ValueError):
         return None
-    for plus_one in (False, True):
-        if _same(torch.ops.gridwork_cpu.rms_norm(x, weight, eps, plus_one), expected):
-            return FusedRMSNorm(module, eps, plus_one)
-    return None
+    for norm in (FusedRMSNorm(module, eps, form) for form in Form):
+        if _same(norm.fused(x), expected):
+            return norm
+    layer = FusedLayerNorm(module, eps)
+    # Of what is near the mean little is left by the difference.
+    return layer if _same(layer.fused(x), expected, 1e-6 * weight.float().abs()) else None
 
 
 def _eps(module: nn.Module) -> float | None:
@@ -82,11 +122,12 @@ def _eps(module: nn.Module) -> float | None:
     return None
 
 
-def _same(got: torch.Tensor, expected: object) -> bool:
-    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16."""
+def _same(got: torch.Tensor, expected: object, slack: torch.Tensor | None = None) -> bool:
+    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16. slack:
+    `[width]`, what a value may differ by besides."""
     if not isinstance(expected, torch.Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
         return False
-    if got.dtype == torch.float32:
-        return torch.allclose(got, expected, rtol=1e-5, atol=0)
-    step = torch.finfo(got.dtype).eps
-    return torch.allclose(got, expected, rtol=step, atol=0) and bool((got != expected).float().mean() < 0.01)
+    step = 1e-5 if got.dtype == torch.float32 else torch.finfo(got.dtype).eps
+    allowed = step * expected.float().abs() + (0 if slack is None else slack)
+    close = bool(((got.float() - expected.float()).abs() <= allowed).all())
+    return close and (got.dtype == torch.float32 or bool((got != expected).float().mean() < 0.01))

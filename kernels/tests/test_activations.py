@@ -69,3 +69,20 @@ def test_an_activation_by_itself_equals_the_plain_form(kind: int, dtype: torch.d
     x = torch.tensor([[-1e4, 0.0], [-100.0, 100.0], [1e4, torch.nan]]).to(dtype).t()
     got = torch.ops.gridwork_cpu.activation(x, kind)
     assert torch.equal(got[0].abs(), x[0].clamp_min(0)) and torch.equal(got[1, :2], x[1, :2]) and got[1, 2].isnan()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("divide", [False, True], ids=["times", "over"])
+@pytest.mark.parametrize("factor", [0.22, 12.0, -1e-3, 3.0e38, 0.1015625, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1536), (7, 21), (1, 130, 100), (0, 16)], ids=str)
+def test_a_scaled_tensor_equals_the_plain_form(
+    divide: bool, factor: float, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(5)
+    x = (4 * torch.randn(shape)).to(dtype)
+    for values in (x, x.transpose(-1, -2), torch.tensor([0.0, -0.0, torch.inf, 1e-40, 6e4]).to(dtype)):
+        expected = values / factor if divide else values * factor
+        got = torch.ops.gridwork_cpu.scale(values, factor, divide)
+        assert torch.equal(got, expected) and torch.equal(got.signbit(), expected.signbit()), "bit for bit"
+    assert torch.ops.gridwork_cpu.scale(torch.full((3,), torch.nan, dtype=dtype), factor, divide).isnan().all()

@@ -232,16 +232,25 @@ def test_stale_nan_beyond_the_length_is_not_read_and_nan_inside_shows() -> None:
 
 @pytest.mark.parametrize("dtype", cpu_attention.DTYPES, ids=str)
 @pytest.mark.parametrize("size", [0, 16, 32, 20])
-def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int) -> None:
+@pytest.mark.parametrize("wide", [False, True], ids=["angles of the type", "angles in float32"])
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int, wide: bool, interleaved: bool) -> None:
     """size: dimensions that are rotated."""
     problem = Problem.of([(1, 20), (5, 37), (18, 18)], dtype=dtype)
     lengths, counts = [20, 37, 18], [1, 5, 18]
-    cos, sin = (f(torch.rand(24, size) * 6).to(dtype) for f in (torch.cos, torch.sin))
+    cos, sin = (f(torch.rand(24, size) * 6) for f in (torch.cos, torch.sin))
+    if not wide:
+        cos, sin = cos.to(dtype), sin.to(dtype)
+
+    def turn(x: torch.Tensor) -> torch.Tensor:
+        if interleaved:
+            return torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+        return torch.cat([-x[..., size // 2 :], x[..., : size // 2]], -1)
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
-        turned, rest = x[..., :size], x[..., size:]
-        half = torch.cat([-turned[..., size // 2 :], turned[..., : size // 2]], -1)
-        return torch.cat([turned * cos[:, None] + half * sin[:, None], rest], -1)
+        some, rest = x[..., :size], x[..., size:]
+        turned = (some * cos[:, None] + turn(some) * sin[:, None]).to(dtype)
+        return torch.cat([turned, rest], -1)
 
     new = [(key[-n:], value[-n:]) for key, value, n in zip(problem.keys, problem.values, counts, strict=True)]
     key, value = torch.cat([k for k, _ in new]), torch.cat([v for _, v in new])
@@ -261,7 +270,7 @@ def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int) -> None
         problem.length,
         slots,
         scale=0.2,
-        **({"cos": cos, "sin": sin} if size else {}),
+        **({"cos": cos, "sin": sin, "interleaved": interleaved} if size else {}),
     )
     problem.query, rotated = rotate(problem.query), rotate(key)
     for k, part in zip(problem.keys, rotated.split(counts), strict=True):

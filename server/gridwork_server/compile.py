@@ -132,7 +132,7 @@ def _describe_kernels() -> None:
     ) -> torch.Tensor:
         return x.new_empty(*x.shape[:-1], out_features, dtype=torch.float32 if float32_out else x.dtype)
 
-    def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, plus_one: bool) -> torch.Tensor:
+    def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: int) -> torch.Tensor:
         return torch.empty_like(x)
 
     for fake in (linear, rms_norm):

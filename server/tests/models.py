@@ -65,6 +65,22 @@ ARCHITECTURES = {
     "phi3": Architecture("Phi3Config", {"partial_rotary_factor": 0.5}),
     "phi": Architecture("PhiConfig", {"partial_rotary_factor": 0.5}),
     "olmo2": Architecture("Olmo2Config"),
+    "exaone4": Architecture(
+        "Exaone4Config",
+        {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "glm4": Architecture("Glm4Config", {"head_dim": 16}),
+    "cohere": Architecture("CohereConfig"),
+    "granite": Architecture(
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "opt": Architecture("OPTConfig", {"ffn_dim": 80, "word_embed_proj_dim": 48}),
     "granite_swa": Architecture("GraniteSWAConfig", {"sliding_window": 9}),
     "qwen3_moe": Architecture(
         "Qwen3MoeConfig",

@@ -142,6 +142,8 @@ def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
         return True
     if node.target in (ops.add_layer_norm.default, ops.gated_activation.default, ops.activation.default):
         return True
+    if node.target == ops.scale.default:
+        return True
     if node.target == aten.slice.Tensor:
         return len(node.args) == 4 and node.args[1] in (2, -1) and not any(isinstance(arg, Size) for arg in node.args)
     if node.target in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.tanh.default):

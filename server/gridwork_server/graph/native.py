@@ -28,6 +28,7 @@ OPERATIONS = (
     "gated_linear",
     "embedding",
     "activation",
+    "scale",
 )
 """In the order of their numbers in `kernels/cpu/program.cpp`."""
 
@@ -202,6 +203,11 @@ class _Writer:
             self._begin("activation", node.dtype)
             self._rows(node.args[0])
             self.code += [self._slots[node.out], self._plan.rows[node.out].features, node.args[1]]
+        elif node.target == ops.scale.default:
+            x, factor, divide = node.args
+            self._begin("scale", node.dtype)
+            self._rows(x)
+            self.code += [self._slots[node.out], self._plan.rows[node.out].features, int(divide), _bits(factor)]
         else:
             gated = node.target == ops.gated_activation.default
             self._begin("gated_activation" if gated else "add", node.dtype)
@@ -235,13 +241,13 @@ class _Writer:
         self.code += [parts, rows.features // parts, int(float32_out)]
 
     def _norm(self, node: Node, weight: torch.Tensor | None, *rest: Any) -> None:
-        """rest: eps, and whether the scale is one more, of an RMS norm; bias and eps of a layer norm."""
+        """rest: eps and form of an RMS norm, bias and eps of a layer norm."""
         ops = torch.ops.gridwork_cpu
         if node.target in (ops.layer_norm.default, ops.add_layer_norm.default):
             kind, (bias, eps) = _LAYER, rest
         else:
-            eps, plus_one = rest
-            kind, bias = (_RMS_PLUS_ONE if plus_one else _RMS), None
+            eps, kind = rest
+            bias = None
         self.code += [kind, _address(weight), _address(bias), last_dim(node), _bits(eps)]
 
     def _attention(self, node: Node, target: Attend) -> None:
@@ -249,22 +255,26 @@ class _Writer:
         cos, sin = angles or (None, None)
         layer = target.layer, target.nth
         keys, values = self._caches[layer]
-        for ref in (query, key, value):
-            self._rows(ref)
         heads, key_size = self._plan.shapes[query][-2:]
         kv_heads, block_size, value_size = keys.shape[1], keys.shape[3], values.shape[3]
+        for ref in (query, key, value):
+            self._rows(ref)
+        for ref, size in ((query, key_size), (key, key_size), (value, value_size)):
+            self.code.append(self._plan.rows[ref].part_stride or size)
         self.code += [self._slots[node.out], heads, kv_heads, key_size, value_size, block_size]
         self.code += [int(layer not in self._sharing), keys.data_ptr(), values.data_ptr()]
         self.code += [*keys.stride()[:2], *values.stride()[:2]]
         self.code.append(int(layer in self._windowed))
+        wide = cos is not None and self._plan.rows[cos].dtype == torch.float32
+        self.code += [int(wide), int(target.interleaved)]
         self._rows(cos)
         self._rows(sin)
         self.code += [self._plan.rows[cos].features if cos is not None else 0, _address(sinks)]
         self.code += [target.window, self._chunks.get(target.layer, 0), _bits(target.scale), _bits(target.softcap)]
 
 
-_RMS, _RMS_PLUS_ONE, _LAYER = range(3)
-"""`NormKind` of `kernels/cpu/kernels.h`."""
+_LAYER = 3
+"""The `NormKind` of `kernels/cpu/kernels.h` behind the forms of RMS norms."""
 
 _HEADER = 11
 """Numbers before the external slots of a call: how many tokens, and two layouts."""

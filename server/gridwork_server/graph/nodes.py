@@ -31,7 +31,7 @@ class Size:
 @dataclass(frozen=True)
 class Attend:
     """Stands for a layer's attention, with the cache: the target of a node whose arguments are query, key, value and
-    sinks."""
+    sinks; cosines and sines too where attention rotates."""
 
     layer: int
     nth: int
@@ -39,6 +39,8 @@ class Attend:
     scale: float
     window: int
     softcap: float
+    interleaved: bool = False
+    """Whether dimensions 2i and 2i + 1 are turned together, in place of i and i + size / 2."""
 
 
 @dataclass(eq=False)

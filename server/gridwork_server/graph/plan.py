@@ -33,6 +33,8 @@ class Rows:
     stride: int
     features: int
     dtype: torch.dtype
+    part_stride: int | None = None
+    """From one part (a head) to the next, where parts do not lie one behind the other."""
 
     @property
     def is_whole(self) -> bool:
@@ -163,14 +165,14 @@ class Plan:
         source = self.rows.get(node.args[0])
         if source is None or any(ref is None or ref in self._changed for ref in node.outputs):
             return False
-        shape = self.shapes[node.args[0]]
-        parts = _parts(node, shape)
+        parts = _parts(node, self.shapes[node.args[0]], source.part_stride)
         if parts is None or len(parts) != len(node.outputs):
             return False
-        for ref, (begin, part) in zip(node.outputs, parts, strict=True):
+        for ref, part in zip(node.outputs, parts, strict=True):
             assert ref is not None
-            self.shapes[ref], self.dtypes[ref] = part, source.dtype
-            self.rows[ref] = Rows(source.base, source.offset + begin, source.stride, features_of(part), source.dtype)
+            self.shapes[ref], self.dtypes[ref] = part.shape, source.dtype
+            offset, features = source.offset + part.begin, features_of(part.shape)
+            self.rows[ref] = Rows(source.base, offset, source.stride, features, source.dtype, part.stride)
             self._views[ref] = node
         return True
 
@@ -186,7 +188,9 @@ class Plan:
             return False
         whole: list[Rows] = operands  # type: ignore[assignment]
         if isinstance(node.target, Attend):
-            return _is_attention(node) and all(rows.dtype == node.dtype for rows in whole)
+            return self._is_attention(node)
+        if any(rows.part_stride is not None for rows in whole):
+            return False
         if node.target in (ops.linear.default, ops.int8_linear.default, ops.int4_linear.default):
             return len(whole) == 1 and whole[0].is_whole
         same = all(rows.dtype == node.dtype for rows in whole)
@@ -199,13 +203,27 @@ class Plan:
             expected = 1 if node.target == ops.layer_norm.default else 2
             # Of all of a token's values: what is normed by heads stays with PyTorch.
             return len(whole) == expected and same and all(rows.features == last_dim(node) for rows in whole)
-        if node.target == ops.activation.default:
+        if node.target in (ops.activation.default, ops.scale.default):
             return len(whole) == 1 and same and self.shapes[node.args[0]] == node.shape
         if node.target in (ops.gated_activation.default, aten.add.Tensor):
             expected = 3 if node.target == ops.gated_activation.default else 2
             alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
             return len(whole) == 2 and same and alike and len(node.args) == expected
         return False
+
+    def _is_attention(self, node: Node) -> bool:
+        """Whether all that the node attends with are tensors of the step, but for the sinks."""
+        query, key, value, sinks, *angles = node.args
+        if isinstance(sinks, Ref) or not all(isinstance(ref, Ref) for ref in (query, key, value, *angles)):
+            return False
+        heads, tables = [self.rows[ref] for ref in (query, key, value)], [self.rows[ref] for ref in angles]
+        types = {rows.dtype for rows in tables}
+        return (
+            all(rows.dtype == node.dtype for rows in heads)
+            and all(len(self.shapes[ref]) == 3 for ref in (query, key, value))
+            and (types <= {node.dtype} or types == {torch.float32})
+            and all(rows.part_stride is None for rows in tables)
+        )
 
     def _is_lookup(self, node: Node) -> bool:
         """Whether it gives the rows of weights that the step's tokens or positions name."""
@@ -240,31 +258,52 @@ def last_dim(node: Node) -> int:
     return node.shape[-1]
 
 
-def _parts(node: Node, shape: tuple[Any, ...]) -> list[tuple[int, tuple[Any, ...]]] | None:
-    """Where within a token's values the node's outputs begin, and their shapes. None for what is no part of rows."""
+@dataclass(frozen=True)
+class _Part:
+    """Of a token's values: where it begins, its shape as a tensor, and Rows.part_stride."""
+
+    begin: int
+    shape: tuple[Any, ...]
+    stride: int | None
+
+
+def _parts(node: Node, shape: tuple[Any, ...], apart: int | None) -> list[_Part] | None:
+    """What the node's outputs are of the values of each token; None for what is no part of rows. apart: part_stride of
+    those rows."""
     rest = _of_a_token(shape)
     assert rest is not None and node.shape is not None
     first = node.target == aten.select.int and node.args[1:] == (0, 0)
     if first or node.target in (*_VIEWS, aten.unsqueeze.default, aten.contiguous.default):
         same = _is_of_tokens(node.shape) and features_of(node.shape) == features_of(shape)
-        return [(0, node.shape)] if same else None
-    dim = len(shape) - len(rest)
-    inner = int(np.prod(rest[1:], dtype=np.int64))
-    if node.target == aten.slice.Tensor and len(node.args) == 4 and node.args[1] in (dim, dim - len(shape)):
-        begin, count = node.args[2], node.shape[dim]
-        fits = isinstance(begin, int) and isinstance(count, int) and 0 <= begin <= rest[0] - count
-        return [(begin * inner, node.shape)] if fits and _is_of_tokens(node.shape) else None
+        # Heads that lie apart can have no other dimensions.
+        return [_Part(0, node.shape, apart)] if (same and apart is None) or _of_a_token(node.shape) == rest else None
+    cuts = _cuts(node, shape)
+    if cuts is None:
+        return None
+    dim, sizes = cuts
+    axis, inner = dim - (len(shape) - len(rest)), int(np.prod(rest[1:], dtype=np.int64))
+    if axis not in (0, len(rest) - 1) or (axis == 1 and len(rest) != 2):
+        return None
+    step, stride = inner if apart is None else apart, apart
+    if axis == 1:  # of every head
+        step, stride = 1, step if rest[0] > 1 else None
+    return [_Part(begin * step, (*shape[:dim], size, *shape[dim + 1 :]), stride) for begin, size in sizes]
+
+
+def _cuts(node: Node, shape: tuple[Any, ...]) -> tuple[int, list[tuple[int, int]]] | None:
+    """The dimension that the node cuts, and begin and size of each piece."""
+    if node.target == aten.slice.Tensor and len(node.args) == 4:
+        dim, begin = node.args[1] % len(shape), node.args[2]
+        assert node.shape is not None
+        whole, count = shape[dim], node.shape[dim]
+        numbers = all(type(number) is int for number in (begin, whole, count))
+        return (dim, [(begin, count)]) if numbers and 0 <= begin <= whole - count else None
     if node.target in (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default) and len(node.args) == 3:
-        if node.args[2] not in (dim, dim - len(shape)):
+        dim = node.args[2] % len(shape)
+        whole = shape[dim]
+        if type(whole) is not int:
             return None
-        size = -(-rest[0] // node.args[1]) if node.target == aten.chunk.default else node.args[1]
-        sizes = size if isinstance(size, list) else [min(size, rest[0] - begin) for begin in range(0, rest[0], size)]
-        begins = np.cumsum([0, *sizes[:-1]]).tolist()
-        return [(begin * inner, (*shape[:dim], count, *rest[1:])) for begin, count in zip(begins, sizes, strict=True)]
+        size = -(-whole // node.args[1]) if node.target == aten.chunk.default else node.args[1]
+        sizes = size if isinstance(size, list) else [min(size, whole - begin) for begin in range(0, whole, size)]
+        return dim, list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True))
     return None
-
-
-def _is_attention(node: Node) -> bool:
-    """Whether all that the node attends with are tensors of the step, but for the sinks."""
-    query, key, value, sinks, *angles = node.args
-    return all(isinstance(ref, Ref) for ref in (query, key, value, *angles)) and not isinstance(sinks, Ref)

@@ -9,7 +9,8 @@ from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed,
 aten = torch.ops.aten
 
 _VIEWS = ("expand", "permute", "reshape", "select", "slice", "squeeze", "transpose", "unsqueeze", "view")
-_ARITHMETIC = ("_to_copy", "add", "bmm", "cat", "clone", "cos", "div", "mul", "neg", "pow", "sin", "stack", "sub", "to")
+_CHANGES = ("_to_copy", "cat", "clone", "repeat_interleave", "stack", "to")
+_ARITHMETIC = ("add", "bmm", "cos", "div", "mul", "neg", "pow", "sin", "sub")
 """Operations that a value for a position may be computed by. Others may look into tables that are shorter than the
 longest sequence, or beyond the token."""
 
@@ -107,7 +108,11 @@ def _of_positions(graph: Graph) -> list[Node]:
         if isinstance(node.target, Attend) or len(node.outputs) != 1 or written.intersection(node.outputs):
             continue
         name = node.target._schema.name.removeprefix("aten::")
-        if name in (*_VIEWS, *_ARITHMETIC) and known.issuperset(node.inputs()) and not _depends_on_rows(node):
+        if (
+            name in (*_VIEWS, *_CHANGES, *_ARITHMETIC)
+            and known.issuperset(node.inputs())
+            and not _depends_on_rows(node)
+        ):
             known.update(ref for ref in node.outputs if ref is not None)
             nodes.append(node)
     return nodes

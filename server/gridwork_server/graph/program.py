@@ -114,7 +114,7 @@ class Program:
         return (
             f"paged_attention({query}, {new_key}, {new_value}, keys_{name}, values_{name}, {where}_tables, "
             f"{where}_sequence, {where}_length, {where}_slots, {cos}, {sin}, {sinks}, None, {target.scale!r}, "
-            f"{target.window}, {chunk}, {target.softcap!r})"
+            f"{target.window}, {chunk}, {target.softcap!r}, {target.interleaved})"
         )
 
     def _call(self, node: Node) -> str:

@@ -8,12 +8,13 @@ from torch import nn
 from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
-from gridwork_server.graph.fuse import drop_unused, fuse
+from gridwork_server.graph.fuse import fuse, replace_scales
 from gridwork_server.graph.kept_rows import by_kept_rows
 from gridwork_server.graph.packing import pack_constants
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import Forward, record
+from gridwork_server.graph.simplify import drop_unused
 
 if TYPE_CHECKING:
     from gridwork_server.attention import LayerKey
@@ -49,6 +50,7 @@ class RecordedModel:
         fuse(graph, replace_weight)
         self._positions = PositionTables(graph)
         drop_unused(graph)
+        replace_scales(graph)
         graphs = by_kept_rows(graph) or (graph,)
         programs = [Program(each, chunks, sharing, windowed) for each in graphs]
         self._for_all_rows, self._for_some_rows = programs[0], programs[-1]

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gridwork_kernels import cpu_attention
+from gridwork_server.graph.fuse import replace_scales
 from gridwork_server.graph.native import OPERATIONS, Measurement, NativeProgram
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment, features_of
@@ -70,6 +71,29 @@ def test_models_that_turn_parts_of_heads_or_have_layer_norms_are_one_call(name: 
     # Keys and values of fewer features than a panel of packed weights would stay layers of PyTorch's.
     path = loaded(models.save(name, tmp_path, hidden_size=128))
     assert program_of(path).num_calls == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["granite", "gemma3", "exaone4", "gpt_neox", "olmo2", "glm4", "cohere"])
+def test_models_with_scales_norms_of_heads_or_other_rotations_are_one_call(
+    name: str, dtype: str, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4}
+    path = loaded(models.save(name, tmp_path, **sizes), dtype)
+    assert program_of(path).num_calls == 1
+    rotate = [len(node.args) == 6 for node in attentions(path)]
+    assert rotate == [True, name != "exaone4", True], "EXAONE's layers without a window know no positions"
+
+
+def attentions(path: object) -> list[Node]:
+    segments = [native._segment for native in program_of(path)._native]
+    return [node for segment in segments for node in segment.nodes if node.name == "attend"]
+
+
+def test_opts_layers_are_one_call(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 128, "num_attention_heads": 4}
+    path = loaded(models.save("opt", tmp_path, **sizes), "bfloat16")
+    assert program_of(path).num_calls == 3, "positions, which begin at 2, and their embedding, besides"
 
 
 def test_weights_the_other_way_round_are_linear_layers(tmp_path: Path) -> None:
@@ -198,6 +222,61 @@ def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> Non
     assert torch.equal(native, plain)
     (segment,) = segments(build.graph)
     assert len(segment.nodes) == 5 and segment.outputs == [total, both], "the views are no operations of it"
+
+
+def test_only_attention_reads_heads_that_lie_apart() -> None:
+    build = Builder()
+    total = build.sums(build.start, build.start)
+    heads = build.add(aten.view.default, total, [1, -1, 4, 8], shape=(1, T, 4, 8))
+    lower = build.add(aten.slice.Tensor, heads, 3, 0, 4, shape=(1, T, 4, 4))
+    upper = build.add(aten.slice.Tensor, heads, -1, 4, 8, shape=(1, T, 4, 4))
+    two = build.add(aten.slice.Tensor, upper, 2, 1, 3, shape=(1, T, 2, 4))
+    plan = Plan(build.graph)
+    assert [(plan.rows[ref].offset, plan.rows[ref].part_stride) for ref in (lower, upper, two)] == [
+        (0, 8),
+        (4, 8),
+        (12, 8),
+    ]
+    flat = build.add(aten.reshape.default, two, [1, -1, 8], shape=(1, T, 8))
+    some = build.add(aten.slice.Tensor, lower, 2, 0, 2, shape=(1, T, 2, 4))
+    both = two
+    for _ in range(4):
+        both = build.add(aten.add.Tensor, both, some, shape=(1, T, 2, 4))
+    flat_both = build.add(aten.view.default, both, [1, -1, 8], shape=(1, T, 8))
+    build.add(aten.add.Tensor, flat, flat_both, shape=(1, T, 8))
+    native, plain, _ = build.run()
+    assert torch.equal(native, plain)
+    (segment,) = segments(build.graph)
+    assert len(segment.nodes) == 4, "the first sums alone"
+
+
+def test_products_with_numbers_are_operations_of_programs() -> None:
+    build = Builder()
+    factor = torch.tensor(0.3)
+    products = (aten.mul.Tensor, 0.22), (aten.div.Tensor, 3), (aten.mul.Tensor, factor)
+    x = build.sums(build.start, build.start)
+    for target, by in products:
+        x = build.add(target, x, by)
+    build.sums(build.add(aten.mul.Tensor, factor, x), x)
+    _, plain, _ = build.run()
+    replace_scales(build.graph)
+    native, single, _ = build.run()
+    assert torch.equal(native, plain) and torch.equal(single, plain)
+    (segment,) = segments(build.graph)
+    assert [node.name for node in segment.nodes].count("gridwork_cpu.scale") == 4
+
+
+def test_products_that_are_no_scaling_stay() -> None:
+    build = Builder()
+    x = build.start
+    build.add(aten.mul.Tensor, x, torch.tensor(0.3, dtype=torch.float64))
+    build.add(aten.mul.Tensor, x, torch.rand(32))
+    build.add(aten.mul.Tensor, x, x)
+    build.add(aten.div.Tensor, torch.tensor(2.0), x)
+    build.add(aten.mul.Tensor, x, True)
+    before = [node.name for node in build.graph.nodes]
+    replace_scales(build.graph)
+    assert [node.name for node in build.graph.nodes] == before
 
 
 @pytest.mark.parametrize("count", [1, 7, 3000])

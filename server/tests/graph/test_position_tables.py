@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_server.graph.fuse import drop_unused
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
 from gridwork_server.graph.record import record
+from gridwork_server.graph.simplify import drop_unused
 
 from .. import models
 from .test_native import _layout
