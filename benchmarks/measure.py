@@ -16,7 +16,7 @@ from bandwidth import measure_apart
 from load import RequestFailed, Turn, run_load
 from machine import this_machine
 from memory import Peak
-from models import Model, kv_bytes_per_token, prepare, weight_bytes
+from models import Model, kv_bytes_per_token, prepare, read_bytes, weight_bytes
 from plan import Plan, wanted_tokens
 from results import Sample
 from servers import ROOT, Running, ServerFailed, environment, last_line, running
@@ -44,6 +44,7 @@ class Run:
                 weight_bytes(self._folder),
                 kv_bytes_per_token(self._folder),
                 contestants=[results.Contestant(name) for name in plan.contestants(workload)],
+                read_bytes=read_bytes(self._folder),
             )
             for workload in plan.of(model)
         }

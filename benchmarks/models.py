@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,32 @@ def prepare(model: Model) -> Path:
 
 def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def read_bytes(folder: Path) -> int:
+    """Of the weights, what a token passes through: all, but of a mixture's experts those that are chosen."""
+    config = json.loads((folder / "config.json").read_text())
+    all_experts = config.get("num_experts") or config.get("num_local_experts")
+    if not all_experts:
+        return weight_bytes(folder)
+    experts = sum(
+        end - begin
+        for file in folder.glob("*.safetensors")
+        for name, (begin, end) in _tensors(file)
+        if ".experts." in name
+    )
+    return weight_bytes(folder) - experts + experts * config["num_experts_per_tok"] // all_experts
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names of a safetensors file's tensors, and where each begins and ends, in bytes."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    for name, about in header.items():
+        if name != "__metadata__":
+            begin, end = about["data_offsets"]
+            yield name, (begin, end)
 
 
 def kv_bytes_per_token(folder: Path, dtype: str = "bfloat16") -> int:

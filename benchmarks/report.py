@@ -115,7 +115,8 @@ def _loads(part: Part) -> list[str]:
             lines.append(f"| {contestant.name} | {level} | {' | '.join(cells)} |")
     if (floor_ms := roofline_ms(part)) is not None:
         lines.append(
-            f"\nWeights over memory bandwidth: {floor_ms:.1f} ms, the least that a token can take at 1 client."
+            f"\nWeights that a token passes through, over memory bandwidth: {floor_ms:.1f} ms, the least that a token "
+            "can take at 1 client."
         )
     return lines
 

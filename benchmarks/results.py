@@ -67,6 +67,7 @@ class Part:
     kv_bytes_per_token: int
     bandwidth_gb_s: list[float] = field(default_factory=list)  # one for each round
     contestants: list[Contestant] = field(default_factory=list)
+    read_bytes: int | None = None  # of the weights, what a token reads; None: all
 
     def contestant(self, name: str) -> Contestant | None:
         return next((contestant for contestant in self.contestants if contestant.name == name), None)

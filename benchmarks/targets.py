@@ -144,11 +144,13 @@ def _tpot(r: Results, model: str, wanted: float) -> Target:
 
 
 def roofline_ms(part: Part, kv_tokens: float = 0) -> float | None:
-    """The least time that a token at batch 1 can take: all weights, and keys and values of its context, read once."""
+    """The least time that a token at batch 1 can take: the weights that it passes through, and keys and
+    values of its context, read once."""
     if not part.bandwidth_gb_s:
         return None
     gb_s = sorted(part.bandwidth_gb_s)[len(part.bandwidth_gb_s) // 2]
-    return (part.weight_bytes + kv_tokens * part.kv_bytes_per_token) / gb_s / 1e6
+    weights = part.weight_bytes if part.read_bytes is None else part.read_bytes
+    return (weights + kv_tokens * part.kv_bytes_per_token) / gb_s / 1e6
 
 
 def _ttft(r: Results, model: str, clients: int) -> Target:

@@ -1,7 +1,10 @@
+import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from models import read_bytes, weight_bytes
 from report import document, targets_table
 from results import Contestant, Part, Sample, read_all, spread, write
 from targets import all_targets, roofline_ms
@@ -107,3 +110,20 @@ def test_context_grows_with_the_bytes_that_are_read() -> None:
 def test_answers_that_are_too_short_are_marked() -> None:
     short = Contestant("gridwork", samples=[Sample(0, 1, tokens_per_s=10, missing_tokens=7)])
     assert "10.0, 7 tokens too few" in document([part("chat", [short])])
+
+
+def test_of_a_mixture_a_token_reads_the_experts_that_are_chosen(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"format": "pt"},
+        "model.layers.0.mlp.experts.3.up_proj.weight": {"dtype": "BF16", "shape": [20], "data_offsets": [0, 40]},
+        "model.layers.0.mlp.gate.weight": {"dtype": "BF16", "shape": [5], "data_offsets": [40, 50]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(50))
+    for name in ("num_experts", "num_local_experts"):
+        (tmp_path / "config.json").write_text(json.dumps({name: 8, "num_experts_per_tok": 2}))
+        assert weight_bytes(tmp_path) - read_bytes(tmp_path) == 30
+    (tmp_path / "config.json").write_text("{}")
+    assert read_bytes(tmp_path) == weight_bytes(tmp_path)
+    mixture = Part("chat", "moe-1.3b", "", {}, 4000, 0, bandwidth_gb_s=[1.0], read_bytes=1000)
+    assert roofline_ms(mixture) == 1e-3

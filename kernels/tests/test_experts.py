@@ -72,6 +72,24 @@ def test_the_second_layer_sums_a_tokens_experts(
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
+@pytest.mark.parametrize("factors", ["float32", "as x"])
+def test_products_with_a_tokens_weights_are_rounded_to_the_weights_type(factors: str, dtype: torch.dtype) -> None:
+    _, index, weight, _ = random_problem(30, 3, (6, 40, 40), dtype)
+    packed = torch.ops.gridwork_cpu.linear_pack(torch.eye(40, dtype=dtype).expand_as(weight))
+    weights = torch.rand(30, 3).to(torch.float32 if factors == "float32" else dtype)
+    pairs, order = torch.randn(90, 40).to(dtype), order_of(index)
+    back = torch.empty_like(pairs)
+    back[order] = pairs
+    products = back.view(30, 3, 40) * weights[..., None]
+    expected = torch.zeros(30, 40)
+    for which in range(3):
+        expected += products[:, which].float()
+    got = torch.ops.gridwork_cpu.experts_out(pairs, index, weights, packed, None, None, 40)
+    assert torch.equal(got, expected.to(dtype))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
 def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype) -> None:
     x, index, weight, _ = random_problem(120, 4, (16, 256, 96), dtype)
     first = torch.ops.gridwork_cpu.linear_pack(weight)
