@@ -135,7 +135,16 @@ def _describe_kernels() -> None:
     def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, form: int) -> torch.Tensor:
         return torch.empty_like(x)
 
-    for fake in (linear, rms_norm):
+    def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    def experts_in(x: torch.Tensor, index: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return x.new_empty(index.shape[0] * index.shape[1], rest[-1])
+
+    def experts_out(x: torch.Tensor, index: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return x.new_empty(index.shape[0], rest[-1])
+
+    for fake in (linear, rms_norm, layer_norm, experts_in, experts_out):
         name = f"gridwork_cpu::{fake.__name__}"
         if not hasattr(torch.ops.gridwork_cpu, fake.__name__):
             continue

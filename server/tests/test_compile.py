@@ -31,7 +31,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 @pytest.mark.skipif("GRIDWORK_TEST_LONG" not in os.environ, reason="compiling takes minutes where others compute too")
-def test_a_compiled_model_gives_the_same_tokens(folder: Path, cache: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "cohere"])
+def test_a_compiled_model_gives_the_same_tokens(name: str, tmp_path: Path, cache: Path) -> None:
+    folder = models.save(name, tmp_path / "model", num_hidden_layers=2)
     plain = models.plain(folder)
     runner = runner_for(folder, compile=True)
     assert "compiled" in runner.loaded.notes
