@@ -40,6 +40,7 @@ class PackedExperts(nn.Module):
             if plain.is_transposed:
                 weight = weight.transpose(1, 2)
             bias = getattr(plain, f"{weights}_bias").data.float() if plain.has_bias else None
+            self.dtype = weight.dtype
             setattr(self, f"{name}_features", weight.shape[1])
             packed, scales = _pack(weight, method)
             self.register_buffer(f"{name}_packed", packed)
@@ -48,14 +49,17 @@ class PackedExperts(nn.Module):
         self.plain = plain
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """x: `[tokens, hidden]`; index: int64 `[tokens, chosen]`, the experts of each token; weights: likewise, in x's
-        type or float32. Returns `[tokens, hidden]`."""
-        ops = torch.ops.gridwork_cpu
+        """x: `[tokens, hidden]`; index: whole numbers `[tokens, chosen]`, the experts of each token; weights: likewise.
+        Returns `[tokens, hidden]` in x's type; computed in the one of the experts' weights."""
+        ops, given, index, x = torch.ops.gridwork_cpu, x.dtype, index.to(torch.int64), x.to(self.dtype)
+        if weights.dtype != self.dtype:
+            weights = weights.float()
         first = self.first_packed, self.first_scales, self.first_bias, self.first_features
         second = self.second_packed, self.second_scales, self.second_bias, self.second_features
         pairs = ops.experts_in(x, index, *first)
         pairs = self.plain._apply_gate(pairs) if self.plain.has_gate else self.plain.act_fn(pairs)
-        return ops.experts_out(pairs, index, weights, *second)
+        out: torch.Tensor = ops.experts_out(pairs, index, weights, *second)
+        return out.to(given)
 
 
 def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -227,6 +227,18 @@ def test_experts_of_a_shape_that_cannot_be_quantized_keep_their_type() -> None:
 
 
 @torch.inference_mode()
+def test_other_types_of_what_comes_are_converted() -> None:
+    plain = plain_experts(dtype=torch.bfloat16)
+    x, weights, index = torch.randn(20, 32).bfloat16(), torch.rand(20, 2), torch.rand(20, 5).topk(2).indices
+    model = nn.ModuleDict({"a": plain})
+    assert experts.pack_experts(model) == 1
+    expected = model["a"](x, index, weights)
+    got = model["a"](x.float(), index.int(), weights.double())
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected.float())
+
+
+@torch.inference_mode()
 def test_experts_with_a_gate_of_their_own_keep_it() -> None:
     plain = plain_experts()
     type(plain)._apply_gate = lambda self, both: both[..., ::2].sigmoid() * (both[..., 1::2] + 1)
