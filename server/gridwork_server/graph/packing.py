@@ -10,25 +10,26 @@ import torch
 
 from gridwork_kernels.packed_linear import DTYPES
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, changed
+from gridwork_server.graph.simplify import Written
 
 aten = torch.ops.aten
 
 
 def pack_constants(graph: Graph) -> None:
     """Puts packed linear layers in the place of `aten.linear` with constant weights, in place."""
-    written = changed(graph)
-    producer = {ref: node for node in graph.nodes for ref in node.outputs if ref is not None and ref not in written}
+    written, refs = Written(graph), changed(graph)
+    producer = {ref: node for node in graph.nodes for ref in node.outputs if ref is not None and ref not in refs}
     packed: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def constant(argument: Any) -> torch.Tensor | None:
         """A weight, or one that is converted to another type in every pass."""
         if isinstance(argument, torch.Tensor):
-            return argument
+            return None if written.holds(argument) else argument
         node = producer.get(argument) if isinstance(argument, Ref) else None
         if node is None or node.target != aten.to.dtype or len(node.args) != 2 or node.kwargs:
             return None
         weight, dtype = node.args
-        return weight.to(dtype) if isinstance(weight, torch.Tensor) else None
+        return weight.to(dtype) if isinstance(weight, torch.Tensor) and not written.holds(weight) else None
 
     def with_packed(node: Node) -> Node:
         if isinstance(node.target, Attend) or node.target != aten.linear.default or node.kwargs:

@@ -15,7 +15,7 @@ _MOST_VALUES = 65536
 def simplify(graph: Graph) -> None:
     """Rewrites the graph in place."""
     _drop_aliases(graph)
-    written = _Written(graph)
+    written = Written(graph)
     _compute_once(graph, written)
     _compute_constants(graph, written)
 
@@ -43,7 +43,7 @@ def drop_unused(graph: Graph) -> None:
     graph.nodes[:] = kept[::-1]
 
 
-class _Written:
+class Written:
     """What operations of a graph write to, itself or by way of a tensor with the same memory."""
 
     def __init__(self, graph: Graph) -> None:
@@ -60,6 +60,10 @@ class _Written:
                     self._tensors.update(node.inputs(), (ref for ref in node.outputs if ref is not None))
                     self._storages.update(_storage(tensor) for tensor in _constants(node))
             grows = len(self._tensors) + len(self._storages) > before
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether that is a constant with memory that is written to."""
+        return _storage(tensor) in self._storages
 
     def touches(self, node: Node) -> bool:
         """Whether that is among what the node is given or gives."""
@@ -91,7 +95,7 @@ def _leaves(node: Node) -> list[Any]:
     return found
 
 
-def _is_function(node: Node, graph: Graph, written: _Written) -> bool:
+def _is_function(node: Node, graph: Graph, written: Written) -> bool:
     """Whether the node gives the same for the same arguments, and nothing happens to either."""
     return not (
         isinstance(node.target, Attend)
@@ -102,7 +106,7 @@ def _is_function(node: Node, graph: Graph, written: _Written) -> bool:
     )
 
 
-def _compute_constants(graph: Graph, written: _Written) -> None:
+def _compute_constants(graph: Graph, written: Written) -> None:
     """Operations on weights and numbers alone are computed now."""
     known: dict[Ref, torch.Tensor] = {}
 
@@ -131,7 +135,7 @@ def _is_constant(node: Node) -> bool:
     )
 
 
-def _compute_once(graph: Graph, written: _Written) -> None:
+def _compute_once(graph: Graph, written: Written) -> None:
     """Of equal operations, the first one's results stand for the others'."""
     first: dict[Any, Node] = {}
     same: dict[Ref, Ref] = {}

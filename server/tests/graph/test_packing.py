@@ -59,7 +59,13 @@ def test_what_is_computed_or_written_to_is_no_constant() -> None:
         sums.add_(1)
         return linear(input_ids[..., None].float().expand(-1, -1, 24), sums)[:, kept]
 
-    for forward in (computed, other_type, written):
+    def written_in_part(input_ids: torch.Tensor, _ids: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
+        sums[:1].add_(1)
+        x = input_ids[..., None].float().expand(-1, -1, 24)
+        return (linear(x, other) + linear(x, other.to(torch.float32)))[:, kept]
+
+    other = sums.view(24, 24)  # another tensor with the same memory
+    for forward in (computed, other_type, written, written_in_part):
         graph = record(forward)
         pack_constants(graph)
         assert PACKED not in {node.name for node in graph.nodes}, forward.__name__
