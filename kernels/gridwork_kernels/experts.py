@@ -4,7 +4,7 @@ A token's experts are multiplied with its values alone, whatever their number: n
 token's result does not depend on the other tokens of the batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -72,27 +72,34 @@ def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch
     return packed, scales
 
 
+class Packing(NamedTuple):
+    """How many modules with experts were packed, and how many were left as they are since they compute something else
+    than what they say of themselves."""
+
+    packed: int
+    refused: int
+
+
 @torch.inference_mode()
-def pack_experts(model: nn.Module, method: str | None = None) -> int:
+def pack_experts(model: nn.Module, method: str | None = None) -> Packing:
     """Replaces all experts on the CPU that are known to compute what `PackedExperts` does, in place; whether they do is
-    found by computing as well. Returns how many modules.
+    found by computing as well.
 
     method: of `quantized_linear`, for experts of a shape that its kernels can do; None to keep the weights' type.
     """
     replaced: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
+    known = [module for module in model.modules() if _is_known(module) and (method is None or _can_quantize(module))]
+    for module in known:
         packed = _packed(module, method)
         if packed is not None:
             replaced[module] = packed
             for name, _ in list(module.named_parameters(recurse=False)):
                 delattr(module, name)
     replace_modules(model, replaced)
-    return len(replaced)
+    return Packing(len(replaced), len(known) - len(replaced))
 
 
 def _packed(module: Any, method: str | None) -> PackedExperts | None:
-    if not _is_known(module) or (method is not None and not _can_quantize(module)):
-        return None
     weight = module.down_proj
     num_experts, hidden = weight.shape[0], weight.shape[2 if module.is_transposed else 1]
     # Values as if by chance, without touching anybody's generator, and few of the experts: all take time to read.

@@ -158,14 +158,15 @@ def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
 
     head = model.get_output_embeddings()
     count = quantized_linear.quantize_linears(model, method, getattr(head, "local", head))
-    layers = experts.pack_experts(model, method) if num_ranks == 1 else 0
+    layers, refused = experts.pack_experts(model, method) if num_ranks == 1 else (0, 0)
     if count + layers == 0:
         raise ModelError(
             f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers or experts of "
             f"at least {packed_linear.panel_features()} output features and a multiple of {quantized_linear.GROUP} "
             "input features; leave it out"
         )
-    return [f"{count} linear layers in {method}"] + ([f"experts of {layers} layers in {method}"] if layers else [])
+    notes = [f"{count} linear layers in {method}"] + ([f"experts of {layers} layers in {method}"] if layers else [])
+    return [*notes, *_left_alone(refused)]
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
@@ -283,8 +284,15 @@ def _use_own_linears(model: Any) -> list[str]:
 def _use_own_experts(model: Any) -> list[str]:
     from gridwork_kernels import cpu_library, experts
 
-    count = experts.pack_experts(model) if cpu_library.load() else 0
-    return [f"experts of {count} layers packed"] if count else []
+    if not cpu_library.load():
+        return []
+    count, refused = experts.pack_experts(model)
+    return ([f"experts of {count} layers packed"] if count else []) + _left_alone(refused)
+
+
+def _left_alone(layers: int) -> list[str]:
+    reason = "they compute something else than what they say of themselves"
+    return [f"experts of {layers} layers left as they are, since {reason}"] if layers else []
 
 
 def _size(model: nn.Module) -> tuple[int, int]:
