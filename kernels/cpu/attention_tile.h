@@ -108,19 +108,9 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
   }
 }
 
-// Softmax weights, of which those of the largest score are 1.
-template <typename Weight>
+// Softmax weights of scores times a factor. Next to values of 16 bits a few rounding errors of float32 are nothing.
+template <typename T>
 class Exponents {
- public:
-  Exponents(float scale, float largest) : factor_(set1(scale)), shift_(set1(largest)) {}
-  Vec operator()(Vec score) const { return exp(sub(mul(score, factor_), shift_)); }
-
- private:
-  Vec factor_, shift_;
-};
-#if defined(GRIDWORK_PAIR_PRODUCTS)
-template <>
-class Exponents<bf16> {
  public:
   Exponents(float scale, float largest) : factor_(set1(scale * kLog2E)), shift_(set1(-largest * kLog2E)) {}
   Vec operator()(Vec score) const { return exp2_roughly(fma(score, factor_, shift_)); }
@@ -129,7 +119,16 @@ class Exponents<bf16> {
   static constexpr float kLog2E = 1.44269504f;
   Vec factor_, shift_;
 };
-#endif
+// Those of the largest score are 1.
+template <>
+class Exponents<float> {
+ public:
+  Exponents(float scale, float largest) : factor_(set1(scale)), shift_(set1(largest)) {}
+  Vec operator()(Vec score) const { return exp(sub(mul(score, factor_), shift_)); }
+
+ private:
+  Vec factor_, shift_;
+};
 
 // Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those
 // of [begin, end); their largest score and sum. Weights may stand where the scores stood.
@@ -167,7 +166,7 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
       Vec all[kVecs];
       each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { all[v] = load(score + v * kLanes), most = max(most, all[v]); });
       largest = reduce_max(most) * scale;
-      const Exponents<Multiplied<T>> weight_of(scale, largest);
+      const Exponents<T> weight_of(scale, largest);
       each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
         const Vec w = weight_of(all[v]);
         store(weight + v * kLanes, w);
@@ -177,15 +176,19 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
       return;
     }
   }
-  for (int64_t j = from; j < to; j += kLanes) most = max(most, seen(j, load(score + j), set1(kMinusInfinity)));
-  largest = reduce_max(most) * scale;
-  const Exponents<Multiplied<T>> weight_of(scale, largest);
-  for (int64_t j = from; j < to; j += kLanes) {
-    const Vec w = seen(j, weight_of(load(score + j)), zero());
-    store(weight + j, w);
-    sum = add(sum, w);
-  }
-  total = reduce_add(sum);
+  const auto weigh_seen = [&](const auto& seen) GRIDWORK_INLINE_LAMBDA {
+    for (int64_t j = from; j < to; j += kLanes) most = max(most, seen(j, load(score + j), set1(kMinusInfinity)));
+    largest = reduce_max(most) * scale;
+    const Exponents<T> weight_of(scale, largest);
+    for (int64_t j = from; j < to; j += kLanes) {
+      const Vec w = seen(j, weight_of(load(score + j)), zero());
+      store(weight + j, w);
+      sum = add(sum, w);
+    }
+    total = reduce_add(sum);
+  };
+  if (begin <= from && end >= to) weigh_seen([](int64_t, Vec v, Vec) GRIDWORK_INLINE_LAMBDA { return v; });
+  else weigh_seen(seen);
 }
 
 // Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are
@@ -215,71 +218,122 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
   }
 }
 
-// ROWS rows of the weighted sum of VECS vectors of the values of [first, last).
-//   ahead: as much is asked for as there is of these values; or null.
+// Where a segment's values lie, group by group.
+template <typename T>
+struct SegmentValues {
+  const T* groups[kSegment / kGroup];
+
+  // Of [first, last), if blocks are whole groups.
+  SegmentValues(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last) {
+    if (p.block_size % kGroup != 0) return;
+    for (int64_t group = first / kGroup * kGroup, i = 0; group < last; group += kGroup, ++i) {
+      groups[i] = p.value_block(table_row, group, head) + p.place_in_block(group) * p.value_size;
+    }
+  }
+};
+
+// ROWS rows of the weighted sum of VECS vectors of values: what `out` holds, or nothing if `fresh`, and those of `count`
+// whole groups. A function of its own: beside what edges need there are not registers enough for the sums.
+//   values: of each group, at the first dimension.  ahead: as much is asked for as there is of these values; or null.
 template <typename T, int ROWS, int VECS>
-__attribute__((noinline)) void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
-                                          int64_t last, const Multiplied<T>* weight, int64_t dimension, float* out,
-                                          Ahead* ahead) {
+__attribute__((noinline)) void sum_groups(const T* const* values, int64_t count, int64_t value_size,
+                                          const Multiplied<T>* weight, bool fresh, float* out, Ahead* ahead) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
-  const int64_t origin = first / kSegment * kSegment;
-  const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
-  const bool fits = count == VECS * kLanes, whole = p.block_size % kGroup == 0;
-  thread_local Scratch gathered;
-  out += dimension;
+  constexpr int kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
+  const int64_t step = kTogether * value_size;
   Vec sum[ROWS][VECS];
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      sum[r][v] = fresh ? zero() : load(out + r * value_size + v * kLanes);
+    });
   });
-  constexpr int kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
-  for (int64_t group = first / kGroup * kGroup; group < last; group += kGroup) {
-    const int64_t begin = std::max(first, group), end = std::min(last, group + kGroup);
-    const T* values;
-    if (whole) {
-      values = p.value_block(table_row, group, head) + p.place_in_block(group) * p.value_size;
-    } else {
-      T* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(kGroup * p.value_size)));
-      gather_values(p, table_row, head, group, begin, end, to);
-      values = to;
-    }
-    const Multiplied<T>* weights = weight + group - origin;
-    if (fits && end - begin == kGroup) {
-      const T* value = values + dimension * kTogether;
-      for (int64_t position = 0; position < kGroup; position += kTogether, value += kTogether * p.value_size) {
-        if (ahead != nullptr) each<kLines>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
-        const T* at[VECS];
-        each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
-        multiply<T, ROWS, VECS>(weights + position, kSegment, at, sum);
-      }
-      continue;
-    }
-    for (int64_t position = begin / kTogether * kTogether; position < end; position += kTogether) {
-      const bool low = position >= begin, high = position + kTogether <= end;
-      const T* value = values + (position - group) * p.value_size + dimension * kTogether;
-      alignas(64) T copy[VECS * kVecValues];
-      if (!fits || !low || !high) {
-        std::fill_n(copy, VECS * kVecValues, T{});
-        copy_values(value, count, low, high, copy);
-        value = copy;
-      }
+  for (; count > 0; --count) {
+    const T* value = *values++;
+    for (const Multiplied<T>* end = weight + kGroup; weight < end; weight += kTogether, value += step) {
+      if (ahead != nullptr) each<kLines>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
       const T* at[VECS];
       each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
-      multiply<T, ROWS, VECS>(weights + position - group, kSegment, at, sum);
+      multiply<T, ROWS, VECS>(weight, kSegment, at, sum);
     }
   }
   each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(out + r * value_size + v * kLanes, sum[r][v]); });
+  });
+}
+
+// The same of the positions [begin, end) of one group, and of vectors of which `count` dimensions are there.
+template <typename T, int ROWS, int VECS>
+__attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t end, int64_t count, int64_t value_size,
+                                        const Multiplied<T>* weight, bool fresh, float* out) {
+  constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
+  Vec sum[ROWS][VECS];
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
     each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
-      store_some(out + r * p.value_size + v * kLanes, sum[r][v], count - v * kLanes);
+      sum[r][v] = fresh ? zero() : load_some(out + r * value_size + v * kLanes, count - v * kLanes);
+    });
+  });
+  for (int64_t position = begin / kTogether * kTogether; position < end; position += kTogether) {
+    const bool low = position >= begin, high = position + kTogether <= end;
+    const T* value = values + position * value_size;
+    alignas(64) T copy[VECS * kVecValues];
+    if (count < VECS * kLanes || !low || !high) {
+      std::fill_n(copy, VECS * kVecValues, T{});
+      copy_values(value, count, low, high, copy);
+      value = copy;
+    }
+    const T* at[VECS];
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
+    multiply<T, ROWS, VECS>(weight + position, kSegment, at, sum);
+  }
+  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      store_some(out + r * value_size + v * kLanes, sum[r][v], count - v * kLanes);
     });
   });
 }
 
+// The same of the values of [first, last), whose groups are given.
+template <typename T, int ROWS, int VECS>
+void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
+                const SegmentValues<T>& segment, const Multiplied<T>* weight, int64_t dimension, float* out,
+                Ahead* ahead) {
+  const int64_t origin = first / kSegment * kSegment;
+  const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
+  thread_local Scratch gathered;
+  const T* values[kSegment / kGroup];
+  out += dimension;
+  bool fresh = true;
+  for (int64_t group = first / kGroup * kGroup, i = 0; group < last; fresh = false) {
+    const int64_t begin = std::max(first, group) - group, end = std::min(last, group + kGroup) - group;
+    int64_t groups = 1;
+    if (p.block_size % kGroup != 0) {
+      T* to = reinterpret_cast<T*>(gathered.floats(static_cast<size_t>(kGroup * p.value_size)));
+      gather_values(p, table_row, head, group, group + begin, group + end, to);
+      values[0] = to + dimension * kDepth<T>;
+    } else {
+      if (begin == 0 && end == kGroup) groups = (last - group) / kGroup;
+      for (int64_t g = 0; g < groups; ++g) values[g] = segment.groups[i + g] + dimension * kDepth<T>;
+    }
+    const Multiplied<T>* weights = weight + group - origin;
+    if (begin == 0 && end == kGroup && count == VECS * kLanes) {
+      sum_groups<T, ROWS, VECS>(values, groups, p.value_size, weights, fresh, out, ahead);
+    } else {
+      groups = 1;
+      sum_edge<T, ROWS, VECS>(values[0], begin, end, count, p.value_size, weights, fresh, out);
+    }
+    group += groups * kGroup, i += groups;
+  }
+}
+
 template <typename T, int VECS, int ROWS>
 void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                   const Multiplied<T>* weight, int64_t dimension, float* out, Ahead* ahead) {
-  if (rows == ROWS) return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, weight, dimension, out, ahead);
+                   const SegmentValues<T>& segment, const Multiplied<T>* weight, int64_t dimension, float* out,
+                   Ahead* ahead) {
+  if (rows == ROWS) {
+    return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, segment, weight, dimension, out, ahead);
+  }
   if constexpr (ROWS > 1) {
-    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, weight, dimension, out, ahead);
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, segment, weight, dimension, out, ahead);
   }
 }
 
@@ -316,14 +370,15 @@ class TileAttention {
     }
     scores(p_, row, head_, begin, end, query, rows(), score, ahead);
     weigh_rows(0, rows(), score, kLanes);
+    const SegmentValues<T> values(p_, row, head_, begin, end);
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;
       if (rows() <= kSums / 4 && left >= 4 * kLanes) {
-        sum_dimensions<4, kSums / 4>(row, begin, end, weight, d, to.sum, ahead), d += 4 * kLanes;
+        sum_dimensions<4, kSums / 4>(row, begin, end, values, weight, d, to.sum, ahead), d += 4 * kLanes;
       } else if (left >= 2 * kLanes) {
-        sum_dimensions<2, kSums / 2>(row, begin, end, weight, d, to.sum, ahead), d += 2 * kLanes;
+        sum_dimensions<2, kSums / 2>(row, begin, end, values, weight, d, to.sum, ahead), d += 2 * kLanes;
       } else {
-        sum_dimensions<1, kSums / 2>(row, begin, end, weight, d, to.sum, ahead), d += kLanes;
+        sum_dimensions<1, kSums / 2>(row, begin, end, values, weight, d, to.sum, ahead), d += kLanes;
       }
     }
   }
@@ -393,11 +448,11 @@ class TileAttention {
  private:
   // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
   template <int VECS, int MOST>
-  void sum_dimensions(int64_t row, int64_t begin, int64_t end, const Multiplied<T>* weight, int64_t dimension,
-                      float* sum, Ahead& ahead) const {
+  void sum_dimensions(int64_t row, int64_t begin, int64_t end, const SegmentValues<T>& values,
+                      const Multiplied<T>* weight, int64_t dimension, float* sum, Ahead& ahead) const {
     for (int64_t r = 0, tiles = (rows() + MOST - 1) / MOST, some; r < rows(); r += some, --tiles) {
       some = (rows() - r + tiles - 1) / tiles;
-      sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, weight + r * kSegment, dimension,
+      sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, values, weight + r * kSegment, dimension,
                                    sum + r * p_.value_size, r == 0 ? &ahead : nullptr);
     }
   }

@@ -4,8 +4,9 @@
 // consecutive k lie together. What is beyond N or K is zero; K is filled up to what is multiplied at once.
 //
 // Where the CPU has a matrix unit (AMX), bfloat16 is multiplied there, or, for one row or two, as there; else where it
-// multiplies pairs of bfloat16 (AVX512-BF16), in pairs. Elsewhere, and for x in float32, a bfloat16 is widened when it
-// is used: it is the upper half of the float32 of the same value.
+// multiplies pairs of bfloat16 (AVX512-BF16), in pairs. Elsewhere, and for x in float32, weights are widened: when they
+// are used, or, for many rows, a panel once for a block of them. A bfloat16 is the upper half of the float32 of the same
+// value.
 //
 // Every output element is one chain of multiply-adds over k = 0 .. K-1, or of a matrix unit's products, whatever the
 // number of rows: a row's result does not depend on the other rows of the batch. Where K is cut into pieces, sums are

@@ -12,7 +12,7 @@ namespace gridwork {
 // Rows of one panel that are summed at once: as many as there are registers for.
 constexpr int kRows = kLanes == 16 ? 12 : 6;
 // Tiles of so many rows that go through all panels together: they shall stay in a core's L2 cache.
-constexpr int64_t kBlockTiles = 8;
+constexpr int64_t kBlockTiles = 96 / kRows;
 // Most of K for which a panel and the rows of a tile, of values of type X, stay in the L1 cache beside their sums.
 template <typename X, typename W>
 constexpr int64_t kPiece = (26 << 10) / (kPanel * sizeof(W) + kRows * sizeof(X));
@@ -27,6 +27,42 @@ constexpr int64_t kMultiple = kDepth<W>;
 template <>
 constexpr int64_t kMultiple<bf16> = 2 * kUnitPairs;
 #endif
+
+// Weights of type W as tiles multiply them when they are widened before: float32, of which kDepth<W> vectors lie behind
+// each other.
+template <typename W>
+struct Widened {
+  float value;
+};
+template <typename W>
+constexpr int64_t kDepth<Widened<W>> = kDepth<W>;
+// What lies in the packed weights.
+template <typename W>
+struct PackedAs {
+  using type = W;
+};
+template <typename W>
+struct PackedAs<Widened<W>> {
+  using type = W;
+};
+
+template <typename W>
+GRIDWORK_INLINE Vec operand(const Widened<W>* p, int d) { return load(&p->value + d * kLanes); }
+template <int COUNT, int STRIDE, int D, typename W>
+GRIDWORK_INLINE void add_products_of_vector(const Widened<W>* p, const Vec* by, Vec* sum) {
+  add_products_of_vector<COUNT, STRIDE, 0>(&p->value + D * kLanes, by, sum);
+}
+
+// So many tiles of rows pay for widening a panel.
+constexpr int64_t kTilesToWiden = 5;
+
+// `groups` of kDepth k of a panel.
+template <typename W>
+void widen_panel(const W* from, int64_t groups, Widened<W>* to) {
+  for (int64_t i = 0; i < groups * kPanel * kDepth<W>; i += kLanes * kDepth<W>) {
+    each<kDepth<W>>([&](auto d) GRIDWORK_INLINE_LAMBDA { store(&to[i].value + d * kLanes, operand(from + i, d)); });
+  }
+}
 
 // Where a tile's sums begin and end.
 template <typename Out>
@@ -60,8 +96,9 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
   constexpr int64_t kGroup = kDepth<W> * kPanel;
   for (int64_t k = 0; k < count; ++k) {
     if (k < to.ahead_groups) {
-      const char* next = static_cast<const char*>(to.ahead) + k * kGroup * static_cast<int64_t>(sizeof(W));
-      for (size_t i = 0; i < kGroup * sizeof(W); i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+      constexpr int64_t kBytes = kGroup * sizeof(typename PackedAs<W>::type);
+      const char* next = static_cast<const char*>(to.ahead) + k * kBytes;
+      for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
     }
     const W* at[kVecs];
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
@@ -125,16 +162,30 @@ struct Product {
                                                                         K / kDepth<W>, to);
   }
 
-  // Tiles [begin, end) times one panel, piece by piece of K: the piece of the panel stays in the L1 cache.
+  // Tiles [begin, end) times one panel.
   void many(int64_t begin, int64_t end, int64_t panel) const {
+    if constexpr (std::is_same_v<X, float> && !std::is_same_v<W, float>) {
+      if (end - begin >= kTilesToWiden) return many_as<Widened<W>>(begin, end, panel);
+    }
+    many_as<W>(begin, end, panel);
+  }
+
+  // The same, piece by piece of K: the piece of the panel, as it is or widened, stays in the L1 cache.
+  template <typename As>
+  void many_as(int64_t begin, int64_t end, int64_t panel) const {
+    constexpr bool kWiden = !std::is_same_v<As, W>;
     alignas(64) float partial[kBlockTiles * kRows * kPanel];
+    alignas(64) As widened[kWiden ? (kPiece<X, As> + kDepth<W>) * kPanel : 1];
     const int64_t feature = panel * kPanel;
     // Pieces of about the same length.
-    const int64_t pieces = (K + kPiece<X, W> - 1) / kPiece<X, W>;
+    const int64_t pieces = (K + kPiece<X, As> - 1) / kPiece<X, As>;
     const int64_t most = (K / kDepth<W> + pieces - 1) / pieces * kDepth<W>;
     for (int64_t k = 0; k < K; k += most) {
       const int64_t piece = std::min(most, K - k), groups = piece / kDepth<W>;
       const W* weights = packed + (panel * K + k) * kPanel;
+      const As* multiplied;
+      if constexpr (kWiden) widen_panel(weights, groups, widened), multiplied = widened;
+      else multiplied = weights;
       int64_t ahead = 0;
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
@@ -144,7 +195,7 @@ struct Product {
         to.ahead_groups = (groups - ahead + end - tile - 1) / (end - tile);
         to.ahead = weights + (groups + ahead) * kDepth<W> * kPanel;
         ahead += to.ahead_groups;
-        tile_of<X, W, 1, true, kRows>(count, x + (tile * K + k) * kRows, K, weights, groups, to);
+        tile_of<X, As, 1, true, kRows>(count, x + (tile * K + k) * kRows, K, multiplied, groups, to);
       }
     }
   }

@@ -67,6 +67,11 @@ GRIDWORK_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 GRIDWORK_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // v * 2^n for the largest whole number that is not above n.
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
+// v less the largest whole number that is not above it.
+GRIDWORK_INLINE Vec fraction(Vec v) { return _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+// v * 2^n for the largest whole number that is not above n, where neither v nor the result is too small for a normal
+// number.
+GRIDWORK_INLINE Vec scale_by_floor(Vec v, Vec n) { return scale_by_power(v, n); }
 // Lanes 2i and 2i + 1 in each other's place.
 GRIDWORK_INLINE Vec swapped_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
 GRIDWORK_INLINE Vec negated(Vec v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
@@ -98,6 +103,8 @@ GRIDWORK_INLINE __m256i narrow_bf16(Vec v) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
 }
 #endif
+
+GRIDWORK_INLINE Vec round_to_bf16(Vec v) { return widen(narrow_bf16(v)); }
 
 GRIDWORK_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
 GRIDWORK_INLINE Vec load(const bf16* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
@@ -155,6 +162,11 @@ GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) {
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   return mul(mul(v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
 }
+GRIDWORK_INLINE Vec fraction(Vec v) { return sub(v, _mm256_floor_ps(v)); }
+GRIDWORK_INLINE Vec scale_by_floor(Vec v, Vec n) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(n)), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+}
 GRIDWORK_INLINE Vec swapped_pairs(Vec v) { return _mm256_permute_ps(v, 0xb1); }
 GRIDWORK_INLINE Vec negated(Vec v) { return _mm256_xor_ps(v, _mm256_set1_ps(-0.0f)); }
 GRIDWORK_INLINE Vec negated_even(Vec v) {
@@ -178,12 +190,19 @@ GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
 
 GRIDWORK_INLINE Vec widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
 
-GRIDWORK_INLINE __m128i narrow_bf16(Vec v) {
+// The nearest bfloat16 in the upper half of each lane, whatever in the lower one.
+GRIDWORK_INLINE __m256i nearest_bf16(Vec v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-  const __m256i result = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
+}
+GRIDWORK_INLINE Vec round_to_bf16(Vec v) {
+  return _mm256_castsi256_ps(_mm256_and_si256(nearest_bf16(v), _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+GRIDWORK_INLINE __m128i narrow_bf16(Vec v) {
+  const __m256i result = _mm256_srli_epi32(nearest_bf16(v), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
 }
 
@@ -234,7 +253,7 @@ using Multiplied = typename MultipliedBy<X, W>::type;
 
 // Rounded to what memory of type T would hold.
 GRIDWORK_INLINE Vec rounded(Vec v, const float*) { return v; }
-GRIDWORK_INLINE Vec rounded(Vec v, const bf16*) { return widen(narrow_bf16(v)); }
+GRIDWORK_INLINE Vec rounded(Vec v, const bf16*) { return round_to_bf16(v); }
 GRIDWORK_INLINE Vec rounded(Vec v, const f16*) {
   alignas(64) f16 all[kLanes];
   store(all, v);
@@ -260,19 +279,17 @@ GRIDWORK_INLINE Vec exp(Vec x) {
   return scale_by_power(y, n);
 }
 
-#if defined(GRIDWORK_PAIR_PRODUCTS)
-// 2^x for what is then rounded to bfloat16, to 3e-6: a polynomial on [0, 1) (fitted for the least relative error, 1 at
-// 0) times a power of two. 2^-126 below that; NaN stays NaN.
+// 2^x to 3e-6: a polynomial on [0, 1) (fitted for the least relative error, 1 at 0) times a power of two. 2^-126 below
+// that; x is not above 127; NaN stays NaN.
 GRIDWORK_INLINE Vec exp2_roughly(Vec x) {
   x = max(set1(-126.0f), x);
-  const Vec r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const Vec r = fraction(x);
   Vec y = set1(1.34266892e-2f);
   y = fma(y, r, set1(5.22424662e-2f));
   y = fma(y, r, set1(2.41280209e-1f));
   y = fma(y, r, set1(6.93044844e-1f));
   y = fma(y, r, set1(1.0f));
-  return scale_by_power(y, x);
+  return scale_by_floor(y, x);
 }
-#endif
 
 }  // namespace gridwork
