@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from gridwork_kernels import cpu_library
 from gridwork_server.cli import main
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
@@ -176,3 +177,17 @@ def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> Non
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model: Any = load_folder(folder).model
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+
+@pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_experts_that_are_not_packed_after_all_are_noted(
+    quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    plain = Qwen3MoeExperts.forward
+    monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *values: 2 * plain(self, *values))
+    notes = load_folder(models.save("qwen3_moe", tmp_path), quantize=quantize).notes
+    assert [note for note in notes if note.startswith("experts of 2 layers left as they are, since ")]
+    assert not [note for note in notes if note.startswith("experts of 2 layers packed")]
