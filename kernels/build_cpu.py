@@ -7,9 +7,11 @@ as in PyTorch.
 """
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,12 +22,26 @@ PACKAGE = HERE / "gridwork_kernels"
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-AVX512_BF16 = (*AVX512, "-mavx512vnni", "-mavx512bf16")
-VECTOR_FLAGS = {
-    "avx2": AVX2,
-    "avx512": AVX512,
-    "avx512_bf16": AVX512_BF16,
-    "amx": (*AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
+AVX512_VNNI = (*AVX512, "-mavx512vnni")
+AVX512_BF16 = (*AVX512_VNNI, "-mavx512bf16")
+AMX = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
+
+
+@dataclass(frozen=True)
+class Library:
+    flags: tuple[str, ...]
+    like: str | None = None
+    """Another library, of which it has the objects of all sources that do not include `header`."""
+    header: str = ""
+    """What alone makes use of the flags that it has beyond those of `like`."""
+
+
+LIBRARIES = {
+    "avx2": Library(AVX2),
+    "avx512": Library(AVX512),
+    "avx512_vnni": Library(AVX512_VNNI, "avx512", "simd_int.h"),
+    "avx512_bf16": Library(AVX512_BF16),
+    "amx": Library(AMX, "avx512_bf16", "matrix_unit.h"),
 }
 
 
@@ -34,7 +50,7 @@ def main() -> int:
         print("no CPU kernels for this architecture; PyTorch's own operations are used")
         return 0
     newest_source = max(path.stat().st_mtime for path in [*(HERE / "cpu").iterdir(), Path(__file__)])
-    stale = {isa: path for isa in VECTOR_FLAGS if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}
+    stale = {isa: path for isa in LIBRARIES if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}
     if not stale:
         return 0
     from torch.utils.cpp_extension import include_paths, library_paths
@@ -45,22 +61,39 @@ def main() -> int:
     print(f"compiling the CPU kernels for {', '.join(stale)}", flush=True)
     BUILD.mkdir(exist_ok=True)
     headers = max(path.stat().st_mtime for path in [*(HERE / "cpu").glob("*.h"), Path(__file__)])
-    objects = {(isa, source): BUILD / f"{isa}-{source.stem}.o" for isa in stale for source in SOURCES}
+    compiled_for = {isa: {source: _compiled_for(isa, source) for source in SOURCES} for isa in stale}
+    objects = {(of, source) for sources in compiled_for.values() for source, of in sources.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(
-            lambda item: _compile([compiler, *common, *VECTOR_FLAGS[item[0][0]]], item[0][1], item[1], headers),
-            objects.items(),
+            lambda item: _compile([compiler, *common, *LIBRARIES[item[0]].flags], item[1], _object(*item), headers),
+            sorted(objects),
         )
         built = all(list(compiled))
     for isa, library in stale.items():
         partial = library.with_suffix(f".{os.getpid()}.partial")
-        parts = [str(path) for (of, _), path in objects.items() if of == isa]
+        parts = [str(_object(of, source)) for source, of in compiled_for[isa].items()]
         if built and (built := _run([compiler, "-shared", "-pthread", *parts, "-o", str(partial), *link])):
             partial.replace(library)
         partial.unlink(missing_ok=True)
     if not built:
         print(f"error: the CPU kernels could not be compiled with {compiler}", file=sys.stderr)
     return 0 if built else 1
+
+
+def _compiled_for(isa: str, source: Path) -> str:
+    """The library whose object of this source it has."""
+    library = LIBRARIES[isa]
+    return isa if library.like is None or library.header in _included(source) else library.like
+
+
+def _included(source: Path) -> set[str]:
+    """Names of the kernels' own headers that a source includes, directly or not."""
+    direct = re.findall(r'^#include "(.+)"$', source.read_text(), re.MULTILINE)
+    return {*direct}.union(*(_included(source.with_name(header)) for header in direct))
+
+
+def _object(isa: str, source: Path) -> Path:
+    return BUILD / f"{isa}-{source.stem}.o"
 
 
 def _is_stale(library: Path, newest_source: float) -> bool:

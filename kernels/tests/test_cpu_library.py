@@ -7,23 +7,32 @@ from gridwork_kernels import cpu_library
 
 
 @pytest.mark.parametrize(
-    ("capability", "has", "lowered", "expected"),
+    ("capability", "has", "vendor", "lowered", "expected"),
     [
-        ("DEFAULT", (), None, None),
-        ("AVX2", (), None, "avx2"),
-        ("AVX512", (), None, "avx512"),
-        ("AVX512", ("vnni",), None, "avx512"),
-        ("AVX512", ("bf16", "vnni"), None, "avx512_bf16"),
-        ("AVX512", ("bf16", "vnni", "amx"), None, "avx512_bf16"),
-        ("AVX512", ("bf16", "vnni", "amx", "allowed"), None, "amx"),
-        ("AVX512", ("amx", "allowed"), None, "avx512"),
-        ("AVX512", ("bf16", "vnni", "amx", "allowed"), "avx512", "avx512"),
+        ("DEFAULT", (), "AuthenticAMD", None, None),
+        ("AVX2", (), "AuthenticAMD", None, "avx2"),
+        ("AVX512", (), "GenuineIntel", None, "avx512"),
+        ("AVX512", ("vnni",), "GenuineIntel", None, "avx512_vnni"),
+        ("AVX512", ("vnni",), "AuthenticAMD", "avx512", "avx512"),
+        ("AVX512", ("bf16", "vnni"), "AuthenticAMD", None, "avx512_bf16"),
+        ("AVX512", ("bf16", "vnni"), "GenuineIntel", None, "avx512_vnni"),
+        ("AVX512", ("bf16", "vnni", "amx"), "AuthenticAMD", None, "avx512_bf16"),
+        ("AVX512", ("bf16", "vnni", "amx"), "GenuineIntel", None, "avx512_vnni"),
+        ("AVX512", ("bf16", "vnni", "amx", "allowed"), "GenuineIntel", None, "amx"),
+        ("AVX512", ("amx", "allowed"), "GenuineIntel", None, "avx512"),
+        ("AVX512", ("bf16", "vnni", "amx", "allowed"), "GenuineIntel", "avx512", "avx512"),
     ],
 )
-def test_the_widest_instruction_set_that_the_cpu_has_and_may_use(
-    capability: str, has: tuple[str, ...], lowered: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+def test_the_fastest_library_that_the_cpu_can_run(
+    capability: str,
+    has: tuple[str, ...],
+    vendor: str,
+    lowered: str | None,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(cpu_library, "_is_of_intel", lambda cpuinfo: vendor == "GenuineIntel")
     functions = {
         "_is_avx512_bf16_supported": "bf16",
         "_is_vnni_supported": "vnni",
@@ -37,3 +46,9 @@ def test_the_widest_instruction_set_that_the_cpu_has_and_may_use(
     else:
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", lowered)
     assert cpu_library._instruction_set() == expected
+
+
+@pytest.mark.parametrize(("vendor", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
+def test_the_vendor_is_read_from_what_linux_says_of_the_cpu(vendor: str, intel: bool) -> None:
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\nmodel name\t: GenuineIntel, not\n"
+    assert cpu_library._is_of_intel(text) == intel
