@@ -29,7 +29,7 @@ def _path() -> Path | None:
 
 
 def _instruction_set() -> str | None:
-    """The fastest that there are libraries for and that the CPU has; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
+    """The fastest of those that the CPU can run; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
     match torch.backends.cpu.get_cpu_capability():
         case "AVX2":
             return "avx2"
