@@ -17,8 +17,11 @@ constexpr int64_t kBlockTiles = 96 / kRows;
 template <typename X, typename W>
 constexpr int64_t kPiece = (26 << 10) / (kPanel * sizeof(W) + kRows * sizeof(X));
 
-// Weights of a panel that are asked for before they are used.
+// Bytes before their use that weights of few rows are asked for, in each panel: the more places are read at once, the more
+// does a core by itself foresee.
 constexpr int64_t kAhead = 4096;
+// Places that weights of many rows are asked for at, for the same reason.
+constexpr int64_t kStreams = 2;
 
 // What K is filled up to a multiple of.
 template <typename W>
@@ -77,6 +80,16 @@ struct Target {
   // computed.
   const void* ahead = nullptr;
   int64_t ahead_groups = 0;
+
+  // For the k-th of these groups, of BYTES each.
+  template <int64_t BYTES>
+  GRIDWORK_INLINE void ask(int64_t k) const {
+    constexpr int64_t kLines = BYTES / 64;
+    const int64_t apart = (ahead_groups * kLines + kStreams - 1) / kStreams;
+    for (int64_t line = k * kLines; line < (k + 1) * kLines; ++line) {
+      _mm_prefetch(static_cast<const char*>(ahead) + (line % kStreams * apart + line / kStreams) * 64, _MM_HINT_T1);
+    }
+  }
 };
 
 // ROWS rows of x times PANELS consecutive panels, over `count` groups of kDepth k.
@@ -95,10 +108,17 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
   });
   constexpr int64_t kGroup = kDepth<W> * kPanel;
   for (int64_t k = 0; k < count; ++k) {
-    if (k < to.ahead_groups) {
-      constexpr int64_t kBytes = kGroup * sizeof(typename PackedAs<W>::type);
-      const char* next = static_cast<const char*>(to.ahead) + k * kBytes;
-      for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+    if constexpr (TILED) {
+      if (k < to.ahead_groups) to.template ask<kGroup * sizeof(typename PackedAs<W>::type)>(k);
+    } else {
+      // What lies behind the end of these panels is the beginning of the next ones.
+      constexpr int64_t kSize = sizeof(W), kBytes = kGroup * kSize;
+      const bool last = (k + 1) * kBytes + kAhead > panel_stride * kSize;
+      const W* asked = w + k * kGroup + (last ? (PANELS - 1) * panel_stride : 0);
+      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+        const char* next = reinterpret_cast<const char*>(asked + p * panel_stride) + kAhead;
+        for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
+      });
     }
     const W* at[kVecs];
     each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
@@ -155,9 +175,7 @@ struct Product {
   template <int PANELS>
   void few(int64_t panel) const {
     const int64_t feature = panel * kPanel;
-    Target<Out> to{out + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true, true};
-    // With a single stream, what the CPU foresees by itself is too little.
-    if (PANELS == 1) to.ahead = packed + panel * K * kPanel + kAhead, to.ahead_groups = K / kDepth<W>;
+    const Target<Out> to{out + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true, true};
     tile_of<X, W, PANELS, false, std::min(kFewRows, most_rows(PANELS))>(rows, x, K, packed + panel * K * kPanel,
                                                                         K / kDepth<W>, to);
   }
