@@ -1,8 +1,8 @@
 // A vector of float32 lanes, from and to memory of float32, bfloat16 or float16.
 //
-// Every source is compiled once for each instruction set (see `build_cpu.py`), into a library of its own: what is here
-// is then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask for the number
-// of lanes alone, and whether pairs of bfloat16 can be multiplied.
+// Every source is compiled once for each instruction set that it makes use of (see `build_cpu.py`), for a library of its
+// own: what is here is then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask
+// for the number of lanes alone, and whether pairs of bfloat16 can be multiplied.
 #pragma once
 
 #include <immintrin.h>
