@@ -76,6 +76,8 @@ class Server:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            print(self.log_tail())  # pytest shows it with the failure
         if kind is not None or not self._check_exit:
             self.kill()
         else:

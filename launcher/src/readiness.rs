@@ -22,7 +22,7 @@ const REMIND_EVERY: Duration = Duration::from_secs(10);
 /// A part that says something new all the time (a percentage) is shown no more often than this.
 const CHANGE_EVERY: Duration = Duration::from_secs(1);
 const STARTING: &str = "starting";
-/// Most bytes of an answer of `/health` that are read.
+/// Most bytes of the router's answer that are read.
 const MAX_ANSWER_BYTES: u64 = 1 << 16;
 
 /// How a part answered.
@@ -104,18 +104,26 @@ impl RouterProbe {
     }
 
     pub async fn ask(&self, timeout: Duration) -> Answer {
-        match tokio::time::timeout(timeout, self.get_health()).await {
+        match tokio::time::timeout(timeout, self.get("/health")).await {
             Err(_) => Answer::Silent,
             Ok(Err(_)) => Answer::Unreachable,
-            Ok(Ok(answer)) => read_answer(&String::from_utf8_lossy(&answer)),
+            Ok(Ok(answer)) => read_answer(&answer),
         }
     }
 
-    async fn get_health(&self) -> std::io::Result<Vec<u8>> {
+    /// Whether the router knows the model, as it does from the moment it is ready and while shards are restarted.
+    pub async fn has_loaded(&self, timeout: Duration) -> bool {
+        match tokio::time::timeout(timeout, self.get("/info")).await {
+            Ok(Ok(answer)) => read_answer(&answer) == Answer::Ready,
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    async fn get(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
         let host = self.url().replacen("http://", "", 1);
         let request = format!(
-            "GET /health HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gridwork\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gridwork\r\nConnection: close\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
@@ -123,7 +131,7 @@ impl RouterProbe {
             .take(MAX_ANSWER_BYTES)
             .read_to_end(&mut answer)
             .await?;
-        Ok(answer)
+        Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod router;
+mod served;
 mod shards;
 mod unit;
 
@@ -12,13 +13,14 @@ use tokio::sync::watch;
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::Exit;
-use crate::readiness::Board;
+use crate::readiness::{Board, RouterProbe};
 use crate::settings::Settings;
 use crate::shutdown::{Request, Signals};
 use crate::sockets::Sockets;
 
 pub use backoff::Backoff;
 use router::Router;
+use served::Served;
 use shards::ShardGroup;
 use unit::{Keeper, Stop};
 
@@ -54,10 +56,13 @@ pub async fn run(
 ) -> Result<(), LauncherError> {
     let board = Board::new(log.clone());
     let startup_timeout = Duration::from_secs(settings.cli.processes.startup_timeout);
-    let (announce, announced) = watch::channel(false);
+    let http = &settings.cli.http;
+    let probe = RouterProbe::new(&http.hostname, http.port);
+    let url = probe.url();
+    let served = Served::new(probe.clone());
     let keeper = |stop| Keeper {
         log: log.clone(),
-        announced: announced.clone(),
+        served: served.clone(),
         stop,
         max_restarts: settings.cli.processes.max_restarts,
     };
@@ -65,8 +70,7 @@ pub async fn run(
     let (stop_shards, shards_stop) = watch::channel(Stop::No);
     let (router_ready, mut router_is_ready) = watch::channel(false);
     let (shards_ready, mut shards_are_ready) = watch::channel(false);
-    let router = Router::new(settings, sockets, log, &board);
-    let url = router.url();
+    let router = Router::new(settings, sockets, log, &board, probe);
     let shards = ShardGroup::new(settings, sockets, log, &board);
     let router_life = keeper(router_stop).keep(router, router_ready);
     let shards_life = keeper(shards_stop).keep(shards, shards_ready);
@@ -106,11 +110,11 @@ pub async fn run(
             }
             () = &mut all_ready, if waiting => {
                 waiting = false;
-                announce.send_replace(true);
+                served.note();
                 let seconds = began.elapsed().as_secs_f64();
                 log.info(format!("{} is ready at {url} after {seconds:.1} s", settings.model_id));
             }
-            () = &mut deadline, if waiting && !stopping => {
+            () = &mut deadline, if waiting && !stopping && !served.noted() => {
                 break LauncherError::StartupTimeout {
                     seconds: startup_timeout.as_secs(),
                     states: board.describe(),
@@ -122,7 +126,7 @@ pub async fn run(
                 _ if stopping => log.info("already ending; press Ctrl-C once more to drop running requests"),
                 request => {
                     stopping = true;
-                    if waiting {
+                    if !served.ask().await {
                         log.info(format!("{request}: ending"));
                         stop_shards.send_replace(Stop::Gracefully);
                     } else {
@@ -134,7 +138,7 @@ pub async fn run(
             },
         }
     };
-    if !waiting && !router_ended && !matches!(failure, LauncherError::Interrupted) {
+    if !router_ended && !matches!(failure, LauncherError::Interrupted) && served.ask().await {
         stop_router.send_replace(Stop::Gracefully);
         router_ended = tokio::time::timeout(LAST_ANSWERS, &mut router_life)
             .await

@@ -78,6 +78,26 @@ fn a_dead_shard_restarts_its_group_and_not_the_router() {
     assert_ne!(before, ports(&scene), "a fresh port for every start");
 }
 
+/// Clients can be quicker than the launcher's own look at whether everything is ready.
+#[test]
+fn a_shard_that_dies_before_its_readiness_is_noticed_is_restarted() {
+    let scene = Scene::new();
+    scene.order("router", "never ready\nhas loaded\nend slowly");
+    let mut launcher = scene.launch(&[]);
+    launcher.wait_for_log("router: waiting for the shard", 1);
+    launcher.wait_for_log("shard-0: ready", 1);
+    send(scene.noted("shard-0", "started")[0], libc::SIGKILL);
+    launcher.wait_for_log("ready again", 1);
+    assert_eq!(scene.noted("shard-0", "started").len(), 2);
+    assert_eq!(scene.noted("router", "started").len(), 1);
+    launcher.signal(libc::SIGTERM);
+    let (status, errors) = launcher.wait_end();
+    assert_eq!(status.code(), Some(0), "{errors}");
+    let journal = scene.read("journal");
+    let router_ended = journal.find("router ended");
+    assert!(router_ended.is_some() && router_ended < journal.find("shard-0 SIGTERM"));
+}
+
 #[test]
 fn a_dead_router_is_restarted_alone() {
     let scene = Scene::new();

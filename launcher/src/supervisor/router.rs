@@ -32,21 +32,16 @@ impl<'a> Router<'a> {
         sockets: &'a Sockets,
         log: &'a Log,
         board: &'a Board,
+        probe: RouterProbe,
     ) -> Self {
-        let http = &settings.cli.http;
         Self {
             settings,
             sockets,
             log,
             board,
-            probe: RouterProbe::new(&http.hostname, http.port),
+            probe,
             process: Vec::new(),
         }
-    }
-
-    /// Where it can be reached.
-    pub fn url(&self) -> String {
-        self.probe.url()
     }
 }
 

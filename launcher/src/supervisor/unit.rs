@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{Backoff, Fault};
+use super::{Backoff, Fault, Served};
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::{Child, Exit};
 
-/// Between SIGTERM and SIGKILL, before everything has been ready once.
+/// Between SIGTERM and SIGKILL, before anything was served.
 const GRACE_WHILE_STARTING: Duration = Duration::from_secs(2);
 
 /// Whether and how a part is to end.
@@ -43,8 +43,8 @@ pub trait Unit {
 /// Keeps one unit running.
 pub struct Keeper {
     pub log: Log,
-    /// Whether everything has been ready once: before that, any fault ends the launcher.
-    pub announced: watch::Receiver<bool>,
+    /// Whether anything has been served: before that, any fault ends the launcher.
+    pub served: Served,
     pub stop: watch::Receiver<Stop>,
     /// Restarts in a row without becoming ready, before giving up.
     pub max_restarts: u32,
@@ -83,7 +83,7 @@ impl Keeper {
             };
             is_ready.send_replace(false);
             self.kill_rest(&mut unit, &fault).await;
-            if !*self.announced.borrow() {
+            if !self.served.ask().await {
                 return Err(LauncherError::Fault(fault));
             }
             if ready_at.is_some() {
@@ -119,7 +119,7 @@ impl Keeper {
             child.terminate();
         }
         // Before anything was served there is nothing to finish, and loading may not notice a signal.
-        let grace = match *self.announced.borrow() {
+        let grace = match self.served.noted() {
             true => unit.grace(),
             false => GRACE_WHILE_STARTING,
         };

@@ -131,11 +131,17 @@ impl Fake {
         let term = self.end_at_sigterm(&runtime);
         runtime.spawn_blocking({
             let never_ready = self.has_order("never ready");
+            let has_loaded = self.has_order("has loaded");
             move || {
                 for mut stream in listener.incoming().flatten() {
                     let mut request = [0; 1024];
                     let _ = stream.read(&mut request);
-                    let answer: &[u8] = if never_ready {
+                    let refuses = if request.starts_with(b"GET /info") {
+                        !has_loaded
+                    } else {
+                        never_ready
+                    };
+                    let answer: &[u8] = if refuses {
                         b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"waiting for the shard\"}"
                     } else {
                         b"HTTP/1.1 200 OK\r\n\r\n"

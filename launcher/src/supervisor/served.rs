@@ -1,0 +1,46 @@
+//! Whether clients may have been served: what tells a start that fails from a running server that loses a part.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::readiness::RouterProbe;
+
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Becomes true once, when everything is ready. Cheap to clone.
+///
+/// The launcher asks for readiness from time to time, and a client may be a little quicker: what happens between is
+/// decided by what the router says.
+#[derive(Clone)]
+pub struct Served {
+    noted: Arc<AtomicBool>,
+    router: RouterProbe,
+}
+
+impl Served {
+    pub fn new(router: RouterProbe) -> Self {
+        Self {
+            noted: Arc::default(),
+            router,
+        }
+    }
+
+    /// Everything is ready.
+    pub fn note(&self) {
+        self.noted.store(true, Ordering::Relaxed);
+    }
+
+    /// What is known without asking.
+    pub fn noted(&self) -> bool {
+        self.noted.load(Ordering::Relaxed)
+    }
+
+    /// Asks the router if need be.
+    pub async fn ask(&self) -> bool {
+        if !self.noted() && self.router.has_loaded(ASK_TIMEOUT).await {
+            self.note();
+        }
+        self.noted()
+    }
+}
