@@ -1,17 +1,24 @@
 // Operations of a forward pass, one after the other, in one call: without Python, PyTorch's dispatcher and its
 // allocator between them.
 //
-// A program is a list of whole numbers, which `gridwork_server/graph/native.py` writes. It names memory by slots: the
+// A program is a list of whole numbers, which `gridwork_server/graph/native.py` writes: sections, each after the number
+// of its numbers, which is negative where attention makes tokens depend on each other. It names memory by slots: the
 // first `num_external` are given with each call, the others are parts of memory of the program's own. An operand is
 // (slot, offset, stride): the first token's values begin `offset` values behind the slot's start, and each other
 // token's `stride` values later. A floating-point number stands as the bits of a double.
+//
+// A section that computes each token by itself, all between one attention and the next, is a stretch. Of many tokens it is
+// computed block by block, each by one thread from its first operation to its last: threads do not wait for each other
+// after every operation, and what they compute stays in their own caches.
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
 #include "kernels.h"
+#include "matrix_unit.h"
 #include "scratch.h"
 #include "thread_pool.h"
 
@@ -62,27 +69,60 @@ size_t value_bytes(Type type) { return type == Type::float32 ? 4 : 2; }
 
 // Tokens whose values fill whole cache lines, whatever their size.
 constexpr int64_t kTokensTogether = 64;
+int64_t filled_up(int64_t tokens) { return (tokens + kTokensTogether - 1) / kTokensTogether * kTokensTogether; }
+
+// Tokens of a block of a stretch: as many rows as linear layers multiply with all their weights before the next ones, and
+// so many at least.
+constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
+
+// 1 when a stretch is not cut.
+int64_t num_blocks(int64_t tokens) {
+#if defined(GRIDWORK_MATRIX_UNIT)
+  // It multiplies faster than the weights could be read once for every block.
+  return 1;
+#else
+  const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
+  const int64_t blocks = (least + threads - 1) / threads * threads;
+  return tokens / blocks >= kLeastInBlock ? blocks : 1;
+#endif
+}
 
 struct Program {
   std::vector<int64_t> code;
   int64_t num_external;
-  std::vector<int64_t> places;  // of the slots of our own: bytes before them, for each token
-  int64_t own_bytes;            // for each token
-  Scratch own;
+  // Of our own slots, bytes for each token: `before` it among those that last from stretch to stretch, or `~before`
+  // among those of one stretch alone.
+  std::vector<int64_t> places;
+  int64_t lasting_bytes, passing_bytes;  // of all of them, for each token
+  Scratch own;  // memory of the lasting ones, and of the others where a stretch is not cut
+};
+
+// Where the tokens lie that are computed: all of a call, or a block of them.
+struct Memory {
+  char* lasting;
+  int64_t lasting_tokens;  // of the call, filled up
+  char* passing;
+  int64_t passing_tokens;  // of the block, filled up
+  int64_t first;           // token
+  int64_t tokens;
+};
+
+// A result: the first token of all, or of the block where there is memory for that alone.
+struct Result {
+  char* data;
+  int64_t before;  // tokens that are not the block's
+
+  void* of(int64_t bytes) const { return data + before * bytes; }
 };
 
 // Reads a program's numbers one by one.
 class Reader {
  public:
-  Reader(Program& program, const Call& call)
-      : at_(program.code.data()), end_(at_ + program.code.size()), program_(program), call_(call) {
-    const int64_t rounded = (call.tokens + kTokensTogether - 1) / kTokensTogether * kTokensTogether;
-    const auto bytes = static_cast<size_t>(program.own_bytes * rounded);
-    own_ = reinterpret_cast<char*>(program.own.floats(bytes / sizeof(float)));
-    tokens_ = rounded;
-  }
+  Reader(const Program& program, const Call& call, const int64_t* at, const int64_t* end, const Memory& memory)
+      : at_(at), end_(end), program_(program), call_(call), memory_(memory) {}
 
   bool done() const { return at_ == end_; }
+  int64_t tokens() const { return memory_.tokens; }
   int64_t number() { return *at_++; }
   double real() {
     double value;
@@ -95,25 +135,26 @@ class Reader {
   }
 
   Rows rows(Type type) {
-    const int64_t slot = number(), offset = number(), stride = number();
-    return {memory(slot) + offset * static_cast<int64_t>(value_bytes(type)), stride};
+    const Result slot = result();
+    const int64_t offset = number(), stride = number();
+    return {slot.data + (offset + slot.before * stride) * static_cast<int64_t>(value_bytes(type)), stride};
   }
   // Results, and what the step gives, are contiguous.
-  void* result() { return memory(number()); }
+  Result result() {
+    const int64_t slot = number();
+    if (slot < program_.num_external) return {static_cast<char*>(call_.external[slot]), memory_.first};
+    const int64_t place = program_.places[static_cast<size_t>(slot - program_.num_external)];
+    if (place < 0) return {memory_.passing + ~place * memory_.passing_tokens, 0};
+    return {memory_.lasting + place * memory_.lasting_tokens, memory_.first};
+  }
   const Layout& layout() { return call_.layouts[number()]; }
 
  private:
-  char* memory(int64_t slot) {
-    if (slot < program_.num_external) return static_cast<char*>(call_.external[slot]);
-    return own_ + program_.places[static_cast<size_t>(slot - program_.num_external)] * tokens_;
-  }
-
   const int64_t* at_;
   const int64_t* end_;
-  Program& program_;
+  const Program& program_;
   const Call& call_;
-  char* own_;
-  int64_t tokens_;
+  const Memory& memory_;
 };
 
 // Rows of a table, `bytes` each. A number that the table does not have gives NaN, in every type: its sequence fails,
@@ -130,12 +171,11 @@ void embedding(const int64_t* ids, int64_t tokens, const char* table, int64_t co
   });
 }
 
-void run_embedding(Reader& in, Type type, int64_t tokens) {
-  const auto* ids = static_cast<const int64_t*>(in.result());
+void run_embedding(Reader& in, Type type) {
+  const auto* ids = static_cast<const int64_t*>(in.result().of(sizeof(int64_t)));
   const auto* table = in.pointer<const char>();
   const int64_t count = in.number(), bytes = in.number() * static_cast<int64_t>(value_bytes(type));
-  auto* out = static_cast<char*>(in.result());
-  embedding(ids, tokens, table, count, bytes, out);
+  embedding(ids, in.tokens(), table, count, bytes, static_cast<char*>(in.result().of(bytes)));
 }
 
 PackedWeights read_weights(Reader& in) {
@@ -145,31 +185,40 @@ PackedWeights read_weights(Reader& in) {
   return {type, values, num_panels, groups, features, in.pointer<const float>()};
 }
 
-void run_linear(Reader& in, Type type, int64_t tokens) {
-  const Rows x = in.rows(type);
-  void* out = in.result();
-  const int64_t parts = in.number(), K = in.number(), float32_out = in.number();
-  linear(type, x.data, tokens * parts, K, read_weights(in), out, float32_out != 0);
+int64_t bytes_of(int64_t values, Type type, bool float32 = false) {
+  return values * static_cast<int64_t>(value_bytes(float32 ? Type::float32 : type));
 }
 
-void run_gated_linear(Reader& in, Type type, int64_t tokens) {
+void run_linear(Reader& in, Type type) {
   const Rows x = in.rows(type);
-  void* halves = in.result();
-  void* out = in.result();
+  const Result out = in.result();
+  const int64_t parts = in.number(), K = in.number();
+  const bool float32_out = in.number() != 0;
+  const PackedWeights weights = read_weights(in);
+  linear(type, x.data, in.tokens() * parts, K, weights, out.of(bytes_of(parts * weights.features, type, float32_out)),
+         float32_out);
+}
+
+void run_gated_linear(Reader& in, Type type) {
+  const Rows x = in.rows(type);
+  const Result halves = in.result(), out = in.result();
   const int64_t K = in.number(), kind = in.number();
-  gated_linear(type, x.data, tokens, K, read_weights(in), kind, halves, out);
+  const PackedWeights weights = read_weights(in);
+  gated_linear(type, x.data, in.tokens(), K, weights, kind, halves.of(bytes_of(weights.features, type)),
+               out.of(bytes_of(weights.features / 2, type)));
 }
 
-void run_quantized_linear(Reader& in, Type type, int64_t tokens) {
+void run_quantized_linear(Reader& in, Type type) {
   const Rows x = in.rows(type);
-  void* out = in.result();
-  const int64_t parts = in.number(), K = in.number(), float32_out = in.number();
-  const bool four_bits = in.number() != 0;
+  const Result out = in.result();
+  const int64_t parts = in.number(), K = in.number();
+  const bool float32_out = in.number() != 0, four_bits = in.number() != 0;
   const void* values = in.pointer<const void>();
   const void* scales = in.pointer<const void>();
   const int64_t num_panels = in.number(), features = in.number();
   const QuantizedWeights weights{four_bits, values, scales, num_panels, features, in.pointer<const float>()};
-  quantized_linear(type, x.data, tokens * parts, K, weights, out, float32_out != 0);
+  quantized_linear(type, x.data, in.tokens() * parts, K, weights,
+                   out.of(bytes_of(parts * features, type, float32_out)), float32_out);
 }
 
 Norm read_norm(Reader& in) {
@@ -180,54 +229,57 @@ Norm read_norm(Reader& in) {
   return {kind, weight, bias, width, static_cast<float>(in.real())};
 }
 
-void run_norm(Reader& in, Type type, int64_t tokens) {
+void run_norm(Reader& in, Type type) {
   const Rows x = in.rows(type);
-  void* out = in.result();
+  const Result out = in.result();
   const int64_t parts = in.number();
-  normalise(type, x, tokens, parts, read_norm(in), out);
+  const Norm norm = read_norm(in);
+  normalise(type, x, in.tokens(), parts, norm, out.of(bytes_of(parts * norm.width, type)));
 }
 
-void run_add_norm(Reader& in, Type type, int64_t tokens) {
+void run_add_norm(Reader& in, Type type) {
   const Rows a = in.rows(type), b = in.rows(type);
-  void* total = in.result();
-  void* out = in.result();
-  add_and_normalise(type, a, b, tokens, read_norm(in), total, out);
+  const Result total = in.result(), out = in.result();
+  const Norm norm = read_norm(in);
+  const int64_t bytes = bytes_of(norm.width, type);
+  add_and_normalise(type, a, b, in.tokens(), norm, total.of(bytes), out.of(bytes));
 }
 
-void run_add(Reader& in, Type type, int64_t tokens) {
+void run_add(Reader& in, Type type) {
   const Rows a = in.rows(type), b = in.rows(type);
-  void* out = in.result();
-  add(type, a, b, tokens, in.number(), out);
+  const Result out = in.result();
+  const int64_t width = in.number();
+  add(type, a, b, in.tokens(), width, out.of(bytes_of(width, type)));
 }
 
-void run_gated_activation(Reader& in, Type type, int64_t tokens) {
+void run_gated_activation(Reader& in, Type type) {
   const Rows gate = in.rows(type), up = in.rows(type);
-  void* out = in.result();
+  const Result out = in.result();
   const int64_t width = in.number();
-  gated_activation(type, gate, up, tokens, width, in.number(), out);
+  gated_activation(type, gate, up, in.tokens(), width, in.number(), out.of(bytes_of(width, type)));
 }
 
-void run_activation(Reader& in, Type type, int64_t tokens) {
+void run_activation(Reader& in, Type type) {
   const Rows x = in.rows(type);
-  void* out = in.result();
+  const Result out = in.result();
   const int64_t width = in.number();
-  activation(type, x, tokens, width, in.number(), out);
+  activation(type, x, in.tokens(), width, in.number(), out.of(bytes_of(width, type)));
 }
 
-void run_scale(Reader& in, Type type, int64_t tokens) {
+void run_scale(Reader& in, Type type) {
   const Rows x = in.rows(type);
-  void* out = in.result();
+  const Result out = in.result();
   const int64_t width = in.number(), divide = in.number();
-  scale(type, x, tokens, width, static_cast<float>(in.real()), divide != 0, out);
+  scale(type, x, in.tokens(), width, static_cast<float>(in.real()), divide != 0, out.of(bytes_of(width, type)));
 }
 
-void run_attention(Reader& in, Type type, int64_t tokens) {
+void run_attention(Reader& in, Type type) {
   Attention a{};
   a.type = type;
-  a.tokens = tokens;
+  a.tokens = in.tokens();
   const Rows query = in.rows(type), key = in.rows(type), value = in.rows(type);
   a.query_head_stride = in.number(), a.key_head_stride = in.number(), a.value_head_stride = in.number();
-  a.out = in.result();
+  a.out = in.result().data;
   a.query_heads = in.number(), a.kv_heads = in.number(), a.key_size = in.number(), a.value_size = in.number();
   a.block_size = in.number();
   a.query = query.data, a.query_token_stride = query.stride;
@@ -251,44 +303,90 @@ void run_attention(Reader& in, Type type, int64_t tokens) {
   paged_attention(a);
 }
 
+// Operations until the reader's end. spent: what each took, or null.
+void run_operations(Reader& in, Times* spent) {
+  while (!in.done()) {
+    const int64_t operation = in.number();
+    const auto type = static_cast<Type>(in.number());
+    const auto start = spent != nullptr ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
+    switch (operation) {
+      case kLinear: run_linear(in, type); break;
+      case kQuantizedLinear: run_quantized_linear(in, type); break;
+      case kNorm: run_norm(in, type); break;
+      case kAddNorm: run_add_norm(in, type); break;
+      case kAdd: run_add(in, type); break;
+      case kGatedActivation: run_gated_activation(in, type); break;
+      case kGatedLinear: run_gated_linear(in, type); break;
+      case kEmbedding: run_embedding(in, type); break;
+      case kActivation: run_activation(in, type); break;
+      case kScale: run_scale(in, type); break;
+      default: run_attention(in, type); break;
+    }
+    if (spent != nullptr) {
+      spent->seconds[operation] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      ++spent->calls[operation];
+    }
+  }
+}
+
+// The operations in [begin, end), which compute each token by itself, in so many blocks.
+//   spent: as for run_operations; what the blocks take at the same time is divided by their threads.
+void run_stretch(const Program& program, const Call& call, const int64_t* begin, const int64_t* end,
+                 const Memory& memory, int64_t blocks, Times* spent) {
+  std::vector<Times> of_blocks(spent != nullptr ? static_cast<size_t>(blocks) : 0);
+  parallel_for(blocks, 1, [&](int64_t from, int64_t to) {
+    thread_local Scratch scratch;
+    for (int64_t block = from; block < to; ++block) {
+      Memory own = memory;
+      own.first = block * memory.tokens / blocks, own.tokens = (block + 1) * memory.tokens / blocks - own.first;
+      own.passing_tokens = filled_up(own.tokens);
+      const auto bytes = static_cast<size_t>(program.passing_bytes * own.passing_tokens);
+      own.passing = reinterpret_cast<char*>(scratch.floats(bytes / sizeof(float)));
+      Reader in(program, call, begin, end, own);
+      run_operations(in, spent != nullptr ? &of_blocks[static_cast<size_t>(block)] : nullptr);
+    }
+  });
+  if (spent == nullptr) return;
+  for (int64_t operation = 0; operation < kCount; ++operation) {
+    spent->calls[operation] += of_blocks[0].calls[operation];
+    for (const Times& each : of_blocks) {
+      spent->seconds[operation] += each.seconds[operation] / static_cast<double>(std::min(blocks, num_threads()));
+    }
+  }
+}
+
 }  // namespace
 
 extern "C" {
 
-// code: `length` numbers. places: of `num_own` slots; see Program.
+// code: `length` numbers. places: of `num_own` slots, as the bytes; see Program.
 void* gridwork_program_new(const int64_t* code, int64_t length, int64_t num_external, const int64_t* places,
-                           int64_t num_own, int64_t own_bytes) {
-  return new Program{{code, code + length}, num_external, {places, places + num_own}, own_bytes, {}};
+                           int64_t num_own, int64_t lasting_bytes, int64_t passing_bytes) {
+  return new Program{{code, code + length}, num_external, {places, places + num_own}, lasting_bytes, passing_bytes, {}};
 }
 
 void gridwork_program_delete(void* program) { delete static_cast<Program*>(program); }
 
 // One call at a time.
-void gridwork_program_run(void* program, const void* call_memory) {
+void gridwork_program_run(void* program_memory, const void* call_memory) {
   const Call& call = *static_cast<const Call*>(call_memory);
   if (call.tokens == 0) return;
-  Reader in(*static_cast<Program*>(program), call);
-  while (!in.done()) {
-    const int64_t operation = in.number();
-    const auto type = static_cast<Type>(in.number());
-    const auto start = times != nullptr ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-    switch (operation) {
-      case kLinear: run_linear(in, type, call.tokens); break;
-      case kQuantizedLinear: run_quantized_linear(in, type, call.tokens); break;
-      case kNorm: run_norm(in, type, call.tokens); break;
-      case kAddNorm: run_add_norm(in, type, call.tokens); break;
-      case kAdd: run_add(in, type, call.tokens); break;
-      case kGatedActivation: run_gated_activation(in, type, call.tokens); break;
-      case kGatedLinear: run_gated_linear(in, type, call.tokens); break;
-      case kEmbedding: run_embedding(in, type, call.tokens); break;
-      case kActivation: run_activation(in, type, call.tokens); break;
-      case kScale: run_scale(in, type, call.tokens); break;
-      default: run_attention(in, type, call.tokens); break;
+  Program& program = *static_cast<Program*>(program_memory);
+  const int64_t blocks = num_blocks(call.tokens), tokens = filled_up(call.tokens);
+  const int64_t lasting = program.lasting_bytes * tokens, passing = blocks > 1 ? 0 : program.passing_bytes * tokens;
+  char* const own = reinterpret_cast<char*>(program.own.floats(static_cast<size_t>(lasting + passing) / sizeof(float)));
+  const Memory memory{own, tokens, own + lasting, tokens, 0, call.tokens};
+  const int64_t* const end = program.code.data() + program.code.size();
+  for (const int64_t* at = program.code.data(); at != end;) {
+    const int64_t length = *at++;
+    const int64_t* const next = at + std::abs(length);
+    if (length > 0 && blocks > 1) {
+      run_stretch(program, call, at, next, memory, blocks, times);
+    } else {
+      Reader in(program, call, at, next, memory);
+      run_operations(in, times);
     }
-    if (times != nullptr) {
-      times->seconds[operation] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      ++times->calls[operation];
-    }
+    at = next;
   }
 }
 

@@ -2,7 +2,8 @@
 
 import ctypes
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class NativeProgram:
         self._external = [*segment.needs, *segment.outputs]
         self._slots: dict[Ref, int] = {ref: i for i, ref in enumerate(self._external)}
         self._operations = self._joined()
-        self._places, self._own_bytes = self._place()
+        self._sections = self._cut()
+        self._places, self._lasting_bytes, self._passing_bytes = self._place()
         self._shapes = [(plan.shapes[ref], plan.dtypes[ref]) for ref in segment.outputs]
         self._call = np.zeros(_HEADER + len(self._external), dtype=np.int64)
         self._address = self._call.ctypes.data
@@ -51,15 +53,27 @@ class NativeProgram:
     def bind(self, caches: Caches, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
         """Writes the program for these caches. See Program for the others."""
         writer = _Writer(self._plan, self._slots, caches, chunks, sharing, windowed)
-        for nodes in self._operations:
-            if len(nodes) == 2:
-                writer.gated_linear(*nodes)
-            else:
-                writer.node(*nodes)
-        code, places = np.array(writer.code, dtype=np.int64), np.array(self._places, dtype=np.int64)
+        numbers: list[int] = []
+        for section in self._sections:
+            for nodes in section:
+                if len(nodes) == 2:
+                    writer.gated_linear(*nodes)
+                else:
+                    writer.node(*nodes)
+            sign = -1 if _is_attention(section[0]) else 1
+            numbers += [sign * len(writer.code), *writer.code]
+            writer.code.clear()
+        code = np.array(numbers, dtype=np.int64)
+        places = np.array([place.begin if place.lasting else ~place.begin for place in self._places], dtype=np.int64)
         self._delete()
         self._program = _library().gridwork_program_new(
-            code.ctypes.data, len(code), len(self._external), places.ctypes.data, len(places), self._own_bytes
+            code.ctypes.data,
+            len(code),
+            len(self._external),
+            places.ctypes.data,
+            len(places),
+            self._lasting_bytes,
+            self._passing_bytes,
         )
 
     def __call__(
@@ -111,32 +125,44 @@ class NativeProgram:
         panels = width % packed.shape[2] == 0
         return only and panels and not float32_out and self._plan.rows[linear.out].features == features
 
-    def _place(self) -> tuple[list[int], int]:
-        """Bytes for each token before every tensor that only the segment uses; gives each a slot. Memory of one that is
-        not needed any more is used again, though not by the operation that reads it last."""
-        last_use: dict[Ref, int] = {}
-        for i, nodes in enumerate(self._operations):
-            for ref in (ref for node in nodes for ref in node.inputs()):
-                last_use[self._plan.base(ref)] = i
-        places: list[int] = []
-        taken: list[tuple[int, int, Ref]] = []  # begin, end
-        most = 0
-        for i, nodes in enumerate(self._operations):
-            for ref in (output for node in nodes for output in node.outputs if output is not None):
-                if ref in self._slots:
-                    continue
-                size = features_of(self._plan.shapes[ref]) * self._plan.dtypes[ref].itemsize
-                begin = 0
-                for start, end, _ in sorted(taken, key=lambda item: item[:2]):
-                    if start - begin >= size:
-                        break
-                    begin = max(begin, end)
-                taken.append((begin, begin + size, ref))
-                most = max(most, begin + size)
-                self._slots[ref] = len(self._external) + len(places)
-                places.append(begin)
-            taken = [item for item in taken if last_use.get(item[2], i) > i]
-        return places, most
+    def _cut(self) -> list[list[tuple[Node, ...]]]:
+        """The operations in sections: each attention, and what is between them."""
+        sections: list[list[tuple[Node, ...]]] = []
+        for nodes in self._operations:
+            if not sections or _is_attention(nodes) or _is_attention(sections[-1][0]):
+                sections.append([])
+            sections[-1].append(nodes)
+        return sections
+
+    def _place(self) -> tuple[list["_Place"], int, int]:
+        """Where every tensor lies that only the segment uses, and how many bytes those that last and the others take
+        for each token; gives each a slot.
+
+        Memory of one that is not needed any more is used again. Blocks of tokens are at different operations of a
+        section: what lasts is free when the section that reads it last has ended, other memory behind the operation
+        that does."""
+        last_section: dict[Ref, int] = {}
+        last_operation: dict[Ref, tuple[int, int]] = {}
+        for i, section in enumerate(self._sections):
+            for j, nodes in enumerate(section):
+                for ref in (self._plan.base(ref) for node in nodes for ref in node.inputs()):
+                    last_section[ref], last_operation[ref] = i, (i, j)
+        places: list[_Place] = []
+        lasting, passing = _Memory(), _Memory()
+        for i, section in enumerate(self._sections):
+            attention = _is_attention(section[0])
+            for j, nodes in enumerate(section):
+                for ref in (output for node in nodes for output in node.outputs if output is not None):
+                    if ref in self._slots:
+                        continue
+                    size = features_of(self._plan.shapes[ref]) * self._plan.dtypes[ref].itemsize
+                    lasts = attention or last_section.get(ref, i) > i
+                    begin = (lasting if lasts else passing).take(ref, size)
+                    self._slots[ref] = len(self._external) + len(places)
+                    places.append(_Place(begin, lasts))
+                passing.free(lambda ref, now=(i, j): last_operation.get(ref, now) <= now)  # type: ignore[misc]
+            lasting.free(lambda ref, now=i: last_section.get(ref, now) <= now)  # type: ignore[misc]
+        return places, lasting.size, passing.size
 
     def _delete(self) -> None:
         if self._program is not None:
@@ -145,6 +171,37 @@ class NativeProgram:
 
     def __del__(self) -> None:
         self._delete()
+
+
+class _Place(NamedTuple):
+    """Of a tensor in the program's own memory."""
+
+    begin: int
+    """Bytes before it for each token."""
+    lasting: bool
+    """Whether other sections than the one that makes it read it."""
+
+
+class _Memory:
+    """Bytes of a token, given to tensors and taken back."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._taken: list[tuple[int, int, Ref]] = []  # begin, end
+
+    def take(self, ref: Ref, size: int) -> int:
+        """The first free place for so many bytes."""
+        begin = 0
+        for start, end, _ in sorted(self._taken, key=lambda item: item[:2]):
+            if start - begin >= size:
+                break
+            begin = max(begin, end)
+        self._taken.append((begin, begin + size, ref))
+        self.size = max(self.size, begin + size)
+        return begin
+
+    def free(self, is_free: Callable[[Ref], bool]) -> None:
+        self._taken = [item for item in self._taken if not is_free(item[2])]
 
 
 class _Writer:
@@ -291,6 +348,10 @@ def _layout_numbers(layout: PagedLayout) -> tuple[int, ...]:
     )
 
 
+def _is_attention(nodes: tuple[Node, ...]) -> bool:
+    return isinstance(nodes[0].target, Attend)
+
+
 def _bits(value: float) -> int:
     number: int = struct.unpack("q", struct.pack("d", value))[0]
     return number
@@ -305,7 +366,7 @@ def _library() -> Any:
     if library.gridwork_program_new.restype is not ctypes.c_void_p:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         library.gridwork_program_new.restype = pointer
-        library.gridwork_program_new.argtypes = [pointer, number, number, pointer, number, number]
+        library.gridwork_program_new.argtypes = [pointer, number, number, pointer, *[number] * 3]
         library.gridwork_program_delete.argtypes = [pointer]
         library.gridwork_program_run.argtypes = [pointer, pointer]
         library.gridwork_program_measured.argtypes = [pointer, pointer]
