@@ -11,6 +11,7 @@ from loguru import logger
 from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
+from gridwork_server import first_pages
 from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
 from gridwork_server.decode_replay import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.errors import ModelError
@@ -167,6 +168,7 @@ class PagedPath:
                 self._dtype,
                 self._device,
             )
+        first_pages.populate((*self._keys.values(), *self._values.values()))
         if self._recorded is not None:
             self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks))
         if num_blocks:
