@@ -78,7 +78,7 @@ constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
 // 1 when a stretch is not cut.
 int64_t num_blocks(int64_t tokens) {
 #if defined(GRIDWORK_MATRIX_UNIT)
-  // It multiplies faster than the weights could be read once for every block.
+  // Not tried: it multiplies faster, and every block reads all weights.
   return 1;
 #else
   const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
