@@ -250,7 +250,7 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
                             int64_t kind, void* halves, void* out) {
   const int64_t width = weights.features / 2;
 #if defined(GRIDWORK_MATRIX_UNIT)
-  // Few rows wait for the weights, of which this would read every other line.
+  // Few rows wait for the weights, which are read on better one panel after the other.
   if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kUnitRows) {
     const int64_t padded = weights.groups * kDepth<bf16>;
     const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);
@@ -258,7 +258,7 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
       const GatedColumns<F> columns{static_cast<const bf16*>(weights.values), weights.bias, static_cast<bf16*>(out),
                                     padded, width, activation};
       const UnitProduct<GatedColumns<F>> unit(UnitRows(in, rows, padded), columns);
-      in_pieces(width / kUnitLanes, 2, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
+      in_pieces(width / kPanel, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     });
     return;
   }

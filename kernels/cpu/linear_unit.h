@@ -16,19 +16,26 @@ namespace gridwork {
 constexpr int64_t kPanel = 2 * kLanes;
 
 #if defined(GRIDWORK_MATRIX_UNIT)
-// What the matrix unit multiplies with at once: the two halves of a panel.
+// Sums of two tiles' rows and a panel.
+constexpr int64_t kUnitSums = 2 * kUnitRows * kPanel;
+
+GRIDWORK_INLINE void store_panel(float* to, Vec first, Vec second) { store(to, first), store(to + kLanes, second); }
+GRIDWORK_INLINE void store_panel(bf16* to, Vec first, Vec second) {
+  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+}
+
+// What a column of the product is: a panel as it is.
 template <typename Out>
 struct PanelColumns {
+  static constexpr int kPanels = 1;
   const bf16* packed;
   const float* bias;
   Out* out;      // [rows, N]
   int64_t K, N;  // K: a multiple of 2 * kUnitPairs
   static_assert(kPanel == 2 * kUnitLanes);
 
-  const bf16* weights(int64_t panel, int half, int64_t k) const {
-    return packed + (panel * K + k) * kPanel + half * 2 * kUnitLanes;
-  }
-  const bf16* next(int64_t panel, int64_t k) const { return weights(panel + 1, 0, k); }
+  // The panel's, of which there is one.
+  const bf16* weights(int64_t panel, int, int64_t k) const { return packed + (panel * K + k) * kPanel; }
 
   // Sums of so many rows, [rows, kPanel], to their place.
   void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
@@ -39,15 +46,21 @@ struct PanelColumns {
     }
     for (int64_t r = 0; r < rows; ++r) {
       Out* to = out + (row + r) * N + feature;
-      store_some(to, add(load(sums + r * kPanel), more[0]), left);
-      if (left > kLanes) store_some(to + kLanes, add(load(sums + r * kPanel + kLanes), more[1]), left - kLanes);
+      const Vec first = add(load(sums + r * kPanel), more[0]), second = add(load(sums + r * kPanel + kLanes), more[1]);
+      if (left >= kPanel) {
+        store_panel(to, first, second);
+      } else {
+        store_some(to, first, left);
+        if (left > kLanes) store_some(to + kLanes, second, left - kLanes);
+      }
     }
   }
 };
 
-// Half a panel of gates and the half panel that they are multiplied with.
+// A panel of gates and the panel that they are multiplied with.
 template <typename F>
 struct GatedColumns {
+  static constexpr int kPanels = 2;
   const bf16* packed;
   const float* bias;
   bf16* out;         // [rows, width]
@@ -55,19 +68,27 @@ struct GatedColumns {
   F activation;
 
   const bf16* weights(int64_t column, int up, int64_t k) const {
-    return packed + ((column / 2 + up * (width / kPanel)) * K + k) * kPanel + column % 2 * 2 * kUnitLanes;
+    return packed + ((column + up * (width / kPanel)) * K + k) * kPanel;
   }
-  // A whole panel: of gates while the first half of one is computed, else of the others.
-  const bf16* next(int64_t column, int64_t k) const { return weights(column / 2 * 2 + 2, column % 2, k); }
 
+  // sums: of the gates, and those of the others kUnitSums values later.
   void finish(int64_t row, int64_t rows, int64_t column, const float* sums) const {
-    const int64_t feature = column * kUnitLanes;
-    Vec more[2] = {zero(), zero()};
-    if (bias != nullptr) more[0] = load(bias + feature), more[1] = load(bias + width + feature);
+    const int64_t feature = column * kPanel;
+    Vec more[2][2];
+    for (int up = 0; up < 2; ++up) {
+      for (int half = 0; half < 2; ++half) {
+        more[up][half] = bias != nullptr ? load(bias + up * width + feature + half * kLanes) : zero();
+      }
+    }
     for (int64_t r = 0; r < rows; ++r) {
-      const Vec gate = rounded(add(load(sums + r * kPanel), more[0]), packed);
-      const Vec up = rounded(add(load(sums + r * kPanel + kLanes), more[1]), packed);
-      store(out + (row + r) * width + feature, gated<bf16>(gate, up, activation));
+      Vec result[2];
+      for (int half = 0; half < 2; ++half) {
+        const float* at = sums + r * kPanel + half * kLanes;
+        const Vec gate = rounded(add(load(at), more[0][half]), packed);
+        const Vec up = rounded(add(load(at + kUnitSums), more[1][half]), packed);
+        result[half] = gated<bf16>(gate, up, activation);
+      }
+      store_panel(out + (row + r) * width + feature, result[0], result[1]);
     }
   }
 };
@@ -126,37 +147,43 @@ class UnitRows {
 };
 
 // The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
-// column, 4 and 5 the rows of x, 6 and 7 the weights.
+// panel, 4 and 5 the rows of x, 6 and 7 the weights.
 template <typename Columns>
 class UnitProduct {
  public:
   UnitProduct(const UnitRows& x, const Columns& columns) : x_(x), columns_(columns) {
     for (int tile = 0; tile < 6; ++tile) shape_.set(tile, x.tile_rows(), 64);
     for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
+    const int64_t bytes = std::min(kUnitPiece, columns.K) * 64;  // of a pair of tiles, and of a panel
+    const int64_t most = std::max<int64_t>(1, kRowsBytes / bytes), blocks = (x.pairs() + most - 1) / most;
+    block_pairs_ = (x.pairs() + blocks - 1) / blocks;
+    columns_together_ = whole() ? std::max<int64_t>(1, kColumnsBytes / (bytes * Columns::kPanels)) : kColumns;
   }
 
   // All rows times columns [begin, end).
   void run(int64_t begin, int64_t end) const {
     thread_local Scratch scratch;
-    float* partial = scratch.floats(static_cast<size_t>(kMostColumns * kBlockPairs * kSums));
+    float* sums = scratch.floats(static_cast<size_t>((whole() ? 1 : kColumns * block_pairs_) * kColumnSums));
     use_unit(shape_);
-    for (int64_t column = begin; column < end; column += kMostColumns) {
-      some(column, std::min(end, column + kMostColumns), partial);
+    for (int64_t column = begin; column < end; column += columns_together_) {
+      some(column, std::min(end, column + columns_together_), sums);
     }
     release_unit();
   }
 
  private:
-  // Columns that are taken together, so that each is read once for many rows.
-  static constexpr int64_t kMostColumns = 8;
-  // Rows whose piece of x shall stay in a core's L2 cache, as pairs of tiles.
-  static constexpr int64_t kBlockPairs = 4;
+  // K is cut where a piece of a panel would be longer.
   static constexpr int64_t kUnitPiece = 2048;
+  // What is read again and again and shall stay in a core's L2 cache: bytes of a block of rows, and of the columns that are
+  // taken together, each read once for many rows.
+  static constexpr int64_t kRowsBytes = 1200 << 10, kColumnsBytes = 400 << 10;
+  // Columns together where K is cut.
+  static constexpr int64_t kColumns = 8;
   // Bytes of weights between those that are used and those that few rows ask for.
   static constexpr int64_t kAhead = 4096;
   static constexpr int64_t kStep = 2 * kUnitPairs;
-  static constexpr int64_t kSums = 2 * kUnitRows * kPanel;
   static constexpr int64_t kStepBytes = kStep * kPanel * static_cast<int64_t>(sizeof(bf16));
+  static constexpr int64_t kColumnSums = Columns::kPanels * kUnitSums;
 
   // Weights that will be needed later: so many lines of them with each step.
   struct Ahead {
@@ -164,59 +191,69 @@ class UnitProduct {
     int64_t lines;
   };
 
-  void some(int64_t begin, int64_t end, float* partial) const {
-    for (int64_t first = 0; first < x_.pairs(); first += kBlockPairs) {
-      const int64_t pairs = std::min(kBlockPairs, x_.pairs() - first);
+  bool whole() const { return columns_.K <= kUnitPiece; }
+
+  void some(int64_t begin, int64_t end, float* all_sums) const {
+    for (int64_t first = 0; first < x_.pairs(); first += block_pairs_) {
+      const int64_t pairs = std::min(block_pairs_, x_.pairs() - first);
       for (int64_t k = 0; k < columns_.K; k += kUnitPiece) {
         for (int64_t column = begin; column < end; ++column) {
           for (int64_t pair = 0; pair < pairs; ++pair) {
-            float* sums = partial + ((column - begin) * kBlockPairs + pair) * kSums;
-            const Ahead ahead = ahead_of(column, k, pair, pairs);
+            float* sums = whole() ? all_sums : all_sums + ((column - begin) * block_pairs_ + pair) * kColumnSums;
             const int64_t tile = (first + pair) * x_.in_pair();
-            if (x_.pairs() > 1) multiply<2, _MM_HINT_T1>(tile, column, k, sums, ahead);
-            else if (x_.in_pair() == 2) multiply<2, _MM_HINT_T0>(tile, column, k, sums, ahead);
-            else multiply<1, _MM_HINT_T0>(tile, column, k, sums, ahead);
+            for (int panel = 0; panel < Columns::kPanels; ++panel) {
+              const Ahead ahead = first == 0 ? ahead_of(begin, end, column, panel, k, pair) : Ahead{nullptr, 0};
+              const bf16* weights = columns_.weights(column, panel, k);
+              float* to = sums + panel * kUnitSums;
+              if (x_.pairs() > 1) multiply<2, _MM_HINT_T1>(tile, weights, k, to, ahead);
+              else if (x_.in_pair() == 2) multiply<2, _MM_HINT_T0>(tile, weights, k, to, ahead);
+              else multiply<1, _MM_HINT_T0>(tile, weights, k, to, ahead);
+            }
+            if (k + kUnitPiece < columns_.K) continue;
+            columns_.finish(x_.first_row(tile), x_.tile_rows(), column, sums);
+            if (x_.in_pair() == 2) columns_.finish(x_.first_row(tile + 1), x_.tile_rows(), column, sums + kUnitSums / 2);
           }
         }
       }
     }
   }
 
-  // Few rows wait for memory: they ask for what lies a little behind. Many ask, together, for the next panel, which is
-  // needed later.
-  Ahead ahead_of(int64_t column, int64_t k, int64_t pair, int64_t pairs) const {
+  // Few rows wait for memory: they ask for what lies a little behind. Many, those of the first block, ask together for the
+  // panel that is read next.
+  Ahead ahead_of(int64_t begin, int64_t end, int64_t column, int panel, int64_t k, int64_t pair) const {
     if (x_.pairs() == 1) {
-      return {reinterpret_cast<const char*>(columns_.weights(column, 0, k)) + kAhead, kStepBytes / 64};
+      return {reinterpret_cast<const char*>(columns_.weights(column, panel, k)) + kAhead, kStepBytes / 64};
     }
     const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
-    const int64_t lines = (kStepBytes / 64 + pairs - 1) / pairs;
-    return {reinterpret_cast<const char*>(columns_.next(column, k)) + pair * steps * lines * 64, lines};
+    const int64_t pairs = std::min(block_pairs_, x_.pairs()), lines = (kStepBytes / 64 + pairs - 1) / pairs;
+    const bool piece_ends = column + 1 == end && k + kUnitPiece < columns_.K;
+    const bf16* next = piece_ends ? columns_.weights(begin, panel, k + kUnitPiece)
+                                  : columns_.weights(column + 1, panel, column + 1 == end ? 0 : k);
+    return {reinterpret_cast<const char*>(next) + pair * steps * lines * 64, lines};
   }
 
-  // Tiles of rows, `tile` or it and the next one, times a piece of K of a column.
+  // Tiles of rows, `tile` or it and the next one, times a panel's weights from k to the end of their piece.
   template <int TILES, _mm_hint HINT>
-  void multiply(int64_t tile, int64_t column, int64_t k, float* sums, Ahead ahead) const {
+  void multiply(int64_t tile, const bf16* weights, int64_t k, float* sums, Ahead ahead) const {
     constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
-    const int64_t K = columns_.K;
     if (k == 0) {
       zero_tile<0>(), zero_tile<1>();
       if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
     } else {
       load_tile<0>(sums, kRowBytes), load_tile<1>(sums + kUnitLanes, kRowBytes);
       if constexpr (TILES == 2) {
-        load_tile<2>(sums + kSums / 2, kRowBytes), load_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+        load_tile<2>(sums + kUnitSums / 2, kRowBytes), load_tile<3>(sums + kUnitSums / 2 + kUnitLanes, kRowBytes);
       }
     }
-    const int64_t end = std::min(K, k + kUnitPiece), stride = x_.stride(), step = x_.step();
+    const int64_t end = std::min(columns_.K, k + kUnitPiece), stride = x_.stride(), step = x_.step();
     const bf16 *x = x_.at(tile, k), *second = x_.at(tile + TILES - 1, k);
-    const bf16 *a = columns_.weights(column, 0, k), *b = columns_.weights(column, 1, k);
     constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
-    for (int64_t at = k; at < end; at += kStep, a += kStep * kPanel, b += kStep * kPanel, x += step, second += step) {
+    for (int64_t at = k; at < end; at += kStep, weights += kStep * kPanel, x += step, second += step) {
       for (int64_t line = 0; line < ahead.lines; ++line, ahead.at += 64) _mm_prefetch(ahead.at, HINT);
       load_tile<4>(x, stride);
-      load_tile<6>(a, kPairBytes);
+      load_tile<6>(weights, kPairBytes);
       add_tile_products<0, 4, 6>();
-      load_tile<7>(b, kPairBytes);
+      load_tile<7>(weights + 2 * kUnitLanes, kPairBytes);
       add_tile_products<1, 4, 7>();
       if constexpr (TILES == 2) {
         load_tile<5>(second, stride);
@@ -226,16 +263,15 @@ class UnitProduct {
     }
     store_tile<0>(sums, kRowBytes), store_tile<1>(sums + kUnitLanes, kRowBytes);
     if constexpr (TILES == 2) {
-      store_tile<2>(sums + kSums / 2, kRowBytes), store_tile<3>(sums + kSums / 2 + kUnitLanes, kRowBytes);
+      store_tile<2>(sums + kUnitSums / 2, kRowBytes), store_tile<3>(sums + kUnitSums / 2 + kUnitLanes, kRowBytes);
     }
-    if (end < K) return;
-    columns_.finish(x_.first_row(tile), x_.tile_rows(), column, sums);
-    if constexpr (TILES == 2) columns_.finish(x_.first_row(tile + 1), x_.tile_rows(), column, sums + kSums / 2);
   }
 
   UnitRows x_;
   UnitShape shape_;
   Columns columns_;
+  int64_t block_pairs_;       // tiles of a block of rows, in pairs
+  int64_t columns_together_;  // by which a block is multiplied before the next one
 };
 
 // The product of one row or two by vectors, with the unit's order of sums and its rounding: the same results to the bit,

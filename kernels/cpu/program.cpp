@@ -72,19 +72,18 @@ constexpr int64_t kTokensTogether = 64;
 int64_t filled_up(int64_t tokens) { return (tokens + kTokensTogether - 1) / kTokensTogether * kTokensTogether; }
 
 // Tokens of a block of a stretch: as many rows as linear layers multiply with all their weights before the next ones, and
-// so many at least.
+// so many at least. A matrix unit has computed fewer rows before the weights are there, which every block reads.
+#if defined(GRIDWORK_MATRIX_UNIT)
+constexpr int64_t kMostInBlock = 320, kLeastInBlock = 192;
+#else
 constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
+#endif
 
 // 1 when a stretch is not cut.
 int64_t num_blocks(int64_t tokens) {
-#if defined(GRIDWORK_MATRIX_UNIT)
-  // Not tried: it multiplies faster, and every block reads all weights.
-  return 1;
-#else
   const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
   const int64_t blocks = (least + threads - 1) / threads * threads;
   return tokens / blocks >= kLeastInBlock ? blocks : 1;
-#endif
 }
 
 struct Program {
