@@ -127,9 +127,13 @@ impl Settings {
         args.add("--log-level", value_name(output.log_level));
         args.text_if("--revision", &model.revision);
         let mut env = server_environment(&self.cli);
-        if let (Device::Cpu, Some(threads)) = (self.placement.device, self.placement.cpu_threads) {
-            // Read by OpenMP when it is loaded, which is before the shard reads its own flags.
-            env.push(("OMP_NUM_THREADS".to_owned(), threads.to_string()));
+        if self.placement.device == Device::Cpu {
+            let given = std::env::var("GLIBC_TUNABLES").unwrap_or_default();
+            env.push(("GLIBC_TUNABLES".to_owned(), with_huge_pages(&given)));
+            if let Some(threads) = self.placement.cpu_threads {
+                // Read by OpenMP when it is loaded, which is before the shard reads its own flags.
+                env.push(("OMP_NUM_THREADS".to_owned(), threads.to_string()));
+            }
         }
         CommandSpec {
             tag: format!("shard-{rank}"),
@@ -236,6 +240,21 @@ fn server_environment(cli: &Cli) -> Vec<(String, String)> {
     env
 }
 
+/// What is `given`, and that memory be asked for in huge pages: of small ones, weights and the cache have more than a CPU
+/// remembers the places of, which is felt on virtual machines above all.
+fn with_huge_pages(given: &str) -> String {
+    const NAME: &str = "glibc.malloc.hugetlb";
+    let mut tunables: Vec<_> = given.split(':').filter(|one| !one.is_empty()).collect();
+    let ours = format!("{NAME}=1");
+    if !tunables
+        .iter()
+        .any(|one| one.split('=').next() == Some(NAME))
+    {
+        tunables.push(&ours);
+    }
+    tunables.join(":")
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -315,6 +334,29 @@ mod tests {
         ] {
             assert!(written.contains(expected), "{written}");
         }
+    }
+
+    #[test]
+    fn huge_pages_are_asked_for_unless_something_else_is_said_of_them() {
+        assert_eq!(with_huge_pages(""), "glibc.malloc.hugetlb=1");
+        assert_eq!(
+            with_huge_pages("glibc.malloc.arena_max=1"),
+            "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"
+        );
+        assert_eq!(
+            with_huge_pages("glibc.malloc.hugetlb=0"),
+            "glibc.malloc.hugetlb=0"
+        );
+        let mut settings = settings(&[]);
+        let sockets = Sockets::prepare(None, 1).unwrap();
+        let asks = |settings: &Settings| {
+            let env = settings.shard_command(0, &sockets, 1).env;
+            env.iter()
+                .any(|(name, value)| name == "GLIBC_TUNABLES" && value.contains("hugetlb"))
+        };
+        assert!(asks(&settings));
+        settings.placement.device = Device::Cuda;
+        assert!(!asks(&settings));
     }
 
     #[test]
