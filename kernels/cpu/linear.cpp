@@ -250,7 +250,7 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
                             int64_t kind, void* halves, void* out) {
   const int64_t width = weights.features / 2;
 #if defined(GRIDWORK_MATRIX_UNIT)
-  // Few rows wait for the weights, which are read on better one panel after the other.
+  // Few rows wait for the weights, which the other form reads from one end to the other; not measured with these columns.
   if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kUnitRows) {
     const int64_t padded = weights.groups * kDepth<bf16>;
     const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);
