@@ -1,6 +1,7 @@
 """`/metrics` counts what happens and shows nothing in use when idle; spans reach a collector, or nobody notices."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from support.client import events_of
 from support.collector import Collector
 from support.models import KILL, NAN
-from support.server import Server, free_port, wait_for
+from support.server import Server, wait_for
 
 #: What dashboards are built on; a name that changes breaks them.
 NAMES = (
@@ -160,11 +161,18 @@ def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
         assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans}
 
 
-def test_a_collector_that_is_down_costs_a_warning_and_nothing_else(trap: Path) -> None:
-    endpoint = f"http://127.0.0.1:{free_port()}"
-    flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", endpoint, "--json-output")
-    with Server("--model-id", trap, *flags) as server:
-        for _ in range(3):
-            assert server.client.generate("The boats", max_new_tokens=4).token_ids
+@pytest.mark.parametrize("collector", ["down", "silent"])
+def test_a_collector_that_takes_nothing_costs_warnings_and_nothing_else(trap: Path, collector: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if collector == "down":
+            listener.close()
+        endpoint = f"http://127.0.0.1:{port}"
+        flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", endpoint, "--json-output")
+        with Server("--model-id", trap, *flags) as server:
+            for _ in range(3):
+                assert server.client.generate("The boats", max_new_tokens=4).token_ids
     entries = [json.loads(line) for line in server.lines if line.startswith("{")]
     assert not [entry for entry in entries if entry["level"].upper() == "ERROR"], server.log_tail()
+    warnings = [entry["message"] for entry in entries if entry["level"].upper() == "WARN"]
+    assert any("the collector" in warning for warning in warnings), server.log_tail()

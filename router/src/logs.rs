@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::cli::LogLevel;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{FLUSH_TIMEOUT_EVENT, Telemetry};
 
 /// Crates whose own lines say little about Gridwork: only their warnings are shown.
 const NOISY: [&str; 7] = [
@@ -44,7 +44,9 @@ pub fn filter(level: LogLevel) -> EnvFilter {
 /// Sends what this process logs to stderr, and its spans to `telemetry`. To be called once.
 pub fn install(level: LogLevel, telemetry: Option<&Telemetry>) {
     // No span is of use to the lines, so that spans cost nothing unless they are traced.
-    let filter = filter(level).and(filter_fn(|metadata| metadata.is_event()));
+    let filter = filter(level).and(filter_fn(|metadata| {
+        metadata.is_event() && metadata.name() != FLUSH_TIMEOUT_EVENT
+    }));
     let lines = tracing_subscriber::fmt::layer()
         .event_format(JsonLines)
         .with_writer(std::io::stderr);

@@ -27,6 +27,9 @@ use tracing_subscriber::registry::LookupSpan;
 /// How long the last spans may take to leave when the router ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What the SDK calls its own error when [`FLUSH_TIMEOUT`] is over: not for users, whom [`Telemetry::shutdown`] tells.
+pub const FLUSH_TIMEOUT_EVENT: &str = "BatchSpanProcessor.Shutdown.Timeout";
+
 /// How long one batch may take to be sent.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -93,13 +96,16 @@ impl Telemetry {
             .with_filter(own)
     }
 
-    /// Sends what is queued, for at most a second.
+    /// Sends what is queued, for at most a second, and warns of what was not sent by then, which is lost.
     pub async fn shutdown(self) {
-        // Blocks, and the runtime must go on meanwhile, since it drives the connection. What is not sent by then is
-        // lost, which the exporter has warned of.
+        // Blocks, and the runtime must go on meanwhile, since it drives the connection.
         let flushed =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, flushed).await;
+        if !matches!(flushed.await, Ok(Ok(()))) {
+            tracing::warn!(
+                "the collector did not take the last traces within {FLUSH_TIMEOUT:?}: they are lost"
+            );
+        }
     }
 }
 
