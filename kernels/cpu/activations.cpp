@@ -58,7 +58,7 @@ void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int
                                 void* out) {
   by_type(type, [&]<typename T>(T*) {
     const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
-    by_activation(kind, [&](const auto& function) {
+    by_activation<T>(kind, [&](const auto& function) {
       over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
         const Vec a = load_some(gates + r * gate.stride + i, left), b = load_some(ups + r * up.stride + i, left);
         return gated<T>(a, b, function);

@@ -8,17 +8,27 @@
 
 namespace gridwork {
 
+// exp(-x), for what will be rounded to T: next to bfloat16 a few rounding errors of float32 are nothing. Then it is
+// within 2^-126 and 2^126.
+template <typename T>
+GRIDWORK_INLINE Vec exp_of_negative(Vec x) {
+  if constexpr (std::is_same_v<T, bf16>) return exp2_closely(min(set1(126.0f), mul(set1(-1.44269504f), x)));
+  else return exp(sub(zero(), x));
+}
+
 // x / (1 + exp(-x)) (Elfwing, Uchibe and Doya 2017, "Sigmoid-weighted linear units").
+template <typename T>
 struct Silu {
-  GRIDWORK_INLINE Vec operator()(Vec x) const { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+  GRIDWORK_INLINE Vec operator()(Vec x) const { return div(x, add(set1(1.0f), exp_of_negative<T>(x))); }
 };
 
 // The tanh form of GELU (Hendrycks and Gimpel 2016), by 1 + tanh(y) = 2 / (1 + exp(-2y)).
+template <typename T>
 struct GeluTanh {
   GRIDWORK_INLINE Vec operator()(Vec x) const {
     const Vec cubed = mul(mul(x, x), x);
-    const Vec y = mul(set1(0.7978845608f), fma(set1(0.044715f), cubed, x));
-    return div(x, add(set1(1.0f), exp(mul(set1(-2.0f), y))));
+    const Vec twice = mul(set1(2 * 0.7978845608f), fma(set1(0.044715f), cubed, x));
+    return div(x, add(set1(1.0f), exp_of_negative<T>(twice)));
   }
 };
 
@@ -41,7 +51,7 @@ struct Relu {
 template <typename T>
 struct GeluTanhInSteps {
   GRIDWORK_INLINE Vec operator()(Vec x) const {
-    if constexpr (std::is_same_v<T, float>) return GeluTanh()(x);
+    if constexpr (std::is_same_v<T, float>) return GeluTanh<float>()(x);
     const T* type = nullptr;
     const Vec cubed = rounded(mul(rounded(mul(x, x), type), x), type);
     const Vec inner = rounded(add(x, rounded(mul(set1(0.044715f), cubed), type)), type);
@@ -53,11 +63,11 @@ struct GeluTanhInSteps {
   }
 };
 
-// Calls body with the function: 0 SiLU, 1 GELU by tanh, 2 GELU.
-template <typename F>
+// Calls body with the function of values of type T: 0 SiLU, 1 GELU by tanh, 2 GELU.
+template <typename T, typename F>
 void by_activation(int64_t kind, const F& body) {
-  if (kind == 0) body(Silu());
-  else if (kind == 1) body(GeluTanh());
+  if (kind == 0) body(Silu<T>());
+  else if (kind == 1) body(GeluTanh<T>());
   else body(Gelu());
 }
 
@@ -66,7 +76,7 @@ template <typename T, typename F>
 void by_any_activation(int64_t kind, const F& body) {
   if (kind == 3) body(Relu());
   else if (kind == 4) body(GeluTanhInSteps<T>());
-  else by_activation(kind, body);
+  else by_activation<T>(kind, body);
 }
 
 // activation(gate) * up of values of type T, rounded where the plain form in PyTorch rounds but for the result.

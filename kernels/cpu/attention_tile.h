@@ -385,14 +385,12 @@ class TileAttention {
 
   // [rows, query_width()], rotated.
   void load_queries(Multiplied<T>* query) const {
-    thread_local Scratch scratch;
     const int64_t width = p_.query_width();
-    float* wide = scratch.floats(static_cast<size_t>(width + kLanes));
     each_row([&](int64_t r, int64_t token, int64_t query_head) {
       const T* from = p_.query + token * p_.query_token_stride + query_head * p_.query_head_stride;
-      p_.rotary.apply(from, token, p_.key_size, wide);
-      std::fill(wide + p_.key_size, wide + width, 0.0f);
-      for (int64_t d = 0; d < width; d += kLanes) store_some(query + r * width + d, load(wide + d), width - d);
+      Multiplied<T>* to = query + r * width;
+      p_.rotary.apply(from, token, p_.key_size, to);
+      std::fill(to + p_.key_size, to + width, Multiplied<T>{});
     });
   }
 

@@ -60,6 +60,43 @@ struct Together {
   X values[DEPTH];
 };
 
+// to[k * kRows + r] = from[r * stride + k] for sixteen k of values of 32 bits, four rows at a time. Returns how many rows are done.
+inline int64_t interleave_strip(const float* from, int64_t stride, int64_t rows, float* to) {
+  int64_t row = 0;
+#if defined(__AVX512F__)
+  static_assert(kRows % 4 == 0);
+  for (; row < rows; row += 4) {
+    // The last one in place of those that there are not.
+    const auto load_row = [&](int64_t r) { return _mm512_loadu_ps(from + std::min(row + r, rows - 1) * stride); };
+    const __m512 a = load_row(0), b = load_row(1), c = load_row(2), d = load_row(3);
+    const auto pairs = [](__m512 v) { return _mm512_castps_pd(v); };
+    const __m512d ab = pairs(_mm512_unpacklo_ps(a, b)), cd = pairs(_mm512_unpacklo_ps(c, d));
+    const __m512d ab_high = pairs(_mm512_unpackhi_ps(a, b)), cd_high = pairs(_mm512_unpackhi_ps(c, d));
+    // Each quarter of the i-th has the four rows of k = 4 * quarter + i.
+    const __m512d four[] = {_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd), _mm512_unpacklo_pd(ab_high, cd_high),
+                            _mm512_unpackhi_pd(ab_high, cd_high)};
+    each<4>([&](auto i) GRIDWORK_INLINE_LAMBDA {
+      each<4>([&](auto quarter) GRIDWORK_INLINE_LAMBDA {
+        const __m512 rows_of_k = _mm512_castpd_ps(four[i]);
+        _mm_storeu_ps(to + (4 * quarter + i) * kRows + row, _mm512_extractf32x4_ps(rows_of_k, quarter));
+      });
+    });
+  }
+#else
+  for (; row + 4 <= rows; row += 4) {
+    for (int64_t k = 0; k < 16; k += 4) {
+      const auto load_four = [&](int64_t r) { return _mm_loadu_ps(from + (row + r) * stride + k); };
+      __m128 a = load_four(0), b = load_four(1), c = load_four(2), d = load_four(3);
+      _MM_TRANSPOSE4_PS(a, b, c, d);
+      float* four = to + k * kRows + row;
+      _mm_storeu_ps(four, a), _mm_storeu_ps(four + kRows, b);
+      _mm_storeu_ps(four + 2 * kRows, c), _mm_storeu_ps(four + 3 * kRows, d);
+    }
+  }
+#endif
+  return row;
+}
+
 // to[k * kRows + r] = from[r * stride + k] for `rows` rows, at most kRows, and `count` k. What is beyond `rows` is
 // undefined.
 template <typename T>
@@ -70,18 +107,8 @@ void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* t
     const int64_t last = std::min(count, first + kStrip);
     int64_t row = 0;
     if constexpr (sizeof(T) == sizeof(float)) {
-      for (; row + 4 <= rows && last - first == kStrip; row += 4) {
-        for (int64_t k = first; k < last; k += 4) {
-          const auto load_four = [&](int64_t r) {
-            return _mm_loadu_ps(reinterpret_cast<const float*>(from + (row + r) * stride + k));
-          };
-          __m128 a = load_four(0), b = load_four(1), c = load_four(2), d = load_four(3);
-          _MM_TRANSPOSE4_PS(a, b, c, d);
-          float* four = reinterpret_cast<float*>(to + k * kRows + row);
-          _mm_storeu_ps(four, a), _mm_storeu_ps(four + kRows, b);
-          _mm_storeu_ps(four + 2 * kRows, c), _mm_storeu_ps(four + 3 * kRows, d);
-        }
-      }
+      if (last - first == kStrip) row = interleave_strip(reinterpret_cast<const float*>(from + first), stride, rows,
+                                                         reinterpret_cast<float*>(to + first * kRows));
     }
     for (; row < rows; ++row) {
       for (int64_t k = first; k < last; ++k) to[k * kRows + row] = from[row * stride + k];
@@ -254,7 +281,7 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
   if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kUnitRows) {
     const int64_t padded = weights.groups * kDepth<bf16>;
     const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);
-    by_activation(kind, [&]<typename F>(const F& activation) {
+    by_activation<bf16>(kind, [&]<typename F>(const F& activation) {
       const GatedColumns<F> columns{static_cast<const bf16*>(weights.values), weights.bias, static_cast<bf16*>(out),
                                     padded, width, activation};
       const UnitProduct<GatedColumns<F>> unit(UnitRows(in, rows, padded), columns);

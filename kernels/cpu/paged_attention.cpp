@@ -233,34 +233,44 @@ void attend(const Problem<T>& p) {
 // New keys (rotated) and values to their slots.
 template <typename T>
 void write(const Problem<T>& p, const Attention& a) {
-  const T* keys = static_cast<const T*>(a.key);
-  const T* values = static_cast<const T*>(a.value);
+  constexpr int64_t kTogether = kDepth<T>;
+  const int64_t width = p.query_width();
+  // `count` consecutive slots' head, of which the first one's token is given. plain: memory of as many keys.
+  const auto write_head = [&]<int64_t COUNT>(std::integral_constant<int64_t, COUNT>, int64_t token, int64_t head,
+                                             T* plain) {
+    const int64_t block = a.slots[token] / p.block_size, offset = a.slots[token] % p.block_size;
+    const T* key = static_cast<const T*>(a.key) + token * a.key_token_stride + head * a.key_head_stride;
+    for (int64_t i = 0; i < COUNT; ++i) {
+      p.rotary.apply(key + i * a.key_token_stride, token + i, p.key_size, plain + i * width);
+      std::fill(plain + i * width + p.key_size, plain + (i + 1) * width, T{});
+    }
+    T* key_to = p.keys + block * p.keys_block_stride + head * p.keys_head_stride + offset * kTogether;
+    for (int64_t d = 0; d < width; d += kTogether) {
+      T row[COUNT * kTogether];
+      for (int64_t i = 0; i < COUNT; ++i) std::memcpy(row + i * kTogether, plain + i * width + d, kTogether * sizeof(T));
+      std::memcpy(key_to + d * p.block_size, row, sizeof row);
+    }
+    const T* value = static_cast<const T*>(a.value) + token * a.value_token_stride + head * a.value_head_stride;
+    T* value_to = p.values + block * p.values_block_stride + head * p.values_head_stride;
+    value_to += offset / kTogether * kTogether * p.value_size + offset % kTogether;
+    for (int64_t d = 0; d < p.value_size; ++d) {
+      for (int64_t i = 0; i < COUNT; ++i) value_to[d * kTogether + i] = value[i * a.value_token_stride + d];
+    }
+  };
   const auto write_tokens = [&](int64_t first, int64_t last) {
-    constexpr int64_t kTogether = kDepth<T>;
     thread_local Scratch scratch;
-    const int64_t width = p.query_width();
-    float* rotated = scratch.floats(static_cast<size_t>(2 * (width + kLanes)));
-    T* plain = reinterpret_cast<T*>(rotated + width + kLanes);
-    for (int64_t token = first; token < last; ++token) {
-      const int64_t block = a.slots[token] / p.block_size, offset = a.slots[token] % p.block_size;
-      for (int64_t head = 0; head < p.kv_heads; ++head) {
-        const T* key = keys + token * a.key_token_stride + head * a.key_head_stride;
-        if (p.rotary.size == 0) {
-          std::copy_n(key, p.key_size, plain);
-        } else {
-          p.rotary.apply(key, token, p.key_size, rotated);
-          for (int64_t d = 0; d < p.key_size; d += kLanes) store_some(plain + d, load(rotated + d), p.key_size - d);
-        }
-        std::fill(plain + p.key_size, plain + width, T{});
-        T* key_to = p.keys + block * p.keys_block_stride + head * p.keys_head_stride + offset * kTogether;
-        for (int64_t d = 0; d < width; d += kTogether) {
-          std::memcpy(key_to + d * p.block_size, plain + d, kTogether * sizeof(T));
-        }
-        const T* v = values + token * a.value_token_stride + head * a.value_head_stride;
-        T* value_to = p.values + block * p.values_block_stride + head * p.values_head_stride;
-        value_to += offset / kTogether * kTogether * p.value_size + offset % kTogether;
-        for (int64_t d = 0; d < p.value_size; ++d) value_to[d * kTogether] = v[d];
-      }
+    T* plain = reinterpret_cast<T*>(scratch.floats(static_cast<size_t>(kTogether * width)));
+    for (int64_t token = first; token < last;) {
+      const int64_t slot = a.slots[token], end = token + kTogether;
+      // Tokens whose values lie together.
+      const bool whole = end <= last && slot % p.block_size % kTogether == 0 &&
+                         slot % p.block_size + kTogether <= p.block_size && a.slots[end - 1] == slot + kTogether - 1;
+      const auto write_heads = [&](auto count) {
+        for (int64_t head = 0; head < p.kv_heads; ++head) write_head(count, token, head, plain);
+        token += count;
+      };
+      if (whole) write_heads(std::integral_constant<int64_t, kTogether>{});
+      else write_heads(std::integral_constant<int64_t, 1>{});
     }
   };
   // Tokens of one block lie in the same cache lines: threads shall rarely share one.

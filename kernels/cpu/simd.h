@@ -279,17 +279,25 @@ GRIDWORK_INLINE Vec exp(Vec x) {
   return scale_by_power(y, n);
 }
 
-// 2^x to 3e-6: a polynomial on [0, 1) (fitted for the least relative error, 1 at 0) times a power of two. 2^-126 below
-// that; x is not above 127; NaN stays NaN.
-GRIDWORK_INLINE Vec exp2_roughly(Vec x) {
+// 2^x: a polynomial on [0, 1), fitted for the least relative error and 1 at 0, times a power of two.
+// 2^-126 below that; x is not above 127; NaN stays NaN.
+//   highest: the polynomial's coefficients, but for that 1.
+template <int DEGREE>
+GRIDWORK_INLINE Vec exp2_by(Vec x, const float (&highest)[DEGREE]) {
   x = max(set1(-126.0f), x);
   const Vec r = fraction(x);
-  Vec y = set1(1.34266892e-2f);
-  y = fma(y, r, set1(5.22424662e-2f));
-  y = fma(y, r, set1(2.41280209e-1f));
-  y = fma(y, r, set1(6.93044844e-1f));
+  Vec y = set1(highest[0]);
+  each<DEGREE - 1>([&](auto i) GRIDWORK_INLINE_LAMBDA { y = fma(y, r, set1(highest[i + 1])); });
   y = fma(y, r, set1(1.0f));
   return scale_by_floor(y, x);
+}
+// To 3e-6.
+GRIDWORK_INLINE Vec exp2_roughly(Vec x) {
+  return exp2_by<4>(x, {1.34266892e-2f, 5.22424662e-2f, 2.41280209e-1f, 6.93044844e-1f});
+}
+// To 2e-7.
+GRIDWORK_INLINE Vec exp2_closely(Vec x) {
+  return exp2_by<5>(x, {1.86713019e-3f, 9.01703006e-3f, 5.57999133e-2f, 2.40164450e-1f, 6.93151312e-1f});
 }
 
 }  // namespace gridwork
