@@ -177,8 +177,8 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
     const int64_t index = first[at] * together + head * tiles[at].num_segments() + s;
     return Partial(partials + index * size, tiles[at].count * p.group());
   };
-  // Consecutive segments are a thread's, who can ask for the next one.
-  const int64_t chunk = std::clamp<int64_t>(first_task.back() / (num_threads() * 4), 1, 16);
+  // Consecutive segments are a thread's, who can ask for all of them but the first before it needs them.
+  const int64_t chunk = std::max<int64_t>(1, first_task.back() / (num_threads() * 2));
   parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
     AttentionUnit<T> unit;
     // What the thread has the queries of: consecutive segments mostly have the same.
