@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -61,7 +62,16 @@ impl Scene {
     pub fn launch_at(&self, port: u16, args: &[&str]) -> Launcher {
         let this = std::env::current_exe().unwrap();
         let stand_in = format!("{} fake_process --exact --nocapture --", this.display());
-        let mut process = Command::new(env!("CARGO_BIN_EXE_gridwork"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gridwork"));
+        // Under `nohup` the tests have SIGHUP ignored, and so would the launcher have.
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_DFL);
+                Ok(())
+            });
+        }
+        let mut process = command
             .args(["--hostname", "127.0.0.1", "--device", "cpu", "--port"])
             .arg(port.to_string())
             .args(args)
