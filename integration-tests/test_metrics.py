@@ -175,4 +175,6 @@ def test_a_collector_that_takes_nothing_costs_warnings_and_nothing_else(trap: Pa
     entries = [json.loads(line) for line in server.lines if line.startswith("{")]
     assert not [entry for entry in entries if entry["level"].upper() == "ERROR"], server.log_tail()
     warnings = [entry["message"] for entry in entries if entry["level"].upper() == "WARN"]
-    assert any("the collector" in warning for warning in warnings), server.log_tail()
+    # At the end, a silent one is waited for in vain; one that is down has mostly been given up by then.
+    expected = "the last traces" if collector == "silent" else "the collector"
+    assert any(expected in warning for warning in warnings), server.log_tail()

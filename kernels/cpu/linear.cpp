@@ -107,8 +107,10 @@ void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* t
     const int64_t last = std::min(count, first + kStrip);
     int64_t row = 0;
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (last - first == kStrip) row = interleave_strip(reinterpret_cast<const float*>(from + first), stride, rows,
-                                                         reinterpret_cast<float*>(to + first * kRows));
+      if (last - first == kStrip) {
+        row = interleave_strip(reinterpret_cast<const float*>(from + first), stride, rows,
+                               reinterpret_cast<float*>(to + first * kRows));
+      }
     }
     for (; row < rows; ++row) {
       for (int64_t k = first; k < last; ++k) to[k * kRows + row] = from[row * stride + k];

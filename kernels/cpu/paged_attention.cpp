@@ -235,7 +235,7 @@ template <typename T>
 void write(const Problem<T>& p, const Attention& a) {
   constexpr int64_t kTogether = kDepth<T>;
   const int64_t width = p.query_width();
-  // `count` consecutive slots' head, of which the first one's token is given. plain: memory of as many keys.
+  // One head of COUNT tokens, whose slots are consecutive, from `token` on. plain: memory of as many keys.
   const auto write_head = [&]<int64_t COUNT>(std::integral_constant<int64_t, COUNT>, int64_t token, int64_t head,
                                              T* plain) {
     const int64_t block = a.slots[token] / p.block_size, offset = a.slots[token] % p.block_size;
