@@ -175,26 +175,57 @@ fn a_cached_prompt_goes_first_but_overtakes_a_few_times_only() {
     let (_, _warm) = bench.submit(request(shared.clone(), 1, Priority::Normal));
     bench.run_to_end();
     let (other, _other_events) = bench.submit(request(vec![1; 20], 1, Priority::Normal));
-    let mut ahead = Vec::new();
     let mut events = Vec::new();
     for i in 0..20 {
         let prompt = [shared.clone(), vec![i; 5]].concat();
         events.push(bench.submit(request(prompt, 1, Priority::Normal)));
     }
+    let ahead = admitted(&mut bench);
+    let position = ahead.iter().position(|prompt| prompt[0] == 1);
+    assert_eq!(
+        position,
+        Some(crate::queue::MAX_OVERTAKEN as usize),
+        "{other} {ahead:?}"
+    );
+}
+
+/// Runs to the end; the prompts in the order in which they were admitted.
+fn admitted(bench: &mut Bench) -> Vec<Vec<u32>> {
+    let mut prompts = Vec::new();
     while bench.scheduler.num_sequences() > 0 {
         bench.schedule();
         for step in &bench.steps {
-            ahead.extend(step.admitted.iter().map(|new| new.token_ids[0]));
+            prompts.extend(step.admitted.iter().map(|new| new.token_ids.clone()));
         }
         bench.compute();
         bench.apply();
     }
-    let position = ahead.iter().position(|first| *first == 1).expect("it ran");
-    assert_eq!(
-        position,
-        crate::queue::MAX_OVERTAKEN as usize,
-        "{other} {ahead:?}"
-    );
+    prompts
+}
+
+#[test]
+fn the_shorter_of_two_prompts_goes_first() {
+    let mut bench = Bench::new(256, 512, 1);
+    let lengths = [60, 20, 40, 20, 30];
+    let events: Vec<_> = (1..)
+        .zip(lengths)
+        .map(|(i, length)| bench.submit(request(vec![i; length], 1, Priority::Normal)))
+        .collect();
+    let order: Vec<u32> = admitted(&mut bench)
+        .iter()
+        .map(|prompt| prompt[0])
+        .collect();
+    assert_eq!(order, [2, 4, 5, 3, 1], "{}", events.len());
+}
+
+#[test]
+fn a_long_prompt_is_overtaken_by_a_few_short_ones_only() {
+    let mut bench = Bench::new(256, 512, 1);
+    let mut events = vec![bench.submit(request(vec![1; 60], 1, Priority::Normal))];
+    events.extend((2..22).map(|i| bench.submit(request(vec![i; 20], 1, Priority::Normal))));
+    let ahead = admitted(&mut bench);
+    let position = ahead.iter().position(|prompt| prompt[0] == 1);
+    assert_eq!(position, Some(crate::queue::MAX_OVERTAKEN as usize));
 }
 
 #[derive(Debug, Clone)]

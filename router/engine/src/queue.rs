@@ -1,9 +1,11 @@
 //! Sequences that wait to be computed, and which of them is next.
 //!
 //! By priority, then by arrival; but of the first few of one priority, the one whose prompt is in the cache for the
-//! longest part goes first: its blocks might be gone by the time that it is its turn. Each may be overtaken a few times
-//! only, and one that was preempted never. Nothing here takes longer for a longer queue, but for a logarithm.
+//! longest part goes first: its blocks might be gone by the time that it is its turn. Of several, the shortest: the others
+//! wait for it the least, and it would wait for them the longest. Each may be overtaken a few times only, and one that was
+//! preempted never. Nothing here takes longer for a longer queue, but for a logarithm.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -65,7 +67,7 @@ impl WaitingQueue {
         num_cached: impl Fn(&mut Sequence) -> usize,
     ) -> Option<SequenceKey> {
         let &(priority, first) = self.order.first()?;
-        let mut best: Option<(SequenceKey, usize)> = None;
+        let mut best: Option<(SequenceKey, (usize, Reverse<usize>))> = None;
         for &(class, key) in self.order.iter().take(WINDOW) {
             let Some(sequence) = sequences.get_mut(&key) else {
                 continue;
@@ -73,9 +75,9 @@ impl WaitingQueue {
             if class != priority {
                 break;
             }
-            let cached = num_cached(sequence);
-            if sequence.num_pending == 0 && best.is_none_or(|(_, most)| cached > most) {
-                best = Some((key, cached));
+            let rank = (num_cached(sequence), Reverse(sequence.tokens.len()));
+            if sequence.num_pending == 0 && best.is_none_or(|(_, highest)| rank > highest) {
+                best = Some((key, rank));
             }
             if sequence.has_started() || sequence.num_overtaken >= MAX_OVERTAKEN {
                 break;

@@ -43,13 +43,9 @@ impl Scheduler {
     fn next_to_admit(&mut self, promised: usize) -> Option<SequenceKey> {
         let (pool, block_size) = (&self.pool, self.config.block_size_tokens);
         let first = self.waiting.first()?;
-        let best = if pool.shares() {
-            self.waiting.next(&mut self.sequences, |sequence| {
-                sequence.estimate_cached(pool, block_size).0
-            })?
-        } else {
-            first
-        };
+        let best = self.waiting.next(&mut self.sequences, |sequence| {
+            sequence.estimate_cached(pool, block_size).0
+        })?;
         [best, first]
             .into_iter()
             .find(|key| self.fits(*key, promised))
