@@ -79,12 +79,27 @@ constexpr int64_t kMostInBlock = 320, kLeastInBlock = 192;
 constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
 #endif
 
-// 1 when a stretch is not cut.
-int64_t num_blocks(int64_t tokens) {
-  const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
-  const int64_t blocks = (least + threads - 1) / threads * threads;
-  return tokens / blocks >= kLeastInBlock ? blocks : 1;
-}
+// A call's tokens in blocks, each for one thread. Of the last ones there are twice as many, half as long: cores are not
+// equally fast at all times, and the slower one has less to finish then while the others wait.
+class Cut {
+ public:
+  explicit Cut(int64_t tokens) : tokens_(tokens) {
+    const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
+    const int64_t equal = (least + threads - 1) / threads * threads;
+    if (tokens / equal < kLeastInBlock) return;
+    whole_ = equal, halves_ = 2 * equal;
+    if (tokens / halves_ >= kLeastInBlock) whole_ -= threads;
+  }
+
+  // 1: all tokens are left together.
+  int64_t blocks() const { return halves_ - whole_; }
+
+  // The first token of a block, or, of the one behind the last, how many there are.
+  int64_t first(int64_t block) const { return (block + std::min(block, whole_)) * tokens_ / halves_; }
+
+ private:
+  int64_t tokens_, whole_ = 1, halves_ = 2;
+};
 
 struct Program {
   std::vector<int64_t> code;
@@ -328,16 +343,16 @@ void run_operations(Reader& in, Times* spent) {
   }
 }
 
-// The operations in [begin, end), which compute each token by itself, in so many blocks.
+// The operations in [begin, end), which compute each token by itself, block by block.
 //   spent: as for run_operations; what the blocks take at the same time is divided by their threads.
 void run_stretch(const Program& program, const Call& call, const int64_t* begin, const int64_t* end,
-                 const Memory& memory, int64_t blocks, Times* spent) {
-  std::vector<Times> of_blocks(spent != nullptr ? static_cast<size_t>(blocks) : 0);
-  parallel_for(blocks, 1, [&](int64_t from, int64_t to) {
+                 const Memory& memory, const Cut& cut, Times* spent) {
+  std::vector<Times> of_blocks(spent != nullptr ? static_cast<size_t>(cut.blocks()) : 0);
+  parallel_for(cut.blocks(), 1, [&](int64_t from, int64_t to) {
     thread_local Scratch scratch;
     for (int64_t block = from; block < to; ++block) {
       Memory own = memory;
-      own.first = block * memory.tokens / blocks, own.tokens = (block + 1) * memory.tokens / blocks - own.first;
+      own.first = cut.first(block), own.tokens = cut.first(block + 1) - own.first;
       own.passing_tokens = filled_up(own.tokens);
       const auto bytes = static_cast<size_t>(program.passing_bytes * own.passing_tokens);
       own.passing = reinterpret_cast<char*>(scratch.floats(bytes / sizeof(float)));
@@ -349,7 +364,7 @@ void run_stretch(const Program& program, const Call& call, const int64_t* begin,
   for (int64_t operation = 0; operation < kCount; ++operation) {
     spent->calls[operation] += of_blocks[0].calls[operation];
     for (const Times& each : of_blocks) {
-      spent->seconds[operation] += each.seconds[operation] / static_cast<double>(std::min(blocks, num_threads()));
+      spent->seconds[operation] += each.seconds[operation] / static_cast<double>(std::min(cut.blocks(), num_threads()));
     }
   }
 }
@@ -371,16 +386,17 @@ void gridwork_program_run(void* program_memory, const void* call_memory) {
   const Call& call = *static_cast<const Call*>(call_memory);
   if (call.tokens == 0) return;
   Program& program = *static_cast<Program*>(program_memory);
-  const int64_t blocks = num_blocks(call.tokens), tokens = filled_up(call.tokens);
-  const int64_t lasting = program.lasting_bytes * tokens, passing = blocks > 1 ? 0 : program.passing_bytes * tokens;
+  const Cut cut(call.tokens);
+  const int64_t tokens = filled_up(call.tokens);
+  const int64_t lasting = program.lasting_bytes * tokens, passing = cut.blocks() > 1 ? 0 : program.passing_bytes * tokens;
   char* const own = reinterpret_cast<char*>(program.own.floats(static_cast<size_t>(lasting + passing) / sizeof(float)));
   const Memory memory{own, tokens, own + lasting, tokens, 0, call.tokens};
   const int64_t* const end = program.code.data() + program.code.size();
   for (const int64_t* at = program.code.data(); at != end;) {
     const int64_t length = *at++;
     const int64_t* const next = at + std::abs(length);
-    if (length > 0 && blocks > 1) {
-      run_stretch(program, call, at, next, memory, blocks, times);
+    if (length > 0 && cut.blocks() > 1) {
+      run_stretch(program, call, at, next, memory, cut, times);
     } else {
       Reader in(program, call, at, next, memory);
       run_operations(in, times);
