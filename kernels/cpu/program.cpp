@@ -79,8 +79,8 @@ constexpr int64_t kMostInBlock = 320, kLeastInBlock = 192;
 constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
 #endif
 
-// A call's tokens in blocks, each for one thread. Of the last ones there are twice as many, half as long: cores are not
-// equally fast at all times, and the slower one has less to finish then while the others wait.
+// A call's tokens in blocks, each for one thread. Where each thread has several, there are twice as many of the last ones,
+// half as long: cores are not equally fast at all times, and the slower one has less to finish then while the others wait.
 class Cut {
  public:
   explicit Cut(int64_t tokens) : tokens_(tokens) {
@@ -88,7 +88,7 @@ class Cut {
     const int64_t equal = (least + threads - 1) / threads * threads;
     if (tokens / equal < kLeastInBlock) return;
     whole_ = equal, halves_ = 2 * equal;
-    if (tokens / halves_ >= kLeastInBlock) whole_ -= threads;
+    if (equal > threads && tokens / halves_ >= kLeastInBlock) whole_ -= threads;
   }
 
   // 1: all tokens are left together.
