@@ -73,10 +73,14 @@ pub struct ModelArgs {
     #[arg(long, env = "SHARD_SOCKET", value_name = "PATH|HOST:PORT")]
     pub shard_socket: ShardAddress,
 
-    /// Seconds that the shard may take to become ready
+    /// Seconds that the shard may take to become ready, and limit of a step that nothing is known of
     #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_timeout: u64,
+
+    /// Stdin is a socket at which the launcher asks how the router is
+    #[arg(long, hide = true)]
+    pub supervised: bool,
 }
 
 /// How it is reached.
@@ -284,6 +288,8 @@ pub struct RouterConfig {
     pub tokenizer_path: PathBuf,
     /// Whether the shard tokenizes.
     pub tokenize_on_shard: bool,
+    /// Whether stdin is a socket of the launcher.
+    pub supervised: bool,
     pub engine: EngineConfig,
     /// For models that encode.
     pub encoder: EncoderConfig,
@@ -387,6 +393,7 @@ impl Cli {
                 .tokenizer_path
                 .unwrap_or_else(|| model.model_path.clone()),
             tokenize_on_shard: model.tokenize_on_shard,
+            supervised: model.supervised,
             model_path: model.model_path,
             tokenizer_config_path: model.tokenizer_config_path,
             encoder: EncoderConfig {
