@@ -289,7 +289,7 @@ pub struct ProcessArgs {
           value_parser = parse::cpu_threads)]
     pub cpu_threads: Option<u32>,
 
-    /// Sockets of the shards are made at PREFIX-0, PREFIX-1, … [default: in a private temporary folder]
+    /// Sockets of the shards are made at PREFIX-0, PREFIX-1, …; only their user can open them [default: in a private temporary folder]
     #[arg(long, env = "SHARD_UDS_PATH", value_name = "PREFIX")]
     pub shard_uds_path: Option<PathBuf>,
 
@@ -315,7 +315,7 @@ pub struct ProcessArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub startup_timeout: u64,
 
-    /// Seconds that a step may take of which nothing is known yet; later ones are given what steps like them took, twenty times
+    /// Seconds that a step may take of which nothing is known yet; later ones are given what steps like them took, 20 times
     #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_timeout: u64,

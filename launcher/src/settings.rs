@@ -208,6 +208,7 @@ impl Settings {
             "--graceful-termination-timeout",
             http.graceful_termination_timeout,
         );
+        args.number("--startup-timeout", processes.startup_timeout);
         args.number("--shard-timeout", processes.shard_timeout);
         args.number("--queue-timeout", limits.queue_timeout);
         args.text_if("--otlp-endpoint", &output.otlp_endpoint);

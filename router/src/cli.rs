@@ -73,7 +73,12 @@ pub struct ModelArgs {
     #[arg(long, env = "SHARD_SOCKET", value_name = "PATH|HOST:PORT")]
     pub shard_socket: ShardAddress,
 
-    /// Seconds that the shard may take to become ready, and limit of a step that nothing is known of
+    /// Seconds that the shard may take to become ready
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub startup_timeout: u64,
+
+    /// Seconds that a step may take of which nothing is known yet; later ones are given what steps like them took, 20 times
     #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_timeout: u64,
@@ -402,6 +407,7 @@ impl Cli {
                 max_batch_sequences: batching.max_batch_size,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
+                startup_timeout: Duration::from_secs(model.startup_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
                 speculate: batching.speculate,
             },
@@ -424,6 +430,7 @@ impl Cli {
                 speculate: batching.speculate,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
+                startup_timeout: Duration::from_secs(model.startup_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
             },
             http: Config {

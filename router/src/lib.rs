@@ -63,6 +63,12 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let metrics = metrics::install();
     tokio::pin!(shutdown);
+    let supervision = Supervision::default();
+    if config.supervised {
+        supervision.answer_at_stdin().map_err(|error| {
+            RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
+        })?;
+    }
     let (tokenizer, chat_template) = tokio::select! {
         loaded = load_tokenizer(&config) => loaded?,
         () = &mut shutdown => return Ok(()),
@@ -81,12 +87,7 @@ pub async fn run(
         &config.model_path,
         config.encoder_limits,
     );
-    let supervision = Supervision::new(vec![engine.vitals(), encoder.handle().vitals()]);
-    if config.supervised {
-        supervision.answer_at_stdin().map_err(|error| {
-            RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
-        })?;
-    }
+    supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
     let limits = ValidationLimits {
         max_stop_sequences: config.http.max_stop_sequences,
         max_top_n_tokens: config.http.max_top_n_tokens,

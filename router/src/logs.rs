@@ -363,4 +363,15 @@ mod tests {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(second)), text);
         }
     }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_written() {
+        let nasty = "\x1b[2J\u{9b}\u{7f}\u{202e}\u{2028}";
+        let at = SystemTime::UNIX_EPOCH;
+        let line = line(at, "INFO", "t", nasty, Map::new(), false).to_string();
+        let written = visible(&line);
+        assert!(written.chars().all(|c| (' '..='~').contains(&c)), "{written}");
+        let read: Value = serde_json::from_str(&written).expect("JSON");
+        assert_eq!(read["message"], nasty);
+    }
 }

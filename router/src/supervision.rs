@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use gridwork_engine::Vitals;
@@ -38,23 +38,26 @@ struct Report {
 /// What is known of the shards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Supervision {
-    /// Of the tasks that drive a shard.
-    vitals: Vec<Arc<Vitals>>,
+    /// Of the tasks that drive a shard, once there are any.
+    vitals: Arc<OnceLock<Vec<Arc<Vitals>>>>,
     /// What the launcher has said of the shards.
     told: Arc<Mutex<Option<String>>>,
 }
 
 impl Supervision {
-    pub fn new(vitals: Vec<Arc<Vitals>>) -> Self {
-        Self {
-            vitals,
-            told: Arc::default(),
-        }
+    /// From now on these are reported of too.
+    pub fn include(&self, vitals: Vec<Arc<Vitals>>) {
+        // Called once.
+        let _ = self.vitals.set(vitals);
+    }
+
+    fn vitals(&self) -> impl Iterator<Item = &Arc<Vitals>> {
+        self.vitals.get().into_iter().flatten()
     }
 
     /// Why requests are not answered now: a shard that hangs, by what router or launcher know.
     pub fn trouble(&self) -> Option<String> {
-        let hang = self.vitals.iter().find_map(|vitals| vitals.hang());
+        let hang = self.vitals().find_map(|vitals| vitals.hang());
         if let Some(hang) = hang {
             return Some(hang.reason);
         }
@@ -85,7 +88,7 @@ impl Supervision {
             let question: Question = serde_json::from_str(&line).unwrap_or_default();
             *self.told.lock().unwrap_or_else(PoisonError::into_inner) = question.shards;
             if let Some(reason) = question.ends {
-                for vitals in &self.vitals {
+                for vitals in self.vitals() {
                     vitals.give_up(reason.clone());
                 }
             }
@@ -97,8 +100,8 @@ impl Supervision {
     }
 
     fn report(&self) -> Report {
-        let hang = self.vitals.iter().find_map(|vitals| vitals.hang());
-        let silent = self.vitals.iter().map(|vitals| vitals.silent_for());
+        let hang = self.vitals().find_map(|vitals| vitals.hang());
+        let silent = self.vitals().map(|vitals| vitals.silent_for());
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Report {
             hang_ms: hang.as_ref().map_or(0, |hang| ms(hang.since.elapsed())),
@@ -114,7 +117,8 @@ mod tests {
 
     #[tokio::test]
     async fn each_question_is_answered_and_what_it_says_is_shown() {
-        let supervision = Supervision::new(vec![Arc::default()]);
+        let supervision = Supervision::default();
+        supervision.include(vec![Arc::default()]);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let answering = tokio::spawn({
             let supervision = supervision.clone();

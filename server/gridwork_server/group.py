@@ -109,7 +109,7 @@ class RankGroup:
 
 
 def _store(config: ShardConfig) -> Any:
-    """What ranks find each other by. Nobody else is to write into it: ranks connect to the addresses that stand there."""
+    """What ranks find each other by. Ranks connect to the addresses that stand there: nobody else is to write them."""
     import torch.distributed as dist
 
     if config.meeting_file is not None:

@@ -41,8 +41,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Most drafts of a sequence in a step; 0: no speculation.
     pub speculate: u32,
-    /// How long the shard may take to become ready, at the start and after a restart; and the limit of steps that nothing is
-    /// known of (see [`crate::watchdog`]).
+    /// How long the shard may take to become ready, at the start and after a restart.
+    pub startup_timeout: Duration,
+    /// Limit of a step that nothing is known of; see [`crate::watchdog`].
     pub shard_timeout: Duration,
 }
 
@@ -519,7 +520,7 @@ impl Task {
 
     async fn connect(&self, watchdog: &mut Watchdog) -> Result<(ReadyShard, Ready), StartError> {
         let config = &self.config;
-        let connected = shard_client::connect(&config.shard, config.shard_timeout, |info| {
+        let connected = shard_client::connect(&config.shard, config.startup_timeout, |info| {
             Ok(WarmupRequest {
                 block_size_tokens: config.block_size_tokens,
                 // Decodes are never left out of a step, so that it may exceed its budget by them.

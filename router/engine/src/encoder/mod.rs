@@ -39,8 +39,9 @@ pub struct EncoderConfig {
     /// Requests that may be queued or running; the next one is refused.
     pub max_concurrent_requests: usize,
     pub queue_timeout: Duration,
-    /// How long the shard may take to become ready, at the start and after a restart; and the limit of batches that nothing is
-    /// known of (see [`crate::watchdog`]).
+    /// How long the shard may take to become ready, at the start and after a restart.
+    pub startup_timeout: Duration,
+    /// Limit of a batch that nothing is known of; see [`crate::watchdog`].
     pub shard_timeout: Duration,
     /// Most drafts of a sequence that were asked for. An encoder has none: with drafts it is refused.
     pub speculate: u32,
@@ -401,7 +402,7 @@ impl Task {
 
     async fn connect(&self) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
         let (client, info) =
-            shard_client::find(&self.config.shard, self.config.shard_timeout).await?;
+            shard_client::find(&self.config.shard, self.config.startup_timeout).await?;
         if shard_client::generates(&info) {
             return Err(StartError::OtherTask { task: info.task() });
         }
