@@ -34,7 +34,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance clean help rust python python-dev model encoder-model
+.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -157,11 +157,15 @@ integration: build python-dev encoder-model ## Black-box tests: the real launche
 	$(say) "Integration tests"
 	@$(VENV)/bin/python -m pytest -q integration-tests
 
+test-hostile: build python-dev ## Hostile clients and faults beside bystanders; prints what each one cost them
+	$(say) "Hostile clients and faults"
+	@cd integration-tests && ../$(VENV)/bin/python -m hostile
+
 conformance: python-dev ## Every model type of Transformers against Transformers itself; writes docs/models.md
 	$(say) "Conformance over every model type"
 	@cd integration-tests && ../$(VENV)/bin/python -m conformance --write ../docs/models.md
 
-nightly: test conformance ## What `test` runs, every model type, then the long forms of the integration tests
+nightly: test test-hostile conformance ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/test_compile.py

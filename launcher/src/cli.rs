@@ -289,9 +289,13 @@ pub struct ProcessArgs {
           value_parser = parse::cpu_threads)]
     pub cpu_threads: Option<u32>,
 
-    /// Sockets of the shards are made at PREFIX-0, PREFIX-1, … [default: in a private temporary folder]
+    /// Sockets of the shards are made at PREFIX-0, PREFIX-1, …; only their user can open them [default: in a private temporary folder]
     #[arg(long, env = "SHARD_UDS_PATH", value_name = "PREFIX")]
     pub shard_uds_path: Option<PathBuf>,
+
+    /// Variable of the environment that shards are to have; may be repeated [default: those that they need, without keys and tokens]
+    #[arg(long, env = "SHARD_ENV", value_name = "NAME", value_delimiter = ',')]
+    pub shard_env: Vec<String>,
 
     /// Address by which several shards find each other
     #[arg(
@@ -311,7 +315,7 @@ pub struct ProcessArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub startup_timeout: u64,
 
-    /// Seconds after which the router takes an unanswered step for lost
+    /// Seconds that a step may take of which nothing is known yet; later ones are given what steps like them took, 20 times
     #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_timeout: u64,
@@ -320,6 +324,11 @@ pub struct ProcessArgs {
     #[arg(long, env = "SHARD_HANG_TIMEOUT", default_value_t = 120, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_hang_timeout: u64,
+
+    /// Seconds without an answer after which the router is killed and started again
+    #[arg(long, env = "ROUTER_HANG_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub router_hang_timeout: u64,
 
     /// Restarts in a row that do not become ready before giving up
     #[arg(long, env = "MAX_RESTARTS", default_value_t = 10, value_name = "N")]

@@ -79,6 +79,11 @@ pub enum LauncherError {
     #[error("cannot find a free port for the shards to meet: {0}. Name one with --master-port")]
     MasterPort(io::Error),
 
+    #[error(
+        "cannot make the file that the shards meet in: {0}. Name another place with --shard-uds-path"
+    )]
+    MeetingFile(io::Error),
+
     #[error("{0}")]
     Fault(Fault),
 

@@ -1,14 +1,16 @@
 //! One log out of many: the launcher's own lines and those of its children, each with a tag that tells whose it is.
 //!
-//! A thread of its own writes to stdout, so that a stalled terminal or pipe stalls the children's logging (their pipes
-//! fill up) but never the supervision.
+//! A thread of its own writes to stdout. When nobody reads there (a stalled terminal, a full pipe), lines are dropped and
+//! counted: neither the children nor the supervision ever wait for a reader.
 
+mod escape;
 mod line;
 mod reader;
 mod time;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
@@ -17,11 +19,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::cli::LogLevel;
 
+pub use escape::visible;
 pub use line::{Line, Record};
 pub use reader::{Output, read_output};
 
-/// Lines of children that may wait to be written before their readers wait too.
-const MAX_WAITING_LINES: usize = 4096;
+/// Maximum number of bytes of lines that wait to be written: of the children, and of the launcher itself.
+const MAX_WAITING_BYTES: usize = 8 << 20;
+const MAX_OWN_WAITING_BYTES: usize = 1 << 20;
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +46,8 @@ impl Format {
 }
 
 enum Message {
-    /// With its place among the waiting lines, given back once it is written. The launcher's own lines need none.
-    Line(String, Option<OwnedSemaphorePermit>),
+    /// With its bytes among the waiting ones, given back once it is written.
+    Line(String, OwnedSemaphorePermit),
     End(std_mpsc::Sender<()>),
 }
 
@@ -52,6 +56,9 @@ enum Message {
 pub struct Log {
     lines: mpsc::UnboundedSender<Message>,
     places: Arc<Semaphore>,
+    own_places: Arc<Semaphore>,
+    /// Lines that there was no place for, since the last one that was written.
+    dropped: Arc<AtomicU64>,
     least: LogLevel,
     format: Format,
 }
@@ -64,12 +71,18 @@ impl Log {
         out: impl Write + Send + 'static,
     ) -> std::io::Result<Self> {
         let (lines, waiting) = mpsc::unbounded_channel();
+        let dropped = Arc::new(AtomicU64::new(0));
         std::thread::Builder::new()
             .name("log-writer".to_owned())
-            .spawn(move || write_lines(waiting, out))?;
+            .spawn({
+                let dropped = Arc::clone(&dropped);
+                move || write_lines(waiting, out, &dropped, format)
+            })?;
         Ok(Self {
             lines,
-            places: Arc::new(Semaphore::new(MAX_WAITING_LINES)),
+            places: Arc::new(Semaphore::new(MAX_WAITING_BYTES)),
+            own_places: Arc::new(Semaphore::new(MAX_OWN_WAITING_BYTES)),
+            dropped,
             least,
             format,
         })
@@ -93,34 +106,33 @@ impl Log {
 
     fn own(&self, level: LogLevel, message: String) {
         if level >= self.least {
-            let record = Record {
-                timestamp: time::now(),
-                level,
-                target: String::new(),
-                message,
-                fields: Map::new(),
-            };
-            let text = record.render("launcher", self.format);
-            // Fails only when the writing thread is gone; there is nowhere left to say so.
-            let _ = self.lines.send(Message::Line(text, None));
+            self.send(own_line(level, message, self.format), &self.own_places);
         }
     }
 
-    /// Shows a line of a child. Waits while too many lines are waiting to be written.
-    pub async fn child(&self, tag: &str, line: &Line) {
+    fn send(&self, text: String, places: &Arc<Semaphore>) {
+        let bytes = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        match Arc::clone(places).try_acquire_many_owned(bytes) {
+            // Fails only when the writing thread is gone; there is nowhere left to say so.
+            Ok(place) => drop(self.lines.send(Message::Line(text, place))),
+            Err(_) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Shows a line of a child, or counts it where too many are waiting to be written.
+    pub fn child(&self, tag: &str, line: &Line) {
         let text = match line {
             Line::Record(record) => record.render(tag, self.format),
             Line::Plain(text) => line::render_plain(tag, text, self.format),
         };
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let _ = self.lines.send(Message::Line(text, place));
+        self.send(text, &self.places);
     }
 
-    /// Shows a line of a child that was held back, without waiting.
+    /// Shows a line of a child that was held back.
     pub fn held_back(&self, tag: &str, record: &Record) {
-        let _ = self
-            .lines
-            .send(Message::Line(record.render(tag, self.format), None));
+        self.send(record.render(tag, self.format), &self.own_places);
     }
 
     /// Waits until everything sent so far is written, or `timeout` is over.
@@ -132,12 +144,35 @@ impl Log {
     }
 }
 
+/// The launcher's own.
+fn own_line(level: LogLevel, message: String, format: Format) -> String {
+    let record = Record {
+        timestamp: time::now(),
+        level,
+        target: String::new(),
+        message,
+        fields: Map::new(),
+    };
+    record.render("launcher", format)
+}
+
 /// A reader that went away (`gridwork | head`) must not end the server: errors of writing are ignored.
-fn write_lines(mut waiting: mpsc::UnboundedReceiver<Message>, mut out: impl Write) {
+fn write_lines(
+    mut waiting: mpsc::UnboundedReceiver<Message>,
+    mut out: impl Write,
+    dropped: &AtomicU64,
+    format: Format,
+) {
     while let Some(message) = waiting.blocking_recv() {
         match message {
             Message::Line(text, place) => {
                 let _ = out.write_all(text.as_bytes());
+                let num_dropped = dropped.swap(0, Ordering::Relaxed);
+                if num_dropped > 0 {
+                    let message = format!("{num_dropped} lines were dropped: nobody read the log");
+                    let line = own_line(LogLevel::Warn, message, format);
+                    let _ = out.write_all(line.as_bytes());
+                }
                 if waiting.is_empty() {
                     let _ = out.flush();
                 }
@@ -153,3 +188,55 @@ fn write_lines(mut waiting: mpsc::UnboundedReceiver<Message>, mut out: impl Writ
 
 /// Fields of a log line, as JSON.
 pub type Fields = Map<String, Value>;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Condvar, Mutex};
+
+    use super::*;
+
+    /// A pipe that nobody reads until it is told to be read.
+    #[derive(Clone, Default)]
+    struct Stuck(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+
+    impl Stuck {
+        fn release(&self) {
+            self.0.0.lock().unwrap().0 = true;
+            self.0.1.notify_all();
+        }
+    }
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let state = self.0.0.lock().unwrap();
+            let mut state = self.0.1.wait_while(state, |state| !state.0).unwrap();
+            state.1.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_keeps_nobody_waiting() {
+        let out = Stuck::default();
+        let format = Format {
+            json: false,
+            colour: false,
+        };
+        let log = Log::start(LogLevel::Info, format, out.clone()).unwrap();
+        let line = Line::Plain("x".repeat(1 << 20));
+        for _ in 0..20 {
+            log.child("shard-0", &line);
+        }
+        log.info("still told");
+        out.release();
+        log.flush(Duration::from_secs(10));
+        let written = String::from_utf8(out.0.0.lock().unwrap().1.clone()).unwrap();
+        assert_eq!(written.matches("shard-0 |").count(), 7);
+        assert!(written.contains("13 lines were dropped"));
+        assert!(written.contains("still told"));
+    }
+}

@@ -9,11 +9,13 @@ mod logs;
 mod model;
 mod native_types;
 mod prepare;
+mod private_folder;
 mod process;
 mod programs;
 mod readiness;
 mod safetensors_check;
 mod settings;
+mod shard_environment;
 mod shutdown;
 mod sockets;
 mod supervisor;
@@ -49,10 +51,23 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(stderr(), "error: {error}");
+            say(format!(
+                "error: {}\n",
+                logs::visible(&error.to_string(), true)
+            ));
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Writes to stderr, which may be a pipe that nobody reads: the end does not wait for it for ever.
+fn say(text: String) {
+    let (done, written) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = stderr().write_all(text.as_bytes());
+        let _ = done.send(());
+    });
+    let _ = written.recv_timeout(LAST_LINES_WAIT);
 }
 
 /// Everything happens on this thread: children are bound to the thread that started them (see [`process`]).

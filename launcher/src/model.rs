@@ -1,6 +1,7 @@
 //! What `--model-id` names, and whether the folder it comes to can be served. Everything here is checked before any process
 //! is started, so that a mistake is told within a second.
 
+mod bounds;
 mod tokenizer_file;
 mod weights;
 
@@ -61,6 +62,28 @@ pub enum ModelError {
     },
     #[error("{} {damage}. Download it again", .path.display())]
     Damaged { path: PathBuf, damage: Damage },
+    #[error(
+        "{} leads out of the model's folder, to {}. Only links inside the folder are followed: put the file itself there",
+        .path.display(), .target.display()
+    )]
+    LeadsOut { path: PathBuf, target: PathBuf },
+    #[error("{} is neither a file nor a folder. Remove it from the model's folder", .0.display())]
+    NotAFile(PathBuf),
+    #[error("{}: a model's folder has at most 100,000 files, 16 folders deep. Give the folder of one model", .0.display())]
+    TooManyFiles(PathBuf),
+    #[error(
+        "{}, {key}: `{name}` leads out of the model's folder. Names in it must be of files in the folder", .path.display()
+    )]
+    NameLeadsOut {
+        path: PathBuf,
+        key: String,
+        name: String,
+    },
+    #[error(
+        "{}, auto_map: `{name}` is neither code of the folder (`file.Class`) nor of a repository on the hub \
+         (`org/name--file.Class`)", .path.display()
+    )]
+    ForeignCode { path: PathBuf, name: String },
     #[error(
         "the model needs Python code of its own ({} has {key}). If you trust its author, pass --trust-remote-code",
         .path.display()
@@ -173,6 +196,9 @@ const CONFIGS: [&str; 4] = [
 /// Checks that `folder` holds a model that can be served, and tells what it still needs. Reads configs and headers, not
 /// weights.
 pub fn check_folder(folder: &Path, trust: &Trust) -> Result<Fitness, ModelError> {
+    if folder.is_dir() {
+        bounds::check_links(folder)?;
+    }
     let is_model = folder.join("config.json").is_file();
     if !is_model && !folder.join("adapter_config.json").is_file() {
         return Err(ModelError::NoConfig(folder.to_owned()));
@@ -182,6 +208,7 @@ pub fn check_folder(folder: &Path, trust: &Trust) -> Result<Fitness, ModelError>
             check_config(path, trust)?;
         }
     }
+    bounds::check_modules(folder)?;
     if !is_model {
         return Ok(Fitness::Adapter);
     }
@@ -211,6 +238,10 @@ fn check_config(path: PathBuf, trust: &Trust) -> Result<(), ModelError> {
     let value: Value = read_json(&path)?;
     if !value.is_object() {
         return Err(ModelError::NotAnObject(path));
+    }
+    if let Some(name) = bounds::foreign_code(&value) {
+        let name = name.to_owned();
+        return Err(ModelError::ForeignCode { path, name });
     }
     match custom_code_key(&value) {
         Some(key) if !trust.allows_code(&value) => Err(ModelError::CustomCode { path, key }),

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::LauncherError;
 use crate::logs::{Log, Output, Record, read_output};
+use crate::shard_environment::ShardEnvironment;
 
 /// After a process has ended, how long its last output is waited for. A helper of its own may hold the pipe open.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
@@ -33,6 +34,8 @@ pub struct CommandSpec {
     pub env: Vec<(String, String)>,
     /// Variables taken away.
     pub env_remove: Vec<&'static str>,
+    /// Which of the launcher's own it gets; `None`: all.
+    pub env_kept: Option<ShardEnvironment>,
 }
 
 /// How a child ended.
@@ -86,13 +89,20 @@ pub struct Child {
 impl Child {
     /// Starts a child, its output shown in `log` and remembered. Call from the main thread (see the module).
     pub fn start(spec: &CommandSpec, log: &Log) -> Result<Self, LauncherError> {
-        let mut child = command(spec)
-            .spawn()
-            .map_err(|source| LauncherError::Spawn {
-                tag: spec.tag.clone(),
-                program: spec.program.join(" "),
-                source,
-            })?;
+        Self::start_with(spec, log, Stdio::null())
+    }
+
+    /// The same, with something to read at stdin.
+    pub fn start_with(spec: &CommandSpec, log: &Log, stdin: Stdio) -> Result<Self, LauncherError> {
+        let mut child =
+            command(spec)
+                .stdin(stdin)
+                .spawn()
+                .map_err(|source| LauncherError::Spawn {
+                    tag: spec.tag.clone(),
+                    program: spec.program.join(" "),
+                    source,
+                })?;
         let tag = spec.tag.clone();
         let pid = child.id().map_or(0, |pid| pid as i32);
         let (stdout, stderr) = (Output::default(), Output::default());
@@ -196,11 +206,15 @@ fn command(spec: &CommandSpec) -> Command {
         None => ("", &[][..]),
     };
     let mut command = Command::new(program);
+    if let Some(kept) = &spec.env_kept {
+        let keeps = |name: &OsString| name.to_str().is_some_and(|name| kept.keeps(name));
+        command.env_clear();
+        command.envs(std::env::vars_os().filter(|(name, _)| keeps(name)));
+    }
     command
         .args(first_args)
         .args(&spec.args)
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)

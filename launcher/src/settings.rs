@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::cli::{Cli, Device, value_name};
 use crate::devices::Placement;
 use crate::process::CommandSpec;
-use crate::sockets::Sockets;
+use crate::shard_environment::ShardEnvironment;
+use crate::sockets::{Meeting, Sockets};
 
 /// All that the commands of the children are made from.
 #[derive(Debug)]
@@ -84,11 +85,12 @@ impl Settings {
             args: args.0,
             env: server_environment(cli),
             env_remove: vec!["API_KEY"],
+            env_kept: None,
         }
     }
 
-    /// `gridwork-server serve`: the shard of `rank`, which meets the others at `master_port`.
-    pub fn shard_command(&self, rank: u32, sockets: &Sockets, master_port: u16) -> CommandSpec {
+    /// `gridwork-server serve`: the shard of `rank`, which meets the others at `meeting`.
+    pub fn shard_command(&self, rank: u32, sockets: &Sockets, meeting: &Meeting) -> CommandSpec {
         let Cli {
             model,
             batching,
@@ -102,8 +104,13 @@ impl Settings {
         args.add("--socket", sockets.path(rank));
         args.number("--rank", rank);
         args.number("--world-size", self.placement.num_shard);
-        args.add("--master-addr", &processes.master_addr);
-        args.number("--master-port", master_port);
+        match meeting {
+            Meeting::File(path) => args.add("--meeting-file", path),
+            Meeting::Port(port) => {
+                args.add("--master-addr", &processes.master_addr);
+                args.number("--master-port", port);
+            }
+        }
         args.add("--device", value_name(self.placement.device));
         args.add("--dtype", value_name(model.dtype));
         args.add("--model-impl", value_name(model.model_impl));
@@ -141,6 +148,10 @@ impl Settings {
             args: args.0,
             env,
             env_remove: vec!["API_KEY"],
+            env_kept: Some(ShardEnvironment {
+                also: processes.shard_env.clone(),
+                runs_code: model.trust_remote_code,
+            }),
         }
     }
 
@@ -164,6 +175,7 @@ impl Settings {
         args.add("--model-id", &self.model_id);
         args.text_if("--revision", &model.revision);
         args.add("--shard-socket", sockets.path(0));
+        args.flag_if("--supervised", true);
         args.add("--hostname", &http.hostname);
         args.number("--port", http.port);
         args.number("--max-concurrent-requests", limits.max_concurrent_requests);
@@ -196,6 +208,7 @@ impl Settings {
             "--graceful-termination-timeout",
             http.graceful_termination_timeout,
         );
+        args.number("--startup-timeout", processes.startup_timeout);
         args.number("--shard-timeout", processes.shard_timeout);
         args.number("--queue-timeout", limits.queue_timeout);
         args.text_if("--otlp-endpoint", &output.otlp_endpoint);
@@ -216,7 +229,11 @@ impl Settings {
                 "DISABLE_GRAMMAR_SUPPORT",
                 "DISABLE_PREFIX_CACHE",
                 "MAX_INPUT_LENGTH",
+                // It fetches nothing.
+                "HF_TOKEN",
+                "HUGGING_FACE_HUB_TOKEN",
             ],
+            env_kept: None,
         }
     }
 
@@ -294,7 +311,7 @@ mod tests {
                 .env
                 .contains(&("API_KEY".to_owned(), "hush".to_owned()))
         );
-        let shard = settings.shard_command(0, &sockets, 1);
+        let shard = settings.shard_command(0, &sockets, &Meeting::Port(1));
         assert!(shard.env_remove.contains(&"API_KEY"));
         assert!(!format!("{settings:?}").contains("hush"));
     }
@@ -320,7 +337,7 @@ mod tests {
             "1, 8",
         ]);
         let sockets = Sockets::prepare(None, 2).unwrap();
-        let shard = settings.shard_command(1, &sockets, 4321);
+        let shard = settings.shard_command(1, &sockets, &Meeting::Port(4321));
         assert_eq!(shard.tag, "shard-1");
         let written = written(&shard);
         for expected in [
@@ -350,7 +367,7 @@ mod tests {
         let mut settings = settings(&[]);
         let sockets = Sockets::prepare(None, 1).unwrap();
         let asks = |settings: &Settings| {
-            let env = settings.shard_command(0, &sockets, 1).env;
+            let env = settings.shard_command(0, &sockets, &Meeting::Port(1)).env;
             env.iter()
                 .any(|(name, value)| name == "GLIBC_TUNABLES" && value.contains("hugetlb"))
         };
@@ -364,7 +381,7 @@ mod tests {
         let mut settings = settings(&[]);
         let sockets = Sockets::prepare(None, 1).unwrap();
         let commands = |settings: &Settings| {
-            let shard = written(&settings.shard_command(0, &sockets, 1));
+            let shard = written(&settings.shard_command(0, &sockets, &Meeting::Port(1)));
             (written(&settings.router_command(&sockets)), shard)
         };
         let (router, shard) = commands(&settings);

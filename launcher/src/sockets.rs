@@ -4,14 +4,24 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use crate::error::LauncherError;
+use crate::private_folder::PrivateFolder;
 
 /// Longest path of a unix socket: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Where the ranks of a group find each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meeting {
+    /// At this port of `--master-addr`.
+    Port(u16),
+    /// In this file, which nobody but this user can open.
+    File(PathBuf),
+}
 
 /// One socket a shard. They are removed when this is dropped.
 #[derive(Debug)]
@@ -19,7 +29,7 @@ pub struct Sockets {
     prefix: PathBuf,
     count: u32,
     /// Removed with everything in it when dropped.
-    _private: Option<tempfile::TempDir>,
+    private: Option<PrivateFolder>,
 }
 
 impl Sockets {
@@ -29,11 +39,13 @@ impl Sockets {
         let (prefix, private) = match given {
             Some(prefix) => (absolute(prefix), None),
             None => {
-                let private = tempfile::Builder::new().prefix("gridwork-").tempdir();
-                let private = private.map_err(|source| LauncherError::SocketFolder {
-                    folder: std::env::temp_dir(),
-                    source,
-                })?;
+                let parent = std::env::temp_dir();
+                PrivateFolder::remove_left_over(&parent);
+                let private =
+                    PrivateFolder::make(&parent).map_err(|source| LauncherError::SocketFolder {
+                        folder: parent,
+                        source,
+                    })?;
                 (private.path().join("shard"), Some(private))
             }
         };
@@ -42,7 +54,7 @@ impl Sockets {
         Ok(Self {
             prefix,
             count,
-            _private: private,
+            private,
         })
     }
 
@@ -51,13 +63,75 @@ impl Sockets {
         socket_path(&self.prefix, rank)
     }
 
+    /// A second name of the socket of `rank`, by which it can be given its first one again.
+    fn kept(&self, rank: u32) -> PathBuf {
+        let mut path = self.path(rank).into_os_string();
+        path.push(".kept");
+        path.into()
+    }
+
+    /// Makes the private folder again when it is gone.
+    pub fn make_folder(&self) -> io::Result<()> {
+        self.private
+            .as_ref()
+            .map_or(Ok(()), PrivateFolder::make_again)
+    }
+
+    /// A new, empty file for ranks to meet in.
+    pub fn meeting_file(&self) -> io::Result<PathBuf> {
+        let path = self.meeting_path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        Ok(path)
+    }
+
+    fn meeting_path(&self) -> PathBuf {
+        let mut path = self.prefix.as_os_str().to_owned();
+        path.push("-meeting");
+        path.into()
+    }
+
+    /// Remembers the socket of `rank`, which exists.
+    pub fn keep(&self, rank: u32) -> io::Result<()> {
+        let kept = self.kept(rank);
+        if is_socket(&kept) {
+            fs::remove_file(&kept)?;
+        }
+        fs::hard_link(self.path(rank), kept)
+    }
+
+    /// Whether the socket of `rank` was removed, and is there again. An error: it is not.
+    pub fn put_back(&self, rank: u32) -> io::Result<bool> {
+        let (path, kept) = (self.path(rank), self.kept(rank));
+        let inode = |path: &Path| path.symlink_metadata().map(|data| (data.dev(), data.ino()));
+        match (inode(&path), inode(&kept)) {
+            (Err(error), _) if error.kind() == ErrorKind::NotFound => {
+                fs::hard_link(kept, path).map(|()| true)
+            }
+            (Ok(found), Ok(kept)) if found != kept => {
+                Err(io::Error::other("something else stands in its place"))
+            }
+            // Where there are no second names, a socket in its place is taken for it.
+            _ => Ok(false),
+        }
+    }
+
     /// Removes sockets left over by shards that have ended.
     pub fn remove_stale(&self) {
         for rank in 0..self.count {
-            let path = self.path(rank);
-            if is_socket(&path) {
-                // A socket that stays makes the shard's own bind fail, with a clear error of its own.
-                let _ = fs::remove_file(path);
+            for path in [self.path(rank), self.kept(rank)] {
+                if is_socket(&path) {
+                    // A socket that stays makes the shard's own bind fail, with a clear error of its own.
+                    let _ = fs::remove_file(path);
+                }
             }
         }
     }
@@ -66,6 +140,8 @@ impl Sockets {
 impl Drop for Sockets {
     fn drop(&mut self) {
         self.remove_stale();
+        // Of one rank alone there is none.
+        let _ = fs::remove_file(self.meeting_path());
     }
 }
 
@@ -178,6 +254,52 @@ mod tests {
         let sockets = Sockets::prepare(Some(&prefix), 2).unwrap();
         sockets.remove_stale();
         assert!(!folder.path().join("s-1").exists());
+    }
+
+    #[test]
+    fn a_socket_that_was_removed_is_put_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("s");
+        let sockets = Sockets::prepare(Some(&prefix), 1).unwrap();
+        let path = sockets.path(0);
+        let listener = UnixListener::bind(&path).unwrap();
+        sockets.keep(0).unwrap();
+        assert!(!sockets.put_back(0).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(sockets.put_back(0).unwrap());
+        assert!(UnixStream::connect(&path).is_ok(), "it is the same socket");
+        drop(listener);
+        fs::remove_file(&path).unwrap();
+        let _other = UnixListener::bind(&path).unwrap();
+        assert!(sockets.put_back(0).is_err(), "another one");
+        sockets.remove_stale();
+        assert!(sockets.put_back(0).is_err(), "no name is left");
+        drop(sockets);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn ranks_meet_in_a_new_file_of_this_user_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let sockets = Sockets::prepare(Some(&folder.path().join("s")), 2).unwrap();
+        let path = sockets.meeting_file().unwrap();
+        fs::write(&path, "of the last start").unwrap();
+        assert_eq!(sockets.meeting_file().unwrap(), path);
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        drop(sockets);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_private_folder_that_was_removed_is_made_again() {
+        let sockets = Sockets::prepare(None, 1).unwrap();
+        let folder = sockets.path(0).parent().unwrap().to_owned();
+        fs::remove_dir_all(&folder).unwrap();
+        sockets.make_folder().unwrap();
+        assert_eq!(folder.metadata().unwrap().mode() & 0o777, 0o700);
+        drop(sockets);
+        assert!(!folder.exists());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod backoff;
 mod router;
+mod router_link;
 mod served;
 mod shards;
 mod unit;
@@ -20,13 +21,14 @@ use crate::sockets::Sockets;
 
 pub use backoff::Backoff;
 use router::Router;
+use router_link::Notes;
 use served::Served;
 use shards::ShardGroup;
 use unit::{Keeper, Stop};
 
 /// How long killed processes are waited for.
 const KILL_WAIT: Duration = Duration::from_secs(5);
-/// What the router is given to answer its clients when no shard will come back.
+/// What the router is given to hear that no shard will come back, and then to answer its clients.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// What went wrong with a running part.
@@ -36,8 +38,20 @@ pub enum Fault {
     Ended(Box<Exit>),
     #[error("{tag}: {message}")]
     Failed { tag: String, message: String },
-    #[error("{tag} has not answered for {seconds} s (--shard-hang-timeout)")]
-    Hung { tag: String, seconds: u64 },
+    #[error("{tag} has not answered for {seconds} s ({flag})")]
+    Hung {
+        tag: String,
+        seconds: u64,
+        flag: &'static str,
+    },
+    #[error("{0}")]
+    Overdue(String),
+    #[error("{}: the socket of {tag} is gone, and cannot be put back: {source}", .path.display())]
+    SocketGone {
+        tag: String,
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
     #[error("not ready after {seconds} s (--startup-timeout). {states}")]
     NotReady { seconds: u64, states: String },
     #[error("{0}")]
@@ -70,8 +84,9 @@ pub async fn run(
     let (stop_shards, shards_stop) = watch::channel(Stop::No);
     let (router_ready, mut router_is_ready) = watch::channel(false);
     let (shards_ready, mut shards_are_ready) = watch::channel(false);
-    let router = Router::new(settings, sockets, log, &board, probe);
-    let shards = ShardGroup::new(settings, sockets, log, &board);
+    let notes = Notes::default();
+    let router = Router::new(settings, sockets, log, &board, probe, notes.clone());
+    let shards = ShardGroup::new(settings, sockets, log, &board, notes.clone());
     let router_life = keeper(router_stop).keep(router, router_ready);
     let shards_life = keeper(shards_stop).keep(shards, shards_ready);
     tokio::pin!(router_life, shards_life);
@@ -139,6 +154,17 @@ pub async fn run(
         }
     };
     if !router_ended && !matches!(failure, LauncherError::Interrupted) && served.ask().await {
+        notes.ends.send_replace(Some(failure.to_string()));
+        let mut knows = notes.knows.subscribe();
+        let told = async {
+            tokio::select! {
+                _ = knows.wait_for(|knows| *knows) => false,
+                _ = &mut router_life => true,
+            }
+        };
+        router_ended = tokio::time::timeout(LAST_ANSWERS, told).await == Ok(true);
+    }
+    if !router_ended && *notes.knows.borrow() {
         stop_router.send_replace(Stop::Gracefully);
         router_ended = tokio::time::timeout(LAST_ANSWERS, &mut router_life)
             .await

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use support::launcher::{Scene, command_line_contains, send};
@@ -58,7 +59,9 @@ fn no_child_outlives_a_killed_launcher() {
 #[test]
 fn a_dead_shard_restarts_its_group_and_not_the_router() {
     let scene = Scene::new();
-    let launcher = scene.launch(&["--num-shard", "2"]);
+    // Not this machine, as far as the launcher knows: ranks meet at a port.
+    let args = ["--num-shard", "2", "--master-addr", "127.0.0.2"];
+    let launcher = scene.launch(&args);
     launcher.wait_ready();
     let ports = |scene: &Scene| scene.read("shard-0.arguments");
     let before = ports(&scene);
@@ -148,6 +151,114 @@ fn a_shard_stopped_by_a_signal_is_restarted() {
     launcher.wait_ready();
     send(scene.noted("shard-0", "started")[0], libc::SIGSTOP);
     launcher.wait_for_log("ready again", 1);
+}
+
+#[test]
+fn a_router_that_stops_answering_is_restarted() {
+    for (orders, signal) in [("silent", None), ("", Some(libc::SIGSTOP))] {
+        let scene = Scene::new();
+        let launcher = scene.launch(&["--router-hang-timeout", "1"]);
+        launcher.wait_ready();
+        let pid = scene.noted("router", "started")[0];
+        scene.order("router", orders);
+        if let Some(signal) = signal {
+            send(pid, signal);
+        }
+        wait_for(SOON, "the router is killed", || (!runs(pid)).then_some(()));
+        scene.order("router", "");
+        launcher.wait_for_log("the router: ready again", 1);
+        let log = launcher.log();
+        assert!(log.contains("router has not answered for 1 s"), "{log}");
+        assert_eq!(scene.noted("shard-0", "started").len(), 1);
+    }
+}
+
+#[test]
+fn shards_with_an_overdue_step_are_restarted() {
+    let scene = Scene::new();
+    let launcher = scene.launch(&["--num-shard", "2"]);
+    launcher.wait_ready();
+    let pid = scene.noted("shard-1", "started")[0];
+    scene.order("router", "overdue");
+    wait_for(SOON, "the shards are killed", || (!runs(pid)).then_some(()));
+    scene.order("router", "");
+    launcher.wait_for_log("all shards: ready again", 1);
+    assert!(launcher.log().contains("ERROR launcher: a step is overdue"));
+    assert_eq!(scene.noted("router", "started").len(), 1);
+}
+
+#[test]
+fn a_socket_that_is_removed_is_put_back_and_a_folder_made_again() {
+    let scene = Scene::new();
+    let launcher = scene.launch(&[]);
+    launcher.wait_ready();
+    let socket = scene.argument("shard-0", "--socket");
+    let folder = socket.parent().unwrap().to_owned();
+    let mode = folder.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    std::fs::remove_file(&socket).unwrap();
+    wait_for(SOON, "the socket is there again", || {
+        socket.exists().then_some(())
+    });
+    assert_eq!(scene.noted("shard-0", "started").len(), 1);
+    std::fs::remove_dir_all(folder).unwrap();
+    launcher.wait_for_log("ready again", 1);
+    assert!(socket.exists());
+}
+
+#[test]
+fn the_folder_of_a_killed_launcher_is_removed_by_the_next_one() {
+    let scene = Scene::new();
+    let mut killed = scene.launch(&[]);
+    killed.wait_ready();
+    let left = scene.argument("shard-0", "--socket");
+    killed.signal(libc::SIGKILL);
+    killed.wait_end();
+    assert!(left.exists());
+    let mut next = scene.launch(&[]);
+    next.wait_ready();
+    assert!(!left.parent().unwrap().exists());
+    next.signal(libc::SIGTERM);
+    next.wait_end();
+    scene.assert_no_sockets_left();
+}
+
+#[test]
+fn the_router_is_told_why_everything_ends() {
+    let scene = Scene::new();
+    let mut launcher = scene.launch(&["--max-restarts", "1"]);
+    launcher.wait_ready();
+    scene.order("shard-0", "fatal no memory left");
+    send(scene.noted("shard-0", "started")[0], libc::SIGKILL);
+    let (status, _) = launcher.wait_end();
+    assert_eq!(status.code(), Some(1));
+    let questions = scene.read("router.questions");
+    let last = questions.lines().last().unwrap();
+    assert!(
+        last.contains("ends") && last.contains("no memory left"),
+        "{questions}"
+    );
+    assert!(scene.read("journal").contains("router ended"));
+}
+
+#[test]
+fn tokens_are_told_to_the_downloader_alone() {
+    let scene = Scene::new();
+    scene.order("prepare", "log downloading");
+    let launcher = scene.launch_bare(&["--model-id", "org/name", "--shard-env", "WANTED"]);
+    launcher.wait_ready();
+    let seen_by = |role: &str| scene.read(&format!("{role}.environment"));
+    let tokens = ["HF_TOKEN=whisper", "HUGGING_FACE_HUB_TOKEN=whisper"];
+    for token in tokens {
+        assert!(seen_by("prepare").contains(token));
+    }
+    for role in ["router", "shard-0"] {
+        for token in tokens {
+            assert!(!seen_by(role).contains(token), "{role}");
+        }
+    }
+    assert!(!seen_by("shard-0").contains("whisper"));
+    assert!(seen_by("shard-0").contains("WANTED=yes"));
 }
 
 #[test]

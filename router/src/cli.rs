@@ -74,9 +74,18 @@ pub struct ModelArgs {
     pub shard_socket: ShardAddress,
 
     /// Seconds that the shard may take to become ready
+    #[arg(long, env = "STARTUP_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub startup_timeout: u64,
+
+    /// Seconds that a step may take of which nothing is known yet; later ones are given what steps like them took, 20 times
     #[arg(long, env = "SHARD_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_timeout: u64,
+
+    /// Stdin is a socket at which the launcher asks how the router is
+    #[arg(long, hide = true)]
+    pub supervised: bool,
 }
 
 /// How it is reached.
@@ -284,6 +293,8 @@ pub struct RouterConfig {
     pub tokenizer_path: PathBuf,
     /// Whether the shard tokenizes.
     pub tokenize_on_shard: bool,
+    /// Whether stdin is a socket of the launcher.
+    pub supervised: bool,
     pub engine: EngineConfig,
     /// For models that encode.
     pub encoder: EncoderConfig,
@@ -387,6 +398,7 @@ impl Cli {
                 .tokenizer_path
                 .unwrap_or_else(|| model.model_path.clone()),
             tokenize_on_shard: model.tokenize_on_shard,
+            supervised: model.supervised,
             model_path: model.model_path,
             tokenizer_config_path: model.tokenizer_config_path,
             encoder: EncoderConfig {
@@ -395,6 +407,7 @@ impl Cli {
                 max_batch_sequences: batching.max_batch_size,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
+                startup_timeout: Duration::from_secs(model.startup_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
                 speculate: batching.speculate,
             },
@@ -417,6 +430,7 @@ impl Cli {
                 speculate: batching.speculate,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
+                startup_timeout: Duration::from_secs(model.startup_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
             },
             http: Config {

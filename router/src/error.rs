@@ -269,9 +269,9 @@ impl From<EncodeError> for ApiError {
 impl From<GenerationError> for ApiError {
     fn from(error: GenerationError) -> Self {
         let kind = match error {
-            GenerationError::Shutdown | GenerationError::QueueTimeout { .. } => {
-                ErrorKind::Unavailable
-            }
+            GenerationError::Shutdown
+            | GenerationError::GivenUp(_)
+            | GenerationError::QueueTimeout { .. } => ErrorKind::Unavailable,
             _ => ErrorKind::Generation,
         };
         let retry_after_s = (kind == ErrorKind::Unavailable).then_some(5);

@@ -17,6 +17,7 @@ pub mod parameters;
 pub mod server;
 pub mod sse;
 pub mod state;
+pub mod supervision;
 pub mod telemetry;
 mod text_encoder;
 mod unread;
@@ -35,6 +36,7 @@ use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
 use crate::encoder::EncoderService;
 use crate::state::AppState;
+use crate::supervision::Supervision;
 use crate::text_encoder::TextEncoder;
 use crate::validation::{ValidationLimits, Validator};
 
@@ -61,6 +63,12 @@ pub async fn run(
 ) -> Result<(), RouterError> {
     let metrics = metrics::install();
     tokio::pin!(shutdown);
+    let supervision = Supervision::default();
+    if config.supervised {
+        supervision.answer_at_stdin().map_err(|error| {
+            RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
+        })?;
+    }
     let (tokenizer, chat_template) = tokio::select! {
         loaded = load_tokenizer(&config) => loaded?,
         () = &mut shutdown => return Ok(()),
@@ -79,6 +87,7 @@ pub async fn run(
         &config.model_path,
         config.encoder_limits,
     );
+    supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
     let limits = ValidationLimits {
         max_stop_sequences: config.http.max_stop_sequences,
         max_top_n_tokens: config.http.max_top_n_tokens,
@@ -103,6 +112,7 @@ pub async fn run(
         config.http.clone(),
         chat_template,
         encoder,
+        supervision,
         metrics,
     );
     let served = state.clone();

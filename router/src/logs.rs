@@ -84,7 +84,7 @@ where
             fields.others,
             false,
         );
-        writeln!(writer, "{line}")
+        writeln!(writer, "{}", visible(&line.to_string()))
     }
 }
 
@@ -190,7 +190,24 @@ fn panic_line(panic: &PanicHookInfo<'_>) -> Value {
 fn write_line(line: &Value) {
     let _ = std::io::stderr()
         .lock()
-        .write_all(format!("{line}\n").as_bytes());
+        .write_all(format!("{}\n", visible(&line.to_string())).as_bytes());
+}
+
+/// JSON without characters that a terminal obeys and that JSON does not write as escapes by itself: DEL, C1, line
+/// separators, marks of writing direction. File names, templates and tokens come from others.
+fn visible(json: &str) -> std::borrow::Cow<'_, str> {
+    let is_obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !json.contains(is_obeyed) {
+        return json.into();
+    }
+    let escape = |c: char| match is_obeyed(c) {
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => c.to_string(),
+    };
+    json.chars().map(escape).collect::<String>().into()
 }
 
 fn line(
@@ -345,5 +362,16 @@ mod tests {
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(second)), text);
         }
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_written() {
+        let nasty = "\x1b[2J\u{9b}\u{7f}\u{202e}\u{2028}";
+        let at = SystemTime::UNIX_EPOCH;
+        let line = line(at, "INFO", "t", nasty, Map::new(), false).to_string();
+        let written = visible(&line);
+        assert!(written.chars().all(|c| (' '..='~').contains(&c)), "{written}");
+        let read: Value = serde_json::from_str(&written).expect("JSON");
+        assert_eq!(read["message"], nasty);
     }
 }

@@ -10,6 +10,7 @@ use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::supervision::Supervision;
 use crate::validation::{Valid, Validator};
 
 /// The router's own settings, as handlers need them.
@@ -43,6 +44,7 @@ struct Inner {
     config: Config,
     chat_template: Result<ChatTemplate, ChatTemplateError>,
     encoder: EncoderService,
+    supervision: Supervision,
     metrics: metrics_exporter_prometheus::PrometheusHandle,
 }
 
@@ -54,6 +56,7 @@ impl AppState {
         config: Config,
         chat_template: Result<ChatTemplate, ChatTemplateError>,
         encoder: EncoderService,
+        supervision: Supervision,
         metrics: metrics_exporter_prometheus::PrometheusHandle,
     ) -> Self {
         AppState(Arc::new(Inner {
@@ -63,6 +66,7 @@ impl AppState {
             config,
             chat_template,
             encoder,
+            supervision,
             metrics,
         }))
     }
@@ -74,6 +78,11 @@ impl AppState {
     /// What serves encoders; there also when the model generates.
     pub fn encoder(&self) -> &EncoderService {
         &self.0.encoder
+    }
+
+    /// What is known of the shards.
+    pub fn supervision(&self) -> &Supervision {
+        &self.0.supervision
     }
 
     pub fn validator(&self) -> &Validator {

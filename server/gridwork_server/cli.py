@@ -31,6 +31,7 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     serve.add_argument("--world-size", type=int, default=1)
     serve.add_argument("--master-addr", default="127.0.0.1", help="where rank 0 listens for the other ranks")
     serve.add_argument("--master-port", type=int, default=29500)
+    serve.add_argument("--meeting-file", type=Path, help="an empty file in which ranks of one machine find each other")
     serve.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     serve.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     serve.add_argument(
@@ -107,6 +108,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         world_size=args.world_size,
         master_addr=args.master_addr,
         master_port=args.master_port,
+        meeting_file=args.meeting_file,
         device=args.device,
         dtype=args.dtype,
         model_impl={"transformers": "auto", "native": "paged"}.get(args.model_impl, args.model_impl),

@@ -16,6 +16,8 @@ class ShardConfig:
     world_size: int = 1
     master_addr: str = "127.0.0.1"
     master_port: int = 29500
+    meeting_file: Path | None = None
+    """Where ranks of one machine meet in place of the address."""
     device: str = "cpu"
     dtype: str = "auto"
     model_impl: str = "auto"

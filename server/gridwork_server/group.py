@@ -1,8 +1,9 @@
 """The ranks of a shard group: what they tell each other besides the model's own all-reduces."""
 
 import datetime
+import ipaddress
 import os
-import pickle
+import socket
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ class RankGroup:
 
     @staticmethod
     def join(config: ShardConfig) -> "RankGroup":
-        """Meets the other ranks at the master address."""
+        """Meets the other ranks in the meeting file, or at the master address."""
         if config.world_size > 1:
             import torch.distributed as dist
 
-            if config.master_addr in ("127.0.0.1", "localhost"):
+            if config.meeting_file is not None or _is_loopback(config.master_addr):
                 # Gloo would look for an interface by the machine's own name, which containers often cannot resolve.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             if config.device == "cuda":
@@ -35,7 +36,7 @@ class RankGroup:
             dist.init_process_group(
                 # Steps are announced over gloo, on the CPU; the model's own sums go over the device's backend.
                 "gloo" if config.device == "cpu" else "cpu:gloo,cuda:nccl",
-                init_method=f"tcp://{config.master_addr}:{config.master_port}",
+                store=_store(config),
                 rank=config.rank,
                 world_size=config.world_size,
                 timeout=_FOREVER,
@@ -64,11 +65,15 @@ class RankGroup:
         dist.broadcast(data, src=0)
         return data.numpy().tobytes()
 
-    def broadcast_object(self, value: Any) -> Any:
-        """Rank 0 gives a small object, every rank gets it. The ranks are our own processes, so pickle is safe."""
-        if self.world_size == 1:
-            return value
-        return pickle.loads(self.broadcast_bytes(pickle.dumps(value) if self.is_leader else None))
+    def announce(self, what: int, payload: bytes = b"") -> None:
+        """Rank 0 tells the others what comes: a number below 256, and a message that goes with it."""
+        if self.world_size > 1:
+            self.broadcast_bytes(bytes([what]) + payload)
+
+    def next_announced(self) -> tuple[int, bytes]:
+        """Waits for what rank 0 announces."""
+        message = self.broadcast_bytes(None)
+        return message[0], message[1:]
 
     def broadcast_array(self, array: torch.Tensor) -> torch.Tensor:
         """Every rank gives a CPU tensor of one shape, which becomes rank 0's."""
@@ -101,3 +106,33 @@ class RankGroup:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+def _store(config: ShardConfig) -> Any:
+    """What ranks find each other by. Ranks connect to the addresses that stand there: nobody else is to write them."""
+    import torch.distributed as dist
+
+    if config.meeting_file is not None:
+        return dist.FileStore(str(config.meeting_file), config.world_size)
+    address = (config.master_addr, config.master_port)
+    is_leader = config.rank == 0
+    listener = None
+    if is_leader:
+        # PyTorch's own listener would be reachable at every address of this machine.
+        family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server(address, family=family, backlog=config.world_size)
+    return dist.TCPStore(
+        *address,
+        config.world_size,
+        is_leader,
+        timeout=_FOREVER,
+        master_listen_fd=listener.detach() if listener else None,
+        use_libuv=False,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -156,6 +157,16 @@ class ShardService(pb_grpc.ShardServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, self._worker.error or self._worker.state)
 
 
+@contextmanager
+def _files_of_this_user_alone() -> Iterator[None]:
+    """Whatever the umask is: who may open the socket may have the model say anything to others."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
     """Serves until the process is told to end; returns the exit code."""
     return asyncio.run(_serve(config, otlp_endpoint))
@@ -176,7 +187,8 @@ async def _serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
         Path(address).unlink(missing_ok=True)
         address = f"unix:{address}"
     try:
-        server.add_insecure_port(address)
+        with _files_of_this_user_alone():
+            server.add_insecure_port(address)
     except RuntimeError as error:
         logs.fatal(f"cannot listen on {config.socket}: {error}; give --socket another path or port")
         return 1

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from loguru import Message, Record
 
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR", "SUCCESS": "INFO"}
+
+
+# What JSON does not write as an escape by itself, though a terminal obeys it: file names and tokens come from others.
+_OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+def _written_out(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def set_up(level: str) -> None:
@@ -58,7 +67,7 @@ def _write(message: "Message") -> None:
         line["message"] = str(message).split(" - ", 1)[-1].rstrip("\n")
     line["fields"] = {key: str(value) for key, value in extra.items()}
     # One write, so that lines of several threads do not mix.
-    sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+    sys.stderr.write(_OBEYED.sub(_written_out, json.dumps(line, ensure_ascii=False)) + "\n")
     sys.stderr.flush()
 
 

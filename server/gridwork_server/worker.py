@@ -115,7 +115,7 @@ class Worker:
 
         def task(runner: "Runner") -> "CacheSize":
             try:
-                runner.group.broadcast_object((_WARM_UP, limits.SerializeToString()))
+                runner.group.announce(_WARM_UP, limits.SerializeToString())
                 return runner.warm_up(limits)
             except LimitError:
                 raise
@@ -130,7 +130,7 @@ class Worker:
         """Drops every sequence on every rank."""
 
         def task(runner: "Runner") -> None:
-            runner.group.broadcast_object((_RESET, b""))
+            runner.group.announce(_RESET)
             runner.reset()
 
         return self.call(task)
@@ -155,7 +155,7 @@ class Worker:
     def _guarded(self, runner: "Runner", step: "pb.Step") -> "pb.StepResult":
         try:
             if runner.group.world_size > 1:
-                runner.group.broadcast_object((_RUN, step.SerializeToString()))
+                runner.group.announce(_RUN, step.SerializeToString())
             return runner.run(step)
         except Exception as error:
             logger.opt(exception=True).error(f"step {step.id} failed")
@@ -270,7 +270,7 @@ class Worker:
 
         while True:
             try:
-                what, payload = runner.group.broadcast_object(None)
+                what, payload = runner.group.next_announced()
                 if what == _WARM_UP:
                     try:
                         runner.warm_up(pb.WarmupRequest.FromString(payload))

@@ -1,8 +1,10 @@
 """Real shard processes over gRPC: what they answer, refuse and drop, and how they end."""
 
 import json
+import os
 import resource
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +194,17 @@ def test_while_loading_health_answers_warmup_is_unavailable_and_sigterm_ends_it(
         shard.process.send_signal(signal.SIGTERM)
         assert shard.wait_end(20) == 0
         assert shard.lines == []
+
+
+def test_the_socket_is_its_users_alone_whatever_the_umask(folder: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with shards(folder, tmp_path) as (shard,):
+            shard.stub.Health(pb.HealthRequest(), timeout=20, wait_for_ready=True)
+            sockets = [path for path in tmp_path.rglob("*") if path.is_socket()]
+            assert [stat.S_IMODE(path.stat().st_mode) for path in sockets] == [0o600]
+    finally:
+        os.umask(before)
 
 
 def test_info_while_loading_is_unavailable_and_does_no_harm(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::escape::{visible, visible_json};
 use super::{Fields, Format, time};
 use crate::cli::LogLevel;
 
@@ -86,25 +87,26 @@ impl Record {
         let (name, colour) = level_style(self.level);
         let mut text = format!(
             "{} {} {}",
-            paint.with("2", &self.timestamp),
+            paint.with("2", &visible(&self.timestamp, false)),
             paint.with(colour, name),
             paint.with("1", tag)
         );
         if !self.target.is_empty() {
             text.push(' ');
-            text.push_str(&paint.with("2", &self.target));
+            text.push_str(&paint.with("2", &visible(&self.target, false)));
         }
         text.push_str(": ");
         // A traceback stays readable and cannot be taken for lines of their own.
-        text.push_str(&self.message.trim_end().replace('\n', "\n    "));
+        let message = visible(self.message.trim_end(), true);
+        text.push_str(&message.replace('\n', "\n    "));
         for (key, value) in &self.fields {
             let value = match value {
                 Value::String(text) if is_plain_word(text) => text.clone(),
                 other => other.to_string(),
             };
             text.push(' ');
-            text.push_str(&paint.with("2", &format!("{key}=")));
-            text.push_str(&value);
+            text.push_str(&paint.with("2", &visible(&format!("{key}="), false)));
+            text.push_str(&visible(&value, false));
         }
         text.push('\n');
         text
@@ -120,7 +122,7 @@ impl Record {
         if !self.fields.is_empty() {
             object["fields"] = Value::Object(self.fields.clone());
         }
-        format!("{object}\n")
+        format!("{}\n", visible_json(&object.to_string()))
     }
 }
 
@@ -137,8 +139,9 @@ pub fn render_plain(tag: &str, text: &str, format: Format) -> String {
         return record.render_json(tag);
     }
     format!(
-        "{} {text}\n",
-        Paint(format.colour).with("1", &format!("{tag} |"))
+        "{} {}\n",
+        Paint(format.colour).with("1", &format!("{tag} |")),
+        visible(text, false)
     )
 }
 
@@ -221,6 +224,22 @@ mod tests {
             let json: Value = serde_json::from_str(&show(text, JSON)).unwrap();
             assert_eq!(json["message"], text);
             assert_eq!(json["tag"], "shard-0");
+        }
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_shown() {
+        let record = r#"{"timestamp":"\u001b[1A","level":"info","target":"\u0007","message":"a\u001b[2J\r","f\u009b":"\u202e"}"#;
+        for (text, format) in [
+            (record, PRETTY),
+            (record, JSON),
+            ("\x1b]0;owned\x07 \u{9b}", PRETTY),
+            ("\x1b]0;owned\x07 \u{9b}", JSON),
+        ] {
+            let shown = show(text, format);
+            let line = shown.strip_suffix('\n').unwrap();
+            let obeyed = |c: char| c.is_control() || c == '\u{202e}';
+            assert!(!line.contains(obeyed), "{line:?}");
         }
     }
 

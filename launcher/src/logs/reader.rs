@@ -90,7 +90,7 @@ pub async fn read_output(
             let text = String::from_utf8_lossy(&bytes);
             let (line, fatal) = Line::parse(&text);
             if output.keep(&text, &line, fatal) {
-                log.child(&tag, &line).await;
+                log.child(&tag, &line);
             }
         }
         if ended {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{ModelError, read_json};
+use super::{ModelError, bounds, read_json};
 
 #[derive(Deserialize)]
 struct Index {
@@ -49,6 +49,13 @@ fn parts(folder: &Path, index: &'static str) -> Result<Vec<PathBuf>, ModelError>
     let names: BTreeSet<String> = weight_map.into_values().collect();
     let mut files = Vec::with_capacity(names.len());
     for file in names {
+        if !bounds::is_inside(&file) {
+            return Err(ModelError::NameLeadsOut {
+                path: folder.join(index),
+                key: "weight_map".to_owned(),
+                name: file,
+            });
+        }
         let path = folder.join(&file);
         if !path.is_file() {
             return Err(ModelError::MissingPart {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::sync::Mutex;
+
 use super::Fault;
+use super::router_link::{Notes, RouterLink};
 use super::unit::Unit;
 use crate::error::LauncherError;
 use crate::logs::Log;
@@ -23,7 +26,9 @@ pub struct Router<'a> {
     log: &'a Log,
     board: &'a Board,
     probe: RouterProbe,
+    notes: Notes,
     process: Vec<Child>,
+    link: Option<Mutex<RouterLink>>,
 }
 
 impl<'a> Router<'a> {
@@ -33,6 +38,7 @@ impl<'a> Router<'a> {
         log: &'a Log,
         board: &'a Board,
         probe: RouterProbe,
+        notes: Notes,
     ) -> Self {
         Self {
             settings,
@@ -40,7 +46,36 @@ impl<'a> Router<'a> {
             log,
             board,
             probe,
+            notes,
             process: Vec::new(),
+            link: None,
+        }
+    }
+
+    /// Returns when the router has been silent for too long.
+    async fn silence(&self) -> Fault {
+        let limit = Duration::from_secs(self.settings.cli.processes.router_hang_timeout);
+        if let Some(link) = &self.link
+            && let Ok(silent) = link.lock().await.until_silent(limit, &self.notes).await
+        {
+            return Fault::Hung {
+                tag: "router".to_owned(),
+                seconds: silent.as_secs(),
+                flag: "--router-hang-timeout",
+            };
+        }
+        // The link has broken: the router ends, which is seen by others.
+        std::future::pending().await
+    }
+
+    async fn healthy(&self) {
+        loop {
+            let answer = self.probe.ask(ASK_TIMEOUT).await;
+            self.board.note("router", &answer);
+            if answer == Answer::Ready {
+                return;
+            }
+            tokio::time::sleep(ASK_EVERY).await;
         }
     }
 }
@@ -56,7 +91,12 @@ impl Unit for Router<'_> {
 
     fn start(&mut self) -> Result<(), LauncherError> {
         let spec = self.settings.router_command(self.sockets);
-        self.process = vec![Child::start(&spec, self.log)?];
+        let (link, stdin) = RouterLink::pair().map_err(|source| LauncherError::Io {
+            what: "cannot make a socket for the router",
+            source,
+        })?;
+        self.link = Some(link);
+        self.process = vec![Child::start_with(&spec, self.log, stdin.into())?];
         Ok(())
     }
 
@@ -66,23 +106,21 @@ impl Unit for Router<'_> {
 
     fn clear(&mut self) {
         self.process.clear();
+        self.link = None;
+        self.notes.hang.send_replace(None);
     }
 
     /// Has no time-out of its own: the router is ready when the shards are, which have one.
     async fn ready(&self) -> Result<(), Fault> {
-        loop {
-            let answer = self.probe.ask(ASK_TIMEOUT).await;
-            self.board.note("router", &answer);
-            if answer == Answer::Ready {
-                return Ok(());
-            }
-            tokio::time::sleep(ASK_EVERY).await;
+        tokio::select! {
+            () = self.healthy() => Ok(()),
+            fault = self.silence() => Err(fault),
         }
     }
 
-    /// It is not asked any more once it was ready: while shards are restarted it is rightly not healthy, and its end is seen.
+    /// Its health is not asked for any more once it was ready: while shards are restarted it is rightly not healthy.
     async fn watch(&self) -> Fault {
-        std::future::pending().await
+        self.silence().await
     }
 
     fn grace(&self) -> Duration {

@@ -3,17 +3,21 @@
 use std::time::{Duration, Instant};
 
 use super::Fault;
+use super::router_link::{Hang, Notes};
 use super::unit::Unit;
+use crate::cli::Device;
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::Child;
 use crate::readiness::{Answer, Board, ShardProbe};
 use crate::settings::Settings;
-use crate::sockets::{Sockets, free_port};
+use crate::sockets::{Meeting, Sockets, free_port};
 
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
 const ASK_EVERY_RUNNING: Duration = Duration::from_secs(2);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// From when on `/health` tells of a shard that does not answer.
+const TELL_AFTER: Duration = Duration::from_secs(15);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// All ranks of the model.
@@ -22,6 +26,7 @@ pub struct ShardGroup<'a> {
     sockets: &'a Sockets,
     log: &'a Log,
     board: &'a Board,
+    notes: Notes,
     ranks: Vec<Child>,
     probes: Vec<ShardProbe>,
 }
@@ -32,20 +37,146 @@ impl<'a> ShardGroup<'a> {
         sockets: &'a Sockets,
         log: &'a Log,
         board: &'a Board,
+        notes: Notes,
     ) -> Self {
         Self {
             settings,
             sockets,
             log,
             board,
+            notes,
             ranks: Vec::new(),
             probes: Vec::new(),
+        }
+    }
+
+    /// In a file, where all ranks use this machine's memory; for GPUs, whose library keeps asking, at a port.
+    fn meeting(&self) -> Result<Meeting, LauncherError> {
+        let processes = &self.settings.cli.processes;
+        let is_here = matches!(
+            processes.master_addr.as_str(),
+            "127.0.0.1" | "localhost" | "::1"
+        );
+        match processes.master_port {
+            Some(port) => Ok(Meeting::Port(port)),
+            None if is_here && self.settings.placement.device == Device::Cpu => {
+                let file = self.sockets.meeting_file();
+                file.map(Meeting::File).map_err(LauncherError::MeetingFile)
+            }
+            None => free_port()
+                .map(Meeting::Port)
+                .map_err(LauncherError::MasterPort),
+        }
+    }
+
+    /// Asks all ranks, and looks for their sockets, until one is silent for too long or cannot be reached any more.
+    async fn first_silent(&self) -> Fault {
+        let hang_timeout = Duration::from_secs(self.settings.cli.processes.shard_hang_timeout);
+        let mut silences = vec![Silence::default(); self.ranks.len()];
+        self.notes.trouble.send_replace(None);
+        loop {
+            tokio::time::sleep(ASK_EVERY_RUNNING.min(hang_timeout / 4)).await;
+            let mut trouble = None;
+            for (rank, (tag, probe)) in (0..).zip(self.by_rank()) {
+                match self.sockets.put_back(rank) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        let path = self.sockets.path(rank);
+                        let path = path.display();
+                        self.log.warn(format!(
+                            "{tag}: its socket {path} was removed, and is put back"
+                        ));
+                    }
+                    Err(source) => {
+                        return Fault::SocketGone {
+                            tag: tag.to_owned(),
+                            path: self.sockets.path(rank),
+                            source,
+                        };
+                    }
+                }
+                let silence = &mut silences[rank as usize];
+                match probe.ask(ASK_TIMEOUT.min(hang_timeout)).await {
+                    Answer::Failed(message) => return failed(tag, message),
+                    Answer::Silent | Answer::Unreachable => {
+                        let silent = silence.goes_on();
+                        if silent >= hang_timeout {
+                            return Fault::Hung {
+                                tag: tag.to_owned(),
+                                seconds: hang_timeout.as_secs(),
+                                flag: "--shard-hang-timeout",
+                            };
+                        }
+                        if silent >= TELL_AFTER {
+                            let seconds = silent.as_secs();
+                            trouble = Some(format!("{tag} has not answered for {seconds} s"));
+                        }
+                    }
+                    Answer::Ready | Answer::Busy(_) => *silence = Silence::default(),
+                }
+            }
+            if *self.notes.trouble.borrow() != trouble {
+                self.notes.trouble.send_replace(trouble);
+            }
+        }
+    }
+
+    /// Waits until the router says that a step of these shards is overdue.
+    async fn first_overdue(&self) -> Fault {
+        let ready_at = Instant::now();
+        let mut hangs = self.notes.hang.subscribe();
+        // What it says of the group before this one is no news.
+        let of_these = |hang: &Hang| hang.since > ready_at;
+        let hang = hangs.wait_for(|hang| hang.as_ref().is_some_and(of_these));
+        match hang.await.as_deref() {
+            Ok(Some(hang)) => Fault::Overdue(hang.reason.clone()),
+            // The sender is a part of this.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Remembers the sockets, so that they can be put back.
+    fn keep_sockets(&self) {
+        for rank in 0..self.settings.placement.num_shard {
+            if let Err(error) = self.sockets.keep(rank) {
+                let path = self.sockets.path(rank);
+                let path = path.display();
+                self.log.debug(format!(
+                    "{path} cannot be put back if it is removed: {error}"
+                ));
+            }
         }
     }
 
     fn by_rank(&self) -> impl Iterator<Item = (&str, &ShardProbe)> {
         let tags = self.ranks.iter().map(|child| child.tag.as_str());
         tags.zip(&self.probes)
+    }
+}
+
+/// How long a shard has been silent.
+#[derive(Debug, Clone)]
+struct Silence {
+    seen: Duration,
+    looked_at: Instant,
+}
+
+impl Default for Silence {
+    fn default() -> Self {
+        Self {
+            seen: Duration::ZERO,
+            looked_at: Instant::now(),
+        }
+    }
+}
+
+impl Silence {
+    /// Adds what has passed since the last look, but for a pause of this process (SIGSTOP, a frozen container).
+    fn goes_on(&mut self) -> Duration {
+        let passed = self.looked_at.elapsed();
+        self.looked_at = Instant::now();
+        self.seen += passed.min(2 * (ASK_EVERY_RUNNING + ASK_TIMEOUT));
+        self.seen
     }
 }
 
@@ -63,13 +194,16 @@ impl Unit for ShardGroup<'_> {
     }
 
     fn start(&mut self) -> Result<(), LauncherError> {
+        self.sockets
+            .make_folder()
+            .map_err(|source| LauncherError::SocketFolder {
+                folder: self.sockets.path(0),
+                source,
+            })?;
         self.sockets.remove_stale();
-        let port = match self.settings.cli.processes.master_port {
-            Some(port) => port,
-            None => free_port().map_err(LauncherError::MasterPort)?,
-        };
+        let meeting = self.meeting()?;
         for rank in 0..self.settings.placement.num_shard {
-            let spec = self.settings.shard_command(rank, self.sockets, port);
+            let spec = self.settings.shard_command(rank, self.sockets, &meeting);
             let probe = ShardProbe::new(&self.sockets.path(rank)).map_err(|error| {
                 LauncherError::Spawn {
                     tag: spec.tag.clone(),
@@ -107,6 +241,7 @@ impl Unit for ShardGroup<'_> {
                 }
             }
             if all_ready {
+                self.keep_sockets();
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -120,24 +255,9 @@ impl Unit for ShardGroup<'_> {
     }
 
     async fn watch(&self) -> Fault {
-        let hang_timeout = Duration::from_secs(self.settings.cli.processes.shard_hang_timeout);
-        let mut answered_at = vec![Instant::now(); self.ranks.len()];
-        loop {
-            tokio::time::sleep(ASK_EVERY_RUNNING.min(hang_timeout / 4)).await;
-            for ((tag, probe), answered_at) in self.by_rank().zip(&mut answered_at) {
-                match probe.ask(ASK_TIMEOUT.min(hang_timeout)).await {
-                    Answer::Failed(message) => return failed(tag, message),
-                    Answer::Silent | Answer::Unreachable => {
-                        if answered_at.elapsed() >= hang_timeout {
-                            return Fault::Hung {
-                                tag: tag.to_owned(),
-                                seconds: hang_timeout.as_secs(),
-                            };
-                        }
-                    }
-                    Answer::Ready | Answer::Busy(_) => *answered_at = Instant::now(),
-                }
-            }
+        tokio::select! {
+            fault = self.first_silent() => fault,
+            fault = self.first_overdue() => fault,
         }
     }
 

@@ -4,9 +4,11 @@
 //! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture -- …`,
 //! and the test of that name calls [`run_if_asked`].
 
-use std::fs;
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,6 +131,7 @@ impl Fake {
         self.obey_at_start();
         let runtime = runtime();
         let term = self.end_at_sigterm(&runtime);
+        self.answer_the_launcher();
         runtime.spawn_blocking({
             let never_ready = self.has_order("never ready");
             let has_loaded = self.has_order("has loaded");
@@ -152,6 +155,34 @@ impl Fake {
         });
         let _ = runtime.block_on(term);
         std::process::exit(0);
+    }
+
+    /// At stdin, as its orders say at that moment. What it is asked is noted in `router.questions`.
+    fn answer_the_launcher(&self) {
+        let fake = Self {
+            folder: self.folder.clone(),
+            role: self.role.clone(),
+            args: Vec::new(),
+        };
+        let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
+        std::thread::spawn(move || {
+            let questions = BufReader::new(socket.try_clone().unwrap());
+            for question in questions.lines() {
+                let Ok(question) = question else { return };
+                let mut file = File::options();
+                let file = file.create(true).append(true);
+                let mut file = file.open(fake.folder.join("router.questions")).unwrap();
+                writeln!(file, "{question}").unwrap();
+                let answer: &[u8] = if fake.has_order("silent") {
+                    continue;
+                } else if fake.has_order("overdue") {
+                    b"{\"hang\":\"a step is overdue\",\"hang_ms\":0,\"silent_ms\":0}\n"
+                } else {
+                    b"{\"hang\":null,\"hang_ms\":0,\"silent_ms\":0}\n"
+                };
+                let _ = socket.write_all(answer);
+            }
+        });
     }
 
     fn be_shard(&self) {

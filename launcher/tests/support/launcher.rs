@@ -39,6 +39,13 @@ impl Scene {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
+    /// What a stand-in was given behind a flag, as a path.
+    pub fn argument(&self, role: &str, flag: &str) -> std::path::PathBuf {
+        let arguments = self.read(&format!("{role}.arguments"));
+        let mut lines = arguments.lines().skip_while(|line| *line != flag);
+        lines.nth(1).unwrap().into()
+    }
+
     /// Process ids of `role`, in the order in which they noted `what`.
     pub fn noted(&self, role: &str, what: &str) -> Vec<u32> {
         let start = format!("{role} {what} ");
@@ -78,6 +85,12 @@ impl Scene {
             .env("GRIDWORK_SERVER", &stand_in)
             .env("GRIDWORK_ROUTER", &stand_in)
             .env("API_KEY", "hush")
+            .envs([
+                ("HF_TOKEN", "whisper"),
+                ("HUGGING_FACE_HUB_TOKEN", "whisper"),
+                ("AWS_SECRET_ACCESS_KEY", "whisper"),
+                ("WANTED", "yes"),
+            ])
             .env("TMPDIR", self.folder.path())
             .env(fake::FOLDER_VARIABLE, self.folder.path())
             .stdin(Stdio::null())

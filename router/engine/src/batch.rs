@@ -7,12 +7,15 @@ use gridwork_proto::v1::Step;
 use crate::blocks::BlockPool;
 use crate::prefix_tree::NodeId;
 use crate::sequence::{Sequence, SequenceKey};
+use crate::watchdog::Work;
 
 pub(crate) struct StepInFlight {
     pub id: u64,
     pub sent: Instant,
     /// To compute.
     pub num_tokens: usize,
+    /// Of the longest sequence, up to the last token that is computed.
+    pub context_tokens: usize,
     /// In the order of the step's `sequence_ids`.
     pub entries: Vec<StepEntry>,
     /// Sequences that gave their blocks up while this was the last step on its way.
@@ -42,6 +45,19 @@ pub(crate) struct Batch {
     pub step: Step,
     pub entries: Vec<StepEntry>,
     pub budget_tokens: usize,
+    /// Of the longest sequence so far.
+    pub context_tokens: usize,
+}
+
+impl StepInFlight {
+    /// What its time depends on.
+    pub fn work(&self) -> Work {
+        Work {
+            num_sequences: self.entries.len(),
+            num_tokens: self.num_tokens,
+            context_tokens: self.context_tokens,
+        }
+    }
 }
 
 impl Batch {
@@ -50,6 +66,7 @@ impl Batch {
             step: Step::default(),
             entries: Vec::new(),
             budget_tokens,
+            context_tokens: 0,
         }
     }
 
@@ -80,6 +97,7 @@ impl Batch {
         }
         let samples = computed == sequence.tokens.len() + sequence.num_pending;
         sequence.num_computed = computed;
+        self.context_tokens = self.context_tokens.max(computed + drafts.len());
         sequence.num_drafts = drafts.len();
         if samples {
             sequence.num_pending += 1;

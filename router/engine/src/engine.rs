@@ -17,6 +17,8 @@ use crate::request::{Event, GenerationError, GenerationRequest, SubmitError};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{Sequence, SequenceKey};
 use crate::shard_client::{self, ReadyShard, ShardAddress};
+use crate::vitals::Vitals;
+use crate::watchdog::{LOOK_EVERY, Watchdog, Work};
 
 /// How to start an [`Engine`].
 #[derive(Debug, Clone)]
@@ -40,6 +42,8 @@ pub struct EngineConfig {
     /// Most drafts of a sequence in a step; 0: no speculation.
     pub speculate: u32,
     /// How long the shard may take to become ready, at the start and after a restart.
+    pub startup_timeout: Duration,
+    /// Limit of a step that nothing is known of; see [`crate::watchdog`].
     pub shard_timeout: Duration,
 }
 
@@ -79,6 +83,8 @@ pub enum StartError {
     Shard(String),
     #[error("the connection to the shard broke: {0}")]
     Lost(String),
+    #[error("the shard has not answered its warm-up for {seconds} s")]
+    Silent { seconds: u64 },
     #[error(
         "the shard speaks version {shard} of the contract, this router version {router}; install matching versions"
     )]
@@ -139,6 +145,7 @@ struct Shared {
     next_key: AtomicU64,
     draining: AtomicBool,
     healthy: AtomicBool,
+    vitals: Arc<Vitals>,
     /// Notified when `num_requests` reaches zero.
     idle: Notify,
 }
@@ -166,6 +173,7 @@ impl Engine {
             next_key: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             healthy: AtomicBool::new(false),
+            vitals: Arc::default(),
             idle: Notify::new(),
         });
         let (commands, incoming) = mpsc::unbounded_channel();
@@ -176,7 +184,11 @@ impl Engine {
             metrics: EngineMetrics::new(),
             state,
         };
-        tokio::spawn(task.run(incoming));
+        let vitals = shared.vitals.clone();
+        tokio::spawn(async move {
+            task.run(incoming).await;
+            vitals.ended();
+        });
         Engine {
             shared,
             commands,
@@ -205,9 +217,14 @@ impl Engine {
         }
     }
 
-    /// Whether steps can run now: false while the shard is loading or being restarted.
+    /// Whether steps can run now: false while the shard is loading, hangs or is being restarted.
     pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+        self.shared.healthy.load(Ordering::Relaxed) && self.shared.vitals.hang().is_none()
+    }
+
+    /// How the engine's task is.
+    pub fn vitals(&self) -> Arc<Vitals> {
+        self.shared.vitals.clone()
     }
 
     /// Whether [`Engine::drain`] has been called.
@@ -217,7 +234,7 @@ impl Engine {
 
     /// Admits a request to the queue, or says at once why not.
     pub fn submit(&self, request: GenerationRequest) -> Result<Generation, SubmitError> {
-        if self.shared.draining.load(Ordering::SeqCst) {
+        if self.shared.draining.load(Ordering::SeqCst) || self.shared.vitals.given_up().is_some() {
             return Err(SubmitError::Draining);
         }
         if self.loaded().is_none() {
@@ -338,9 +355,6 @@ struct Task {
 /// Pause before the shard is looked for again after it was found wanting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How often waiting requests are checked for their time limit.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Why the steps have ended.
 enum Ended {
     /// No handle is left.
@@ -350,7 +364,8 @@ enum Ended {
 
 impl Task {
     async fn run(self, mut incoming: mpsc::UnboundedReceiver<Command>) {
-        let (mut shard, ready) = match self.connect().await {
+        let mut watchdog = Watchdog::new(self.config.shard_timeout);
+        let (mut shard, ready) = match self.connect(&mut watchdog).await {
             Ok(connected) => connected,
             Err(error) => {
                 let _ = self.state.send(State::Failed(error));
@@ -367,7 +382,7 @@ impl Task {
         loop {
             self.shared.healthy.store(true, Ordering::Relaxed);
             let ended = self
-                .run_steps(&mut scheduler, &mut shard, &mut incoming)
+                .run_steps(&mut scheduler, &mut shard, &mut incoming, &mut watchdog)
                 .await;
             self.shared.healthy.store(false, Ordering::Relaxed);
             drop(shard);
@@ -381,9 +396,11 @@ impl Task {
                 scheduler.num_sequences()
             );
             scheduler.shard_lost(true);
-            let Some((again, ready)) = self.reconnect(&mut scheduler, &mut incoming).await else {
+            let reconnected = self.reconnect(&mut scheduler, &mut incoming, &mut watchdog);
+            let Some((again, ready)) = reconnected.await else {
                 return;
             };
+            self.shared.vitals.answers();
             scheduler.reset_shard(self.scheduler_config(&ready.limits));
             tracing::info!(
                 "the shard is back; {} requests go on",
@@ -400,8 +417,10 @@ impl Task {
         scheduler: &mut Scheduler,
         shard: &mut ReadyShard,
         incoming: &mut mpsc::UnboundedReceiver<Command>,
+        watchdog: &mut Watchdog,
     ) -> Ended {
-        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        watchdog.start();
+        let mut expiry = tokio::time::interval(LOOK_EVERY);
         expiry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             // Commands first, all of them, so that requests that arrive together are computed together.
@@ -420,6 +439,13 @@ impl Task {
                 },
                 result = shard.results.message() => match result {
                     Ok(Some(result)) => {
+                        if let Some(work) = scheduler.oldest_work() {
+                            let spent_us = result.forward_us + result.sample_us;
+                            watchdog.answered(work, Duration::from_micros(spent_us));
+                        }
+                        if self.shared.vitals.answers() {
+                            tracing::warn!("the shard answers again");
+                        }
                         if let Err(violation) = scheduler.apply(&result, Instant::now()) {
                             tracing::error!("the shard broke the contract: {violation}");
                             return Ended::ShardLost(violation);
@@ -428,8 +454,23 @@ impl Task {
                     Ok(None) => return Ended::ShardLost("it ended the stream".into()),
                     Err(status) => return Ended::ShardLost(status.message().to_owned()),
                 },
-                _ = expiry.tick() => scheduler.expire(Instant::now()),
+                _ = expiry.tick() => {
+                    let now = Instant::now();
+                    self.look_after(scheduler, now);
+                    let overdue = watchdog.look(scheduler.oldest_work(), now);
+                    if let Err(reason) = self.shared.vitals.looked(overdue) {
+                        return Ended::ShardLost(reason);
+                    }
+                }
             }
+        }
+    }
+
+    /// What is due every second.
+    fn look_after(&self, scheduler: &mut Scheduler, now: Instant) {
+        scheduler.expire(now);
+        if let Some(error) = self.shared.vitals.given_up() {
+            scheduler.fail_all(&error);
         }
     }
 
@@ -450,10 +491,11 @@ impl Task {
         &self,
         scheduler: &mut Scheduler,
         incoming: &mut mpsc::UnboundedReceiver<Command>,
+        watchdog: &mut Watchdog,
     ) -> Option<(ReadyShard, Ready)> {
-        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        let mut expiry = tokio::time::interval(LOOK_EVERY);
         loop {
-            let connecting = self.connect();
+            let connecting = self.connect(watchdog);
             tokio::pin!(connecting);
             let error = loop {
                 tokio::select! {
@@ -462,20 +504,23 @@ impl Task {
                         Err(error) => break error,
                     },
                     command = incoming.recv() => self.execute(scheduler, command?),
-                    _ = expiry.tick() => scheduler.expire(Instant::now()),
+                    _ = expiry.tick() => {
+                        self.shared.vitals.beat();
+                        self.look_after(scheduler, Instant::now());
+                    }
                 }
             };
             tracing::error!("the shard cannot go on: {error}");
-            if !matches!(error, StartError::Lost(_)) {
+            if !matches!(error, StartError::Lost(_) | StartError::Silent { .. }) {
                 scheduler.fail_all(&GenerationError::Shard(error.to_string()));
             }
             tokio::time::sleep(RECONNECT_PAUSE).await;
         }
     }
 
-    async fn connect(&self) -> Result<(ReadyShard, Ready), StartError> {
+    async fn connect(&self, watchdog: &mut Watchdog) -> Result<(ReadyShard, Ready), StartError> {
         let config = &self.config;
-        let shard = shard_client::connect(&config.shard, config.shard_timeout, |info| {
+        let connected = shard_client::connect(&config.shard, config.startup_timeout, |info| {
             Ok(WarmupRequest {
                 block_size_tokens: config.block_size_tokens,
                 // Decodes are never left out of a step, so that it may exceed its budget by them.
@@ -486,7 +531,14 @@ impl Task {
                 max_drafts: max_drafts(config, info)?,
             })
         })
-        .await?;
+        .await;
+        if let Err(StartError::Silent { .. }) = &connected {
+            let reason = "the shard has not answered its warm-up".to_owned();
+            self.shared.vitals.hangs(reason);
+        }
+        let shard = connected?;
+        // Until a step is known: none takes longer for each of its tokens.
+        watchdog.answered(Work::of_a_token(), shard.warmup_took);
         let limits = limits(config, &shard.info, &shard.warmup)?;
         let info = shard.info.clone();
         Ok((shard, Ready { info, limits }))

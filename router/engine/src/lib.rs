@@ -24,9 +24,12 @@ mod speculation;
 mod stop;
 mod suspects;
 mod trace;
+mod vitals;
+mod watchdog;
 
 pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready, StartError};
 pub use request::*;
 pub use shard_client::ShardAddress;
 pub use shard_tokenizer::{ShardTokenizer, TokenizeError};
+pub use vitals::{Hang, Vitals};

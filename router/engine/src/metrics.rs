@@ -154,7 +154,7 @@ impl EngineMetrics {
             GenerationError::ShardKiller { .. } => "shard_killer",
             GenerationError::QueueTimeout { .. } => "queue_timeout",
             GenerationError::Shard(_) => "shard",
-            GenerationError::Shutdown => "shutdown",
+            GenerationError::Shutdown | GenerationError::GivenUp(_) => "shutdown",
         };
         counter!("gridwork_generation_failures_total", "kind" => kind).increment(1);
     }

@@ -157,4 +157,6 @@ pub enum GenerationError {
     Shard(String),
     #[error("the server stopped before the request was finished")]
     Shutdown,
+    #[error("the server ends before the request is finished: {0}")]
+    GivenUp(String),
 }

@@ -27,6 +27,7 @@ use crate::queue::WaitingQueue;
 use crate::request::{GenerationError, Priority};
 use crate::sequence::{Sequence, SequenceKey, Sequences};
 use crate::suspects::Suspects;
+use crate::watchdog::Work;
 use drafting::DraftRoom;
 use recovery::release;
 
@@ -125,6 +126,11 @@ impl Scheduler {
         self.pool = BlockPool::new(num_blocks, shared, self.hasher.clone());
     }
 
+    /// What the oldest step in flight computes.
+    pub fn oldest_work(&self) -> Option<Work> {
+        self.in_flight.front().map(StepInFlight::work)
+    }
+
     pub fn num_sequences(&self) -> usize {
         self.sequences.len()
     }
@@ -203,7 +209,10 @@ impl Scheduler {
             return None;
         }
         let Batch {
-            mut step, entries, ..
+            mut step,
+            entries,
+            context_tokens,
+            ..
         } = batch;
         if !step.num_drafts.is_empty() {
             step.num_drafts.resize(entries.len(), 0);
@@ -219,6 +228,7 @@ impl Scheduler {
             id: step.id,
             sent: now,
             num_tokens,
+            context_tokens,
             entries,
             departed: Vec::new(),
         });

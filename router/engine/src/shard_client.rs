@@ -55,6 +55,7 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct ReadyShard {
     pub info: InfoResponse,
     pub warmup: WarmupResponse,
+    pub warmup_took: Duration,
     pub steps: mpsc::Sender<Step>,
     pub results: Streaming<StepResult>,
 }
@@ -69,11 +70,15 @@ pub(crate) async fn connect(
     if !generates(&info) {
         return Err(StartError::OtherTask { task: info.task() });
     }
-    let warmup = client
-        .warmup(warmup(&info)?)
+    let began = Instant::now();
+    let warmup = tokio::time::timeout(timeout, client.warmup(warmup(&info)?))
         .await
+        .map_err(|_| StartError::Silent {
+            seconds: timeout.as_secs(),
+        })?
         .map_err(refused)?
         .into_inner();
+    let warmup_took = began.elapsed();
     let (steps, outgoing) = mpsc::channel(4);
     let results = client
         .run(ReceiverStream::new(outgoing))
@@ -83,6 +88,7 @@ pub(crate) async fn connect(
     Ok(ReadyShard {
         info,
         warmup,
+        warmup_took,
         steps,
         results,
     })

@@ -152,6 +152,7 @@ fn config(socket: &Path) -> EncoderConfig {
         max_batch_sequences: 8,
         max_concurrent_requests: 100,
         queue_timeout: Duration::from_secs(60),
+        startup_timeout: Duration::from_secs(60),
         shard_timeout: Duration::from_secs(60),
         speculate: 0,
     }
@@ -372,6 +373,7 @@ async fn generators_and_encoders_are_told_apart() {
             queue_timeout: Duration::from_secs(60),
             prefix_cache: true,
             speculate: 0,
+            startup_timeout: Duration::from_secs(60),
             shard_timeout: Duration::from_secs(60),
         },
         Arc::new(Tokenizer::new(WordLevel::default())),

@@ -161,6 +161,7 @@ fn config(socket: &Path) -> EngineConfig {
         queue_timeout: Duration::from_secs(60),
         prefix_cache: true,
         speculate: 0,
+        startup_timeout: Duration::from_secs(10),
         shard_timeout: Duration::from_secs(10),
     }
 }
@@ -347,9 +348,67 @@ async fn speculation_that_the_shard_cannot_verify_is_refused_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shard_that_never_comes_is_given_up_on() {
-    let setup = start(|config| config.shard_timeout = Duration::from_millis(200));
+    let setup = start(|config| config.startup_timeout = Duration::from_millis(200));
     assert!(matches!(
         setup.engine.ready().await,
         Err(StartError::Timeout { .. })
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_takes_too_long_is_told_and_its_late_answer_is_taken() {
+    let setup = start(|config| config.shard_timeout = Duration::from_secs(1));
+    std::mem::forget(serve(
+        CountingShard {
+            step_time: Duration::from_secs(6),
+            ..Default::default()
+        },
+        &setup.socket,
+    ));
+    setup.engine.ready().await.expect("ready");
+    let vitals = setup.engine.vitals();
+    assert!(setup.engine.is_healthy() && vitals.hang().is_none());
+    let generation = tokio::spawn(collect(
+        setup.engine.submit(request(0, 1)).expect("admitted"),
+    ));
+    while vitals.hang().is_none() {
+        assert!(!generation.is_finished(), "the hang was not noticed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!setup.engine.is_healthy());
+    let reason = vitals.hang().expect("a hang").reason;
+    assert!(
+        reason.contains("has not answered a step of 1 tokens"),
+        "{reason}"
+    );
+    assert!(
+        vitals.silent_for() < Duration::from_secs(5),
+        "the task runs"
+    );
+    let (ids, _) = generation.await.expect("joined").expect("no failure");
+    assert_eq!(ids, [1]);
+    assert!(setup.engine.is_healthy());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_ends_with_the_reason_though_no_shard_is_there() {
+    let setup = start(|_| ());
+    let slow = CountingShard {
+        step_time: Duration::from_millis(20),
+        ..Default::default()
+    };
+    let shard = serve(slow, &setup.socket);
+    setup.engine.ready().await.expect("ready");
+    let generation = setup.engine.submit(request(0, 100)).expect("admitted");
+    shard.shutdown_background();
+    setup.engine.vitals().give_up("no memory".into());
+    assert_eq!(
+        setup.engine.submit(request(0, 1)).err(),
+        Some(SubmitError::Draining)
+    );
+    assert_eq!(
+        collect(generation).await.expect_err("given up"),
+        GenerationError::GivenUp("no memory".into())
+    );
+    setup.engine.drain().await;
 }

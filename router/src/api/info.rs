@@ -139,18 +139,22 @@ pub async fn info(State(state): State<AppState>) -> Response {
     get, path = "/health", tag = "Server",
     responses(
         (status = 200, description = "Everything is well"),
-        (status = 503, description = "Loading, restarting or shutting down", body = ErrorResponse),
+        (status = 503, description = "Loading, hanging, restarting or shutting down", body = ErrorResponse),
     )
 )]
 pub async fn health(State(state): State<AppState>) -> Response {
     let encoder = state.encoder().handle();
-    if (state.engine().is_healthy() || encoder.is_healthy()) && !state.engine().is_draining() {
+    let trouble = state.supervision().trouble();
+    if (state.engine().is_healthy() || encoder.is_healthy())
+        && !state.engine().is_draining()
+        && trouble.is_none()
+    {
         return ().into_response();
     }
     let message = match state.ready() {
         Err(error) if encoder.loaded().is_none() => error.message,
         _ if state.engine().is_draining() => "the server is shutting down".into(),
-        _ => "the shard is being restarted".into(),
+        _ => trouble.unwrap_or_else(|| "the shard is being restarted".into()),
     };
     let error = ApiError {
         retry_after_s: Some(5),
@@ -168,7 +172,7 @@ pub async fn health(State(state): State<AppState>) -> Response {
     get, path = "/ping", tag = "Server",
     responses(
         (status = 200, description = "Everything is well"),
-        (status = 503, description = "Loading, restarting or shutting down", body = ErrorResponse),
+        (status = 503, description = "Loading, hanging, restarting or shutting down", body = ErrorResponse),
     )
 )]
 pub async fn ping(state: State<AppState>) -> Response {

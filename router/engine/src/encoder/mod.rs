@@ -3,6 +3,8 @@
 mod queue;
 mod request;
 
+use std::collections::VecDeque;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -22,6 +24,8 @@ pub use request::{EncodeError, EncodeSequence, Encoded, Output, Wanted};
 use crate::engine::StartError;
 use crate::request::{GenerationError, SubmitError};
 use crate::shard_client::{self, ShardAddress};
+use crate::vitals::Vitals;
+use crate::watchdog::{LOOK_EVERY, Watchdog};
 use queue::{Batch, BatchLimits, Queue, Waiting};
 
 /// How to start an [`Encoder`].
@@ -35,7 +39,9 @@ pub struct EncoderConfig {
     /// Requests that may be queued or running; the next one is refused.
     pub max_concurrent_requests: usize,
     pub queue_timeout: Duration,
-    /// How long the shard may take to become ready, at the start and after a restart, and to answer.
+    /// How long the shard may take to become ready, at the start and after a restart.
+    pub startup_timeout: Duration,
+    /// Limit of a batch that nothing is known of; see [`crate::watchdog`].
     pub shard_timeout: Duration,
     /// Most drafts of a sequence that were asked for. An encoder has none: with drafts it is refused.
     pub speculate: u32,
@@ -46,9 +52,6 @@ const MAX_IN_FLIGHT: usize = 2;
 
 /// Pause before the shard is looked for again after it was found wanting.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
-
-/// How often waiting sequences are checked for their time limit.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Handle of an encoder; cheap to clone.
 #[derive(Clone)]
@@ -64,6 +67,7 @@ struct Shared {
     num_requests: AtomicUsize,
     draining: AtomicBool,
     healthy: AtomicBool,
+    vitals: Arc<Vitals>,
     /// Notified when `num_requests` reaches zero.
     idle: Notify,
 }
@@ -83,6 +87,7 @@ impl Encoder {
             num_requests: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             healthy: AtomicBool::new(false),
+            vitals: Arc::default(),
             idle: Notify::new(),
         });
         let (incoming, received) = mpsc::unbounded_channel();
@@ -92,7 +97,11 @@ impl Encoder {
             shared: shared.clone(),
             state,
         };
-        tokio::spawn(task.run(received));
+        let vitals = shared.vitals.clone();
+        tokio::spawn(async move {
+            task.run(received).await;
+            vitals.ended();
+        });
         Encoder {
             shared,
             incoming,
@@ -123,7 +132,12 @@ impl Encoder {
 
     /// Whether batches can be computed now.
     pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+        self.shared.healthy.load(Ordering::Relaxed) && self.shared.vitals.hang().is_none()
+    }
+
+    /// How the encoder's task is.
+    pub fn vitals(&self) -> Arc<Vitals> {
+        self.shared.vitals.clone()
     }
 
     /// Whether [`Encoder::drain`] has been called.
@@ -138,7 +152,7 @@ impl Encoder {
         sequences: Vec<EncodeSequence>,
         wanted: Wanted,
     ) -> Result<Vec<Encoded>, EncodeError> {
-        if self.is_draining() {
+        if self.is_draining() || self.shared.vitals.given_up().is_some() {
             return Err(SubmitError::Draining.into());
         }
         if self.loaded().is_none() {
@@ -230,9 +244,12 @@ impl Task {
         };
         let _ = self.state.send(State::Ready(Arc::new(info)));
         let mut queue = Queue::default();
+        let mut watchdog = Watchdog::new(self.config.shard_timeout);
         loop {
             self.shared.healthy.store(true, Ordering::Relaxed);
-            let ended = self.send_batches(&mut queue, &client, &mut incoming).await;
+            let ended = self
+                .send_batches(&mut queue, &client, &mut incoming, &mut watchdog)
+                .await;
             self.shared.healthy.store(false, Ordering::Relaxed);
             let reason = match ended {
                 Ended::NoHandles => return,
@@ -247,6 +264,7 @@ impl Task {
                 return;
             };
             tracing::info!("the shard is back; {} sequences waited", queue.len());
+            self.shared.vitals.answers();
             let _ = self.state.send(State::Ready(Arc::new(info)));
             client = again;
         }
@@ -257,14 +275,20 @@ impl Task {
         queue: &mut Queue,
         client: &ShardClient<Channel>,
         incoming: &mut mpsc::UnboundedReceiver<Waiting>,
+        watchdog: &mut Watchdog,
     ) -> Ended {
+        watchdog.start();
         let limits = BatchLimits {
             max_tokens: self.config.max_batch_tokens as usize,
             max_sequences: self.config.max_batch_sequences as usize,
         };
-        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        let mut expiry = tokio::time::interval(LOOK_EVERY);
         expiry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut in_flight = FuturesUnordered::new();
+        // Tells batches in flight that they are lost.
+        let (lost, given_up) = watch::channel(false);
+        // Computed in this order.
+        let mut works = VecDeque::new();
         loop {
             // All that have arrived, so that they are computed together.
             while let Ok(waiting) = incoming.try_recv() {
@@ -278,7 +302,8 @@ impl Task {
                 let Some(batch) = queue.next_batch(limits, Instant::now()) else {
                     break;
                 };
-                in_flight.push(self.send(client.clone(), batch));
+                works.push_back(batch.work());
+                in_flight.push(self.send(client.clone(), batch, given_up.clone()));
                 if suspect {
                     break;
                 }
@@ -290,16 +315,36 @@ impl Task {
                     None => return Ended::NoHandles,
                 },
                 Some((batch, result)) = in_flight.next() => {
-                    if let Err(reason) = settle(queue, batch, result) {
-                        // The others fail as well, unless their answers have just arrived.
-                        while let Some((batch, result)) = in_flight.next().await {
-                            let _ = settle(queue, batch, result);
+                    if let (Some(work), Ok(response)) = (works.pop_front(), &result) {
+                        watchdog.answered(work, Duration::from_micros(response.forward_us));
+                        if self.shared.vitals.answers() {
+                            tracing::warn!("the shard answers again");
                         }
+                    }
+                    if let Err(reason) = settle(queue, batch, result) {
+                        give_up(queue, in_flight).await;
                         return Ended::ShardLost(reason);
                     }
                 }
-                _ = expiry.tick() => queue.expire(self.config.queue_timeout, Instant::now()),
+                _ = expiry.tick() => {
+                    let now = Instant::now();
+                    self.look_after(queue, now);
+                    let overdue = watchdog.look(works.front().copied(), now);
+                    if let Err(reason) = self.shared.vitals.looked(overdue) {
+                        lost.send_replace(true);
+                        give_up(queue, in_flight).await;
+                        return Ended::ShardLost(reason);
+                    }
+                }
             }
+        }
+    }
+
+    /// What is due every second.
+    fn look_after(&self, queue: &mut Queue, now: Instant) {
+        queue.expire(self.config.queue_timeout, now);
+        if let Some(error) = self.shared.vitals.given_up() {
+            queue.fail_all(&error);
         }
     }
 
@@ -307,6 +352,7 @@ impl Task {
         &self,
         mut client: ShardClient<Channel>,
         batch: Batch,
+        mut lost: watch::Receiver<bool>,
     ) -> (Batch, Result<EncodeResponse, Status>) {
         histogram!("gridwork_step_sequences").record(batch.members.len() as f64);
         histogram!("gridwork_step_tokens").record(batch.num_tokens() as f64);
@@ -315,12 +361,10 @@ impl Task {
                 .record(batch.started.duration_since(member.since).as_secs_f64());
         }
         let call = client.encode(batch.request());
-        let result = match tokio::time::timeout(self.config.shard_timeout, call).await {
-            Ok(result) => result.map(tonic::Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "it has not answered for {} s",
-                self.config.shard_timeout.as_secs()
-            ))),
+        let result = tokio::select! {
+            result = call => result.map(tonic::Response::into_inner),
+            // The sender is gone only when this is, too.
+            _ = lost.wait_for(|lost| *lost) => Err(Status::deadline_exceeded("given up")),
         };
         (batch, result)
     }
@@ -331,7 +375,7 @@ impl Task {
         queue: &mut Queue,
         incoming: &mut mpsc::UnboundedReceiver<Waiting>,
     ) -> Option<(ShardClient<Channel>, InfoResponse)> {
-        let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+        let mut expiry = tokio::time::interval(LOOK_EVERY);
         loop {
             let connecting = self.connect();
             tokio::pin!(connecting);
@@ -342,7 +386,10 @@ impl Task {
                         Err(error) => break error,
                     },
                     waiting = incoming.recv() => queue.push(waiting?),
-                    _ = expiry.tick() => queue.expire(self.config.queue_timeout, Instant::now()),
+                    _ = expiry.tick() => {
+                        self.shared.vitals.beat();
+                        self.look_after(queue, Instant::now());
+                    }
                 }
             };
             tracing::error!("the shard cannot go on: {error}");
@@ -355,7 +402,7 @@ impl Task {
 
     async fn connect(&self) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
         let (client, info) =
-            shard_client::find(&self.config.shard, self.config.shard_timeout).await?;
+            shard_client::find(&self.config.shard, self.config.startup_timeout).await?;
         if shard_client::generates(&info) {
             return Err(StartError::OtherTask { task: info.task() });
         }
@@ -367,6 +414,16 @@ impl Task {
                 task: info.task(),
             }),
         }
+    }
+}
+
+/// The shard is lost: what is in flight fails, unless its answer has just arrived.
+async fn give_up(
+    queue: &mut Queue,
+    mut in_flight: FuturesUnordered<impl Future<Output = (Batch, Result<EncodeResponse, Status>)>>,
+) {
+    while let Some((batch, result)) = in_flight.next().await {
+        let _ = settle(queue, batch, result);
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::request::{EncodeSequence, Encoded, Wanted};
 use crate::request::GenerationError;
+use crate::watchdog::Work;
 
 /// At how many deaths of the shard a sequence fails. After the first one it is computed alone.
 const DEATHS_UNTIL_FAILED: u32 = 3;
@@ -132,6 +133,19 @@ impl Queue {
 }
 
 impl Batch {
+    /// What its time depends on.
+    pub fn work(&self) -> Work {
+        let lengths = || {
+            let members = self.members.iter();
+            members.map(|member| member.sequence.token_ids.len())
+        };
+        Work {
+            num_sequences: self.members.len(),
+            num_tokens: lengths().sum(),
+            context_tokens: lengths().max().unwrap_or(0),
+        }
+    }
+
     pub fn num_tokens(&self) -> usize {
         self.members
             .iter()

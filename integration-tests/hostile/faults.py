@@ -1,0 +1,117 @@
+"""What a fault is, and what is measured around it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.server import Server, wait_for
+
+from .traffic import Costs, Traffic, recovery_s, until_idle
+from .trap import Trap
+
+
+@dataclass
+class Scene:
+    """A running server, and what faults need to know of it."""
+
+    server: Server
+    trap: Trap | None
+    right: list[list[int]]
+    """Answers to the prompts of bystanders."""
+    temporary: Path
+    """Where the launcher makes its folder."""
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def restarts(self) -> float:
+        """Of shards, as the router has seen them."""
+        return self.server.client.metric("gridwork_shard_restarts_total")
+
+    def obey(self, order: str, timeout_s: float = 10.0) -> None:
+        """Orders the model to do something, and waits until it begins to."""
+        assert self.trap is not None
+        self.trap.order(order)
+        wait_for(self.trap.was_obeyed, timeout_s, f"the model obeys {order!r}")
+
+    @contextmanager
+    def restarting(self, what: Callable[[], list[int]], timeout_s: float = 60.0) -> Iterator[None]:
+        """Waits until other processes have taken the place of those that there are before."""
+        before = what()
+        yield
+        wait_for(
+            lambda: len(after := what()) == len(before) and not set(after) & set(before),
+            timeout_s,
+            "other processes run",
+        )
+
+    def shard_ids(self) -> list[int]:
+        return [process.pid for process in self.server.shards()]
+
+    def router_ids(self) -> list[int]:
+        try:
+            return [self.server.router().pid]
+        except AssertionError:
+            return []
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is done to a server while bystanders use it."""
+
+    name: str
+    inject: Callable[[Scene], None]
+    """Does it, and checks what is to be seen of it. Raises AssertionError."""
+    cuts_connections: bool = False
+    """Whether bystanders have to ask again: the router, which knows their requests, dies."""
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    name: str
+    costs: Costs
+    recovered_s: float | None = None
+    failure: str = ""
+
+    @property
+    def is_clean(self) -> bool:
+        costs = self.costs
+        return not (costs.lost or costs.doubled or costs.wrong or self.failure or self.recovered_s is None)
+
+
+class Faults:
+    """Collects the faults of a scene: `@faults.add("name")`."""
+
+    def __init__(self) -> None:
+        self.all: list[Fault] = []
+
+    def add(self, name: str, cuts_connections: bool = False) -> Callable[[Callable[[Scene], None]], None]:
+        """Adds a function as a fault."""
+
+        def register(inject: Callable[[Scene], None]) -> None:
+            self.all.append(Fault(name, inject, cuts_connections))
+
+        return register
+
+
+def run_fault(scene: Scene, fault: Fault) -> Row:
+    """Injects a fault beside bystanders."""
+    traffic = Traffic(scene.server, scene.right, fault.cuts_connections)
+    row = Row(fault.name, traffic.costs)
+    try:
+        traffic.start()
+        fault.inject(scene)
+    except Exception as error:
+        row.failure = f"{type(error).__name__}: {error}"
+    row.recovered_s = recovery_s(scene.server, scene.right[0])
+    traffic.finish()
+    try:
+        until_idle(scene.server)
+        assert scene.server.client.metric("gridwork_scheduler_integrity_violations_total") == 0, "integrity"
+    except Exception as error:
+        row.failure = row.failure or f"{type(error).__name__}: {error}"
+    return row

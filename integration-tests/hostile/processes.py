@@ -1,0 +1,254 @@
+"""Faults of one shard, its router and its launcher."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import httpx
+from support.models import KILL, NAN
+from support.server import wait_for
+
+from .faults import Faults, Scene
+from .traffic import PROMPTS
+
+FAULTS = Faults()
+
+
+def _kill(scene: Scene, which: int = signal.SIGKILL) -> None:
+    with scene.restarting(scene.shard_ids):
+        os.kill(scene.shard_ids()[0], which)
+
+
+def _health(scene: Scene) -> tuple[int, str]:
+    try:
+        response = httpx.get(scene.server.url + "/health", timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        return 0, str(error)
+    return response.status_code, response.text
+
+
+def _hangs_until_restarted(scene: Scene, order: str) -> None:
+    """A model that hangs: `/health` says so, then another shard takes its place."""
+    with scene.restarting(scene.shard_ids):
+        scene.obey(order)
+        seen: list[str] = []
+
+        def is_told() -> bool:
+            status, text = _health(scene)
+            seen.append(text)
+            return status == 503 and "has not answered" in text
+
+        wait_for(is_told, 30, "/health is 503, and says that the shard does not answer")
+
+
+def _socket(scene: Scene) -> Path:
+    command = scene.server.shards()[0].cmdline()
+    return Path(command[command.index("--socket") + 1])
+
+
+@FAULTS.add("shard: kill -9")
+def _(scene: Scene) -> None:
+    _kill(scene)
+
+
+@FAULTS.add("shard: kill -9, and its successor while it starts")
+def _(scene: Scene) -> None:
+    first = scene.shard_ids()[0]
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: scene.shard_ids() not in ([], [first]), 30, "a second shard is started")
+    second = scene.shard_ids()[0]
+    time.sleep(0.5)
+    os.kill(second, signal.SIGKILL)
+    wait_for(lambda: scene.shard_ids() not in ([], [first], [second]), 30, "a third shard is started")
+
+
+@FAULTS.add("shard: SIGTERM")
+def _(scene: Scene) -> None:
+    _kill(scene, signal.SIGTERM)
+
+
+@FAULTS.add("shard: SIGSTOP")
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.shard_ids):
+        os.kill(scene.shard_ids()[0], signal.SIGSTOP)
+        wait_for(lambda: _health(scene)[0] == 503, 30, "/health is 503")
+
+
+@FAULTS.add("shard: SIGSTOP for a second")
+def _(scene: Scene) -> None:
+    before = scene.shard_ids()
+    os.kill(before[0], signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(before[0], signal.SIGCONT)
+    time.sleep(1)
+    assert scene.shard_ids() == before, "it was restarted for nothing"
+
+
+@FAULTS.add("model code: exits the process")
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.shard_ids):
+        scene.obey("exit")
+
+
+@FAULTS.add("model code: segmentation fault")
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.shard_ids):
+        scene.obey("segfault")
+
+
+@FAULTS.add("model code: sleeps for ever")
+def _(scene: Scene) -> None:
+    _hangs_until_restarted(scene, "hang")
+
+
+@FAULTS.add("model code: endless loop")
+def _(scene: Scene) -> None:
+    _hangs_until_restarted(scene, "spin")
+
+
+@FAULTS.add("model code: holds the interpreter's lock for ever")
+def _(scene: Scene) -> None:
+    _hangs_until_restarted(scene, "deaf")
+
+
+@FAULTS.add("model code: one slow step")
+def _(scene: Scene) -> None:
+    before = scene.shard_ids()
+    scene.obey("slow")
+    time.sleep(2.5)
+    assert scene.shard_ids() == before, "it was restarted for nothing"
+
+
+@FAULTS.add("model code: RuntimeError in a step")
+def _(scene: Scene) -> None:
+    scene.obey("raise")
+
+
+@FAULTS.add("model code: MemoryError in a step")
+def _(scene: Scene) -> None:
+    scene.obey("memory")
+
+
+@FAULTS.add("model code: torch.OutOfMemoryError in a step")
+def _(scene: Scene) -> None:
+    scene.obey("gpu-memory")
+
+
+@FAULTS.add("model code: SystemExit in a step")
+def _(scene: Scene) -> None:
+    scene.obey("system-exit")
+
+
+@FAULTS.add("model code: prints 5 MB")
+def _(scene: Scene) -> None:
+    scene.obey("flood")
+    wait_for(lambda: "flood 49999" in scene.server.log(), 30, "the log shows it")
+
+
+@FAULTS.add("model code: prints control characters")
+def _(scene: Scene) -> None:
+    scene.obey("terminal")
+    wait_for(lambda: "obeyed" in scene.server.log(), 10, "the log shows it")
+    assert "\x1b" not in scene.server.log(), "the log has escape sequences"
+
+
+@FAULTS.add("request: NaN logits")
+def _(scene: Scene) -> None:
+    body = {"inputs": f"bad {NAN} day", "parameters": {"max_new_tokens": 4}}
+    response = scene.server.client.post("/generate", body)
+    assert response.status_code == 424 and "NaN" in response.text, response.text
+
+
+@FAULTS.add("request: kills every shard that computes it")
+def _(scene: Scene) -> None:
+    body = {"inputs": f"the {KILL} word", "parameters": {"max_new_tokens": 4}}
+    response = scene.server.client.post("/generate", body)
+    assert response.status_code == 424 and "died" in response.text, response.text
+
+
+@FAULTS.add("socket of the shard: removed")
+def _(scene: Scene) -> None:
+    path, before = _socket(scene), scene.shard_ids()
+    path.unlink()
+    wait_for(path.exists, 30, "the socket is there again")
+    assert scene.shard_ids() == before, "the shard was restarted for it"
+
+
+@FAULTS.add("socket of the shard: removed, then the router killed", cuts_connections=True)
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.router_ids):
+        _socket(scene).unlink()
+        os.kill(scene.router_ids()[0], signal.SIGKILL)
+
+
+@FAULTS.add("folder of sockets: removed")
+def _(scene: Scene) -> None:
+    path = _socket(scene)
+    with scene.restarting(scene.shard_ids):
+        shutil.rmtree(path.parent)
+    wait_for(path.exists, 60, "the socket is there again")
+
+
+@FAULTS.add("folder of sockets: rights are for its user alone")
+def _(scene: Scene) -> None:
+    path = _socket(scene)
+    assert path.parent.stat().st_mode & 0o777 == 0o700, oct(path.parent.stat().st_mode)
+    assert path.stat().st_mode & 0o777 == 0o600, oct(path.stat().st_mode)
+
+
+@FAULTS.add("router: kill -9", cuts_connections=True)
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.router_ids):
+        os.kill(scene.router_ids()[0], signal.SIGKILL)
+
+
+@FAULTS.add("router: SIGSTOP", cuts_connections=True)
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.router_ids):
+        os.kill(scene.router_ids()[0], signal.SIGSTOP)
+
+
+@FAULTS.add("router: SIGSTOP for a second")
+def _(scene: Scene) -> None:
+    before = scene.router_ids()
+    os.kill(before[0], signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(before[0], signal.SIGCONT)
+    time.sleep(1)
+    assert scene.router_ids() == before, "it was restarted for nothing"
+
+
+@FAULTS.add("router and shard: kill -9 at once", cuts_connections=True)
+def _(scene: Scene) -> None:
+    with scene.restarting(scene.router_ids), scene.restarting(scene.shard_ids):
+        for pid in scene.router_ids() + scene.shard_ids():
+            os.kill(pid, signal.SIGKILL)
+
+
+@FAULTS.add("launcher: SIGSTOP for a second")
+def _(scene: Scene) -> None:
+    os.kill(scene.server.pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(scene.server.pid, signal.SIGCONT)
+
+
+@FAULTS.add("all processes: stopped for longer than every limit")
+def _(scene: Scene) -> None:
+    before = scene.shard_ids() + scene.router_ids()
+    everyone = [scene.server.pid, *before]
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(9)
+    for pid in everyone:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(2)
+    assert scene.shard_ids() + scene.router_ids() == before, "a pause of the machine restarted something"
+
+
+@FAULTS.add("shard: killed while nobody asks for anything")
+def _(scene: Scene) -> None:
+    wait_for(lambda: scene.server.client.metric("gridwork_running_sequences") == 0, 60, "idle")
+    _kill(scene)
+    assert scene.server.client.generate(PROMPTS[0], max_new_tokens=4)

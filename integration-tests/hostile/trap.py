@@ -1,0 +1,134 @@
+"""A tiny Llama with custom code that misbehaves once, when it is ordered to, and its right answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from support import models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+_CODE = '''
+"""A Llama that looks for an order before each step, and obeys it once."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class TrapConfig(LlamaConfig):
+    model_type = "hostile_trap"
+
+    def __init__(self, orders="", nan_token=None, kill_token=None, step_delay_s=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.orders = orders
+        self.nan_token = nan_token
+        self.kill_token = kill_token
+        self.step_delay_s = step_delay_s
+
+
+def obey(order):
+    if order == "exit":
+        os._exit(13)
+    if order == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if order == "system-exit":
+        sys.exit("the model has had enough")
+    if order == "hang":
+        time.sleep(100_000)
+    if order == "spin":
+        while True:
+            pass
+    if order == "deaf":
+        # The interpreter's lock is held: no thread of this process runs.
+        ctypes.PyDLL(None).sleep(100_000)
+    if order == "slow":
+        time.sleep(2)
+    if order == "raise":
+        raise RuntimeError("ordered to fail")
+    if order == "memory":
+        raise MemoryError("ordered to have none left")
+    if order == "gpu-memory":
+        raise torch.OutOfMemoryError("ordered to have none left")
+    if order == "flood":
+        for number in range(50_000):
+            print("flood", number, "x" * 100, flush=False)
+        sys.stdout.flush()
+    if order == "terminal":
+        print("\\x1b]0;owned\\x07\\x1b[2J obeyed", flush=True)
+        print("\\x1b[31m red", file=sys.stderr, flush=True)
+
+
+class TrapEmbedding(torch.nn.Embedding):
+    trap = None
+
+    def forward(self, token_ids):
+        time.sleep(self.trap.step_delay_s)
+        orders = Path(self.trap.orders)
+        if orders.exists():
+            order = orders.read_text()
+            orders.unlink()
+            print("obeying", order, flush=True)
+            obey(order)
+        if (token_ids == self.trap.kill_token).any():
+            os._exit(13)
+        hidden = super().forward(token_ids)
+        return hidden.masked_fill((token_ids == self.trap.nan_token).unsqueeze(-1), float("nan"))
+
+
+class TrapForCausalLM(LlamaForCausalLM):
+    config_class = TrapConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        embedding = TrapEmbedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        embedding.trap = config
+        self.model.embed_tokens = embedding
+        self.post_init()
+'''
+
+
+class Trap:
+    """The model's folder, and the way to tell it what to do."""
+
+    def __init__(self, folder: Path, step_delay_s: float = 0.01) -> None:
+        self.folder = models.trap_model(folder, step_delay_s)
+        self._orders = folder.parent / f"{folder.name}.orders"
+        config = json.loads((folder / "config.json").read_text())
+        config |= {
+            "model_type": "hostile_trap",
+            "orders": str(self._orders),
+            "auto_map": {"AutoConfig": "trap.TrapConfig", "AutoModelForCausalLM": "trap.TrapForCausalLM"},
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        (folder / "trap.py").write_text(_CODE)
+
+    def order(self, what: str) -> None:
+        """From the next step on; obeyed once."""
+        partial = self._orders.with_suffix(".partial")
+        partial.write_text(what)
+        partial.rename(self._orders)
+
+    def was_obeyed(self) -> bool:
+        """Whether the last order was taken."""
+        return not self._orders.exists()
+
+    def right_answers(self, prompts: list[str], num_tokens: int) -> list[list[int]]:
+        """What `generate()` of Transformers gives, greedily."""
+        plain = self.folder.with_name(f"{self.folder.name}-plain")
+        models.build("llama", plain)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"))
+        model: Any = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+        model.generation_config.eos_token_id = None
+        answers = []
+        for prompt in prompts:
+            ids = torch.tensor([tokenizer.encode(prompt)])
+            made = model.generate(ids, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0)
+            answers.append(made[0, ids.shape[1] :].tolist())
+        return answers

@@ -1,0 +1,18 @@
+"""Log lines are JSON that a terminal can be shown."""
+
+import json
+
+import pytest
+from loguru import logger
+
+from gridwork_server import logs
+
+
+def test_nothing_that_a_terminal_obeys_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("info")
+    nasty = "\x1b[2J\x9b\x7f\u202e\u2028 ü"
+    logger.bind(field=nasty).info("{}", nasty)
+    written = capsys.readouterr().err
+    assert not [c for c in written.rstrip("\n") if not (c.isprintable())]
+    assert json.loads(written)["message"] == nasty
+    assert json.loads(written)["fields"]["field"] == nasty
