@@ -9,6 +9,7 @@ from loguru import logger
 
 from gridwork_server import loading, logs, model_code
 from gridwork_server.config import ShardConfig
+from gridwork_server.context_length import context_tokens
 from gridwork_server.encoder import pooling, selection
 from gridwork_server.encoder.pooling import Pooling
 from gridwork_server.encoder.selection import Selection
@@ -72,7 +73,7 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
         vocab_size=selection.num_tokens(model),
         embedding_size=0 if pooled is None else _embedding_size(selected, pooled, device, config),
         labels=_labels(model_config) if task in (Task.CLASSIFY, Task.RERANK) else [],
-        max_input_tokens=_max_input_tokens(model_config, selected, pooled),
+        max_input_tokens=_max_input_tokens(model_config, model, selected, pooled),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
     )
@@ -169,13 +170,14 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         ) from error
 
 
-def _max_input_tokens(model_config: "PretrainedConfig", selected: Selection, pooled: Pooling | None) -> int:
+def _max_input_tokens(
+    model_config: "PretrainedConfig", model: Any, selected: Selection, pooled: Pooling | None
+) -> int:
     """The smallest limit of those that there are."""
     limits: list[int | None] = []
     if selected.positions.capacity is not None:
         limits.append(selected.positions.capacity)
     else:
-        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        limits.append(int(context) if isinstance(context, int) and context > 0 else None)
+        limits.append(context_tokens(model_config, model))
     limits.append(pooled.max_input_tokens if pooled else None)
     return min((limit for limit in limits if limit), default=0)
