@@ -107,7 +107,7 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
         return Pooling(modes, excludes_prompt=config.get("include_prompt") is False)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{folder / 'modules.json'} is not a list of modules; download it again")
-    modes: tuple[str, ...] | None = None
+    found: tuple[str, ...] | None = None
     layers: list[nn.Module] = []
     includes_prompt = True
     for module in modules:
@@ -116,9 +116,9 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
         if kind == "Transformer":
             if path != folder:
                 raise ModelError(f"{folder / 'modules.json'} has the model in {path}; give --model-id that folder")
-        elif kind == "Pooling" and modes is None:
+        elif kind == "Pooling" and found is None:
             config = _json(path / "config.json") or {}
-            modes = _modes(config, path / "config.json")
+            found = _modes(config, path / "config.json")
             includes_prompt = config.get("include_prompt") is not False
         elif kind in _LAYERS:
             layers.append(_LAYERS[kind](path).to(device))
@@ -130,7 +130,7 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
     # Vectors are brought to length 1 where they are answered, if that is what the last module does.
     normalizes = bool(layers) and isinstance(layers[-1], Normalize)
     return Pooling(
-        modes or default.modes,
+        found or default.modes,
         layers[:-1] if normalizes else layers,
         normalizes,
         _max_seq_length(folder),

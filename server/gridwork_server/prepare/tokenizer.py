@@ -1,6 +1,6 @@
 """The tokenizer of a folder as Transformers loads it, for the router.
 
-The folder's tokenizer.json is used where it is the same; else one is converted, or described where there is no such form.
+The folder's tokenizer.json is used where it is the same; else one is made, or described where there is no such form.
 
 The result lies in the cache, under the content of the files that it was made from; the model's folder is not touched.
 """
