@@ -41,6 +41,8 @@ pub struct EngineConfig {
     pub speculate: u32,
     /// How long the shard may take to become ready, at the start and after a restart.
     pub shard_timeout: Duration,
+    /// Tokens that end a sequence, besides those that the shard names.
+    pub more_eos_token_ids: Vec<u32>,
 }
 
 /// What the shard said and what follows from it; known once the engine is ready.
@@ -488,7 +490,12 @@ impl Task {
         })
         .await?;
         let limits = limits(config, &shard.info, &shard.warmup)?;
-        let info = shard.info.clone();
+        let mut info = shard.info.clone();
+        for &id in &config.more_eos_token_ids {
+            if id < info.vocab_size && !info.eos_token_ids.contains(&id) {
+                info.eos_token_ids.push(id);
+            }
+        }
         Ok((shard, Ready { info, limits }))
     }
 

@@ -373,6 +373,7 @@ async fn generators_and_encoders_are_told_apart() {
             prefix_cache: true,
             speculate: 0,
             shard_timeout: Duration::from_secs(60),
+            more_eos_token_ids: Vec::new(),
         },
         Arc::new(Tokenizer::new(WordLevel::default())),
     );

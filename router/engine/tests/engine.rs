@@ -162,6 +162,7 @@ fn config(socket: &Path) -> EngineConfig {
         prefix_cache: true,
         speculate: 0,
         shard_timeout: Duration::from_secs(10),
+        more_eos_token_ids: Vec::new(),
     }
 }
 
