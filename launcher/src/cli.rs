@@ -81,6 +81,33 @@ pub struct ModelArgs {
     #[arg(long, env = "TASK", default_value = "auto")]
     pub task: Task,
 
+    /// Where defaults of requests come from: auto (generation_config.json of the model), none, or the folder of another generation_config.json
+    #[arg(
+        long,
+        env = "GENERATION_CONFIG",
+        default_value = "auto",
+        value_name = "auto|none|DIR"
+    )]
+    pub generation_config: PathBuf,
+
+    /// Name of the model's prompt that is put before texts to embed, unless a request names another [default: what the model's files say]
+    #[arg(
+        long,
+        env = "DEFAULT_PROMPT_NAME",
+        value_name = "NAME",
+        conflicts_with = "default_prompt"
+    )]
+    pub default_prompt_name: Option<String>,
+
+    /// Text that is put before texts to embed, unless a request names a prompt
+    #[arg(
+        long,
+        env = "DEFAULT_PROMPT",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub default_prompt: Option<String>,
+
     /// Implementation of attention; auto: the fastest that the device and the model allow
     #[arg(long, env = "ATTENTION", default_value = "auto")]
     pub attention: Attention,

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod tokenizer_file;
+pub mod verdict;
 mod weights;
 
 use std::fs;
@@ -169,6 +170,8 @@ pub enum Fitness {
     Ready,
     /// A tokenizer.json must be made of the tokenizer that it has.
     NoTokenizer,
+    /// Its tokenizer.json may not be what Transformers makes of the folder.
+    UnsureTokenizer,
     /// Its weights are pickle files, to be converted.
     Pickled,
     /// It holds an adapter, to be merged onto its base.
@@ -226,7 +229,10 @@ pub fn check_folder(folder: &Path, trust: &Trust) -> Result<Fitness, ModelError>
         safetensors_check::check(&path).map_err(|damage| ModelError::Damaged { path, damage })?;
     }
     if folder.join("tokenizer.json").is_file() {
-        Ok(Fitness::Ready) // what is in it, the router finds out as it starts
+        Ok(match tokenizer_file::is_whole(folder) {
+            true => Fitness::Ready, // what else is in it, the router finds out as it starts
+            false => Fitness::UnsureTokenizer,
+        })
     } else if tokenizer_file::may_be_made(folder) {
         Ok(Fitness::NoTokenizer)
     } else {
@@ -254,7 +260,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelErro
         path: path.to_owned(),
         source,
     })?;
-    serde_json::from_slice(&text).map_err(|source| ModelError::BadJson {
+    gridwork_model_files::from_slice(&text).map_err(|source| ModelError::BadJson {
         path: path.to_owned(),
         source,
     })

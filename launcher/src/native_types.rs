@@ -36,6 +36,17 @@ impl NativeTypes {
         Self { folders }
     }
 
+    /// Whether the installation is of this version of Transformers.
+    pub fn are_of_version(&self, version: &str) -> bool {
+        let name = format!("../../transformers-{version}.dist-info");
+        let is_plain = !version.contains('/') && !self.folders.is_empty();
+        is_plain
+            && self
+                .folders
+                .iter()
+                .all(|folder| folder.join(&name).is_dir())
+    }
+
     /// Whether models of this type are loaded by Transformers' own code.
     pub fn contain(&self, model_type: &str) -> bool {
         let name = model_type.replace('-', "_");

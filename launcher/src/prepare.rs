@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::cli::Cli;
 use crate::error::LauncherError;
 use crate::logs::Log;
+use crate::model::verdict::{self, Known};
 use crate::model::{Fitness, ModelError, Source, Trust, check_folder};
 use crate::process::{Child, Exit};
 use crate::settings::{PreparedTokenizer, Settings};
@@ -35,7 +36,7 @@ pub struct Model {
 }
 
 /// Returns the folder, checked, or `None` when a signal came first. `fitness`: of a folder that was there already, which
-/// is not checked again when it is ready.
+/// is not checked again when it is ready, or known to be.
 pub async fn folder_of(
     source: Source,
     fitness: Fitness,
@@ -52,7 +53,13 @@ pub async fn folder_of(
                 tokenizer: None,
             }));
         }
-        Source::Folder(folder) => absolute(&folder).to_string_lossy().into_owned(),
+        Source::Folder(folder) => {
+            let path = absolute(&folder);
+            if let Some(model) = known(&path, fitness, cli, trust) {
+                return Ok(Some(model));
+            }
+            path.to_string_lossy().into_owned()
+        }
         Source::Gguf(file) => absolute(&file).to_string_lossy().into_owned(),
         Source::Hub(name) => name,
     };
@@ -75,7 +82,7 @@ pub async fn folder_of(
             });
             match check_folder(&prepared.model_path, trust)? {
                 Fitness::NoTokenizer if tokenizer.is_some() => {}
-                Fitness::Ready => {}
+                Fitness::Ready | Fitness::UnsureTokenizer => {}
                 unfit => return Err(unfit.error(&prepared.model_path).into()),
             }
             Ok(Some(Model {
@@ -89,6 +96,24 @@ pub async fn folder_of(
         }
         .into()),
     }
+}
+
+/// A folder of whose tokenizer an earlier start has left a verdict.
+fn known(folder: &Path, fitness: Fitness, cli: &Cli, trust: &Trust) -> Option<Model> {
+    if !matches!(fitness, Fitness::NoTokenizer | Fitness::UnsureTokenizer) {
+        return None;
+    }
+    let cache = verdict::hub_cache(cli.model.huggingface_hub_cache.as_deref())?;
+    let revision = cli.model.code_revision.as_deref();
+    let types = &trust.native_types;
+    let tokenizer = match verdict::read(folder, &cache, trust.remote_code, revision, types)? {
+        Known::Own => None,
+        Known::Made { path, encodes } => Some(PreparedTokenizer { path, encodes }),
+    };
+    Some(Model {
+        path: folder.to_owned(),
+        tokenizer,
+    })
 }
 
 /// The folder that was prepared, or why there is none.

@@ -115,6 +115,7 @@ impl Settings {
         args.add("--dtype", value_name(model.dtype));
         args.add("--model-impl", value_name(model.model_impl));
         args.add("--task", value_name(model.task));
+        args.add("--generation-config", &model.generation_config);
         args.add("--attention", value_name(model.attention));
         args.flag_if("--disable-fusion", model.disable_fusion);
         if let Some(method) = model.quantize {
@@ -199,6 +200,8 @@ impl Settings {
         for origin in &http.cors_allow_origin {
             args.add("--cors-allow-origin", origin);
         }
+        args.text_if("--default-prompt-name", &model.default_prompt_name);
+        args.text_if("--default-prompt", &model.default_prompt);
         if let Some(path) = &model.tokenizer_config_path {
             args.add("--tokenizer-config-path", path);
         }
@@ -344,7 +347,7 @@ mod tests {
             "serve --model-path /m --socket",
             "--rank 1 --world-size 2",
             "--master-port 4321",
-            "--device cpu --dtype auto --model-impl paged --task embed --attention sdpa --disable-fusion --quantize int4 \
+            "--device cpu --dtype auto --model-impl paged --task embed --generation-config auto --attention sdpa --disable-fusion --quantize int4 \
              --compile",
             "--block-size 32 --cuda-graphs 1,8 --kv-cache-memory 1048576",
             "--cpu-threads 3",

@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
 
-use crate::encoder::EncoderLimits;
+use crate::encoder::{DefaultPrompt, EncoderLimits};
 use crate::state::Config;
 
 /// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.
@@ -68,6 +68,24 @@ pub struct ModelArgs {
     /// A tokenizer_config.json to use in place of the model's (for its chat template)
     #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE")]
     pub tokenizer_config_path: Option<PathBuf>,
+
+    /// Name of the model's prompt that is put before texts to embed, unless a request names another [default: what the model's files say]
+    #[arg(
+        long,
+        env = "DEFAULT_PROMPT_NAME",
+        value_name = "NAME",
+        conflicts_with = "default_prompt"
+    )]
+    pub default_prompt_name: Option<String>,
+
+    /// Text that is put before texts to embed, unless a request names a prompt
+    #[arg(
+        long,
+        env = "DEFAULT_PROMPT",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub default_prompt: Option<String>,
 
     /// Where the shard listens: path of a unix socket, or HOST:PORT
     #[arg(long, env = "SHARD_SOCKET", value_name = "PATH|HOST:PORT")]
@@ -298,6 +316,8 @@ pub struct RouterConfig {
     pub engine: EngineConfig,
     /// For models that encode.
     pub encoder: EncoderConfig,
+    /// Put before texts to embed, in place of the model's own default.
+    pub default_prompt: Option<DefaultPrompt>,
     pub encoder_limits: EncoderLimits,
     pub http: Config,
     /// How long running requests may go on once the router is told to end.
@@ -411,6 +431,10 @@ impl Cli {
                 shard_timeout: Duration::from_secs(model.shard_timeout),
                 speculate: batching.speculate,
             },
+            default_prompt: match (model.default_prompt, model.default_prompt_name) {
+                (Some(text), _) => Some(DefaultPrompt::Text(text)),
+                (None, name) => name.map(DefaultPrompt::Name),
+            },
             encoder_limits: EncoderLimits {
                 max_input_tokens: limits.max_input_tokens,
                 max_batch_tokens: batching.max_batch_tokens,
@@ -432,6 +456,7 @@ impl Cli {
                 queue_timeout: Duration::from_secs(limits.queue_timeout),
                 startup_timeout: Duration::from_secs(model.startup_timeout),
                 shard_timeout: Duration::from_secs(model.shard_timeout),
+                more_eos_token_ids: Vec::new(),
             },
             http: Config {
                 model_id: model.model_id,

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod encoder;
 pub mod error;
 pub mod extract;
+pub mod generation_defaults;
 pub mod headers;
 pub mod logs;
 pub mod metrics;
@@ -20,21 +21,22 @@ pub mod state;
 pub mod supervision;
 pub mod telemetry;
 mod text_encoder;
+mod tokenizer_file;
 mod unread;
 pub mod validation;
 
 use std::future::{Future, IntoFuture};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use gridwork_engine::{Encoder, Engine, ShardTokenizer, StartError};
+use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
-use crate::encoder::EncoderService;
+use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::state::AppState;
 use crate::supervision::Supervision;
 use crate::text_encoder::TextEncoder;
@@ -49,6 +51,8 @@ pub enum RouterError {
     BadTokenizer { path: PathBuf, cause: String },
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error("{0}")]
+    Prompt(String),
     #[error("the HTTP server failed: {0}")]
     Http(#[from] std::io::Error),
     #[error("the router failed: {0}")]
@@ -80,11 +84,22 @@ pub async fn run(
         }
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
-    let engine = Engine::start(config.engine.clone(), tokenizer.clone());
+    let more_eos = tokenizer_file::eos_token_id(&config.tokenizer_path, &tokenizer);
+    let engine_config = EngineConfig {
+        more_eos_token_ids: more_eos.into_iter().collect(),
+        ..config.engine.clone()
+    };
+    let engine = Engine::start(engine_config, tokenizer.clone());
+    let sources = Sources {
+        model: &config.model_path,
+        tokenizer: &config.tokenizer_path,
+        default_prompt: config.default_prompt.as_ref(),
+    };
+    let files = EncoderFiles::read(sources, &tokenizer).map_err(RouterError::Prompt)?;
     let encoder = EncoderService::new(
         Encoder::start(config.encoder.clone()),
         tokenizer.clone(),
-        &config.model_path,
+        files,
         config.encoder_limits,
     );
     supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
@@ -189,7 +204,7 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
         config.tokenizer_config_path.clone(),
     );
     tokio::task::spawn_blocking(move || {
-        let tokenizer = read_tokenizer(&folder)?;
+        let tokenizer = tokenizer_file::read(&folder)?;
         Ok((
             Arc::new(tokenizer),
             ChatTemplate::load(&folder, tokenizer_config.as_deref()),
@@ -197,21 +212,6 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
     })
     .await
     .map_err(|error| RouterError::Internal(error.to_string()))?
-}
-
-fn read_tokenizer(folder: &Path) -> Result<Tokenizer, RouterError> {
-    let path = folder.join("tokenizer.json");
-    if !path.is_file() {
-        return Err(RouterError::NoTokenizer(folder.to_owned()));
-    }
-    let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| RouterError::BadTokenizer {
-        path: path.clone(),
-        cause: error.to_string(),
-    })?;
-    // A saved tokenizer may cut or fill up texts; what fits is decided here, and nothing is padded.
-    let _ = tokenizer.with_truncation(None);
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
 }
 
 /// Small writes leave at once: a token must not wait for the next one.

@@ -29,6 +29,10 @@ pub struct Parameters {
     pub seed: Option<u64>,
     /// `None`: what is left of the context.
     pub max_new_tokens: Option<u32>,
+    /// Bound for requests without `max_new_tokens`, which gives way to the context's end.
+    pub default_max_new_tokens: Option<u32>,
+    /// Take what is left out from the model's generation config.
+    pub takes_model_defaults: bool,
     pub stop: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     /// Whether the text ends with the stop string rather than before it.
@@ -62,6 +66,8 @@ impl Default for Parameters {
             logit_bias: Vec::new(),
             seed: None,
             max_new_tokens: None,
+            default_max_new_tokens: None,
+            takes_model_defaults: false,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             include_stop: false,

@@ -9,6 +9,7 @@ use tracing::Span;
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
+use crate::generation_defaults::{self, Defaults};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::supervision::Supervision;
 use crate::validation::{Valid, Validator};
@@ -128,12 +129,16 @@ impl AppState {
     pub async fn validate(
         &self,
         prompt: Prompt,
-        parameters: Parameters,
+        mut parameters: Parameters,
         names: &FieldNames,
         span: Span,
     ) -> Result<Valid, ApiError> {
         let ready = self.ready()?;
-        self.0
+        if parameters.takes_model_defaults {
+            Defaults::of(&ready.info).fill(&mut parameters);
+        }
+        let mut valid = self
+            .0
             .validator
             .validate(
                 prompt,
@@ -143,6 +148,8 @@ impl AppState {
                 ready.info.vocab_size,
                 span,
             )
-            .await
+            .await?;
+        generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
+        Ok(valid)
     }
 }

@@ -187,9 +187,11 @@ fn fit(
         ));
     }
     let left = max_total_tokens - prompt_tokens;
-    let max_new_tokens = parameters
-        .max_new_tokens
-        .map_or(left, |tokens| tokens as usize);
+    let max_new_tokens = match (parameters.max_new_tokens, parameters.default_max_new_tokens) {
+        (Some(tokens), _) => tokens as usize,
+        (None, Some(tokens)) => left.min(tokens as usize),
+        (None, None) => left,
+    };
     if max_new_tokens > left {
         let new = names.max_new_tokens;
         return Err(ApiError::too_long(

@@ -47,6 +47,12 @@ def _register_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         help="what the model is served for (auto: what its folder says)",
     )
     serve.add_argument(
+        "--generation-config",
+        default="auto",
+        metavar="auto|none|DIR",
+        help="where defaults of requests come from (auto: generation_config.json of the model)",
+    )
+    serve.add_argument(
         "--attention",
         choices=["auto", "cpu", "flash-attn", "varlen", "triton", "sdpa", "torch", "reference"],
         default="auto",
@@ -113,6 +119,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         model_impl={"transformers": "auto", "native": "paged"}.get(args.model_impl, args.model_impl),
         task=args.task,
+        generation_config=args.generation_config,
         attention={"torch": "sdpa"}.get(args.attention, args.attention),
         fuse=not args.disable_fusion,
         quantize=args.quantize,

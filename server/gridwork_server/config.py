@@ -23,6 +23,8 @@ class ShardConfig:
     model_impl: str = "auto"
     task: str = "auto"
     """What the model is served for: `auto`, or a name of `gridwork_server.task.Task`."""
+    generation_config: str = "auto"
+    """Where defaults of requests come from: `auto` (the model's folder), `none`, or another folder."""
     attention: str = "auto"
     fuse: bool = True
     """Whether linear layers may be replaced by faster, equivalent ones."""

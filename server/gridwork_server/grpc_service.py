@@ -72,6 +72,7 @@ class ShardService(pb_grpc.ShardServicer):
             task=pb.TASK_GENERATE,
             shares_blocks=runner.path.shares_blocks,
             draft_step_tokens=runner.draft_step_tokens,
+            generation_defaults=loaded.generation.message(),
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:

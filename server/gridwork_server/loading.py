@@ -1,8 +1,6 @@
 """Loads a model of any architecture that generates text, on the fastest path that it runs on."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +9,11 @@ from torch import nn
 
 from gridwork_server import attention, deferred_imports, logs, model_folder
 from gridwork_server.config import ShardConfig
+from gridwork_server.context_length import context_tokens
 from gridwork_server.decode_replay import DEFAULT_SIZES
 from gridwork_server.errors import ModelError
+from gridwork_server.generation_defaults import GenerationDefaults
+from gridwork_server.generation_defaults import read as read_generation_defaults
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
@@ -36,6 +37,7 @@ class LoadedModel:
     """Why not a faster one; empty for the fastest."""
     vocab_size: int
     eos_token_ids: list[int]
+    generation: GenerationDefaults
     max_context_tokens: int
     """0 when the config gives no limit."""
     num_parameters: int
@@ -51,6 +53,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     logs.adopt_transformers()
     attention.register()
     model_config = read_config(config, content)
+    generation = read_generation_defaults(config.model_path, model_config, config.generation_config)
     model_class = find_model_class(model_config, config)
     dtype = _dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
@@ -100,8 +103,9 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         path=choice.path,
         path_reason=choice.reason,
         vocab_size=choice.vocab_size,
-        eos_token_ids=_eos_token_ids(model_config, config.model_path),
-        max_context_tokens=_max_context_tokens(model_config),
+        eos_token_ids=generation.eos_token_ids,
+        generation=generation,
+        max_context_tokens=context_tokens(model_config, model),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
@@ -298,31 +302,6 @@ def _left_alone(layers: int) -> list[str]:
 def _size(model: nn.Module) -> tuple[int, int]:
     parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _eos_token_ids(model_config: "PretrainedConfig", path: Path) -> list[int]:
-    """generation_config.json decides; else the model's config."""
-    try:
-        ids = json.loads((path / "generation_config.json").read_text()).get("eos_token_id")
-    except (OSError, ValueError):
-        ids = None
-    if ids is None:
-        ids = getattr(model_config.get_text_config(), "eos_token_id", None)
-    if ids is None:
-        return []
-    return [int(id) for id in ids] if isinstance(ids, list) else [int(ids)]
-
-
-_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length", "max_seq_len", "block_size")
-"""What configs call the longest sequence that the model's positions allow."""
-
-
-def _max_context_tokens(model_config: "PretrainedConfig") -> int:
-    text_config = model_config.get_text_config()
-    # Configs of Transformers' own classes have the first, and may mean something else by the others.
-    names = _CONTEXT_NAMES if type(model_config).is_remote_code() else _CONTEXT_NAMES[:1]
-    limits = (getattr(text_config, name, None) for name in names)
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), 0)
 
 
 def _some(keys: Any) -> str:

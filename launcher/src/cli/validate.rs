@@ -29,6 +29,16 @@ impl Cli {
         self.validate_shards()?;
         self.validate_compile()?;
         self.validate_speculation()?;
+        let folder = &self.model.generation_config;
+        let is_word = ["auto", "none"]
+            .iter()
+            .any(|word| folder.as_os_str() == *word);
+        if !is_word && !folder.join("generation_config.json").is_file() {
+            return Err(format!(
+                "--generation-config {}: this is neither `auto` nor `none`, nor a folder with a generation_config.json",
+                folder.display()
+            ));
+        }
         if let Some(path) = &self.model.tokenizer_config_path
             && !path.is_file()
         {

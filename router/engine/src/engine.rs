@@ -45,6 +45,8 @@ pub struct EngineConfig {
     pub startup_timeout: Duration,
     /// Limit of a step that nothing is known of; see [`crate::watchdog`].
     pub shard_timeout: Duration,
+    /// Tokens that end a sequence, besides those that the shard names.
+    pub more_eos_token_ids: Vec<u32>,
 }
 
 /// What the shard said and what follows from it; known once the engine is ready.
@@ -540,7 +542,12 @@ impl Task {
         // Until a step is known: none takes longer for each of its tokens.
         watchdog.answered(Work::of_a_token(), shard.warmup_took);
         let limits = limits(config, &shard.info, &shard.warmup)?;
-        let info = shard.info.clone();
+        let mut info = shard.info.clone();
+        for &id in &config.more_eos_token_ids {
+            if id < info.vocab_size && !info.eos_token_ids.contains(&id) {
+                info.eos_token_ids.push(id);
+            }
+        }
         Ok((shard, Ready { info, limits }))
     }
 

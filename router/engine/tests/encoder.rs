@@ -375,6 +375,7 @@ async fn generators_and_encoders_are_told_apart() {
             speculate: 0,
             startup_timeout: Duration::from_secs(60),
             shard_timeout: Duration::from_secs(60),
+            more_eos_token_ids: Vec::new(),
         },
         Arc::new(Tokenizer::new(WordLevel::default())),
     );

@@ -163,6 +163,7 @@ fn config(socket: &Path) -> EngineConfig {
         speculate: 0,
         startup_timeout: Duration::from_secs(10),
         shard_timeout: Duration::from_secs(10),
+        more_eos_token_ids: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::encoder_info::EncoderInfo;
 use super::tgi::types::ErrorResponse;
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::generation_defaults::{self, Defaults};
 use crate::state::AppState;
 
 /// What is served, and how.
@@ -35,7 +36,12 @@ pub struct Info {
     /// Ranks that the model is split over.
     pub num_shard: u32,
     pub vocab_size: u32,
+    /// Tokens that end an answer: those of the generation config, and the tokenizer's own.
     pub eos_token_ids: Vec<u32>,
+    /// What OpenAI's routes take for fields that a request leaves out, as the model's generation config says.
+    pub generation_defaults: Defaults,
+    /// Keys of the generation config that would change answers and are not used.
+    pub generation_config_ignored: Vec<String>,
     /// Longest sequence that the model's positions allow; 0 when its config gives none.
     pub max_context_tokens: u32,
     pub max_concurrent_requests: usize,
@@ -102,6 +108,8 @@ pub async fn info(State(state): State<AppState>) -> Response {
         num_shard: info.world_size,
         vocab_size: info.vocab_size,
         eos_token_ids: info.eos_token_ids.clone(),
+        generation_defaults: Defaults::of(info),
+        generation_config_ignored: generation_defaults::ignored(info),
         max_context_tokens: info.max_context_tokens,
         max_concurrent_requests: config.max_concurrent_requests,
         max_best_of: config.max_best_of,

@@ -60,6 +60,31 @@ pub struct Preparation {
     pub vocab_size: u32,
 }
 
+/// What sentence-transformers does with a text before it is tokenized, as the model's files say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Take white space off both ends.
+    pub strips: bool,
+    pub lower_cases: bool,
+}
+
+impl Reading {
+    /// The text as it is tokenized.
+    pub fn apply(self, text: String) -> String {
+        // Python counts these separators as white space too.
+        let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
+        let stripped = match self.strips {
+            true => text.trim_matches(is_space),
+            false => text.as_str(),
+        };
+        match self.lower_cases {
+            true => stripped.to_lowercase(),
+            false if stripped.len() == text.len() => text,
+            false => stripped.to_owned(),
+        }
+    }
+}
+
 pub(super) fn empty(field: &str) -> ApiError {
     ApiError {
         field: Some(field.to_owned()),
@@ -69,15 +94,20 @@ pub(super) fn empty(field: &str) -> ApiError {
 
 impl Preparation {
     /// Tokenizes and checks one input.
-    pub fn prepare(&self, tokenizer: &Tokenizer, input: Input) -> Result<EncodeSequence, ApiError> {
+    pub fn prepare(
+        &self,
+        tokenizer: &Tokenizer,
+        input: Input,
+        reading: Reading,
+    ) -> Result<EncodeSequence, ApiError> {
         let sequence = match input {
             Input::Tokens(ids) => self.tokens(ids)?,
             Input::Text(text) if text.is_empty() => return Err(empty(self.field)),
             Input::Pair(first, second) if first.is_empty() && second.is_empty() => {
                 return Err(empty(self.field));
             }
-            Input::Text(text) => self.texts(tokenizer, text, None)?,
-            Input::Pair(first, second) => self.texts(tokenizer, first, Some(second))?,
+            Input::Text(text) => self.texts(tokenizer, text, None, reading)?,
+            Input::Pair(first, second) => self.texts(tokenizer, first, Some(second), reading)?,
         };
         let length = sequence.token_ids.len();
         if length == 0 {
@@ -104,6 +134,19 @@ impl Preparation {
         Ok(sequence)
     }
 
+    /// How many of a sequence's first tokens the prompt makes up, as sentence-transformers counts them: with the special
+    /// tokens before it, without one behind it.
+    pub fn prompt_length(&self, tokenizer: &Tokenizer, reading: Reading) -> u32 {
+        let Some(prompt) = self.prompt.as_ref().filter(|prompt| !prompt.is_empty()) else {
+            return 0;
+        };
+        let Ok(encoding) = tokenizer.encode(reading.apply(prompt.clone()), true) else {
+            return 0;
+        };
+        let ends_special = encoding.get_special_tokens_mask().last() == Some(&1);
+        (encoding.len() - usize::from(ends_special)) as u32
+    }
+
     fn tokens(&self, mut ids: Vec<u32>) -> Result<EncodeSequence, ApiError> {
         if let Some(direction) = self.cut_at() {
             let surplus = ids.len().saturating_sub(self.max_tokens);
@@ -123,10 +166,13 @@ impl Preparation {
         tokenizer: &Tokenizer,
         mut first: String,
         second: Option<String>,
+        reading: Reading,
     ) -> Result<EncodeSequence, ApiError> {
         if let Some(prompt) = &self.prompt {
             first.insert_str(0, prompt);
         }
+        let first = reading.apply(first);
+        let second = second.map(|text| reading.apply(text));
         let failed = |error: tokenizers::Error| {
             let field = self.field;
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
@@ -151,7 +197,7 @@ impl Preparation {
             } else {
                 types.to_vec()
             },
-            positions: vec![],
+            ..Default::default()
         })
     }
 

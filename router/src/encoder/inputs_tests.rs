@@ -54,12 +54,12 @@ fn pair(first: &str, second: &str) -> Input {
 fn texts_and_pairs_get_special_tokens_and_types() {
     let preparation = preparation(20, None);
     let one = preparation
-        .prepare(&tokenizer(), Input::Text("1 2".into()))
+        .prepare(&tokenizer(), Input::Text("1 2".into()), Reading::default())
         .expect("a sequence");
     assert_eq!(one.token_ids, [10, 1, 2, 11]);
     assert!(one.token_type_ids.is_empty());
     let two = preparation
-        .prepare(&tokenizer(), pair("1 2", "3"))
+        .prepare(&tokenizer(), pair("1 2", "3"), Reading::default())
         .expect("a sequence");
     assert_eq!(two.token_ids, [10, 1, 2, 11, 3, 11]);
     assert_eq!(two.token_type_ids, [0, 0, 0, 0, 1, 1]);
@@ -72,12 +72,16 @@ fn cutting_keeps_the_special_tokens() {
         (TruncationDirection::Left, [10, 3, 4, 11]),
     ] {
         let got = preparation(4, Some(direction))
-            .prepare(&tokenizer(), Input::Text("1 2 3 4".into()))
+            .prepare(
+                &tokenizer(),
+                Input::Text("1 2 3 4".into()),
+                Reading::default(),
+            )
             .expect("a sequence");
         assert_eq!(got.token_ids, expected);
     }
     let got = preparation(7, Some(TruncationDirection::Right))
-        .prepare(&tokenizer(), pair("1 2 3 4 5 6", "7 8"))
+        .prepare(&tokenizer(), pair("1 2 3 4 5 6", "7 8"), Reading::default())
         .expect("a sequence");
     assert_eq!(got.token_ids, [10, 1, 2, 11, 7, 8, 11]);
     assert_eq!(got.token_type_ids, [0, 0, 0, 0, 1, 1, 1]);
@@ -86,11 +90,19 @@ fn cutting_keeps_the_special_tokens() {
 #[test]
 fn token_ids_are_used_as_they_are() {
     let got = preparation(3, None)
-        .prepare(&tokenizer(), Input::Tokens(vec![1, 2, 3]))
+        .prepare(
+            &tokenizer(),
+            Input::Tokens(vec![1, 2, 3]),
+            Reading::default(),
+        )
         .expect("a sequence");
     assert_eq!(got.token_ids, [1, 2, 3]);
     let cut = preparation(2, Some(TruncationDirection::Left))
-        .prepare(&tokenizer(), Input::Tokens(vec![1, 2, 3]))
+        .prepare(
+            &tokenizer(),
+            Input::Tokens(vec![1, 2, 3]),
+            Reading::default(),
+        )
         .expect("a sequence");
     assert_eq!(cut.token_ids, [2, 3]);
 }
@@ -102,7 +114,7 @@ fn a_prompt_stands_before_the_text() {
         ..preparation(20, None)
     };
     let got = preparation
-        .prepare(&tokenizer(), Input::Text("1".into()))
+        .prepare(&tokenizer(), Input::Text("1".into()), Reading::default())
         .expect("a sequence");
     assert_eq!(got.token_ids, [10, 9, 1, 11]);
 }
@@ -125,9 +137,35 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         ),
     ] {
         let error = preparation(4, None)
-            .prepare(&tokenizer(), input.clone())
+            .prepare(&tokenizer(), input.clone(), Reading::default())
             .expect_err("a refusal");
         assert_eq!(error.kind, kind, "{input:?}");
         assert!(error.message.contains(words), "{error}");
     }
+}
+
+#[test]
+fn texts_are_read_as_sentence_transformers_reads_them() {
+    let reading = |strips, lower_cases| Reading {
+        strips,
+        lower_cases,
+    };
+    let text = " \u{1f}Größe ΟΔΟΣ\n";
+    assert_eq!(Reading::default().apply(text.into()), text);
+    assert_eq!(reading(true, false).apply(text.into()), "Größe ΟΔΟΣ");
+    assert_eq!(
+        reading(false, true).apply(text.into()),
+        " \u{1f}größe οδος\n"
+    );
+    assert_eq!(reading(true, true).apply("  ".into()), "");
+}
+
+#[test]
+fn a_prompts_tokens_are_counted_without_the_special_one_behind_them() {
+    let mut preparation = preparation(20, None);
+    let length =
+        |preparation: &Preparation| preparation.prompt_length(&tokenizer(), Reading::default());
+    assert_eq!(length(&preparation), 0);
+    preparation.prompt = Some("1 2 ".into());
+    assert_eq!(length(&preparation), 3);
 }

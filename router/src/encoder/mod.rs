@@ -2,9 +2,9 @@
 
 mod files;
 mod inputs;
+mod scores;
 mod task;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,9 @@ use tokenizers::Tokenizer;
 use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ErrorKind};
-use files::EncoderFiles;
-pub use inputs::{Input, Preparation, Truncation, TruncationDirection};
+pub use files::{DefaultPrompt, EncoderFiles, Sources};
+pub use inputs::{Input, Preparation, Reading, Truncation, TruncationDirection};
+pub use scores::label_scores;
 pub use task::{require_encoder, require_generator, wrong_task};
 
 /// Bounds that the operator sets.
@@ -65,15 +66,15 @@ pub struct Usage {
 }
 
 impl EncoderService {
-    /// `folder`: of the model, for its prompts and its mask token.
+    /// `files`: what the model's folder says of prompts and texts.
     pub fn new(
         encoder: Encoder,
         tokenizer: Arc<Tokenizer>,
-        folder: &Path,
+        files: EncoderFiles,
         limits: EncoderLimits,
     ) -> Self {
         EncoderService {
-            files: EncoderFiles::read(folder, &tokenizer),
+            files,
             encoder,
             tokenizer,
             limits,
@@ -128,6 +129,11 @@ impl EncoderService {
         self.files.prompt(name)
     }
 
+    /// What is done to a text before it is tokenized.
+    pub fn reading(&self) -> Reading {
+        self.files.reading
+    }
+
     /// The token to be filled in and what it looks like.
     pub fn mask(&self) -> Option<(u32, &str)> {
         self.files
@@ -171,12 +177,23 @@ impl EncoderService {
             .await
             .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
         let tokenizer = self.tokenizer.clone();
+        let reading = self.files.reading;
+        let excludes_prompt = self.loaded().is_some_and(|info| info.excludes_prompt);
         let prepared = tokio::task::spawn_blocking(move || {
             let _permit = permit;
+            let prompt_length = match excludes_prompt {
+                true => preparation.prompt_length(&tokenizer, reading),
+                false => 0,
+            };
             inputs
                 .into_iter()
-                .map(|input| preparation.prepare(&tokenizer, input))
-                .collect::<Result<Vec<_>, _>>()
+                .map(|input| {
+                    let is_text = !matches!(input, Input::Tokens(_));
+                    let mut sequence = preparation.prepare(&tokenizer, input, reading)?;
+                    sequence.prompt_length = if is_text { prompt_length } else { 0 };
+                    Ok(sequence)
+                })
+                .collect::<Result<Vec<_>, ApiError>>()
         })
         .await
         .map_err(|error| {

@@ -1,7 +1,9 @@
 """Loads an encoder of any architecture and finds out how to run it."""
 
 import inspect
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +11,9 @@ from loguru import logger
 
 from gridwork_server import loading, logs, model_code
 from gridwork_server.config import ShardConfig
-from gridwork_server.encoder import pooling, selection
+from gridwork_server.context_length import context_tokens
+from gridwork_server.encoder import label_score, pooling, selection
+from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.pooling import Pooling
 from gridwork_server.encoder.selection import Selection
 from gridwork_server.errors import ModelError
@@ -36,6 +40,8 @@ class LoadedEncoder:
     """Numbers in a vector; 0 unless the task is to embed."""
     labels: list[str]
     """Empty unless the task is to classify or to rerank."""
+    label_score: LabelScore
+    """How logits of labels become scores."""
     max_input_tokens: int
     """0 when nothing gives a limit."""
     num_parameters: int
@@ -72,7 +78,8 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
         vocab_size=selection.num_tokens(model),
         embedding_size=0 if pooled is None else _embedding_size(selected, pooled, device, config),
         labels=_labels(model_config) if task in (Task.CLASSIFY, Task.RERANK) else [],
-        max_input_tokens=_max_input_tokens(model_config, selected, pooled),
+        label_score=label_score.find(model_config, task),
+        max_input_tokens=_max_input_tokens(model_config, model, selected, pooled, config.model_path),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
     )
@@ -169,13 +176,25 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         ) from error
 
 
-def _max_input_tokens(model_config: "PretrainedConfig", selected: Selection, pooled: Pooling | None) -> int:
-    """The smallest limit of those that there are."""
+def _max_input_tokens(
+    model_config: "PretrainedConfig", model: Any, selected: Selection, pooled: Pooling | None, folder: Path
+) -> int:
+    """The smallest limit of those that there are: the model's positions, and sentence-transformers' `max_seq_length` or
+    else the tokenizer's `model_max_length`."""
     limits: list[int | None] = []
     if selected.positions.capacity is not None:
         limits.append(selected.positions.capacity)
     else:
-        context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
-        limits.append(int(context) if isinstance(context, int) and context > 0 else None)
-    limits.append(pooled.max_input_tokens if pooled else None)
+        limits.append(context_tokens(model_config, model))
+    limit = pooled.max_input_tokens if pooled else None
+    limits.append(limit if limit is not None else _tokenizer_limit(folder))
     return min((limit for limit in limits if limit), default=0)
+
+
+def _tokenizer_limit(folder: Path) -> int | None:
+    """`model_max_length`; tokenizers without a limit have a number there that is larger than any."""
+    try:
+        limit = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return int(limit) if isinstance(limit, (int, float)) and 0 < limit < 2**31 else None

@@ -1,6 +1,8 @@
 """From the hidden states of a sequence's tokens to one vector, as sentence-transformers' files say."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,17 @@ _FLAGS = {
 }
 _MODES = tuple(_FLAGS.values())
 
+SENTENCE_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Names of the Transformer module's file; the first that is there counts."""
+
 
 @dataclass(frozen=True)
 class Pooling:
@@ -35,33 +48,50 @@ class Pooling:
     """Whether the vectors are meant to have length 1; it is not done here."""
     max_input_tokens: int | None = None
     """Longest sequence that the files allow."""
+    excludes_prompt: bool = False
+    """Whether a prompt's tokens are left out of the vector."""
 
-    def pool(self, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
-        """hidden: `[num_tokens, size]`. Returns `[num_sequences, embedding_size]`, float32."""
+    def pool(
+        self, hidden: torch.Tensor, batch: SequenceBatch, prompt_lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """hidden: `[num_tokens, size]`; prompt_lengths: how many of each sequence's first tokens are a prompt's, with
+        `excludes_prompt`. Returns `[num_sequences, embedding_size]`, float32."""
         hidden = hidden.float()
-        vectors = torch.cat([_pool(mode, hidden, batch) for mode in self.modes], dim=-1)
+        counted = _counted(batch, prompt_lengths) if prompt_lengths and self.excludes_prompt else None
+        vectors = torch.cat([_pool(mode, hidden, batch, counted) for mode in self.modes], dim=-1)
         for layer in self.layers:
             vectors = layer(vectors)
         return vectors
 
 
-def _pool(mode: str, hidden: torch.Tensor, batch: SequenceBatch) -> torch.Tensor:
+def _counted(batch: SequenceBatch, prompt_lengths: Sequence[int]) -> torch.Tensor:
+    """`[num_tokens]`, bool: False for the tokens of prompts."""
+    device = batch.token_ids.device
+    lengths = torch.tensor(batch.lengths, device=device)
+    prompts = torch.tensor(list(prompt_lengths), device=device)
+    return batch.positions() >= prompts.repeat_interleave(lengths)
+
+
+def _pool(mode: str, hidden: torch.Tensor, batch: SequenceBatch, counted: torch.Tensor | None) -> torch.Tensor:
     lengths = torch.tensor(batch.lengths, device=hidden.device)
     starts = torch.tensor(batch.starts, device=hidden.device)
     if mode == "cls":
         return hidden[starts]
-    if mode == "lasttoken":
-        return hidden[starts + lengths - 1]
     owners = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
     zeros = hidden.new_zeros(len(lengths), hidden.shape[1])
+    weights = hidden.new_ones(len(hidden)) if counted is None else counted.float()
+    totals = weights.new_zeros(len(lengths)).index_add(0, owners, weights)
+    if mode == "lasttoken":
+        # A sequence that is all prompt has the zero vector.
+        return hidden[starts + lengths - 1] * (totals > 0).float()[:, None]
     if mode == "max":
-        return zeros.scatter_reduce(0, owners[:, None].expand_as(hidden), hidden, "amax", include_self=False)
+        left = hidden if counted is None else hidden.masked_fill(~counted[:, None], -1e9)
+        return zeros.scatter_reduce(0, owners[:, None].expand_as(hidden), left, "amax", include_self=False)
     if mode == "weightedmean":
-        weights = (batch.positions() + 1).float()
+        weights = weights * (batch.positions() + 1).float()
         totals = weights.new_zeros(len(lengths)).index_add(0, owners, weights)
-        return zeros.index_add(0, owners, hidden * weights[:, None]) / totals[:, None]
-    divisor = lengths.float().sqrt() if mode == "mean_sqrt_len_tokens" else lengths.float()
-    return zeros.index_add(0, owners, hidden) / divisor[:, None]
+    divisor = totals.sqrt() if mode == "mean_sqrt_len_tokens" else totals
+    return zeros.index_add(0, owners, hidden * weights[:, None]) / divisor.clamp_min(1e-9)[:, None]
 
 
 def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
@@ -71,37 +101,59 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
     modules = _json(folder / "modules.json")
     if modules is None:
         config = _json(folder / "1_Pooling" / "config.json")
-        return default if config is None else Pooling(_modes(config, folder / "1_Pooling" / "config.json"))
+        if config is None:
+            return default
+        modes = _modes(config, folder / "1_Pooling" / "config.json")
+        return Pooling(modes, excludes_prompt=config.get("include_prompt") is False)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ModelError(f"{folder / 'modules.json'} is not a list of modules; download it again")
-    modes, layers, normalizes = None, [], False
+    found: tuple[str, ...] | None = None
+    layers: list[nn.Module] = []
+    includes_prompt = True
     for module in modules:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]
         path = folder / str(module.get("path", ""))
         if kind == "Transformer":
             if path != folder:
                 raise ModelError(f"{folder / 'modules.json'} has the model in {path}; give --model-id that folder")
-        elif kind == "Pooling":
-            modes = _modes(_json(path / "config.json") or {}, path / "config.json")
-        elif kind == "Dense" and not normalizes:
-            layers.append(_dense(path).to(device))
-        elif kind == "Normalize":
-            normalizes = True
+        elif kind == "Pooling" and found is None:
+            config = _json(path / "config.json") or {}
+            found = _modes(config, path / "config.json")
+            includes_prompt = config.get("include_prompt") is not False
+        elif kind in _LAYERS:
+            layers.append(_LAYERS[kind](path).to(device))
         elif kind != "Dropout":
             raise ModelError(
                 f"{folder / 'modules.json'} has the module `{module.get('type')}`, which this version does not run; it "
-                "runs Transformer, Pooling, Dense and Normalize"
+                f"runs Transformer, Pooling and, behind it, {', '.join(_LAYERS)}"
             )
-    limit = (_json(folder / "sentence_bert_config.json") or {}).get("max_seq_length")
-    return Pooling(modes or default.modes, layers, normalizes, limit if isinstance(limit, int) else None)
+    # Vectors are brought to length 1 where they are answered, if that is what the last module does.
+    normalizes = bool(layers) and isinstance(layers[-1], Normalize)
+    return Pooling(
+        found or default.modes,
+        layers[:-1] if normalizes else layers,
+        normalizes,
+        _max_seq_length(folder),
+        excludes_prompt=not includes_prompt,
+    )
+
+
+def _max_seq_length(folder: Path) -> int | None:
+    """Of the file of the Transformer module, which older versions named after the model's type."""
+    for name in SENTENCE_CONFIGS:
+        if (config := _json(folder / name)) is not None:
+            limit = config.get("max_seq_length")
+            return limit if isinstance(limit, int) and limit > 0 else None
+    return None
 
 
 def _modes(config: Any, path: Path) -> tuple[str, ...]:
     named = config.get("pooling_mode")
     if named is None:
-        modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag))
+        # The mean is on unless the file says otherwise.
+        modes = tuple(mode for flag, mode in _FLAGS.items() if config.get(flag, mode == "mean"))
     else:
-        modes = tuple(str(mode) for mode in ([named] if isinstance(named, str) else named))
+        modes = tuple(str(mode).lower() for mode in ([named] if isinstance(named, str) else named))
     unknown = [mode for mode in modes if mode not in _MODES]
     if unknown or not modes:
         what = f"the pooling `{unknown[0]}`" if unknown else "no pooling"
@@ -109,24 +161,64 @@ def _modes(config: Any, path: Path) -> tuple[str, ...]:
     return modes
 
 
+class Normalize(nn.Module):
+    """Brings vectors to length 1."""
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(vectors, p=2, dim=1)
+
+
 def _dense(path: Path) -> nn.Module:
     """A linear layer and its activation."""
-    from safetensors.torch import load_file
-
     config = _json(path / "config.json") or {}
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, "sentence_embedding"):
+            raise ModelError(
+                f"{path / 'config.json'} has {key}: {config[key]}; layers are applied to the pooled vector alone"
+            )
     name = str(config.get("activation_function", "torch.nn.modules.linear.Identity")).rsplit(".", 1)[-1]
     activation = getattr(nn, name, None)
     if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
         raise ModelError(f"{path / 'config.json'} has the activation `{name}`, which PyTorch does not have")
-    try:
-        weights = {key.removeprefix("linear."): tensor for key, tensor in load_file(path / "model.safetensors").items()}
+    with _loading(path):
         layer = nn.Linear(config["in_features"], config["out_features"], bias=bool(config.get("bias", True)))
-        layer.load_state_dict(weights)
+        layer.load_state_dict(_weights(path, "linear."))
         return nn.Sequential(layer, activation()).float().eval().requires_grad_(False)
+
+
+def _layer_norm(path: Path) -> nn.Module:
+    config = _json(path / "config.json") or {}
+    with _loading(path):
+        layer = nn.LayerNorm(config["dimension"])
+        layer.load_state_dict(_weights(path, "norm."))
+        return layer.float().eval().requires_grad_(False)
+
+
+_LAYERS: dict[str, Callable[[Path], nn.Module]] = {
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": lambda path: Normalize(),
+}
+"""Modules that are applied to the pooled vector."""
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Raises ModelError for whatever is wrong with a layer's files."""
+    try:
+        yield
     except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        pickled = (path / "pytorch_model.bin").is_file() and not (path / "model.safetensors").is_file()
         raise ModelError(
             f"the layer in {path} cannot be loaded ({error}); it needs config.json and model.safetensors"
+            + (", and has a pickle file: save it anew with sentence-transformers 2.3 or later" if pickled else "")
         ) from error
+
+
+def _weights(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {key.removeprefix(prefix): tensor for key, tensor in load_file(path / "model.safetensors").items()}
 
 
 def _json(path: Path) -> Any:

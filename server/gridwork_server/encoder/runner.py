@@ -10,6 +10,7 @@ from loguru import logger
 from gridwork_server import PROTOCOL_VERSION, __version__
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.encoder.batch import SequenceBatch
+from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.loading import LoadedEncoder
 from gridwork_server.task import Task
 
@@ -19,6 +20,13 @@ _TASKS = {
     Task.CLASSIFY: pb.TASK_CLASSIFY,
     Task.RERANK: pb.TASK_RERANK,
     Task.FILL_MASK: pb.TASK_FILL_MASK,
+}
+
+_LABEL_SCORES = {
+    LabelScore.SOFTMAX: pb.LABEL_SCORE_SOFTMAX,
+    LabelScore.SIGMOID: pb.LABEL_SCORE_SIGMOID,
+    LabelScore.LOGIT: pb.LABEL_SCORE_LOGIT,
+    LabelScore.TANH: pb.LABEL_SCORE_TANH,
 }
 
 _OUTPUTS = {
@@ -44,12 +52,15 @@ class _Job:
     positions: torch.Tensor
     """Indices into the batch, `[num_positions]`, int64."""
     top_n: int
+    prompt_lengths: tuple[int, ...]
+    """How many of each sequence's first tokens are a prompt's; empty when none are."""
 
     def one(self, index: int) -> "_Job":
         """The same for one of the sequences."""
         start, length = self.batch.starts[index], self.batch.lengths[index]
         mine = (self.positions >= start) & (self.positions < start + length)
-        return _Job(self.batch.one(index), self.output, self.positions[mine] - start, self.top_n)
+        prompts = self.prompt_lengths[index : index + 1]
+        return _Job(self.batch.one(index), self.output, self.positions[mine] - start, self.top_n, prompts)
 
 
 class EncoderRunner:
@@ -103,6 +114,8 @@ class EncoderRunner:
             labels=loaded.labels,
             max_input_tokens=loaded.max_input_tokens,
             normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
+            label_score=_LABEL_SCORES[loaded.label_score],
+            excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
         )
 
     def _job(self, request: "pb.EncodeRequest") -> _Job:
@@ -129,11 +142,14 @@ class EncoderRunner:
         known_types = getattr(self.loaded.config, "type_vocab_size", None) or 0
         if len(types) and (known_types < 2 or types.max() >= known_types):
             types = types[:0]
+        if len(request.prompt_lengths) not in (0, len(lengths)):
+            raise BadBatch(f"{len(request.prompt_lengths)} prompts are given for {len(lengths)} sequences")
         device = self.loaded.device
         batch = SequenceBatch(
             torch.from_numpy(token_ids).to(device), torch.from_numpy(types).to(device) if len(types) else None, lengths
         )
-        return _Job(batch, request.output, torch.from_numpy(positions).to(device), request.top_n)
+        prompts = tuple(request.prompt_lengths)
+        return _Job(batch, request.output, torch.from_numpy(positions).to(device), request.top_n, prompts)
 
     def _compute_alone(self, job: _Job) -> "pb.Encoding":
         try:
@@ -152,7 +168,7 @@ class EncoderRunner:
             return [_encoding(part.flatten()) for part in hidden.split(list(batch.lengths))]
         if job.output == pb.EncodeRequest.OUTPUT_VECTOR:
             assert self.loaded.pooling is not None
-            rows = self.loaded.pooling.pool(path.hidden_states(batch), batch)
+            rows = self.loaded.pooling.pool(path.hidden_states(batch), batch, job.prompt_lengths)
         else:
             rows = path.label_logits(batch).float()
         return [_encoding(row) for row in rows.cpu()]

@@ -1,4 +1,6 @@
-"""Tokenizers of folders without tokenizer.json: converted where that is possible, else described for the router.
+"""The tokenizer of a folder as Transformers loads it, for the router.
+
+The folder's tokenizer.json is used where it is the same; else one is made, or described where there is no such form.
 
 The result lies in the cache, under the content of the files that it was made from; the model's folder is not touched.
 """
@@ -12,17 +14,14 @@ from typing import Any
 
 from loguru import logger
 
+from gridwork_server.prepare import verdict
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
 # Raise it when a conversion's result changes, so that folders made by older versions are not used.
-_FORMAT = 1
+_FORMAT = 2
 _MARK = "gridwork.json"
-_COPIED = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
-_NO_TOKENIZER_FILES = {
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"),
-    *(".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"),
-}
+_COPIED = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,75 @@ class PreparedTokenizer:
 def prepared_tokenizer(
     folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
 ) -> PreparedTokenizer | None:
-    """None when the model's folder has a tokenizer.json. Raises PrepareError when no tokenizer can be made of it."""
+    """None when the folder's tokenizer.json does what Transformers does. Raises PrepareError when no tokenizer can be
+    made of the folder."""
+    known = verdict.read(folder, cache_dir, trust_remote_code, code_revision)
+    if known is None or (known.path is not None and not is_complete(known.path)):
+        known = _judged(folder, trust_remote_code, code_revision, cache_dir)
+    return None if known.path is None else PreparedTokenizer(known.path, known.encodes)
+
+
+def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path) -> "verdict.Verdict":
     if (folder / "tokenizer.json").is_file():
-        return None
+        try:
+            same = _is_same(folder, trust_remote_code, code_revision)
+        except Exception as error:  # damaged files, or a model's own code; the file may do all the same
+            logger.warning(
+                "{} is used as it is, since Transformers cannot load the tokenizer of its folder: {}",
+                folder / "tokenizer.json",
+                _one_line(error),
+            )
+            return verdict.Verdict(None, True)
+        if same:
+            found = verdict.Verdict(None, True)
+            verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+            return found
     target = cache_dir / "tokenizers" / f"{folder.name}-{_key(folder, trust_remote_code, code_revision)}"
 
     def build(partial: Path) -> None:
         _build(folder, partial, trust_remote_code, code_revision)
 
     path = build_folder(target, is_complete, build)
-    return PreparedTokenizer(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
+    found = verdict.Verdict(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
+    verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+    return found
+
+
+def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -> bool:
+    """Whether tokenizer.json is, as it stands, what Transformers makes of the folder, and the special tokens that
+    Transformers knows by name are those that tokenizer_config.json names."""
+    from tokenizers import Tokenizer
+
+    from gridwork_server.prepare import agreement
+
+    tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if _named(tokenizer) != _named_in_files(folder):
+        return False
+    text = _serialized(tokenizer)
+    if text is None:
+        return agreement.find_disagreement(tokenizer, plain) is None
+    made = Tokenizer.from_str(text)
+    for one in (made, plain):
+        one.no_truncation()
+        one.no_padding()
+    return bool(made.to_str() == plain.to_str())
+
+
+def _named(tokenizer: Any) -> dict[str, str]:
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, (str, dict))}
+
+
+def _named_in_files(folder: Path) -> dict[str, str]:
+    """As the router reads them: tokenizer_config.json, then special_tokens_map.json."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        for key, value in content.items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                found[key] = text
+    return found
 
 
 def is_complete(folder: Path) -> bool:
@@ -55,25 +113,21 @@ def is_complete(folder: Path) -> bool:
 
 
 def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision} {_transformers_version()}".encode())
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix.lower() not in _NO_TOKENIZER_FILES:
+    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision} {verdict.transformers_version()}".encode())
+    for file in verdict.tokenizer_files(folder):
+        if file.is_file():
             digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _transformers_version() -> str:
-    """Without importing it, which takes seconds."""
-    from importlib.metadata import version
-
-    return version("transformers")
-
-
 def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: str | None) -> None:
     from gridwork_server.prepare.agreement import knows_no_text
 
-    logger.info("{} has no tokenizer.json; making one of what it has", folder)
+    if (folder / "tokenizer.json").is_file():
+        logger.info("{} tokenizes otherwise than Transformers does; making one that agrees", folder / "tokenizer.json")
+    else:
+        logger.info("{} has no tokenizer.json; making one of what it has", folder)
     tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
     try:
         if knows_no_text(tokenizer):
@@ -89,7 +143,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
             f"({type(error).__name__}: {_one_line(error)}): its files are damaged, or its code does not fit "
-            f"Transformers {_transformers_version()}. Download the model again"
+            f"Transformers {verdict.transformers_version()}. Download the model again"
         ) from error
     _write_settings(tokenizer, folder, partial)
     (partial / _MARK).write_text(json.dumps({"encodes": encodes}))
@@ -173,14 +227,19 @@ def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, partial / templates.name)
     path = partial / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings.pop("auto_map", None)
-    settings |= {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    # Those of special_tokens_map.json too, where Transformers reads it, and those that the class supplies.
+    named = set(getattr(tokenizer, "SPECIAL_TOKENS_ATTRIBUTES", ()))
+    settings = {name: value for name, value in settings.items() if name not in named} | _named(tokenizer)
     template = getattr(tokenizer, "chat_template", None)
     if "chat_template" not in settings and isinstance(template, str):
         settings["chat_template"] = template
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2))
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def _candidates(folder: Path) -> str:

@@ -159,6 +159,10 @@ impl Batch {
             .members
             .iter()
             .any(|member| !member.sequence.token_type_ids.is_empty());
+        let has_prompts = self
+            .members
+            .iter()
+            .any(|member| member.sequence.prompt_length > 0);
         let wanted = self.members[0].wanted;
         let mut request = EncodeRequest {
             output: wanted.output.into(),
@@ -175,6 +179,9 @@ impl Batch {
             if has_types {
                 request.token_type_ids.extend(&sequence.token_type_ids);
                 request.token_type_ids.resize(request.token_ids.len(), 0);
+            }
+            if has_prompts {
+                request.prompt_lengths.push(sequence.prompt_length);
             }
         }
         request

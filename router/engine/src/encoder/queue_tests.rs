@@ -151,11 +151,13 @@ fn a_request_has_types_and_positions_of_the_whole_batch() {
         token_ids: vec![7, 8],
         token_type_ids: vec![],
         positions: vec![1],
+        ..Default::default()
     };
     let second = EncodeSequence {
         token_ids: vec![9, 6],
         token_type_ids: vec![0, 1],
         positions: vec![0, 1],
+        prompt_length: 1,
     };
     let batch = Batch {
         members: vec![member(first, answer), member(second, oneshot::channel().0)],
@@ -166,4 +168,5 @@ fn a_request_has_types_and_positions_of_the_whole_batch() {
     assert_eq!(request.token_type_ids, [0, 0, 0, 1]);
     assert_eq!(request.positions, [1, 2, 3]);
     assert_eq!(request.top_n, 4);
+    assert_eq!(request.prompt_lengths, [0, 1]);
 }

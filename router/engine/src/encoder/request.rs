@@ -16,6 +16,8 @@ pub struct EncodeSequence {
     pub token_type_ids: Vec<u32>,
     /// For [`Output::Tokens`]: indices into `token_ids`, ascending.
     pub positions: Vec<u32>,
+    /// How many of the first tokens are a prompt's, which the vector is to leave out.
+    pub prompt_length: u32,
 }
 
 /// What is wanted of every sequence of a request.

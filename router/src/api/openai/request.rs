@@ -143,6 +143,7 @@ impl Shared {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
             cache_salt: self.cache_salt,
+            takes_model_defaults: true,
             ..Parameters::default()
         })
     }
@@ -150,7 +151,9 @@ impl Shared {
 
 fn top_k(given: Option<i64>) -> Result<Option<u32>, ApiError> {
     match given {
-        None | Some(-1 | 0) => Ok(None),
+        None => Ok(None),
+        // Off, whatever the model's default.
+        Some(-1 | 0) => Ok(Some(0)),
         Some(k @ 1..) => Ok(Some(u32::try_from(k).unwrap_or(u32::MAX))),
         Some(k) => Err(ApiError::validation(
             "top_k",
@@ -309,8 +312,8 @@ mod tests {
     fn top_k_is_off_at_zero_and_minus_one() {
         for (given, expected) in [
             (None, None),
-            (Some(0), None),
-            (Some(-1), None),
+            (Some(0), Some(0)),
+            (Some(-1), Some(0)),
             (Some(7), Some(7)),
         ] {
             assert_eq!(top_k(given).unwrap(), expected);
@@ -360,7 +363,11 @@ mod tests {
     #[test]
     fn nothing_given_means_plain_sampling_without_the_stop_text() {
         let parameters = Shared::default().into_parameters().unwrap();
-        assert_eq!(parameters, Parameters::default());
+        let expected = Parameters {
+            takes_model_defaults: true,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
         assert!(!parameters.include_stop && parameters.skip_special_tokens);
         assert_eq!(parameters.do_sample, None);
     }

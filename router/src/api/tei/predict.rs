@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::account::Account;
 use super::types::{PredictRequest, Prediction, truncation};
 use crate::api::tgi::types::ErrorResponse;
-use crate::encoder::{Preparation, Usage};
+use crate::encoder::{Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
 use crate::state::AppState;
@@ -108,7 +108,7 @@ async fn run(
             .await?;
         let results = answer.results.into_iter();
         let answers = results
-            .map(|result| OneAnswer::Predictions(labels(result.values, raw, &info.labels)))
+            .map(|result| OneAnswer::Predictions(labels(result.values, raw, &info)))
             .collect();
         (answers, answer.usage)
     };
@@ -188,14 +188,19 @@ fn masks(result: &Encoded, top_k: u32, raw: bool, text: impl Fn(u32) -> String) 
 }
 
 /// Best first.
-fn labels(logits: Vec<f32>, raw: bool, names: &[String]) -> Vec<Prediction> {
-    let scores = if raw { logits } else { probabilities(&logits) };
+fn labels(logits: Vec<f32>, raw: bool, info: &InfoResponse) -> Vec<Prediction> {
+    let scores = if raw {
+        logits
+    } else {
+        label_scores(info, &logits)
+    };
     let mut predictions: Vec<Prediction> = scores
         .into_iter()
         .enumerate()
         .map(|(index, score)| Prediction {
             score,
-            label: names
+            label: info
+                .labels
                 .get(index)
                 .cloned()
                 .unwrap_or_else(|| format!("LABEL_{index}")),
@@ -206,27 +211,15 @@ fn labels(logits: Vec<f32>, raw: bool, names: &[String]) -> Vec<Prediction> {
     predictions
 }
 
-/// Of one label the sigmoid, of several the softmax.
-fn probabilities(logits: &[f32]) -> Vec<f32> {
-    if let &[logit] = logits {
-        return vec![sigmoid(logit)];
-    }
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits.iter().map(|logit| (logit - highest).exp()).collect();
-    let sum: f32 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / sum).collect()
-}
-
-pub(super) fn sigmoid(logit: f32) -> f32 {
-    1.0 / (1.0 + (-logit).exp())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names() -> Vec<String> {
-        vec!["bad".into(), "good".into()]
+    fn names() -> InfoResponse {
+        InfoResponse {
+            labels: vec!["bad".into(), "good".into()],
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -238,12 +231,6 @@ mod tests {
         assert!((predictions[0].score + predictions[1].score - 1.0).abs() < 1e-6);
         assert_eq!(labels(vec![0.0, 1.0], true, &names())[0].score, 1.0);
         assert_eq!(labels(vec![0.0], false, &names())[0].score, 0.5);
-    }
-
-    #[test]
-    fn large_logits_do_not_overflow() {
-        assert_eq!(probabilities(&[1e30, -1e30]), [1.0, 0.0]);
-        assert_eq!(sigmoid(-1e30), 0.0);
     }
 
     #[test]

@@ -7,10 +7,9 @@ use gridwork_engine::{GenerationError, Output};
 use gridwork_proto::v1::Task;
 
 use super::account::Account;
-use super::predict::sigmoid;
 use super::types::{Rank, RerankRequest, truncation};
 use crate::api::tgi::types::ErrorResponse;
-use crate::encoder::{Input, Preparation, Usage};
+use crate::encoder::{Input, Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::extract::ApiJson;
 use crate::state::AppState;
@@ -70,7 +69,11 @@ async fn run(state: &AppState, request: RerankRequest) -> Result<(Vec<Rank>, Usa
         ranks.push(Rank {
             index,
             text: None,
-            score: if raw { score } else { sigmoid(score) },
+            score: if raw {
+                score
+            } else {
+                label_scores(&info, &[score])[0]
+            },
         });
     }
     // By the logits: sigmoids of large ones are equal.

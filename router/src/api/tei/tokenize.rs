@@ -39,7 +39,7 @@ async fn run(
     let specials = tokenizer.get_added_tokens_decoder();
     let mut all = Vec::with_capacity(texts.len());
     for text in texts {
-        let text = prompt.clone() + &text;
+        let text = encoder.reading().apply(prompt.clone() + &text);
         let encoding = state
             .validator()
             .encode(text.clone(), add_special_tokens, "inputs")

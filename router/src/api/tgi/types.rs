@@ -259,6 +259,9 @@ impl GenerateParameters {
             top_n_tokens: self.top_n_tokens.unwrap_or(0),
             prompt_logprobs: self.decoder_input_details.unwrap_or(false),
             cache_salt: self.cache_salt,
+            // As text-generation-inference, which takes nothing of how to sample from the model's files.
+            default_max_new_tokens: None,
+            takes_model_defaults: false,
         })
     }
 }

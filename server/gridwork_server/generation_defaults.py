@@ -1,0 +1,203 @@
+"""What a model's generation_config.json says of requests that leave something out.
+
+`generate()` of Transformers takes the file, or without one the same keys of config.json; so does this module, with
+Transformers' own reader. `KEYS` says of every key what becomes of it."""
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from gridwork_server.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
+
+    from gridwork_server._proto import shard_pb2 as pb
+
+READ, IGNORED, WITHOUT_EFFECT = "read", "ignored", "without effect"
+
+KEYS: dict[str, str] = {
+    **dict.fromkeys(("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"), READ),
+    **dict.fromkeys(("repetition_penalty", "max_new_tokens", "eos_token_id"), READ),
+    # Of single tokens; longer words are ignored.
+    **dict.fromkeys(("suppress_tokens", "bad_words_ids", "sequence_bias"), READ),
+    # By encoder-decoders, whose path asks the model's own generation config.
+    **dict.fromkeys(("decoder_start_token_id", "bos_token_id", "forced_bos_token_id"), READ),
+    # They change which tokens `generate()` gives. Reported in the log and in `/info`.
+    **dict.fromkeys(("max_length", "min_length", "min_new_tokens", "max_time", "stop_strings"), IGNORED),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping"), IGNORED),
+    **dict.fromkeys(("top_h", "epsilon_cutoff", "eta_cutoff", "encoder_repetition_penalty"), IGNORED),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "renormalize_logits"), IGNORED),
+    **dict.fromkeys(("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty"), IGNORED),
+    **dict.fromkeys(("begin_suppress_tokens", "token_healing", "guidance_scale", "watermarking_config"), IGNORED),
+    **dict.fromkeys(("penalty_alpha", "dola_layers", "constraints", "force_words_ids"), IGNORED),
+    **dict.fromkeys(("num_return_sequences",), IGNORED),
+    # They change how `generate()` computes or what it returns beside the tokens, not which tokens.
+    **dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "max_cache_len"), WITHOUT_EFFECT),
+    **dict.fromkeys(("low_memory", "prefill_chunk_size", "compile_config", "disable_compile"), WITHOUT_EFFECT),
+    **dict.fromkeys(("continuous_batching_config", "pad_token_id", "use_mtp"), WITHOUT_EFFECT),
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_scores", "output_logits"), WITHOUT_EFFECT),
+    **dict.fromkeys(("return_dict_in_generate", "transformers_version", "_from_model_config"), WITHOUT_EFFECT),
+    **dict.fromkeys(("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"), WITHOUT_EFFECT),
+    **dict.fromkeys(("assistant_confidence_threshold", "prompt_lookup_num_tokens"), WITHOUT_EFFECT),
+    **dict.fromkeys(("max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"), WITHOUT_EFFECT),
+    **dict.fromkeys(("target_lookbehind", "assistant_ensemble_weight", "speculation_type"), WITHOUT_EFFECT),
+}
+"""What becomes of each key of a generation config."""
+
+_NEVER = -1e9
+"""Added to the logits of tokens that must not come; their probability is then 0 in float32."""
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Values for what requests leave out. None: the generation config does not say."""
+
+    eos_token_ids: list[int]
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+    biases: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens, for every request."""
+    ignored: list[str] = field(default_factory=list)
+    """Keys that would change answers and are not used, each with its value."""
+
+    def message(self) -> "pb.GenerationDefaults":
+        """As the router is told."""
+        from gridwork_server._proto import shard_pb2 as pb
+
+        return pb.GenerationDefaults(
+            do_sample=self.do_sample,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            typical_p=self.typical_p,
+            repetition_penalty=self.repetition_penalty,
+            max_new_tokens=self.max_new_tokens,
+            bias_tokens=list(self.biases),
+            bias_values=list(self.biases.values()),
+            ignored=self.ignored,
+        )
+
+
+def read(folder: Path, model_config: "PretrainedConfig", source: str = "auto") -> GenerationDefaults:
+    """source: `auto` (the model's folder), `none`, or another folder with a generation_config.json. End-of-sequence
+    tokens are read in any case. Raises ModelError for another folder that has no such file."""
+    if source not in ("auto", "none"):
+        folder = Path(source)
+        if not (folder / "generation_config.json").is_file():
+            raise ModelError(f"--generation-config {source}: there is no generation_config.json in this folder")
+    found = _load(folder, model_config)
+    eos = _token_ids(found.eos_token_id)
+    if not eos:
+        eos = _token_ids(getattr(model_config.get_text_config(), "eos_token_id", None))
+    if source == "none":
+        return GenerationDefaults(eos)
+    return _defaults(found, eos)
+
+
+def _load(folder: Path, model_config: "PretrainedConfig") -> "GenerationConfig":
+    """As `from_pretrained` of a model does it."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # there is none, it is damaged, or whatever values of wrong types lead to
+        if (path := folder / "generation_config.json").is_file():
+            logger.warning(f"{path} is not used: {' '.join(str(error).split())[:300]}")
+    try:
+        found = GenerationConfig.from_pretrained(
+            folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
+        )
+    except Exception as error:  # as above
+        logger.warning(f"what config.json says of generation is not used: {' '.join(str(error).split())[:300]}")
+        return GenerationConfig()
+    # A key that the architecture's config has a meaning of its own for, such as the experts of a token.
+    own = inspect.signature(type(model_config).__init__).parameters
+    special = {"eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"}
+    for key in KEYS:
+        if key in own and key not in special:
+            setattr(found, key, None)
+    return found
+
+
+def _token_ids(value: Any) -> list[int]:
+    """Of one number, a list of them, or none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [int(id) for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
+
+
+def _number(low: float, high: float, above_low: bool = False) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return is_number and (low < value if above_low else low <= value) and value <= high
+
+    return fits
+
+
+# The same bounds that requests have.
+_BOUNDS: dict[str, Callable[[Any], bool]] = {
+    "temperature": _number(0, 1e6),
+    "top_k": lambda value: isinstance(value, int) and 0 <= value < 2**32,
+    "top_p": _number(0, 1, above_low=True),
+    "min_p": _number(0, 1),
+    "typical_p": _number(0, 1, above_low=True),
+    "repetition_penalty": _number(1e-6, 1e6),
+    "max_new_tokens": lambda value: isinstance(value, int) and 0 < value < 2**32,
+}
+
+
+def _defaults(found: "GenerationConfig", eos: list[int]) -> GenerationDefaults:
+    neutral = type(found)._get_default_generation_params()
+    ignored = []
+    values: dict[str, Any] = {}
+    for key, fits in _BOUNDS.items():
+        value = getattr(found, key, None)
+        if value is None:
+            continue
+        if fits(value):
+            values[key] = value
+        else:
+            ignored.append(f"{key}: {value}, which is out of its range")
+    biases, longer = _biases(found)
+    ignored += longer
+    for key, fate in KEYS.items():
+        value = getattr(found, key, None)
+        if fate == IGNORED and value is not None and value != neutral.get(key) and value not in (False, [], {}):
+            ignored.append(f"{key}: {value}")
+    do_sample = found.do_sample if isinstance(found.do_sample, bool) else None
+    if ignored:
+        logger.warning(
+            f"the model's generation config asks for what this version does not do: {', '.join(sorted(ignored))}"
+        )
+    return GenerationDefaults(eos, do_sample=do_sample, biases=biases, ignored=sorted(ignored), **values)
+
+
+def _biases(found: "GenerationConfig") -> tuple[dict[int, float], list[str]]:
+    """What is said of single tokens, and keys that say something of several in a row."""
+    biases: dict[int, float] = {}
+    longer = []
+    entries = found.sequence_bias or []
+    pairs = list(entries.items()) if isinstance(entries, dict) else [tuple(entry) for entry in entries]
+    for tokens, bias in pairs:
+        ids = _token_ids(list(tokens) if isinstance(tokens, (list, tuple)) else tokens)
+        if len(ids) == 1:
+            biases[ids[0]] = biases.get(ids[0], 0.0) + float(bias)
+    if any(isinstance(tokens, (list, tuple)) and len(tokens) > 1 for tokens, _ in pairs):
+        longer.append("sequence_bias of several tokens in a row")
+    words = [_token_ids(word) for word in found.bad_words_ids or []]
+    if any(len(word) > 1 for word in words):
+        longer.append("bad_words_ids of several tokens in a row")
+    never = [word[0] for word in words if len(word) == 1] + _token_ids(found.suppress_tokens or [])
+    return biases | dict.fromkeys(never, _NEVER), longer

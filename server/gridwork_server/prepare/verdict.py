@@ -1,0 +1,97 @@
+"""What was found out about a folder's tokenizer, kept so that later starts need not ask Transformers, which takes long.
+
+The launcher reads these files too (`launcher/src/model/verdict.rs`), to start without this program.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Raise it when the content's meaning changes, here and in the launcher.
+FORMAT = 1
+
+_WEIGHTS_AND_SUCH = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"),
+    *(".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"),
+}
+"""Ends of the names of files that a tokenizer does not depend on."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which tokenizer to use."""
+
+    path: Path | None
+    """Folder of the one that was made; None: the folder's own tokenizer.json."""
+    encodes: bool
+    """Whether it turns text into tokens."""
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files that a tokenizer may depend on, by name."""
+    files = (file for file in folder.iterdir() if file.is_file())
+    return sorted(file for file in files if file.suffix.lower() not in _WEIGHTS_AND_SUCH)
+
+
+def transformers_version() -> str:
+    """Without importing it, which takes seconds."""
+    from importlib.metadata import version
+
+    return version("transformers")
+
+
+def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> Verdict | None:
+    """None when nothing is known, or something has changed since."""
+    try:
+        content = json.loads(_path(folder, cache_dir).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    circumstances = _circumstances(folder, trust_remote_code, code_revision)
+    if not isinstance(content, dict) or {**content, **circumstances} != content:
+        return None
+    path = content.get("tokenizer_path")
+    return Verdict(None if path is None else Path(path), bool(content.get("tokenizer_encodes")))
+
+
+def write(verdict: Verdict, folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> None:
+    """Keeps it. What cannot be written is found out again."""
+    content = _circumstances(folder, trust_remote_code, code_revision)
+    content |= {
+        "tokenizer_path": None if verdict.path is None else str(verdict.path),
+        "tokenizer_encodes": verdict.encodes,
+    }
+    path = _path(folder, cache_dir)
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _circumstances(folder: Path, trust_remote_code: bool, code_revision: str | None) -> dict[str, Any]:
+    """What the verdict holds for."""
+    stats = [(file.name, file.stat()) for file in tokenizer_files(folder)]
+    return {
+        "format": FORMAT,
+        "folder": str(folder.absolute()),
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "transformers": transformers_version(),
+        "trust_remote_code": trust_remote_code,
+        "code_revision": code_revision,
+    }
+
+
+def _path(folder: Path, cache_dir: Path) -> Path:
+    return cache_dir / "tokenizers" / "verdicts" / f"{_fnv1a(str(folder.absolute()).encode()):016x}.json"
+
+
+def _fnv1a(data: bytes) -> int:
+    """The 64-bit FNV-1a hash: easily the same in the launcher."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
