@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from gridwork_server.split_modules import share
 
 from . import models
+from .quantized import change_weights, save_fp8
 from .shard_process import free_port
 
 SERVER = Path(__file__).parents[1]
@@ -40,6 +42,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sinks": ("granite_swa", {}),
     "experts": ("qwen3_moe", {}),
     "latent attention": ("deepseek_v2", {}),
+}
+UP = "model.layers.1.mlp.up_proj.weight"
+UNFIT = {
+    "gpt2": ["GPT2LMHeadModel", "no tensor-parallel plan", "--num-shard 1"],
+    "indivisible": ["model.layers.0.mlp of LlamaForCausalLM", "2 ranks", "--num-shard 1"],
+    "missing": [f"lack {UP}", "incomplete"],
+    "misshapen": ["model.norm.weight is [10], not [48]"],
+    "undeclared codes": [UP, "F8_E4M3", "quantized"],
+    "undeclared scales": [f"{UP}_scale_inv", "quantized"],
+    "fp8": ["quantized with fp8", "config.json", "--num-shard 1"],
 }
 PROMPTS = models.prompts([21, 1, 5])
 COUNT = 12
@@ -78,6 +90,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save("llama", folder / "indivisible", num_attention_heads=6, num_key_value_heads=6, intermediate_size=1)
     damage(models.save("llama", folder / "missing"), "model.layers.1.mlp.up_proj.weight", None)
     damage(models.save("llama", folder / "misshapen"), "model.norm.weight", slice(0, 10))
+    codes = models.save("llama", folder / "undeclared codes")
+    change_weights(codes, lambda t: t.update({UP: t[UP].to(torch.float8_e4m3fn)}))
+    scales = models.save("llama", folder / "undeclared scales")
+    change_weights(scales, lambda t: t.update({f"{UP}_scale_inv": torch.ones(1)}))
+    save_fp8(models.save("llama", folder / "fp8"), block=16)
     return folder
 
 
@@ -93,7 +110,7 @@ def damage(folder: Path, name: str, kept: slice | None) -> None:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """By model: what each of two ranks says."""
-    names = [*CASES, "gpt2", "indivisible", "missing", "misshapen", "bfloat16"]
+    names = [*CASES, *UNFIT, "bfloat16"]
     jobs = [
         {"folder": str(folder / name), "dtype": "float32", "prompts": PROMPTS, "count": COUNT} for name in names[:-1]
     ]
@@ -122,15 +139,7 @@ def test_runs_in_bfloat16(results: dict[str, list[dict[str, Any]]]) -> None:
     assert [len(tokens) for tokens in results["bfloat16"][0]["tokens"]] == [COUNT] * len(PROMPTS)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("gpt2", ["GPT2LMHeadModel", "no tensor-parallel plan", "--num-shard 1"]),
-        ("indivisible", ["model.layers.0.mlp of LlamaForCausalLM", "2 ranks", "--num-shard 1"]),
-        ("missing", ["lack model.layers.1.mlp.up_proj.weight", "incomplete"]),
-        ("misshapen", ["model.norm.weight is [10], not [48]"]),
-    ],
-)
+@pytest.mark.parametrize(("name", "words"), UNFIT.items())
 def test_says_why_a_model_cannot_be_split(
     name: str, words: list[str], results: dict[str, list[dict[str, Any]]]
 ) -> None:
