@@ -21,6 +21,7 @@ pub mod telemetry;
 mod text_encoder;
 mod unread;
 pub mod validation;
+pub mod vocabulary;
 
 use std::future::{Future, IntoFuture};
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::validation::{Valid, Validator};
+use crate::vocabulary::Vocabulary;
 
 /// The router's own settings, as handlers need them.
 #[derive(Debug, Clone)]
@@ -131,7 +132,7 @@ impl AppState {
                 parameters,
                 names,
                 &ready.limits,
-                ready.info.vocab_size,
+                Vocabulary::from(&ready.info),
                 span,
             )
             .await

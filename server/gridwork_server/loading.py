@@ -17,6 +17,7 @@ from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.quantized_checkpoint import QuantizedCheckpoint
+from gridwork_server.token_bounds import embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -44,6 +45,8 @@ class LoadedModel:
     weight_bytes: int
     """Over all ranks."""
     notes: list[str]
+    input_vocab_size: int = 0
+    """Rows of the embedding; 0 when it does not say."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -110,6 +113,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
+        input_vocab_size=embedding_rows(model),
     )
 
 

@@ -114,6 +114,7 @@ def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     jobs = [
         {"folder": str(folder / name), "dtype": "float32", "prompts": PROMPTS, "count": COUNT} for name in names[:-1]
     ]
+    jobs[0]["prompts"] = [*PROMPTS, [5, models.VOCAB, 6]]
     jobs.append({"folder": str(folder / "llama"), "dtype": "bfloat16", "prompts": PROMPTS, "count": COUNT})
     return dict(zip(names, zip(*run_jobs(folder, jobs), strict=True), strict=True))  # type: ignore[arg-type]
 
@@ -123,7 +124,9 @@ def test_two_ranks_give_the_tokens_of_one(name: str, folder: Path, results: dict
     first, second = results[name]
     assert "error" not in first, first
     model = models.plain(folder / name)
-    assert first["tokens"] == [models.greedy(model, prompt, COUNT) for prompt in PROMPTS]
+    tokens = [models.greedy(model, prompt, COUNT) for prompt in PROMPTS]
+    # One has a token that the model has no row for, and fails alone.
+    assert first["tokens"] == (tokens if name != next(iter(CASES)) else [*tokens, []])
     assert first["num_parameters"] == second["num_parameters"] == sum(p.numel() for p in model.parameters())
     # Norms and embeddings are on both ranks, and little else.
     whole = sum(p.numel() * 4 for p in model.parameters())
