@@ -108,6 +108,19 @@ def test_weights_that_lack_a_tensor(tiny: TinyModels, tmp_path: Path) -> None:
     assert name in run_to_failure("--model-id", folder)
 
 
+@pytest.mark.parametrize(("method", "shards"), [("exl3", 1), ("gptq", 1), ("fp8", 2)])
+def test_weights_that_are_quantized_in_a_way_that_cannot_be_read(
+    method: str, shards: int, tiny: TinyModels, tmp_path: Path
+) -> None:
+    folder = copied(tiny("llama"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    message = run_to_failure("--model-id", folder, "--num-shard", str(shards))
+    for word in (f"quantized with {method}", "config.json", "unquantized model"):
+        assert word in message
+
+
 def test_custom_code_without_trust(trap: Path) -> None:
     message = run_to_failure("--model-id", trap, "--dtype", "float32")
     assert "--trust-remote-code" in message

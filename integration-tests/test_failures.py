@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from support.client import Answer
-from support.models import KILL, NAN
+from support.models import CROWD_TOKENS, KILL, NAN, RAISE, RAISE_IN_A_CROWD
+from support.paths import LONG
 from support.server import Server, wait_for
 
 
@@ -92,6 +93,55 @@ def test_a_failure_inside_a_stream_is_an_event(server: Server) -> None:
         text = b"".join(response.iter_raw()).decode()
     assert "NaN" in text
     assert '"error"' in text
+
+
+def check_exceptions(server: Server) -> None:
+    """A request whose steps raise fails alone, with what was raised; one that raises among others alone does not fail.
+    The shard goes on."""
+    restarts = server.client.metric("gridwork_shard_restarts_total")
+    (raises,) = server.client.ok("/tokenize", {"inputs": RAISE_IN_A_CROWD})
+    prompt = [raises["id"], *[300] * (CROWD_TOKENS - 2)]
+    crowd = {"prompt": prompt, "max_tokens": 30, "temperature": 0}
+    alone = server.client.ok("/v1/completions", crowd)
+    with Bystanders(server):
+        for _ in range(2):
+            response = server.client.post(
+                "/generate", {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}
+            )
+            assert response.status_code == 424, response.text
+            assert "RuntimeError: DefaultCPUAllocator: can't allocate memory" in response.json()["error"]
+            assert server.client.ok("/v1/completions", crowd)["choices"] == alone["choices"]
+    assert server.client.metric("gridwork_shard_restarts_total") == restarts
+    check_idle(server)
+
+
+def test_a_request_whose_steps_raise_fails_alone(server: Server) -> None:
+    check_exceptions(server)
+    assert "each is computed again, alone" in server.log()
+
+
+def test_a_request_whose_steps_raise_fails_alone_on_the_batched_path(trap: Path) -> None:
+    with Server(
+        *("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--model-impl", "batched")
+    ) as server:
+        check_exceptions(server)
+
+
+def test_a_failing_stream_ends_with_what_was_raised(server: Server) -> None:
+    body = {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}
+    events = list(server.client.stream("/generate_stream", body))
+    assert "can't allocate memory" in events[-1]["error"]
+
+
+@pytest.mark.skipif(not LONG, reason="three restarts of two shards")
+def test_over_two_shards_an_exception_is_a_death(trap: Path) -> None:
+    with Server(*("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--num-shard", "2")) as server:
+        with Bystanders(server):
+            body = {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}
+            response = server.client.post("/generate", body)
+            assert response.status_code == 424, response.text
+            assert "died" in response.json()["error"]
+        check_idle(server)
 
 
 def test_a_request_that_kills_shards_fails_alone(server: Server) -> None:

@@ -35,6 +35,10 @@ SLIDING_WINDOW = 32
 
 #: Tokens with which the model of `trap_model` misbehaves.
 KILL, NAN = "<|kill|>", "<|nan|>"
+RAISE, RAISE_IN_A_CROWD = "\x07", "\x06"
+
+#: Tokens of a step from which on `RAISE_IN_A_CROWD` raises.
+CROWD_TOKENS = 16
 
 
 def tokenizer_file(folder: Path) -> Tokenizer:
@@ -125,7 +129,7 @@ def _randomize_constants(model: torch.nn.Module) -> None:
 
 
 _TRAP_CODE = '''
-"""A Llama that ends its process at one token, turns to NaN at another, and takes its time."""
+"""A Llama that ends its process at one token, turns to NaN at another, raises at others, and takes its time."""
 
 import os
 import time
@@ -137,8 +141,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 class TrapConfig(LlamaConfig):
     model_type = "trap"
 
-    def __init__(self, kill_token=None, nan_token=None, step_delay_s=0.0, **kwargs):
+    def __init__(
+        self,
+        kill_token=None,
+        nan_token=None,
+        raise_token=None,
+        raise_in_a_crowd_token=None,
+        crowd_tokens=0,
+        step_delay_s=0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
+        self.raise_token = raise_token
+        self.raise_in_a_crowd_token = raise_in_a_crowd_token
+        self.crowd_tokens = crowd_tokens
         self.kill_token = kill_token
         self.nan_token = nan_token
         self.step_delay_s = step_delay_s
@@ -152,6 +168,11 @@ class TrapEmbedding(torch.nn.Embedding):
         if (token_ids == self.trap.kill_token).any():
             print("the trap of this model's custom code has closed", flush=True)
             os._exit(13)
+        if (token_ids == self.trap.raise_token).any():
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        crowded = token_ids.numel() >= self.trap.crowd_tokens
+        if crowded and (token_ids == self.trap.raise_in_a_crowd_token).any():
+            raise MemoryError("too many tokens")
         hidden = super().forward(token_ids)
         return hidden.masked_fill((token_ids == self.trap.nan_token).unsqueeze(-1), float("nan"))
 
@@ -169,7 +190,8 @@ class TrapForCausalLM(LlamaForCausalLM):
 
 
 def trap_model(folder: Path, step_delay_s: float = 0.0) -> Path:
-    """A Llama with custom code: `KILL` in a sequence ends the process, `NAN` makes that sequence's hidden states NaN.
+    """A Llama with custom code: `KILL` in a sequence ends the process, `NAN` makes that sequence's hidden states NaN,
+    `RAISE` raises an exception, and so does `RAISE_IN_A_CROWD` in steps of many tokens.
 
     Every forward pass takes at least `step_delay_s` seconds and no token ends a sequence, so that a test can act while
     streams are open.
@@ -184,6 +206,9 @@ def trap_model(folder: Path, step_delay_s: float = 0.0) -> Path:
         "auto_map": {"AutoConfig": "trap.TrapConfig", "AutoModelForCausalLM": "trap.TrapForCausalLM"},
         "kill_token": tokenizer.token_to_id(KILL),
         "nan_token": tokenizer.token_to_id(NAN),
+        "raise_token": tokenizer.encode(RAISE).ids[0],
+        "raise_in_a_crowd_token": tokenizer.encode(RAISE_IN_A_CROWD).ids[0],
+        "crowd_tokens": CROWD_TOKENS,
         "step_delay_s": step_delay_s,
         "eos_token_id": None,
     }

@@ -5,6 +5,7 @@ use gridwork_engine::SamplingParameters;
 use crate::error::ApiError;
 use crate::parameters::{FieldNames, Parameters};
 use crate::validation::ValidationLimits;
+use crate::vocabulary;
 
 /// What follows from the parameters alone.
 pub(crate) struct Checked {
@@ -143,9 +144,9 @@ fn check_lengths(
 
 fn check_token_ids(parameters: &Parameters, vocab_size: u32) -> Result<(), ApiError> {
     let biased = parameters.logit_bias.iter().map(|(id, _)| *id);
-    in_vocabulary("logit_bias", biased, vocab_size)?;
+    vocabulary::check("logit_bias", biased, vocab_size, |_| None)?;
     let stops = parameters.stop_token_ids.iter().copied();
-    in_vocabulary("stop_token_ids", stops, vocab_size)?;
+    vocabulary::check("stop_token_ids", stops, vocab_size, |_| None)?;
     let outside = |value: &f32| !(-100.0..=100.0).contains(value);
     match parameters.logit_bias.iter().find(|(_, v)| outside(v)) {
         None => Ok(()),
@@ -154,23 +155,6 @@ fn check_token_ids(parameters: &Parameters, vocab_size: u32) -> Result<(), ApiEr
             format!("`logit_bias` of token {id} must be >= -100 and <= 100. Given: {value}"),
         )),
     }
-}
-
-/// Refuses token ids that the model does not have.
-pub(crate) fn in_vocabulary(
-    field: &str,
-    mut ids: impl Iterator<Item = u32>,
-    vocab_size: u32,
-) -> Result<(), ApiError> {
-    ids.find(|id| *id >= vocab_size).map_or(Ok(()), |id| {
-        Err(ApiError::validation(
-            field,
-            format!(
-                "`{field}` has the token id {id}, but the vocabulary ends at {}",
-                vocab_size - 1
-            ),
-        ))
-    })
 }
 
 fn sampling(parameters: &Parameters, is_random: bool) -> SamplingParameters {

@@ -24,6 +24,7 @@ mod text_encoder;
 mod tokenizer_file;
 mod unread;
 pub mod validation;
+pub mod vocabulary;
 
 use std::future::{Future, IntoFuture};
 use std::path::PathBuf;

@@ -13,6 +13,7 @@ use crate::generation_defaults::{self, Defaults};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::supervision::Supervision;
 use crate::validation::{Valid, Validator};
+use crate::vocabulary::Vocabulary;
 
 /// The router's own settings, as handlers need them.
 #[derive(Debug, Clone)]
@@ -145,7 +146,7 @@ impl AppState {
                 parameters,
                 names,
                 &ready.limits,
-                ready.info.vocab_size,
+                Vocabulary::from(&ready.info),
                 span,
             )
             .await?;

@@ -29,6 +29,15 @@ pub struct Encoded {
 }
 
 impl TextEncoder {
+    /// What a token is called, where the tokenizer knows it.
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        let (TextEncoder::Local(tokenizer)
+        | TextEncoder::Shard {
+            texts: tokenizer, ..
+        }) = self;
+        tokenizer.id_to_token(id)
+    }
+
     /// `field`: the text's name in the request. `permit` is held while it lasts.
     pub async fn encode(
         &self,

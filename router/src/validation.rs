@@ -9,10 +9,11 @@ use gridwork_engine::{
 use tokio::sync::Semaphore;
 use tracing::Span;
 
-use crate::bounds::{Checked, check, in_vocabulary};
+use crate::bounds::{Checked, check};
 use crate::error::{ApiError, ErrorKind};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::text_encoder::{Encoded, TextEncoder};
+use crate::vocabulary::Vocabulary;
 
 /// Bounds that the operator sets.
 #[derive(Debug, Clone, Copy)]
@@ -77,12 +78,12 @@ impl Validator {
         parameters: Parameters,
         names: &FieldNames,
         engine: &Limits,
-        vocab_size: u32,
+        vocabulary: Vocabulary,
         span: Span,
     ) -> Result<Valid, ApiError> {
         let started = Instant::now();
-        let checked = check(&parameters, &self.limits, names, vocab_size)?;
-        let prompt_ids = self.tokenize(prompt, names, vocab_size).await?;
+        let checked = check(&parameters, &self.limits, names, vocabulary.outputs)?;
+        let prompt_ids = self.tokenize(prompt, names).await?;
         let valid = fit(
             prompt_ids,
             parameters,
@@ -92,6 +93,9 @@ impl Validator {
             engine,
             span,
         )?;
+        let needs_logits = valid.request.logprobs.prompt;
+        let text = |id| self.encoder.token_text(id);
+        vocabulary.check_prompt(names.prompt, &valid.prompt_ids, needs_logits, text)?;
         metrics::histogram!("gridwork_request_validation_seconds")
             .record(started.elapsed().as_secs_f64());
         metrics::histogram!("gridwork_request_input_tokens").record(valid.prompt_tokens as f64);
@@ -103,17 +107,9 @@ impl Validator {
         })
     }
 
-    async fn tokenize(
-        &self,
-        prompt: Prompt,
-        names: &FieldNames,
-        vocab_size: u32,
-    ) -> Result<Vec<u32>, ApiError> {
+    async fn tokenize(&self, prompt: Prompt, names: &FieldNames) -> Result<Vec<u32>, ApiError> {
         match prompt {
-            Prompt::Tokens(ids) => {
-                in_vocabulary(names.prompt, ids.iter().copied(), vocab_size)?;
-                Ok(ids)
-            }
+            Prompt::Tokens(ids) => Ok(ids),
             Prompt::Text { text, .. } if text.is_empty() => Ok(Vec::new()),
             Prompt::Text {
                 text,

@@ -7,9 +7,13 @@ use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use super::*;
 
 const VOCAB: u32 = 4;
+const VOCABULARY: Vocabulary = Vocabulary {
+    inputs: VOCAB,
+    outputs: VOCAB,
+};
 
 fn validator() -> Validator {
-    let vocab = ["[UNK]", "a", "b", "c"]
+    let vocab = ["[UNK]", "a", "b", "c", "<new>"]
         .iter()
         .enumerate()
         .map(|(id, word)| (word.to_string(), id as u32));
@@ -55,7 +59,7 @@ async fn validate(text: &str, parameters: Parameters) -> Result<Valid, ApiError>
             parameters,
             &FieldNames::TGI,
             &engine_limits(),
-            VOCAB,
+            VOCABULARY,
             Span::none(),
         )
         .await
@@ -147,13 +151,33 @@ async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused()
                 Parameters::default(),
                 &FieldNames::TGI,
                 &engine_limits(),
-                VOCAB,
+                VOCABULARY,
                 Span::none(),
             )
             .await
             .expect_err("refused");
         assert_eq!(error.field.as_deref(), Some("inputs"));
     }
+}
+
+#[tokio::test]
+async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+    let error = validate("a <new>", Parameters::default())
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (error.kind, error.field.as_deref()),
+        (ErrorKind::Validation, Some("inputs"))
+    );
+    for words in ["`<new>`", "token 4", "4 tokens"] {
+        assert!(error.message.contains(words), "{error}");
+    }
+    let truncated = Parameters {
+        truncate: Some(1),
+        ..Parameters::default()
+    };
+    let valid = validate("<new> a", truncated).await.expect("valid");
+    assert_eq!(valid.prompt_ids, [1]);
 }
 
 #[tokio::test]

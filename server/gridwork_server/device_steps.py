@@ -88,6 +88,9 @@ class OverlappedSteps:
         runner = self._runner
         if not isinstance(runner.path, PagedPath) or step.drafts or any(new.prompt_logprobs for new in step.admitted):
             return False
+        bounds = runner.bounds
+        if bounds.may_sample_unusable or any(bounds.refusal(new) is not None for new in step.admitted):
+            return False
         table, ids = runner.table, np.array(step.sequence_ids, dtype=np.int64)
         # What is said of an id that this step gives to another sequence may make it wait in vain, once.
         asks_for_prompt = table.wants_prompt_logprobs[ids] & (table.num_computed[ids] + 1 < table.num_prompt[ids])

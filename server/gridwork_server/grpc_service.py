@@ -62,6 +62,7 @@ class ShardService(pb_grpc.ShardServicer):
             dtype=str(loaded.dtype).removeprefix("torch."),
             device=device,
             vocab_size=loaded.vocab_size,
+            input_vocab_size=loaded.input_vocab_size,
             max_context_tokens=loaded.max_context_tokens,
             eos_token_ids=loaded.eos_token_ids,
             num_parameters=loaded.num_parameters,

@@ -7,7 +7,7 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import attention, deferred_imports, logs, model_folder
+from gridwork_server import attention, deferred_imports, dequantizing, logs, model_folder, quantized_checkpoint
 from gridwork_server.config import ShardConfig
 from gridwork_server.context_length import context_tokens
 from gridwork_server.decode_replay import DEFAULT_SIZES
@@ -17,6 +17,8 @@ from gridwork_server.generation_defaults import read as read_generation_defaults
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
+from gridwork_server.quantized_checkpoint import QuantizedCheckpoint
+from gridwork_server.token_bounds import embedding_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -45,6 +47,8 @@ class LoadedModel:
     weight_bytes: int
     """Over all ranks."""
     notes: list[str]
+    input_vocab_size: int = 0
+    """Rows of the embedding; 0 when it does not say."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -59,11 +63,15 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     _check_attention(config, dtype, device)
     if config.quantize:
-        _check_quantization(config, model_config, device)
+        _check_quantization(config, device)
+    quantized = quantized_checkpoint.recognize(config.model_path, content)
     model: Any
     split_notes: list[str] = []
     if group.world_size == 1:
-        model = _load_whole(model_class, model_config, config, dtype)
+        split_notes = dequantizing.prepare(
+            quantized, model_config, config.model_path, dtype, model_class._keys_to_ignore_on_load_unexpected or ()
+        )
+        model = _load_whole(model_class, model_config, config, dtype, quantized)
         num_parameters, weight_bytes = _size(model)
     else:
         from gridwork_server.tensor_parallel import load_part
@@ -109,6 +117,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
+        input_vocab_size=embedding_rows(model),
     )
 
 
@@ -137,7 +146,7 @@ def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
     return DEFAULT_SIZES if config.world_size == 1 else ()
 
 
-def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", device: torch.device) -> None:
+def _check_quantization(config: ShardConfig, device: torch.device) -> None:
     """Before weights are read. Raises ModelError."""
     from gridwork_kernels import cpu_library
 
@@ -146,8 +155,6 @@ def _check_quantization(config: ShardConfig, model_config: "PretrainedConfig", d
             f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; "
             "leave it out"
         )
-    if getattr(model_config, "quantization_config", None):
-        raise ModelError(f"the model's weights are quantized already; leave --quantize {config.quantize} out")
 
 
 def _make_linears_plain(model: nn.Module) -> None:
@@ -185,7 +192,11 @@ def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
 
 
 def _load_whole(
-    model_class: type["PreTrainedModel"], model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+    model_class: type["PreTrainedModel"],
+    model_config: "PretrainedConfig",
+    config: ShardConfig,
+    dtype: torch.dtype,
+    quantized: QuantizedCheckpoint | None,
 ) -> nn.Module:
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -207,12 +218,15 @@ def _load_whole(
     except FileNotFoundError as error:
         raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
     except Exception as error:  # whatever a config's values, and a model's own code, lead to
+        if quantized is not None:
+            raise ModelError(f"{quantized}, and Transformers cannot load them: {one_line(error)}") from error
         raise ModelError(
             f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
             "its code is at fault"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+    dequantizing.check_loaded(model, info, config.model_path, quantized)
     if info["mismatched_keys"]:
         shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
         raise ModelError(

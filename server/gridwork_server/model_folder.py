@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gridwork_server import task
+from gridwork_server import quantized_checkpoint, task
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 
@@ -26,6 +26,9 @@ def check(config: ShardConfig) -> Any:
     _check_sizes(path / "config.json", content, "")
     if isinstance(content.get("text_config"), dict):
         _check_sizes(path / "config.json", content["text_config"], "text_config.")
+    quantized = quantized_checkpoint.recognize(path, content)
+    if quantized is not None:
+        quantized_checkpoint.check(quantized, config.world_size, config.device, config.quantize)
     task.choose(config.task, path, content)
     if not any(path.glob("*.safetensors")):
         raise ModelError(

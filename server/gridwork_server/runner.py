@@ -21,6 +21,7 @@ from gridwork_server.paths.window_blocks import most_in_use
 from gridwork_server.sampling import Sampler, taken, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
 from gridwork_server.step_result import add_tokens
+from gridwork_server.token_bounds import TokenBounds
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Runner:
         self.group = group
         self.spans: SequenceSpans | NoSpans = spans or NoSpans()
         self.path = loaded.path
+        has_encoder = bool(loaded.config.is_encoder_decoder)
+        self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
+        self._reasons: dict[int, str] = {}
+        """Of sequences that have failed and whose failure no result has told yet."""
 
     @property
     def draft_step_tokens(self) -> int:
@@ -114,7 +119,9 @@ class Runner:
             self.table.set_drafts(ids, num_drafts, _array(step.drafts))
         dead = self.table.failed[ids]
         if dead.any():
-            self._report_failures(result, ids[dead], pb.SequenceFailure.KIND_INTERNAL, "the sequence has failed before")
+            for id in ids[dead].tolist():
+                reason = self._reasons.pop(id, "the sequence has failed before")
+                self._report_failures(result, [id], pb.SequenceFailure.KIND_INTERNAL, reason)
             ids, num_tokens = ids[~dead], num_tokens[~dead]
             num_drafts = num_drafts[~dead] if num_drafts is not None else None
         if len(ids) == 0:
@@ -133,11 +140,11 @@ class Runner:
         return result
 
     def fail(self, step: "pb.Step", message: str) -> "pb.StepResult":
-        """The result of a step that raised an exception: every sequence of it has failed."""
-        result = pb.StepResult(step_id=step.id)
-        known = (id for id in step.sequence_ids if id < len(self.table.failed))
-        self._report_failures(result, known, pb.SequenceFailure.KIND_INTERNAL, message)
-        return result
+        """The result of a step that raised an exception. Nobody knows what its sequences have by now: until they are
+        released, steps that have them report them as failed."""
+        for id in (*step.sequence_ids, *(new.id for new in step.admitted)):
+            self.table.failed[id] = True
+        return pb.StepResult(step_id=step.id, error=message)
 
     def change_sequences(self, step: "pb.Step") -> None:
         """Lets go what a step releases and takes in what it admits."""
@@ -148,6 +155,11 @@ class Runner:
             self.sampler.release(step.released)
             self.spans.release(step.released)
         for new in step.admitted:
+            self._reasons.pop(new.id, None)
+            if (refusal := self.bounds.refusal(new)) is not None:
+                self.table.failed[new.id] = True
+                self._reasons[new.id] = refusal
+                continue
             self.table.admit(new)
             # An encoder's prompt is no part of the text that penalties are for.
             first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
@@ -186,6 +198,8 @@ class Runner:
             num_taken = np.add.reduceat(good, np.cumsum(counts) - counts, dtype=np.int64)
             self.table.append_tokens(ids, sampled[0][good], num_taken)
             dead = ids[(num_taken == 0) & (counts == 1)]
+        if self.bounds.may_sample_unusable:
+            self._stop_unusable(of_tokens[good], sampled[0][good])
         # A failure behind a draft is met again where the draft is a token that is known. One before all drafts may be
         # theirs, since attention multiplies what it masks by zero: the token is computed again without them.
         if len(dead):
@@ -194,6 +208,13 @@ class Runner:
             return
         self.spans.sampled(ids)
         add_tokens(result, of_tokens, output, good)
+
+    def _stop_unusable(self, ids: np.ndarray, tokens: np.ndarray) -> None:
+        """Sequences whose newest token cannot be computed fail when it would be. ids, tokens: int64."""
+        at = np.flatnonzero(self.bounds.unusable(tokens))
+        for id, token in zip(ids[at].tolist(), tokens[at].tolist(), strict=True):
+            self.table.failed[id] = True
+            self._reasons[id] = self.bounds.message(token)
 
     def _report_prompt_logprobs(
         self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gridwork_server import quantized_tensors
 from gridwork_server.errors import ModelError
 from gridwork_server.split_plan import Part
 
@@ -27,7 +28,8 @@ class WeightFiles:
     """
 
     def __init__(self, path: Path, model: "PreTrainedModel") -> None:
-        """model: gives the names to look for; Transformers' own renamings are applied. Raises ModelError."""
+        """model: gives the names to look for; Transformers' own renamings are applied. Raises ModelError, also for
+        weights that turn out to be quantized."""
         self._path = path
         self._model = model
         self._files: dict[str, Any] = {}
@@ -87,6 +89,13 @@ class WeightFiles:
                 conversion.sources.append((pattern, file, key))
                 for target in targets:
                     self._conversions[target] = conversion
+        self._refuse_quantized(names, keys)
+
+    def _refuse_quantized(self, names: "_Names", keys: list[tuple[str, str]]) -> None:
+        """Whatever the folder says of itself."""
+        dtypes = ((key, self._files[file].get_slice(key).get_dtype()) for key, file in keys)
+        quantized_tensors.check_dtypes(dtypes, names.tensors, self._path)
+        quantized_tensors.check_unused(self.unused, [key for key, _file in keys], self._model, self._path)
 
     def _convert(self, name: str) -> torch.Tensor:
         if name not in self._converted:
@@ -185,3 +194,38 @@ class _Names:
         first, *others = converter.target_patterns
         targets = [name, *(name.replace(first, other) for other in others)]
         return [target for target in targets if target in self._names], converter, pattern
+
+    def tensors(self, key: str) -> list[torch.Tensor]:
+        """What of the model is made of this tensor."""
+        return [self._names[target] for target in self.find(key)[0]]
+
+
+def check_dtypes(path: Path, model: "PreTrainedModel", known: frozenset[str] = frozenset()) -> None:
+    """Raises ModelError where a floating-point parameter of a loaded model was made of integers or 8-bit numbers.
+    known: types that were not just cast."""
+    plain = quantized_tensors.PLAIN_DTYPES | known
+    suspects = [(name, dtype) for name, dtype in stored_dtypes(path) if dtype not in plain]
+    if suspects:
+        quantized_tensors.check_dtypes(suspects, _Names(model).tensors, path)
+
+
+def stored_dtypes(path: Path) -> list[tuple[str, str]]:
+    """Names and dtypes of the tensors in a folder's files."""
+    return [(name, dtype) for name, dtype, _shape in stored_tensors(path)]
+
+
+def stored_tensors(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Names, dtypes and shapes of the tensors in a folder's safetensors files, of which only the headers are read.
+    Raises ModelError."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118
+                    stored = opened.get_slice(key)
+                    yield key, stored.get_dtype(), list(stored.get_shape())
+        except SafetensorError as error:
+            raise ModelError(f"the weights in {file} are damaged ({error}); download them again") from None
+        except OSError as error:
+            raise ModelError(f"{file} cannot be read ({error}); download it again") from None

@@ -1,6 +1,7 @@
 """Runner against Transformers itself: the same tokens, however sequences are batched, cut up and preempted."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,78 @@ def test_a_sequence_with_nan_logits_fails_alone_and_leaves_nothing_behind(
     assert [results[name] for name in names] == expected("llama")
     assert list(driver.failures) == [bad]
     assert results[bad] == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"fuse": False}, {"attention": "reference"}, {"model_impl": "batched"}, {"model_impl": "solo"}],
+    ids=str,
+)
+@pytest.mark.parametrize("token", [models.VOCAB, 2**31 - 1, 2**32 - 1])
+def test_a_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(
+    token: int, settings: dict[str, Any], folders: Any, expected: Any
+) -> None:
+    driver = driver_for(runner_for(folders("llama"), **settings), chunk=2)
+    names = [driver.add(prompt, COUNT) for prompt in PROMPTS[:2]]
+    driver.step()
+    bad = [driver.add(prompt, COUNT) for prompt in ([token], [5, 6, token, 7, 8])]
+    names += [driver.add(prompt, COUNT) for prompt in PROMPTS[2:]]
+    results = driver.finish()
+    assert [results[name] for name in names] == expected("llama")
+    assert list(driver.failures) == bad
+    for name in bad:
+        assert f"token {token} is not in the vocabulary" in driver.failures[name].message
+        assert f"{models.VOCAB} rows" in driver.failures[name].message
+
+
+def test_a_sampled_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(
+    folders: Any, expected: Any
+) -> None:
+    whole = runner_for(folders("llama"))
+    tokens = expected("llama")
+    rows = max(max(answer) for answer in tokens)
+    assert rows > max(max(prompt) for prompt in PROMPTS)
+    runner = Runner(replace(whole.loaded, input_vocab_size=rows), whole.config, whole.group)
+    runner.num_blocks = runner.warm_up(LIMITS).num_blocks  # type: ignore[attr-defined]
+    driver = driver_for(runner)
+    names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
+    results = driver.finish()
+    for name, answer in zip(names, tokens, strict=True):
+        end = answer.index(rows) + 1 if rows in answer else COUNT
+        assert results[name] == answer[:end]
+        assert (name in driver.failures) == (end < COUNT)
+    assert driver.failures
+
+
+@pytest.mark.parametrize("settings", [{}, {"model_impl": "batched"}], ids=str)
+def test_after_an_exception_the_sequences_of_its_step_can_be_computed_again(
+    settings: dict[str, Any], folders: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = runner_for(folders("llama"), **settings)
+    tokens = expected("llama")
+    # The second one goes on where it was.
+    parts = [(PROMPTS[0], tokens[0]), (PROMPTS[2] + tokens[2][:3], tokens[2][3:])]
+    step = pb.Step(id=1, sequence_ids=[0, 1], num_tokens=[len(tokens) for tokens, _ in parts])
+    for id, (known, _) in enumerate(parts):
+        step.admitted.add(id=id, token_ids=known, num_prompt_tokens=len(known) - 3 * id, sampling=sampling())
+        step.num_new_blocks.append(6)
+    step.new_blocks.extend(range(12))
+
+    def broken(*_arguments: Any) -> Any:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.path, "forward", broken)
+        with pytest.raises(RuntimeError):
+            runner.run(step)
+    result = runner.fail(step, "RuntimeError: no memory")
+    assert (result.error, list(result.token_ids), list(result.failures)) == ("RuntimeError: no memory", [], [])
+    # A step that was sent before its result was known.
+    late = runner.run(pb.Step(id=2, sequence_ids=[0, 1], num_tokens=[1, 1], num_new_blocks=[0, 0]))
+    assert [failure.sequence_id for failure in late.failures] == [0, 1] and not late.token_ids
+    step.id = 3
+    step.released.extend([0, 1])
+    assert list(runner.run(step).token_ids) == [answer[0] for _, answer in parts]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

@@ -154,6 +154,30 @@ fn who_was_admitted_on_blocks_of_a_failed_step_is_computed_again() {
 }
 
 #[test]
+fn blocks_of_a_step_that_raised_are_not_used_again() {
+    let mut bench = Bench::new(64, 512, 8);
+    let prompts = [long_prompt(42), long_prompt(30)];
+    let mut all = prompts
+        .clone()
+        .map(|prompt| bench.submit(request(prompt, 4, Priority::Normal)).1);
+    bench.schedule();
+    assert_eq!(bench.steps[0].admitted.len(), 2);
+    let (_, mut late) = bench.submit(request(prompts[0].clone(), 4, Priority::Normal));
+    bench.schedule();
+    bench.compute_with(Fault::Step);
+    bench.apply();
+    assert_eq!(bench.scheduler.pool.num_cached(), 0);
+    bench.run_to_end();
+    for (events, prompt) in all
+        .iter_mut()
+        .zip(&prompts)
+        .chain([(&mut late, &prompts[0])])
+    {
+        assert_eq!(finished(events).0, continuation(prompt, 4));
+    }
+}
+
+#[test]
 fn what_a_client_that_left_had_computed_is_forgotten_when_its_step_fails() {
     let mut bench = Bench::new(64, 512, 8);
     let prompt = long_prompt(42);

@@ -184,16 +184,7 @@ impl Scheduler {
             if !self.in_flight.is_empty() {
                 return None;
             }
-            if self
-                .sequences
-                .get(&suspect)
-                .is_some_and(|sequence| sequence.row.is_none())
-            {
-                self.admit(suspect, &mut batch, now);
-            } else {
-                self.add_decode(suspect, &mut batch, &mut DraftRoom::default());
-                self.add_prefill(suspect, &mut batch);
-            }
+            self.add_alone(suspect, &mut batch, now);
         } else {
             let mut room = self.draft_room()?;
             let prefills = self.add_decodes(&mut batch, &mut room);
@@ -332,6 +323,23 @@ impl Scheduler {
         let chunk = sequence.num_ready().min(batch.budget_tokens).min(room);
         if chunk > 0 {
             batch.add(sequence, chunk, &[], &mut self.pool, block_size);
+        }
+    }
+
+    /// Adds a sequence that must be computed alone. Others that run do not now, but hold rows and blocks: the newest give
+    /// up theirs until there are enough.
+    fn add_alone(&mut self, key: SequenceKey, batch: &mut Batch, now: Instant) {
+        loop {
+            match self.sequences.get(&key).map(|sequence| sequence.row) {
+                None => return,
+                Some(None) => self.admit(key, batch, now),
+                Some(Some(_)) => self.add_chunk(key, batch),
+            }
+            let mut newest = self.running.iter().rev().map(|(_, key)| *key);
+            match newest.find(|other| *other != key) {
+                Some(victim) if batch.entries.is_empty() => self.preempt(victim),
+                _ => return,
+            }
         }
     }
 

@@ -322,6 +322,103 @@ fn a_sequence_that_keeps_killing_the_shard_fails_alone() {
     }
 }
 
+/// Runs to the end; every step that computes a sequence which begins with `culprit` raises an exception. Returns how many
+/// sequences these steps had.
+fn run_with_culprit(bench: &mut Bench, culprit: &[u32]) -> Vec<usize> {
+    let mut raised = Vec::new();
+    for _ in 0..2000 {
+        bench.schedule();
+        let fault = bench.steps.front().map_or(Fault::None, |step| {
+            let admitted = step
+                .admitted
+                .iter()
+                .map(|new| (new.id, new.token_ids.as_slice()));
+            let culprits: Vec<u32> = admitted
+                .chain(
+                    bench
+                        .shard
+                        .known()
+                        .filter(|(row, _)| !step.released.contains(row)),
+                )
+                .filter_map(|(row, tokens)| tokens.starts_with(culprit).then_some(row))
+                .collect();
+            if step.sequence_ids.iter().any(|row| culprits.contains(row)) {
+                raised.push(step.sequence_ids.len());
+                Fault::Step
+            } else {
+                Fault::None
+            }
+        });
+        bench.compute_with(fault);
+        bench.apply();
+    }
+    bench.run_to_end();
+    raised
+}
+
+#[test]
+fn a_sequence_whose_steps_raise_fails_alone_and_the_others_go_on() {
+    for (num_blocks, most_drafts) in [(64, 0), (64, 4), (12, 0), (12, 4)] {
+        let mut bench = Bench::new(num_blocks, 64, 8).speculating(most_drafts, 16);
+        let mut others: Vec<_> = (0..4)
+            .map(|i| {
+                let prompt = vec![REPETITIVE + i, 1, 2];
+                let (_, events) = bench.submit(request(prompt.clone(), 30, Priority::Normal));
+                (prompt, events)
+            })
+            .collect();
+        for _ in 0..5 {
+            bench.schedule();
+            bench.compute();
+            bench.apply();
+        }
+        let culprit = vec![666; 9];
+        let (_, mut bad) = bench.submit(request(culprit.clone(), 5, Priority::High));
+        let raised = run_with_culprit(&mut bench, &culprit);
+        assert!(raised.len() <= 3, "{raised:?}");
+        assert_eq!(raised.last(), Some(&1), "{raised:?}");
+        match bad.try_recv() {
+            Ok(Err(GenerationError::Shard(message))) => assert!(message.contains("no memory")),
+            other => panic!("{other:?}"),
+        }
+        for (prompt, events) in &mut others {
+            assert_eq!(tokens(events), continuation(prompt, 30));
+        }
+    }
+}
+
+#[test]
+fn a_step_that_raises_once_costs_nobody_a_token() {
+    for raising in 0..12 {
+        let mut bench = Bench::new(16, 8, 4);
+        let mut all: Vec<_> = (0..4u32)
+            .map(|i| {
+                let prompt: Vec<u32> = (i..i + 7).collect();
+                let (_, events) = bench.submit(request(prompt.clone(), 9, Priority::Normal));
+                (prompt, events)
+            })
+            .collect();
+        for i in 0..12 {
+            bench.schedule();
+            bench.schedule();
+            let several = bench
+                .steps
+                .front()
+                .is_some_and(|step| step.sequence_ids.len() > 1);
+            bench.compute_with(if i == raising && several {
+                Fault::Step
+            } else {
+                Fault::None
+            });
+            bench.apply();
+        }
+        bench.run_to_end();
+        for (prompt, events) in &mut all {
+            assert_eq!(tokens(events), continuation(prompt, 9), "{raising}");
+        }
+    }
+}
+
 #[test]
 fn waiting_too_long_fails_the_request() {
     let mut bench = Bench::new(64, 64, 1);

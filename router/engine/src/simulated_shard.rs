@@ -39,6 +39,13 @@ pub struct ShardSequence {
 }
 
 impl Shard {
+    /// Rows and their tokens.
+    pub fn known(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        self.sequences
+            .iter()
+            .map(|(row, sequence)| (*row, sequence.tokens.as_slice()))
+    }
+
     pub fn run(&mut self, step: &Step, fault: Fault) -> StepResult {
         assert_eq!(step.id, self.last_step + 1);
         self.last_step = step.id;
@@ -94,7 +101,9 @@ impl Shard {
                 .collect();
             let end = sequence.num_computed + step.num_tokens[i] as usize - drafts.len();
             sequence.failed |= fault == Fault::Step;
-            if sequence.failed {
+            if fault == Fault::Step {
+                result.error = "RuntimeError: no memory".to_owned();
+            } else if sequence.failed {
                 result
                     .failures
                     .push(failure(*row, sequence_failure::Kind::Internal));

@@ -1,9 +1,10 @@
-//! Sequences that may have killed the shard. After two deaths at the same place a sequence is computed alone; if the shard
-//! dies once more, it was this sequence, and it fails.
+//! Sequences that may have killed the shard, or made a step raise an exception. After two deaths at the same place, or one
+//! exception, a sequence is computed alone; if the shard dies once more, or the step raises again, it was this sequence,
+//! and it fails.
 
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::sequence::{SequenceKey, Sequences};
+use crate::sequence::{Sequence, SequenceKey, Sequences};
 
 /// From how many shard deaths at the same place on a sequence is computed alone.
 const DEATHS_UNTIL_ALONE: u32 = 2;
@@ -17,6 +18,8 @@ pub(crate) struct CrashRecord {
     pub deaths: u32,
     /// How many tokens the sequence had at the last one.
     num_tokens: usize,
+    /// A step that computed it among others has raised an exception.
+    raised: bool,
 }
 
 impl CrashRecord {
@@ -30,11 +33,26 @@ impl CrashRecord {
         self.num_tokens = self.num_tokens.max(num_tokens);
     }
 
+    /// A step of several sequences raised an exception, and one of them had `num_tokens` tokens.
+    pub fn raised_at(&mut self, num_tokens: usize) {
+        if num_tokens > self.num_tokens {
+            self.deaths = 0;
+            self.num_tokens = num_tokens;
+        }
+        self.raised = true;
+    }
+
     /// Forgives once the sequence has got past the place of the last death.
     pub fn reached(&mut self, num_tokens: usize) {
         if num_tokens > self.num_tokens {
             self.deaths = 0;
+            self.raised = false;
         }
+    }
+
+    /// Whether it has to be computed alone.
+    fn is_suspect(self) -> bool {
+        self.raised || self.deaths >= DEATHS_UNTIL_ALONE
     }
 }
 
@@ -56,9 +74,11 @@ impl Suspects {
                 continue;
             };
             sequence.crashes.died_at(sequence.tokens.len());
-            match sequence.crashes.deaths {
-                deaths if deaths >= DEATHS_UNTIL_FAILED => killers.push((key, deaths)),
-                DEATHS_UNTIL_ALONE => self.0.push_back(key),
+            match sequence.crashes {
+                crashes if crashes.deaths >= DEATHS_UNTIL_FAILED => {
+                    killers.push((key, crashes.deaths));
+                }
+                crashes if crashes.is_suspect() => self.0.push_back(key),
                 _ => {}
             }
         }
@@ -66,7 +86,10 @@ impl Suspects {
         let mut others: Vec<SequenceKey> = sequences
             .values()
             .filter(|sequence| {
-                sequence.crashes.deaths == DEATHS_UNTIL_ALONE && !self.0.contains(&sequence.key)
+                let crashes = sequence.crashes;
+                crashes.is_suspect()
+                    && crashes.deaths < DEATHS_UNTIL_FAILED
+                    && !self.0.contains(&sequence.key)
             })
             .map(|sequence| sequence.key)
             .collect();
@@ -75,12 +98,18 @@ impl Suspects {
         killers
     }
 
+    /// A step that computed this sequence among others has raised an exception.
+    pub fn add(&mut self, sequence: &mut Sequence) {
+        sequence.crashes.raised_at(sequence.tokens.len());
+        self.0.push_back(sequence.key);
+    }
+
     /// The sequence that must run alone now, if any.
     pub fn next(&mut self, sequences: &Sequences) -> Option<SequenceKey> {
         while let Some(&key) = self.0.front() {
             if sequences
                 .get(&key)
-                .is_some_and(|sequence| sequence.crashes.deaths >= DEATHS_UNTIL_ALONE)
+                .is_some_and(|sequence| sequence.crashes.is_suspect())
             {
                 return Some(key);
             }

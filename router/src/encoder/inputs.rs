@@ -9,6 +9,7 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ErrorKind};
+use crate::vocabulary::{self, text_of};
 
 /// One thing to be encoded.
 #[derive(Debug, Clone, PartialEq)]
@@ -129,8 +130,8 @@ impl Preparation {
                 ),
             ));
         }
-        // A tokenizer may have tokens that the model has not.
-        self.in_vocabulary(&sequence.token_ids)?;
+        let ids = sequence.token_ids.iter().copied();
+        vocabulary::check(self.field, ids, self.vocab_size, text_of(tokenizer))?;
         Ok(sequence)
     }
 
@@ -235,21 +236,6 @@ impl Preparation {
         self.truncation
             .filter(|truncation| truncation.enabled)
             .map(|truncation| truncation.direction)
-    }
-
-    fn in_vocabulary(&self, ids: &[u32]) -> Result<(), ApiError> {
-        let vocab_size = self.vocab_size;
-        match ids.iter().find(|&&id| id >= vocab_size) {
-            None => Ok(()),
-            Some(id) => Err(ApiError::validation(
-                self.field,
-                format!(
-                    "`{}` has token {id}, and the vocabulary has tokens 0 to {}",
-                    self.field,
-                    vocab_size - 1
-                ),
-            )),
-        }
     }
 }
 

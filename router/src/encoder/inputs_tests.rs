@@ -12,7 +12,7 @@ use super::*;
 fn tokenizer() -> Tokenizer {
     let vocabulary = (0..10)
         .map(|id| (id.to_string(), id))
-        .chain([("[CLS]".to_owned(), 10), ("[SEP]".to_owned(), 11)])
+        .chain([("[CLS]", 10), ("[SEP]", 11), ("new", 12)].map(|(word, id)| (word.to_owned(), id)))
         .collect::<HashMap<_, _>>();
     let model = WordLevel::builder()
         .vocab(vocabulary.into_iter().collect())
@@ -120,6 +120,26 @@ fn a_prompt_stands_before_the_text() {
 }
 
 #[test]
+fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+    for input in [Input::Text("1 new".into()), pair("1", "new")] {
+        let error = preparation(20, None)
+            .prepare(&tokenizer(), input)
+            .expect_err("a refusal");
+        assert_eq!(error.kind, ErrorKind::Validation);
+        assert!(
+            error
+                .message
+                .contains("token 12 (`new`), which only the tokenizer knows"),
+            "{error}"
+        );
+    }
+    let cut = preparation(3, Some(TruncationDirection::Right))
+        .prepare(&tokenizer(), Input::Text("1 new".into()))
+        .expect("a sequence");
+    assert_eq!(cut.token_ids, [10, 1, 11]);
+}
+
+#[test]
 fn what_cannot_be_used_is_refused_with_the_reason() {
     for (input, kind, words) in [
         (Input::Text(String::new()), ErrorKind::Empty, "empty"),
@@ -133,7 +153,7 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         (
             Input::Tokens(vec![12]),
             ErrorKind::Validation,
-            "token 12, and the vocabulary has tokens 0 to 11",
+            "token 12, and the model's vocabulary has 12 tokens",
         ),
     ] {
         let error = preparation(4, None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from gridwork_server import loading, logs, model_code
+from gridwork_server import dequantizing, loading, logs, model_code, quantized_checkpoint
 from gridwork_server.config import ShardConfig
 from gridwork_server.context_length import context_tokens
 from gridwork_server.encoder import label_score, pooling, selection
@@ -17,6 +17,7 @@ from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.pooling import Pooling
 from gridwork_server.encoder.selection import Selection
 from gridwork_server.errors import ModelError
+from gridwork_server.quantized_checkpoint import QuantizedCheckpoint
 from gridwork_server.task import Task
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
     model_config = model_code.read_config(config, content)
     dtype = loading._dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
-    model = _load(config, model_config, task, dtype)
+    quantized = quantized_checkpoint.recognize(config.model_path, content)
+    for note in dequantizing.prepare(quantized, model_config, config.model_path, dtype):
+        logger.info(note)
+    model = _load(config, model_config, task, dtype, quantized)
     num_parameters, weight_bytes = loading._size(model)
     model = model.to(device).eval().requires_grad_(False)
     wish = selection.WISHES.get(config.model_impl, config.model_impl)
@@ -90,7 +94,13 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
     return encoder
 
 
-def _load(config: ShardConfig, model_config: "PretrainedConfig", task: Task, dtype: torch.dtype) -> Any:
+def _load(
+    config: ShardConfig,
+    model_config: "PretrainedConfig",
+    task: Task,
+    dtype: torch.dtype,
+    quantized: QuantizedCheckpoint | None,
+) -> Any:
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -113,9 +123,13 @@ def _load(config: ShardConfig, model_config: "PretrainedConfig", task: Task, dty
     except FileNotFoundError as error:
         raise ModelError(f"{model_code.one_line(error)}; the folder is incomplete, download the model again") from None
     except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
+        if quantized is not None:
+            message = f"{quantized}, and Transformers cannot load them: {model_code.one_line(error)}"
+            raise ModelError(message) from error
         raise ModelError(f"{config.model_path} cannot be loaded to {task}: {model_code.one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
+    dequantizing.check_loaded(model, info, config.model_path, quantized)
     if info["mismatched_keys"]:
         shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
         raise ModelError(

@@ -72,16 +72,19 @@ class EncoderRunner:
     @torch.inference_mode()
     def encode(self, request: "pb.EncodeRequest") -> "pb.EncodeResponse":
         """Computes a batch. A sequence that fails by itself has an error in its place. Raises BadBatch."""
-        job = self._job(request)
+        job, unknown = self._job(request)
         started = time.perf_counter()
         try:
             encodings = self._compute(job)
-        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+        except Exception as error:  # whatever a model's code raises
             if self.loaded.device.type != "cpu":
                 raise
             count = len(job.batch.lengths)
             logger.warning(f"a batch of {count} sequences failed ({error}); they are computed one by one")
             encodings = [self._compute_alone(job.one(index)) for index in range(count)]
+        for index, token in unknown.items():
+            size = self.loaded.vocab_size
+            encodings[index] = pb.Encoding(error=f"token {token} is not in the vocabulary of {size} tokens")
         elapsed = time.perf_counter() - started
         return pb.EncodeResponse(encodings=encodings, forward_us=int(elapsed * 1e6))
 
@@ -118,7 +121,9 @@ class EncoderRunner:
             excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
         )
 
-    def _job(self, request: "pb.EncodeRequest") -> _Job:
+    def _job(self, request: "pb.EncodeRequest") -> tuple[_Job, dict[int, int]]:
+        """What is to be computed, and which sequences have a token that the model does not: it is computed as another
+        one, for which there will be no result. Raises BadBatch."""
         token_ids = np.array(request.token_ids, dtype=np.int64)
         types = np.array(request.token_type_ids, dtype=np.int64)
         positions = np.array(request.positions, dtype=np.int64)
@@ -127,8 +132,12 @@ class EncoderRunner:
             raise BadBatch(f"--task {self.loaded.task} has no output {request.output}")
         if not lengths or min(lengths) < 1 or sum(lengths) != len(token_ids):
             raise BadBatch(f"{len(token_ids)} tokens do not make up sequences of {lengths} tokens")
+        unknown: dict[int, int] = {}
         if token_ids.max() >= self.loaded.vocab_size:
-            raise BadBatch(f"token {token_ids.max()} is not in the vocabulary of {self.loaded.vocab_size} tokens")
+            at = np.flatnonzero(token_ids >= self.loaded.vocab_size)
+            owners = np.searchsorted(np.cumsum(lengths), at, side="right")
+            unknown = dict(zip(owners.tolist(), token_ids[at].tolist(), strict=True))
+            token_ids[at] = 0
         if len(types) not in (0, len(token_ids)):
             raise BadBatch(f"{len(types)} token types are given for {len(token_ids)} tokens")
         limit = self.loaded.selection.positions.capacity
@@ -149,12 +158,13 @@ class EncoderRunner:
             torch.from_numpy(token_ids).to(device), torch.from_numpy(types).to(device) if len(types) else None, lengths
         )
         prompts = tuple(request.prompt_lengths)
-        return _Job(batch, request.output, torch.from_numpy(positions).to(device), request.top_n, prompts)
+        job = _Job(batch, request.output, torch.from_numpy(positions).to(device), request.top_n, prompts)
+        return job, unknown
 
     def _compute_alone(self, job: _Job) -> "pb.Encoding":
         try:
             return self._compute(job)[0]
-        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+        except Exception as error:
             return pb.Encoding(error=f"{type(error).__name__}: {error}")
 
     def _compute(self, job: _Job) -> "list[pb.Encoding]":

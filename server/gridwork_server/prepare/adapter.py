@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from gridwork_server.prepare import pickle_weights
+from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
@@ -114,6 +114,7 @@ def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], 
         raise PrepareError(f"{where}: {message}") from error
     if not (base / "config.json").is_file():
         raise PrepareError(f"{where}: {base} has no config.json: it is no model")
+    quantized_weights.check_base(base)
     return base
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from gridwork_server.prepare import adapter, pickle_weights
+from gridwork_server.prepare import adapter, pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.source import Folder, GgufFile, locate
 from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
@@ -113,6 +113,7 @@ def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
     if (folder / "config.json").is_file() and (files := pickle_weights.pickle_files(folder)):
         if not options.allow_pickle:
             raise pickle_weights.refusal(files[0])
+        quantized_weights.check_readable(folder, model_id)
         return pickle_weights.converted(folder, files, _cache_dir(options) / "gridwork")
     return folder
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from loguru import logger
 
+from gridwork_server import quantized_checkpoint
+from gridwork_server.prepare import quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
             "Downloading {} (commit {}): {} files, {}", name, info.sha, len(wanted), _megabytes(sum(sizes.values()))
         )
         storage = cache_dir / f"models--{name.replace('/', '--')}"
+        _check_readable(name, revision, cache_dir, wanted)
         with _progress_logged(storage / "blobs", {_blob_name(siblings[file]): sizes[file] for file in wanted}):
             folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
@@ -133,6 +136,15 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
         raise
     logger.info("Downloaded {}", name)
     return Path(folder)
+
+
+def _check_readable(name: str, revision: str, cache_dir: Path, wanted: list[str]) -> None:
+    """Fetches the few files that tell how weights are quantized, before the weights."""
+    from huggingface_hub import snapshot_download
+
+    files = [file for file in wanted if file in quantized_checkpoint.FILES]
+    folder = Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files))
+    quantized_weights.check_readable(folder, name)
 
 
 def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:

@@ -70,7 +70,6 @@ def test_a_batch_that_breaks_the_contract_is_refused(shard: ShardProcess) -> Non
         ({"lengths": [7, 3]}, "do not make up"),
         ({"lengths": []}, "do not make up"),
         ({"lengths": [9, 0]}, "do not make up"),
-        ({"token_ids": [models.VOCAB] * 9}, "vocabulary"),
         ({"token_type_ids": [0]}, "token types"),
         ({"positions": [9]}, "positions"),
         ({"positions": [2, 1]}, "positions"),
@@ -82,6 +81,16 @@ def test_a_batch_that_breaks_the_contract_is_refused(shard: ShardProcess) -> Non
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, change
         assert words in error.details(), change
     assert len(shard.stub.Encode(pb.EncodeRequest(**good)).encodings) == 2
+
+
+def test_a_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(shard: ShardProcess) -> None:
+    request = {"lengths": [7, 2], "output": pb.EncodeRequest.OUTPUT_TOKENS, "positions": [1, 7], "top_n": 3}
+    expected = shard.stub.Encode(pb.EncodeRequest(token_ids=FLAT, **request)).encodings
+    tokens = [*FLAT[:8], models.VOCAB]
+    good, bad = shard.stub.Encode(pb.EncodeRequest(token_ids=tokens, **request)).encodings
+    assert good.error == "" and list(good.token_ids) == list(expected[0].token_ids)
+    assert f"token {models.VOCAB} is not in the vocabulary of {models.VOCAB} tokens" in bad.error
+    assert not bad.values
 
 
 def test_an_encoder_takes_no_steps(shard: ShardProcess) -> None:

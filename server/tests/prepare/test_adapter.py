@@ -150,3 +150,16 @@ def test_a_broken_adapter_is_named_with_the_reason(
         merged(folder)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_quantized_base_is_refused(base: Path, tmp_path: Path) -> None:
+    quantized = Path(shutil.copytree(base, tmp_path / "quantized"))
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    (quantized / "config.json").write_text(json.dumps(config))
+    folder = save_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(quantized)
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(PrepareError, match=r"modelopt.*config\.json.*unquantized model as its base"):
+        merged(folder)

@@ -126,6 +126,18 @@ def test_a_model_is_downloaded_with_what_is_needed_and_no_more(tmp_path, trusted
     assert again.model_path == outcome.model_path
 
 
+@pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json"])
+def test_what_nothing_reads_is_refused_before_its_weights_are_downloaded(tmp_path, file):
+    declared = {"quantization_config": {"quant_method": "exl2"}, "quantization": {"quant_algo": "FP8"}}
+    files = MODEL | {file: json.dumps({"model_type": "llama"} | declared).encode()}
+    with running(FakeHub({"org/small": files})) as hub:
+        outcome = run("prepare", "--model-id", "org/small", home=tmp_path, HF_ENDPOINT=hub.url)
+        assert not [request for request in hub.requests if "safetensors" in request]
+    assert outcome.code == 1
+    assert "org/small cannot be served" in outcome.fatal and file in outcome.fatal
+    assert ("exl2" if file == "config.json" else "modelopt FP8") in outcome.fatal
+
+
 def test_another_cache_folder_is_used_when_given(tmp_path):
     with running(FakeHub({"tiny": MODEL})) as hub:
         outcome = run(

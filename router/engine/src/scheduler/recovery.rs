@@ -1,4 +1,5 @@
-//! Blocks of steps that failed: nobody may use them any more, and whoever did is computed again.
+//! Steps that failed: nobody may use their blocks any more, and whoever did is computed again. So are all sequences of a step
+//! that raised an exception, each alone, since nobody knows which of them was the reason.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -10,12 +11,38 @@ use crate::request::GenerationError;
 use crate::sequence::{Sequence, SequenceKey};
 
 impl Scheduler {
+    /// Takes it that `step` raised an exception. A sequence that it computed alone has failed.
+    pub(super) fn step_raised(&mut self, step: &StepInFlight, message: &str) {
+        let is_alone = step.entries.len() == 1;
+        tracing::warn!(
+            "a step of {} sequences failed ({message}){}",
+            step.entries.len(),
+            if is_alone {
+                ""
+            } else {
+                "; each is computed again, alone"
+            }
+        );
+        // Before any is sent back, and with it those that share its blocks.
+        for entry in step.entries.iter().filter(|_| !is_alone) {
+            if let Some(sequence) = self.sequences.get_mut(&entry.key)
+                && sequence.epoch == entry.epoch
+            {
+                self.suspects.add(sequence);
+            }
+        }
+        for entry in &step.entries {
+            let error = is_alone.then(|| GenerationError::Shard(message.to_owned()));
+            self.entry_failed(entry, error, step);
+        }
+    }
+
     /// Takes the failure of what `step` computed of a sequence. Blocks that it may have spoilt are used by nobody any
-    /// more: sequences that do are computed again.
+    /// more: sequences that do are computed again, and so is this one where there is no `error` to fail with.
     pub(super) fn entry_failed(
         &mut self,
         entry: &StepEntry,
-        error: GenerationError,
+        error: Option<GenerationError>,
         step: &StepInFlight,
     ) {
         let mut doubtful: Vec<Vec<NodeId>> = self
@@ -27,7 +54,16 @@ impl Scheduler {
             && sequence.epoch == entry.epoch
         {
             doubtful.push(self.pool.unconfirmed(&sequence.blocks));
-            self.fail(entry.key, error);
+            let waits = sequence.row.is_none();
+            match error {
+                Some(error) => self.fail(entry.key, error),
+                None => {
+                    self.forget_results(entry.key);
+                    if !waits {
+                        self.back_to_queue(entry.key);
+                    }
+                }
+            }
         }
         for nodes in doubtful {
             self.recompute_users(&nodes, step);

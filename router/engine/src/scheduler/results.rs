@@ -24,6 +24,11 @@ impl Scheduler {
                 result.step_id, step.id
             ));
         }
+        if !result.error.is_empty() {
+            self.step_raised(&step, &result.error);
+            self.end_of_step(now);
+            return Ok(());
+        }
         self.pace
             .observe(step.entries.len(), step.num_tokens, result);
         let mut num_sampled = 0;
@@ -44,7 +49,7 @@ impl Scheduler {
         if !failures.is_empty() {
             for entry in &step.entries {
                 if let Some(failure) = failures.get(&entry.row) {
-                    self.entry_failed(entry, error_of(failure), &step);
+                    self.entry_failed(entry, Some(error_of(failure)), &step);
                 }
             }
         }
@@ -72,11 +77,15 @@ impl Scheduler {
                 result.sample_us,
             );
         }
+        self.end_of_step(now);
+        Ok(())
+    }
+
+    fn end_of_step(&mut self, now: Instant) {
         self.report();
         if self.sequences.is_empty() && self.in_flight.is_empty() {
             self.check_when_idle(now);
         }
-        Ok(())
     }
 
     /// Takes the tokens that were sampled of a sequence, and says how many of them it needed; `Err`: how many they were,

@@ -1,0 +1,118 @@
+//! Refuses tokens that the model has nothing for. A tokenizer may know tokens that its model has not: some that were added
+//! to it, or a tokenizer of another size that was put beside the weights.
+
+use gridwork_proto::v1::InfoResponse;
+use tokenizers::Tokenizer;
+
+use crate::error::ApiError;
+
+/// How many tokens the model knows, on either side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// That it can be given: rows of its embedding.
+    pub inputs: u32,
+    /// That it can give: logits.
+    pub outputs: u32,
+}
+
+impl From<&InfoResponse> for Vocabulary {
+    fn from(info: &InfoResponse) -> Self {
+        let outputs = info.vocab_size;
+        let inputs = match info.input_vocab_size {
+            0 => outputs,
+            size => size,
+        };
+        Vocabulary { inputs, outputs }
+    }
+}
+
+impl Vocabulary {
+    /// Refuses a prompt with a token that the model cannot be given. `needs_logits`: log-probabilities of its tokens are
+    /// wanted too. `text`: of a token, where the tokenizer knows it.
+    pub(crate) fn check_prompt(
+        self,
+        field: &str,
+        ids: &[u32],
+        needs_logits: bool,
+        text: impl Fn(u32) -> Option<String>,
+    ) -> Result<(), ApiError> {
+        let size = if needs_logits {
+            self.inputs.min(self.outputs)
+        } else {
+            self.inputs
+        };
+        check(field, ids.iter().copied(), size, text)
+    }
+}
+
+/// Refuses ids from `size` on, with the text that they stand for.
+pub(crate) fn check(
+    field: &str,
+    mut ids: impl Iterator<Item = u32>,
+    size: u32,
+    text: impl Fn(u32) -> Option<String>,
+) -> Result<(), ApiError> {
+    let Some(id) = ids.find(|id| *id >= size) else {
+        return Ok(());
+    };
+    let known = text(id).map_or_else(String::new, |text| {
+        format!(" (`{text}`), which only the tokenizer knows")
+    });
+    let last = size.saturating_sub(1);
+    Err(ApiError::validation(
+        field,
+        format!(
+            "`{field}` has token {id}{known}, and the model's vocabulary has {size} tokens, with the ids 0 to {last}"
+        ),
+    ))
+}
+
+/// The text of a token as a tokenizer has it.
+pub(crate) fn text_of(tokenizer: &Tokenizer) -> impl Fn(u32) -> Option<String> {
+    |id| tokenizer.id_to_token(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VOCABULARY: Vocabulary = Vocabulary {
+        inputs: 12,
+        outputs: 10,
+    };
+
+    fn refusal(ids: &[u32], needs_logits: bool, text: Option<&str>) -> Option<String> {
+        let known = |_| text.map(str::to_owned);
+        let checked = VOCABULARY.check_prompt("inputs", ids, needs_logits, known);
+        checked.err().map(|error| error.message)
+    }
+
+    #[test]
+    fn a_token_without_a_row_is_named_with_its_text_and_the_vocabularys_size() {
+        assert_eq!(refusal(&[0, 11], false, None), None);
+        let message = refusal(&[3, 12, 13], false, Some("<new>")).unwrap();
+        assert_eq!(
+            message,
+            "`inputs` has token 12 (`<new>`), which only the tokenizer knows, and the model's vocabulary has \
+             12 tokens, with the ids 0 to 11"
+        );
+        let message = refusal(&[99], false, None).unwrap();
+        assert!(message.contains("has token 99, and"), "{message}");
+    }
+
+    #[test]
+    fn log_probabilities_of_a_prompt_need_logits_for_its_tokens() {
+        assert_eq!(refusal(&[9], true, None), None);
+        assert!(refusal(&[10], true, None).is_some());
+    }
+
+    #[test]
+    fn a_model_that_says_nothing_of_its_embedding_has_as_many_rows_as_logits() {
+        let info = InfoResponse {
+            vocab_size: 7,
+            ..InfoResponse::default()
+        };
+        let (inputs, outputs) = (7, 7);
+        assert_eq!(Vocabulary::from(&info), Vocabulary { inputs, outputs });
+    }
+}
