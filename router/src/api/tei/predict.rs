@@ -69,7 +69,11 @@ async fn run(
     let top_k = top_k(request.top_k, &info)?;
     let preparation = Preparation {
         field: "inputs",
-        truncation: Some(truncation(request.truncate, request.truncation_direction)),
+        truncation: Some(truncation(
+            state,
+            request.truncate,
+            request.truncation_direction,
+        )),
         prompt: None,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,
@@ -217,7 +221,7 @@ fn probabilities(logits: &[f32]) -> Vec<f32> {
     weights.into_iter().map(|weight| weight / sum).collect()
 }
 
-pub(super) fn sigmoid(logit: f32) -> f32 {
+pub fn sigmoid(logit: f32) -> f32 {
     1.0 / (1.0 + (-logit).exp())
 }
 
