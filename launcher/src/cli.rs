@@ -49,6 +49,11 @@ pub struct ModelArgs {
     #[arg(long, env = "MODEL_ID")]
     pub model_id: Option<String>,
 
+    /// Name that answers carry and /v1/models lists; several may be given, answers carry the first [default: --model-id]
+    #[arg(long, env = "SERVED_MODEL_NAME", num_args = 1.., value_delimiter = ',', value_name = "NAME",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub served_model_name: Vec<String>,
+
     /// Branch, tag or commit on the hub
     #[arg(long, env = "REVISION")]
     pub revision: Option<String>,
@@ -167,9 +172,16 @@ pub struct HttpArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
 
-    /// Most prompts, or inputs of an encoder, in one request [default: 4 prompts, 32 inputs]
+    /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on OpenAI's
+    /// routes, 32 on others]
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_client_batch_size: Option<u32>,
+
+    /// Cut inputs of encoders that are too long, unless a request says otherwise; false: refuse them
+    #[arg(long, env = "AUTO_TRUNCATE", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, action = clap::ArgAction::Set, value_name = "BOOL",
+          value_parser = clap::builder::BoolishValueParser::new())]
+    pub auto_truncate: bool,
 
     /// At SIGTERM, seconds that running requests are given to finish
     #[arg(
@@ -214,17 +226,17 @@ pub struct LimitArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_best_of: u32,
 
-    /// Most stop sequences
+    /// Maximum number of stop sequences
     #[arg(
         long,
         env = "MAX_STOP_SEQUENCES",
-        default_value_t = 4,
+        default_value_t = 16,
         value_name = "N"
     )]
     pub max_stop_sequences: u32,
 
     /// Highest `top_n_tokens`
-    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5, value_name = "N")]
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "N")]
     pub max_top_n_tokens: u32,
 
     /// Refuse requests with a grammar

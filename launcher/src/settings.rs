@@ -174,6 +174,9 @@ impl Settings {
         }
         args.flag_if("--tokenize-on-shard", self.shard_tokenizes());
         args.add("--model-id", &self.model_id);
+        for name in &model.served_model_name {
+            args.0.push(format!("--served-model-name={name}").into());
+        }
         args.text_if("--revision", &model.revision);
         args.add("--shard-socket", sockets.path(0));
         args.flag_if("--supervised", true);
@@ -196,6 +199,8 @@ impl Settings {
         args.number("--speculate", batching.speculate);
         args.number("--max-batch-tokens", batching.max_batch_tokens);
         args.number_if("--max-client-batch-size", http.max_client_batch_size);
+        args.0
+            .push(format!("--auto-truncate={}", http.auto_truncate).into());
         args.number("--payload-limit", http.payload_limit);
         for origin in &http.cors_allow_origin {
             args.add("--cors-allow-origin", origin);
@@ -228,6 +233,7 @@ impl Settings {
             env,
             // Variables of flags that are passed above anyway, in a form that the router need not understand.
             env_remove: vec![
+                "AUTO_TRUNCATE",
                 "CORS_ALLOW_ORIGIN",
                 "DISABLE_GRAMMAR_SUPPORT",
                 "DISABLE_PREFIX_CACHE",
@@ -235,6 +241,7 @@ impl Settings {
                 // It fetches nothing.
                 "HF_TOKEN",
                 "HUGGING_FACE_HUB_TOKEN",
+                "SERVED_MODEL_NAME",
             ],
             env_kept: None,
         }

@@ -61,6 +61,11 @@ pub struct ModelArgs {
     #[arg(long, env = "MODEL_ID", value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub model_id: String,
 
+    /// Name that answers carry and /v1/models lists; may be repeated, answers carry the first [default: --model-id]
+    #[arg(long, env = "SERVED_MODEL_NAME", num_args = 1.., value_name = "NAME",
+          value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub served_model_name: Vec<String>,
+
     /// Revision of the model, for /info
     #[arg(long, env = "REVISION")]
     pub revision: Option<String>,
@@ -132,9 +137,16 @@ pub struct HttpArgs {
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
 
-    /// Most prompts, or inputs of an encoder, in one request [default: 4 prompts, 32 inputs]
+    /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on OpenAI's
+    /// routes, 32 on others]
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_client_batch_size: Option<u32>,
+
+    /// Cut inputs of encoders that are too long, unless a request says otherwise; false: refuse them
+    #[arg(long, env = "AUTO_TRUNCATE", default_value = "true", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, hide_possible_values = true, action = clap::ArgAction::Set,
+          value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub auto_truncate: bool,
 
     /// At SIGTERM, seconds that running requests are given to finish
     #[arg(
@@ -173,17 +185,17 @@ pub struct LimitArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_best_of: u32,
 
-    /// Most stop sequences
+    /// Maximum number of stop sequences
     #[arg(
         long,
         env = "MAX_STOP_SEQUENCES",
-        default_value_t = 4,
+        default_value_t = 16,
         value_name = "N"
     )]
     pub max_stop_sequences: u32,
 
     /// Highest `top_n_tokens`
-    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 5, value_name = "N")]
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "N")]
     pub max_top_n_tokens: u32,
 
     /// Refuse requests with a grammar
@@ -441,6 +453,9 @@ impl Cli {
                 max_batch_size: batching.max_batch_size,
                 max_client_batch_size: http.max_client_batch_size.unwrap_or(DEFAULT_CLIENT_INPUTS)
                     as usize,
+                max_openai_inputs: http.max_client_batch_size.unwrap_or(DEFAULT_OPENAI_INPUTS)
+                    as usize,
+                auto_truncate: http.auto_truncate,
                 workers: limits.validation_workers as usize,
             },
             engine: EngineConfig {
@@ -459,6 +474,11 @@ impl Cli {
                 more_eos_token_ids: Vec::new(),
             },
             http: Config {
+                served_names: if model.served_model_name.is_empty() {
+                    vec![model.model_id.clone()]
+                } else {
+                    model.served_model_name
+                },
                 model_id: model.model_id,
                 revision: model.revision,
                 max_best_of: limits.max_best_of as usize,
@@ -483,9 +503,11 @@ impl Cli {
 }
 
 /// `--max-client-batch-size` when it is not given: of prompts.
-const DEFAULT_CLIENT_PROMPTS: u32 = 4;
-/// And of inputs of an encoder, which take one step each.
+const DEFAULT_CLIENT_PROMPTS: u32 = 128;
+/// And of inputs of an encoder, as text-embeddings-inference has it.
 const DEFAULT_CLIENT_INPUTS: u32 = 32;
+/// And on OpenAI's routes, as OpenAI has it.
+const DEFAULT_OPENAI_INPUTS: u32 = 2048;
 
 fn invalid(message: &str) -> clap::Error {
     Cli::command().error(clap::error::ErrorKind::ValueValidation, message)

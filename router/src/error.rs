@@ -1,5 +1,7 @@
 //! Every refusal and failure, and how each of the two API dialects says it.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +20,8 @@ pub enum Dialect {
 }
 
 /// The routes of text-embeddings-inference.
-const TEI_PATHS: [&str; 6] = [
+const TEI_PATHS: [&str; 7] = [
+    "/decode",
     "/embed",
     "/embed_all",
     "/embed_sparse",
@@ -27,10 +30,38 @@ const TEI_PATHS: [&str; 6] = [
     "/similarity",
 ];
 
+/// What clients of OpenAI's API put behind their base URL.
+const OPENAI_ROUTES: [&str; 9] = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/models",
+    "/responses",
+    "/messages",
+    "/moderations",
+    "/audio/speech",
+    "/audio/transcriptions",
+];
+
+/// The route of OpenAI's API that a path ends in, whatever stands before it.
+pub fn openai_route(path: &str) -> Option<&'static str> {
+    let path = path.trim_end_matches('/');
+    let is_it = |route: &&str| path.ends_with(*route);
+    OPENAI_ROUTES.into_iter().find(is_it).or_else(|| {
+        // The one that goes on with a name.
+        path.starts_with("/models/").then_some("/models")
+    })
+}
+
 impl Dialect {
-    /// The dialect of a path: everything under `/v1/` is OpenAI's, and a few routes are text-embeddings-inference's.
+    /// The dialect of a path: everything under `/v1/` is OpenAI's, so is what its clients ask for when they were given a
+    /// wrong base URL, and a few routes are text-embeddings-inference's.
     pub fn of(path: &str) -> Self {
-        if path == "/v1" || path.starts_with("/v1/") {
+        let is_below = |version: &str| {
+            path.strip_prefix(version)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if is_below("/v1") || is_below("/v2") || openai_route(path).is_some() {
             Dialect::OpenAi
         } else if TEI_PATHS.contains(&path) {
             Dialect::Tei
@@ -79,6 +110,8 @@ pub struct ApiError {
     /// The field of the request that is at fault, as the client calls it.
     pub field: Option<String>,
     pub retry_after_s: Option<u64>,
+    /// Of what does not fit: the length of the model's context, in tokens.
+    pub context_tokens: Option<usize>,
 }
 
 impl ApiError {
@@ -88,6 +121,7 @@ impl ApiError {
             message: message.into(),
             field: None,
             retry_after_s: None,
+            context_tokens: None,
         }
     }
 
@@ -99,10 +133,11 @@ impl ApiError {
         }
     }
 
-    /// `field` asks for more tokens than fit.
-    pub fn too_long(field: &str, message: impl Into<String>) -> Self {
+    /// `field` asks for more tokens than fit into `context_tokens`.
+    pub fn too_long(field: &str, context_tokens: usize, message: impl Into<String>) -> Self {
         ApiError {
             kind: ErrorKind::TooLong,
+            context_tokens: Some(context_tokens),
             ..Self::validation(field, message)
         }
     }
@@ -181,6 +216,19 @@ impl ApiError {
         }
     }
 
+    /// Clients of OpenAI's API know a context that is too long by the words of the message.
+    fn openai_message(&self) -> Cow<'_, str> {
+        match (self.kind, self.context_tokens) {
+            (ErrorKind::TooLong, Some(tokens)) => format!(
+                "This model's maximum context length is {tokens} tokens. {}. Please reduce the length of the `{}`.",
+                self.message,
+                self.field.as_deref().unwrap_or("request")
+            )
+            .into(),
+            _ => Cow::Borrowed(&self.message),
+        }
+    }
+
     /// The JSON body.
     pub fn body(&self, dialect: Dialect) -> Value {
         let prefix = match self.kind {
@@ -211,7 +259,8 @@ impl ApiError {
                     }
                     _ => ("invalid_request_error", Some(self.type_name())),
                 };
-                json!({"error": {"message": self.message, "type": class, "param": self.field, "code": code}})
+                let message = self.openai_message();
+                json!({"error": {"message": message, "type": class, "param": self.field, "code": code}})
             }
         }
     }
@@ -300,11 +349,18 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_has_the_code_that_openais_clients_look_for() {
-        let error = ApiError::too_long("prompt", "`prompt` must have at most 7 tokens");
+        let error = ApiError::too_long("prompt", 8, "`prompt` must have at most 7 tokens");
         assert_eq!(error.status(Dialect::OpenAi), 400);
+        let body = error.body(Dialect::OpenAi);
+        assert_eq!(body["error"]["code"], "context_length_exceeded");
         assert_eq!(
-            error.body(Dialect::OpenAi)["error"]["code"],
-            "context_length_exceeded"
+            body["error"]["message"],
+            "This model's maximum context length is 8 tokens. `prompt` must have at most 7 tokens. Please reduce the \
+             length of the `prompt`."
+        );
+        assert_eq!(
+            error.body(Dialect::Tgi)["error"],
+            "Input validation error: `prompt` must have at most 7 tokens"
         );
         assert_eq!(error.body(Dialect::Tgi)["error_type"], "validation");
     }
@@ -326,11 +382,23 @@ mod tests {
         assert_eq!(Dialect::of("/generate"), Dialect::Tgi);
         assert_eq!(Dialect::of("/v1x"), Dialect::Tgi);
         assert_eq!(Dialect::of("/embed"), Dialect::Tei);
+        for path in [
+            "/v2/rerank",
+            "/chat/completions",
+            "/completions/",
+            "/openai/v1/chat/completions",
+            "/models",
+            "/models/org/m",
+            "/embeddings",
+        ] {
+            assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
+        }
+        assert_eq!(Dialect::of("/v2x"), Dialect::Tgi);
     }
 
     #[test]
     fn encoders_refuse_as_text_embeddings_inference_does() {
-        let too_long = ApiError::too_long("inputs", "`inputs` must have at most 7 tokens");
+        let too_long = ApiError::too_long("inputs", 7, "`inputs` must have at most 7 tokens");
         assert_eq!(too_long.status(Dialect::Tei), 413);
         assert_eq!(
             too_long.body(Dialect::Tei),

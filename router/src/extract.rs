@@ -11,6 +11,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::body_encoding;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::state::AppState;
 use crate::unread::{self, Unread};
@@ -54,10 +55,14 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
             ErrorKind::PayloadTooLarge,
             format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
         )),
-        Err(error) => Err(ApiError::new(
-            ErrorKind::InvalidJson,
-            format!("the body ended early: {error}"),
-        )),
+        Err(error) => Err(
+            body_encoding::refusal(&*error, limit_bytes).unwrap_or_else(|| {
+                ApiError::new(
+                    ErrorKind::InvalidJson,
+                    format!("the body ended early: {error}"),
+                )
+            }),
+        ),
     }
 }
 
@@ -95,6 +100,10 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
             serde_json::error::Category::Data => well_formed(body)
                 .err()
                 .unwrap_or_else(|| wrong_type(&path, &inner)),
+            // A number of any size is good JSON: it is the field that cannot have it.
+            _ if inner.to_string().starts_with(OUT_OF_RANGE) && well_formed(body).is_ok() => {
+                wrong_type(&path, &inner)
+            }
             _ => malformed(&inner),
         }
     })?;
@@ -102,6 +111,9 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
     unread::check(body, T::UNREAD)?;
     Ok(value)
 }
+
+/// What serde_json says of a number that is larger than any double.
+const OUT_OF_RANGE: &str = "number out of range";
 
 fn well_formed(body: &[u8]) -> Result<(), ApiError> {
     serde_json::from_slice::<serde::de::IgnoredAny>(body)

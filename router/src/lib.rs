@@ -3,9 +3,11 @@
 //! [`run`] takes its socket and its shutdown signal from the caller, so that a test runs the real server in a line.
 
 pub mod api;
+mod body_encoding;
 mod bounds;
 pub mod chat_template;
 pub mod cli;
+mod credentials;
 pub mod encoder;
 pub mod error;
 pub mod extract;

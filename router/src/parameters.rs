@@ -47,6 +47,8 @@ pub struct Parameters {
     pub top_n_tokens: u32,
     /// And of the prompt's tokens.
     pub prompt_logprobs: bool,
+    /// And of so many most likely ones beside each of these.
+    pub prompt_top_n: u32,
     /// Share cached keys and values only with requests that give the same.
     pub cache_salt: Option<String>,
 }
@@ -77,6 +79,7 @@ impl Default for Parameters {
             logprobs: false,
             top_n_tokens: 0,
             prompt_logprobs: false,
+            prompt_top_n: 0,
             cache_salt: None,
         }
     }

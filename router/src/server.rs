@@ -5,12 +5,14 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{get, post};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
+use crate::body_encoding;
+use crate::credentials;
 use crate::encoder::{require_encoder, require_generator};
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, Dialect, ErrorKind, openai_route};
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,7 +31,9 @@ pub fn app(state: AppState) -> Router {
         .route("/ping", get(api::info::ping))
         .route("/info", get(api::info::info))
         .route("/metrics", get(api::info::metrics))
+        .route("/load_model", post(api::openai::load_model))
         .merge(crate::openapi::routes())
+        .layer(from_fn_with_state(state.clone(), body_encoding::decode))
         .layer(from_fn_with_state(state.clone(), require_key))
         .layer(from_fn(explain_routing))
         .layer(cors)
@@ -63,22 +67,16 @@ async fn require_key(State(state): State<AppState>, request: Request, next: Next
     if request.method() != Method::POST {
         return next.run(request).await;
     }
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| bearer_token(value.as_bytes()))
-        .unwrap_or_default();
-    if equal_in_constant_time(given, key.as_bytes()) {
+    if credentials::keys(request.headers())
+        .any(|given| equal_in_constant_time(given, key.as_bytes()))
+    {
         return next.run(request).await;
     }
-    let message = "the API key is missing or wrong; send it as `Authorization: Bearer <key>`";
+    let message = format!(
+        "the API key is missing or wrong; {}",
+        credentials::HOW_TO_SEND
+    );
     ApiError::new(ErrorKind::Unauthorized, message).into_response(Dialect::of(request.uri().path()))
-}
-
-/// What follows `Bearer`, a word that may be written in any case (RFC 9110, section 11.1).
-fn bearer_token(header: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
 }
 
 /// Takes as long for a nearly right key as for a wrong one.
@@ -99,10 +97,7 @@ async fn explain_routing(request: Request, next: Next) -> Response {
         return response;
     }
     let error = match response.status() {
-        StatusCode::NOT_FOUND => ApiError::new(
-            ErrorKind::NotFound,
-            format!("there is no route {path}; see /docs"),
-        ),
+        StatusCode::NOT_FOUND => ApiError::new(ErrorKind::NotFound, no_route(&path)),
         StatusCode::METHOD_NOT_ALLOWED => ApiError::new(
             ErrorKind::MethodNotAllowed,
             format!("{path} does not take {method}; see /docs"),
@@ -114,6 +109,17 @@ async fn explain_routing(request: Request, next: Next) -> Response {
         explained.headers_mut().insert(header::ALLOW, allow.clone());
     }
     explained
+}
+
+/// What to tell who asks for a path that is none.
+fn no_route(path: &str) -> String {
+    match openai_route(path) {
+        Some(route) if path != format!("/v1{route}") => format!(
+            "there is no route {path}; OpenAI's API begins with /v1, as in /v1{route}: give the client a base URL that \
+             ends in /v1"
+        ),
+        _ => format!("there is no route {path}; see /docs"),
+    }
 }
 
 /// Every answer carries the client's request id, or a new one.
@@ -133,15 +139,15 @@ async fn request_id(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::{bearer_token, equal_in_constant_time};
+    use super::{equal_in_constant_time, no_route};
 
     #[test]
-    fn only_the_scheme_may_be_written_in_any_case() {
-        for header in [&b"Bearer Key"[..], b"bearer Key", b"BEARER Key"] {
-            assert_eq!(bearer_token(header), Some(&b"Key"[..]));
+    fn a_base_url_that_is_wrong_is_told_the_right_one() {
+        for path in ["/chat/completions", "/v1/v1/models", "/api/embeddings"] {
+            assert!(no_route(path).contains("ends in /v1"), "{path}");
         }
-        for header in [&b"Basic Key"[..], b"Bearer", b"Key", b""] {
-            assert_eq!(bearer_token(header), None);
+        for path in ["/v1/responses", "/generat"] {
+            assert!(no_route(path).ends_with("see /docs"), "{path}");
         }
     }
 

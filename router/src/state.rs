@@ -18,8 +18,10 @@ use crate::vocabulary::Vocabulary;
 /// The router's own settings, as handlers need them.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// As the user called the model; the id in OpenAI's answers.
+    /// As the user called the model.
     pub model_id: String,
+    /// Names that clients know the model by, at least one; answers carry the first.
+    pub served_names: Vec<String>,
     pub revision: Option<String>,
     pub max_best_of: usize,
     pub max_stop_sequences: usize,
@@ -116,14 +118,10 @@ impl AppState {
         })
     }
 
-    /// A request may leave the model out, or name the served one.
-    pub fn check_model(&self, model: Option<&str>) -> Result<(), ApiError> {
-        let served = self.config().model_id.as_str();
-        match model {
-            None | Some("" | "tgi") => Ok(()),
-            Some(name) if name == served => Ok(()),
-            Some(name) => Err(ApiError::unknown_model("model", name, served)),
-        }
+    /// The name of the model that answers carry.
+    pub fn served_name(&self) -> &str {
+        let config = self.config();
+        config.served_names.first().unwrap_or(&config.model_id)
     }
 
     /// Validates a request against what is served.

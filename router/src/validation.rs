@@ -177,6 +177,7 @@ fn fit(
     if prompt_tokens > max_input_tokens {
         return Err(ApiError::too_long(
             field,
+            max_total_tokens,
             format!(
                 "`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"
             ),
@@ -192,6 +193,7 @@ fn fit(
         let new = names.max_new_tokens;
         return Err(ApiError::too_long(
             new,
+            max_total_tokens,
             format!(
                 "`{field}` tokens + `{new}` must be <= {max_total_tokens}. Given: {prompt_tokens} `{field}` tokens and {max_new_tokens} `{new}`"
             ),
@@ -212,6 +214,7 @@ fn fit(
             sampled: parameters.logprobs || parameters.top_n_tokens > 0,
             top_n: parameters.top_n_tokens,
             prompt: parameters.prompt_logprobs,
+            prompt_top_n: parameters.prompt_top_n,
         },
         priority: Priority::Normal,
         namespace: CacheNamespace {

@@ -18,7 +18,7 @@ from gridwork_server.loading import LoadedModel
 from gridwork_server.memory import cache_budget_bytes
 from gridwork_server.paths.base import CacheNeeds
 from gridwork_server.paths.window_blocks import most_in_use
-from gridwork_server.sampling import Sampler, taken, token_logprobs
+from gridwork_server.sampling import Sampler, best_logprobs, taken, token_logprobs
 from gridwork_server.sequence_table import SequenceTable, StepBatch
 from gridwork_server.step_result import add_tokens
 from gridwork_server.token_bounds import TokenBounds
@@ -229,12 +229,17 @@ class Runner:
                 continue
             rows = np.searchsorted(kept, np.arange(first, first + len(positions)))
             tokens = self.table.token_ids[sequence, positions + 1].astype(np.int64)
-            logprobs = token_logprobs(
-                logits[torch.from_numpy(rows).to(logits.device)].float(), torch.from_numpy(tokens).to(logits.device)
-            )
-            result.prompt_logprobs.add(
+            of_positions = logits[torch.from_numpy(rows).to(logits.device)].float()
+            logprobs = token_logprobs(of_positions, torch.from_numpy(tokens).to(logits.device))
+            reported = result.prompt_logprobs.add(
                 sequence_id=sequence, first_position=int(positions[0]) + 1, logprobs=logprobs.tolist()
             )
+            top_n = min(int(self.table.top_n_prompt_logprobs[sequence]), logits.shape[1])
+            if top_n > 0:
+                top_ids, top_logprobs = best_logprobs(of_positions, top_n)
+                reported.top_n = top_n
+                reported.top_token_ids.extend(top_ids.flatten().tolist())
+                reported.top_logprobs.extend(top_logprobs.flatten().tolist())
 
     def _report_failures(
         self, result: "pb.StepResult", ids: "Iterable[int]", kind: "pb.SequenceFailure.Kind", message: str

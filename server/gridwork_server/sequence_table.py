@@ -58,6 +58,7 @@ class SequenceTable:
         self.num_computed = np.zeros(max_sequences, dtype=np.int64)
         self.num_prompt = np.zeros(max_sequences, dtype=np.int64)
         self.wants_prompt_logprobs = np.zeros(max_sequences, dtype=bool)
+        self.top_n_prompt_logprobs = np.zeros(max_sequences, dtype=np.int64)
         self.failed = np.zeros(max_sequences, dtype=bool)
 
     def release(self, ids: np.ndarray) -> None:
@@ -86,6 +87,7 @@ class SequenceTable:
         self.num_computed[new.id] = new.num_computed_tokens
         self.num_blocks[new.id] = 0
         self.wants_prompt_logprobs[new.id] = new.prompt_logprobs
+        self.top_n_prompt_logprobs[new.id] = new.top_n_prompt_logprobs
         self.failed[new.id] = False
 
     def append_blocks(self, ids: np.ndarray, num_new: np.ndarray, blocks: np.ndarray) -> None:

@@ -25,6 +25,7 @@ class Sequence:
     wanted: int
     settings: pb.SamplingParameters
     prompt_logprobs: bool = False
+    prompt_top_n: int = 0
     top_n: int = 0
     may_draft: bool = True
     computed: int = 0
@@ -72,6 +73,7 @@ class Driver:
         self.finished: dict[int, Sequence] = {}
         self.failures: dict[int, pb.SequenceFailure] = {}
         self.prompt_logprobs: dict[int, dict[int, float]] = {}
+        self.prompt_tops: dict[int, dict[int, dict[int, float]]] = {}
         self.results: list[pb.StepResult] = []
 
     def add(
@@ -82,15 +84,17 @@ class Driver:
         prompt_logprobs: bool = False,
         num_prompt: int | None = None,
         top_n: int = 0,
+        prompt_top_n: int = 0,
     ) -> int:
         """Adds a request and returns its name. num_prompt: when part of `prompt` was generated before. top_n: most
-        likely tokens to report; 0: no log-probabilities at all."""
+        likely tokens to report; 0: no log-probabilities at all. prompt_top_n: the same for positions of the prompt."""
         name, self._next_name = self._next_name, self._next_name + 1
         sequence = Sequence(
             name, self._ids.pop(), list(prompt), num_prompt or len(prompt), wanted, settings or sampling()
         )
         sequence.prompt_logprobs = prompt_logprobs
         sequence.top_n = top_n
+        sequence.prompt_top_n = prompt_top_n
         self.running.append(sequence)
         return name
 
@@ -113,6 +117,7 @@ class Driver:
                     num_prompt_tokens=sequence.num_prompt,
                     sampling=sequence.settings,
                     prompt_logprobs=sequence.prompt_logprobs,
+                    top_n_prompt_logprobs=sequence.prompt_top_n,
                     logprobs=sequence.top_n > 0,
                     top_n_logprobs=sequence.top_n,
                 )
@@ -148,6 +153,12 @@ class Driver:
         for entry in result.prompt_logprobs:
             known = self.prompt_logprobs.setdefault(by_id[entry.sequence_id].name, {})
             known.update(enumerate(entry.logprobs, entry.first_position))
+            tops = self.prompt_tops.setdefault(by_id[entry.sequence_id].name, {})
+            assert len(entry.top_token_ids) == len(entry.top_logprobs) == entry.top_n * len(entry.logprobs)
+            for index in range(len(entry.logprobs) if entry.top_n else 0):
+                of_position = slice(index * entry.top_n, (index + 1) * entry.top_n)
+                pairs = zip(entry.top_token_ids[of_position], entry.top_logprobs[of_position], strict=True)
+                tops[entry.first_position + index] = dict(pairs)
         for sequence in list(self.running):
             if sequence.done or sequence.name in self.failures:
                 self.running.remove(sequence)

@@ -246,6 +246,26 @@ def test_prompt_logprobs_equal_those_of_a_plain_forward(name: str, chunk: int, f
     assert set(driver.prompt_logprobs) == {asked, resumed}
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("chunk", [1000, 5])
+def test_the_most_likely_tokens_of_a_prompt_equal_those_of_a_plain_forward(
+    name: str, chunk: int, folders: Any
+) -> None:
+    driver = driver_for(runner_for(folders(name)), chunk=chunk)
+    driver.add(PROMPTS[2], COUNT, prompt_logprobs=True)
+    asked = driver.add(PROMPTS[0], 2, prompt_logprobs=True, prompt_top_n=3)
+    driver.finish()
+    with torch.inference_mode():
+        logits = models.plain(folders(name))(torch.tensor([PROMPTS[0]])).logits[0]
+    values, ids = logits.log_softmax(-1)[:-1].topk(3)
+    tops = driver.prompt_tops[asked]
+    assert list(tops) == list(range(1, len(PROMPTS[0])))
+    assert [list(top) for top in tops.values()] == ids.tolist()
+    known = torch.tensor([list(top.values()) for top in tops.values()])
+    torch.testing.assert_close(known, values, rtol=1e-4, atol=1e-4)
+    assert [number for number, top in driver.prompt_tops.items() if top] == [asked]
+
+
 def test_a_sequence_as_long_as_the_limit_has_room_for_the_surplus_token(folders: Any) -> None:
     """One more step than needed may be under way when the last token is sampled."""
     prompt = models.prompts([90])[0]

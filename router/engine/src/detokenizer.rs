@@ -47,6 +47,13 @@ impl Vocabulary {
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
+
+    /// A special token as a text names it, `<|im_start|>` for example.
+    pub fn special_text(&self, id: u32) -> Option<String> {
+        self.is_special(id)
+            .then(|| self.tokenizer.id_to_token(id))
+            .flatten()
+    }
 }
 
 /// Incremental detokenizer of one sequence.

@@ -31,7 +31,8 @@ pub struct GenerationRequest {
 pub struct StopConditions {
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
-    /// Stop as soon as the generated text contains one of these, wherever in a token it ends.
+    /// Stop as soon as the generated text contains one of these, wherever in a token it ends. One that contains a special
+    /// token is found where that token is generated, also when special tokens are left out of the text.
     pub strings: Vec<String>,
     /// Stop at these tokens; they are not part of the text.
     pub token_ids: Vec<u32>,
@@ -48,6 +49,8 @@ pub struct LogprobOptions {
     pub top_n: u32,
     /// And of the prompt's tokens, as an [`Event::PromptLogprobs`] before the first token.
     pub prompt: bool,
+    /// And of the most likely tokens at each position of the prompt; needs `prompt`.
+    pub prompt_top_n: u32,
 }
 
 /// What, besides the tokens before it, a token's keys and values depend on, or are to be kept apart by. Requests share
@@ -76,8 +79,17 @@ pub enum Priority {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// One entry for each prompt token; the first has no log-probability.
-    PromptLogprobs(Vec<Option<f32>>),
+    PromptLogprobs(Vec<PromptLogprob>),
     Token(GeneratedToken),
+}
+
+/// What the model thought of a token of the prompt.
+#[derive(Debug, Clone, Default)]
+pub struct PromptLogprob {
+    /// Natural logarithm, of the model's own distribution; `None` for the first token.
+    pub logprob: Option<f32>,
+    /// Most likely tokens at this position, best first; empty unless asked for.
+    pub top: Vec<TopToken>,
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +98,11 @@ pub struct GeneratedToken {
     /// Text that has become certain with this token, ready to be shown; empty while a character or a possible stop
     /// string is incomplete. The texts of all tokens, concatenated, are the generated text.
     pub text: String,
+    /// Characters of the text that was decoded before this token: where its own text begins, even while text before it
+    /// is held back. Counted only when log-probabilities are asked for, else 0.
+    pub offset_chars: u64,
+    /// Whether text is held back that may turn out to be the beginning of a stop string.
+    pub holds_text: bool,
     /// `Some` when asked for; natural logarithm, of the model's own distribution.
     pub logprob: Option<f32>,
     /// Whether it is one of the tokenizer's special tokens.

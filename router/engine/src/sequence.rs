@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_proto::v1::NewSequence;
+use gridwork_proto::v1::{NewSequence, PromptLogprobs};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
 use crate::request::{
     CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
-    GenerationRequest, Timing,
+    GenerationRequest, PromptLogprob, Timing, TopToken,
 };
 use crate::sampled::Sampled;
 use crate::speculation::Speculation;
@@ -64,7 +64,9 @@ pub(crate) struct Sequence {
     /// `None`: nothing is drafted for it.
     speculation: Option<Speculation>,
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
-    prompt_logprobs: Option<Vec<Option<f32>>>,
+    prompt_logprobs: Option<Vec<PromptLogprob>>,
+    /// Characters decoded so far; counted only for log-probabilities.
+    num_decoded_chars: u64,
     events: EventSender,
 }
 
@@ -102,7 +104,11 @@ impl Sequence {
             detokenizer: Detokenizer::new(vocabulary, &tokens, request.skip_special_tokens),
             stop: StopMatcher::new(stop, request.stop.include_in_output),
             speculation: None,
-            prompt_logprobs: request.logprobs.prompt.then(|| vec![None]),
+            prompt_logprobs: request
+                .logprobs
+                .prompt
+                .then(|| vec![PromptLogprob::default()]),
+            num_decoded_chars: 0,
             events,
             tokens,
             request,
@@ -265,17 +271,28 @@ impl Sequence {
             logprobs: self.request.logprobs.sampled,
             top_n_logprobs: self.request.logprobs.top_n,
             prompt_logprobs: self.prompt_logprobs.is_some(),
+            top_n_prompt_logprobs: match &self.prompt_logprobs {
+                Some(_) => self.request.logprobs.prompt_top_n,
+                None => 0,
+            },
             traceparent: self.spans.traceparent(),
         }
     }
 
-    pub fn add_prompt_logprobs(&mut self, first_position: usize, logprobs: &[f32]) {
+    pub fn add_prompt_logprobs(&mut self, reported: &PromptLogprobs) {
         let num_prompt_tokens = self.num_prompt_tokens;
+        let first_position = reported.first_position as usize;
         if let Some(known) = &mut self.prompt_logprobs
             && first_position <= known.len()
         {
             known.truncate(first_position);
-            known.extend(logprobs.iter().map(|logprob| Some(*logprob)));
+            let tops = reported.top_token_ids.iter().zip(&reported.top_logprobs);
+            let mut tops = tops.map(|(&id, &logprob)| TopToken { id, logprob });
+            let top_n = reported.top_n as usize;
+            known.extend(reported.logprobs.iter().map(|&logprob| PromptLogprob {
+                logprob: Some(logprob),
+                top: tops.by_ref().take(top_n).collect(),
+            }));
             known.truncate(num_prompt_tokens);
         }
     }
@@ -305,10 +322,20 @@ impl Sequence {
         let ended_by_token = self.end_of(id, eos_token_ids);
         let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
 
+        let offset_chars = self.num_decoded_chars;
         let mut text = String::new();
         let mut reason = None;
         if ended_by_token.is_none() {
-            let shown = self.stop.push(self.detokenizer.push(vocabulary, id));
+            let decoded = self.detokenizer.push(vocabulary, id);
+            if self.request.logprobs.sampled {
+                self.num_decoded_chars += decoded.chars().count() as u64;
+            }
+            // Without a text of its own, a stop string is looked for in the one that it would have.
+            let unseen = self.request.skip_special_tokens;
+            let shown = match self.unseen_text(vocabulary, id).filter(|_| unseen) {
+                Some(unseen) => self.stop.push_unseen(&unseen),
+                None => self.stop.push(decoded),
+            };
             text = shown.text;
             reason = shown.stopped.map(FinishReason::StopString);
         }
@@ -316,6 +343,14 @@ impl Sequence {
             let shown = self.stop.push(self.detokenizer.flush(vocabulary));
             text.push_str(&shown.text);
             reason = shown.stopped.map(FinishReason::StopString);
+            if reason.is_none()
+                && ended_by_token.is_some()
+                && let Some(unseen) = self.unseen_text(vocabulary, id)
+            {
+                let shown = self.stop.push_unseen(&unseen);
+                text.push_str(&shown.text);
+                reason = shown.stopped.map(FinishReason::StopString);
+            }
             if reason.is_none() {
                 text.push_str(&self.stop.flush());
                 reason = ended_by_token.or(Some(FinishReason::Length));
@@ -331,12 +366,21 @@ impl Sequence {
         let _ = self.events.send(Ok(Event::Token(GeneratedToken {
             id,
             text,
+            offset_chars,
+            holds_text: self.stop.holds_text(),
             logprob: sampled.logprob.filter(|_| self.request.logprobs.sampled),
             special: vocabulary.is_special(id),
             top: sampled.top,
             finish: finish.clone(),
         })));
         finish
+    }
+
+    /// What a special token is called, where a stop string may name it.
+    fn unseen_text(&self, vocabulary: &Vocabulary, id: u32) -> Option<String> {
+        (self.stop.is_looking() && vocabulary.is_special(id))
+            .then(|| vocabulary.special_text(id))
+            .flatten()
     }
 
     /// Why this token is the last one, if it is by itself.

@@ -1,7 +1,14 @@
 //! Finds stop strings in text that arrives piece by piece, wherever in a piece they end.
 
+mod unseen;
+
+use unseen::Unseen;
+
 /// Matcher of one sequence. What it finds does not depend on how the text is cut into pieces: the match is the one
 /// that ends first, as if the text came character by character (and the longest of those that end together).
+///
+/// Special tokens that are left out of the text are unseen parts of it: a stop string that names one is looked for in the
+/// text as it is with them, any other in the text without.
 #[derive(Debug)]
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
@@ -9,6 +16,8 @@ pub(crate) struct StopMatcher {
     /// End of the text so far: held back from the output when stop strings are excluded from it, else already shown.
     tail: String,
     longest_bytes: usize,
+    /// Of `tail`; nearly always none.
+    unseen: Unseen,
 }
 
 /// What a piece of text leads to.
@@ -29,7 +38,18 @@ impl StopMatcher {
             include_in_output,
             tail: String::new(),
             longest_bytes,
+            unseen: Unseen::default(),
         }
+    }
+
+    /// Whether there are stop strings to find.
+    pub fn is_looking(&self) -> bool {
+        !self.stops.is_empty()
+    }
+
+    /// Whether text is held back.
+    pub fn holds_text(&self) -> bool {
+        !self.include_in_output && self.tail.len() > self.unseen.num_bytes()
     }
 
     /// Takes the next piece of text.
@@ -39,6 +59,11 @@ impl StopMatcher {
                 text,
                 stopped: None,
             };
+        }
+        if !self.unseen.is_empty() {
+            let shown_bytes = self.tail.len();
+            self.tail.push_str(&text);
+            return self.look_with_unseen(shown_bytes);
         }
         let shown_bytes = if self.include_in_output {
             self.tail.len()
@@ -81,7 +106,9 @@ impl StopMatcher {
 
     /// What is still held back, when the text ends without a stop string.
     pub fn flush(&mut self) -> String {
-        let tail = std::mem::take(&mut self.tail);
+        let tail = self.unseen.cut_out(&self.tail, 0..self.tail.len());
+        self.tail.clear();
+        self.unseen = Unseen::default();
         if self.include_in_output {
             String::new()
         } else {

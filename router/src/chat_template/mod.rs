@@ -159,12 +159,11 @@ impl ChatTemplate {
                 .get_template(environment::TEMPLATE)?
                 .render(merge_maps([
                     Value::from(Serde(&self.special_tokens)),
-                    context! { documents => () },
+                    context! { documents => (), tools => () },
                     Value::from(Serde(options.variables.unwrap_or(&Map::new()))),
                     context! {
                         messages => Serde(messages),
                         add_generation_prompt => options.add_generation_prompt,
-                        tools => (),
                     },
                 ]))
         };

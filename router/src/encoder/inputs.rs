@@ -120,6 +120,7 @@ impl Preparation {
             } = self;
             return Err(ApiError::too_long(
                 field,
+                *max_tokens,
                 format!(
                     "`{field}` must have at most {max_tokens} tokens. Given: {length}{}",
                     if self.truncation.is_some() {

@@ -29,6 +29,10 @@ pub struct EncoderLimits {
     pub max_batch_size: u32,
     /// Most inputs of one request.
     pub max_client_batch_size: usize,
+    /// The same on OpenAI's routes.
+    pub max_openai_inputs: usize,
+    /// Whether inputs that are too long are cut when a request does not say.
+    pub auto_truncate: bool,
     /// Requests that are tokenized at once.
     pub workers: usize,
 }
@@ -144,7 +148,11 @@ impl EncoderService {
 
     /// Refuses no inputs, and too many of them. `field`: as the client calls it.
     pub fn check_number(&self, number: usize, field: &str) -> Result<(), ApiError> {
-        let limit = self.limits.max_client_batch_size;
+        Self::check_number_up_to(self.limits.max_client_batch_size, number, field)
+    }
+
+    /// The same with another limit.
+    pub fn check_number_up_to(limit: usize, number: usize, field: &str) -> Result<(), ApiError> {
         if number == 0 {
             return Err(inputs::empty(field));
         }
@@ -167,7 +175,21 @@ impl EncoderService {
         wanted: Wanted,
         adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
     ) -> Result<Answer, ApiError> {
-        self.check_number(inputs.len(), preparation.field)?;
+        let most = self.limits.max_client_batch_size;
+        self.encode_up_to(most, inputs, preparation, wanted, adapt)
+            .await
+    }
+
+    /// The same with another limit of inputs.
+    pub async fn encode_up_to(
+        &self,
+        most_inputs: usize,
+        inputs: Vec<Input>,
+        preparation: Preparation,
+        wanted: Wanted,
+        adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
+    ) -> Result<Answer, ApiError> {
+        Self::check_number_up_to(most_inputs, inputs.len(), preparation.field)?;
         let started = Instant::now();
         let chars = inputs.iter().map(Input::num_chars).sum();
         let permit = self

@@ -28,7 +28,7 @@ pub fn wrong_task(served: Task, path: &str) -> ApiError {
     )
 }
 
-/// Keeps what generates from an encoder; `/tokenize` is answered as encoders do.
+/// Keeps what generates from an encoder; `/tokenize`, `/` and `/invocations` are answered as encoders do.
 pub async fn require_generator(
     State(state): State<AppState>,
     request: Request,
@@ -43,6 +43,9 @@ pub async fn require_generator(
     let path = request.uri().path();
     if path == "/tokenize" {
         return tei::tokenize.call(request, state).await;
+    }
+    if path == "/" || path == "/invocations" {
+        return tei::by_task(state, info.task(), request).await;
     }
     wrong_task(info.task(), path).into_response(Dialect::of(path))
 }

@@ -7,7 +7,7 @@ seed and position), `logprobs`, `drafts` (which of the tokens behind drafts are 
 """
 
 from gridwork_server.sampling.drafts import taken
-from gridwork_server.sampling.logprobs import token_logprobs
+from gridwork_server.sampling.logprobs import best_logprobs, token_logprobs
 from gridwork_server.sampling.sampler import SampleOutput, Sampler
 
-__all__ = ["SampleOutput", "Sampler", "taken", "token_logprobs"]
+__all__ = ["SampleOutput", "Sampler", "best_logprobs", "taken", "token_logprobs"]

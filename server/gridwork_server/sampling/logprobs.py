@@ -2,6 +2,7 @@
 
 import torch
 
+from gridwork_server.sampling.truncation import best_tokens
 from gridwork_server.sampling.weights import rows_per_chunk
 
 
@@ -25,3 +26,21 @@ def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tenso
         chosen = chunk.gather(1, token_ids[start : start + step, None])[:, 0]
         result[start : start + step] = chosen - log_normalizers(chunk)
     return result
+
+
+def best_logprobs(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most likely tokens of each row, int64 [T, count], and their log-probabilities, float32 [T, count], both on the
+    logits' device, the most likely first and of equals the lowest id.
+
+    logits: [T, vocab], any floating dtype; count: 1 to vocab. Works through the rows in chunks, as `token_logprobs` does.
+    """
+    ids = torch.empty(len(logits), count, dtype=torch.int64, device=logits.device)
+    logprobs = torch.empty(len(logits), count, dtype=torch.float32, device=logits.device)
+    step = rows_per_chunk(logits, factor=8)
+    for start in range(0, len(logits), step):
+        chunk = logits[start : start + step].to(torch.float32)
+        best = best_tokens(chunk, count)[0].sort(1).values
+        values, order = chunk.gather(1, best).sort(stable=True, dim=1, descending=True)
+        ids[start : start + step] = best.gather(1, order)
+        logprobs[start : start + step] = values - log_normalizers(chunk)[:, None]
+    return ids, logprobs

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gridwork_server.sampling import Sampler, token_logprobs
+from gridwork_server.sampling import Sampler, best_logprobs, token_logprobs
 
 from .naive import Parameters, penalized, repetition_by_transformers, warped
 from .support import peaked_logits, sample, sampler_for
@@ -308,6 +308,18 @@ def test_prompt_logprobs_equal_log_softmax_across_chunks(dtype):
     expected = logits.double().log_softmax(1).gather(1, token_ids[:, None])[:, 0]
     torch.testing.assert_close(token_logprobs(logits, token_ids).double(), expected, atol=1e-4, rtol=0)
     assert len(token_logprobs(logits[:0], token_ids[:0])) == 0
+
+
+@pytest.mark.parametrize(("count", "vocab"), [(1, 20_000), (20, 20_000), (7, 7)])
+def test_the_most_likely_tokens_come_in_order_across_chunks(count, vocab):
+    logits = peaked_logits(300, vocab, seed=15)
+    logits[5, 2:5] = logits[5].max() + 1  # equals come by their ids
+    ids, logprobs = best_logprobs(logits, count)
+    expected = logits.double().log_softmax(1)
+    order = expected.sort(stable=True, dim=1, descending=True).indices[:, :count]
+    assert torch.equal(ids, order)
+    torch.testing.assert_close(logprobs.double(), expected.gather(1, order), atol=1e-4, rtol=0)
+    assert best_logprobs(logits[:0], count)[0].shape == (0, count)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

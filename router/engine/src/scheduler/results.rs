@@ -38,7 +38,7 @@ impl Scheduler {
                 && let Some(sequence) = self.sequences.get_mut(&entry.key)
                 && sequence.epoch == entry.epoch
             {
-                sequence.add_prompt_logprobs(prompt.first_position as usize, &prompt.logprobs);
+                sequence.add_prompt_logprobs(prompt);
             }
         }
         let failures: HashMap<u32, &SequenceFailure> = result

@@ -39,7 +39,6 @@ use crate::telemetry::request_span;
             (super::response::ChatCompletionChunk = "text/event-stream"),
         )),
         (status = 400, description = "Not valid; `param` names the field"),
-        (status = 404, description = "Another model was asked for"),
         (status = 429, description = "Too many requests; come back after `Retry-After` seconds"),
         (status = 500, description = "Failed while generating"),
         (status = 503, description = "Loading, restarting or shutting down"),
@@ -63,16 +62,22 @@ async fn answer(
     span: Span,
 ) -> Result<Response, ApiError> {
     let mut account = begin(state, "chat_completions");
-    let shared = request.take_shared();
-    state.check_model(shared.model.as_deref())?;
+    let mut shared = request.take_shared();
     request.check_supported()?;
+    let (mut limit_field, mut limit) = request.limit();
+    if let Some(config) = request.generation_config.take() {
+        if limit.is_none() && config.max_new_tokens.is_some() {
+            limit_field = "generation_config.max_new_tokens";
+            limit = config.max_new_tokens;
+        }
+        config.apply(&mut shared)?;
+    }
     let num_choices = shared.num_choices(1, state.config().max_concurrent_requests)?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;
     let logprobs = logprobs(&request)?;
     state.ready()?;
 
-    let (limit_field, limit) = request.limit();
     let (text, add_special_tokens) = chat_prompt(state, &request)?;
     let order = Order {
         prompts: vec![OrderedPrompt {

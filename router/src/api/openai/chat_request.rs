@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value};
 
+use super::generation_config::GenerationConfig;
 use super::request::{UNREAD_BY_BOTH, request};
+use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
 use crate::extract::Body;
@@ -34,10 +36,15 @@ request! {
         pub chat_template_kwargs: Option<Map<String, Value>>,
         /// A variable for the model's chat template, if that knows it: `low`, `medium`, `high`, …
         pub reasoning_effort: Option<String>,
-        /// Not supported by this version: refused unless empty or `tool_choice` is `none`.
+        /// Functions that the model may call, shown to it by its chat template. What it answers is text: calls are not
+        /// taken out of it.
         pub tools: Option<Value>,
-        /// Only `none`, and `auto` without `tools`.
+        /// `auto`, or `none`: then the model does not see the tools. A call that is required is not supported.
+        #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
+        /// What the chat of Transformers' command line sends: settings of `generate()`, as an object or as the text of
+        /// one. Fields of the request itself win over them.
+        pub generation_config: Option<GenerationConfig>,
         /// Not supported: refused unless empty.
         pub functions: Option<Value>,
         /// Not supported: refused unless `none` or `auto`.
@@ -54,16 +61,7 @@ request! {
 impl ChatRequest {
     /// Refuses what this version cannot do, naming the field.
     pub fn check_supported(&self) -> Result<(), ApiError> {
-        let choice = self.tool_choice.as_ref().filter(|value| !value.is_null());
-        let no_tools = choice.is_some_and(|choice| choice == "none");
-        if !no_tools {
-            if !is_empty(self.tools.as_ref()) {
-                return Err(unsupported("tools", "unless `tool_choice` is \"none\""));
-            }
-            if choice.is_some_and(|choice| choice != "auto") {
-                return Err(unsupported("tool_choice", "other than \"none\""));
-            }
-        }
+        tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref())?;
         if !is_empty(self.functions.as_ref()) {
             return Err(unsupported("functions", ""));
         }
@@ -97,6 +95,10 @@ impl ChatRequest {
     /// The variables for the chat template.
     pub fn template_variables(&self) -> Map<String, Value> {
         let mut variables = Map::new();
+        let tools = tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref());
+        if let Ok(Some(tools)) = tools {
+            variables.insert("tools".into(), Value::Array(tools.to_vec()));
+        }
         if let Some(effort) = &self.reasoning_effort {
             variables.insert("reasoning_effort".into(), effort.as_str().into());
         }
@@ -247,6 +249,7 @@ mod tests {
             json!({"tools": []}),
             json!({"tools": [], "tool_choice": "auto"}),
             json!({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"}),
+            json!({"tools": [{"type": "function", "function": {"name": "f"}}], "parallel_tool_calls": true}),
             json!({"functions": [], "function_call": "none"}),
             json!({"response_format": {"type": "text"}}),
             json!({"modalities": ["text"], "audio": null}),
@@ -257,12 +260,6 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_refused_by_name() {
-        let tool = json!({"type": "function", "function": {"name": "f"}});
-        assert_eq!(refused_field(json!({"tools": [tool]})), "tools");
-        assert_eq!(
-            refused_field(json!({"tools": [tool], "tool_choice": "auto"})),
-            "tools"
-        );
         assert_eq!(
             refused_field(json!({"tool_choice": "required"})),
             "tool_choice"
@@ -330,6 +327,18 @@ mod tests {
         );
         let both = json!({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}});
         assert_eq!(effort(both), Some(json!("high")));
+    }
+
+    #[test]
+    fn the_template_gets_the_tools_that_the_model_may_call() {
+        let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+        let shown = |choice: Value| {
+            let request = request(json!({"tools": tools, "tool_choice": choice}));
+            request.template_variables().remove("tools")
+        };
+        assert_eq!(shown(json!(null)), Some(tools.clone()));
+        assert_eq!(shown(json!("auto")), Some(tools.clone()));
+        assert_eq!(shown(json!("none")), None);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! One text in the making: the events of a generation, read the way this API shows them.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
-use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError};
+use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
 use super::response::{ChatLogprobs, CompletionLogprobs, FinishReason};
 use super::token_text::TokenTexts;
@@ -15,6 +16,8 @@ pub struct Echo {
     /// The prompt's text.
     pub text: String,
     pub ids: Vec<u32>,
+    /// Where each of the tokens begins in the text, in characters; none when no log-probabilities are shown.
+    pub offsets: Vec<u64>,
 }
 
 /// Events of a choice; the engine's, or a test's.
@@ -29,12 +32,16 @@ pub struct Choice<S = Generation> {
     prompt: usize,
     events: S,
     /// Taken when the text begins.
-    echo: Option<Echo>,
+    echo: Option<Arc<Echo>>,
     /// Only the prompt is wanted: what is generated is not shown.
     echo_only: bool,
-    prompt_logprobs: Vec<Option<f32>>,
-    /// Characters of the text so far.
+    prompt_logprobs: Vec<PromptLogprob>,
+    /// Characters of the echo.
+    num_echo_chars: u64,
+    /// Characters of the text so far, the echo's among them.
     num_chars: u64,
+    /// Log-probabilities of tokens whose text is held back.
+    pub held: CompletionLogprobs,
     /// Generated tokens so far.
     pub num_generated: u32,
     /// Tokens of the prompt that were in the cache; known at the end.
@@ -48,10 +55,10 @@ pub struct Choice<S = Generation> {
 #[derive(Debug)]
 pub struct Piece {
     /// What the text begins with; in the first piece only.
-    pub echo: Option<Echo>,
-    pub prompt_logprobs: Vec<Option<f32>>,
+    pub echo: Option<Arc<Echo>>,
+    pub prompt_logprobs: Vec<PromptLogprob>,
     pub token: GeneratedToken,
-    /// Characters of the text before this token; the echo's among them.
+    /// Characters of the text before this token, as if none of it were held back; the echo's among them.
     pub offset: u64,
     /// Whether the token is shown and counted.
     pub shown: bool,
@@ -66,7 +73,7 @@ impl Piece {
             String::new()
         };
         match self.echo {
-            Some(echo) => echo.text + &generated,
+            Some(echo) => [echo.text.as_str(), &generated].concat(),
             None => generated,
         }
     }
@@ -87,7 +94,7 @@ impl Piece {
     /// Adds this piece's log-probabilities to a completion's, the echo's included.
     pub fn add_to_completion(&self, texts: TokenTexts<'_>, logprobs: &mut CompletionLogprobs) {
         if let Some(echo) = &self.echo {
-            logprobs.push_prompt(texts, &echo.ids, &self.prompt_logprobs);
+            logprobs.push_prompt(texts, echo, &self.prompt_logprobs);
         }
         if self.shown {
             logprobs.push(texts, &self.token, self.offset);
@@ -97,7 +104,13 @@ impl Piece {
 
 impl<S: Events> Choice<S> {
     /// `prompt`: which one it continues. `echo_only`: show nothing of what is generated.
-    pub fn new(index: u32, prompt: usize, events: S, echo: Option<Echo>, echo_only: bool) -> Self {
+    pub fn new(
+        index: u32,
+        prompt: usize,
+        events: S,
+        echo: Option<Arc<Echo>>,
+        echo_only: bool,
+    ) -> Self {
         Self {
             index,
             prompt,
@@ -105,7 +118,9 @@ impl<S: Events> Choice<S> {
             echo,
             echo_only,
             prompt_logprobs: Vec::new(),
+            num_echo_chars: 0,
             num_chars: 0,
+            held: CompletionLogprobs::default(),
             num_generated: 0,
             num_cached: 0,
             started: false,
@@ -151,10 +166,11 @@ impl<S: Events> Choice<S> {
         self.num_generated += 1;
         let echo = self.echo.take();
         if count_chars && let Some(echo) = &echo {
-            self.num_chars += echo.text.chars().count() as u64;
+            self.num_echo_chars = echo.text.chars().count() as u64;
+            self.num_chars = self.num_echo_chars;
         }
-        let offset = self.num_chars;
-        if count_chars {
+        let offset = self.num_echo_chars + token.offset_chars;
+        if count_chars && !self.echo_only {
             self.num_chars += token.text.chars().count() as u64;
         }
         Piece {
@@ -164,6 +180,11 @@ impl<S: Events> Choice<S> {
             offset,
             shown: !self.echo_only,
         }
+    }
+
+    /// Characters of the text so far, when they are counted.
+    pub fn num_chars(&self) -> u64 {
+        self.num_chars
     }
 
     /// Generated tokens that count for the client.

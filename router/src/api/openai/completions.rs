@@ -36,7 +36,6 @@ use crate::telemetry::request_span;
             (super::response::CompletionChunk = "text/event-stream"),
         )),
         (status = 400, description = "Not valid; `param` names the field"),
-        (status = 404, description = "Another model was asked for"),
         (status = 429, description = "Too many requests; come back after `Retry-After` seconds"),
         (status = 500, description = "Failed while generating"),
         (status = 503, description = "Loading, restarting or shutting down"),
@@ -61,7 +60,6 @@ async fn answer(
 ) -> Result<Response, ApiError> {
     let mut account = begin(state, "completions");
     let shared = request.take_shared();
-    state.check_model(shared.model.as_deref())?;
     request.check_supported(state.config().max_client_batch_size)?;
     let echo = request.echo.unwrap_or(false);
     let prompts: Vec<_> = request.prompt.into_prompts();
@@ -84,6 +82,7 @@ async fn answer(
             logprobs: with_logprobs,
             top_n_tokens: request.logprobs.unwrap_or(0),
             prompt_logprobs: with_logprobs && echo,
+            prompt_top_n: request.logprobs.filter(|_| echo).unwrap_or(0),
             ..shared.into_parameters()?
         },
         names: FieldNames {
@@ -117,7 +116,7 @@ async fn answer(
 fn ordered(prompt: OnePrompt, echo: bool, add_special_tokens: bool) -> OrderedPrompt {
     match prompt {
         OnePrompt::Text(text) => OrderedPrompt {
-            text: echo.then(|| text.clone()),
+            text: echo.then(|| (text.clone(), add_special_tokens)),
             prompt: Prompt::Text {
                 text,
                 add_special_tokens,
@@ -153,6 +152,9 @@ async fn collect(
                 text.push_str(&piece.text());
             })
             .await?;
+        if let Some(logprobs) = &mut logprobs {
+            logprobs.end_at(choice.num_chars());
+        }
         account.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(CompletionChoice {

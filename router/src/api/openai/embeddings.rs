@@ -10,6 +10,7 @@ use gridwork_proto::v1::Task;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::prompt_cut::cut;
 use crate::api::tei::{Account, Inputs, InputsForm, Shape};
 use crate::encoder::{Preparation, Usage};
 use crate::error::{ApiError, Dialect};
@@ -24,18 +25,21 @@ pub struct EmbeddingRequest {
     /// A string, an array of strings, an array of token ids, or an array of arrays of token ids.
     #[schema(value_type = InputsForm)]
     pub input: Inputs,
+    /// Any name, or none: there is one model.
     pub model: Option<String>,
     /// `float` when left out.
     pub encoding_format: Option<EncodingFormat>,
     /// Numbers of each vector, the first ones of the model's.
     pub dimensions: Option<u32>,
+    /// Cut inputs that are too long, rather than refuse them; left out: as `--auto-truncate` says.
+    pub truncate: Option<bool>,
+    /// Cut inputs to so many tokens, or to the model's maximum with -1.
+    #[schema(minimum = -1)]
+    pub truncate_prompt_tokens: Option<i64>,
 }
 
 impl Body for EmbeddingRequest {
-    const UNREAD: &'static [Unread] = &[
-        Unread::renamed("inputs", "input"),
-        Unread::unsupported("truncate_prompt_tokens"),
-    ];
+    const UNREAD: &'static [Unread] = &[Unread::renamed("inputs", "input")];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
@@ -84,7 +88,6 @@ pub struct EmbeddingUsage {
     responses(
         (status = 200, description = "The vectors", body = EmbeddingList),
         (status = 400, description = "Not valid, or the model does not embed; `param` names the field"),
-        (status = 404, description = "Another model was asked for"),
         (status = 429, description = "Too many requests; come back after `Retry-After` seconds"),
         (status = 503, description = "Loading, restarting or shutting down"),
     )
@@ -103,19 +106,25 @@ async fn run(
     state: &AppState,
     request: EmbeddingRequest,
 ) -> Result<(EmbeddingList, Usage), ApiError> {
-    state.check_model(request.model.as_deref())?;
     let encoder = state.encoder();
     let info = encoder.ready(&[Task::Embed], "/v1/embeddings")?;
     let shape = Shape::new(request.dimensions, None, &info)?;
+    let (truncation, max_tokens) = cut(
+        state,
+        &info,
+        request.truncate,
+        request.truncate_prompt_tokens,
+    )?;
     let preparation = Preparation {
         field: "input",
-        truncation: None,
+        truncation: Some(truncation),
         prompt: encoder.prompt(None)?,
-        max_tokens: encoder.max_input_tokens(&info),
+        max_tokens,
         vocab_size: info.vocab_size,
     };
     let answer = encoder
-        .encode(
+        .encode_up_to(
+            encoder.limits().max_openai_inputs,
             request.input.items,
             preparation,
             Output::Vector.into(),
@@ -140,7 +149,7 @@ async fn run(
     let list = EmbeddingList {
         object: "list",
         data,
-        model: state.config().model_id.clone(),
+        model: state.served_name().to_owned(),
         usage,
     };
     Ok((list, answer.usage))

@@ -1,8 +1,9 @@
 //! Log-probabilities in the two forms that this API has for them.
 
-use gridwork_engine::GeneratedToken;
+use gridwork_engine::{GeneratedToken, PromptLogprob, TopToken};
 use serde_json::{Map, Value};
 
+use super::choice::Echo;
 use super::response::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob};
 use super::token_text::TokenTexts;
 
@@ -38,40 +39,64 @@ impl CompletionLogprobs {
     /// Adds a generated token; `offset`: characters of the text before it.
     pub fn push(&mut self, texts: TokenTexts<'_>, token: &GeneratedToken, offset: u64) {
         let (text, _) = texts.text_and_bytes(token.id);
-        let mut alternatives = Map::new();
-        let taken = (token.id, finite(token.logprob));
-        let tops = token
-            .top
-            .iter()
-            .map(|top| (top.id, finite(Some(top.logprob))));
-        for (id, logprob) in tops.chain([taken]) {
-            // Two tokens may look the same: the more likely one is shown.
-            let (text, _) = texts.text_and_bytes(id);
-            alternatives
-                .entry(text)
-                .or_insert_with(|| shortest(logprob));
-        }
+        let logprob = finite(token.logprob);
         self.tokens.push(text);
-        self.token_logprobs.push(Some(finite(token.logprob)));
-        self.top_logprobs.push(Some(alternatives));
+        self.token_logprobs.push(Some(logprob));
+        self.top_logprobs
+            .push(Some(alternatives(texts, (token.id, logprob), &token.top)));
         self.text_offset.push(offset);
     }
 
     /// Adds the prompt's tokens, with their log-probabilities where there are any.
-    pub fn push_prompt(&mut self, texts: TokenTexts<'_>, ids: &[u32], logprobs: &[Option<f32>]) {
-        let mut offset = 0;
-        for (position, id) in ids.iter().enumerate() {
-            let (text, _) = texts.text_and_bytes(*id);
-            let length = text.chars().count() as u64;
+    pub fn push_prompt(&mut self, texts: TokenTexts<'_>, echo: &Echo, known: &[PromptLogprob]) {
+        for (position, &id) in echo.ids.iter().enumerate() {
+            let (text, _) = texts.text_and_bytes(id);
+            let known = known.get(position);
+            let logprob = known.and_then(|known| known.logprob);
+            let logprob = logprob.map(|logprob| finite(Some(logprob)));
+            let tops = known.map_or(&[][..], |known| &known.top);
             self.tokens.push(text);
-            let logprob = logprobs.get(position).copied().flatten();
-            self.token_logprobs
-                .push(logprob.map(|logprob| finite(Some(logprob))));
-            self.top_logprobs.push(None);
-            self.text_offset.push(offset);
-            offset += length;
+            self.token_logprobs.push(logprob);
+            self.top_logprobs
+                .push(logprob.map(|logprob| alternatives(texts, (id, logprob), tops)));
+            let offset = echo.offsets.get(position).copied();
+            self.text_offset.push(offset.unwrap_or_default());
         }
     }
+
+    /// Splits off the tokens at the end whose text begins at `offset` or behind it.
+    pub fn split_off(&mut self, offset: u64) -> Self {
+        let begins_before = |begin: &u64| *begin < offset;
+        let at = self.text_offset.iter().rposition(begins_before);
+        let at = at.map_or(0, |last| last + 1);
+        Self {
+            tokens: self.tokens.split_off(at),
+            token_logprobs: self.token_logprobs.split_off(at),
+            top_logprobs: self.top_logprobs.split_off(at),
+            text_offset: self.text_offset.split_off(at),
+        }
+    }
+
+    /// The text has ended after so many characters: tokens whose text was cut off stand at its end.
+    pub fn end_at(&mut self, num_chars: u64) {
+        for offset in &mut self.text_offset {
+            *offset = (*offset).min(num_chars);
+        }
+    }
+}
+
+/// The most likely tokens of a position and the one that stands there, by their texts.
+fn alternatives(texts: TokenTexts<'_>, own: (u32, f32), tops: &[TopToken]) -> Map<String, Value> {
+    let mut alternatives = Map::new();
+    let tops = tops.iter().map(|top| (top.id, finite(Some(top.logprob))));
+    for (id, logprob) in tops.chain([own]) {
+        // Two tokens may look the same: the more likely one is shown.
+        let (text, _) = texts.text_and_bytes(id);
+        alternatives
+            .entry(text)
+            .or_insert_with(|| shortest(logprob));
+    }
+    alternatives
 }
 
 fn finite(logprob: Option<f32>) -> f32 {
@@ -112,6 +137,8 @@ mod tests {
             id,
             text: String::new(),
             logprob: Some(logprob),
+            offset_chars: 0,
+            holds_text: false,
             special: false,
             top: top.collect(),
             finish: None,
@@ -139,14 +166,26 @@ mod tests {
         let tokenizer = tokenizer();
         let texts = TokenTexts::new(&tokenizer);
         let mut logprobs = CompletionLogprobs::default();
-        logprobs.push_prompt(texts, &[0, 1], &[None, Some(-0.5)]);
+        let echo = Echo {
+            text: " ab".into(),
+            ids: vec![0, 1],
+            offsets: vec![0, 2],
+        };
+        let known = PromptLogprob {
+            logprob: Some(-0.5),
+            top: vec![TopToken {
+                id: 0,
+                logprob: -0.25,
+            }],
+        };
+        logprobs.push_prompt(texts, &echo, &[PromptLogprob::default(), known]);
         logprobs.push(texts, &token(1, -1.5, &[(2, -0.2), (3, -0.3)]), 3);
         let json = serde_json::to_string(&logprobs).unwrap();
         assert_eq!(
             json,
             concat!(
                 r#"{"tokens":[" a","b","b"],"token_logprobs":[null,-0.5,-1.5],"#,
-                "\"top_logprobs\":[null,null,{\"\u{FFFD}\":-0.2,\"b\":-1.5}],",
+                "\"top_logprobs\":[null,{\" a\":-0.25,\"b\":-0.5},{\"\u{FFFD}\":-0.2,\"b\":-1.5}],",
                 r#""text_offset":[0,2,3]}"#
             )
         );

@@ -8,13 +8,19 @@ mod chunk;
 mod completion_request;
 mod completions;
 mod embeddings;
+mod generation_config;
 mod logprobs;
 mod models;
+mod prompt_cut;
 mod request;
+mod rerank;
 mod response;
 mod stream;
 mod submit;
+mod text_offsets;
 mod token_text;
+mod tools;
+mod warm;
 
 use axum::Router;
 use axum::routing::{get, post};
@@ -26,10 +32,13 @@ pub use chat_request::ChatRequest;
 pub use completion_request::{CompletionRequest, PromptInput};
 pub use completions::{__path_completions, completions};
 pub use embeddings::{__path_embeddings, embeddings};
+pub use generation_config::GenerationConfig;
 pub use models::{__path_model, __path_models, model, models};
 pub use request::{Seed, Stop, StreamOptions};
+pub use rerank::{__path_rerank, rerank};
 pub use response::*;
 pub use token_text::TokenTexts;
+pub use warm::{__path_load_model, load_model};
 
 /// The routes of this API.
 pub fn routes() -> Router<AppState> {

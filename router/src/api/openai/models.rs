@@ -12,17 +12,22 @@ use super::submit::unix_time_s;
 use crate::error::{ApiError, Dialect};
 use crate::state::AppState;
 
-/// The served model, as a list
+/// The served model, as a list: an entry for each of its names
 #[utoipa::path(
     get,
     path = "/v1/models",
     tag = "OpenAI",
-    responses((status = 200, description = "The one model that is served", body = ModelList))
+    responses((status = 200, description = "The one model that is served, under each of its names", body = ModelList))
 )]
 pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
     Json(ModelList {
         object: "list".into(),
-        data: vec![served(&state)],
+        data: state
+            .config()
+            .served_names
+            .iter()
+            .map(|name| served(&state, name))
+            .collect(),
     })
 }
 
@@ -47,18 +52,20 @@ pub async fn model(
             return ApiError::validation("model", error.body_text()).into_response(Dialect::OpenAi);
         }
     };
-    if id == state.config().model_id {
-        return Json(served(&state)).into_response();
+    if state.config().served_names.contains(&id) {
+        return Json(served(&state, &id)).into_response();
     }
-    ApiError::unknown_model("model", &id, &state.config().model_id).into_response(Dialect::OpenAi)
+    ApiError::unknown_model("model", &id, state.served_name()).into_response(Dialect::OpenAi)
 }
 
-fn served(state: &AppState) -> Model {
+fn served(state: &AppState, name: &str) -> Model {
     Model {
-        id: state.config().model_id.clone(),
+        id: name.to_owned(),
         object: "model".into(),
         created: started_s(),
         owned_by: "gridwork".into(),
+        root: state.config().model_id.clone(),
+        parent: None,
         max_model_len: max_model_len(state),
     }
 }

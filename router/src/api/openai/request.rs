@@ -66,10 +66,11 @@ pub struct StreamOptions {
 /// The fields that both generating routes share, out of either request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Shared {
-    pub model: Option<String>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
     pub n: Option<u32>,
+    /// `None`: sample unless `temperature` or `top_p` is 0.
+    pub do_sample: Option<bool>,
     pub temperature: Option<f32>,
     pub top_p: Option<f32>,
     pub top_k: Option<i64>,
@@ -126,10 +127,17 @@ impl Shared {
 
     /// The API-independent form; what the routes do differently is left at its default.
     pub fn into_parameters(self) -> Result<Parameters, ApiError> {
+        // The most likely token alone has at least a probability of 0.
+        let only_likeliest = self.top_p == Some(0.0);
         Ok(Parameters {
+            do_sample: if only_likeliest {
+                Some(false)
+            } else {
+                self.do_sample
+            },
             temperature: self.temperature,
             top_k: top_k(self.top_k)?,
-            top_p: self.top_p,
+            top_p: self.top_p.filter(|_| !only_likeliest),
             min_p: self.min_p,
             typical_p: self.typical_p,
             repetition_penalty: self.repetition_penalty,
@@ -208,7 +216,7 @@ macro_rules! request {
         #[derive(Debug, Clone, PartialEq, serde::Deserialize, utoipa::ToSchema)]
         pub struct $name {
             $($own)*
-            /// Id of the served model, as `/v1/models` lists it. May be left out, empty, or `tgi`.
+            /// Any name, or none: there is one model.
             pub model: Option<String>,
             /// Answer with server-sent events, a chunk for each piece of text, and `[DONE]` at the end.
             #[schema(default = false)]
@@ -222,8 +230,9 @@ macro_rules! request {
             /// Divides the logits before sampling: higher is more random; 0 takes the most likely token.
             #[schema(default = 1.0, minimum = 0.0, example = 0.7)]
             pub temperature: Option<f32>,
-            /// Sample from the most likely tokens that together have this probability; 1 is off.
-            #[schema(default = 1.0, exclusive_minimum = 0.0, maximum = 1.0)]
+            /// Sample from the most likely tokens that together have this probability; 1 is off, 0 takes the most
+            /// likely one.
+            #[schema(default = 1.0, minimum = 0.0, maximum = 1.0)]
             pub top_p: Option<f32>,
             /// Sample from this many most likely tokens; 0 and -1 are off.
             #[schema(default = -1, minimum = -1)]
@@ -273,10 +282,10 @@ macro_rules! request {
             /// Takes the fields that both generating routes share.
             pub fn take_shared(&mut self) -> $crate::api::openai::request::Shared {
                 $crate::api::openai::request::Shared {
-                    model: self.model.take(),
                     stream: self.stream,
                     stream_options: self.stream_options,
                     n: self.n,
+                    do_sample: None,
                     temperature: self.temperature,
                     top_p: self.top_p,
                     top_k: self.top_k,
@@ -358,6 +367,22 @@ mod tests {
             field(shared(None).stream_options()).as_deref(),
             Some("stream_options")
         );
+    }
+
+    #[test]
+    fn a_top_p_of_zero_takes_the_most_likely_token() {
+        for top_p in [0.0, -0.0] {
+            let shared = Shared {
+                top_p: Some(top_p),
+                temperature: Some(2.0),
+                ..Shared::default()
+            };
+            let parameters = shared.into_parameters().unwrap();
+            assert_eq!(
+                (parameters.do_sample, parameters.top_p),
+                (Some(false), None)
+            );
+        }
     }
 
     #[test]

@@ -177,10 +177,10 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// Natural logarithms, of the model's own distribution; `null` for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
-    /// The most likely tokens at each position, and the one taken, with their log-probabilities; `null` for tokens of
-    /// an echoed prompt, whose alternatives are not known.
+    /// The most likely tokens at each position, and the one that stands there, with their log-probabilities; `null` for
+    /// the first token of an echoed prompt.
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// Where each token begins in `text`, in characters.
+    /// Where each token begins in `text`, in characters; for one that `text` leaves out, where it would.
     pub text_offset: Vec<u64>,
 }
 
@@ -260,13 +260,17 @@ pub struct ModelList {
 /// The served model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Model {
-    /// What requests may give as `model`.
+    /// A name of the model.
     pub id: String,
     #[schema(example = "model")]
     pub object: String,
     /// When this server started, in seconds since 1970.
     pub created: u64,
     pub owned_by: String,
+    /// What was loaded, as it was given on the command line: the name or folder to take a tokenizer from.
+    pub root: String,
+    /// The model that this one is an adapter of; there are none.
+    pub parent: Option<String>,
     /// Longest sequence, prompt and generated, in tokens; known once the model is loaded.
     pub max_model_len: Option<u32>,
 }

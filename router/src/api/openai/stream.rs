@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::choice::{Choice, Events, Piece};
 use super::chunk::{ChunkEncoder, DONE, Details, Kind};
-use super::response::{ChatLogprobs, CompletionLogprobs, Usage};
+use super::response::{ChatLogprobs, Usage};
 use super::token_text::TokenTexts;
 use crate::error::{ApiError, Dialect, ErrorKind};
 
@@ -146,17 +146,27 @@ impl<S: Events> AnswerStream<S> {
             return self.encoder.detailed(out, index, &text, &details);
         };
         let texts = TokenTexts::new(tokenizer);
-        let first = !std::mem::replace(&mut choice.started, true);
         match self.kind {
             Kind::Chat => {
+                let first = !std::mem::replace(&mut choice.started, true);
                 let mut logprobs = ChatLogprobs::default();
                 piece.add_to_chat(texts, &mut logprobs);
                 let details = details(first, &logprobs, finish_reason, usage);
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
             Kind::Completion => {
-                let mut logprobs = CompletionLogprobs::default();
+                // Log-probabilities come with their text, as far as that is held back.
+                let mut logprobs = std::mem::take(&mut choice.held);
                 piece.add_to_completion(texts, &mut logprobs);
+                if finish_reason.is_some() {
+                    logprobs.end_at(choice.num_chars());
+                } else if piece.token.holds_text {
+                    choice.held = logprobs.split_off(choice.num_chars());
+                    if logprobs.tokens.is_empty() && piece.token.text.is_empty() {
+                        return Ok(());
+                    }
+                }
+                let first = !std::mem::replace(&mut choice.started, true);
                 let details = details(first, &logprobs, finish_reason, usage);
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }

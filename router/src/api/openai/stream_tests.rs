@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
-use gridwork_engine::{Event, FinishReason, GeneratedToken, GenerationError, Timing};
+use gridwork_engine::{
+    Event, FinishReason, GeneratedToken, GenerationError, PromptLogprob, Timing,
+};
 use serde_json::{Value, json};
 
 use super::super::choice::Echo;
@@ -20,10 +22,21 @@ fn token(id: u32, text: &str) -> GeneratedToken {
     GeneratedToken {
         id,
         text: text.into(),
+        offset_chars: 0,
+        holds_text: false,
         logprob: Some(-0.5),
         special: false,
         top: Vec::new(),
         finish: None,
+    }
+}
+
+/// With log-probabilities asked for: `offset_chars` and `holds_text` are set.
+fn token_at(offset_chars: u64, holds_text: bool, token: GeneratedToken) -> GeneratedToken {
+    GeneratedToken {
+        offset_chars,
+        holds_text,
+        ..token
     }
 }
 
@@ -209,7 +222,7 @@ async fn a_failure_is_an_event_and_the_end() {
         .unwrap();
     let (stream, end) = answer(Kind::Chat, vec![one, two], StreamContent::default());
     let events = read_all(stream).await;
-    assert_eq!(events.len(), 2);
+    assert_eq!(events.len(), 3, "two chunks, and the end");
     assert!(
         events[1]["error"]["message"]
             .as_str()
@@ -247,13 +260,24 @@ async fn an_echo_comes_first_with_the_prompts_logprobs() {
     let echo = Echo {
         text: "ab".into(),
         ids: vec![0, 1],
+        offsets: vec![0, 1],
     };
-    let choice = Choice::new(0, 0, events, Some(echo), false);
+    let choice = Choice::new(0, 0, events, Some(Arc::new(echo)), false);
+    let known = PromptLogprob {
+        logprob: Some(-2.0),
+        top: Vec::new(),
+    };
     sender
-        .unbounded_send(Ok(Event::PromptLogprobs(vec![None, Some(-2.0)])))
+        .unbounded_send(Ok(Event::PromptLogprobs(vec![
+            PromptLogprob::default(),
+            known,
+        ])))
         .unwrap();
     send(&sender, token(0, "a"));
-    send(&sender, last(1, "b", FinishReason::Length));
+    send(
+        &sender,
+        token_at(1, false, last(1, "b", FinishReason::Length)),
+    );
     let content = StreamContent {
         logprobs: Some(tokenizer()),
         ..StreamContent::default()
@@ -265,9 +289,54 @@ async fn an_echo_comes_first_with_the_prompts_logprobs() {
     assert_eq!(logprobs["token_logprobs"], json!([null, -2.0, -0.5]));
     assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
     assert_eq!(
+        logprobs["top_logprobs"],
+        json!([null, {"b": -2.0}, {"a": -0.5}])
+    );
+    assert_eq!(
         events[1]["choices"][0]["logprobs"]["text_offset"],
         json!([3])
     );
+}
+
+fn with_logprobs() -> StreamContent {
+    StreamContent {
+        logprobs: Some(tokenizer()),
+        ..StreamContent::default()
+    }
+}
+
+#[tokio::test]
+async fn log_probabilities_come_with_text_that_was_held_back() {
+    let (sender, choice) = choice(0);
+    send(&sender, token_at(0, false, token(0, "a")));
+    send(&sender, token_at(1, true, token(1, "")));
+    send(&sender, token_at(2, true, token(1, "")));
+    send(
+        &sender,
+        token_at(3, false, last(0, "bba", FinishReason::Length)),
+    );
+    let (stream, _) = answer(Kind::Completion, vec![choice], with_logprobs());
+    let events = read_all(stream).await;
+    assert_eq!(events.len(), 2);
+    let choice = &events[1]["choices"][0];
+    assert_eq!(choice["text"], "bba");
+    assert_eq!(choice["logprobs"]["tokens"], json!(["b", "b", "a"]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([1, 2, 3]));
+}
+
+#[tokio::test]
+async fn tokens_of_a_stop_string_stand_at_the_end_of_the_text() {
+    let (sender, choice) = choice(0);
+    send(&sender, token_at(0, true, token(0, "")));
+    send(&sender, token_at(1, true, token(1, "")));
+    let stop = FinishReason::StopString("bb".into());
+    send(&sender, token_at(2, false, last(1, "a", stop)));
+    let (stream, _) = answer(Kind::Completion, vec![choice], with_logprobs());
+    let events = read_all(stream).await;
+    let choice = &events[0]["choices"][0];
+    assert_eq!(choice["text"], "a");
+    assert_eq!(choice["logprobs"]["tokens"], json!(["a", "b", "b"]));
+    assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 1]));
 }
 
 #[tokio::test]
@@ -276,8 +345,9 @@ async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
     let echo = Echo {
         text: "ab".into(),
         ids: vec![0, 1],
+        offsets: vec![],
     };
-    let choice = Choice::new(0, 0, events, Some(echo), true);
+    let choice = Choice::new(0, 0, events, Some(Arc::new(echo)), true);
     send(&sender, last(1, "b", FinishReason::EndOfSequence));
     let content = StreamContent {
         include_usage: true,

@@ -1,5 +1,6 @@
 //! From validated prompts to running choices.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::try_join_all;
@@ -7,6 +8,8 @@ use tracing::Span;
 
 use super::choice::{Choice, Echo};
 use super::chunk::Identity;
+use super::text_offsets;
+use super::token_text::TokenTexts;
 use crate::error::ApiError;
 use crate::headers::Account;
 use crate::parameters::{FieldNames, Parameters, Prompt};
@@ -32,8 +35,8 @@ pub struct Order {
 #[derive(Debug)]
 pub struct OrderedPrompt {
     pub prompt: Prompt,
-    /// `None`: what its tokens stand for.
-    pub text: Option<String>,
+    /// And whether special tokens are written before it; `None`: what its tokens stand for.
+    pub text: Option<(String, bool)>,
 }
 
 impl OrderedPrompt {
@@ -82,7 +85,9 @@ impl Order {
                 span.record("seed", seed);
             }
             let echo = match self.echo {
-                true => Some(echo(state, text, &valid.prompt_ids)?),
+                true => Some(Arc::new(
+                    echo(state, text, &valid.prompt_ids, &self.parameters).await?,
+                )),
                 false => None,
             };
             for copy in valid.repeat(self.num_choices as usize) {
@@ -96,16 +101,46 @@ impl Order {
     }
 }
 
-fn echo(state: &AppState, text: Option<String>, ids: &[u32]) -> Result<Echo, ApiError> {
-    let text = match text {
-        Some(text) => text,
-        None => state.tokenizer().decode(ids, false).map_err(|error| {
-            ApiError::validation("prompt", format!("`prompt` cannot be decoded: {error}"))
-        })?,
+/// `given`: the prompt when it was a text; else what its tokens stand for is shown.
+async fn echo(
+    state: &AppState,
+    given: Option<(String, bool)>,
+    ids: &[u32],
+    parameters: &Parameters,
+) -> Result<Echo, ApiError> {
+    let texts = TokenTexts::new(state.tokenizer());
+    let wants_offsets = parameters.prompt_logprobs;
+    let (text, offsets) = match given {
+        Some((text, _)) if !wants_offsets => (text, Vec::new()),
+        Some((text, add_special_tokens)) => {
+            let offsets = match text_offsets::of_text(texts, ids, &text) {
+                Some(offsets) => offsets,
+                // The tokens' bytes are not the text's: only the tokenizer knows what came of what.
+                None => {
+                    let again = state
+                        .validator()
+                        .encode(text.clone(), add_special_tokens, "prompt")
+                        .await?;
+                    text_offsets::of_bytes(&text, again.offsets.iter().map(|(start, _)| *start))
+                }
+            };
+            (text, offsets)
+        }
+        None => {
+            let text = state.tokenizer().decode(ids, false).map_err(|error| {
+                ApiError::validation("prompt", format!("`prompt` cannot be decoded: {error}"))
+            })?;
+            let offsets = match wants_offsets {
+                true => text_offsets::of_decoded(texts, ids, &text),
+                false => Vec::new(),
+            };
+            (text, offsets)
+        }
     };
     Ok(Echo {
         text,
         ids: ids.to_vec(),
+        offsets,
     })
 }
 
@@ -115,7 +150,7 @@ impl Identity {
         Self {
             id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
             created: unix_time_s(),
-            model: state.config().model_id.clone(),
+            model: state.served_name().to_owned(),
             system_fingerprint: concat!("gridwork-", env!("CARGO_PKG_VERSION")).to_owned(),
         }
     }

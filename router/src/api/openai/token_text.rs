@@ -37,6 +37,14 @@ impl<'a> TokenTexts<'a> {
         }
     }
 
+    /// Whether it is one of the tokenizer's special tokens.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.tokenizer.get_added_vocabulary();
+        added
+            .simple_id_to_token(id)
+            .is_some_and(|text| added.is_special_token(&text))
+    }
+
     /// The token's text and bytes; parts of characters show as U+FFFD in the text.
     pub fn text_and_bytes(&self, id: u32) -> (String, Vec<u8>) {
         let bytes = self.bytes(id);

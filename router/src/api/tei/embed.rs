@@ -158,6 +158,7 @@ async fn run_similarity(
     let preparation = Preparation {
         field: "inputs",
         truncation: Some(truncation(
+            state,
             parameters.truncate,
             parameters.truncation_direction,
         )),
@@ -227,7 +228,7 @@ fn preparation(
     }
     Ok(Preparation {
         field: "inputs",
-        truncation: Some(request.truncation()),
+        truncation: Some(request.truncation(state)),
         prompt: encoder.prompt(request.prompt_name.as_deref())?,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,

@@ -2,6 +2,8 @@
 //! `/predict` and its own `/tokenize`; and what `/v1/embeddings` shares with them.
 
 mod account;
+mod by_task;
+mod decode;
 mod embed;
 mod predict;
 mod rerank;
@@ -15,6 +17,8 @@ use axum::routing::post;
 use crate::state::AppState;
 
 pub use account::Account;
+pub use by_task::by_task;
+pub use decode::{__path_decode, decode};
 pub use embed::{
     __path_embed, __path_embed_all, __path_embed_sparse, __path_similarity, embed, embed_all,
     embed_sparse, similarity,
@@ -34,5 +38,10 @@ pub fn routes() -> Router<AppState> {
         .route("/similarity", post(similarity))
         .route("/rerank", post(rerank))
         .route("/predict", post(predict))
+        .route("/decode", post(decode))
         .route("/v1/embeddings", post(super::openai::embeddings))
+        // Text-embeddings-inference has it here as well.
+        .route("/embeddings", post(super::openai::embeddings))
+        .route("/v1/rerank", post(super::openai::rerank))
+        .route("/v2/rerank", post(super::openai::rerank))
 }

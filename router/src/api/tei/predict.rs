@@ -69,7 +69,11 @@ async fn run(
     let top_k = top_k(request.top_k, &info)?;
     let preparation = Preparation {
         field: "inputs",
-        truncation: Some(truncation(request.truncate, request.truncation_direction)),
+        truncation: Some(truncation(
+            state,
+            request.truncate,
+            request.truncation_direction,
+        )),
         prompt: None,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,

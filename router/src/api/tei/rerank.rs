@@ -46,7 +46,11 @@ async fn run(state: &AppState, request: RerankRequest) -> Result<(Vec<Rank>, Usa
     }
     let preparation = Preparation {
         field: "texts",
-        truncation: Some(truncation(request.truncate, request.truncation_direction)),
+        truncation: Some(truncation(
+            state,
+            request.truncate,
+            request.truncation_direction,
+        )),
         prompt: None,
         max_tokens: encoder.max_input_tokens(&info),
         vocab_size: info.vocab_size,

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use crate::encoder::{Input, Truncation, TruncationDirection};
 use crate::extract::Body;
+use crate::state::AppState;
 use crate::unread::Unread;
 
 /// One input or several: texts, or token ids.
@@ -122,7 +123,7 @@ impl<'de> Deserialize<'de> for PredictInputs {
 pub struct EmbedRequest {
     #[schema(value_type = InputsForm)]
     pub inputs: Inputs,
-    /// Cut inputs that are too long, rather than refuse them; false when left out.
+    /// Cut inputs that are too long, rather than refuse them; left out: as `--auto-truncate` says.
     pub truncate: Option<bool>,
     /// Which end is cut off; the right one when left out.
     pub truncation_direction: Option<TruncationDirection>,
@@ -139,17 +140,18 @@ impl Body for EmbedRequest {
 }
 
 impl EmbedRequest {
-    pub fn truncation(&self) -> Truncation {
-        truncation(self.truncate, self.truncation_direction)
+    pub fn truncation(&self, state: &AppState) -> Truncation {
+        truncation(state, self.truncate, self.truncation_direction)
     }
 }
 
 pub(super) fn truncation(
+    state: &AppState,
     enabled: Option<bool>,
     direction: Option<TruncationDirection>,
 ) -> Truncation {
     Truncation {
-        enabled: enabled.unwrap_or(false),
+        enabled: enabled.unwrap_or(state.encoder().limits().auto_truncate),
         direction: direction.unwrap_or_default(),
     }
 }

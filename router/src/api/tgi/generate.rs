@@ -120,8 +120,7 @@ async fn run(
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
     let parameters: GenerateParameters = parameters;
-    let parameters =
-        parameters.translate(wants_details || best_of > 1, &state.config().model_id)?;
+    let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
     account.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
     let prompt = Prompt::Text {
@@ -224,10 +223,10 @@ async fn collect(
                 prefill = prompt_ids
                     .iter()
                     .zip(logprobs)
-                    .map(|(&id, logprob)| PrefillToken {
+                    .map(|(&id, known)| PrefillToken {
                         id,
                         text: own_text(tokenizer, id),
-                        logprob,
+                        logprob: known.logprob,
                     })
                     .collect();
             }

@@ -69,7 +69,7 @@ pub(super) async fn stream_response(
     let wants_details = parameters.details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
-    let parameters = parameters.translate(true, &state.config().model_id)?;
+    let parameters = parameters.translate(true, state.served_name())?;
     account.prompt_chars = inputs.chars().count();
     let text = if full_text {
         inputs.clone()

@@ -258,6 +258,7 @@ impl GenerateParameters {
             logprobs,
             top_n_tokens: self.top_n_tokens.unwrap_or(0),
             prompt_logprobs: self.decoder_input_details.unwrap_or(false),
+            prompt_top_n: 0,
             cache_salt: self.cache_salt,
             // As text-generation-inference, which takes nothing of how to sample from the model's files.
             default_max_new_tokens: None,

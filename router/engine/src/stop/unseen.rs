@@ -1,0 +1,312 @@
+//! Stop strings that name special tokens, found in a text that leaves such tokens out.
+
+use std::ops::Range;
+
+use super::{Shown, StopMatcher};
+
+/// Parts of a text that are not shown, and which stop strings name one of them.
+#[derive(Debug, Default)]
+pub(super) struct Unseen {
+    /// In bytes, ascending.
+    parts: Vec<Range<usize>>,
+    /// By the index of the stop string: whether it names a special token that was generated.
+    named_by: Vec<bool>,
+}
+
+impl Unseen {
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    pub fn num_bytes(&self) -> usize {
+        self.parts.iter().map(Range::len).sum()
+    }
+
+    /// The bytes of `range` that are shown.
+    pub fn cut_out(&self, text: &str, range: Range<usize>) -> String {
+        let mut shown = String::new();
+        let mut at = range.start;
+        for part in &self.parts {
+            let part = part.start.clamp(at, range.end)..part.end.clamp(at, range.end);
+            shown.push_str(&text[at..part.start]);
+            at = part.end;
+        }
+        shown.push_str(&text[at..range.end.max(at)]);
+        shown
+    }
+
+    /// Where each shown byte of a text stands, and at the end the text's length.
+    fn places(&self, len: usize) -> Vec<usize> {
+        let is_unseen = |at: &usize| self.parts.iter().any(|part| part.contains(at));
+        let mut places: Vec<usize> = (0..len).filter(|at| !is_unseen(at)).collect();
+        places.push(len);
+        places
+    }
+
+    fn names(&self, stop: usize) -> bool {
+        self.named_by.get(stop).copied().unwrap_or(false)
+    }
+
+    /// The first `bytes` bytes of the text have gone.
+    fn drop_front(&mut self, bytes: usize) {
+        self.parts.retain(|part| part.start >= bytes);
+        for part in &mut self.parts {
+            *part = part.start - bytes..part.end - bytes;
+        }
+    }
+}
+
+/// A stop string that was found.
+struct Found {
+    range: Range<usize>,
+    stop: usize,
+}
+
+impl StopMatcher {
+    /// Takes the text of a special token that is not shown.
+    pub fn push_unseen(&mut self, text: &str) -> Shown {
+        let names = self.stops.iter().map(|stop| stop.contains(text));
+        let names: Vec<bool> = names.collect();
+        if text.is_empty() || names.is_empty() {
+            return Shown {
+                text: String::new(),
+                stopped: None,
+            };
+        }
+        self.unseen.named_by.resize(names.len(), false);
+        for (known, named) in self.unseen.named_by.iter_mut().zip(names) {
+            *known |= named;
+        }
+        let shown_bytes = self.tail.len();
+        self.tail.push_str(text);
+        self.unseen.parts.push(shown_bytes..self.tail.len());
+        self.look_with_unseen(shown_bytes)
+    }
+
+    /// Looks for stop strings in a tail that has unseen parts. `new_from`: where what was not there before begins.
+    pub(super) fn look_with_unseen(&mut self, new_from: usize) -> Shown {
+        let places = self.unseen.places(self.tail.len());
+        let shown = self.unseen.cut_out(&self.tail, 0..self.tail.len());
+        if let Some(Found { range, stop }) = self.find_with_unseen(&shown, &places, new_from) {
+            let shown = if self.include_in_output {
+                new_from.min(range.end)..range.end
+            } else {
+                0..range.start
+            };
+            let text = self.unseen.cut_out(&self.tail, shown);
+            self.tail.clear();
+            self.unseen = Unseen::default();
+            return Shown {
+                text,
+                stopped: self.stops.get(stop).cloned(),
+            };
+        }
+        let keep_from = if self.include_in_output {
+            let most = self.longest_bytes.saturating_sub(1);
+            let at = (shown.len()).saturating_sub(most);
+            let at = super::ceil_char_boundary(&shown, at);
+            places.get(at).map_or(0, |at| self.before_unseen(*at))
+        } else {
+            self.beginning_with_unseen(&shown, &places)
+        };
+        let ready = if self.include_in_output {
+            new_from..self.tail.len()
+        } else {
+            0..keep_from
+        };
+        let text = self.unseen.cut_out(&self.tail, ready);
+        self.tail.drain(..keep_from);
+        self.unseen.drop_front(keep_from);
+        self.forget_unseen();
+        Shown {
+            text,
+            stopped: None,
+        }
+    }
+
+    /// What ends in the new part: one that seems to end before it is there only because unseen parts were forgotten.
+    fn find_with_unseen(&self, shown: &str, places: &[usize], new_from: usize) -> Option<Found> {
+        let found = self.stops.iter().enumerate().filter_map(|(index, stop)| {
+            let range = if self.unseen.names(index) {
+                let from = (new_from + 1).saturating_sub(stop.len());
+                let from = super::ceil_char_boundary(&self.tail, from);
+                let start = from + self.tail[from..].find(stop.as_str())?;
+                start..start + stop.len()
+            } else {
+                let start = shown.find(stop.as_str())?;
+                *places.get(start)?..*places.get(start + stop.len() - 1)? + 1
+            };
+            Some(Found { range, stop: index })
+        });
+        found.min_by_key(|found| (found.range.end, found.range.start))
+    }
+
+    /// Where the end of the tail begins that may be the beginning of a stop string.
+    fn beginning_with_unseen(&self, shown: &str, places: &[usize]) -> usize {
+        let begins = |text: &str, stop: &str| {
+            (text.len().saturating_sub(stop.len().saturating_sub(1))..text.len())
+                .filter(|at| text.is_char_boundary(*at))
+                .find(|at| stop.starts_with(&text[*at..]))
+        };
+        let starts = self.stops.iter().enumerate().filter_map(|(index, stop)| {
+            if self.unseen.names(index) {
+                begins(&self.tail, stop)
+            } else {
+                begins(shown, stop).and_then(|at| places.get(at).copied())
+            }
+        });
+        starts.min().unwrap_or(self.tail.len())
+    }
+
+    /// `at`, or the beginning of the unseen parts that end there.
+    fn before_unseen(&self, mut at: usize) -> usize {
+        for part in self.unseen.parts.iter().rev() {
+            if part.contains(&at) || part.end == at {
+                at = part.start;
+            }
+        }
+        at
+    }
+
+    /// Forgets unseen parts that no stop string can reach back to any more, so that the tail stays short.
+    fn forget_unseen(&mut self) {
+        while let Some(part) = self.unseen.parts.first().cloned()
+            && part.end + self.longest_bytes <= self.tail.len()
+        {
+            self.unseen.parts.remove(0);
+            self.tail.drain(part.clone());
+            for later in &mut self.unseen.parts {
+                *later = later.start - part.len()..later.end - part.len();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What is generated: text, or special tokens that are not shown.
+    const SPECIAL: [&str; 2] = ["<a>", "<b>"];
+
+    fn run(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
+        let stops = stops.iter().map(|stop| stop.to_string()).collect();
+        let mut matcher = StopMatcher::new(stops, include);
+        let mut out = String::new();
+        for piece in pieces {
+            let shown = if SPECIAL.contains(piece) {
+                matcher.push_unseen(piece)
+            } else {
+                matcher.push(piece.to_string())
+            };
+            out.push_str(&shown.text);
+            if shown.stopped.is_some() {
+                return (out, shown.stopped);
+            }
+            assert!(matcher.tail.len() <= 64, "the tail stays short");
+        }
+        out.push_str(&matcher.flush());
+        (out, None)
+    }
+
+    /// The same by definition: after each piece, look through everything.
+    fn by_definition(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
+        let (mut whole, mut shown) = (String::new(), String::new());
+        // Of the shown text, where each byte stands in the whole one.
+        let mut places = Vec::new();
+        let shown_of = |places: &[usize], shown: &str, range: Range<usize>| {
+            let bytes = shown.bytes().zip(places);
+            let bytes = bytes.filter(|(_, at)| range.contains(at));
+            String::from_utf8(bytes.map(|(byte, _)| byte).collect()).unwrap()
+        };
+        for piece in pieces {
+            if !SPECIAL.contains(piece) {
+                shown.push_str(piece);
+                places.extend(whole.len()..whole.len() + piece.len());
+            }
+            whole.push_str(piece);
+            let found = stops.iter().filter_map(|stop| {
+                let range = if SPECIAL.iter().any(|special| stop.contains(special)) {
+                    let start = whole.find(stop)?;
+                    start..start + stop.len()
+                } else {
+                    let start = shown.find(stop)?;
+                    places[start]..places[start + stop.len() - 1] + 1
+                };
+                Some((range.end, range.start, *stop))
+            });
+            if let Some((end, start, stop)) = found.min_by_key(|found| (found.0, found.1)) {
+                let end = if include { end } else { start };
+                return (shown_of(&places, &shown, 0..end), Some(stop.to_string()));
+            }
+        }
+        (shown, None)
+    }
+
+    #[test]
+    fn a_stop_string_that_is_a_special_token_ends_the_text_there() {
+        for include in [false, true] {
+            let got = run(&["<a>"], include, &["hi", "<b>", " you", "<a>", "more"]);
+            assert_eq!(got, ("hi you".into(), Some("<a>".into())));
+        }
+    }
+
+    #[test]
+    fn text_before_and_behind_a_special_token_belongs_to_the_stop_string() {
+        let pieces = ["one us", "er", "<a>", "as", "sistant", "\n"];
+        for (stop, without, with) in [
+            ("user<a>", "one ", "one user"),
+            ("<a>assistant", "one user", "one userassistant"),
+            ("er<a>as", "one us", "one useras"),
+            ("<a>a", "one user", "one usera"),
+        ] {
+            assert_eq!(
+                run(&[stop], false, &pieces),
+                (without.into(), Some(stop.into()))
+            );
+            assert_eq!(
+                run(&[stop], true, &pieces),
+                (with.into(), Some(stop.into()))
+            );
+        }
+    }
+
+    #[test]
+    fn other_stop_strings_are_found_in_what_is_shown() {
+        let pieces = ["a", "<a>", "b", "c"];
+        assert_eq!(run(&["ab"], false, &pieces), ("".into(), Some("ab".into())));
+        assert_eq!(
+            run(&["ab", "<a>x"], false, &pieces),
+            ("".into(), Some("ab".into()))
+        );
+        assert_eq!(run(&["a>b", "<a>x"], false, &pieces), ("abc".into(), None));
+    }
+
+    #[test]
+    fn many_special_tokens_do_not_pile_up() {
+        let pieces: Vec<&str> = ["a"]
+            .into_iter()
+            .chain(std::iter::repeat_n("<a>", 200))
+            .chain(["b"])
+            .collect();
+        for include in [false, true] {
+            assert_eq!(run(&["<a>x", "ac"], include, &pieces), ("ab".into(), None));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_and_shown_is_what_the_definition_says(
+            pieces in prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "<a>", "<b>"]), 0..16),
+            stops in prop::collection::vec(
+                prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "<a>", "<b>"]), 1..4), 1..4),
+            include: bool,
+        ) {
+            let stops: Vec<String> = stops.iter().map(|parts| parts.concat()).collect();
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            prop_assert_eq!(run(&stops, include, &pieces), by_definition(&stops, include, &pieces));
+        }
+    }
+}

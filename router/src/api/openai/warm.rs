@@ -1,0 +1,58 @@
+//! `POST /load_model`: what the chat of Transformers' command line asks before its first message.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+use utoipa::ToSchema;
+
+use crate::error::Dialect;
+use crate::extract::{ApiJson, Body};
+use crate::state::AppState;
+use crate::unread::Unread;
+
+/// Which model is to be loaded.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct LoadModelRequest {
+    /// Any name, or none: there is one model.
+    pub model: Option<String>,
+}
+
+impl Body for LoadModelRequest {
+    const UNREAD: &'static [Unread] = &[];
+}
+
+/// Tell that the model is loaded
+///
+/// The answer is one server-sent event, `data: {"status": "ready", …}`.
+#[utoipa::path(
+    post,
+    path = "/load_model",
+    tag = "OpenAI",
+    request_body = LoadModelRequest,
+    responses(
+        (status = 200, description = "It is loaded", content_type = "text/event-stream", body = String),
+        (status = 503, description = "Loading, restarting or shutting down"),
+    )
+)]
+pub async fn load_model(
+    State(state): State<AppState>,
+    ApiJson(request): ApiJson<LoadModelRequest>,
+) -> Response {
+    if state.encoder().loaded().is_none()
+        && let Err(error) = state.ready()
+    {
+        return error.into_response(Dialect::OpenAi);
+    }
+    let name = request
+        .model
+        .unwrap_or_else(|| state.served_name().to_owned());
+    let event = json!({"status": "ready", "model": name, "cached": true});
+    let content_type = HeaderValue::from_static("text/event-stream");
+    (
+        [(header::CONTENT_TYPE, content_type)],
+        format!("data: {event}\n\n"),
+    )
+        .into_response()
+}
