@@ -1,7 +1,7 @@
 //! All routes, and what lies around them: API key, CORS, JSON for every refusal, request ids.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
@@ -11,6 +11,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 use crate::api;
 use crate::encoder::{require_encoder, require_generator};
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::keys::require_key;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,6 +38,7 @@ pub fn app(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// Origins have been checked before: an empty list allows any.
 fn cors(origins: &[String]) -> CorsLayer {
     let origins: Vec<HeaderValue> = origins
         .iter()
@@ -53,41 +55,6 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
         .allow_origin(allowed)
-}
-
-/// Everything that is POSTed needs the API key, when there is one.
-async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let Some(key) = &state.config().api_key else {
-        return next.run(request).await;
-    };
-    if request.method() != Method::POST {
-        return next.run(request).await;
-    }
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| bearer_token(value.as_bytes()))
-        .unwrap_or_default();
-    if equal_in_constant_time(given, key.as_bytes()) {
-        return next.run(request).await;
-    }
-    let message = "the API key is missing or wrong; send it as `Authorization: Bearer <key>`";
-    ApiError::new(ErrorKind::Unauthorized, message).into_response(Dialect::of(request.uri().path()))
-}
-
-/// What follows `Bearer`, a word that may be written in any case (RFC 9110, section 11.1).
-fn bearer_token(header: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
-}
-
-/// Takes as long for a nearly right key as for a wrong one.
-fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0, |difference, (x, y)| difference | (x ^ y));
-    a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
 /// Gives the router's own refusals (unknown route, wrong method) a JSON body.
@@ -129,27 +96,4 @@ async fn request_id(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     response.headers_mut().insert(REQUEST_ID, id);
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{bearer_token, equal_in_constant_time};
-
-    #[test]
-    fn only_the_scheme_may_be_written_in_any_case() {
-        for header in [&b"Bearer Key"[..], b"bearer Key", b"BEARER Key"] {
-            assert_eq!(bearer_token(header), Some(&b"Key"[..]));
-        }
-        for header in [&b"Basic Key"[..], b"Bearer", b"Key", b""] {
-            assert_eq!(bearer_token(header), None);
-        }
-    }
-
-    #[test]
-    fn keys_are_compared_whole_and_with_case() {
-        assert!(equal_in_constant_time(b"Key", b"Key"));
-        for wrong in [&b"key"[..], b"Ke", b"Keys", b""] {
-            assert!(!equal_in_constant_time(wrong, b"Key"));
-        }
-    }
 }

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use gridwork_proto::v1::NewSequence;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::backlog::Backlog;
 use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
+use crate::places::Place;
 use crate::request::{
     CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
     GenerationRequest, Timing,
@@ -66,6 +68,10 @@ pub(crate) struct Sequence {
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
     prompt_logprobs: Option<Vec<Option<f32>>>,
     events: EventSender,
+    /// What the client has not taken yet.
+    backlog: Option<Backlog>,
+    /// Free again before the client is told of the end, so that its next request finds a place.
+    place: Option<Place>,
 }
 
 impl Sequence {
@@ -104,9 +110,18 @@ impl Sequence {
             speculation: None,
             prompt_logprobs: request.logprobs.prompt.then(|| vec![None]),
             events,
+            backlog: None,
+            place: None,
             tokens,
             request,
         }
+    }
+
+    /// Holding `place` until it ends, with what its client has not taken counted in `backlog`.
+    pub fn admitted(mut self, place: Place, backlog: Backlog) -> Self {
+        self.place = Some(place);
+        self.backlog = Some(backlog);
+        self
     }
 
     /// With at most so many drafts in a step.
@@ -299,7 +314,7 @@ impl Sequence {
             self.spans.decode();
         }
         if let Some(logprobs) = self.prompt_logprobs.take() {
-            let _ = self.events.send(Ok(Event::PromptLogprobs(logprobs)));
+            self.send(Event::PromptLogprobs(logprobs));
         }
 
         let ended_by_token = self.end_of(id, eos_token_ids);
@@ -328,14 +343,17 @@ impl Sequence {
             num_cached_tokens: self.num_cached as u32,
             timing: self.timing(now),
         });
-        let _ = self.events.send(Ok(Event::Token(GeneratedToken {
+        if finish.is_some() {
+            self.place = None;
+        }
+        self.send(Event::Token(GeneratedToken {
             id,
             text,
             logprob: sampled.logprob.filter(|_| self.request.logprobs.sampled),
             special: vocabulary.is_special(id),
             top: sampled.top,
             finish: finish.clone(),
-        })));
+        }));
         finish
     }
 
@@ -350,8 +368,24 @@ impl Sequence {
         }
     }
 
+    fn send(&self, event: Event) {
+        if let Some(backlog) = &self.backlog {
+            backlog.add(&event);
+        }
+        let _ = self.events.send(Ok(event));
+    }
+
+    /// Why its client is not served any longer, if it has left too much unread.
+    pub fn unread_too_long(&self) -> Option<GenerationError> {
+        let backlog = self.backlog.as_ref()?;
+        backlog.is_too_long().then(|| GenerationError::Unread {
+            bytes: backlog.bytes(),
+        })
+    }
+
     /// Ends the client's stream with an error.
-    pub fn fail(&self, error: GenerationError) {
+    pub fn fail(mut self, error: GenerationError) {
+        self.place = None;
         let _ = self.events.send(Err(error));
     }
 

@@ -66,7 +66,11 @@ async fn answer(
     let shared = request.take_shared();
     state.check_model(shared.model.as_deref())?;
     request.check_supported()?;
-    let num_choices = shared.num_choices(1, state.config().max_concurrent_requests)?;
+    let num_choices = shared.num_choices(
+        1,
+        state.config().max_n,
+        state.config().max_concurrent_requests,
+    )?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;
     let logprobs = logprobs(&request)?;

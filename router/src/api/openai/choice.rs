@@ -1,6 +1,7 @@
 //! One text in the making: the events of a generation, read the way this API shows them.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -9,7 +10,7 @@ use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError
 use super::response::{ChatLogprobs, CompletionLogprobs, FinishReason};
 use super::token_text::TokenTexts;
 
-/// What a completion with `echo` begins with.
+/// What a completion with `echo` begins with. The choices of a prompt share it.
 #[derive(Debug, Clone, Default)]
 pub struct Echo {
     /// The prompt's text.
@@ -29,7 +30,7 @@ pub struct Choice<S = Generation> {
     prompt: usize,
     events: S,
     /// Taken when the text begins.
-    echo: Option<Echo>,
+    echo: Option<Arc<Echo>>,
     /// Only the prompt is wanted: what is generated is not shown.
     echo_only: bool,
     prompt_logprobs: Vec<Option<f32>>,
@@ -48,7 +49,7 @@ pub struct Choice<S = Generation> {
 #[derive(Debug)]
 pub struct Piece {
     /// What the text begins with; in the first piece only.
-    pub echo: Option<Echo>,
+    pub echo: Option<Arc<Echo>>,
     pub prompt_logprobs: Vec<Option<f32>>,
     pub token: GeneratedToken,
     /// Characters of the text before this token; the echo's among them.
@@ -66,7 +67,7 @@ impl Piece {
             String::new()
         };
         match self.echo {
-            Some(echo) => echo.text + &generated,
+            Some(echo) => [echo.text.as_str(), &generated].concat(),
             None => generated,
         }
     }
@@ -97,7 +98,13 @@ impl Piece {
 
 impl<S: Events> Choice<S> {
     /// `prompt`: which one it continues. `echo_only`: show nothing of what is generated.
-    pub fn new(index: u32, prompt: usize, events: S, echo: Option<Echo>, echo_only: bool) -> Self {
+    pub fn new(
+        index: u32,
+        prompt: usize,
+        events: S,
+        echo: Option<Arc<Echo>>,
+        echo_only: bool,
+    ) -> Self {
         Self {
             index,
             prompt,
