@@ -154,16 +154,18 @@ pub struct HttpArgs {
     #[arg(long, short, env = "PORT", default_value_t = 3000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 
-    /// Key that clients must send as `Authorization: Bearer KEY`; prefer the variable, which `ps` does not show
-    #[arg(long, env = "API_KEY", hide_env_values = true, value_name = "KEY", value_parser = parse::secret)]
-    pub api_key: Option<parse::Secret>,
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated; prefer the variable, which `ps` does not show
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY",
+          value_parser = parse::secret)]
+    pub api_key: Vec<parse::Secret>,
 
-    /// Origin allowed to call from a browser; may be repeated [default: any]
+    /// Origin allowed to call from a browser, or * for any; may be repeated [default: any]
     #[arg(
         long,
         env = "CORS_ALLOW_ORIGIN",
         value_delimiter = ',',
-        value_name = "ORIGIN"
+        value_name = "ORIGIN",
+        value_parser = parse::origin
     )]
     pub cors_allow_origin: Vec<String>,
 
@@ -171,6 +173,25 @@ pub struct HttpArgs {
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
+
+    /// Maximum number of connections [default: 4096 or twice --max-concurrent-requests, as open files allow]
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+
+    /// Seconds in which a client must have sent a request; a large body may take a second more for each 8 KiB
+    #[arg(long, env = "CLIENT_READ_TIMEOUT", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_read_timeout: u64,
+
+    /// Seconds without progress after which an answer that a client does not read is given up
+    #[arg(long, env = "CLIENT_WRITE_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_write_timeout: u64,
+
+    /// Seconds that a connection is kept open without a request
+    #[arg(long, env = "CLIENT_IDLE_TIMEOUT", default_value_t = 75, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_idle_timeout: u64,
 
     /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on OpenAI's
     /// routes, 32 on others]
@@ -220,6 +241,20 @@ pub struct LimitArgs {
     /// Longest prompt and answer together, tokens [default: what the model and the cache allow]
     #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_total_tokens: Option<u32>,
+
+    /// Highest `n`
+    #[arg(long, env = "MAX_N", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_n: u32,
+
+    /// Maximum number of bytes that an answer repeats of its prompt (`echo`), over all its choices
+    #[arg(
+        long,
+        env = "MAX_ECHO_BYTES",
+        default_value_t = 16_000_000,
+        value_name = "BYTES"
+    )]
+    pub max_echo_bytes: u64,
 
     /// Highest `best_of`
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
@@ -285,6 +320,11 @@ pub struct BatchingArgs {
           num_args = 0..=1, require_equals = true, hide_possible_values = true, hide_default_value = true,
           value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_prefix_cache: bool,
+
+    /// Share cached prompts only among requests with the same API key [default: true with several keys]
+    #[arg(long, env = "ISOLATE_CACHE_BY_KEY", default_missing_value = "true", num_args = 0..=1, require_equals = true,
+          hide_possible_values = true, value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub isolate_cache_by_key: Option<bool>,
 
     /// Most tokens of a request that are guessed ahead and verified in one step; 0: none
     #[arg(long, env = "SPECULATE", default_value_t = 0, value_name = "N", allow_negative_numbers = true,

@@ -5,6 +5,7 @@ mod cli;
 mod devices;
 mod environment;
 mod error;
+mod files;
 mod logs;
 mod model;
 mod native_types;
@@ -99,6 +100,9 @@ async fn launch(
 ) -> Result<(), LauncherError> {
     for warning in cli.legacy.warnings() {
         log.warn(warning);
+    }
+    if let Err(error) = files::raise_limit() {
+        log.warn(format!("the limit of open files cannot be raised: {error}"));
     }
     let model_id = cli.model.model_id.clone().unwrap_or_default();
     let source = model::locate(&model_id)?;

@@ -183,6 +183,8 @@ impl Settings {
         args.add("--hostname", &http.hostname);
         args.number("--port", http.port);
         args.number("--max-concurrent-requests", limits.max_concurrent_requests);
+        args.number("--max-n", limits.max_n);
+        args.number("--max-echo-bytes", limits.max_echo_bytes);
         args.number("--max-best-of", limits.max_best_of);
         args.number("--max-stop-sequences", limits.max_stop_sequences);
         args.number("--max-top-n-tokens", limits.max_top_n_tokens);
@@ -196,12 +198,20 @@ impl Settings {
         args.number("--max-batch-size", batching.max_batch_size);
         args.number("--block-size", batching.block_size);
         args.flag_if("--disable-prefix-cache", batching.disable_prefix_cache);
+        if let Some(isolate) = batching.isolate_cache_by_key {
+            args.0
+                .push(format!("--isolate-cache-by-key={isolate}").into());
+        }
         args.number("--speculate", batching.speculate);
         args.number("--max-batch-tokens", batching.max_batch_tokens);
         args.number_if("--max-client-batch-size", http.max_client_batch_size);
         args.0
             .push(format!("--auto-truncate={}", http.auto_truncate).into());
         args.number("--payload-limit", http.payload_limit);
+        args.number_if("--max-connections", http.max_connections);
+        args.number("--client-read-timeout", http.client_read_timeout);
+        args.number("--client-write-timeout", http.client_write_timeout);
+        args.number("--client-idle-timeout", http.client_idle_timeout);
         for origin in &http.cors_allow_origin {
             args.add("--cors-allow-origin", origin);
         }
@@ -223,8 +233,9 @@ impl Settings {
         args.add("--otlp-service-name", self.service_name("gridwork.router"));
         args.add("--log-level", value_name(output.log_level));
         let mut env = vec![("COMPUTE_TYPE".to_owned(), self.compute_type.clone())];
-        if let Some(key) = &http.api_key {
-            env.push(("API_KEY".to_owned(), key.0.clone()));
+        if !http.api_key.is_empty() {
+            let keys: Vec<&str> = http.api_key.iter().map(|key| key.0.as_str()).collect();
+            env.push(("API_KEY".to_owned(), keys.join(",")));
         }
         CommandSpec {
             tag: "router".to_owned(),
@@ -237,6 +248,7 @@ impl Settings {
                 "CORS_ALLOW_ORIGIN",
                 "DISABLE_GRAMMAR_SUPPORT",
                 "DISABLE_PREFIX_CACHE",
+                "ISOLATE_CACHE_BY_KEY",
                 "MAX_INPUT_LENGTH",
                 // It fetches nothing.
                 "HF_TOKEN",
@@ -312,14 +324,14 @@ mod tests {
 
     #[test]
     fn the_key_is_in_the_routers_environment_and_nowhere_else() {
-        let settings = settings(&["--api-key", "hush"]);
+        let settings = settings(&["--api-key", "hush", "--api-key", "also,more"]);
         let sockets = Sockets::prepare(None, 2).unwrap();
         let router = settings.router_command(&sockets);
         assert!(!written(&router).contains("hush"));
         assert!(
             router
                 .env
-                .contains(&("API_KEY".to_owned(), "hush".to_owned()))
+                .contains(&("API_KEY".to_owned(), "hush,also,more".to_owned()))
         );
         let shard = settings.shard_command(0, &sockets, &Meeting::Port(1));
         assert!(shard.env_remove.contains(&"API_KEY"));

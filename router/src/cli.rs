@@ -13,7 +13,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
 
-use crate::encoder::{DefaultPrompt, EncoderLimits};
+use crate::connections;
+use crate::encoder::{DefaultPrompt, EncoderLimits, LARGEST_BODIES};
+use crate::keys::ApiKeys;
 use crate::state::Config;
 
 /// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.
@@ -32,9 +34,9 @@ pub struct Cli {
     #[command(flatten)]
     pub output: OutputArgs,
 
-    /// `Authorization: Bearer` that clients must send; by the environment only (`API_KEY`).
+    /// Keys that clients must send, separated by commas; by the environment only (`API_KEY`).
     #[arg(skip)]
-    pub api_key: Option<Secret>,
+    pub api_keys: ApiKeys,
 
     /// What the model runs on, for the `x-compute-type` header; by the environment only (`COMPUTE_TYPE`).
     #[arg(skip = "cpu".to_owned())]
@@ -123,12 +125,13 @@ pub struct HttpArgs {
     #[arg(long, short, env = "PORT", default_value_t = 3000)]
     pub port: u16,
 
-    /// Origin allowed to call from a browser; may be repeated [default: any]
+    /// Origin allowed to call from a browser, or * for any; may be repeated [default: any]
     #[arg(
         long,
         env = "CORS_ALLOW_ORIGIN",
         value_delimiter = ',',
-        value_name = "ORIGIN"
+        value_name = "ORIGIN",
+        value_parser = parse_origin
     )]
     pub cors_allow_origin: Vec<String>,
 
@@ -136,6 +139,25 @@ pub struct HttpArgs {
     #[arg(long, env = "PAYLOAD_LIMIT", default_value_t = 2_000_000, value_name = "BYTES",
           value_parser = clap::value_parser!(u64).range(1..))]
     pub payload_limit: u64,
+
+    /// Maximum number of connections [default: 4096 or twice --max-concurrent-requests, as open files allow]
+    #[arg(long, env = "MAX_CONNECTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+
+    /// Seconds in which a client must have sent a request; a large body may take a second more for each 8 KiB
+    #[arg(long, env = "CLIENT_READ_TIMEOUT", default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_read_timeout: u64,
+
+    /// Seconds without progress after which an answer that a client does not read is given up
+    #[arg(long, env = "CLIENT_WRITE_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_write_timeout: u64,
+
+    /// Seconds that a connection is kept open without a request
+    #[arg(long, env = "CLIENT_IDLE_TIMEOUT", default_value_t = 75, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub client_idle_timeout: u64,
 
     /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on OpenAI's
     /// routes, 32 on others]
@@ -180,7 +202,21 @@ pub struct LimitArgs {
     #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_total_tokens: Option<u32>,
 
-    /// Highest `best_of` and `n`
+    /// Highest `n`
+    #[arg(long, env = "MAX_N", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_n: u32,
+
+    /// Maximum number of bytes that an answer repeats of its prompt (`echo`), over all its choices
+    #[arg(
+        long,
+        env = "MAX_ECHO_BYTES",
+        default_value_t = 16_000_000,
+        value_name = "BYTES"
+    )]
+    pub max_echo_bytes: u64,
+
+    /// Highest `best_of`
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_best_of: u32,
@@ -245,6 +281,11 @@ pub struct BatchingArgs {
           value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
     pub disable_prefix_cache: bool,
 
+    /// Share cached prompts only among requests with the same API key [default: true with several keys]
+    #[arg(long, env = "ISOLATE_CACHE_BY_KEY", default_missing_value = "true", num_args = 0..=1, require_equals = true,
+          hide_possible_values = true, value_name = "BOOL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub isolate_cache_by_key: Option<bool>,
+
     /// Most tokens of a request that are guessed ahead and verified in one step; 0: none
     #[arg(long, env = "SPECULATE", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
           value_parser = clap::value_parser!(u32).range(0..=16))]
@@ -302,16 +343,6 @@ impl LogLevel {
     }
 }
 
-/// A text that must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
 /// Everything that a router is run with.
 #[derive(Debug, Clone)]
 pub struct RouterConfig {
@@ -332,6 +363,9 @@ pub struct RouterConfig {
     pub default_prompt: Option<DefaultPrompt>,
     pub encoder_limits: EncoderLimits,
     pub http: Config,
+    /// `--max-connections`, if it was given.
+    pub max_connections: Option<usize>,
+    pub connections: connections::Limits,
     /// How long running requests may go on once the router is told to end.
     pub graceful_termination_timeout: Duration,
     /// Collector of traces; `None`: nothing is traced.
@@ -372,7 +406,7 @@ impl Cli {
             }
         });
         let mut cli = Self::from_arg_matches(&command.try_get_matches_from(args)?)?;
-        cli.api_key = read_key(api_key).map_err(|message| invalid(&message))?;
+        cli.api_keys = read_keys(api_key).map_err(|message| invalid(&message))?;
         if let Some(text) = compute_type.filter(|text| !text.is_empty()) {
             cli.compute_type = text.to_string_lossy().into_owned();
         }
@@ -403,6 +437,12 @@ impl Cli {
                  must fit into a batch"
             ));
         }
+        if self.batching.isolate_cache_by_key == Some(true) && self.api_keys.is_empty() {
+            return Err(
+                "--isolate-cache-by-key needs API keys to tell requests apart by; give --api-key, or remove it"
+                    .to_owned(),
+            );
+        }
         Ok(())
     }
 
@@ -422,9 +462,10 @@ impl Cli {
             limits,
             batching,
             output,
-            api_key,
+            api_keys,
             compute_type,
         } = self;
+        let payload_limit_bytes = usize::try_from(http.payload_limit).unwrap_or(usize::MAX);
         RouterConfig {
             tokenizer_path: model
                 .tokenizer_path
@@ -456,7 +497,16 @@ impl Cli {
                 max_openai_inputs: http.max_client_batch_size.unwrap_or(DEFAULT_OPENAI_INPUTS)
                     as usize,
                 auto_truncate: http.auto_truncate,
-                workers: limits.validation_workers as usize,
+                max_request_bytes: payload_limit_bytes.saturating_mul(LARGEST_BODIES),
+            },
+            max_connections: http.max_connections.map(|number| number as usize),
+            connections: connections::Limits {
+                max_connections: DEFAULT_CONNECTIONS
+                    .max(limits.max_concurrent_requests.saturating_mul(2))
+                    as usize,
+                read_timeout: Duration::from_secs(http.client_read_timeout),
+                write_timeout: Duration::from_secs(http.client_write_timeout),
+                idle_timeout: Duration::from_secs(http.client_idle_timeout),
             },
             engine: EngineConfig {
                 shard: model.shard_socket,
@@ -482,6 +532,8 @@ impl Cli {
                 model_id: model.model_id,
                 revision: model.revision,
                 max_best_of: limits.max_best_of as usize,
+                max_n: limits.max_n,
+                max_echo_bytes: usize::try_from(limits.max_echo_bytes).unwrap_or(usize::MAX),
                 max_stop_sequences: limits.max_stop_sequences as usize,
                 max_top_n_tokens: limits.max_top_n_tokens,
                 max_input_tokens: limits.max_input_tokens,
@@ -489,9 +541,10 @@ impl Cli {
                     as usize,
                 max_concurrent_requests: limits.max_concurrent_requests as usize,
                 validation_workers: limits.validation_workers as usize,
-                payload_limit_bytes: usize::try_from(http.payload_limit).unwrap_or(usize::MAX),
-                api_key: api_key.map(|key| key.0),
-                cors_allow_origin: http.cors_allow_origin,
+                payload_limit_bytes,
+                isolate_cache_by_key: batching.isolate_cache_by_key.unwrap_or(api_keys.len() > 1),
+                api_keys,
+                cors_allow_origin: allowed_origins(http.cors_allow_origin),
                 compute_type,
             },
             graceful_termination_timeout: Duration::from_secs(http.graceful_termination_timeout),
@@ -509,25 +562,76 @@ const DEFAULT_CLIENT_INPUTS: u32 = 32;
 /// And on OpenAI's routes, as OpenAI has it.
 const DEFAULT_OPENAI_INPUTS: u32 = 2048;
 
+/// `--max-connections` when it is not given, at least.
+const DEFAULT_CONNECTIONS: u32 = 4096;
+
 fn invalid(message: &str) -> clap::Error {
     Cli::command().error(clap::error::ErrorKind::ValueValidation, message)
 }
 
-/// A key must be a text that can stand in a header. Messages do not show it.
-fn read_key(key: Option<OsString>) -> Result<Option<Secret>, String> {
-    let Some(key) = key.filter(|key| !key.is_empty()) else {
-        return Ok(None);
+/// The keys of the variable. One that is set and empty is refused, where an empty variable of another setting counts as not
+/// set: a server that is meant to have a key must not be open.
+fn read_keys(keys: Option<OsString>) -> Result<ApiKeys, String> {
+    let Some(keys) = keys else {
+        return Ok(ApiKeys::default());
     };
-    let key = key
+    let keys = keys
         .into_string()
         .map_err(|_| "API_KEY is not UTF-8".to_owned())?;
-    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(
-            "API_KEY has characters that cannot be sent in a header (only visible ASCII can)"
-                .to_owned(),
-        );
+    ApiKeys::parse(&keys)
+}
+
+/// An origin as browsers send it (RFC 6454, section 6.1): scheme, host and port alone; or `*`.
+fn parse_origin(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_origin = text
+        .split_once("://")
+        .is_some_and(|(scheme, host)| is_scheme(scheme) && is_host_and_port(host));
+    if is_origin || matches!(text, "*" | "null") {
+        return Ok(text.to_owned());
     }
-    Ok(Some(Secret(key)))
+    Err(
+        "an origin is a scheme, a host and maybe a port, without a path, for example https://example.com:8080; * is any"
+            .to_owned(),
+    )
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte)
+        })
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        // A colon of an IPv6 address, which stands in brackets.
+        Some((_, port)) if port.ends_with(']') => (text, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let is_name = |name: &str| {
+        name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._~".contains(&byte)
+        })
+    };
+    let is_host = match host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && is_name(host),
+    };
+    is_host && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// What is left to compare with; nothing where any origin is allowed.
+fn allowed_origins(origins: Vec<String>) -> Vec<String> {
+    if origins.iter().any(|origin| origin == "*") {
+        Vec::new()
+    } else {
+        origins
+    }
 }
 
 fn parse_endpoint(text: &str) -> Result<String, String> {

@@ -29,7 +29,9 @@ fn defaults_are_the_documented_ones() {
     assert!(matches!(config.engine.shard, ShardAddress::Unix(path) if path == *"/s/0"));
     assert_eq!(config.http.payload_limit_bytes, 2_000_000);
     assert_eq!(config.http.compute_type, "cpu");
-    assert_eq!(config.http.api_key, None);
+    assert!(config.http.api_keys.is_empty() && !config.http.isolate_cache_by_key);
+    assert_eq!(config.http.max_n, 128);
+    assert_eq!(config.connections.max_connections, 4096);
     assert_eq!(config.graceful_termination_timeout, Duration::from_secs(90));
 }
 
@@ -84,9 +86,66 @@ fn limits_that_contradict_each_other_are_refused() {
 fn a_key_is_never_shown() {
     let cli = read(&[], Some("hush")).expect("a key");
     assert!(!format!("{cli:?}").contains("hush"));
-    assert_eq!(cli.into_config().http.api_key.as_deref(), Some("hush"));
+    assert_eq!(cli.into_config().http.api_keys.len(), 1);
     assert!(!refusal(&[], Some("hu sh")).contains("hu sh"));
-    assert_eq!(read(&[], Some("")).expect("no key").api_key, None);
+}
+
+#[test]
+fn an_empty_key_does_not_open_the_server() {
+    for key in ["", ",", "a,", ",a", "a,,b"] {
+        assert!(refusal(&[], Some(key)).contains("empty key"), "{key}");
+    }
+}
+
+#[test]
+fn several_keys_keep_their_cached_prompts_apart_unless_told_otherwise() {
+    let isolated = |args: &[&str], key| {
+        let cli = read(args, key).expect("a command line");
+        cli.into_config().http.isolate_cache_by_key
+    };
+    assert!(isolated(&[], Some("a,b")));
+    assert!(!isolated(&[], Some("a")) && !isolated(&[], Some("a,a")) && !isolated(&[], None));
+    assert!(isolated(&["--isolate-cache-by-key"], Some("a")));
+    assert!(!isolated(&["--isolate-cache-by-key=false"], Some("a,b")));
+    assert!(refusal(&["--isolate-cache-by-key"], None).contains("--isolate-cache-by-key"));
+}
+
+#[test]
+fn origins_that_no_browser_sends_are_refused_by_name() {
+    for origin in [
+        "",
+        "example.com",
+        "https://",
+        "https://a/",
+        "https://a/b",
+        "https://a?b",
+        "https://*.a",
+        "https://A",
+        "HTTPS://a",
+        "https://u@a",
+        "https://a:b",
+        "https://a:",
+        "https://a:70000",
+        "https://a b",
+        "https://\u{e9}",
+        "**",
+    ] {
+        let message = refusal(&["--cors-allow-origin", origin], None);
+        assert!(message.contains("--cors-allow-origin"), "{message}");
+    }
+    for origin in [
+        "https://a",
+        "http://localhost:3000",
+        "http://127.0.0.1",
+        "http://[::1]:80",
+        "chrome-extension://abc",
+        "null",
+    ] {
+        let cli = read(&["--cors-allow-origin", origin], None).expect(origin);
+        assert_eq!(cli.into_config().http.cors_allow_origin, [origin]);
+    }
+    let cli = read(&["--cors-allow-origin", "https://a,*"], None).expect("any");
+    assert!(cli.into_config().http.cors_allow_origin.is_empty());
 }
 
 #[test]

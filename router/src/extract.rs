@@ -1,5 +1,6 @@
 //! Request bodies: JSON or a refusal that says what is wrong with it, in the path's dialect.
 
+use std::error::Error;
 use std::marker::PhantomData;
 
 use axum::body::Bytes;
@@ -12,12 +13,14 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::body_encoding;
+use crate::connections::BodyError;
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::intake::FREE_BYTES;
 use crate::state::AppState;
 use crate::unread::{self, Unread};
 
 /// What a body may be parsed as.
-pub trait Body: DeserializeOwned {
+pub trait Body: DeserializeOwned + Send + 'static {
     /// Fields beside those of the type that are refused rather than ignored.
     const UNREAD: &'static [Unread];
 }
@@ -30,12 +33,29 @@ impl<T: Body> FromRequest<AppState> for ApiJson<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Response> {
         let dialect = Dialect::of(request.uri().path());
-        read(request, state.config().payload_limit_bytes)
+        receive(request, state)
             .await
-            .and_then(|body| parse(&body))
             .map(ApiJson)
             .map_err(|error| error.into_response(dialect))
     }
+}
+
+async fn receive<T: Body>(request: Request, state: &AppState) -> Result<T, ApiError> {
+    let body = read(request, state.config().payload_limit_bytes).await?;
+    off_the_serving_threads(body, state, |body| parse(body)).await?
+}
+
+/// Reads `body` with `parse`; a large one where it keeps no connection waiting.
+pub(crate) async fn off_the_serving_threads<T: Send + 'static>(
+    body: Bytes,
+    state: &AppState,
+    parse: impl FnOnce(&Bytes) -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= FREE_BYTES {
+        return Ok(parse(&body));
+    }
+    let parsing = state.workers().run(body.len(), move || parse(&body));
+    Ok(parsing.await?)
 }
 
 /// The bytes of a body that says it is JSON, at most `limit_bytes` of them.
@@ -46,22 +66,41 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
             "the Content-Type header must be `application/json`",
         ));
     }
+    let too_large = || {
+        ApiError::new(
+            ErrorKind::PayloadTooLarge,
+            format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
+        )
+    };
+    // What says that it is too large is not read at all.
+    if http_body::Body::size_hint(request.body()).lower() > limit_bytes as u64 {
+        return Err(too_large());
+    }
     match Limited::new(request.into_body(), limit_bytes)
         .collect()
         .await
     {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::new(
-            ErrorKind::PayloadTooLarge,
-            format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
-        )),
-        Err(error) => Err(
-            body_encoding::refusal(&*error, limit_bytes).unwrap_or_else(|| {
-                ApiError::new(
-                    ErrorKind::InvalidJson,
-                    format!("the body ended early: {error}"),
-                )
-            }),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(body_encoding::refusal(&*error, limit_bytes)
+            .unwrap_or_else(|| not_received(error.as_ref()))),
+    }
+}
+
+/// The refusal of a body that did not come.
+fn not_received(error: &(dyn Error + 'static)) -> ApiError {
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    match causes.find_map(|cause| cause.downcast_ref::<BodyError>()) {
+        Some(slow @ BodyError::TooSlow { .. }) => {
+            ApiError::new(ErrorKind::RequestTimeout, slow.to_string())
+        }
+        Some(busy @ BodyError::Busy) => ApiError {
+            retry_after_s: Some(1),
+            ..ApiError::new(ErrorKind::Overloaded, busy.to_string())
+        },
+        Some(BodyError::Broken(_)) | None => ApiError::new(
+            ErrorKind::InvalidJson,
+            format!("the body ended early: {error}"),
         ),
     }
 }

@@ -7,12 +7,16 @@ mod body_encoding;
 mod bounds;
 pub mod chat_template;
 pub mod cli;
+pub mod connections;
 mod credentials;
 pub mod encoder;
 pub mod error;
 pub mod extract;
 pub mod generation_defaults;
 pub mod headers;
+pub mod intake;
+mod json_stream;
+pub mod keys;
 pub mod logs;
 pub mod metrics;
 pub mod openapi;
@@ -23,13 +27,16 @@ pub mod state;
 pub mod supervision;
 pub mod telemetry;
 mod text_encoder;
+mod token_bytes;
 mod tokenizer_file;
+pub mod tokenizer_regex;
 mod unread;
 pub mod validation;
 pub mod vocabulary;
+pub mod workers;
 
-use std::future::{Future, IntoFuture};
-use std::path::PathBuf;
+use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
@@ -40,10 +47,13 @@ use tokio::sync::oneshot;
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
+use crate::intake::Intake;
 use crate::state::AppState;
 use crate::supervision::Supervision;
 use crate::text_encoder::TextEncoder;
+use crate::tokenizer_regex::SlowRegexes;
 use crate::validation::{ValidationLimits, Validator};
+use crate::workers::Workers;
 
 /// Why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +62,14 @@ pub enum RouterError {
     NoTokenizer(PathBuf),
     #[error("{} cannot be read: {cause}; download it again", .path.display())]
     BadTokenizer { path: PathBuf, cause: String },
+    #[error(
+        "{}: the regular expression `{pattern}` of {place} takes exponentially many steps for some texts, so that one request could keep a thread busy for ever; give --tokenizer-path a tokenizer without it", .path.display()
+    )]
+    ExponentialRegex {
+        path: PathBuf,
+        pattern: String,
+        place: String,
+    },
     #[error(transparent)]
     Start(#[from] StartError),
     #[error("{0}")]
@@ -76,7 +94,7 @@ pub async fn run(
             RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
         })?;
     }
-    let (tokenizer, chat_template) = tokio::select! {
+    let (tokenizer, slow_regexes, chat_template) = tokio::select! {
         loaded = load_tokenizer(&config) => loaded?,
         () = &mut shutdown => return Ok(()),
     };
@@ -87,6 +105,7 @@ pub async fn run(
         }
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
+    let workers = Workers::new(config.http.validation_workers);
     let more_eos = tokenizer_file::eos_token_id(&config.tokenizer_path, &tokenizer);
     let engine_config = EngineConfig {
         more_eos_token_ids: more_eos.into_iter().collect(),
@@ -102,8 +121,10 @@ pub async fn run(
     let encoder = EncoderService::new(
         Encoder::start(config.encoder.clone()),
         tokenizer.clone(),
+        slow_regexes.clone(),
         files,
         config.encoder_limits,
+        workers.clone(),
     );
     supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
     let limits = ValidationLimits {
@@ -120,12 +141,13 @@ pub async fn run(
             texts: tokenizer.clone(),
         }
     } else {
-        TextEncoder::Local(tokenizer.clone())
+        TextEncoder::local(tokenizer.clone(), slow_regexes.clone())
     };
-    let validator = Validator::new(text_encoder, limits, config.http.validation_workers);
+    let validator = Validator::new(text_encoder, limits, workers.clone());
     let state = AppState::new(
         engine.clone(),
         validator,
+        workers,
         tokenizer,
         config.http.clone(),
         chat_template,
@@ -136,12 +158,15 @@ pub async fn run(
     let served = state.clone();
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = axum::serve(listener.tap_nodelay(), server::app(state)).with_graceful_shutdown(
+    let mut server = tokio::spawn(connections::serve(
+        listener,
+        server::app(state),
+        config.connections,
+        Intake::new(config.http.payload_limit_bytes),
         async move {
             let _ = stopped.await;
         },
-    );
-    let mut server = tokio::spawn(server.into_future());
+    ));
     let ended = |ended: Result<std::io::Result<()>, tokio::task::JoinError>| {
         ended
             .map_err(|error| RouterError::Internal(error.to_string()))?
@@ -163,8 +188,8 @@ pub async fn run(
     let finished = async {
         tokio::join!(engine.drain(), served.encoder().handle().drain());
         let _ = stop.send(());
-        // Connections that are kept alive without a request would hold the server up for nothing.
-        let _ = tokio::time::timeout(LAST_BYTES, &mut server).await;
+        // The last bytes of the last answers: a client that reads slowly gets them too.
+        let _ = (&mut server).await;
     };
     if tokio::time::timeout(grace, finished).await.is_err() {
         tracing::warn!(
@@ -195,10 +220,11 @@ async fn until_ready(state: &AppState) -> Result<String, StartError> {
     }
 }
 
-/// How long the last bytes of the last answers may take to leave once the engine is idle.
-const LAST_BYTES: std::time::Duration = std::time::Duration::from_secs(1);
-
-type LoadedTokenizer = (Arc<Tokenizer>, Result<ChatTemplate, ChatTemplateError>);
+type LoadedTokenizer = (
+    Arc<Tokenizer>,
+    SlowRegexes,
+    Result<ChatTemplate, ChatTemplateError>,
+);
 
 /// Reads tokenizer and chat template, off the threads that serve connections.
 async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, RouterError> {
@@ -208,8 +234,10 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
     );
     tokio::task::spawn_blocking(move || {
         let tokenizer = tokenizer_file::read(&folder)?;
+        let slow_regexes = read_slow_regexes(&folder)?;
         Ok((
             Arc::new(tokenizer),
+            slow_regexes,
             ChatTemplate::load(&folder, tokenizer_config.as_deref()),
         ))
     })
@@ -217,21 +245,11 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
     .map_err(|error| RouterError::Internal(error.to_string()))?
 }
 
-/// Small writes leave at once: a token must not wait for the next one.
-trait NoDelay {
-    type Listener;
-    fn tap_nodelay(self) -> Self::Listener;
-}
-
-impl NoDelay for TcpListener {
-    type Listener = axum::serve::TapIo<TcpListener, fn(&mut tokio::net::TcpStream)>;
-
-    fn tap_nodelay(self) -> Self::Listener {
-        fn no_delay(stream: &mut tokio::net::TcpStream) {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!("TCP_NODELAY cannot be set: {error}");
-            }
-        }
-        axum::serve::ListenerExt::tap_io(self, no_delay as fn(&mut tokio::net::TcpStream))
-    }
+fn read_slow_regexes(folder: &Path) -> Result<SlowRegexes, RouterError> {
+    let path = folder.join("tokenizer.json");
+    SlowRegexes::read(&path).map_err(|found| RouterError::ExponentialRegex {
+        path,
+        pattern: found.pattern,
+        place: found.place,
+    })
 }

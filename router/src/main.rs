@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use gridwork_router::cli::Cli;
+use gridwork_router::connections;
 use gridwork_router::logs;
 use gridwork_router::telemetry::Telemetry;
 use tokio::net::TcpListener;
@@ -48,7 +49,13 @@ fn failure(message: &str) -> ExitCode {
 /// Runs the router. The error is for the user.
 async fn serve(cli: Cli) -> Result<(), String> {
     let address = cli.listen_address();
-    let config = cli.into_config();
+    let mut config = cli.into_config();
+    let file_limit = connections::files::raise_limit();
+    config.connections.max_connections = connections::files::max_connections(
+        config.max_connections,
+        config.connections.max_connections,
+        file_limit,
+    )?;
     let telemetry = match &config.otlp_endpoint {
         None => None,
         Some(endpoint) => Some(

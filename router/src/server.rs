@@ -1,7 +1,7 @@
 //! All routes, and what lies around them: API key, CORS, JSON for every refusal, request ids.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
@@ -13,6 +13,7 @@ use crate::body_encoding;
 use crate::credentials;
 use crate::encoder::{require_encoder, require_generator};
 use crate::error::{ApiError, Dialect, ErrorKind, openai_route};
+use crate::keys::require_key;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,6 +42,7 @@ pub fn app(state: AppState) -> Router {
         .with_state(state)
 }
 
+/// Origins have been checked before: an empty list allows any.
 fn cors(origins: &[String]) -> CorsLayer {
     let origins: Vec<HeaderValue> = origins
         .iter()
@@ -57,35 +59,6 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
         .allow_origin(allowed)
-}
-
-/// Everything that is POSTed needs the API key, when there is one.
-async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let Some(key) = &state.config().api_key else {
-        return next.run(request).await;
-    };
-    if request.method() != Method::POST {
-        return next.run(request).await;
-    }
-    if credentials::keys(request.headers())
-        .any(|given| equal_in_constant_time(given, key.as_bytes()))
-    {
-        return next.run(request).await;
-    }
-    let message = format!(
-        "the API key is missing or wrong; {}",
-        credentials::HOW_TO_SEND
-    );
-    ApiError::new(ErrorKind::Unauthorized, message).into_response(Dialect::of(request.uri().path()))
-}
-
-/// Takes as long for a nearly right key as for a wrong one.
-fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
-    let difference = a
-        .iter()
-        .zip(b)
-        .fold(0, |difference, (x, y)| difference | (x ^ y));
-    a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
 /// Gives the router's own refusals (unknown route, wrong method) a JSON body.
@@ -139,7 +112,7 @@ async fn request_id(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::{equal_in_constant_time, no_route};
+    use super::no_route;
 
     #[test]
     fn a_base_url_that_is_wrong_is_told_the_right_one() {
@@ -148,14 +121,6 @@ mod tests {
         }
         for path in ["/v1/responses", "/generat"] {
             assert!(no_route(path).ends_with("see /docs"), "{path}");
-        }
-    }
-
-    #[test]
-    fn keys_are_compared_whole_and_with_case() {
-        assert!(equal_in_constant_time(b"Key", b"Key"));
-        for wrong in [&b"key"[..], b"Ke", b"Keys", b""] {
-            assert!(!equal_in_constant_time(wrong, b"Key"));
         }
     }
 }

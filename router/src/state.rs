@@ -10,10 +10,12 @@ use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation_defaults::{self, Defaults};
+use crate::keys::{self, ApiKeys};
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::supervision::Supervision;
 use crate::validation::{Valid, Validator};
 use crate::vocabulary::Vocabulary;
+use crate::workers::Workers;
 
 /// The router's own settings, as handlers need them.
 #[derive(Debug, Clone)]
@@ -24,6 +26,10 @@ pub struct Config {
     pub served_names: Vec<String>,
     pub revision: Option<String>,
     pub max_best_of: usize,
+    /// Highest `n`.
+    pub max_n: u32,
+    /// Maximum number of bytes that an answer repeats of its prompt (`echo`), over all its choices.
+    pub max_echo_bytes: usize,
     pub max_stop_sequences: usize,
     pub max_top_n_tokens: u32,
     pub max_input_tokens: Option<u32>,
@@ -31,7 +37,11 @@ pub struct Config {
     pub max_concurrent_requests: usize,
     pub validation_workers: usize,
     pub payload_limit_bytes: usize,
-    pub api_key: Option<String>,
+    /// Keys that are accepted; empty: none is needed.
+    pub api_keys: ApiKeys,
+    /// Whether requests share cached prompts only with those that send the same key.
+    pub isolate_cache_by_key: bool,
+    /// Origins that may call from a browser; empty: any.
     pub cors_allow_origin: Vec<String>,
     /// `x-compute-type` header.
     pub compute_type: String,
@@ -44,6 +54,7 @@ pub struct AppState(Arc<Inner>);
 struct Inner {
     engine: Engine,
     validator: Validator,
+    workers: Workers,
     tokenizer: Arc<Tokenizer>,
     config: Config,
     chat_template: Result<ChatTemplate, ChatTemplateError>,
@@ -53,9 +64,11 @@ struct Inner {
 }
 
 impl AppState {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub fn new(
         engine: Engine,
         validator: Validator,
+        workers: Workers,
         tokenizer: Arc<Tokenizer>,
         config: Config,
         chat_template: Result<ChatTemplate, ChatTemplateError>,
@@ -66,6 +79,7 @@ impl AppState {
         AppState(Arc::new(Inner {
             engine,
             validator,
+            workers,
             tokenizer,
             config,
             chat_template,
@@ -91,6 +105,11 @@ impl AppState {
 
     pub fn validator(&self) -> &Validator {
         &self.0.validator
+    }
+
+    /// The threads that parse, render and tokenize.
+    pub fn workers(&self) -> &Workers {
+        &self.0.workers
     }
 
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
@@ -136,6 +155,8 @@ impl AppState {
         if parameters.takes_model_defaults {
             Defaults::of(&ready.info).fill(&mut parameters);
         }
+        // Before anything is worked on.
+        let place = self.0.engine.reserve()?;
         let mut valid = self
             .0
             .validator
@@ -149,6 +170,10 @@ impl AppState {
             )
             .await?;
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
+        valid.request.place = place.into();
+        if self.config().isolate_cache_by_key {
+            valid.request.namespace.tenant = keys::current_tenant();
+        }
         Ok(valid)
     }
 }

@@ -4,15 +4,22 @@ use std::sync::Arc;
 
 use gridwork_engine::{ShardTokenizer, TokenizeError};
 use tokenizers::Tokenizer;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::openai::TokenTexts;
 use crate::error::{ApiError, ErrorKind};
+use crate::token_bytes::max_bytes_per_token;
+use crate::tokenizer_regex::SlowRegexes;
+use crate::workers::{WorkError, WorkerPermit, run_with};
 
 /// Turns text into tokens. Cheap to clone.
 #[derive(Clone)]
 pub enum TextEncoder {
-    Local(Arc<Tokenizer>),
+    Local {
+        tokenizer: Arc<Tokenizer>,
+        /// Maximum number of bytes of a text that one token stands for, if there is one.
+        max_bytes_per_token: Option<usize>,
+        slow_regexes: SlowRegexes,
+    },
     Shard {
         shard: ShardTokenizer,
         /// Knows the texts of tokens, not the tokens of texts.
@@ -28,14 +35,40 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
 }
 
+impl Encoded {
+    /// Bytes that it takes.
+    pub fn size_bytes(&self) -> usize {
+        size_of_val(self.ids.as_slice()) + size_of_val(self.offsets.as_slice())
+    }
+}
+
 impl TextEncoder {
     /// What a token is called, where the tokenizer knows it.
     pub fn token_text(&self, id: u32) -> Option<String> {
-        let (TextEncoder::Local(tokenizer)
+        let (TextEncoder::Local { tokenizer, .. }
         | TextEncoder::Shard {
             texts: tokenizer, ..
         }) = self;
         tokenizer.id_to_token(id)
+    }
+
+    pub fn local(tokenizer: Arc<Tokenizer>, slow_regexes: SlowRegexes) -> Self {
+        TextEncoder::Local {
+            slow_regexes,
+            max_bytes_per_token: max_bytes_per_token(&tokenizer),
+            tokenizer,
+        }
+    }
+
+    /// Maximum number of bytes of a text that one token stands for; `None` if that is not known.
+    pub fn max_bytes_per_token(&self) -> Option<usize> {
+        match self {
+            TextEncoder::Local {
+                max_bytes_per_token,
+                ..
+            } => *max_bytes_per_token,
+            TextEncoder::Shard { .. } => None,
+        }
     }
 
     /// `field`: the text's name in the request. `permit` is held while it lasts.
@@ -44,22 +77,25 @@ impl TextEncoder {
         text: String,
         add_special_tokens: bool,
         field: &str,
-        permit: OwnedSemaphorePermit,
+        permit: WorkerPermit,
     ) -> Result<Encoded, ApiError> {
         let refused = |cause: &dyn std::fmt::Display| {
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {cause}"))
         };
         match self {
-            TextEncoder::Local(tokenizer) => {
-                let tokenizer = tokenizer.clone();
-                let encoded = tokio::task::spawn_blocking(move || {
-                    let _permit = permit;
+            TextEncoder::Local {
+                tokenizer,
+                slow_regexes,
+                ..
+            } => {
+                let (tokenizer, slow) = (tokenizer.clone(), slow_regexes.clone());
+                let encoding = run_with(permit, move || {
+                    slow.check(&text)?;
                     tokenizer.encode(text, add_special_tokens)
-                })
-                .await
-                .map_err(|error| {
-                    ApiError::new(ErrorKind::Internal, format!("tokenizing failed: {error}"))
-                })?;
+                });
+                let encoded = encoding
+                    .await
+                    .map_err(|error| not_tokenized(error, field))?;
                 let encoding = encoded.map_err(|error| refused(&error))?;
                 Ok(Encoded {
                     ids: encoding.get_ids().to_vec(),
@@ -79,6 +115,24 @@ impl TextEncoder {
                 Ok(Encoded { ids, offsets })
             }
         }
+    }
+}
+
+/// The refusal of a text that a tokenizer has given up on.
+pub(crate) fn not_tokenized(error: WorkError, field: &str) -> ApiError {
+    match error {
+        // Oniguruma counts its steps, and the library that calls it panics at the limit.
+        WorkError::Panicked(message) if message.starts_with("Onig") => ApiError::validation(
+            field,
+            format!(
+                "`{field}` cannot be tokenized: a regular expression in the model's tokenizer.json takes too many \
+                 steps for this text"
+            ),
+        ),
+        WorkError::Panicked(message) => {
+            ApiError::new(ErrorKind::Internal, format!("tokenizing failed: {message}"))
+        }
+        busy @ WorkError::Busy => busy.into(),
     }
 }
 

@@ -1,19 +1,18 @@
 //! Checks a request against every bound and tokenizes it, off the threads that serve connections.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gridwork_engine::{
-    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, StopConditions,
+    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, Reserved, StopConditions,
 };
-use tokio::sync::Semaphore;
 use tracing::Span;
 
 use crate::bounds::{Checked, check};
-use crate::error::{ApiError, ErrorKind};
+use crate::error::ApiError;
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::text_encoder::{Encoded, TextEncoder};
 use crate::vocabulary::Vocabulary;
+use crate::workers::Workers;
 
 /// Bounds that the operator sets.
 #[derive(Debug, Clone, Copy)]
@@ -24,12 +23,21 @@ pub struct ValidationLimits {
     pub max_input_tokens: Option<u32>,
 }
 
+impl ValidationLimits {
+    /// Longest prompt, tokens: at least one is generated.
+    fn max_input_tokens(&self, engine: &Limits) -> usize {
+        let most = engine.max_total_tokens as usize - 1;
+        self.max_input_tokens
+            .map_or(most, |limit| most.min(limit as usize))
+    }
+}
+
 /// Validates requests; cheap to clone.
 #[derive(Clone)]
 pub struct Validator {
     encoder: TextEncoder,
     limits: ValidationLimits,
-    workers: Arc<Semaphore>,
+    workers: Workers,
 }
 
 /// A request that the engine can be given.
@@ -44,12 +52,14 @@ pub struct Valid {
 }
 
 impl Valid {
-    /// The same request `count` times; from the second on with random seeds of their own.
-    pub fn repeat(&self, count: usize) -> Vec<Valid> {
+    /// The same request `count` times; from the second on with random seeds and places of their own.
+    pub fn repeat(&mut self, count: usize) -> Vec<Valid> {
         (0..count)
             .map(|i| {
                 let mut copy = self.clone();
-                if i > 0 && copy.seed.is_some() {
+                if i == 0 {
+                    copy.request.place = std::mem::take(&mut self.request.place);
+                } else if copy.seed.is_some() {
                     // With a seed of the client's own, the further ones follow from it.
                     let seed = self.request.sampling.seed.wrapping_add(i as u64);
                     copy.seed = Some(seed);
@@ -62,12 +72,11 @@ impl Valid {
 }
 
 impl Validator {
-    /// `workers`: how many requests are tokenized at once.
-    pub fn new(encoder: TextEncoder, limits: ValidationLimits, workers: usize) -> Self {
+    pub fn new(encoder: TextEncoder, limits: ValidationLimits, workers: Workers) -> Self {
         Validator {
             encoder,
             limits,
-            workers: Arc::new(Semaphore::new(workers.max(1))),
+            workers,
         }
     }
 
@@ -83,6 +92,9 @@ impl Validator {
     ) -> Result<Valid, ApiError> {
         let started = Instant::now();
         let checked = check(&parameters, &self.limits, names, vocabulary.outputs)?;
+        if parameters.truncate.is_none() {
+            self.check_bytes(&prompt, names, engine)?;
+        }
         let prompt_ids = self.tokenize(prompt, names).await?;
         let valid = fit(
             prompt_ids,
@@ -107,6 +119,29 @@ impl Validator {
         })
     }
 
+    /// Refuses a text that has too many bytes to fit, whatever its tokens are: before it costs anything.
+    fn check_bytes(
+        &self,
+        prompt: &Prompt,
+        names: &FieldNames,
+        engine: &Limits,
+    ) -> Result<(), ApiError> {
+        let (Prompt::Text { text, .. }, Some(bytes_per_token)) =
+            (prompt, self.encoder.max_bytes_per_token())
+        else {
+            return Ok(());
+        };
+        let (field, limit) = (names.prompt, self.limits.max_input_tokens(engine));
+        let fewest_tokens = text.len().div_ceil(bytes_per_token);
+        if fewest_tokens <= limit {
+            return Ok(());
+        }
+        Err(ApiError::too_long(
+            field,
+            format!("`{field}` must have at most {limit} tokens. Given: at least {fewest_tokens}"),
+        ))
+    }
+
     async fn tokenize(&self, prompt: Prompt, names: &FieldNames) -> Result<Vec<u32>, ApiError> {
         match prompt {
             Prompt::Tokens(ids) => Ok(ids),
@@ -128,12 +163,7 @@ impl Validator {
         add_special_tokens: bool,
         field: &str,
     ) -> Result<Encoded, ApiError> {
-        let permit = self
-            .workers
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
+        let permit = self.workers.permit(text.len()).await?;
         self.encoder
             .encode(text, add_special_tokens, field, permit)
             .await
@@ -151,11 +181,7 @@ fn fit(
 ) -> Result<Valid, ApiError> {
     let field = names.prompt;
     let max_total_tokens = engine.max_total_tokens as usize;
-    let max_input_tokens = limits
-        .max_input_tokens
-        .map_or(max_total_tokens - 1, |limit| {
-            (limit as usize).min(max_total_tokens - 1)
-        });
+    let max_input_tokens = limits.max_input_tokens(engine);
     if prompt_ids.is_empty() {
         return Err(ApiError::validation(
             field,
@@ -223,6 +249,7 @@ fn fit(
         },
         skip_special_tokens: parameters.skip_special_tokens,
         queue_timeout: None,
+        place: Reserved::default(),
         span,
     };
     Ok(Valid {

@@ -5,6 +5,8 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 
 use super::*;
+use crate::error::ErrorKind;
+use crate::tokenizer_regex::SlowRegexes;
 
 const VOCAB: u32 = 4;
 const VOCABULARY: Vocabulary = Vocabulary {
@@ -29,7 +31,11 @@ fn validator() -> Validator {
         max_top_n_tokens: 5,
         max_input_tokens: None,
     };
-    Validator::new(TextEncoder::Local(Arc::new(tokenizer)), limits, 1)
+    Validator::new(
+        TextEncoder::local(Arc::new(tokenizer), SlowRegexes::default()),
+        limits,
+        Workers::new(1),
+    )
 }
 
 fn engine_limits() -> Limits {

@@ -89,6 +89,50 @@ pub fn batch_sizes(text: &str) -> Result<String, String> {
     Ok(sizes.join(","))
 }
 
+/// Parses an origin as browsers send it (RFC 6454, section 6.1): scheme, host and port alone; or `*`.
+pub fn origin(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let is_origin = text
+        .split_once("://")
+        .is_some_and(|(scheme, host)| is_scheme(scheme) && is_host_and_port(host));
+    if is_origin || matches!(text, "*" | "null") {
+        return Ok(text.to_owned());
+    }
+    Err(
+        "an origin is a scheme, a host and maybe a port, without a path, for example https://example.com:8080; * is any"
+            .to_owned(),
+    )
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_lowercase())
+        && text.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte)
+        })
+}
+
+fn is_host_and_port(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        // A colon of an IPv6 address, which stands in brackets.
+        Some((_, port)) if port.ends_with(']') => (text, None),
+        Some((host, port)) => (host, Some(port)),
+        None => (text, None),
+    };
+    let is_name = |name: &str| {
+        name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._~".contains(&byte)
+        })
+    };
+    let is_host = match host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && is_name(host),
+    };
+    is_host && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
 /// Accepts `http://…` and `https://…`.
 pub fn url(text: &str) -> Result<String, String> {
     let rest = text
@@ -102,12 +146,13 @@ pub fn url(text: &str) -> Result<String, String> {
 
 /// Parses and validates the command line and the environment.
 ///
-/// Environment variables of ours that are set but empty count as not set (compose files pass them so) and are removed.
+/// Environment variables of ours that are set but empty count as not set (compose files pass them so) and are removed; all
+/// but the key of the API: a server that is meant to have one must not be open.
 /// Ends the process for `--help`, `--version` and wrong values, after saying what was wrong.
 pub fn parse_command_line() -> Cli {
     let command = Cli::command();
     for name in command.get_arguments().filter_map(|arg| arg.get_env()) {
-        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+        if name != "API_KEY" && std::env::var_os(name).is_some_and(|value| value.is_empty()) {
             // SAFETY: called first thing in `main`, before any other thread exists.
             unsafe { std::env::remove_var(name) };
         }

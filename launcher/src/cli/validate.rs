@@ -25,6 +25,7 @@ impl Cli {
         if let Some(reason) = self.legacy.refusal() {
             return Err(reason);
         }
+        self.validate_keys()?;
         self.validate_lengths()?;
         self.validate_shards()?;
         self.validate_compile()?;
@@ -46,6 +47,33 @@ impl Cli {
                 "--tokenizer-config-path: there is no file {}",
                 path.display()
             ));
+        }
+        Ok(())
+    }
+
+    /// Messages show no key.
+    fn validate_keys(&self) -> Result<(), String> {
+        let keys = &self.http.api_key;
+        if keys.iter().any(|key| key.0.is_empty()) {
+            return Err(
+                "--api-key (or the variable API_KEY) is empty, or has an empty key between commas: anybody could send \
+                 that; give a key, or remove it to serve without keys"
+                    .to_owned(),
+            );
+        }
+        let can_be_sent = |key: &str| key.bytes().all(|byte| byte.is_ascii_graphic());
+        if !keys.iter().all(|key| can_be_sent(&key.0)) {
+            return Err(
+                "--api-key (or the variable API_KEY) has characters that cannot be sent in a header (only visible \
+                 ASCII can)"
+                    .to_owned(),
+            );
+        }
+        if self.batching.isolate_cache_by_key == Some(true) && keys.is_empty() {
+            return Err(
+                "--isolate-cache-by-key needs API keys to tell requests apart by: give --api-key, or remove it"
+                    .to_owned(),
+            );
         }
         Ok(())
     }
@@ -275,6 +303,54 @@ mod tests {
         }
         assert!(parse(&[]).unwrap_err().contains("--model-id"));
         assert!(parse(&["--env"]).is_ok());
+    }
+
+    #[test]
+    fn an_empty_key_does_not_open_the_server() {
+        for keys in [
+            &["--api-key", ""][..],
+            &["--api-key="],
+            &["--api-key", "a,"],
+            &["--api-key", "a", "--api-key", ""],
+            &["--api-key", ","],
+        ] {
+            let args = [&["--model-id", "m"], keys].concat();
+            let message = parse(&args).unwrap_err();
+            assert!(message.contains("--api-key"), "{args:?}: {message}");
+        }
+        let message = parse(&["--model-id", "m", "--api-key", "hu sh"]).unwrap_err();
+        assert!(message.contains("visible ASCII") && !message.contains("hu sh"));
+        let cli = parse(&["--model-id", "m", "--api-key", "a,b", "--api-key", "c"]).unwrap();
+        assert_eq!(cli.http.api_key.len(), 3);
+        let message = parse(&["--model-id", "m", "--isolate-cache-by-key"]).unwrap_err();
+        assert!(message.contains("--api-key"), "{message}");
+    }
+
+    #[test]
+    fn origins_that_no_browser_sends_are_refused() {
+        for origin in [
+            "",
+            "example.com",
+            "https://",
+            "https://a/b",
+            "https://A",
+            "https://u@a",
+            "https://a:b",
+            "**",
+        ] {
+            let args = ["--model-id", "m", "--cors-allow-origin", origin];
+            let message = parse(&args).unwrap_err();
+            assert!(message.contains("--cors-allow-origin"), "{message}");
+        }
+        for origin in [
+            "*",
+            "null",
+            "https://a",
+            "http://[::1]:80",
+            "chrome-extension://abc",
+        ] {
+            assert!(parse(&["--model-id", "m", "--cors-allow-origin", origin]).is_ok());
+        }
     }
 
     #[test]

@@ -73,6 +73,7 @@ impl SchedulerBench {
             namespace: CacheNamespace::default(),
             skip_special_tokens: true,
             queue_timeout: None,
+            place: Default::default(),
             span: tracing::Span::none(),
         };
         self.events.push(events);

@@ -2,17 +2,19 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
 use gridwork_proto::v1::{InfoResponse, Task as ServedTask, WarmupRequest, WarmupResponse};
 use tokenizers::Tokenizer;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
+use crate::backlog::{Backlog, Backlogs};
 use crate::detokenizer::Vocabulary;
 use crate::metrics::EngineMetrics;
+use crate::places::{Place, Places};
 use crate::request::{Event, GenerationError, GenerationRequest, SubmitError};
 use crate::scheduler::{Scheduler, SchedulerConfig};
 use crate::sequence::{Sequence, SequenceKey};
@@ -139,17 +141,16 @@ pub struct Engine {
 
 /// What handles, streams and the task share.
 struct Shared {
-    max_concurrent_requests: usize,
+    /// Of requests that are admitted and have not ended.
+    places: Arc<Places>,
+    /// What clients have not taken yet.
+    backlogs: Arc<Backlogs>,
     most_drafts: usize,
     vocabulary: Arc<Vocabulary>,
-    /// Admitted and not yet ended.
-    num_requests: AtomicUsize,
     next_key: AtomicU64,
     draining: AtomicBool,
     healthy: AtomicBool,
     vitals: Arc<Vitals>,
-    /// Notified when `num_requests` reaches zero.
-    idle: Notify,
 }
 
 #[derive(Clone)]
@@ -168,15 +169,14 @@ impl Engine {
     /// Starts the engine's task on the current runtime. It connects to the shard, now and after every loss of it.
     pub fn start(config: EngineConfig, tokenizer: Arc<Tokenizer>) -> Self {
         let shared = Arc::new(Shared {
-            max_concurrent_requests: config.max_concurrent_requests,
+            places: Places::new(config.max_concurrent_requests),
+            backlogs: Arc::default(),
             most_drafts: config.speculate as usize,
             vocabulary: Arc::new(Vocabulary::new(tokenizer)),
-            num_requests: AtomicUsize::new(0),
             next_key: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             healthy: AtomicBool::new(false),
             vitals: Arc::default(),
-            idle: Notify::new(),
         });
         let (commands, incoming) = mpsc::unbounded_channel();
         let (state, watched) = watch::channel(State::Loading);
@@ -234,15 +234,28 @@ impl Engine {
         self.shared.draining.load(Ordering::SeqCst)
     }
 
-    /// Admits a request to the queue, or says at once why not.
-    pub fn submit(&self, request: GenerationRequest) -> Result<Generation, SubmitError> {
+    /// Takes a place for a request that is still to be made, so that work on it is not done in vain.
+    pub fn reserve(&self) -> Result<Place, SubmitError> {
+        if self.is_draining() || self.shared.vitals.given_up().is_some() {
+            return Err(SubmitError::Draining);
+        }
+        self.shared.places.take()
+    }
+
+    /// Admits a request to the queue, or says at once why not. It keeps its place until its generation has ended,
+    /// whether or not its events have been taken.
+    pub fn submit(&self, mut request: GenerationRequest) -> Result<Generation, SubmitError> {
         if self.shared.draining.load(Ordering::SeqCst) || self.shared.vitals.given_up().is_some() {
             return Err(SubmitError::Draining);
         }
         if self.loaded().is_none() {
             return Err(SubmitError::NotReady);
         }
-        let permit = Permit::take(&self.shared)?;
+        let place = match request.place.take() {
+            Some(place) => place,
+            None => self.shared.places.take()?,
+        };
+        let backlog = Backlog::new(&self.shared.backlogs);
         let key = self.shared.next_key.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         let sequence = Sequence::new(
@@ -252,6 +265,7 @@ impl Engine {
             sender,
             Instant::now(),
         )
+        .admitted(place, backlog.clone())
         .speculating(self.shared.most_drafts);
         if self
             .commands
@@ -265,47 +279,14 @@ impl Engine {
             events,
             commands: self.commands.clone(),
             ended: false,
-            _permit: permit,
+            backlog,
         })
     }
 
     /// Admits nothing more and returns when everything admitted has ended.
     pub async fn drain(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
-        loop {
-            let idle = self.shared.idle.notified();
-            if self.shared.num_requests.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            idle.await;
-        }
-    }
-}
-
-/// Place of one request among `max_concurrent_requests`.
-struct Permit(Arc<Shared>);
-
-impl Permit {
-    fn take(shared: &Arc<Shared>) -> Result<Self, SubmitError> {
-        let limit = shared.max_concurrent_requests;
-        shared
-            .num_requests
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |running| {
-                (running < limit).then_some(running + 1)
-            })
-            .map(|_| Permit(shared.clone()))
-            .map_err(|_| SubmitError::Overloaded {
-                limit,
-                retry_after_s: 1,
-            })
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if self.0.num_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_waiters();
-        }
+        self.shared.places.all_free().await;
     }
 }
 
@@ -315,7 +296,7 @@ pub struct Generation {
     events: mpsc::UnboundedReceiver<Result<Event, GenerationError>>,
     commands: mpsc::UnboundedSender<Command>,
     ended: bool,
-    _permit: Permit,
+    backlog: Backlog,
 }
 
 impl Stream for Generation {
@@ -329,6 +310,9 @@ impl Stream for Generation {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(event) => event.unwrap_or(Err(GenerationError::Shutdown)),
         };
+        if let Ok(event) = &event {
+            self.backlog.remove(event);
+        }
         self.ended = match &event {
             Ok(Event::Token(token)) => token.finish.is_some(),
             Ok(Event::PromptLogprobs(_)) => false,

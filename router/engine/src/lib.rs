@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP and of model families. [`Engine::start`] connects to a shard; [`Engine::submit`] admits a
 //! request and returns its stream of [`Event`]s, and dropping that stream frees what the request held.
 
+mod backlog;
 mod batch;
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -12,6 +13,7 @@ pub mod encoder;
 mod engine;
 mod metrics;
 mod pace;
+mod places;
 mod prefix_tree;
 mod queue;
 mod request;
@@ -29,6 +31,7 @@ mod watchdog;
 
 pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready, StartError};
+pub use places::{Place, Reserved};
 pub use request::*;
 pub use shard_client::ShardAddress;
 pub use shard_tokenizer::{ShardTokenizer, TokenizeError};

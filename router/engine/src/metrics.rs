@@ -153,6 +153,7 @@ impl EngineMetrics {
             GenerationError::NanLogits => "nan_logits",
             GenerationError::ShardKiller { .. } => "shard_killer",
             GenerationError::QueueTimeout { .. } => "queue_timeout",
+            GenerationError::Unread { .. } => "unread",
             GenerationError::Shard(_) => "shard",
             GenerationError::Shutdown | GenerationError::GivenUp(_) => "shutdown",
         };

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 pub use gridwork_proto::v1::SamplingParameters;
 
+use crate::places::Reserved;
+
 /// One sequence to generate. The caller has validated it: the prompt is not empty, and prompt plus `max_new_tokens`
 /// fit into [`Limits::max_total_tokens`](crate::Limits).
 #[derive(Debug, Clone)]
@@ -22,6 +24,8 @@ pub struct GenerationRequest {
     pub skip_special_tokens: bool,
     /// How long the request may wait for its first step before it fails; `None`: the engine's own limit.
     pub queue_timeout: Option<Duration>,
+    /// A place that was taken for it; without one it is given a place when it is submitted.
+    pub place: Reserved,
     /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
     pub span: tracing::Span,
 }
@@ -61,6 +65,8 @@ pub struct CacheNamespace {
     pub adapter: Option<String>,
     /// Hash over what the prompt holds besides text, collision-free.
     pub media_hash: Option<[u8; 32]>,
+    /// Whose request it is, where tenants are kept apart.
+    pub tenant: Option<u32>,
     /// The client's own.
     pub salt: Option<String>,
 }
@@ -170,6 +176,8 @@ pub enum GenerationError {
     ShardKiller { deaths: u32 },
     #[error("the request waited longer than {limit_s} s for its first step")]
     QueueTimeout { limit_s: u64 },
+    #[error("the client left {bytes} bytes of its answer unread; read faster, or ask for less")]
+    Unread { bytes: usize },
     #[error("{0}")]
     Shard(String),
     #[error("the server stopped before the request was finished")]

@@ -78,6 +78,7 @@ fn request(prompt: Vec<u32>, max_new_tokens: usize, priority: Priority) -> Gener
         namespace: CacheNamespace::default(),
         skip_special_tokens: true,
         queue_timeout: None,
+        place: Default::default(),
         span: tracing::Span::none(),
     }
 }

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use gridwork_proto::v1::{NewSequence, PromptLogprobs};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::backlog::Backlog;
 use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
+use crate::places::Place;
 use crate::request::{
     CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
     GenerationRequest, PromptLogprob, Timing, TopToken,
@@ -68,6 +70,10 @@ pub(crate) struct Sequence {
     /// Characters decoded so far; counted only for log-probabilities.
     num_decoded_chars: u64,
     events: EventSender,
+    /// What the client has not taken yet.
+    backlog: Option<Backlog>,
+    /// Free again before the client is told of the end, so that its next request finds a place.
+    place: Option<Place>,
 }
 
 impl Sequence {
@@ -110,9 +116,18 @@ impl Sequence {
                 .then(|| vec![PromptLogprob::default()]),
             num_decoded_chars: 0,
             events,
+            backlog: None,
+            place: None,
             tokens,
             request,
         }
+    }
+
+    /// Holding `place` until it ends, with what its client has not taken counted in `backlog`.
+    pub fn admitted(mut self, place: Place, backlog: Backlog) -> Self {
+        self.place = Some(place);
+        self.backlog = Some(backlog);
+        self
     }
 
     /// With at most so many drafts in a step.
@@ -316,7 +331,7 @@ impl Sequence {
             self.spans.decode();
         }
         if let Some(logprobs) = self.prompt_logprobs.take() {
-            let _ = self.events.send(Ok(Event::PromptLogprobs(logprobs)));
+            self.send(Event::PromptLogprobs(logprobs));
         }
 
         let ended_by_token = self.end_of(id, eos_token_ids);
@@ -363,7 +378,10 @@ impl Sequence {
             num_cached_tokens: self.num_cached as u32,
             timing: self.timing(now),
         });
-        let _ = self.events.send(Ok(Event::Token(GeneratedToken {
+        if finish.is_some() {
+            self.place = None;
+        }
+        self.send(Event::Token(GeneratedToken {
             id,
             text,
             offset_chars,
@@ -372,7 +390,7 @@ impl Sequence {
             special: vocabulary.is_special(id),
             top: sampled.top,
             finish: finish.clone(),
-        })));
+        }));
         finish
     }
 
@@ -394,8 +412,24 @@ impl Sequence {
         }
     }
 
+    fn send(&self, event: Event) {
+        if let Some(backlog) = &self.backlog {
+            backlog.add(&event);
+        }
+        let _ = self.events.send(Ok(event));
+    }
+
+    /// Why its client is not served any longer, if it has left too much unread.
+    pub fn unread_too_long(&self) -> Option<GenerationError> {
+        let backlog = self.backlog.as_ref()?;
+        backlog.is_too_long().then(|| GenerationError::Unread {
+            bytes: backlog.bytes(),
+        })
+    }
+
     /// Ends the client's stream with an error.
-    pub fn fail(&self, error: GenerationError) {
+    pub fn fail(mut self, error: GenerationError) {
+        self.place = None;
         let _ = self.events.send(Err(error));
     }
 

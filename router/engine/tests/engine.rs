@@ -194,6 +194,7 @@ fn request(first: u32, max_new_tokens: u32) -> GenerationRequest {
         namespace: CacheNamespace::default(),
         skip_special_tokens: true,
         queue_timeout: None,
+        place: Default::default(),
         span: tracing::Span::none(),
     }
 }

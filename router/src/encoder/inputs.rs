@@ -1,5 +1,7 @@
 //! From an input as a client gives it to a sequence of tokens.
 
+use std::sync::Arc;
+
 use gridwork_engine::EncodeSequence;
 use serde::Deserialize;
 use tokenizers::utils::truncation::{
@@ -9,18 +11,41 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ErrorKind};
+use crate::tokenizer_regex::SlowRegexes;
 use crate::vocabulary::{self, text_of};
 
 /// One thing to be encoded.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     Text(String),
-    Pair(String, String),
+    /// The first text may be that of other inputs too.
+    Pair(Arc<str>, String),
     /// Used as they are, without special tokens around them.
     Tokens(Vec<u32>),
 }
 
 impl Input {
+    /// Refuses texts that a regular expression of the tokenizer takes too long for.
+    pub fn check(&self, slow: &SlowRegexes, field: &str) -> Result<(), ApiError> {
+        let checked = match self {
+            Input::Text(text) => slow.check(text),
+            Input::Pair(first, second) => slow.check(first).and_then(|()| slow.check(second)),
+            Input::Tokens(_) => Ok(()),
+        };
+        checked.map_err(|cause| {
+            ApiError::validation(field, format!("`{field}` cannot be tokenized: {cause}"))
+        })
+    }
+
+    /// Bytes of the texts; of tokens their numbers'.
+    pub fn num_bytes(&self) -> usize {
+        match self {
+            Input::Text(text) => text.len(),
+            Input::Pair(first, second) => first.len() + second.len(),
+            Input::Tokens(ids) => size_of_val(ids.as_slice()),
+        }
+    }
+
     /// Characters of the texts; 0 for tokens.
     pub fn num_chars(&self) -> usize {
         match self {
@@ -107,7 +132,7 @@ impl Preparation {
             Input::Pair(first, second) if first.is_empty() && second.is_empty() => {
                 return Err(empty(self.field));
             }
-            Input::Text(text) => self.texts(tokenizer, text, None, reading)?,
+            Input::Text(text) => self.texts(tokenizer, text.into(), None, reading)?,
             Input::Pair(first, second) => self.texts(tokenizer, first, Some(second), reading)?,
         };
         let length = sequence.token_ids.len();
@@ -166,12 +191,12 @@ impl Preparation {
     fn texts(
         &self,
         tokenizer: &Tokenizer,
-        mut first: String,
+        mut first: Arc<str>,
         second: Option<String>,
         reading: Reading,
     ) -> Result<EncodeSequence, ApiError> {
         if let Some(prompt) = &self.prompt {
-            first.insert_str(0, prompt);
+            first = [prompt.as_str(), &first].concat().into();
         }
         let first = reading.apply(first);
         let second = second.map(|text| reading.apply(text));
@@ -180,8 +205,8 @@ impl Preparation {
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
         };
         let mut encoding = match &second {
-            None => tokenizer.encode(first.as_str(), true),
-            Some(second) => tokenizer.encode((first.as_str(), second.as_str()), true),
+            None => tokenizer.encode(&*first, true),
+            Some(second) => tokenizer.encode((&*first, second.as_str()), true),
         }
         .map_err(failed)?;
         if let Some(direction) = self.cut_at()

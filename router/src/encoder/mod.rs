@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use gridwork_engine::{Encoded, Encoder, Wanted};
 use gridwork_proto::v1::{InfoResponse, Task};
 use tokenizers::Tokenizer;
-use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, ErrorKind};
+use crate::intake;
+use crate::text_encoder::not_tokenized;
+use crate::tokenizer_regex::SlowRegexes;
+use crate::workers::Workers;
 pub use files::{DefaultPrompt, EncoderFiles, Sources};
 pub use inputs::{Input, Preparation, Reading, Truncation, TruncationDirection};
 pub use scores::label_scores;
@@ -33,17 +36,21 @@ pub struct EncoderLimits {
     pub max_openai_inputs: usize,
     /// Whether inputs that are too long are cut when a request does not say.
     pub auto_truncate: bool,
-    /// Requests that are tokenized at once.
-    pub workers: usize,
+    /// Maximum number of bytes to be tokenized for one request.
+    pub max_request_bytes: usize,
 }
+
+/// One request's texts may be so many times the largest body: a query counts for each of its texts.
+pub const LARGEST_BODIES: usize = 4;
 
 /// An encoder as handlers see it. Always there; [`EncoderService::ready`] tells whether the served model is one.
 pub struct EncoderService {
     encoder: Encoder,
     tokenizer: Arc<Tokenizer>,
+    slow_regexes: SlowRegexes,
     files: EncoderFiles,
     limits: EncoderLimits,
-    workers: Arc<Semaphore>,
+    workers: Workers,
 }
 
 /// The results of one request, in the order of its inputs, and what they took.
@@ -74,15 +81,18 @@ impl EncoderService {
     pub fn new(
         encoder: Encoder,
         tokenizer: Arc<Tokenizer>,
+        slow_regexes: SlowRegexes,
         files: EncoderFiles,
         limits: EncoderLimits,
+        workers: Workers,
     ) -> Self {
         EncoderService {
             files,
             encoder,
             tokenizer,
+            slow_regexes,
             limits,
-            workers: Arc::new(Semaphore::new(limits.workers.max(1))),
+            workers,
         }
     }
 
@@ -167,6 +177,21 @@ impl EncoderService {
         Ok(())
     }
 
+    /// Refuses what would take too long to tokenize: a query counts for each of its texts.
+    fn check_bytes(&self, bytes: usize, field: &str) -> Result<(), ApiError> {
+        let limit = self.limits.max_request_bytes;
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(ApiError::validation(
+            field,
+            format!(
+                "`{field}` and what goes with each of them have {bytes} bytes together, and one request may have \
+                 {limit} ({LARGEST_BODIES} times --payload-limit)"
+            ),
+        ))
+    }
+
     /// Tokenizes and checks `inputs`, and computes them. `adapt` may change what is to be computed, once it is tokenized.
     pub async fn encode(
         &self,
@@ -189,39 +214,38 @@ impl EncoderService {
         wanted: Wanted,
         adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
     ) -> Result<Answer, ApiError> {
-        Self::check_number_up_to(most_inputs, inputs.len(), preparation.field)?;
+        let field = preparation.field;
+        Self::check_number_up_to(most_inputs, inputs.len(), field)?;
+        let bytes = inputs.iter().map(Input::num_bytes).sum();
+        self.check_bytes(bytes, field)?;
+        // Before anything is worked on.
+        let place = self.encoder.reserve()?;
         let started = Instant::now();
-        let chars = inputs.iter().map(Input::num_chars).sum();
-        let permit = self
-            .workers
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
-        let tokenizer = self.tokenizer.clone();
+        let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());
         let reading = self.files.reading;
         let excludes_prompt = self.loaded().is_some_and(|info| info.excludes_prompt);
-        let prepared = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
+        let preparing = self.workers.run(bytes, move || {
+            let chars: usize = inputs.iter().map(Input::num_chars).sum();
             let prompt_length = match excludes_prompt {
                 true => preparation.prompt_length(&tokenizer, reading),
                 false => 0,
             };
-            inputs
+            let prepared = inputs
                 .into_iter()
                 .map(|input| {
+                    input.check(&slow, field)?;
                     let is_text = !matches!(input, Input::Tokens(_));
                     let mut sequence = preparation.prepare(&tokenizer, input, reading)?;
                     sequence.prompt_length = if is_text { prompt_length } else { 0 };
                     Ok(sequence)
                 })
-                .collect::<Result<Vec<_>, ApiError>>()
-        })
-        .await
-        .map_err(|error| {
-            ApiError::new(ErrorKind::Internal, format!("tokenizing failed: {error}"))
-        })?;
-        let mut sequences = prepared?;
+                .collect::<Result<Vec<_>, ApiError>>();
+            prepared.map(|sequences| (sequences, chars))
+        });
+        let (mut sequences, chars) = preparing
+            .await
+            .map_err(|error| not_tokenized(error, field))??;
+        intake::release_current();
         sequences.iter_mut().try_for_each(adapt)?;
         let tokenization = started.elapsed();
         metrics::histogram!("gridwork_request_validation_seconds")
@@ -233,7 +257,7 @@ impl EncoderService {
         for &length in &lengths {
             metrics::histogram!("gridwork_request_input_tokens").record(length as f64);
         }
-        let results = self.encoder.encode(sequences, wanted).await?;
+        let results = self.encoder.encode_at(place, sequences, wanted).await?;
         let longest = |time: fn(&Encoded) -> Duration| results.iter().map(time).max();
         let usage = Usage {
             tokens: lengths.iter().sum(),

@@ -6,7 +6,7 @@ mod request;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -15,13 +15,14 @@ use futures::stream::FuturesUnordered;
 use gridwork_proto::v1::shard_client::ShardClient;
 use gridwork_proto::v1::{EncodeResponse, InfoResponse};
 use metrics::{counter, gauge, histogram};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 pub use request::{EncodeError, EncodeSequence, Encoded, Output, Wanted};
 
 use crate::engine::StartError;
+use crate::places::{Place, Places};
 use crate::request::{GenerationError, SubmitError};
 use crate::shard_client::{self, ShardAddress};
 use crate::vitals::Vitals;
@@ -62,14 +63,11 @@ pub struct Encoder {
 }
 
 struct Shared {
-    max_concurrent_requests: usize,
-    /// Admitted and not yet ended.
-    num_requests: AtomicUsize,
+    /// Of requests that are admitted and have not ended.
+    places: Arc<Places>,
     draining: AtomicBool,
     healthy: AtomicBool,
     vitals: Arc<Vitals>,
-    /// Notified when `num_requests` reaches zero.
-    idle: Notify,
 }
 
 #[derive(Clone)]
@@ -83,12 +81,10 @@ impl Encoder {
     /// Starts the encoder's task on the current runtime. It connects to the shard, now and after every loss of it.
     pub fn start(config: EncoderConfig) -> Self {
         let shared = Arc::new(Shared {
-            max_concurrent_requests: config.max_concurrent_requests,
-            num_requests: AtomicUsize::new(0),
+            places: Places::new(config.max_concurrent_requests),
             draining: AtomicBool::new(false),
             healthy: AtomicBool::new(false),
             vitals: Arc::default(),
-            idle: Notify::new(),
         });
         let (incoming, received) = mpsc::unbounded_channel();
         let (state, watched) = watch::channel(State::Loading);
@@ -145,6 +141,17 @@ impl Encoder {
         self.shared.draining.load(Ordering::SeqCst)
     }
 
+    /// Takes a place for a request that is still to be made, so that work on it is not done in vain.
+    pub fn reserve(&self) -> Result<Place, SubmitError> {
+        if self.is_draining() || self.shared.vitals.given_up().is_some() {
+            return Err(SubmitError::Draining);
+        }
+        if self.loaded().is_none() {
+            return Err(SubmitError::NotReady);
+        }
+        self.shared.places.take()
+    }
+
     /// Computes the sequences of one request, in batches with those of others; the results are in their order. Dropping
     /// the future drops what has not been computed yet.
     pub async fn encode(
@@ -152,13 +159,18 @@ impl Encoder {
         sequences: Vec<EncodeSequence>,
         wanted: Wanted,
     ) -> Result<Vec<Encoded>, EncodeError> {
-        if self.is_draining() || self.shared.vitals.given_up().is_some() {
-            return Err(SubmitError::Draining.into());
-        }
-        if self.loaded().is_none() {
-            return Err(SubmitError::NotReady.into());
-        }
-        let _place = Place::take(&self.shared)?;
+        let place = self.reserve()?;
+        self.encode_at(place, sequences, wanted).await
+    }
+
+    /// The same with a place that was taken before.
+    pub async fn encode_at(
+        &self,
+        place: Place,
+        sequences: Vec<EncodeSequence>,
+        wanted: Wanted,
+    ) -> Result<Vec<Encoded>, EncodeError> {
+        let _place = place;
         let since = Instant::now();
         let mut replies = Vec::with_capacity(sequences.len());
         for sequence in sequences {
@@ -182,40 +194,7 @@ impl Encoder {
     /// Admits nothing more and returns when everything admitted has ended.
     pub async fn drain(&self) {
         self.shared.draining.store(true, Ordering::SeqCst);
-        loop {
-            let idle = self.shared.idle.notified();
-            if self.shared.num_requests.load(Ordering::SeqCst) == 0 {
-                return;
-            }
-            idle.await;
-        }
-    }
-}
-
-/// Place of one request among `max_concurrent_requests`.
-struct Place(Arc<Shared>);
-
-impl Place {
-    fn take(shared: &Arc<Shared>) -> Result<Self, SubmitError> {
-        let limit = shared.max_concurrent_requests;
-        shared
-            .num_requests
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |running| {
-                (running < limit).then_some(running + 1)
-            })
-            .map(|_| Place(shared.clone()))
-            .map_err(|_| SubmitError::Overloaded {
-                limit,
-                retry_after_s: 1,
-            })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.0.num_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_waiters();
-        }
+        self.shared.places.all_free().await;
     }
 }
 

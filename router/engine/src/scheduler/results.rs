@@ -137,6 +137,8 @@ impl Scheduler {
         if let Some(finish) = finish {
             self.metrics.finished(&finish);
             self.remove(entry.key);
+        } else if let Some(error) = sequence.unread_too_long() {
+            self.fail(entry.key, error);
         } else if num_taken > 0 && num_known == sequence.num_prompt_tokens {
             self.metrics
                 .first_token(now.duration_since(sequence.submitted));

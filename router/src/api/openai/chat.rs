@@ -72,7 +72,11 @@ async fn answer(
         }
         config.apply(&mut shared)?;
     }
-    let num_choices = shared.num_choices(1, state.config().max_concurrent_requests)?;
+    let num_choices = shared.num_choices(
+        1,
+        state.config().max_n,
+        state.config().max_concurrent_requests,
+    )?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;
     let logprobs = logprobs(&request)?;

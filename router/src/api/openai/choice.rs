@@ -10,7 +10,7 @@ use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError
 use super::response::{ChatLogprobs, CompletionLogprobs, FinishReason};
 use super::token_text::TokenTexts;
 
-/// What a completion with `echo` begins with.
+/// What a completion with `echo` begins with. The choices of a prompt share it.
 #[derive(Debug, Clone, Default)]
 pub struct Echo {
     /// The prompt's text.

@@ -63,7 +63,11 @@ async fn answer(
     request.check_supported(state.config().max_client_batch_size)?;
     let echo = request.echo.unwrap_or(false);
     let prompts: Vec<_> = request.prompt.into_prompts();
-    let num_choices = shared.num_choices(prompts.len(), state.config().max_concurrent_requests)?;
+    let num_choices = shared.num_choices(
+        prompts.len(),
+        state.config().max_n,
+        state.config().max_concurrent_requests,
+    )?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;
     let add_special_tokens = request.add_special_tokens.unwrap_or(true);

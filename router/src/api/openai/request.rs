@@ -89,17 +89,19 @@ pub struct Shared {
     pub cache_salt: Option<String>,
 }
 
-/// Most texts for one prompt.
-const MAX_CHOICES: u32 = 128;
-
 impl Shared {
     /// Texts to generate for each prompt. `num_prompts` of them must be able to run at all beside each other.
-    pub fn num_choices(&self, num_prompts: usize, max_concurrent: usize) -> Result<u32, ApiError> {
+    pub fn num_choices(
+        &self,
+        num_prompts: usize,
+        max_n: u32,
+        max_concurrent: usize,
+    ) -> Result<u32, ApiError> {
         let n = self.n.unwrap_or(1);
-        if !(1..=MAX_CHOICES).contains(&n) {
+        if !(1..=max_n).contains(&n) {
             return Err(ApiError::validation(
                 "n",
-                format!("`n` must be >= 1 and <= {MAX_CHOICES}. Given: {n}"),
+                format!("`n` must be >= 1 and <= {max_n} (--max-n). Given: {n}"),
             ));
         }
         if (n as usize).saturating_mul(num_prompts) > max_concurrent {
@@ -345,14 +347,16 @@ mod tests {
             n,
             ..Shared::default()
         };
-        assert_eq!(shared(None).num_choices(1, 1).unwrap(), 1);
-        assert_eq!(shared(Some(4)).num_choices(2, 8).unwrap(), 4);
+        assert_eq!(shared(None).num_choices(1, 128, 1).unwrap(), 1);
+        assert_eq!(shared(Some(4)).num_choices(2, 128, 8).unwrap(), 4);
         for (n, prompts) in [(0, 1), (129, 1), (5, 2)] {
             assert_eq!(
-                field(shared(Some(n)).num_choices(prompts, 8)).as_deref(),
+                field(shared(Some(n)).num_choices(prompts, 128, 8)).as_deref(),
                 Some("n")
             );
         }
+        let error = shared(Some(3)).num_choices(1, 2, 8).unwrap_err();
+        assert!(error.message.contains("--max-n"), "{error}");
     }
 
     #[test]

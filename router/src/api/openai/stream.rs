@@ -50,6 +50,8 @@ pub struct AnswerStream<S = Generation> {
     finishes: Vec<Finish>,
     on_end: Option<OnEnd>,
     ended: bool,
+    /// The choice that the next frame begins with.
+    next: usize,
 }
 
 /// Enough for one frame: what is ready beyond it goes into the next.
@@ -73,6 +75,7 @@ impl<S: Events> AnswerStream<S> {
             finishes: Vec::new(),
             on_end: Some(on_end),
             ended: false,
+            next: 0,
         }
     }
 
@@ -81,8 +84,15 @@ impl<S: Events> AnswerStream<S> {
         let mut ready = true;
         // Round after round, so that choices interleave as their tokens come.
         while ready && !self.ended && out.len() < FRAME_BYTES {
-            ready = false;
-            for position in 0..self.choices.len() {
+            let first = std::mem::take(&mut self.next);
+            // Those before it have not been asked in this round.
+            ready = first > 0;
+            for position in first..self.choices.len() {
+                // An echo may be long, and there may be many.
+                if out.len() >= FRAME_BYTES {
+                    self.next = position;
+                    break;
+                }
                 let count_chars = self.content.logprobs.is_some();
                 let Some(choice) = self.choices.get_mut(position) else {
                     break;

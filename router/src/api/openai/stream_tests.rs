@@ -372,3 +372,41 @@ async fn a_stream_waits_when_nothing_is_ready() {
     assert!(sender.is_closed());
     assert_eq!(*end.lock().unwrap(), "dropped");
 }
+
+#[tokio::test]
+async fn many_long_echoes_do_not_wait_in_one_frame() {
+    let echo = Arc::new(Echo {
+        text: "x".repeat(FRAME_BYTES),
+        ids: vec![0],
+    });
+    let mut senders = Vec::new();
+    let choices = (0..20)
+        .map(|index| {
+            let (sender, events) = unbounded();
+            send(&sender, token(0, "a"));
+            senders.push(sender);
+            Choice::new(index, 0, events, Some(echo.clone()), false)
+        })
+        .collect();
+    let (mut stream, end) = answer(Kind::Completion, choices, StreamContent::default());
+    let mut frames = Vec::new();
+    for _ in 0..20 {
+        frames.push(stream.next().await.unwrap());
+    }
+    // All of them have been asked: none is left out until the next event of another.
+    assert!(futures::poll!(stream.next()).is_pending());
+    for sender in &senders {
+        send(sender, last(1, "b", FinishReason::Length));
+    }
+    frames.extend(stream.collect::<Vec<_>>().await);
+    assert!(frames.iter().all(|frame| frame.len() < 3 * FRAME_BYTES));
+    for index in 0..20 {
+        let texts = read(&frames).into_iter();
+        let text: String = texts
+            .filter(|event| event["choices"][0]["index"] == index)
+            .map(|event| event["choices"][0]["text"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(text, echo.text.clone() + "ab");
+    }
+    assert_eq!(*end.lock().unwrap(), "20 complete");
+}

@@ -12,8 +12,10 @@ use super::text_offsets;
 use super::token_text::TokenTexts;
 use crate::error::ApiError;
 use crate::headers::Account;
+use crate::intake;
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::state::AppState;
+use crate::validation::Valid;
 
 /// What to generate, and how to call things when something is wrong with it.
 #[derive(Debug)]
@@ -74,6 +76,18 @@ impl Order {
             )
         });
         let mut valid = try_join_all(validations).await?;
+        if self.echo {
+            let of_prompts = valid.iter().zip(&texts);
+            let bytes: usize = of_prompts
+                .map(|(valid, text)| {
+                    let text = text.as_ref().map(|(text, _)| text.as_str());
+                    echo_bytes(valid, text, &self.parameters)
+                })
+                .sum();
+            let bytes = bytes.saturating_mul(self.num_choices as usize);
+            check_echo(bytes, state.config().max_echo_bytes)?;
+        }
+        intake::release_current();
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
         for (prompt, (valid, text)) in valid.iter_mut().zip(texts).enumerate() {
             if let Some(limit) = self.default_limit {
@@ -99,6 +113,37 @@ impl Order {
         }
         Ok(choices)
     }
+}
+
+/// About how many bytes of a prompt one choice repeats.
+fn echo_bytes(valid: &Valid, text: Option<&str>, parameters: &Parameters) -> usize {
+    let num_tokens = valid.prompt_ids.len();
+    // The tokens' own texts are not known yet.
+    let text_bytes = text.map_or(num_tokens * BYTES_PER_TOKEN, str::len);
+    let logprobs = if parameters.prompt_logprobs {
+        num_tokens * BYTES_PER_LOGPROB
+    } else {
+        0
+    };
+    text_bytes + logprobs
+}
+
+/// Of a token's text.
+const BYTES_PER_TOKEN: usize = 4;
+/// Of what an answer says of a token of the prompt, when its log-probability is asked for.
+const BYTES_PER_LOGPROB: usize = 64;
+
+fn check_echo(bytes: usize, limit: usize) -> Result<(), ApiError> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        "echo",
+        format!(
+            "`echo` would repeat some {bytes} bytes of the prompt over all choices (`n`), and one answer may repeat \
+             {limit} (--max-echo-bytes)"
+        ),
+    ))
 }
 
 /// `given`: the prompt when it was a text; else what its tokens stand for is shown.
@@ -160,4 +205,17 @@ impl Identity {
 pub fn unix_time_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_echo_may_repeat_has_a_limit_that_names_its_flag() {
+        assert!(check_echo(100, 100).is_ok());
+        let error = check_echo(101, 100).expect_err("too much");
+        assert_eq!(error.field.as_deref(), Some("echo"));
+        assert!(error.message.contains("--max-echo-bytes"), "{error}");
+    }
 }

@@ -1,5 +1,7 @@
 //! `/rerank`: texts by how well they answer a query.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -44,6 +46,8 @@ async fn run(state: &AppState, request: RerankRequest) -> Result<(Vec<Rank>, Usa
             ..ApiError::new(ErrorKind::Empty, "`query` cannot be empty")
         });
     }
+    encoder.check_number(request.texts.len(), "texts")?;
+    let query: Arc<str> = request.query.into();
     let preparation = Preparation {
         field: "texts",
         truncation: Some(truncation(
@@ -58,7 +62,7 @@ async fn run(state: &AppState, request: RerankRequest) -> Result<(Vec<Rank>, Usa
     let pairs = request
         .texts
         .iter()
-        .map(|text| Input::Pair(request.query.clone(), text.clone()))
+        .map(|text| Input::Pair(query.clone(), text.clone()))
         .collect();
     let answer = encoder
         .encode(pairs, preparation, Output::Labels.into(), |_| Ok(()))

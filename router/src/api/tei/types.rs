@@ -101,13 +101,13 @@ impl<'de> Deserialize<'de> for PredictInputs {
             .map_err(|error| unless_missing(error, PREDICT_FORMS))?;
         let (items, is_single) = match form {
             PredictForm::Text(text) | PredictForm::One([text]) => (vec![Input::Text(text)], true),
-            PredictForm::Pair([first, second]) => (vec![Input::Pair(first, second)], true),
+            PredictForm::Pair([first, second]) => (vec![Input::Pair(first.into(), second)], true),
             PredictForm::Many(items) => {
                 let items = items.into_iter().map(|texts| {
                     let mut texts = texts.into_iter();
                     match (texts.next(), texts.next(), texts.next()) {
                         (Some(text), None, None) => Ok(Input::Text(text)),
-                        (Some(first), Some(second), None) => Ok(Input::Pair(first, second)),
+                        (Some(first), Some(second), None) => Ok(Input::Pair(first.into(), second)),
                         _ => Err(D::Error::custom(PREDICT_FORMS)),
                     }
                 });

@@ -20,6 +20,7 @@ use super::types::{
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
 use crate::headers::Account;
+use crate::intake;
 use crate::parameters::{FieldNames, Prompt};
 use crate::state::AppState;
 use crate::telemetry::request_span;
@@ -127,9 +128,10 @@ async fn run(
         text: inputs,
         add_special_tokens: true,
     };
-    let valid = state
+    let mut valid = state
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
+    intake::release_current();
     account.prompt_tokens = valid.prompt_tokens;
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {

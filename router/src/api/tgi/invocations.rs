@@ -1,6 +1,6 @@
 //! `/invocations`: the one route that Amazon SageMaker sends everything to.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::response::Response;
@@ -10,7 +10,7 @@ use serde::de::IgnoredAny;
 use super::generate::compat_generate;
 use super::types::{CompatGenerateRequest, ErrorResponse, GenerateResponse};
 use crate::api::openai::{chat_completions, completions};
-use crate::error::Dialect;
+use crate::error::{ApiError, Dialect};
 use crate::extract;
 use crate::state::AppState;
 
@@ -32,7 +32,10 @@ pub async fn invocations(State(state): State<AppState>, request: Request) -> Res
         Ok(bytes) => bytes,
         Err(error) => return error.into_response(Dialect::Tgi),
     };
-    let target = target(&bytes);
+    let (bytes, target) = match sort(bytes, &state).await {
+        Ok(sorted) => sorted,
+        Err(error) => return error.into_response(Dialect::Tgi),
+    };
     let mut request = Request::from_parts(parts, Body::from(bytes));
     // The path decides how a refusal of the body looks.
     *request.uri_mut() = axum::http::Uri::from_static(target.path());
@@ -41,6 +44,11 @@ pub async fn invocations(State(state): State<AppState>, request: Request) -> Res
         Target::Completion => completions.call(request, state).await,
         Target::Generate => compat_generate.call(request, state).await,
     }
+}
+
+async fn sort(bytes: Bytes, state: &AppState) -> Result<(Bytes, Target), ApiError> {
+    let sorted = |bytes: &Bytes| (bytes.clone(), target(bytes));
+    extract::off_the_serving_threads(bytes, state, sorted).await
 }
 
 /// Whose body it is.

@@ -17,6 +17,7 @@ use super::types::{ErrorResponse, GenerateRequest, StreamDetails, StreamResponse
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
 use crate::headers::Account;
+use crate::intake;
 use crate::parameters::{FieldNames, Prompt};
 use crate::sse::{self, json_string};
 use crate::state::AppState;
@@ -83,6 +84,7 @@ pub(super) async fn stream_response(
     let valid = state
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
+    intake::release_current();
     account.prompt_tokens = valid.prompt_tokens;
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {

@@ -1,14 +1,15 @@
 //! `/tokenize` and `/chat_tokenize`: what the model sees of a text and of a conversation.
 
-use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 
 use super::types::{ChatTokenizeResponse, ErrorResponse, GenerateRequest, SimpleToken};
 use crate::api::openai::{ChatRequest, chat_prompt};
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
+use crate::json_stream;
 use crate::state::AppState;
+use crate::text_encoder::Encoded;
 
 /// Tokenize a text, special tokens included.
 #[utoipa::path(
@@ -26,8 +27,11 @@ pub async fn tokenize(
         return ApiError::validation("inputs", "`inputs` cannot be empty")
             .into_response(Dialect::Tgi);
     }
-    match tokens(&state, &request.inputs, true, "inputs").await {
-        Ok(tokens) => Json(tokens).into_response(),
+    match tokens(&state, request.inputs, true, "inputs")
+        .await
+        .and_then(|tokens| tokens.respond(b"[", b"]"))
+    {
+        Ok(response) => response,
         Err(error) => error.into_response(Dialect::Tgi),
     }
 }
@@ -45,42 +49,71 @@ pub async fn chat_tokenize(
     ApiJson(request): ApiJson<ChatRequest>,
 ) -> Response {
     match run_chat(&state, request).await {
-        Ok(answer) => Json(answer).into_response(),
+        Ok(response) => response,
         Err(error) => error.into_response(Dialect::Tgi),
     }
 }
 
-async fn run_chat(
-    state: &AppState,
-    request: ChatRequest,
-) -> Result<ChatTokenizeResponse, ApiError> {
+/// Answers with a [`ChatTokenizeResponse`].
+async fn run_chat(state: &AppState, request: ChatRequest) -> Result<Response, ApiError> {
     request.check_supported()?;
     let (templated_text, add_special_tokens) = chat_prompt(state, &request)?;
-    Ok(ChatTokenizeResponse {
-        tokenize_response: tokens(state, &templated_text, add_special_tokens, "messages").await?,
-        templated_text,
-    })
+    let tokens = tokens(state, templated_text, add_special_tokens, "messages").await?;
+    let mut end = b"],\"templated_text\":".to_vec();
+    json_stream::push(&mut end, &tokens.text);
+    end.push(b'}');
+    tokens.respond(b"{\"tokenize_response\":[", &end)
 }
 
 async fn tokens(
     state: &AppState,
-    text: &str,
+    text: String,
     add_special_tokens: bool,
     field: &str,
-) -> Result<Vec<SimpleToken>, ApiError> {
+) -> Result<Tokens, ApiError> {
     let encoded = state
         .validator()
-        .encode(text.to_owned(), add_special_tokens, field)
+        .encode(text.clone(), add_special_tokens, field)
         .await?;
-    Ok(encoded
-        .ids
-        .into_iter()
-        .zip(encoded.offsets)
-        .map(|(id, (start, stop))| SimpleToken {
-            id,
-            text: text.get(start..stop).unwrap_or_default().to_owned(),
-            start,
-            stop,
-        })
-        .collect())
+    Ok(Tokens { text, encoded })
+}
+
+/// A text and its tokens.
+struct Tokens {
+    text: String,
+    encoded: Encoded,
+}
+
+impl Tokens {
+    /// The JSON of an array of [`SimpleToken`], between `begin` and `end`.
+    fn respond(self, begin: &[u8], end: &[u8]) -> Result<Response, ApiError> {
+        let Tokens { text, encoded } = self;
+        let held_bytes = text.len() + encoded.size_bytes() + end.len();
+        let (begin, end) = (begin.to_vec(), end.to_vec());
+        let mut next = 0;
+        let write = move |out: &mut Vec<u8>| {
+            if next == 0 {
+                out.extend_from_slice(&begin);
+            }
+            let token = encoded.ids.get(next).zip(encoded.offsets.get(next));
+            let Some((&id, &(start, stop))) = token else {
+                out.extend_from_slice(&end);
+                return false;
+            };
+            if next > 0 {
+                out.push(b',');
+            }
+            let text = text.get(start..stop).unwrap_or_default().to_owned();
+            let token = SimpleToken {
+                id,
+                text,
+                start,
+                stop,
+            };
+            json_stream::push(out, &token);
+            next += 1;
+            true
+        };
+        json_stream::response(write, held_bytes)
+    }
 }

@@ -1,0 +1,120 @@
+//! Events that clients have not taken yet, and how many bytes of them may wait.
+//!
+//! A generation does not wait for its client: it holds a place, a row and blocks that others need. What it makes waits in
+//! memory instead, a few hundred bytes a token, and a client that reads slowly gets all of it. Only what no client needs
+//! that reads at all is refused: see [`SEQUENCE_BYTES`] and [`ALL_BYTES`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::request::Event;
+
+/// Maximum number of bytes that wait of one sequence: some 60,000 tokens.
+pub(crate) const SEQUENCE_BYTES: usize = 16 << 20;
+
+/// Maximum number of bytes that wait of all sequences; then those with more than [`FREE_BYTES`] that still grow are ended.
+pub(crate) const ALL_BYTES: usize = 512 << 20;
+
+/// Bytes that every sequence may have waiting.
+pub(crate) const FREE_BYTES: usize = 1 << 20;
+
+/// What waits of all sequences.
+#[derive(Debug, Default)]
+pub(crate) struct Backlogs(AtomicUsize);
+
+/// What waits of one sequence. Clones are of the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Backlog(Arc<Waiting>);
+
+#[derive(Debug)]
+struct Waiting {
+    all: Arc<Backlogs>,
+    bytes: AtomicUsize,
+}
+
+impl Backlog {
+    pub fn new(all: &Arc<Backlogs>) -> Self {
+        Backlog(Arc::new(Waiting {
+            all: all.clone(),
+            bytes: AtomicUsize::new(0),
+        }))
+    }
+
+    /// An event waits now.
+    pub fn add(&self, event: &Event) {
+        let cost = cost(event);
+        self.0.bytes.fetch_add(cost, Ordering::Relaxed);
+        self.0.all.0.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    /// An event has been taken.
+    pub fn remove(&self, event: &Event) {
+        let cost = cost(event);
+        self.0.bytes.fetch_sub(cost, Ordering::Relaxed);
+        self.0.all.0.fetch_sub(cost, Ordering::Relaxed);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether too much waits for the sequence to go on.
+    pub fn is_too_long(&self) -> bool {
+        let own = self.bytes();
+        own > FREE_BYTES
+            && (own > SEQUENCE_BYTES || self.0.all.0.load(Ordering::Relaxed) > ALL_BYTES)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.all
+            .0
+            .fetch_sub(*self.bytes.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Bytes that an event takes while it waits.
+fn cost(event: &Event) -> usize {
+    let beside = match event {
+        Event::PromptLogprobs(logprobs) => size_of_val(logprobs.as_slice()),
+        Event::Token(token) => token.text.len() + size_of_val(token.top.as_slice()),
+    };
+    size_of::<Event>() + beside
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(bytes: usize) -> Event {
+        Event::PromptLogprobs(vec![None; bytes / size_of::<Option<f32>>()])
+    }
+
+    #[test]
+    fn one_sequence_may_have_its_part_waiting() {
+        let all = Arc::default();
+        let backlog = Backlog::new(&all);
+        let large = event(SEQUENCE_BYTES);
+        backlog.add(&large);
+        assert!(backlog.is_too_long());
+        backlog.remove(&large);
+        assert!(!backlog.is_too_long());
+        assert_eq!(all.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn when_all_is_used_up_small_backlogs_still_grow() {
+        let all = Arc::default();
+        let large: Vec<Backlog> = (0..40).map(|_| Backlog::new(&all)).collect();
+        let part = event(SEQUENCE_BYTES - 1000);
+        large.iter().for_each(|backlog| backlog.add(&part));
+        let small = Backlog::new(&all);
+        small.add(&event(FREE_BYTES - 1000));
+        assert!(large.iter().all(Backlog::is_too_long));
+        assert!(!small.is_too_long());
+        drop(large);
+        small.add(&event(FREE_BYTES));
+        assert!(!small.is_too_long());
+    }
+}

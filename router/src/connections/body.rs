@@ -1,0 +1,188 @@
+//! Bodies of requests as they come, and of answers as they leave.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::connection::{Answering, Connection, Receiving};
+use crate::intake::Ticket;
+
+/// A body may take a second longer for each so many bytes that have come.
+const SLOWEST_BYTES_PER_S: u64 = 8 * 1024;
+
+/// Why a body cannot be received.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error(
+        "the body came too slowly: {received_bytes} bytes in {seconds} s (--client-read-timeout)"
+    )]
+    TooSlow { received_bytes: u64, seconds: u64 },
+    #[error("the server is busy with other large requests")]
+    Busy,
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+}
+
+/// A request's body. It must have come within the read timeout, and a second for each 8 KiB; its bytes are accounted for.
+pub(super) struct RequestBody {
+    body: Incoming,
+    receiving: Option<Receiving>,
+    ticket: Ticket,
+    received: Received,
+    read_timeout: Duration,
+    began: Instant,
+    received_bytes: u64,
+    /// Made when a byte is waited for.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whether a body has come to its end.
+#[derive(Debug, Clone)]
+pub(super) struct Received(Arc<AtomicBool>);
+
+impl Received {
+    pub fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl RequestBody {
+    pub fn new(
+        body: Incoming,
+        connection: Arc<Connection>,
+        ticket: Ticket,
+        read_timeout: Duration,
+    ) -> Self {
+        let is_empty = http_body::Body::is_end_stream(&body);
+        RequestBody {
+            body,
+            receiving: (!is_empty).then(|| connection.receive()),
+            ticket,
+            received: Received(Arc::new(AtomicBool::new(is_empty))),
+            read_timeout,
+            began: Instant::now(),
+            received_bytes: 0,
+            deadline: None,
+        }
+    }
+
+    pub fn received(&self) -> Received {
+        self.received.clone()
+    }
+
+    fn ended(&mut self) {
+        self.received.0.store(true, Ordering::Relaxed);
+        self.receiving = None;
+    }
+
+    fn poll_deadline(&mut self, context: &mut Context<'_>) -> Poll<BodyError> {
+        let allowed =
+            self.read_timeout + Duration::from_secs(self.received_bytes / SLOWEST_BYTES_PER_S);
+        let until = self.began + allowed;
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if deadline.deadline() != until {
+            deadline.as_mut().reset(until);
+        }
+        ready!(deadline.as_mut().poll(context));
+        Poll::Ready(BodyError::TooSlow {
+            received_bytes: self.received_bytes,
+            seconds: allowed.as_secs(),
+        })
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Pending => self.poll_deadline(context).map(|error| Some(Err(error))),
+            Poll::Ready(None) => {
+                self.ended();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.receiving = None;
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                let count = frame.data_ref().map_or(0, Bytes::len);
+                self.received_bytes += count as u64;
+                if !self.ticket.take(count) {
+                    return Poll::Ready(Some(Err(BodyError::Busy)));
+                }
+                if self.body.is_end_stream() {
+                    self.ended();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(receiving) = &self.receiving
+            && !self.received.is_whole()
+        {
+            receiving.connection().leave_body();
+        }
+    }
+}
+
+/// An answer's body; its connection is in use until it has been handed over.
+pub(super) struct AnswerBody {
+    body: Body,
+    _answering: Answering,
+}
+
+impl AnswerBody {
+    pub fn new(body: Body, answering: Answering) -> Self {
+        AnswerBody {
+            body,
+            _answering: answering,
+        }
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,224 @@
+//! Connections of clients: accepting them, their limits, and closing them.
+//!
+//! A connection holds a file, and memory for what has been read and not yet been written. None is kept that does not
+//! move: see [`Limits`]. The number of connections is bounded below the limit of open files. At the bound the connection
+//! that has been idle for the longest time makes room for a new one. When none is idle, a few connections are still taken
+//! for probes ([`PROBES`]), so that `/health` answers on a full server.
+
+mod body;
+mod connection;
+pub mod files;
+mod probes;
+mod socket;
+mod stream;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Version, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
+
+use crate::intake::Intake;
+pub use body::BodyError;
+use body::{AnswerBody, RequestBody};
+use connection::{Connection, Connections, End, Listed};
+pub use probes::PROBES;
+use stream::WatchedStream;
+
+/// What a client may take of the server by connecting to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Maximum number of connections.
+    pub max_connections: usize,
+    /// Until when a client must have sent the head of a request, and its body: see [`RequestBody`].
+    pub read_timeout: Duration,
+    /// How long a client may take nothing of an answer that is waiting for it.
+    pub write_timeout: Duration,
+    /// How long a connection is kept open without a request.
+    pub idle_timeout: Duration,
+}
+
+/// Maximum size of a request's head, and of what is buffered for one client besides the frame that is being written.
+const BUFFER_BYTES: usize = 64 * 1024;
+
+/// How often limits are looked at.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pause after a connection could not be accepted, for want of files or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections beyond the maximum, for probes alone.
+const PROBE_CONNECTIONS: usize = 32;
+
+/// Serves `app` on `listener` until `stop` resolves, then returns when every answer under way has been sent.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    intake: Intake,
+    stop: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let connections = Connections::new(limits);
+    let server = Server {
+        app,
+        intake,
+        limits,
+        connections: connections.clone(),
+    };
+    let sweeping = connections.clone();
+    let sweeper = tokio::spawn(async move {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            sweeping.sweep();
+        }
+    });
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, _)) => server.take(stream),
+            Err(error) if is_of_the_client(&error) => {}
+            Err(error) => {
+                connections.make_room();
+                tracing::warn!("a connection cannot be accepted: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close().await;
+    sweeper.abort();
+    Ok(())
+}
+
+/// The client was gone before it was accepted.
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+struct Server {
+    app: Router,
+    intake: Intake,
+    limits: Limits,
+    connections: Arc<Connections>,
+}
+
+impl Server {
+    /// Serves one more connection, if there is room for it.
+    fn take(&self, stream: TcpStream) {
+        socket::prepare(&stream, self.limits.write_timeout);
+        let is_full = self.connections.number() >= self.limits.max_connections
+            && !self.connections.make_room();
+        let most = self.limits.max_connections + PROBE_CONNECTIONS;
+        if is_full && self.connections.number() >= most && !self.connections.drop_probe() {
+            return;
+        }
+        let connection = self.connections.add(is_full);
+        let app = if is_full {
+            self.app
+                .clone()
+                .layer(axum::middleware::from_fn(probes::only_probes))
+        } else {
+            self.app.clone()
+        };
+        let task = run(stream, app, self.intake.clone(), self.limits, connection);
+        tokio::spawn(task);
+    }
+}
+
+/// Serves the requests of one connection.
+async fn run(stream: TcpStream, app: Router, intake: Intake, limits: Limits, connection: Listed) {
+    let io = TokioIo::new(WatchedStream::new(stream, connection.clone()));
+    let of_service = connection.clone();
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        answer(
+            request,
+            app.clone(),
+            intake.clone(),
+            limits,
+            of_service.clone(),
+        )
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // The sweeper has limits of its own for heads and for idle connections.
+        .header_read_timeout(None)
+        .max_buf_size(BUFFER_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(BUFFER_BYTES as u32)
+        .max_send_buf_size(BUFFER_BYTES)
+        .keep_alive_interval(Some(limits.idle_timeout))
+        .keep_alive_timeout(limits.read_timeout);
+    let serving = builder.serve_connection(io, service);
+    tokio::pin!(serving);
+    loop {
+        tokio::select! {
+            ended = &mut serving => {
+                if let Err(error) = ended {
+                    tracing::debug!("a connection ended: {error}");
+                }
+                break;
+            }
+            end = connection.told_to_end() => match end {
+                End::WhenIdle => serving.as_mut().graceful_shutdown(),
+                End::Now => break,
+            },
+        }
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    app: Router,
+    intake: Intake,
+    limits: Limits,
+    connection: Arc<Connection>,
+) -> Result<axum::http::Response<AnswerBody>, Infallible> {
+    let version = request.version();
+    let answering = connection.begin();
+    let ticket = intake.ticket();
+    let (request, received) = {
+        let (head, body) = request.into_parts();
+        let body = RequestBody::new(body, connection, ticket.clone(), limits.read_timeout);
+        let received = body.received();
+        (Request::from_parts(head, Body::new(body)), received)
+    };
+    let response = ticket.while_handling(app.oneshot(request)).await;
+    let mut response = match response {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    // What has not been read of this request would be taken for the next one.
+    if !received.is_whole() && version < Version::HTTP_2 {
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response.map(|body| AnswerBody::new(body, answering)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,33 @@
+//! What a full server still answers.
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use crate::error::{ApiError, Dialect, ErrorKind};
+
+/// Routes that are answered when all connections are in use.
+pub const PROBES: [&str; 4] = ["/health", "/ping", "/info", "/metrics"];
+
+/// Answers probes and refuses everything else; either way the connection ends with it.
+pub(super) async fn only_probes(request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let is_probe = reads && PROBES.contains(&request.uri().path());
+    let mut response = if is_probe {
+        next.run(request).await
+    } else {
+        let error = ApiError {
+            retry_after_s: Some(1),
+            ..ApiError::new(
+                ErrorKind::Unavailable,
+                "all connections that this server takes are in use (--max-connections)",
+            )
+        };
+        error.into_response(Dialect::of(request.uri().path()))
+    };
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}

@@ -1,0 +1,134 @@
+//! What requests hold before they are admitted: a bound on the bytes of all bodies together.
+//!
+//! The first bytes of every body are free, so that small requests never wait for large ones or are refused for them. What
+//! a body has beyond comes out of one budget, until its request has been tokenized; when that is used up, large requests
+//! are answered 429.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes of a body that cost nothing.
+pub const FREE_BYTES: usize = 64 * 1024;
+
+/// The budget is this, or some times the largest body, whichever is more.
+const MIN_BUDGET_BYTES: usize = 64 << 20;
+const LARGEST_BODIES: usize = 4;
+
+tokio::task_local! {
+    /// Of the request that the current task handles.
+    static CURRENT: Ticket;
+}
+
+/// The budget that all requests share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Intake(Arc<Semaphore>);
+
+impl Intake {
+    /// `largest_bytes`: the largest body that is accepted.
+    pub fn new(largest_bytes: usize) -> Self {
+        let budget = largest_bytes
+            .saturating_mul(LARGEST_BODIES)
+            .clamp(MIN_BUDGET_BYTES, Semaphore::MAX_PERMITS);
+        Intake(Arc::new(Semaphore::new(budget)))
+    }
+
+    /// What one request takes of it: nothing yet.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(Arc::new(Mutex::new(Taken {
+            budget: self.0.clone(),
+            free_bytes: FREE_BYTES,
+            permit: None,
+        })))
+    }
+}
+
+/// What one request holds of the budget; given back when the last clone is dropped, or before.
+#[derive(Debug, Clone)]
+pub struct Ticket(Arc<Mutex<Taken>>);
+
+#[derive(Debug)]
+struct Taken {
+    budget: Arc<Semaphore>,
+    free_bytes: usize,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Ticket {
+    /// Takes so many bytes more; false when the budget is used up.
+    pub fn take(&self, bytes: usize) -> bool {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = bytes.min(taken.free_bytes);
+        taken.free_bytes -= free;
+        let Ok(charged) = u32::try_from(bytes - free) else {
+            return false;
+        };
+        if charged == 0 {
+            return true;
+        }
+        match taken.budget.clone().try_acquire_many_owned(charged) {
+            Err(_) => false,
+            Ok(more) => {
+                match &mut taken.permit {
+                    Some(permit) => permit.merge(more),
+                    none => *none = Some(more),
+                }
+                true
+            }
+        }
+    }
+
+    /// Gives everything back: the body and what was made of it are gone, or bounded by what admits requests.
+    pub fn release(&self) {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.permit = None;
+    }
+
+    /// Runs the handler of this ticket's request, in which [`Ticket::current`] gives it.
+    pub async fn while_handling<F: Future>(self, handler: F) -> F::Output {
+        CURRENT.scope(self, handler).await
+    }
+
+    /// The ticket of the request that the current task handles, if it came over a connection.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Ticket::clone).ok()
+    }
+}
+
+/// The request that the current task handles has been tokenized: its body counts no longer.
+pub fn release_current() {
+    if let Some(ticket) = Ticket::current() {
+        ticket.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_bodies_are_taken_when_the_budget_is_used_up() {
+        let intake = Intake::new(1000);
+        let large = intake.ticket();
+        assert!(large.take(FREE_BYTES + MIN_BUDGET_BYTES));
+        let (small, other) = (intake.ticket(), intake.ticket());
+        assert!(small.take(FREE_BYTES));
+        assert!(!small.take(1));
+        assert!(!other.take(FREE_BYTES + 1));
+        large.release();
+        assert!(small.take(MIN_BUDGET_BYTES));
+        drop(small);
+        assert!(other.take(MIN_BUDGET_BYTES));
+    }
+
+    #[tokio::test]
+    async fn a_handler_finds_its_ticket() {
+        assert!(Ticket::current().is_none());
+        let intake = Intake::new(1000);
+        let ticket = intake.ticket();
+        assert!(ticket.take(FREE_BYTES + MIN_BUDGET_BYTES));
+        ticket.while_handling(async { release_current() }).await;
+        assert!(intake.ticket().take(FREE_BYTES + MIN_BUDGET_BYTES));
+    }
+}
