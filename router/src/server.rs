@@ -10,7 +10,6 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
 use crate::body_encoding;
-use crate::credentials;
 use crate::encoder::{require_encoder, require_generator};
 use crate::error::{ApiError, Dialect, ErrorKind, openai_route};
 use crate::keys::require_key;

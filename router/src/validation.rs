@@ -138,6 +138,7 @@ impl Validator {
         }
         Err(ApiError::too_long(
             field,
+            engine.max_total_tokens as usize,
             format!("`{field}` must have at most {limit} tokens. Given: at least {fewest_tokens}"),
         ))
     }

@@ -77,7 +77,10 @@ impl Drop for Waiting {
 /// Bytes that an event takes while it waits.
 fn cost(event: &Event) -> usize {
     let beside = match event {
-        Event::PromptLogprobs(logprobs) => size_of_val(logprobs.as_slice()),
+        Event::PromptLogprobs(logprobs) => {
+            let top = logprobs.iter().map(|at| size_of_val(at.top.as_slice()));
+            size_of_val(logprobs.as_slice()) + top.sum::<usize>()
+        }
         Event::Token(token) => token.text.len() + size_of_val(token.top.as_slice()),
     };
     size_of::<Event>() + beside
@@ -86,9 +89,11 @@ fn cost(event: &Event) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::PromptLogprob;
 
     fn event(bytes: usize) -> Event {
-        Event::PromptLogprobs(vec![None; bytes / size_of::<Option<f32>>()])
+        let count = bytes / size_of::<PromptLogprob>();
+        Event::PromptLogprobs(vec![PromptLogprob::default(); count])
     }
 
     #[test]

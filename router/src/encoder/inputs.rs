@@ -1,5 +1,6 @@
 //! From an input as a client gives it to a sequence of tokens.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use gridwork_engine::EncodeSequence;
@@ -96,17 +97,16 @@ pub struct Reading {
 
 impl Reading {
     /// The text as it is tokenized.
-    pub fn apply(self, text: String) -> String {
+    pub fn apply(self, text: &str) -> Cow<'_, str> {
         // Python counts these separators as white space too.
         let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
         let stripped = match self.strips {
             true => text.trim_matches(is_space),
-            false => text.as_str(),
+            false => text,
         };
         match self.lower_cases {
-            true => stripped.to_lowercase(),
-            false if stripped.len() == text.len() => text,
-            false => stripped.to_owned(),
+            true => stripped.to_lowercase().into(),
+            false => stripped.into(),
         }
     }
 }
@@ -167,7 +167,7 @@ impl Preparation {
         let Some(prompt) = self.prompt.as_ref().filter(|prompt| !prompt.is_empty()) else {
             return 0;
         };
-        let Ok(encoding) = tokenizer.encode(reading.apply(prompt.clone()), true) else {
+        let Ok(encoding) = tokenizer.encode(&*reading.apply(prompt), true) else {
             return 0;
         };
         let ends_special = encoding.get_special_tokens_mask().last() == Some(&1);
@@ -198,15 +198,15 @@ impl Preparation {
         if let Some(prompt) = &self.prompt {
             first = [prompt.as_str(), &first].concat().into();
         }
-        let first = reading.apply(first);
-        let second = second.map(|text| reading.apply(text));
+        let first = reading.apply(&first);
+        let second = second.as_deref().map(|text| reading.apply(text));
         let failed = |error: tokenizers::Error| {
             let field = self.field;
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
         };
         let mut encoding = match &second {
             None => tokenizer.encode(&*first, true),
-            Some(second) => tokenizer.encode((&*first, second.as_str()), true),
+            Some(second) => tokenizer.encode((&*first, &**second), true),
         }
         .map_err(failed)?;
         if let Some(direction) = self.cut_at()

@@ -123,7 +123,7 @@ fn a_prompt_stands_before_the_text() {
 fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
     for input in [Input::Text("1 new".into()), pair("1", "new")] {
         let error = preparation(20, None)
-            .prepare(&tokenizer(), input)
+            .prepare(&tokenizer(), input, Reading::default())
             .expect_err("a refusal");
         assert_eq!(error.kind, ErrorKind::Validation);
         assert!(
@@ -134,7 +134,11 @@ fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
         );
     }
     let cut = preparation(3, Some(TruncationDirection::Right))
-        .prepare(&tokenizer(), Input::Text("1 new".into()))
+        .prepare(
+            &tokenizer(),
+            Input::Text("1 new".into()),
+            Reading::default(),
+        )
         .expect("a sequence");
     assert_eq!(cut.token_ids, [10, 1, 11]);
 }
@@ -171,13 +175,10 @@ fn texts_are_read_as_sentence_transformers_reads_them() {
         lower_cases,
     };
     let text = " \u{1f}Größe ΟΔΟΣ\n";
-    assert_eq!(Reading::default().apply(text.into()), text);
-    assert_eq!(reading(true, false).apply(text.into()), "Größe ΟΔΟΣ");
-    assert_eq!(
-        reading(false, true).apply(text.into()),
-        " \u{1f}größe οδος\n"
-    );
-    assert_eq!(reading(true, true).apply("  ".into()), "");
+    assert_eq!(Reading::default().apply(text), text);
+    assert_eq!(reading(true, false).apply(text), "Größe ΟΔΟΣ");
+    assert_eq!(reading(false, true).apply(text), " \u{1f}größe οδος\n");
+    assert_eq!(reading(true, true).apply("  "), "");
 }
 
 #[test]

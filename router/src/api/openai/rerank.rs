@@ -1,5 +1,7 @@
 //! `POST /v1/rerank` and `/v2/rerank`: documents by how well they answer a query, in the form of Jina and Cohere.
 
+use std::sync::Arc;
+
 use axum::extract::{OriginalUri, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -161,7 +163,7 @@ async fn run(
         .into_iter()
         .map(Document::into_text)
         .collect();
-    let (logits, usage) = score(encoder, &request.query, &documents, &preparation).await?;
+    let (logits, usage) = score(encoder, &request.query, &documents, preparation).await?;
     let top_n = request.top_n.unwrap_or(usize::MAX);
     let shown = request.return_documents.unwrap_or(true);
     let response = RerankResponse {
@@ -178,50 +180,35 @@ async fn run(
     Ok((response, usage))
 }
 
-/// Each document is tokenized with a copy of the query: only so many bytes of copies exist at once.
-const MAX_COPIED_BYTES: usize = 4 << 20;
-
 /// A logit for each document.
 async fn score(
     encoder: &EncoderService,
     query: &str,
     documents: &[String],
-    preparation: &Preparation,
+    preparation: Preparation,
 ) -> Result<(Vec<f32>, Usage), ApiError> {
-    let at_once = (MAX_COPIED_BYTES / query.len().max(1)).max(1);
-    let mut logits = Vec::with_capacity(documents.len());
-    let mut usage = Usage::default();
-    for part in documents.chunks(at_once) {
-        let pairs: Vec<Input> = part
-            .iter()
-            .map(|document| Input::Pair(query.to_owned(), document.clone()))
-            .collect();
-        let answer = encoder
-            .encode_up_to(
-                pairs.len(),
-                pairs,
-                preparation.clone(),
-                Output::Labels.into(),
-                |_| Ok(()),
-            )
-            .await?;
-        for result in &answer.results {
-            let &[logit] = &result.values[..] else {
-                let message = format!(
-                    "the shard gave {} scores for a document",
-                    result.values.len()
-                );
-                return Err(GenerationError::Shard(message).into());
-            };
-            logits.push(logit);
-        }
-        usage.tokens += answer.usage.tokens;
-        usage.chars += answer.usage.chars;
-        usage.tokenization += answer.usage.tokenization;
-        usage.queue = usage.queue.max(answer.usage.queue);
-        usage.inference += answer.usage.inference;
-    }
-    Ok((logits, usage))
+    let query: Arc<str> = query.into();
+    let pairs: Vec<Input> = documents
+        .iter()
+        .map(|document| Input::Pair(query.clone(), document.clone()))
+        .collect();
+    let answer = encoder
+        .encode_up_to(
+            pairs.len(),
+            pairs,
+            preparation,
+            Output::Labels.into(),
+            |_| Ok(()),
+        )
+        .await?;
+    let logits = answer.results.iter().map(|result| match result.values[..] {
+        [logit] => Ok(logit),
+        _ => Err(GenerationError::Shard(format!(
+            "the shard gave {} scores for a document",
+            result.values.len()
+        ))),
+    });
+    Ok((logits.collect::<Result<_, _>>()?, answer.usage))
 }
 
 /// Sorts by the logits, since the scores of large ones are equal. `score` gives a logit's score.
@@ -258,7 +245,13 @@ mod tests {
     fn the_best_come_first_and_equals_in_their_order() {
         let documents = ["a", "b", "c"].map(str::to_owned).to_vec();
         let order = |top_n, shown| {
-            let results = ranked(&[40.0, 50.0, 40.0], documents.clone(), top_n, shown, |logit| logit);
+            let results = ranked(
+                &[40.0, 50.0, 40.0],
+                documents.clone(),
+                top_n,
+                shown,
+                |logit| logit,
+            );
             let results = results.into_iter().map(|result| {
                 let text = result.document.map(|document| document.text);
                 (result.index, text)

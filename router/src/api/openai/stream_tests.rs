@@ -378,6 +378,7 @@ async fn many_long_echoes_do_not_wait_in_one_frame() {
     let echo = Arc::new(Echo {
         text: "x".repeat(FRAME_BYTES),
         ids: vec![0],
+        offsets: Vec::new(),
     });
     let mut senders = Vec::new();
     let choices = (0..20)

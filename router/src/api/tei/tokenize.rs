@@ -38,7 +38,8 @@ async fn run(state: &AppState, request: TokenizeRequest) -> Result<Response, Api
     let add_special_tokens = request.add_special_tokens.unwrap_or(true);
     let mut texts_of_tokens = Vec::with_capacity(texts.len());
     for text in texts {
-        let text = encoder.reading().apply(prompt.clone() + &text);
+        let text = prompt.clone() + &text;
+        let text = encoder.reading().apply(&text).into_owned();
         let encoded = state
             .validator()
             .encode(text.clone(), add_special_tokens, "inputs")
