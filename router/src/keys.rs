@@ -57,22 +57,22 @@ impl ApiKeys {
 
     /// Which key `headers` give: its place in the list. Takes as long for a nearly right key as for a wrong one.
     fn find(&self, headers: &HeaderMap) -> Option<u32> {
-        let given = given_key(headers).unwrap_or_default();
         let mut found = None;
-        for (index, key) in (0..).zip(&self.0) {
-            if equal_in_constant_time(given, key.as_bytes()) {
-                found = Some(index);
+        for given in given_keys(headers) {
+            for (index, key) in (0..).zip(&self.0) {
+                if equal_in_constant_time(given, key.as_bytes()) {
+                    found = Some(index);
+                }
             }
         }
         found
     }
 }
 
-/// The key that a client has sent.
-fn given_key(headers: &HeaderMap) -> Option<&[u8]> {
-    headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| bearer_token(value.as_bytes()))
+/// The keys that a client has sent.
+fn given_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let values = headers.get_all(header::AUTHORIZATION).into_iter();
+    values.filter_map(|value| bearer_token(value.as_bytes()))
 }
 
 /// What follows `Bearer`, a word that may be written in any case (RFC 9110, section 11.1).
