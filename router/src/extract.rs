@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use crate::body_encoding;
 use crate::connections::BodyError;
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::intake::FREE_BYTES;
+use crate::intake::{Busy, Counted, FREE_BYTES};
 use crate::state::AppState;
 use crate::unread::{self, Unread};
 
@@ -76,10 +76,8 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
     if http_body::Body::size_hint(request.body()).lower() > limit_bytes as u64 {
         return Err(too_large());
     }
-    match Limited::new(request.into_body(), limit_bytes)
-        .collect()
-        .await
-    {
+    let body = Counted::new(Limited::new(request.into_body(), limit_bytes));
+    match body.collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(error) => Err(body_encoding::refusal(&*error, limit_bytes)
@@ -89,15 +87,17 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
 
 /// The refusal of a body that did not come.
 fn not_received(error: &(dyn Error + 'static)) -> ApiError {
+    if error.is::<Busy>() {
+        return ApiError {
+            retry_after_s: Some(1),
+            ..ApiError::new(ErrorKind::Overloaded, error.to_string())
+        };
+    }
     let mut causes = std::iter::successors(Some(error), |&error| error.source());
     match causes.find_map(|cause| cause.downcast_ref::<BodyError>()) {
         Some(slow @ BodyError::TooSlow { .. }) => {
             ApiError::new(ErrorKind::RequestTimeout, slow.to_string())
         }
-        Some(busy @ BodyError::Busy) => ApiError {
-            retry_after_s: Some(1),
-            ..ApiError::new(ErrorKind::Overloaded, busy.to_string())
-        },
         Some(BodyError::Broken(_)) | None => ApiError::new(
             ErrorKind::InvalidJson,
             format!("the body ended early: {error}"),

@@ -5,8 +5,13 @@
 //! are answered 429.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
+use axum::BoxError;
+use axum::body::Bytes;
+use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of a body that cost nothing.
@@ -38,7 +43,7 @@ impl Intake {
     pub fn ticket(&self) -> Ticket {
         Ticket(Arc::new(Mutex::new(Taken {
             budget: self.0.clone(),
-            free_bytes: FREE_BYTES,
+            bytes: 0,
             permit: None,
         })))
     }
@@ -51,7 +56,8 @@ pub struct Ticket(Arc<Mutex<Taken>>);
 #[derive(Debug)]
 struct Taken {
     budget: Arc<Semaphore>,
-    free_bytes: usize,
+    /// All that were asked for.
+    bytes: usize,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -59,9 +65,9 @@ impl Ticket {
     /// Takes so many bytes more; false when the budget is used up.
     pub fn take(&self, bytes: usize) -> bool {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = bytes.min(taken.free_bytes);
-        taken.free_bytes -= free;
-        let Ok(charged) = u32::try_from(bytes - free) else {
+        let free = FREE_BYTES.saturating_sub(taken.bytes);
+        taken.bytes = taken.bytes.saturating_add(bytes);
+        let Ok(charged) = u32::try_from(bytes.saturating_sub(free)) else {
             return false;
         };
         if charged == 0 {
@@ -77,6 +83,11 @@ impl Ticket {
                 true
             }
         }
+    }
+
+    /// Bytes that were asked for: those of the body, once it has been read.
+    pub fn bytes(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
 
     /// Gives everything back: the body and what was made of it are gone, or bounded by what admits requests.
@@ -103,6 +114,49 @@ pub fn release_current() {
     }
 }
 
+/// The budget is used up.
+#[derive(Debug, thiserror::Error)]
+#[error("Model is overloaded: the server is busy with other large requests")]
+pub struct Busy;
+
+/// A body whose bytes are taken from the budget as they are read: as many as the handler gets, whatever they were
+/// compressed to.
+pub struct Counted<B> {
+    body: B,
+    ticket: Option<Ticket>,
+}
+
+impl<B> Counted<B> {
+    /// For the request that the current task handles.
+    pub fn new(body: B) -> Self {
+        Counted {
+            body,
+            ticket: Ticket::current(),
+        }
+    }
+}
+
+impl<B> http_body::Body for Counted<B>
+where
+    B: http_body::Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let (Some(Ok(frame)), Some(ticket)) = (&frame, &self.ticket)
+            && !ticket.take(frame.data_ref().map_or(0, Bytes::len))
+        {
+            return Poll::Ready(Some(Err(Box::new(Busy))));
+        }
+        Poll::Ready(frame)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +172,7 @@ mod tests {
         assert!(!other.take(FREE_BYTES + 1));
         large.release();
         assert!(small.take(MIN_BUDGET_BYTES));
+        assert_eq!(small.bytes(), FREE_BYTES + 1 + MIN_BUDGET_BYTES);
         drop(small);
         assert!(other.take(MIN_BUDGET_BYTES));
     }

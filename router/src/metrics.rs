@@ -142,7 +142,11 @@ const COUNTERS: [(&str, &str); 17] = [
     ),
 ];
 
-const GAUGES: [(&str, &str); 5] = [
+const GAUGES: [(&str, &str); 6] = [
+    (
+        "gridwork_connections",
+        "Connections of clients that are open",
+    ),
     ("gridwork_queue_size", "Generations that wait to be started"),
     (
         "gridwork_running_sequences",

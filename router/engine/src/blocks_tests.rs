@@ -117,6 +117,14 @@ fn everything_in_a_namespace_keeps_it_apart() {
             ..plain.clone()
         },
         CacheNamespace {
+            tenant: Some(0),
+            ..plain.clone()
+        },
+        CacheNamespace {
+            salt: Some("0".into()),
+            ..plain.clone()
+        },
+        CacheNamespace {
             salt: Some("x".into()),
             ..plain
         },

@@ -45,6 +45,7 @@ pub struct Info {
     /// Longest sequence that the model's positions allow; 0 when its config gives none.
     pub max_context_tokens: u32,
     pub max_concurrent_requests: usize,
+    pub max_n: u32,
     pub max_best_of: usize,
     pub max_stop_sequences: usize,
     pub max_top_n_tokens: u32,
@@ -62,6 +63,8 @@ pub struct Info {
     pub block_size: u32,
     /// Whether requests share the cached keys and values of what is the same in them.
     pub prefix_cache: bool,
+    /// Whether they share them only with requests that send the same API key.
+    pub isolate_cache_by_key: bool,
     /// Tokens of a sequence that are guessed ahead in a step, at most.
     pub speculate: u32,
     pub cache_capacity_tokens: u64,
@@ -112,6 +115,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
         generation_config_ignored: generation_defaults::ignored(info),
         max_context_tokens: info.max_context_tokens,
         max_concurrent_requests: config.max_concurrent_requests,
+        max_n: config.max_n,
         max_best_of: config.max_best_of,
         max_stop_sequences: config.max_stop_sequences,
         max_top_n_tokens: config.max_top_n_tokens,
@@ -127,6 +131,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
         validation_workers: config.validation_workers,
         block_size: limits.block_size_tokens,
         prefix_cache: limits.prefix_cache,
+        isolate_cache_by_key: config.isolate_cache_by_key,
         speculate: limits.speculate,
         cache_capacity_tokens: limits.capacity_tokens,
         cache_capacity_blocks: limits.num_blocks,

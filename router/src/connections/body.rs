@@ -13,7 +13,6 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::connection::{Answering, Connection, Receiving};
-use crate::intake::Ticket;
 
 /// A body may take a second longer for each so many bytes that have come.
 const SLOWEST_BYTES_PER_S: u64 = 8 * 1024;
@@ -25,17 +24,14 @@ pub enum BodyError {
         "the body came too slowly: {received_bytes} bytes in {seconds} s (--client-read-timeout)"
     )]
     TooSlow { received_bytes: u64, seconds: u64 },
-    #[error("the server is busy with other large requests")]
-    Busy,
     #[error(transparent)]
     Broken(#[from] hyper::Error),
 }
 
-/// A request's body. It must have come within the read timeout, and a second for each 8 KiB; its bytes are accounted for.
+/// A request's body. It must have come within the read timeout, and a second for each 8 KiB.
 pub(super) struct RequestBody {
     body: Incoming,
     receiving: Option<Receiving>,
-    ticket: Ticket,
     received: Received,
     read_timeout: Duration,
     began: Instant,
@@ -55,17 +51,11 @@ impl Received {
 }
 
 impl RequestBody {
-    pub fn new(
-        body: Incoming,
-        connection: Arc<Connection>,
-        ticket: Ticket,
-        read_timeout: Duration,
-    ) -> Self {
+    pub fn new(body: Incoming, connection: Arc<Connection>, read_timeout: Duration) -> Self {
         let is_empty = http_body::Body::is_end_stream(&body);
         RequestBody {
             body,
             receiving: (!is_empty).then(|| connection.receive()),
-            ticket,
             received: Received(Arc::new(AtomicBool::new(is_empty))),
             read_timeout,
             began: Instant::now(),
@@ -120,11 +110,7 @@ impl http_body::Body for RequestBody {
                 Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(Some(Ok(frame))) => {
-                let count = frame.data_ref().map_or(0, Bytes::len);
-                self.received_bytes += count as u64;
-                if !self.ticket.take(count) {
-                    return Poll::Ready(Some(Err(BodyError::Busy)));
-                }
+                self.received_bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.body.is_end_stream() {
                     self.ended();
                 }

@@ -202,7 +202,7 @@ async fn answer(
     let ticket = intake.ticket();
     let (request, received) = {
         let (head, body) = request.into_parts();
-        let body = RequestBody::new(body, connection, ticket.clone(), limits.read_timeout);
+        let body = RequestBody::new(body, connection, limits.read_timeout);
         let received = body.received();
         (Request::from_parts(head, Body::new(body)), received)
     };

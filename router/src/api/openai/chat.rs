@@ -19,6 +19,7 @@ use crate::chat_template::RenderOptions;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::extract::ApiJson;
 use crate::headers::Account;
+use crate::intake::Ticket;
 use crate::parameters::{FieldNames, Parameters, Prompt};
 use crate::state::AppState;
 use crate::telemetry::request_span;
@@ -82,7 +83,7 @@ async fn answer(
     let logprobs = logprobs(&request)?;
     state.ready()?;
 
-    let (text, add_special_tokens) = chat_prompt(state, &request)?;
+    let (text, add_special_tokens) = chat_prompt(state, request).await?;
     let order = Order {
         prompts: vec![OrderedPrompt {
             prompt: Prompt::Text {
@@ -137,8 +138,21 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it.
-pub fn chat_prompt(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
+/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it. Rendered
+/// apart from the threads that serve connections: a template may take long.
+pub async fn chat_prompt(
+    state: &AppState,
+    request: ChatRequest,
+) -> Result<(String, bool), ApiError> {
+    let bytes = Ticket::current().map_or(0, |ticket| ticket.bytes());
+    let of_work = state.clone();
+    let rendering = state
+        .workers()
+        .run(bytes, move || render(&of_work, &request));
+    rendering.await?
+}
+
+fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
     let template_error = |error: &dyn std::fmt::Display| ApiError {
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())

@@ -57,7 +57,7 @@ pub async fn chat_tokenize(
 /// Answers with a [`ChatTokenizeResponse`].
 async fn run_chat(state: &AppState, request: ChatRequest) -> Result<Response, ApiError> {
     request.check_supported()?;
-    let (templated_text, add_special_tokens) = chat_prompt(state, &request)?;
+    let (templated_text, add_special_tokens) = chat_prompt(state, request).await?;
     let tokens = tokens(state, templated_text, add_special_tokens, "messages").await?;
     let mut end = b"],\"templated_text\":".to_vec();
     json_stream::push(&mut end, &tokens.text);
