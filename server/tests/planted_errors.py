@@ -13,6 +13,8 @@ import torch
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
 from gridwork_server import attention
 from gridwork_server.paths import paged
+from gridwork_server.paths.cache_tree import CacheSpec
+from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.sequence_table import SequenceTable, StepBatch
 
@@ -165,7 +167,79 @@ def _without_chunks() -> Iterator[None]:
         yield
 
 
-PLANTED: dict[str, Plant] = {
+def _in_next(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Plant:
+    """change: of the tokens that a cohort computes, and of how many its sequences have in their cache."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        plain = Caller.next
+
+        def next(self: Caller, tokens: np.ndarray, cache: Any, lengths: np.ndarray) -> tuple[torch.Tensor, Any]:
+            return plain(self, *_split(change(tokens, lengths), cache))
+
+        with patch.object(Caller, "next", next):
+            yield
+
+    return plant
+
+
+def _split(changed: tuple[np.ndarray, np.ndarray], cache: Any) -> tuple[np.ndarray, Any, np.ndarray]:
+    return changed[0], cache, changed[1]
+
+
+def _in_mask(change: Callable[[torch.Tensor], torch.Tensor]) -> Plant:
+    """change: of a cohort's mask, int64 `[B, longest + 1]`."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        plain = Caller._mask
+        with patch.object(Caller, "_mask", lambda self, lengths: change(plain(self, lengths))):
+            yield
+
+    return plant
+
+
+@contextlib.contextmanager
+def _members_swapped() -> Iterator[None]:
+    plain = CacheSpec.stack
+
+    def stack(self: CacheSpec, members: list[Any], longest: int) -> Any:
+        return plain(self, members[::-1], longest)
+
+    with patch.object(CacheSpec, "stack", stack):
+        yield
+
+
+def _with_prompt(change: Callable[[np.ndarray], np.ndarray]) -> Plant:
+    """change: of a prompt's tokens."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        plain = Caller.first
+
+        def first(self: Caller, tokens: np.ndarray, num_prompt: int, keep_all: bool) -> tuple[torch.Tensor, Any]:
+            return plain(self, change(tokens), num_prompt, keep_all)
+
+        with patch.object(Caller, "first", first):
+            yield
+
+    return plant
+
+
+BATCHED: dict[str, Plant] = {
+    "padding attended to": _in_mask(torch.ones_like),
+    "mask the other way round": _in_mask(lambda mask: mask.flip(1)),
+    "first key masked": _in_mask(lambda mask: mask.scatter(1, mask.argmax(1, keepdim=True), 0)),
+    "positions one later": _in_next(lambda tokens, lengths: (tokens, lengths + 1)),
+    "tokens of neighbours": _in_next(lambda tokens, lengths: (tokens[::-1].copy(), lengths)),
+    "caches of neighbours": _members_swapped,
+    "the first token dropped": _with_prompt(lambda tokens: tokens[1:] if len(tokens) > 1 else tokens),
+    "the last two tokens swapped": _with_prompt(lambda tokens: np.concatenate([tokens[:-2], tokens[-2:][::-1]])),
+}
+"""The same of the batched path, with cohorts of any length. Some make a model's code fail, which is noticed too."""
+
+
+PAGED: dict[str, Plant] = {
     "causal mask dropped": _in_layout(_mask_dropped),
     "a token does not see itself": _in_layout(_last_key_unseen),
     "a token sees the next slot": _in_layout(_next_key_seen),
@@ -194,4 +268,4 @@ PLANTED: dict[str, Plant] = {
     "a token before the one of the step": _in_call(lambda i, p, k: (np.maximum(i - 1, 0) if _is_decode(i, k) else i, p, k)),
     "logits of the row before": _in_call(lambda i, p, k: (i, p, np.maximum(k - 1, 0) if not _is_decode(i, k) else k)),
 }
-"""By what is wrong: of the paged path. Some are none in some models: a window in one without windows."""
+"""By what is wrong: of the paged path. Some are none in some models: a wrong window in one without windows."""

@@ -112,7 +112,7 @@ class SecondOpinion:
                 raise  # the caller tries again
             logger.opt(exception=True).debug("no float32 forward() to compare with")
             reason = f"; float32 does not tell how much of it is rounding ({type(error).__name__}: {error})"
-            self._refuse(found.largest > _ONE_ROW * _SMALL[self._dtype] * _OWN_CODE, found, reason)
+            self._refuse(not found.largest <= _ONE_ROW * _OWN_CODE * _SMALL[self._dtype], found, reason)
             return
         self._check_twin(path, exact, twin, block_size)
         self._check_rounding(path, exact, rounding, block_size)
