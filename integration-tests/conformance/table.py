@@ -68,7 +68,9 @@ def _summary(verdicts: list[Verdict]) -> str:
     text += f"; {wrong} wrong." if wrong else "."
     same = sum(v.path_in_16_bits == v.path for v in exact)
     others = [v.model_type for v in exact if v.path_in_16_bits != v.path]
-    return f"{text} In bfloat16, {same} of these run on the same path" + (f"; not {', '.join(others)}." if others else ".")
+    return f"{text} In bfloat16, {same} of these run on the same path" + (
+        f"; not {', '.join(others)}." if others else "."
+    )
 
 
 def _generators(verdicts: list[Verdict], ranks: dict[str, Outcome]) -> str:

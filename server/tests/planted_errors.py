@@ -139,7 +139,9 @@ def _in_heads(change: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tens
     return plant
 
 
-def _in_call(change: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Plant:
+def _in_call(
+    change: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> Plant:
     """change: of tokens, positions and kept rows of a step."""
 
     @contextlib.contextmanager
@@ -265,7 +267,9 @@ PAGED: dict[str, Plant] = {
     "decode's position one earlier": _in_call(lambda i, p, k: (i, np.maximum(p - 1, 0) if _is_decode(i, k) else p, k)),
     "positions of a chunk from 0": _in_call(lambda i, p, k: (i, p - p[0] if not _is_decode(i, k) else p, k)),
     "positions twice as far": _in_call(lambda i, p, k: (i, 2 * p, k)),
-    "a token before the one of the step": _in_call(lambda i, p, k: (np.maximum(i - 1, 0) if _is_decode(i, k) else i, p, k)),
+    "a token before the one of the step": _in_call(
+        lambda i, p, k: (np.maximum(i - 1, 0) if _is_decode(i, k) else i, p, k)
+    ),
     "logits of the row before": _in_call(lambda i, p, k: (i, p, np.maximum(k - 1, 0) if not _is_decode(i, k) else k)),
 }
 """By what is wrong: of the paged path. Some are none in some models: a wrong window in one without windows."""

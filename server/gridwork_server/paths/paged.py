@@ -119,6 +119,11 @@ class PagedPath:
         return self._recorded is not None
 
     @property
+    def foreign_products(self) -> list[str]:
+        """Of recorded operations: those of PyTorch's that multiply matrices."""
+        return self._recorded.foreign_products if self._recorded is not None else []
+
+    @property
     def decode_sizes(self) -> list[int]:
         """Sequences of the decode steps that it replays."""
         return self._decodes.sizes if self._decodes is not None else []

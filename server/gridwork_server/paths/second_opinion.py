@@ -6,7 +6,7 @@ and rounding decides which of them computes a token. No fixed bound tells this f
 questions, of which the next is asked only when the one before leaves a doubt:
 
 1. **Are the differences small?** Smaller than what any model of some depth rounds by. Takes nothing besides the two
-   computations that are compared.
+   computations that are compared. Small models, with which the third question takes no time, are always asked that.
 2. **Does rounding change as much?** Plain `forward()` once more, with the results of every module changed at random by
    as much as they are rounded. Where the path differs clearly less, an error could not be told from rounding by
    anybody. Experts chosen otherwise are left to the third question.
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 _SMALL = {torch.bfloat16: 0.02, torch.float16: 0.0025}
 """Differences that need no further question, in rows that an error would reach, as a share of the logits' spread."""
 
+_ASKED_ALWAYS_BYTES = 2**26
+"""Weights of models that are compared with float32 whatever the differences."""
+
 _ONE_ROW = 2.5
 """How many times as much any one row may differ by."""
 
@@ -81,8 +84,10 @@ class SecondOpinion:
         self._choices = PinnedChoices(model)
         self._exact: torch.Tensor | None = None
         self._rounding: Differences | None = None
-        self._judged: dict[int, PathError | None] = {}
-        """By a path's identity: what is wrong with it in float32."""
+        self._judged: ModelPath | None = None
+        """The path that was compared in float32 last."""
+        self._wrong: PathError | None = None
+        """What is wrong with it."""
 
     @torch.inference_mode()
     def judge(
@@ -94,15 +99,19 @@ class SecondOpinion:
         block_size: int,
     ) -> None:
         """Raises PathError when the differences are no rounding. found: the path's, from `expected`, the logits of plain
-        `forward()`; None where nothing can be told; twin: makes the same path for float32. Every rank of a group calls this, and rank 0, which alone has
-        whole logits, decides for all how far to ask."""
-        paged = path.name == "paged"
+        `forward()`; None where nothing can be told; twin: makes the same path for float32. Every rank of a group calls
+        this, and rank 0, which alone has whole logits, decides for all how far to ask."""
+        paged, is_tiny = path.name == "paged", self._weight_bytes() <= _ASKED_ALWAYS_BYTES
         small = _SMALL[self._dtype] * (1 if paged else _OWN_CODE)
-        is_small = found is None or (found.in_all <= small and found.largest <= _ONE_ROW * small)
-        found = found or Differences(torch.zeros(len(expected)))
-        if self._all(is_small) or (self._group.world_size == 1 and self._is_hidden(found, expected, small, paged)):
+        is_small = found is not None and found.in_all <= small and found.largest <= _ONE_ROW * small
+        if self._all(found is None or (is_small and not is_tiny)):
             return
-        logger.info(f"its logits differ by {found.largest:.2g} of their spread: compared with float32")
+        found = found or Differences(torch.zeros(len(expected)))
+        may_ask = self._group.world_size == 1 and not is_tiny
+        if may_ask and self._is_hidden(found, expected, small, paged):
+            return
+        if not is_small:
+            logger.info(f"logits of the {path.name} path differ by {found.largest:.2g} of their spread: asking float32")
         try:
             exact, rounding = self._prepare(paged)
             if exact is None or rounding is None:
@@ -117,13 +126,20 @@ class SecondOpinion:
         self._check_twin(path, exact, twin, block_size)
         self._check_rounding(path, exact, rounding, block_size)
 
+    def _weight_bytes(self) -> int:
+        """On this rank."""
+        tensors = (*self._model.parameters(), *self._model.buffers())
+        return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
     def _all(self, verdict: bool) -> bool:
         """Rank 0's verdict, on every rank."""
         return self._group.minimum(int(verdict or not self._group.is_leader)) == 1
 
     def _refuse(self, is_wrong: bool, found: Differences, reason: str) -> None:
         if not self._all(not is_wrong):
-            raise PathError(f"its logits differ from those of plain forward() by {found.largest:.2g} of their spread{reason}")
+            raise PathError(
+                f"its logits differ from those of plain forward() by {found.largest:.2g} of their spread{reason}"
+            )
 
     def _is_hidden(self, found: Differences, expected: torch.Tensor, small: float, paged: bool) -> bool:
         """The second question."""
@@ -162,11 +178,9 @@ class SecondOpinion:
         free = memory.free_cpu_bytes() if device.type == "cpu" else memory.free_cuda_bytes(device)
         return in_float32(self._model, free // self._group.world_size if device.type == "cpu" else free)
 
-    def _check_twin(
-        self, path: ModelPath, exact: torch.Tensor, twin: Callable[[], ModelPath], block_size: int
-    ) -> None:
+    def _check_twin(self, path: ModelPath, exact: torch.Tensor, twin: Callable[[], ModelPath], block_size: int) -> None:
         """The first part of the third question."""
-        if id(path) not in self._judged:
+        if self._judged is not path:
             wrong: PathError | None = None
             try:
                 with self._wide():
@@ -180,10 +194,11 @@ class SecondOpinion:
                 if deferred_imports.give_up():
                     raise
                 wrong = PathError(f"it does not run in float32, to be compared ({type(error).__name__}: {error})")
-            self._judged[id(path)] = wrong if self._group.is_leader else None
-        wrong = self._judged[id(path)]
-        if not self._all(wrong is None):
-            raise wrong or PathError("rank 0 found that its logits differ from those of plain forward() in float32")
+            self._judged, self._wrong = path, wrong
+        if not self._all(self._wrong is None):
+            raise (self._wrong if self._group.is_leader else None) or PathError(
+                "rank 0 found that its logits differ from those of plain forward() in float32"
+            )
 
     def _check_rounding(self, path: ModelPath, exact: torch.Tensor, rounding: Differences, block_size: int) -> None:
         """The second part of the third question."""
