@@ -37,6 +37,10 @@ class Verdict:
     """Why it is not served, or not exact."""
     reference_error: str = ""
     """Why Transformers itself gives no tokens."""
+    path_in_16_bits: str = ""
+    """The path in bfloat16; empty when it is not served so."""
+    reason_in_16_bits: str = ""
+    """Why not the path that it has in float32."""
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
@@ -90,13 +94,18 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
     return out[0, -count:].tolist()
 
 
+def shard_config(folder: Path, **settings: Any) -> ShardConfig:
+    """In float32, with a small cache, unless settings say otherwise."""
+    given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
+    return ShardConfig(**(given | settings))
+
+
 def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[int]]:
     """What the shard gives for all of them at once, joining one after another."""
     from gridwork_server.loading import load
     from gridwork_server.runner import Runner
 
-    given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
-    config = ShardConfig(**(given | settings))
+    config = shard_config(folder, **settings)
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
     size = runner.warm_up(LIMITS)
@@ -112,12 +121,36 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
     return [results[name] for name in names]
 
 
+def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **settings: Any) -> None:
+    """Which path is chosen in bfloat16. Never raises."""
+    from gridwork_server.loading import load
+
+    try:
+        loaded = load(shard_config(folder, **(settings | {"dtype": "bfloat16"})), RankGroup())
+    except Exception as error:
+        verdict.reason_in_16_bits = f"in bfloat16: {_own_error_in_16_bits(folder, model_class) or first_line(error)}"
+        return
+    verdict.path_in_16_bits = loaded.path.name
+    if verdict.path_in_16_bits != verdict.path:
+        verdict.reason_in_16_bits = f"in bfloat16: {loaded.path_reason}"
+
+
+def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
+    """What goes wrong in bfloat16 in Transformers itself."""
+    try:
+        greedy(model_class.from_pretrained(folder, dtype=torch.bfloat16).eval(), prompts()[0], 1)
+    except Exception as error:
+        return f"Transformers itself makes no text with it ({first_line(error)})"
+    return ""
+
+
 def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) -> Verdict:
     """Builds, serves and compares. Never raises."""
     verdict = Verdict(model_type)
     started = time.monotonic()
     try:
-        expected = reference_tokens(folder, build(model_type, folder, kind))
+        model_class = build(model_type, folder, kind)
+        expected = reference_tokens(folder, model_class)
     except Exception as error:
         verdict.reference_error = first_line(error)
         return verdict
@@ -133,6 +166,7 @@ def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) ->
             same = next((i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), len(want))
             verdict.wrong.append(f"prompt of {len(prompt)}: differs from token {same} on")
     verdict.error = "; ".join(verdict.wrong)
+    find_path_in_16_bits(folder, model_class, verdict, **settings)
     verdict.seconds = time.monotonic() - started
     return verdict
 

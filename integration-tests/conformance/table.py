@@ -18,7 +18,8 @@ Written by `make conformance`, which anyone can run. It makes a tiny random mode
 **Generating types.** {num_requests} requests of {lengths} tokens, joining one after another, {num_tokens} greedy tokens
 each. *Exact* means that all are the tokens of `generate()`. The path is the fastest that passed the comparison with
 plain `forward()` that every model goes through at start; `paged` is the fast one. Why a type runs on a slower one
-stands beside it, as the server's log and `/info` would say.
+stands beside it, as the server's log and `/info` would say. *bfloat16*: the path that the same model is given in
+bfloat16, where the comparison has to tell errors from rounding.
 
 **Over two ranks** (types with a tensor-parallel plan in Transformers): *exact* means that the logits of two processes
 equal those of one; the percentage is the largest share of the weights' bytes that a rank has.
@@ -64,18 +65,24 @@ def _summary(verdicts: list[Verdict]) -> str:
     if unknown:
         text += f"; {unknown} of which Transformers itself makes no text here"
     wrong = len(verdicts) - len(exact) - unknown
-    return text + (f"; {wrong} wrong." if wrong else ".")
+    text += f"; {wrong} wrong." if wrong else "."
+    same = sum(v.path_in_16_bits == v.path for v in exact)
+    others = [v.model_type for v in exact if v.path_in_16_bits != v.path]
+    return f"{text} In bfloat16, {same} of these run on the same path" + (
+        f"; not {', '.join(others)}." if others else "."
+    )
 
 
 def _generators(verdicts: list[Verdict], ranks: dict[str, Outcome]) -> str:
-    lines = ["| type | path | exact | two ranks | why |", "|---|---|---|---|---|"]
+    lines = ["| type | path | bfloat16 | exact | two ranks | why |", "|---|---|---|---|---|---|"]
     for verdict in verdicts:
         outcome = ranks.get(verdict.model_type)
         over_two = "no plan" if outcome is None else f"{outcome.verdict} ({outcome.detail})"
         exact = "yes" if verdict.exact else "–" if verdict.reference_error else "**no**"
         reference = CANNOT_GENERATE.get(verdict.model_type, verdict.reference_error)
-        why = "; ".join(filter(None, (verdict.error, reference, verdict.reason)))
-        lines.append(f"| {verdict.model_type} | {verdict.path} | {exact} | {_cell(over_two)} | {_cell(why)} |")
+        why = "; ".join(filter(None, (verdict.error, reference, verdict.reason, verdict.reason_in_16_bits)))
+        paths = f"{verdict.path} | {verdict.path_in_16_bits or '–'}"
+        lines.append(f"| {verdict.model_type} | {paths} | {exact} | {_cell(over_two)} | {_cell(why)} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gridwork_kernels.packed_linear import DTYPES
-from gridwork_kernels.quantized_linear import GROUP, pack
+from gridwork_kernels.quantized_linear import GROUP, pack, unpack
 from gridwork_kernels.replace import replace_modules
 
 
@@ -46,7 +46,7 @@ class PackedExperts(nn.Module):
             self.register_buffer(f"{name}_packed", packed)
             self.register_buffer(f"{name}_scales", scales)
             self.register_buffer(f"{name}_bias", bias)
-        self.plain = plain
+        self.plain, self.method = plain, method
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """x: `[tokens, hidden]`; index: whole numbers `[tokens, chosen]`, the experts of each token; weights: likewise.
@@ -60,6 +60,17 @@ class PackedExperts(nn.Module):
         pairs = self.plain._apply_gate(pairs) if self.plain.has_gate else self.plain.act_fn(pairs)
         out: torch.Tensor = ops.experts_out(pairs, index, weights, *second)
         return out.to(given)
+
+    def layer(self, name: str, expert: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight `[out_features, in_features]` and bias `[out_features]` of one expert, in float32, unpacked anew at
+        every call. name: `first` or `second`."""
+        packed, scales = getattr(self, f"{name}_packed")[expert], getattr(self, f"{name}_scales")
+        if self.method is None:
+            weight = packed.transpose(1, 2).flatten(2).flatten(0, 1).float()
+        else:
+            weight = unpack(packed, scales[expert], self.method)
+        bias = getattr(self, f"{name}_bias")
+        return weight[: getattr(self, f"{name}_features"), :in_features], None if bias is None else bias[expert]
 
 
 def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:

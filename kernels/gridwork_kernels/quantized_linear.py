@@ -67,15 +67,7 @@ class QuantizedLinear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """`[out_features, in_features]`, as it is after quantizing; made anew at every call."""
-        if self.method == "int8":
-            values = self.packed.transpose(1, 2).flatten(2).flatten(0, 1).float()
-            wide = values * self.scales[:, None]
-        else:
-            halves = torch.stack([self.packed & 15, self.packed >> 4], 3)  # [panels, K / 8, W, 2, 4]
-            values = halves.transpose(1, 2).flatten(2).flatten(0, 1).float().unflatten(1, (-1, GROUP))
-            scale, offset = (self.scales[:, :, i].transpose(1, 2).flatten(0, 1).float() for i in (0, 1))
-            wide = (values * scale[..., None] + offset[..., None]).flatten(1)
-        return wide[: self.out_features].to(self.dtype)
+        return unpack(self.packed, self.scales, self.method)[: self.out_features].to(self.dtype)
 
 
 def can_quantize(module: nn.Module) -> bool:
@@ -105,6 +97,16 @@ def quantize_linears(model: nn.Module, method: str, head: nn.Module | None) -> i
 def pack(weight: torch.Tensor, method: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights `[N, K]` and their scales as the kernels read them."""
     return _pack_int8(weight) if method == "int8" else _pack_int4(weight)
+
+
+def unpack(packed: torch.Tensor, scales: torch.Tensor, method: str) -> torch.Tensor:
+    """What `pack` was given, as it is after quantizing: float32 `[N, K]`, with rows of zeros up to whole panels."""
+    if method == "int8":
+        return packed.transpose(1, 2).flatten(2).flatten(0, 1).float() * scales[:, None]
+    halves = torch.stack([packed & 15, packed >> 4], 3)  # [panels, K / 8, W, 2, 4]
+    values = halves.transpose(1, 2).flatten(2).flatten(0, 1).float().unflatten(1, (-1, GROUP))
+    scale, offset = (scales[:, :, i].transpose(1, 2).flatten(0, 1).float() for i in (0, 1))
+    return (values * scale[..., None] + offset[..., None]).flatten(1)
 
 
 def _padded(values: torch.Tensor, panel: int) -> torch.Tensor:

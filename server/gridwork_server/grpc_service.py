@@ -44,6 +44,8 @@ class ShardService(pb_grpc.ShardServicer):
         import torch
         import transformers
 
+        from gridwork_server.paths.invariance import invariance_of
+
         if self._worker.encoder is not None:
             return self._worker.encoder.info()
         runner = self._worker.runner
@@ -52,6 +54,7 @@ class ShardService(pb_grpc.ShardServicer):
         device = str(loaded.device)
         if loaded.device.type == "cuda":
             device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
+        invariance = invariance_of(runner.path, loaded.model, loaded.device, runner.group.world_size)
         return pb.InfoResponse(
             protocol_version=PROTOCOL_VERSION,
             shard_version=__version__,
@@ -72,6 +75,9 @@ class ShardService(pb_grpc.ShardServicer):
             torch_version=torch.__version__,
             task=pb.TASK_GENERATE,
             shares_blocks=runner.path.shares_blocks,
+            batch_invariant=invariance.in_batch,
+            replay_invariant=invariance.when_replayed,
+            invariance_reason=invariance.reason,
             draft_step_tokens=runner.draft_step_tokens,
             generation_defaults=loaded.generation.message(),
         )

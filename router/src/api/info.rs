@@ -29,6 +29,14 @@ pub struct Info {
     pub model_impl: String,
     /// Why it runs on no faster path; empty when it runs on the fastest.
     pub model_impl_reason: String,
+    /// Whether a request's logits are the same to the bit whatever other requests run beside it. Where not, they differ
+    /// by rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
+    pub batch_invariant: bool,
+    /// Whether they are the same to the bit however the request's tokens are divided into steps: as chunks of a prompt,
+    /// after a preemption or a restart, behind a cached prefix, as drafts.
+    pub replay_invariant: bool,
+    /// Why not; empty when both hold.
+    pub invariance_reason: String,
     /// Attention implementation.
     pub attention: String,
     pub num_parameters: u64,
@@ -105,6 +113,9 @@ pub async fn info(State(state): State<AppState>) -> Response {
         model_device_type: info.device.clone(),
         model_impl: info.model_impl.clone(),
         model_impl_reason: info.model_impl_reason.clone(),
+        batch_invariant: info.batch_invariant,
+        replay_invariant: info.replay_invariant,
+        invariance_reason: info.invariance_reason.clone(),
         attention: info.attention.clone(),
         num_parameters: info.num_parameters,
         weight_bytes: info.weight_bytes,

@@ -10,6 +10,7 @@ from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import fuse, replace_scales
 from gridwork_server.graph.kept_rows import by_kept_rows
+from gridwork_server.graph.nodes import Graph
 from gridwork_server.graph.packing import pack_constants
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
@@ -18,6 +19,14 @@ from gridwork_server.graph.simplify import drop_unused
 
 if TYPE_CHECKING:
     from gridwork_server.attention import LayerKey
+
+
+_PRODUCTS = ("addmm", "baddbmm", "bmm", "convolution", "einsum", "linear", "matmul", "mm", "_grouped_mm")
+
+
+def foreign_products(graph: Graph) -> list[str]:
+    """Names of the graph's operations of PyTorch's that multiply matrices."""
+    return sorted({node.name for node in graph.nodes if node.name.removeprefix("aten.") in _PRODUCTS})
 
 
 class RecordedModel:
@@ -54,6 +63,8 @@ class RecordedModel:
         graphs = by_kept_rows(graph) or (graph,)
         programs = [Program(each, chunks, sharing, windowed) for each in graphs]
         self._for_all_rows, self._for_some_rows = programs[0], programs[-1]
+        self.foreign_products = foreign_products(graph)
+        """Operations of PyTorch's that multiply matrices: their sums depend on the number of rows."""
 
     @property
     def num_operations(self) -> int:

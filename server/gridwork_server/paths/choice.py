@@ -1,5 +1,6 @@
 """Finds the fastest path that a model runs on, by trying them in turn."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
+from gridwork_server.paths.second_opinion import SecondOpinion
 from gridwork_server.paths.self_check import (
     compare,
     compare_generated,
@@ -48,6 +50,8 @@ class _Candidate:
     odd: bool
     """Whether it is for models whose tokens with a cache are others than without: `generate()` is what counts there."""
     make: Callable[[], ModelPath]
+    make_wide: Callable[[], ModelPath]
+    """The same for a model that is computed in float32 for a while."""
 
 
 def choose(
@@ -75,8 +79,16 @@ def choose(
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
     record = record and group.world_size == 1
 
-    def paged() -> ModelPath:
+    def paged(wide: bool = False) -> ModelPath:
+        if wide:
+            name = attention_name if attention_name == "reference" else "auto"
+            return PagedPath(model, torch.float32, caller.device, name, False, block_size)
         return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes)
+
+    def use_attention(of_path: bool) -> None:
+        _use_attention(model, attention.NAME if of_path else plain_attention, own_attention)
+
+    opinion = SecondOpinion(model, caller, dtype, sequences, group, use_attention)
 
     for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
         if wish not in ("auto", candidate.impl):
@@ -85,16 +97,17 @@ def choose(
         def attempt(candidate: _Candidate = candidate) -> ModelPath:
             nonlocal expected
             if expected is None:
-                _use_attention(model, plain_attention, own_attention)
+                use_attention(False)
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
-            _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
+            use_attention(candidate.paged)
             path = candidate.make()
             if candidate.odd:
                 if group.world_size > 1:
                     raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
-                _compare_on_all_ranks(path, expected, sequences, dtype, group)
+                judge = functools.partial(opinion.judge, path, expected=expected, twin=candidate.make_wide)
+                _compare_on_all_ranks(path, expected, sequences, dtype, group, judge)
             return path
 
         try:
@@ -129,30 +142,45 @@ def choose(
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 
 
+_Judge = Callable[..., None]
+"""Of differences, `found`, and the block size: see SecondOpinion."""
+
+
 def _compare_on_all_ranks(
-    path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype, group: "RankGroup"
+    path: ModelPath,
+    expected: torch.Tensor,
+    sequences: list[np.ndarray],
+    dtype: torch.dtype,
+    group: "RankGroup",
+    judge: _Judge,
 ) -> None:
     """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
     found: PathError | None = None
     try:
-        _compare(path, expected, sequences, dtype)
+        _compare(path, expected, sequences, dtype, judge)
     except PathError as error:
         found = error if group.is_leader else None
     if group.minimum(0 if found else 1) == 0:
         raise found or PathError("rank 0 found that its logits differ from those of plain forward()")
 
 
-def _compare(path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype) -> None:
+def _compare(
+    path: ModelPath,
+    expected: torch.Tensor,
+    sequences: list[np.ndarray],
+    dtype: torch.dtype,
+    judge: _Judge,
+) -> None:
     """Shortcuts that go wrong are given up for plain steps of the model's own code. Raises PathError."""
-    if not isinstance(path, PagedPath):
-        compare(path, expected, sequences, dtype)
-        return
+    block_size = path.check_block_size if isinstance(path, PagedPath) else 4
     while True:
         try:
-            compare(path, expected, sequences, dtype, path.check_block_size)
+            differences = compare(path, expected, sequences, dtype, block_size)
+            if dtype != torch.float32:
+                judge(found=differences, block_size=block_size)
             return
         except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
-            shortcut = path.give_up_shortcut(_one_line(error))
+            shortcut = path.give_up_shortcut(_one_line(error)) if isinstance(path, PagedPath) else None
             if shortcut is None:
                 raise
             logger.warning(f"{shortcut} cannot be used: {_one_line(error)}")
@@ -162,32 +190,23 @@ def _candidates(
     model: Any,
     caller: Caller | Seq2SeqCaller,
     plain: str,
-    paged: Callable[[], ModelPath] | None,
+    paged: Callable[..., ModelPath] | None,
 ) -> Iterator[_Candidate]:
     if paged is not None:
-        yield _Candidate("paged", "paged", True, False, paged)
+        yield _Candidate("paged", "paged", True, False, paged, functools.partial(paged, wide=True))
     for impl, cohorts, what in (
         ("batched", "padded", "batched with padding"),
         ("batched", "equal", "batched by equal length"),
         ("solo", "single", "solo with its cache"),
     ):
-        yield _Candidate(
-            impl,
-            what,
-            False,
-            False,
-            lambda cohorts=cohorts: BatchedPath(caller, plain, cohorts),  # type: ignore[misc]
-        )
+        make = functools.partial(BatchedPath, caller, plain, cohorts)
+        yield _Candidate(impl, what, False, False, make, make)
     recompute = "solo, computing everything anew for every token"
-    yield _Candidate(
-        "solo",
-        "solo as generate() does it",
-        False,
-        True,
-        lambda: StepwisePath(model, caller.device, plain, _vocab_size(model)),
-    )
-    yield _Candidate("solo", recompute, False, True, lambda: RecomputePath(caller, plain))
-    yield _Candidate("solo", recompute, False, False, lambda: RecomputePath(caller, plain))
+    stepwise = functools.partial(StepwisePath, model, caller.device, plain, _vocab_size(model))
+    yield _Candidate("solo", "solo as generate() does it", False, True, stepwise, stepwise)
+    anew = functools.partial(RecomputePath, caller, plain)
+    yield _Candidate("solo", recompute, False, True, anew, anew)
+    yield _Candidate("solo", recompute, False, False, anew, anew)
 
 
 def _use_attention(model: Any, name: str, own_attention: bool) -> None:

@@ -1,6 +1,7 @@
 """The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,8 @@ class PagedPath:
         )
         self._window_blocks: WindowBlocks | None = None
         """None where windows are as long as the cache, and there is nothing to give back."""
+        self._num_blocks = 0
+        self._may_replay = True
         self._keys: dict[LayerKey, torch.Tensor] = {}
         self._values: dict[LayerKey, torch.Tensor] = {}
         if record and self.attention_name == "cpu":
@@ -114,6 +117,11 @@ class PagedPath:
     def is_recorded(self) -> bool:
         """Whether it runs recorded operations."""
         return self._recorded is not None
+
+    @property
+    def foreign_products(self) -> list[str]:
+        """Of recorded operations: those of PyTorch's that multiply matrices."""
+        return self._recorded.foreign_products if self._recorded is not None else []
 
     @property
     def decode_sizes(self) -> list[int]:
@@ -146,6 +154,7 @@ class PagedPath:
         """See ModelPath. Blocks for padding lie behind the router's."""
         # Dropped first, so that the memory can be had again.
         self._keys, self._values = {}, {}
+        self._num_blocks = num_blocks
         if self._decodes is not None:
             self._decodes.clear()
         # Blocks of a pool of our own could not be shared: with a prefix cache all layers keep the whole context.
@@ -173,6 +182,19 @@ class PagedPath:
             self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks))
         if num_blocks:
             self._prepare_decodes(limits, num_blocks)
+
+    def spoil_cache(self, value: float) -> None:
+        """Fills what sequences may be given: keys with 0 and values with `value`, so that attending to what was not
+        written shows."""
+        for key in self.layers:
+            for cache, filling in ((self._keys[key], 0.0), (self._values[key], value)):
+                spare = SPARE_BLOCKS * (len(cache) // self._cache_blocks(key))
+                cache[: len(cache) - spare] = filling
+
+    def _cache_blocks(self, key: LayerKey) -> int:
+        """Blocks of a layer's cache, spare ones included."""
+        blocks = self._window_blocks.num_blocks if self._window_blocks and key in self._windowed else self._num_blocks
+        return blocks + SPARE_BLOCKS
 
     def _prepare_decodes(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """A model that cannot be recorded runs its decodes like other steps."""
@@ -211,7 +233,16 @@ class PagedPath:
 
     def replays(self, num_sequences: int, num_tokens: int) -> bool:
         """Whether a step of so many sequences and tokens is one of the decode steps that it replays."""
-        return self._decodes is not None and self._decodes.takes(num_sequences, num_tokens)
+        return self._decodes is not None and self._may_replay and self._decodes.takes(num_sequences, num_tokens)
+
+    @contextmanager
+    def without_replays(self) -> Iterator[None]:
+        """Runs decode steps like others meanwhile."""
+        self._may_replay = False
+        try:
+            yield
+        finally:
+            self._may_replay = True
 
     def decode(self, batch: "StepBatch", table: "SequenceTable", late: LateTokens | None = None) -> torch.Tensor:
         """Computes a step that it replays. late: of the batch's input tokens. Returns logits `[B, vocab_size]` of all

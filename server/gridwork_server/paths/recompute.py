@@ -20,6 +20,8 @@ class RecomputePath:
     name = "solo"
     shares_blocks = False
     takes_drafts = False
+    recomputes_alike = True
+    """Tokens that are computed again are computed as they were."""
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller

@@ -32,6 +32,8 @@ class StepwisePath:
     name = "solo"
     shares_blocks = False
     takes_drafts = False
+    recomputes_alike = True
+    """Tokens that are computed again are computed as they were."""
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparations for generating."""

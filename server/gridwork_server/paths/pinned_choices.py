@@ -1,0 +1,136 @@
+"""Which of several things a model chose for each token, an expert above all: noted in one forward pass, and made to be
+chosen again in others.
+
+Two scores that are nearly equal change places by rounding, and what is computed of the token behind it is then another
+function. With the choices pinned, two computations of one token differ by rounding alone.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+_CHOOSING = {
+    aten.topk.default: ("k", "dim"),
+    aten.sort.default: ("dim",),
+    aten.sort.stable: ("dim",),
+    aten.argsort.default: ("dim",),
+    aten.argsort.stable: ("dim",),
+    aten.max.dim: ("dim", "keepdim"),
+    aten.min.dim: ("dim", "keepdim"),
+    aten.argmax.default: ("dim", "keepdim"),
+}
+"""Operations that give indices along a dimension, and the arguments that decide which."""
+
+_Choice = tuple[Any, ...]
+"""An operation, which of the pass's operations of its kind it is, and its arguments."""
+
+
+class PinnedChoices:
+    """The choices of tokens that are known by their ids: no two tokens of the sequences may have the same."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """model: whose `forward()` is given the tokens that it computes as `input_ids`."""
+        self._model = model
+        self._noted: dict[_Choice, dict[int, torch.Tensor]] = {}
+        """By choice: by token, the indices."""
+        self._tokens: list[int] = []
+        self._counts: dict[_Choice, int] = {}
+
+    def begin(self, tokens: list[int]) -> None:
+        """A forward pass of these tokens begins."""
+        self._tokens, self._counts = tokens, {}
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Notes what is chosen."""
+        with self._watching(), _Mode(self, replay=False):
+            yield
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Has chosen what was noted, where the same choice was noted of all tokens of the pass."""
+        with self._watching(), _Mode(self, replay=True):
+            yield
+
+    @contextlib.contextmanager
+    def pinned_for(self, tokens: list[int]) -> Iterator[None]:
+        """The same for a step of these tokens, whether it calls `forward()` or not."""
+        with self.pinned():
+            self.begin(tokens)
+            yield
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        def hook(_module: nn.Module, arguments: tuple[Any, ...], settings: dict[str, Any]) -> None:
+            tokens = settings.get("input_ids", arguments[0] if arguments else None)
+            if isinstance(tokens, torch.Tensor):
+                self.begin(tokens.flatten().tolist())
+
+        handle = self._model.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def chosen(self, func: Any, x: torch.Tensor, settings: dict[str, Any], results: Any, replay: bool) -> Any:
+        """Notes the results of an operation that chooses, or gives others in their place. settings: its arguments by
+        name. Returns the results."""
+        indices = results if isinstance(results, torch.Tensor) else results[1]
+        dim = settings.get("dim", -1)
+        if dim is None or x.dim() == 0:
+            return results
+        dim %= x.dim()
+        lead = self._leading_dimensions(x, dim)
+        if lead == 0:
+            return results
+        inner = tuple(x.shape[lead:])
+        kind = (func, inner, tuple(sorted(settings.items())))
+        nth = self._counts[kind] = self._counts.get(kind, -1) + 1
+        noted = self._noted.setdefault((*kind, nth), {})
+        rows = indices.flatten(0, lead - 1)
+        if not replay:
+            noted.update(zip(self._tokens, rows, strict=True))
+            return results
+        if any(token not in noted or noted[token].shape != rows.shape[1:] for token in self._tokens):
+            return results
+        indices = torch.stack([noted[token] for token in self._tokens]).view_as(indices)
+        if isinstance(results, torch.Tensor):
+            return indices
+        along = indices if indices.dim() == x.dim() else indices.unsqueeze(dim)
+        return x.gather(dim, along).view_as(indices), indices
+
+    def _leading_dimensions(self, x: torch.Tensor, dim: int) -> int:
+        """How many of the first dimensions count the pass's tokens; 0: none do."""
+        count = len(self._tokens)
+        if count and dim > 0 and x.shape[0] == count:
+            return 1
+        if count and dim > 1 and x.dim() > 2 and x.shape[0] * x.shape[1] == count:
+            return 2
+        return 0
+
+
+class _Mode(TorchDispatchMode):
+    def __init__(self, choices: PinnedChoices, replay: bool) -> None:
+        super().__init__()
+        self._choices, self._replay = choices, replay
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else PyTorch imports its compiler, to keep it away from here."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        results = func(*args, **kwargs)
+        if func not in _CHOOSING or not args[0].is_floating_point():
+            return results
+        names = [argument.name for argument in func._schema.arguments]
+        settings = dict(zip(names, args, strict=False)) | kwargs
+        kept = {name: settings[name] for name in _CHOOSING[func] if name in settings}
+        return self._choices.chosen(func, args[0], kept, results, self._replay)
