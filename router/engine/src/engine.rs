@@ -364,9 +364,8 @@ impl Task {
             ready.info.eos_token_ids.clone(),
             self.metrics.clone(),
         );
-        let _ = self.state.send(State::Ready(Arc::new(ready)));
+        self.tell_ready(ready);
         loop {
-            self.shared.healthy.store(true, Ordering::Relaxed);
             let ended = self
                 .run_steps(&mut scheduler, &mut shard, &mut incoming, &mut watchdog)
                 .await;
@@ -392,9 +391,15 @@ impl Task {
                 "the shard is back; {} requests go on",
                 scheduler.num_sequences()
             );
-            let _ = self.state.send(State::Ready(Arc::new(ready)));
+            self.tell_ready(ready);
             shard = again;
         }
+    }
+
+    /// Lets handles know that steps can run: who waits for it finds the engine healthy.
+    fn tell_ready(&self, ready: Ready) {
+        self.shared.healthy.store(true, Ordering::Relaxed);
+        let _ = self.state.send(State::Ready(Arc::new(ready)));
     }
 
     /// Sends steps and takes results for as long as the shard answers.

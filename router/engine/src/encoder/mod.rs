@@ -221,11 +221,10 @@ impl Task {
                 return;
             }
         };
-        let _ = self.state.send(State::Ready(Arc::new(info)));
+        self.tell_ready(info);
         let mut queue = Queue::default();
         let mut watchdog = Watchdog::new(self.config.shard_timeout);
         loop {
-            self.shared.healthy.store(true, Ordering::Relaxed);
             let ended = self
                 .send_batches(&mut queue, &client, &mut incoming, &mut watchdog)
                 .await;
@@ -244,9 +243,15 @@ impl Task {
             };
             tracing::info!("the shard is back; {} sequences waited", queue.len());
             self.shared.vitals.answers();
-            let _ = self.state.send(State::Ready(Arc::new(info)));
+            self.tell_ready(info);
             client = again;
         }
+    }
+
+    /// Lets handles know that batches can be sent: who waits for it finds the encoder healthy.
+    fn tell_ready(&self, info: InfoResponse) {
+        self.shared.healthy.store(true, Ordering::Relaxed);
+        let _ = self.state.send(State::Ready(Arc::new(info)));
     }
 
     async fn send_batches(
