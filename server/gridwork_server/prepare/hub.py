@@ -143,6 +143,8 @@ def _check_readable(name: str, revision: str, cache_dir: Path, wanted: list[str]
     from huggingface_hub import snapshot_download
 
     files = [file for file in wanted if file in quantized_checkpoint.FILES]
+    if not files:
+        return  # an adapter alone
     folder = Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files))
     quantized_weights.check_readable(folder, name)
 
