@@ -41,7 +41,12 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,
-        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=7,
@@ -157,7 +162,7 @@ _BERT: dict[str, Any] = {
         ("regression", lambda logits: logits),
     ],
 )
-def test_labels_have_the_scores_of_their_problem(problem: str, function: Any, tmp_path: Path) -> None:
+def test_labels_have_the_scores_of_their_problem(problem: Any, function: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = BertConfig(**_BERT, id2label={0: "a", 1: "b", 2: "c"}, problem_type=problem)
     model = AutoModelForSequenceClassification.from_config(config).eval()
