@@ -8,6 +8,7 @@ rounds are printed as a Markdown table. Nothing else should run on the machine.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import sys
@@ -39,6 +40,8 @@ def build(family: str, tokenizer: Path, folder: Path) -> int:
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer / file, folder / file)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -214,6 +214,8 @@ def trap_model(folder: Path, step_delay_s: float = 0.0) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     (folder / "trap.py").write_text(_TRAP_CODE)
     return folder
 

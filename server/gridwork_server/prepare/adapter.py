@@ -10,17 +10,24 @@ from typing import Any
 
 from loguru import logger
 
-from gridwork_server.prepare import pickle_weights, quantized_weights
+from gridwork_server.prepare import adapter_weights, pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
 # Raise it when a merge's result changes, so that folders made by older versions are not used.
-_FORMAT = 1
+_FORMAT = 2
 CONFIG = "adapter_config.json"
 _BASE = "base_model_name_or_path"
 _WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "spiece", "chat_template")
+
+
+_UNMERGEABLE = {
+    "alora_invocation_tokens": "the adapter works from these tokens on only",
+    "arrow_config": "the adapter is mixed with others anew for each token",
+}
+"""Keys of adapters whose effect depends on the tokens."""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -145,17 +152,23 @@ def _merge(
             f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "
             "weights: it cannot be merged"
         )
+    for key, reason in _UNMERGEABLE.items():
+        if getattr(peft_config, key, None):
+            raise PrepareError(f"{folder / CONFIG} has {key}: {reason}; it cannot be merged")
     peft_config.inference_mode = True
-    tensors = _read(weights)
-    rows = _embedding_rows(tensors)
+    tensors = adapter_weights.with_one_name_each(_read(weights))
+    rows = adapter_weights.vocabulary_rows(model, tensors, getattr(peft_config, "trainable_token_indices", None))
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
+        torch.manual_seed(0)  # of rows that the adapter does not have, the same every time
         model.resize_token_embeddings(rows)
+    was_tied = adapter_weights.is_tied(model)
     wrapped: Any = get_peft_model(model, peft_config)
     result: Any = set_peft_model_state_dict(wrapped, tensors)
-    if result.unexpected_keys:
+    unexpected = [key for key in result.unexpected_keys if not adapter_weights.is_copy(key, tensors)]
+    if unexpected:
         raise PrepareError(
             f"{weights} has tensors that {type(model).__name__} has no place for: "
-            f"{pickle_weights.tensor_names(result.unexpected_keys)}. The adapter was made for another model"
+            f"{pickle_weights.tensor_names(unexpected)}. The adapter was made for another model"
         )
     missing = [key for key in result.missing_keys if _belongs_to_adapter(key, wrapped)]
     if missing:
@@ -163,8 +176,17 @@ def _merge(
             f"{weights} lacks {pickle_weights.tensor_names(missing)}. The adapter is incomplete, or was made for "
             "another model"
         )
-    with torch.inference_mode():
-        whole = wrapped.merge_and_unload(safe_merge=True)
+    if not hasattr(wrapped, "merge_and_unload"):
+        raise PrepareError(f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which cannot be merged")
+    adapter_weights.give_each_module_its_own(wrapped)
+    with torch.no_grad():
+        try:
+            whole = wrapped.merge_and_unload(safe_merge=True)
+        except NotImplementedError as error:
+            raise PrepareError(
+                f"{folder / CONFIG} describes an adapter that cannot be merged: {_one_line(error)}"
+            ) from error
+    adapter_weights.tie_or_untie(whole, was_tied)
     needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
     free_bytes = shutil.disk_usage(partial).free
     if needed_bytes > free_bytes:
@@ -198,14 +220,6 @@ def _read(weights: Path) -> dict[str, Any]:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
         raise PrepareError(f"{weights} is damaged ({_one_line(error)}). Download it again") from error
-
-
-def _embedding_rows(tensors: dict[str, Any]) -> int | None:
-    """Rows of an embedding that is saved with the adapter: tokens were added to the base's vocabulary."""
-    for name, tensor in tensors.items():
-        if re.search(r"(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$", name):
-            return int(tensor.shape[0])
-    return None
 
 
 def _belongs_to_adapter(key: str, wrapped: Any) -> bool:

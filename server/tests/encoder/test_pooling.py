@@ -88,8 +88,8 @@ def test_without_files_causal_models_use_their_last_token_and_others_the_mean(tm
 
 
 def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="LayerNorm"):
-        pooling.read(folder(tmp_path, {"pooling_mode": "cls"}, "LayerNorm"), False, CPU)
+    with pytest.raises(ModelError, match="LSTM"):
+        pooling.read(folder(tmp_path, {"pooling_mode": "cls"}, "LSTM"), False, CPU)
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "attention"}')
     (tmp_path / "modules.json").unlink()
     with pytest.raises(ModelError, match="attention"):

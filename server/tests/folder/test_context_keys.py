@@ -1,0 +1,69 @@
+"""The context is what a config's rotary embeddings make of it."""
+
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
+
+from gridwork_server.context_length import context_tokens
+
+_LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"type": "dynamic", "factor": 4.0}, 256),
+        ({"type": "dynamic", "factor": 1.0}, 64),
+        ({"type": "yarn", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        # The length after scaling is given already.
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        (_LLAMA_3 | {"factor": 8.0, "original_max_position_embeddings": 16}, 64),
+        (_LONG | {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_the_context_of_scaled_rotary_embeddings(scaling: dict[str, Any], expected: int) -> None:
+    config: Any = LlamaConfig(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=32,
+        vocab_size=50,
+        max_position_embeddings=64,
+        rope_scaling=dict(scaling),  # type: ignore[call-arg]
+    )
+    assert context_tokens(config) == expected
+    assert context_tokens(config, AutoModelForCausalLM.from_config(config)) == expected
+
+
+def test_a_table_of_positions_ends_where_it_ends() -> None:
+    config: Any = GPT2Config(
+        n_positions=64,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        vocab_size=50,
+        rope_scaling={"rope_type": "linear", "factor": 4.0},  # type: ignore[call-arg]
+    )
+    assert context_tokens(config, AutoModelForCausalLM.from_config(config)) == 64
+
+
+def test_layers_with_rotary_parameters_of_their_own_leave_the_context_as_it_is() -> None:
+    config: Any = Gemma3TextConfig(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_hidden_layers=2,
+        intermediate_size=32,
+        vocab_size=50,
+        max_position_embeddings=64,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},  # type: ignore[call-arg]
+    )
+    assert context_tokens(config, AutoModelForCausalLM.from_config(config)) == 64

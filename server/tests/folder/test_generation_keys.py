@@ -1,0 +1,133 @@
+"""Each key of generation_config.json does what the table says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig, LlamaConfig
+
+from gridwork_server.errors import ModelError
+from gridwork_server.generation_defaults import IGNORED, KEYS, READ, WITHOUT_EFFECT, GenerationDefaults, read
+
+SAMPLES: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 0.5,
+    "top_k": 7,
+    "top_p": 0.5,
+    "min_p": 0.25,
+    "typical_p": 0.5,
+    "repetition_penalty": 1.5,
+    "max_new_tokens": 9,
+    "eos_token_id": [4, 5],
+    "suppress_tokens": [3],
+    "bad_words_ids": [[3]],
+    "sequence_bias": [[[3], 2.5]],
+    "max_length": 9,
+    "min_length": 9,
+    "min_new_tokens": 9,
+    "max_time": 1.0,
+    "stop_strings": ["x"],
+    "num_beams": 2,
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "length_penalty": 0.5,
+    "early_stopping": True,
+    "top_h": 0.5,
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "encoder_repetition_penalty": 1.5,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 2,
+    "renormalize_logits": True,
+    "forced_eos_token_id": 2,
+    "remove_invalid_values": True,
+    "exponential_decay_length_penalty": [1, 1.5],
+    "begin_suppress_tokens": [3],
+    "token_healing": True,
+    "guidance_scale": 1.5,
+    "watermarking_config": {"bias": 2.0},
+    "penalty_alpha": 0.5,
+    "dola_layers": "low",
+    "constraints": ["x"],
+    "force_words_ids": [[1]],
+    "num_return_sequences": 2,
+}
+NOTHING = GenerationDefaults(eos_token_ids=[2])
+
+
+def defaults(folder: Path, content: dict[str, Any] | str, source: str = "auto") -> GenerationDefaults:
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "generation_config.json").write_text(text)
+    return read(folder, LlamaConfig(), source)
+
+
+def test_no_key_of_transformers_is_missing() -> None:
+    assert set(KEYS) == set(vars(GenerationConfig()))
+    assert {key for key, fate in KEYS.items() if fate == IGNORED} <= set(SAMPLES)
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_each_key_does_what_the_table_says(key: str, tmp_path: Path) -> None:
+    fate = KEYS[key]
+    of_the_models_path = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
+    # Transformers refuses this key without sampling.
+    more = {"do_sample": True} if key == "num_return_sequences" else {}
+    found = defaults(tmp_path, {key: SAMPLES.get(key, 1)} | more)
+    if fate == WITHOUT_EFFECT or key in of_the_models_path:
+        assert found == NOTHING
+    elif fate == IGNORED:
+        assert [entry.split(":")[0] for entry in found.ignored] == [key]
+        assert found == GenerationDefaults([2], ignored=found.ignored, **more)
+    else:
+        assert fate == READ
+        assert not found.ignored
+        if key in ("suppress_tokens", "bad_words_ids"):
+            assert found.biases == {3: -1e9}
+        elif key == "sequence_bias":
+            assert found.biases == {3: 2.5}
+        elif key == "eos_token_id":
+            assert found.eos_token_ids == [4, 5]
+        else:
+            assert getattr(found, key) == SAMPLES[key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("temperature", -1.0), ("top_p", 0.0), ("top_p", float("nan")), ("min_p", 2.0), ("repetition_penalty", 0)],
+)
+def test_a_value_out_of_its_range_is_not_used(key: str, value: float, tmp_path: Path) -> None:
+    found = defaults(tmp_path, json.dumps({key: value}))
+    assert getattr(found, key) is None
+
+
+def test_words_of_several_tokens_are_reported(tmp_path: Path) -> None:
+    found = defaults(tmp_path, {"bad_words_ids": [[3], [4, 5]], "sequence_bias": [[[6, 7], 1.0]]})
+    assert found.biases == {3: -1e9}
+    assert len(found.ignored) == 2
+
+
+def test_none_keeps_the_end_tokens_alone(tmp_path: Path) -> None:
+    content = {"temperature": 0.5, "eos_token_id": 9, "num_beams": 3}
+    assert defaults(tmp_path, content, "none") == GenerationDefaults([9])
+
+
+def test_another_folder_may_be_named_and_must_have_the_file(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ModelError, match=r"other: there is no generation_config\.json"):
+        defaults(tmp_path, {"temperature": 0.5}, str(other))
+    (other / "generation_config.json").write_text('{"temperature": 0.75}')
+    assert defaults(tmp_path, {"temperature": 0.5}, str(other)).temperature == 0.75
+
+
+def test_without_the_file_config_json_counts_as_it_does_for_generate(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "temperature": 0.5, "num_beams": 4, "eos_token_id": 8}'
+    )
+    found = read(tmp_path, LlamaConfig(), "auto")
+    assert (found.temperature, found.eos_token_ids, found.ignored) == (0.5, [8], ["num_beams: 4"])
+
+
+def test_a_damaged_file_is_passed_over(tmp_path: Path) -> None:
+    assert defaults(tmp_path, "{") == NOTHING
