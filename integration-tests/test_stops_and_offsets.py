@@ -165,7 +165,8 @@ def test_alternatives_of_prompt_tokens_are_those_of_transformers(server: Server,
             own = logprobs["token_logprobs"][position]
             assert own == pytest.approx(float(expected[position - 1, ids[position]]), abs=1e-4)
             assert logprobs["tokens"][position] in tops[position]
-            assert count <= len(tops[position]) <= count + 1
+            # Parts of characters look the same, and the likeliest of them is shown.
+            assert 1 <= len(tops[position]) <= count + 1
             if count:
                 assert next(iter(tops[position].values())) == pytest.approx(float(values[0]), abs=1e-4)
                 is_greedy = int(best[0]) == ids[position]

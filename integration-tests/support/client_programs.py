@@ -21,7 +21,9 @@ def run(*command: str | Path, environment: Path = CLIENTS, **options: Any) -> st
         pytest.fail(f"{environment} is missing; run `make clients vllm-client`", pytrace=False)
     env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     # A library must not look for anything elsewhere, nor take its imports from this checkout.
-    env |= {"HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "PYTHONPATH": ""}
+    # The hub is nowhere; HF_HUB_OFFLINE would keep huggingface_hub from this machine's servers as well.
+    env |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_OFFLINE": "1"}
+    env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "PYTHONPATH": ""}
     done = subprocess.run(
         [environment / "bin" / program, *arguments],
         env=env | {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}"},
