@@ -34,7 +34,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model
+.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model clients vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -126,6 +126,18 @@ $(ENCODER)/config.json: server/requirements-encoder.lock | $(UV) $(VENV)/bin/pyt
 	@rm -rf .cache/packages/encoder
 	@touch $@
 
+# --- Clients that the tests run unmodified -------------------------------------------------------------------------
+
+CLIENTS := .cache/clients
+
+clients: $(CLIENTS)/.stamp
+
+$(CLIENTS)/.stamp: integration-tests/requirements/clients.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing client libraries into $(CLIENTS) (once, 0.9 GB)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLIENTS)
+	@$(UV) pip install --python $(CLIENTS)/bin/python --quiet --require-hashes -r $<
+	@touch $@
+
 # --- Checks -----------------------------------------------------------------------------------------------------
 
 fmt: python-dev ## Format Rust and Python
@@ -153,7 +165,7 @@ unit: build python-dev
 	$(say) "Python unit tests"
 	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests
 
-integration: build python-dev encoder-model ## Black-box tests: the real launcher, over HTTP
+integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
 	@$(VENV)/bin/python -m pytest -q integration-tests
 
@@ -165,7 +177,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 	$(say) "Conformance over every model type"
 	@cd integration-tests && ../$(VENV)/bin/python -m conformance --write ../docs/models.md
 
-nightly: test test-hostile conformance ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
+nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/test_compile.py
@@ -208,6 +220,9 @@ $(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/
 	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
 	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
 	@touch $@
+
+# Its `vllm bench serve` is one of the clients of the nightly tests.
+vllm-client: $(PEER_ENVIRONMENTS)/vllm/.stamp
 
 bench: build python-dev $(PEER_ENVIRONMENTS)/plots/.stamp $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
 	@$(VENV)/bin/python benchmarks/suite.py measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \

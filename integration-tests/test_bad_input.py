@@ -89,8 +89,8 @@ BAD_BODIES = [
     ("/generate", tgi(typical_p=1.5), 422, "typical_p"),
     ("/generate", tgi(truncate=0), 422, "truncate"),
     ("/generate", tgi(truncate=100000), 422, "truncate"),
-    ("/generate", tgi(stop=["a", "b", "c", "d", "e"]), 422, "stop"),
-    ("/generate", tgi(top_n_tokens=6), 422, "top_n_tokens"),
+    ("/generate", tgi(stop=["a"] * 17), 422, "stop"),
+    ("/generate", tgi(top_n_tokens=21), 422, "top_n_tokens"),
     ("/generate", tgi(best_of=0), 422, "best_of"),
     ("/generate", tgi(best_of=3, do_sample=True), 422, "best_of"),
     ("/generate", tgi(best_of=2), 422, "best_of"),
@@ -100,16 +100,16 @@ BAD_BODIES = [
     # out of range: OpenAI
     ("/v1/completions", COMPLETION | {"max_tokens": 0}, 400, "max_tokens"),
     ("/v1/completions", COMPLETION | {"temperature": -0.5}, 400, "temperature"),
-    ("/v1/completions", COMPLETION | {"top_p": 0.0}, 400, "top_p"),
+    ("/v1/completions", COMPLETION | {"top_p": -0.1}, 400, "top_p"),
     ("/v1/completions", COMPLETION | {"top_p": 1.1}, 400, "top_p"),
     ("/v1/completions", COMPLETION | {"min_p": -0.1}, 400, "min_p"),
     ("/v1/completions", COMPLETION | {"min_p": 1.1}, 400, "min_p"),
     ("/v1/completions", COMPLETION | {"presence_penalty": 2.5}, 400, "presence_penalty"),
     ("/v1/completions", COMPLETION | {"frequency_penalty": -2.5}, 400, "frequency_penalty"),
     ("/v1/completions", COMPLETION | {"repetition_penalty": -1.0}, 400, "repetition_penalty"),
-    ("/v1/completions", COMPLETION | {"stop": ["a", "b", "c", "d", "e"]}, 400, "stop"),
+    ("/v1/completions", COMPLETION | {"stop": ["a"] * 17}, 400, "stop"),
     ("/v1/completions", COMPLETION | {"suffix": "end"}, 400, "suffix"),
-    ("/v1/completions", COMPLETION | {"prompt": ["a", "b", "c", "d", "e"]}, 400, "prompt"),
+    ("/v1/completions", COMPLETION | {"prompt": ["a"] * 129}, 400, "prompt"),
     ("/v1/completions", COMPLETION | {"prompt": [1, 99999]}, 400, "prompt"),
     ("/v1/chat/completions", CHAT | {"logit_bias": {"99999": 1}}, 400, "logit_bias"),
     ("/v1/chat/completions", CHAT | {"logit_bias": {"one": 1}}, 400, "logit_bias"),
@@ -117,9 +117,12 @@ BAD_BODIES = [
     ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 50}, 400, "top_logprobs"),
     ("/v1/chat/completions", CHAT | {"max_completion_tokens": 0}, 400, "max_completion_tokens"),
     ("/v1/chat/completions", {"messages": [{"content": "hi"}]}, 400, "role"),
-    # unknown model
-    ("/v1/completions", COMPLETION | {"model": "nobody"}, 404, "nobody"),
-    ("/v1/chat/completions", CHAT | {"model": "nobody"}, 404, "nobody"),
+    # tools
+    ("/v1/chat/completions", CHAT | {"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
+    ("/v1/chat/completions", CHAT | {"tool_choice": "required"}, 400, "tool_choice"),
+    # settings of `generate()`
+    ("/v1/chat/completions", CHAT | {"generation_config": '{"num_beams": 4}'}, 400, "generation_config.num_beams"),
+    ("/v1/completions", COMPLETION | {"model": 5}, 400, "model"),
     ("/tokenize", {}, 422, "inputs"),
 ]
 

@@ -83,8 +83,7 @@ def test_openais_client_gets_vectors(server: Server, reference: Reference) -> No
         assert [item.index for item in by_ids.data] == [0, 1]
         close(by_ids.data[1].embedding, reference.embedding(TEXTS[0]))
         assert by_ids.usage.prompt_tokens == by_ids.usage.total_tokens == 2 * len(token_ids)
-        with pytest.raises(openai.NotFoundError):
-            client.embeddings.create(model="nobody", input="a")
+        assert client.embeddings.create(model="text-embedding-3-small", input="a").model == model
         with pytest.raises(openai.BadRequestError) as caught:
             client.embeddings.create(model=model, input="a", dimensions=385)
         assert "1 to 384" in caught.value.message
@@ -124,6 +123,34 @@ def test_cutting_keeps_the_special_tokens(server: Server, reference: Reference) 
     close(vector, torch.tensor(expected))
 
 
+def test_inputs_that_are_too_long_are_cut_unless_told_otherwise(server: Server) -> None:
+    client = server.client
+    long = " ".join(f"word{i}" for i in range(300))
+    (cut,) = client.ok("/embed", {"inputs": long, "truncate": True})
+    (by_default,) = client.ok("/embed", {"inputs": long})
+    close(by_default, torch.tensor(cut), 1e-6)
+    for more in ({}, {"truncate": True}, {"truncate_prompt_tokens": -1}, {"truncate_prompt_tokens": 256}):
+        reply = client.ok("/v1/embeddings", {"input": long} | more)
+        close(reply["data"][0]["embedding"], torch.tensor(cut), 1e-6)
+        assert reply["usage"]["prompt_tokens"] == 256
+    short = client.ok("/v1/embeddings", {"input": [long, list(range(1000, 1020))], "truncate_prompt_tokens": 9})
+    assert short["usage"]["prompt_tokens"] == 18
+
+
+def test_the_root_serves_what_the_model_is_for(server: Server) -> None:
+    client = server.client
+    for path in ("/", "/invocations"):
+        assert client.ok(path, {"inputs": TEXTS[0]}) == client.ok("/embed", {"inputs": TEXTS[0]})
+        body = {"input": TEXTS[:2]}
+        assert client.ok(path, body) == client.ok("/v1/embeddings", body) == client.ok("/embeddings", body)
+        refused = client.post(path, {"inputs": ""})
+        assert (refused.status_code, refused.json()["error_type"]) == (400, "Empty")
+    (tokens,) = client.ok("/tokenize", {"inputs": "A cat"})
+    ids = [token["id"] for token in tokens]
+    assert client.ok("/decode", {"ids": [ids, ids[1:2]]}) == ["a cat", "a"]
+    assert client.ok("/decode", {"ids": ids, "skip_special_tokens": False}) == ["[CLS] a cat [SEP]"]
+
+
 def test_what_is_served_is_told(server: Server) -> None:
     info = server.client.get("/info").json()
     assert (info["task"], info["model_impl"], info["model_impl_reason"]) == ("embed", "flat", "")
@@ -139,7 +166,7 @@ def test_bad_input_is_refused_with_its_reason(server: Server) -> None:
         ("/embed", {"inputs": ""}, 400, "empty"),
         ("/embed", {"inputs": []}, 400, "empty"),
         ("/embed", {"inputs": ["a", ""]}, 400, "empty"),
-        ("/embed", {"inputs": long}, 413, "at most 256 tokens. Given: 302"),
+        ("/embed", {"inputs": long, "truncate": False}, 413, "at most 256 tokens. Given: 302"),
         ("/embed", {"inputs": ["a"] * 9}, 413, "--max-client-batch-size"),
         ("/embed", {"inputs": "a", "dimensions": 385}, 413, "1 to 384"),
         ("/embed", {"inputs": "a", "dimensions": 0}, 413, "1 to 384"),
@@ -148,7 +175,9 @@ def test_bad_input_is_refused_with_its_reason(server: Server) -> None:
         ("/embed", {"inputs": {"a": 1}}, 422, "expected a string"),
         ("/embed", {}, 422, "`inputs` is missing"),
         ("/v1/embeddings", {"input": ""}, 400, "empty"),
-        ("/v1/embeddings", {"input": long}, 400, "at most 256 tokens"),
+        ("/v1/embeddings", {"input": long, "truncate": False}, 400, "maximum context length is 256 tokens"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, 400, "-1, or 1 to 256"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 257}, 400, "-1, or 1 to 256"),
         ("/v1/embeddings", {"input": ["a"] * 9}, 400, "--max-client-batch-size"),
         ("/v1/embeddings", {"input": [[30522]]}, 400, "token 30522"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "int8"}, 400, "encoding_format"),
@@ -156,7 +185,8 @@ def test_bad_input_is_refused_with_its_reason(server: Server) -> None:
         response = server.client.post(path, body)
         assert response.status_code == status, (body, response.text)
         assert words in response.text, (body, response.text)
-    assert server.client.post("/v1/embeddings", {"input": long}).json()["error"]["code"] == "context_length_exceeded"
+    refused = server.client.post("/v1/embeddings", {"input": long, "truncate": False}).json()["error"]
+    assert refused["code"] == "context_length_exceeded"
 
 
 def test_other_tasks_are_refused_with_what_is_served(server: Server, smollm2_server: Server) -> None:
@@ -205,6 +235,8 @@ def test_a_classifier_tells_labels(minilm: Path, tmp_path: Path) -> None:
         assert len(many) == len(TEXTS) + 1
         for got, text in zip(many, TEXTS, strict=False):
             assert got[0]["label"] == ["bad", "fair", "good"][int(reference.logits(text).argmax())]
+        best = client.ok("/predict", {"inputs": TEXTS[0]})[:2]
+        assert client.ok("/", {"inputs": TEXTS[0], "parameters": {"top_k": 2}}) == best
         assert "--task classify" in client.post("/rerank", {"query": "a", "texts": ["b"]}).json()["error"]
 
 
@@ -224,6 +256,21 @@ def test_a_reranker_orders_texts(minilm: Path, tmp_path: Path) -> None:
         raw = running.client.ok("/rerank", {"query": query, "texts": TEXTS, "raw_scores": True})
         close([rank["score"] for rank in raw], expected)
         assert "text" not in raw[0]
+        assert running.client.ok("/", body) == ranks
+        for path in ("/v1/rerank", "/v2/rerank", "/invocations"):
+            got = running.client.ok(path, {"model": "any", "query": query, "documents": TEXTS, "top_n": 3})
+            assert [one["index"] for one in got["results"]] == order[:3]
+            assert [one["document"]["text"] for one in got["results"]] == [TEXTS[index] for index in order[:3]]
+            close([one["relevance_score"] for one in got["results"]], expected.sigmoid()[:3])
+            assert got["usage"]["total_tokens"] > 0 and got["id"] and got["model"] == str(folder)
+        many = running.client.ok(
+            "/v1/rerank",
+            {"query": query, "documents": [{"text": text} for text in TEXTS] * 20, "return_documents": False},
+        )
+        assert len(many["results"]) == 100 and "document" not in many["results"][0]
+        for field, value in (("query", ""), ("documents", []), ("top_n", 0), ("max_tokens_per_doc", 5)):
+            refused = running.client.post("/v1/rerank", {"query": query, "documents": TEXTS} | {field: value})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
         assert running.client.post("/rerank", {"query": query, "texts": []}).status_code == 400
         assert running.client.post("/rerank", {"query": "", "texts": ["a"]}).status_code == 400
 

@@ -52,7 +52,7 @@ def test_a_completion_of_token_ids(client: openai.OpenAI, model: str, smollm2_se
 
 def test_errors_are_the_clients_own(client: openai.OpenAI, model: str) -> None:
     with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "hi"}])
+        client.models.retrieve("nobody")
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hi"}], temperature=-1)
     assert "temperature" in caught.value.message

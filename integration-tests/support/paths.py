@@ -14,6 +14,12 @@ SMOLLM2 = Path(os.environ.get("GRIDWORK_TEST_MODEL", ROOT / ".cache" / "models" 
 #: all-MiniLM-L6-v2, as `make encoder-model` fetches it.
 MINILM = ROOT / ".cache" / "models" / "all-MiniLM-L6-v2"
 
+#: Client libraries in an environment of their own, as `make clients` installs them.
+CLIENTS = ROOT / ".cache" / "clients"
+
+#: vLLM for CPU with its benchmark client, as `make vllm-client` installs it.
+VLLM = ROOT / ".cache" / "peers" / "vllm"
+
 #: Reference answers are kept here between runs.
 REFERENCE_CACHE = ROOT / ".cache" / "tests" / "reference"
 

@@ -68,6 +68,7 @@ impl Detokenizer {
         if vocabulary.bytes.is_some() {
             Detokenizer::Bytes(ByteLevel {
                 pending: Vec::new(),
+                num_earlier_chars: 0,
                 skip_special_tokens,
             })
         } else {
@@ -80,6 +81,15 @@ impl Detokenizer {
         match self {
             Detokenizer::Bytes(bytes) => bytes.push(vocabulary, id),
             Detokenizer::Window(window) => window.push(vocabulary, id),
+        }
+    }
+
+    /// Characters at the beginning of what the last [`Detokenizer::push`] gave that stem from tokens before: what was
+    /// waiting to become a character and was none.
+    pub fn num_earlier_chars(&self) -> usize {
+        match self {
+            Detokenizer::Bytes(bytes) => bytes.num_earlier_chars,
+            Detokenizer::Window(window) => window.num_earlier_chars,
         }
     }
 
@@ -98,11 +108,13 @@ impl Detokenizer {
 pub(crate) struct ByteLevel {
     /// Beginning of an incomplete character: three bytes at most.
     pending: Vec<u8>,
+    num_earlier_chars: usize,
     skip_special_tokens: bool,
 }
 
 impl ByteLevel {
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
+        self.num_earlier_chars = 0;
         if self.skip_special_tokens && vocabulary.is_special(id) {
             return String::new();
         }
@@ -118,6 +130,7 @@ impl ByteLevel {
         {
             return text.to_owned();
         }
+        let num_earlier_bytes = self.pending.len();
         self.pending.extend_from_slice(bytes);
         let mut text = String::with_capacity(self.pending.len());
         let mut done = 0;
@@ -142,6 +155,13 @@ impl ByteLevel {
                 }
             }
         }
+        // Of three bytes at most, which begin a character: they are one that is none, or belong to what follows.
+        let is_cut_off = |chunk: std::str::Utf8Chunk<'_>| {
+            chunk.valid().is_empty() && chunk.invalid().len() <= num_earlier_bytes
+        };
+        let first = self.pending[..done].utf8_chunks().next();
+        self.num_earlier_chars =
+            usize::from(num_earlier_bytes > 0 && first.is_some_and(is_cut_off));
         self.pending.drain(..done);
         text
     }
@@ -155,6 +175,9 @@ pub(crate) struct Window {
     /// Tokens of `ids` whose text has been given out.
     num_shown: usize,
     shown_text: String,
+    num_earlier_chars: usize,
+    /// U+FFFD at the end of the text that wait to become a character.
+    num_waiting: usize,
     skip_special_tokens: bool,
 }
 
@@ -167,6 +190,8 @@ impl Window {
             ids: prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec(),
             num_shown: 0,
             shown_text: String::new(),
+            num_earlier_chars: 0,
+            num_waiting: 0,
             skip_special_tokens,
         };
         // A window that began inside a character would spoil the bytes that follow it.
@@ -190,12 +215,19 @@ impl Window {
     }
 
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
+        self.num_earlier_chars = 0;
         self.ids.push(id);
         let text = self.decode(vocabulary, &self.ids);
-        if text.ends_with(char::REPLACEMENT_CHARACTER) {
+        let is_replacement = |c: &char| *c == char::REPLACEMENT_CHARACTER;
+        let num_waiting = text.chars().rev().take_while(is_replacement).count();
+        if num_waiting > 0 {
+            self.num_waiting = num_waiting;
             return String::new();
         }
-        self.show(vocabulary, &text)
+        let new = self.show(vocabulary, &text);
+        let were_none = new.chars().take_while(is_replacement).count();
+        self.num_earlier_chars = were_none.min(std::mem::take(&mut self.num_waiting));
+        new
     }
 
     fn flush(&mut self, vocabulary: &Vocabulary) -> String {
@@ -337,6 +369,43 @@ mod tests {
             " worldly"
         );
         assert_eq!(pieces(&vocabulary, &[], &[257, 258]).concat(), "worldly");
+    }
+
+    /// Where each token's text begins, in characters.
+    fn offsets(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<usize> {
+        let mut detokenizer = Detokenizer::new(vocabulary, &[], true);
+        let mut num_chars = 0;
+        ids.iter()
+            .map(|id| {
+                let before = num_chars;
+                num_chars += detokenizer.push(vocabulary, *id).chars().count();
+                before + detokenizer.num_earlier_chars()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_count_for_their_own_token() {
+        let vocabulary = byte_level();
+        let [a, b] = [u32::from(b'a'), u32::from(b'b')];
+        for (ids, expected) in [
+            (vec![0xF0, 0x9F, 0x98, 0x80, a], vec![0, 0, 0, 0, 1]),
+            (vec![0xF0, 0x9F, a, b], vec![0, 0, 1, 2]),
+            (vec![0xF0, 0x9F, 0xC3, 0xA9, a], vec![0, 0, 1, 1, 2]),
+            (vec![0x80, a, 0xC3, 256, a], vec![0, 1, 2, 2, 3]),
+        ] {
+            assert_eq!(offsets(&vocabulary, &ids), expected, "{ids:?}");
+        }
+        let vocabulary = sentence_piece();
+        for (ids, expected) in [
+            (
+                vec![256, 0xF0, 0x9F, 0x98, 0x80, 258],
+                vec![0, 5, 5, 5, 5, 6],
+            ),
+            (vec![256, 0xF0, 258], vec![0, 5, 6]),
+        ] {
+            assert_eq!(offsets(&vocabulary, &ids), expected, "{ids:?}");
+        }
     }
 
     #[test]

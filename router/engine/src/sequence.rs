@@ -337,13 +337,14 @@ impl Sequence {
         let ended_by_token = self.end_of(id, eos_token_ids);
         let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
 
-        let offset_chars = self.num_decoded_chars;
+        let mut offset_chars = self.num_decoded_chars;
         let mut text = String::new();
         let mut reason = None;
         if ended_by_token.is_none() {
             let decoded = self.detokenizer.push(vocabulary, id);
             if self.request.logprobs.sampled {
                 self.num_decoded_chars += decoded.chars().count() as u64;
+                offset_chars += self.detokenizer.num_earlier_chars() as u64;
             }
             // Without a text of its own, a stop string is looked for in the one that it would have.
             let unseen = self.request.skip_special_tokens;

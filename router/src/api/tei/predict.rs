@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::account::Account;
 use super::types::{PredictRequest, Prediction, truncation};
 use crate::api::tgi::types::ErrorResponse;
-use crate::encoder::{Preparation, Usage, label_scores};
+use crate::encoder::{Input, Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect};
 use crate::extract::ApiJson;
 use crate::state::AppState;
@@ -60,8 +60,9 @@ pub async fn predict(
 
 async fn run(
     state: &AppState,
-    request: PredictRequest,
+    mut request: PredictRequest,
 ) -> Result<(PredictResponse, Usage), ApiError> {
+    request.adopt_parameters()?;
     let encoder = state.encoder();
     let tasks = [Task::Classify, Task::Rerank, Task::FillMask];
     let info = encoder.ready(&tasks, "/predict")?;
@@ -88,6 +89,14 @@ async fn run(
             output: Output::Tokens,
             top_n: top_k,
         };
+        // Kept where a single mask is filled in, to show what comes of it.
+        let with_one_mask: Vec<Option<String>> = items
+            .iter()
+            .map(|item| match item {
+                Input::Text(text) if text.matches(mask.1).count() == 1 => Some(text.clone()),
+                _ => None,
+            })
+            .collect();
         let answer = encoder
             .encode(items, preparation, wanted, |sequence| {
                 find_masks(sequence, mask)
@@ -103,7 +112,16 @@ async fn run(
         };
         let results = answer.results.iter();
         let answers = results
-            .map(|result| masks(result, top_k, raw, text))
+            .zip(with_one_mask)
+            .map(|(result, sentence)| {
+                let mut answer = masks(result, top_k, raw, text);
+                if let (OneAnswer::Predictions(tokens), Some(sentence)) = (&mut answer, sentence) {
+                    for token in tokens {
+                        token.sequence = Some(sentence.replacen(mask.1, &token.label, 1));
+                    }
+                }
+                answer
+            })
             .collect();
         (answers, answer.usage)
     } else {
@@ -112,7 +130,15 @@ async fn run(
             .await?;
         let results = answer.results.into_iter();
         let answers = results
-            .map(|result| OneAnswer::Predictions(labels(result.values, raw, &info)))
+            .map(|result| {
+                let mut labels = labels(result.values, raw, &info);
+                labels.truncate(if top_k == 0 {
+                    usize::MAX
+                } else {
+                    top_k as usize
+                });
+                OneAnswer::Predictions(labels)
+            })
             .collect();
         (answers, answer.usage)
     };
@@ -125,14 +151,15 @@ async fn run(
     Ok((response, usage))
 }
 
+/// How many labels or tokens to answer; 0: all.
 fn top_k(wish: Option<u32>, info: &InfoResponse) -> Result<u32, ApiError> {
     if info.task() != Task::FillMask {
         return match wish {
-            None => Ok(0),
-            Some(_) => Err(ApiError::validation(
+            Some(0) => Err(ApiError::validation(
                 "top_k",
-                "`top_k` is for masked language models; leave it out",
+                "`top_k` must be strictly positive",
             )),
+            wish => Ok(wish.unwrap_or(0)),
         };
     }
     let limit = MAX_TOP_K.min(info.vocab_size);
@@ -180,6 +207,8 @@ fn masks(result: &Encoded, top_k: u32, raw: bool, text: impl Fn(u32) -> String) 
                     },
                     label: text(id),
                     token: Some(id),
+                    token_str: Some(text(id)),
+                    sequence: None,
                 })
                 .collect()
         })
@@ -209,6 +238,8 @@ fn labels(logits: Vec<f32>, raw: bool, info: &InfoResponse) -> Vec<Prediction> {
                 .cloned()
                 .unwrap_or_else(|| format!("LABEL_{index}")),
             token: None,
+            token_str: None,
+            sequence: None,
         })
         .collect();
     predictions.sort_by(|a, b| b.score.total_cmp(&a.score));

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::encoder::{Input, Truncation, TruncationDirection};
+use crate::error::ApiError;
 use crate::extract::Body;
 use crate::state::AppState;
 use crate::unread::Unread;
@@ -192,8 +193,54 @@ pub struct PredictRequest {
     pub truncation_direction: Option<TruncationDirection>,
     /// The model's logits, rather than probabilities.
     pub raw_scores: Option<bool>,
-    /// Of a masked language model: how many tokens to answer for each mask, 1 to 100; 5 when left out.
+    /// Answer so many of the best labels, all when left out; of a masked language model so many tokens for each mask, 1 to
+    /// 100, 5 when left out.
+    #[schema(minimum = 1)]
     pub top_k: Option<u32>,
+    /// Where huggingface_hub puts them.
+    #[serde(default, deserialize_with = "crate::extract::object")]
+    pub parameters: Option<PredictParameters>,
+}
+
+/// Parameters as huggingface_hub sends them.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub struct PredictParameters {
+    /// The same as beside `parameters`.
+    #[schema(minimum = 1)]
+    pub top_k: Option<u32>,
+    /// `none` for the model's logits; others are not supported.
+    pub function_to_apply: Option<String>,
+    /// Not supported: refused.
+    #[schema(value_type = Option<Vec<String>>)]
+    pub targets: Option<serde_json::Value>,
+}
+
+impl PredictRequest {
+    /// Takes what stands in `parameters` to where it is read.
+    pub fn adopt_parameters(&mut self) -> Result<(), ApiError> {
+        let Some(parameters) = self.parameters.take() else {
+            return Ok(());
+        };
+        let unsupported = |field: &str, message: &str| {
+            let field = format!("parameters.{field}");
+            Err(ApiError::validation(&field, format!("`{field}` {message}")))
+        };
+        if parameters.targets.is_some() {
+            return unsupported("targets", "is not supported by this version; leave it out");
+        }
+        match parameters.function_to_apply.as_deref() {
+            None => {}
+            Some("none") => self.raw_scores = Some(true),
+            Some(_) => {
+                return unsupported(
+                    "function_to_apply",
+                    "must be \"none\", or left out for the model's own",
+                );
+            }
+        }
+        self.top_k = self.top_k.or(parameters.top_k);
+        Ok(())
+    }
 }
 
 impl Body for PredictRequest {
@@ -209,6 +256,12 @@ pub struct Prediction {
     /// Id of the token; only of a masked language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<u32>,
+    /// Text of the token; only of a masked language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_str: Option<String>,
+    /// The text with this token in the mask's place; only of one text with one mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<String>,
 }
 
 /// What `/similarity` takes.

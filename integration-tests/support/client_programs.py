@@ -1,0 +1,43 @@
+"""Client programs of others, run unmodified in environments of their own."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .paths import CLIENTS, ROOT
+
+#: An import of such a library alone may take long on a busy machine.
+TIMEOUT_S = 400.0
+
+
+def run(*command: str | Path, environment: Path = CLIENTS, **options: Any) -> str:
+    """The standard output of a program of the environment; fails with all that it printed when it fails."""
+    program, *arguments = (str(part) for part in command)
+    if not (environment / "bin" / program).exists():
+        pytest.fail(f"{environment} is missing; run `make clients vllm-client`", pytrace=False)
+    env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+    # A library must not look for anything elsewhere, nor take its imports from this checkout.
+    # The hub is nowhere; HF_HUB_OFFLINE would keep huggingface_hub from this machine's servers as well.
+    env |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_OFFLINE": "1"}
+    env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "PYTHONPATH": ""}
+    done = subprocess.run(
+        [environment / "bin" / program, *arguments],
+        env=env | {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        **options,
+    )
+    assert done.returncode == 0, f"{program} {arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def script(name: str, *arguments: str) -> Any:
+    """The JSON that `integration-tests/clients/<name>.py` prints last."""
+    output = run("python", ROOT / "integration-tests" / "clients" / f"{name}.py", *arguments)
+    return json.loads(output.splitlines()[-1])
