@@ -4,6 +4,7 @@ Each is a context manager, or closes what it opened when it is garbage: a test t
 """
 
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ class RawClient:
             if pause_s:
                 time.sleep(pause_s)
         return b"".join(parts)
+
+    def has_input(self) -> bool:
+        """Whether something can be read now."""
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def closed_within(self, timeout_s: float) -> bool:
         """Whether the server closes or resets the connection in time; what it sends until then is read."""

@@ -33,7 +33,10 @@ struct Queue {
 
 /// Held while a worker is in use.
 #[derive(Debug)]
-pub struct WorkerPermit(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+pub struct WorkerPermit {
+    _permit: OwnedSemaphorePermit,
+    is_large: bool,
+}
 
 /// Why work was not done.
 #[derive(Debug)]
@@ -81,18 +84,19 @@ impl Workers {
 
     /// Waits for a worker, for a text of so many bytes.
     pub async fn permit(&self, bytes: usize) -> Result<WorkerPermit, WorkError> {
-        let queue = if bytes <= SMALL_BYTES {
-            &self.small
-        } else {
-            &self.large
+        let is_large = bytes > SMALL_BYTES;
+        let queue = if is_large { &self.large } else { &self.small };
+        let of_worker = |permit| WorkerPermit {
+            _permit: permit,
+            is_large,
         };
         if let Ok(permit) = queue.permits.clone().try_acquire_owned() {
-            return Ok(WorkerPermit(permit));
+            return Ok(of_worker(permit));
         }
         let _waiting = Waiting::enter(queue)?;
         // The semaphore is never closed.
         let permit = queue.permits.clone().acquire_owned().await;
-        permit.map(WorkerPermit).map_err(|_| WorkError::Busy)
+        permit.map(of_worker).map_err(|_| WorkError::Busy)
     }
 
     /// Does `work`, which is about so many bytes, on a thread of its own kind.
@@ -112,14 +116,27 @@ pub async fn run_with<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, WorkError> {
     let task = tokio::task::spawn_blocking(move || {
-        // Held although the request may be gone meanwhile.
-        let _permit = permit;
-        work()
+        let done = work();
+        if permit.is_large {
+            give_memory_back();
+        }
+        // Held until here, although the request may be gone meanwhile.
+        drop(permit);
+        done
     });
     task.await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => WorkError::Panicked(message_of(panic.as_ref())),
         Err(error) => WorkError::Panicked(error.to_string()),
     })
+}
+
+/// Tokenizing a large text takes a hundred times its size for a moment; the C library would keep that.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> String {

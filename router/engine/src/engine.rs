@@ -265,7 +265,7 @@ impl Engine {
             sender,
             Instant::now(),
         )
-        .admitted(place, backlog.clone())
+        .admitted(place.twin(), backlog.clone())
         .speculating(self.shared.most_drafts);
         if self
             .commands
@@ -280,6 +280,7 @@ impl Engine {
             commands: self.commands.clone(),
             ended: false,
             backlog,
+            _place: place,
         })
     }
 
@@ -297,6 +298,8 @@ pub struct Generation {
     commands: mpsc::UnboundedSender<Command>,
     ended: bool,
     backlog: Backlog,
+    /// Free again at once when the client goes away.
+    _place: Place,
 }
 
 impl Stream for Generation {

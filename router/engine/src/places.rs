@@ -1,7 +1,7 @@
 //! Places among `max_concurrent_requests`, for requests that wait or run.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
@@ -32,7 +32,12 @@ impl Places {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
                 (taken < limit).then_some(taken + 1)
             })
-            .map(|_| Place(self.clone()))
+            .map(|_| {
+                Place(Arc::new(Taken {
+                    places: self.clone(),
+                    is_free_again: AtomicBool::new(false),
+                }))
+            })
             .map_err(|_| SubmitError::Overloaded {
                 limit,
                 retry_after_s: 1,
@@ -53,12 +58,31 @@ impl Places {
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Places>);
+pub struct Place(Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    places: Arc<Places>,
+    is_free_again: AtomicBool,
+}
+
+impl Place {
+    /// The same place, held twice: it is given back when the first of both is dropped.
+    pub(crate) fn twin(&self) -> Self {
+        Place(self.0.clone())
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.0.num_taken.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.idle.notify_waiters();
+        let Taken {
+            places,
+            is_free_again,
+        } = &*self.0;
+        if !is_free_again.swap(true, Ordering::SeqCst)
+            && places.num_taken.fetch_sub(1, Ordering::SeqCst) == 1
+        {
+            places.idle.notify_waiters();
         }
     }
 }
@@ -95,8 +119,13 @@ mod tests {
         let reserved = Reserved::from(places.take().expect("a place"));
         assert!(places.take().is_err());
         let copy = reserved.clone();
+        let twin = reserved.0.as_ref().map(Place::twin);
         drop(reserved);
         places.all_free().await;
-        assert!(copy.0.is_none() && places.take().is_ok());
+        assert!(copy.0.is_none());
+        let next = places.take().expect("it is free again");
+        drop(twin);
+        assert!(places.take().is_err(), "the twin gives nothing back");
+        drop(next);
     }
 }

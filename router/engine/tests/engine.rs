@@ -299,6 +299,40 @@ async fn dropping_a_generation_makes_room_and_draining_waits_for_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_place_is_free_when_its_generation_has_ended_whoever_reads_it() {
+    let setup = start(|config| config.max_concurrent_requests = 1);
+    std::mem::forget(serve(CountingShard::default(), &setup.socket));
+    setup.engine.ready().await.expect("ready");
+    let unread = setup.engine.submit(request(0, 5)).expect("admitted");
+    let mut reserved = loop {
+        match setup.engine.reserve() {
+            Ok(place) => break request_at(place),
+            Err(SubmitError::Overloaded { .. }) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    // The place was taken before, and a copy has none.
+    assert!(setup.engine.submit(request(0, 5)).is_err());
+    assert!(setup.engine.submit(reserved.clone()).is_err());
+    reserved.max_new_tokens = 3;
+    let generation = setup.engine.submit(reserved).expect("its own place");
+    assert_eq!(collect(generation).await.expect("no failure").0, [1, 2, 3]);
+    // At once: its place was free before its last token was told.
+    drop(setup.engine.submit(request(0, 1)).expect("room again"));
+    let (ids, _) = collect(unread).await.expect("all of it waited");
+    assert_eq!(ids, [1, 2, 3, 4, 5]);
+}
+
+fn request_at(place: gridwork_engine::Place) -> GenerationRequest {
+    GenerationRequest {
+        place: place.into(),
+        ..request(0, 5)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shard_of_another_version_or_with_too_small_a_cache_is_refused_with_the_reason() {
     let setup = start(|_| ());
     std::mem::forget(serve(
