@@ -40,23 +40,23 @@ class Suite:
         yield from self._scene([*trap, "--graceful-termination-timeout", "10"], requests.FAULTS)
         split = ["--model-id", str(self.endless), *FLAGS, *SHORT_LIMITS, "--num-shard", "2"]
         yield from self._scene(split, shards.FAULTS)
-        if self.chosen("encoder"):
+        if self.chosen("encoder: "):
             model = encoders.tiny_encoder(self.folder / "encoder")
             flags = ["--model-id", str(model), "--task", "embed", "--dtype", "float32", *SHORT_LIMITS]
             with self._server(flags) as server:
                 yield from encoders.run(server)
         coded = [*FLAGS, "--trust-remote-code", *SHORT_LIMITS]
-        if self.chosen("end"):
+        if self.chosen("end: "):
             yield ends.given_up(coded, self.trap, self.folder)
             yield ends.left_over(FLAGS, self.plain, self.folder)
-        if self.chosen("log"):
+        if self.chosen("log: "):
             yield from ends.unread_log(coded, self.trap, self.right, self.folder)
             yield ends.closed_log(coded, self.trap, self.right, self.folder)
-        if self.chosen("secrets"):
+        if self.chosen("secrets: "):
             yield ends.secrets(FLAGS, self.plain)
-        if self.chosen("folder"):
+        if self.chosen("folder: "):
             yield from ends.refused_folders(self.plain, self.folder)
-        if self.chosen("template"):
+        if self.chosen("template: "):
             yield from ends.endless_templates(FLAGS, self.plain, self.folder)
 
     def _server(self, flags: list[str]) -> Server:
