@@ -14,6 +14,8 @@ from transformers.models.auto import modeling_auto
 
 from conformance.encoders import Row, conformance_encoders
 from conformance.generation import CAUSAL, SEQ2SEQ, Verdict, check
+from conformance.planted import Planted, plant
+from conformance.shrink import CANNOT_GENERATE
 from conformance.tensor_parallel import Outcome
 
 
@@ -24,14 +26,17 @@ class Found:
     generators: dict[str, list[Verdict]] = field(default_factory=dict)
     encoders: list[Row] = field(default_factory=list)
     tensor_parallel: list[Outcome] = field(default_factory=list)
+    planted: list[Planted] = field(default_factory=list)
 
     def wrong(self) -> list[str]:
-        """Types that give another answer than Transformers, or none where Transformers does."""
+        """Types that give another answer than Transformers, or none where Transformers does, and those whose self-check
+        is wrong."""
         generators = [v for verdicts in self.generators.values() for v in verdicts]
         return [
             *(v.model_type for v in generators if not v.exact and not v.reference_error),
             *(row.model_type for row in self.encoders if not row.is_right and row.path != "left out"),
             *(f"{outcome.model_type} over two ranks" for outcome in self.tensor_parallel if outcome.verdict == "WRONG"),
+            *(f"self-check of {found.model_type}" for found in self.planted if found.missed or found.refused),
         ]
 
 
@@ -78,3 +83,20 @@ def tensor_parallel(only: list[str], folder: Path) -> list[Outcome]:
     command = [sys.executable, "-m", "conformance.tensor_parallel", "--json", str(file), *only]
     subprocess.run(command, check=False, cwd=Path(__file__).parent.parent)
     return [Outcome(**entry) for entry in json.loads(file.read_text())]
+
+
+def planted(only: list[str], folder: Path) -> list[Planted]:
+    """Every causal type that is paged or batched with padding, with errors planted into its path."""
+    results = []
+    for name in _types("causal"):
+        if name in CANNOT_GENERATE or (only and name not in only):
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = plant(name, folder / "planted" / name)
+        if found is None:
+            continue
+        results.append(found)
+        state = "REFUSED" if found.refused else "MISSED" if found.missed else "all found"
+        why = found.refused or ", ".join(found.missed)
+        print(f"planted  {name:28} {state:12} {found.path:8} {len(found.effects):3} errors  {why}", flush=True)
+    return results

@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from conformance.generation import NUM_NEW_TOKENS, PROMPT_LENGTHS, Verdict
+from conformance.planted import BATCHED, PAGED, Planted
 from conformance.sections import Found
 from conformance.shrink import CANNOT_GENERATE
 from conformance.tensor_parallel import Outcome
@@ -23,6 +24,9 @@ bfloat16, where the comparison has to tell errors from rounding.
 
 **Over two ranks** (types with a tensor-parallel plan in Transformers): *exact* means that the logits of two processes
 equal those of one; the percentage is the largest share of the weights' bytes that a rank has.
+
+**Planted errors.** The self-check is given paths with an error each, in bfloat16. An error counts where it changes the
+logits of float32 by more than 0.2 % of their spread.
 
 **Encoders.** The largest difference of any hidden state from plain `forward()`; up to 1e-5 counts as the same.
 
@@ -48,6 +52,8 @@ def page(found: Found) -> str:
         verdicts = found.generators.get(section)
         if verdicts:
             parts.append(f"## {title}\n\n{_summary(verdicts)}\n\n{_generators(verdicts, ranks)}\n")
+    if found.planted:
+        parts.append(f"## Planted errors\n\n{_planted(found.planted)}\n")
     if found.encoders:
         lines = ["| type | path | largest difference | why |", "|---|---|---|---|"]
         for row in found.encoders:
@@ -83,6 +89,28 @@ def _generators(verdicts: list[Verdict], ranks: dict[str, Outcome]) -> str:
         why = "; ".join(filter(None, (verdict.error, reference, verdict.reason, verdict.reason_in_16_bits)))
         paths = f"{verdict.path} | {verdict.path_in_16_bits or '–'}"
         lines.append(f"| {verdict.model_type} | {paths} | {exact} | {_cell(over_two)} | {_cell(why)} |")
+    return "\n".join(lines)
+
+
+def _planted(found: list[Planted]) -> str:
+    refused = [each.model_type for each in found if each.refused]
+    counts = ", ".join(f"{sum(each.path == path for each in found)} {path}" for path in ("paged", "batched"))
+    lines = [
+        f"Into {len(found)} types ({counts}) with bfloat16 weights. Without an error, "
+        + (f"{', '.join(refused)} would be refused." if refused else "none is refused."),
+        "",
+        "| path | error | types whose logits it changes | least change | found in bfloat16 |",
+        "|---|---|---|---|---|",
+    ]
+    for path, errors in (("paged", PAGED), ("batched", BATCHED)):
+        for error in errors:
+            changed = [each for each in found if each.path == path and error in each.effects]
+            if changed:
+                least = min(each.effects[error] for each in changed)
+                missed = [each.model_type for each in changed if error in each.missed]
+                which = "all" if not missed else f"**{len(changed) - len(missed)}**, not {', '.join(missed)}"
+                change = "its code fails" if least == float("inf") else f"{100 * least:.{0 if least >= 0.1 else 1}f} %"
+                lines.append(f"| {path} | {error} | {len(changed)} | {change} | {which} |")
     return "\n".join(lines)
 
 

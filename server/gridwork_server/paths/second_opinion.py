@@ -98,9 +98,9 @@ class SecondOpinion:
         twin: Callable[[], ModelPath],
         block_size: int,
     ) -> None:
-        """Raises PathError when the differences are no rounding. found: the path's, from `expected`, the logits of plain
-        `forward()`; None where nothing can be told; twin: makes the same path for float32. Every rank of a group calls
-        this, and rank 0, which alone has whole logits, decides for all how far to ask."""
+        """Raises PathError when the differences are no rounding. found: the path's, from `expected`, the logits of
+        plain `forward()`; None where nothing can be told; twin: makes the same path for float32. Every rank of a group
+        calls this, and rank 0, which alone has whole logits, decides for all how far to ask."""
         paged, is_tiny = path.name == "paged", self._weight_bytes() <= _ASKED_ALWAYS_BYTES
         small = _SMALL[self._dtype] * (1 if paged else _OWN_CODE)
         is_small = found is not None and found.in_all <= small and found.largest <= _ONE_ROW * small
