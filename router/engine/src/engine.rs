@@ -12,6 +12,7 @@ use tokenizers::Tokenizer;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::detokenizer::Vocabulary;
+use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::request::{Event, GenerationError, GenerationRequest, SubmitError};
 use crate::scheduler::{Scheduler, SchedulerConfig};
@@ -358,7 +359,7 @@ impl Task {
             }
         };
         let mut scheduler = Scheduler::new(
-            self.scheduler_config(&ready.limits),
+            self.scheduler_config(&ready),
             self.shared.vocabulary.clone(),
             ready.info.eos_token_ids.clone(),
             self.metrics.clone(),
@@ -384,7 +385,7 @@ impl Task {
             let Some((again, ready)) = self.reconnect(&mut scheduler, &mut incoming).await else {
                 return;
             };
-            scheduler.reset_shard(self.scheduler_config(&ready.limits));
+            scheduler.reset_shard(self.scheduler_config(&ready));
             tracing::info!(
                 "the shard is back; {} requests go on",
                 scheduler.num_sequences()
@@ -492,7 +493,7 @@ impl Task {
         Ok((shard, Ready { info, limits }))
     }
 
-    fn scheduler_config(&self, limits: &Limits) -> SchedulerConfig {
+    fn scheduler_config(&self, Ready { info, limits }: &Ready) -> SchedulerConfig {
         SchedulerConfig {
             block_size_tokens: limits.block_size_tokens as usize,
             num_blocks: limits.num_blocks,
@@ -501,6 +502,7 @@ impl Task {
             prefix_cache: limits.prefix_cache,
             draft_step_tokens: limits.draft_step_tokens as usize,
             queue_timeout: self.config.queue_timeout,
+            lengths: LengthRule::of(info),
         }
     }
 }

@@ -10,6 +10,7 @@ mod blocks;
 mod detokenizer;
 pub mod encoder;
 mod engine;
+mod lengths;
 mod metrics;
 mod pace;
 mod prefix_tree;

@@ -60,6 +60,8 @@ pub struct CacheNamespace {
     pub media_hash: Option<[u8; 32]>,
     /// The client's own.
     pub salt: Option<String>,
+    /// How many tokens were computed together with these, as far as keys depend on it. The engine's own.
+    pub length_class: usize,
 }
 
 /// Scheduling class; within a class, first come first served, but for requests whose prompts are in the cache.
