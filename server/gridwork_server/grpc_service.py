@@ -71,6 +71,9 @@ class ShardService(pb_grpc.ShardServicer):
             task=pb.TASK_GENERATE,
             shares_blocks=runner.path.shares_blocks,
             draft_step_tokens=runner.draft_step_tokens,
+            length_border=loaded.lengths.rule.border if loaded.lengths else 0,
+            lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
+            recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:

@@ -15,6 +15,7 @@ from gridwork_server.decode_replay import DEFAULT_SIZES
 from gridwork_server.errors import ModelError
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.choice import Choice, choose
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class LoadedModel:
     weight_bytes: int
     """Over all ranks."""
     notes: list[str]
+    lengths: CallLengths | None = None
+    """What of the model depends on how many tokens are computed together."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -105,6 +108,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
+        lengths=choice.lengths,
     )
 
 

@@ -12,7 +12,9 @@ from gridwork_server import attention, deferred_imports
 from gridwork_server.errors import ModelError
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.batched import BatchedPath
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.caller import Caller
+from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
 from gridwork_server.paths.self_check import (
@@ -37,6 +39,8 @@ class Choice:
     reason: str
     """Why not a faster one; empty for the fastest."""
     vocab_size: int
+    lengths: CallLengths | None = None
+    """What of the model depends on how many tokens are computed together."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def choose(
     record = record and group.world_size == 1
 
     def paged() -> ModelPath:
-        return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes)
+        return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes, caller.lengths)
+
+    dependence = DependenceCheck(caller, dtype, sequences[0], group)
 
     for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
         if wish not in ("auto", candidate.impl):
@@ -86,6 +92,8 @@ def choose(
             nonlocal expected
             if expected is None:
                 _use_attention(model, plain_attention, own_attention)
+                caller.lengths = caller.lengths or find_lengths(caller, sequences[0])
+                dependence.prepare()
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
             _use_attention(model, attention.NAME if candidate.paged else plain_attention, own_attention)
             path = candidate.make()
@@ -95,6 +103,7 @@ def choose(
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
                 _compare_on_all_ranks(path, expected, sequences, dtype, group)
+                dependence.check(path)
             return path
 
         try:
@@ -124,7 +133,9 @@ def choose(
             if reason:
                 logger.warning(f"{type(model).__name__} runs on the {path.name} path ({candidate.what}); {reason}")
             assert expected is not None
-            return Choice(path, reason, expected.shape[-1])
+            return Choice(path, reason, expected.shape[-1], caller.lengths)
+    if caller.lengths is not None:
+        caller.lengths.remove()
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 
