@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel")
+SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel", "scaled-rope")
 
 
 def main() -> int:
@@ -48,6 +48,8 @@ def main() -> int:
                 found.generators[name] = sections.generators(
                     name, arguments.types, Path(folder), model_impl=arguments.model_impl
                 )
+        if "scaled-rope" in wanted:
+            found.scaled_rope = sections.scaled_rope(arguments.types, Path(folder))
         if "encoders" in wanted:
             found.encoders = sections.encoders(arguments.types)
     if arguments.write:
