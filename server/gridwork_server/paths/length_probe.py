@@ -18,6 +18,9 @@ from torch import nn
 _LONGEST = 2**20
 """Longest call that is tried, in tokens."""
 
+_MOST_NUMBERS = 2**25
+"""Maximum size of a result, after which no longer call is tried: some grow with the square of the length."""
+
 _CLONED_NUMBERS = 2**16
 """Maximum size of a tensor that is copied to be restored: frequencies have a few hundred numbers."""
 
@@ -229,7 +232,11 @@ def _are_positions(value: Any, num_tokens: int) -> bool:
 def lengths_to_try(config: Any) -> list[int]:
     """Lengths around every number of a config, and powers of 2 up to the largest context that it could mean, in
     ascending order."""
-    numbers = {number for number in _numbers(config.to_dict()) if 2 < number <= _LONGEST}
+    try:
+        settings = config.to_dict()
+    except Exception:  # as of a class of a model's own code
+        settings = vars(config)
+    numbers = {number for number in _numbers(settings) if 2 < number <= _LONGEST}
     most = 4 * max(numbers, default=1024)
     powers = {2**i for i in range(2, _LONGEST.bit_length()) if 2**i <= most}
     near = {number + i for number in numbers for i in (-1, 0, 1, 2)}
@@ -238,8 +245,9 @@ def lengths_to_try(config: Any) -> list[int]:
 
 def _numbers(tree: Any) -> Iterator[int]:
     if isinstance(tree, dict):
-        for value in tree.values():
-            yield from _numbers(value)
+        for name, value in tree.items():
+            if "vocab" not in str(name):
+                yield from _numbers(value)
     elif isinstance(tree, list | tuple):
         if len(tree) < 64:
             for value in tree:
@@ -258,12 +266,26 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
     if not dims:
         return None
 
+    largest = 0
+
     def result(length: int) -> list[torch.Tensor] | None:
+        nonlocal largest
         try:
             out = call.run([0, 1, length - 1])
         except Exception:  # as tables do that are shorter
             return None
+        largest = max(largest, *(tensor.numel() for tensor in out))
         return [tensor.select(dim, 1) for tensor, dim in zip(out, dims, strict=True)]
+
+    def alike_from(high: int) -> bool:
+        """Whether results are the same for all lengths from this one on. Where there is none, that is not known."""
+        beyond = result(high)
+        for length in [high + 1, high + 2, *(length for length in lengths if length > high)]:
+            if not _same(result(length), beyond):
+                return False
+            if largest > _MOST_NUMBERS:
+                break
+        return True
 
     first = result(2)
     if first is None:
@@ -273,10 +295,12 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
         found = result(length)
         if found is None:
             return None
-        if _same(first, found):
-            low = length
-            continue
-        return _beyond(first, low, length, lengths[-1], result)
+        if not _same(first, found):
+            low, high = _border(first, low, length, result)
+            return LengthRule(low, apart=not alike_from(high))
+        if largest > _MOST_NUMBERS:
+            return None
+        low = length
     return None
 
 
@@ -292,19 +316,17 @@ def token_dims(call: PositionCall) -> list[int]:
     return dims
 
 
-def _same(one: list[torch.Tensor], other: list[torch.Tensor] | None) -> bool:
-    return other is not None and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def _same(one: list[torch.Tensor] | None, other: list[torch.Tensor] | None) -> bool:
+    if one is None or other is None:
+        return False
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _beyond(
-    first: list[torch.Tensor], low: int, high: int, longest: int, result: Callable[[int], list[torch.Tensor] | None]
-) -> LengthRule:
-    """The rule of a module whose results are `first` up to the length `low`, and others at `high`."""
+def _border(
+    first: list[torch.Tensor], low: int, high: int, result: Callable[[int], list[torch.Tensor] | None]
+) -> tuple[int, int]:
+    """The last length whose results are `first`, and the next one, between `low`, which has them, and `high`."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _same(first, result(middle)) else (low, middle)
-    # Where a third kind of results shows, or no result at all, every length counts as one of its own.
-    beyond = result(high)
-    others = (high + 1, high + 2, 2 * high + 1, (high + longest) // 2, longest)
-    alike = beyond is not None and all(_same(beyond, result(length)) for length in others if length > high)
-    return LengthRule(low, apart=not alike)
+    return low, high
