@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conformance.generation import CAUSAL, SEQ2SEQ, check
+from conformance.scaled_rope import scaled
 
 #: By type: the path it runs on, and what it stands for.
 CAUSAL_TYPES = {
@@ -35,6 +36,18 @@ CAUSAL_TYPES = {
     "xlnet": ("solo", "inputs that only its own preparation for generating makes"),
 }
 
+#: By type, and kind of rotary embeddings whose frequencies depend on the length: the path it runs on.
+SCALED_TYPES = {
+    ("phi3", "longrope"): "paged",
+    ("phimoe", "longrope"): "paged",
+    ("gemma3_text", "longrope"): "paged",
+    ("deepseek_v3", "longrope"): "paged",
+    ("gpt_neox", "dynamic"): "paged",
+    ("gpt_oss", "dynamic"): "paged",
+    ("falcon", "dynamic"): "batched",
+    ("qwen3_next", "longrope"): "batched",
+}
+
 SEQ2SEQ_TYPES = {
     "t5": ("batched", "relative positions"),
     "bart": ("batched", "learned positions"),
@@ -56,6 +69,15 @@ def test_an_encoder_decoder_gives_the_tokens_of_generate(model_type: str, path: 
     verdict = check(model_type, tmp_path, SEQ2SEQ)
     assert verdict.exact, verdict
     assert verdict.path == path, verdict.reason
+
+
+@pytest.mark.parametrize(("model_type", "kind"), SCALED_TYPES)
+def test_frequencies_that_depend_on_the_length_are_each_sequences_own(
+    model_type: str, kind: str, tmp_path: Path
+) -> None:
+    verdict = check(model_type, tmp_path, CAUSAL, change=lambda config: scaled(config, kind))
+    assert verdict.exact, verdict
+    assert verdict.path == SCALED_TYPES[model_type, kind], verdict.reason
 
 
 @pytest.mark.parametrize("path", ["batched", "solo"])

@@ -16,7 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel", "planted")
+SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel", "scaled-rope", "planted")
 
 
 def main() -> int:
@@ -50,6 +50,8 @@ def main() -> int:
                 )
         if "planted" in wanted:
             found.planted = sections.planted(arguments.types, Path(folder))
+        if "scaled-rope" in wanted:
+            found.scaled_rope = sections.scaled_rope(arguments.types, Path(folder))
         if "encoders" in wanted:
             found.encoders = sections.encoders(arguments.types)
     if arguments.write:

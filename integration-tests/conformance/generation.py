@@ -3,6 +3,7 @@
 import copy
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.group import RankGroup
 from support.paths import ROOT
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from .shrink import VOCAB_SIZE, randomise, tiny_config
 
@@ -54,9 +55,12 @@ def prompts(seed: int = 0) -> list[list[int]]:
 SEQ2SEQ, CAUSAL = AutoModelForSeq2SeqLM, AutoModelForCausalLM
 
 
-def build(model_type: str, folder: Path, kind: Any) -> type[PreTrainedModel]:
-    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ."""
-    config = tiny_config(model_type)
+Change = Callable[[PretrainedConfig], PretrainedConfig]
+
+
+def build(model_type: str, folder: Path, kind: Any, change: Change = lambda same: same) -> type[PreTrainedModel]:
+    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ; change: of its config."""
+    config = change(tiny_config(model_type))
     config.forced_eos_token_id = None
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
@@ -69,11 +73,11 @@ def build(model_type: str, folder: Path, kind: Any) -> type[PreTrainedModel]:
     return type(model)
 
 
-def reference_tokens(folder: Path, model_class: Any) -> list[list[int]]:
-    """What `generate()` gives for every prompt alone."""
+def reference_tokens(folder: Path, model_class: Any, is_stateful: bool = False) -> list[list[int]]:
+    """What `generate()` gives for every prompt alone. is_stateful: whether modules keep what a prompt leaves there."""
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     # Some keep state in their modules and would begin a prompt with what the last one left there.
-    fresh = copy.deepcopy if getattr(model, "_is_stateful", False) else lambda same: same
+    fresh = copy.deepcopy if is_stateful or getattr(model, "_is_stateful", False) else lambda same: same
     return [greedy(fresh(model), prompt, NUM_NEW_TOKENS) for prompt in prompts()]
 
 
@@ -110,7 +114,8 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
     runner = Runner(load(config, group), config, group)
     size = runner.warm_up(LIMITS)
     verdict.path, verdict.reason = runner.path.name, runner.loaded.path_reason
-    driver = Driver(runner.run, size.num_blocks, chunk=16)
+    recompute_at = runner.loaded.lengths.recompute_at if runner.loaded.lengths else 0
+    driver = Driver(runner.run, size.num_blocks, chunk=16, recompute_at=recompute_at)
     names = []
     for prompt in prompts():
         names.append(driver.add(prompt, NUM_NEW_TOKENS))
@@ -144,13 +149,13 @@ def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
     return ""
 
 
-def check(model_type: str, folder: Path, kind: Any = CAUSAL, **settings: Any) -> Verdict:
-    """Builds, serves and compares. Never raises."""
+def check(model_type: str, folder: Path, kind: Any = CAUSAL, change: Change | None = None, **settings: Any) -> Verdict:
+    """Builds, serves and compares. change: of the config. Never raises."""
     verdict = Verdict(model_type)
     started = time.monotonic()
     try:
-        model_class = build(model_type, folder, kind)
-        expected = reference_tokens(folder, model_class)
+        built = build(model_type, folder, kind, change or (lambda same: same))
+        expected = reference_tokens(folder, built, is_stateful=change is not None)
     except Exception as error:
         verdict.reference_error = first_line(error)
         return verdict

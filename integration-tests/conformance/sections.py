@@ -1,6 +1,7 @@
 """The parts of a conformance run, and what they found."""
 
 import contextlib
+import functools
 import io
 import json
 import subprocess
@@ -15,6 +16,8 @@ from transformers.models.auto import modeling_auto
 from conformance.encoders import Row, conformance_encoders
 from conformance.generation import CAUSAL, SEQ2SEQ, Verdict, check
 from conformance.planted import Planted, plant
+from conformance.scaled_rope import KINDS, scaled
+from conformance.scaled_rope import types as scaled_rope_types
 from conformance.shrink import CANNOT_GENERATE
 from conformance.tensor_parallel import Outcome
 
@@ -26,12 +29,13 @@ class Found:
     generators: dict[str, list[Verdict]] = field(default_factory=dict)
     encoders: list[Row] = field(default_factory=list)
     tensor_parallel: list[Outcome] = field(default_factory=list)
+    scaled_rope: list[Verdict] = field(default_factory=list)
     planted: list[Planted] = field(default_factory=list)
 
     def wrong(self) -> list[str]:
         """Types that give another answer than Transformers, or none where Transformers does, and those whose self-check
         is wrong."""
-        generators = [v for verdicts in self.generators.values() for v in verdicts]
+        generators = [v for verdicts in self.generators.values() for v in verdicts] + self.scaled_rope
         return [
             *(v.model_type for v in generators if not v.exact and not v.reference_error),
             *(row.model_type for row in self.encoders if not row.is_right and row.path != "left out"),
@@ -52,6 +56,23 @@ def generators(section: str, only: list[str], folder: Path, **settings: Any) -> 
         state = "exact" if verdict.exact else "no reference" if verdict.reference_error else "WRONG"
         why = "; ".join(filter(None, (verdict.error, verdict.reference_error, verdict.reason)))
         print(f"{section:8} {name:28} {state:12} {verdict.path:8} {verdict.seconds:4.1f} s  {why}", flush=True)
+    return verdicts
+
+
+def scaled_rope(only: list[str], folder: Path) -> list[Verdict]:
+    """Every causal type with rotary embeddings, whose frequencies change at a length that prompts and answers cross."""
+    verdicts = []
+    for name in scaled_rope_types():
+        if only and name not in only:
+            continue
+        for kind in KINDS:
+            with contextlib.redirect_stdout(io.StringIO()):
+                verdict = check(name, folder / kind / name, CAUSAL, change=functools.partial(scaled, kind=kind))
+            verdict.model_type = f"{name} with {kind}"
+            verdicts.append(verdict)
+            state = "exact" if verdict.exact else "no reference" if verdict.reference_error else "WRONG"
+            why = "; ".join(filter(None, (verdict.error, verdict.reference_error, verdict.reason)))
+            print(f"{verdict.model_type:37} {state:12} {verdict.path:8} {verdict.seconds:4.1f} s  {why}", flush=True)
     return verdicts
 
 

@@ -80,6 +80,9 @@ class ShardService(pb_grpc.ShardServicer):
             invariance_reason=invariance.reason,
             draft_step_tokens=runner.draft_step_tokens,
             generation_defaults=loaded.generation.message(),
+            length_border=loaded.lengths.rule.border if loaded.lengths else 0,
+            lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
+            recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
         )
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:

@@ -16,6 +16,7 @@ from gridwork_server.generation_defaults import GenerationDefaults
 from gridwork_server.generation_defaults import read as read_generation_defaults
 from gridwork_server.model_code import find_model_class, one_line, read_config
 from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.quantized_checkpoint import QuantizedCheckpoint
 from gridwork_server.token_bounds import embedding_rows
@@ -49,6 +50,8 @@ class LoadedModel:
     notes: list[str]
     input_vocab_size: int = 0
     """Rows of the embedding; 0 when it does not say."""
+    lengths: CallLengths | None = None
+    """What of the model depends on how many tokens are computed together."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -118,6 +121,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         weight_bytes=weight_bytes,
         notes=split_notes + notes + getattr(choice.path, "notes", []),
         input_vocab_size=embedding_rows(model),
+        lengths=choice.lengths,
     )
 
 

@@ -57,6 +57,8 @@ class SequenceTable:
         self.num_known = np.zeros(max_sequences, dtype=np.int64)
         self.num_computed = np.zeros(max_sequences, dtype=np.int64)
         self.num_prompt = np.zeros(max_sequences, dtype=np.int64)
+        self.num_first = np.zeros(max_sequences, dtype=np.int64)
+        """Tokens that `generate()` computes in one call; every later one has a call of its own."""
         self.wants_prompt_logprobs = np.zeros(max_sequences, dtype=bool)
         self.top_n_prompt_logprobs = np.zeros(max_sequences, dtype=np.int64)
         self.failed = np.zeros(max_sequences, dtype=bool)
@@ -84,6 +86,7 @@ class SequenceTable:
         self.token_ids[new.id, : len(tokens)] = tokens
         self.num_known[new.id] = len(tokens)
         self.num_prompt[new.id] = new.num_prompt_tokens
+        self.num_first[new.id] = new.num_first_tokens or new.num_prompt_tokens
         self.num_computed[new.id] = new.num_computed_tokens
         self.num_blocks[new.id] = 0
         self.wants_prompt_logprobs[new.id] = new.prompt_logprobs
@@ -159,6 +162,10 @@ class SequenceTable:
             end=end.tolist(),
             null_slot=self.null_block * self.block_size,
         )
+
+    def call_lengths(self, batch: StepBatch) -> np.ndarray:
+        """int64 [T]: of each token, how long the call is that `generate()` computes it in; see `CallLengths`."""
+        return np.maximum(self.num_first[batch.sequence_ids][batch.row], batch.positions + 1)
 
     def computed(self, batch: StepBatch) -> None:
         """The batch's keys and values stand in the cache. Those of drafts count once they are taken."""

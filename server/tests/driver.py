@@ -31,6 +31,8 @@ class Sequence:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     admitted: bool = False
+    num_first: int = 0
+    """Tokens that count as computed together."""
 
     @property
     def generated(self) -> list[int]:
@@ -55,11 +57,13 @@ class Driver:
         max_sequences: int = 8,
         seed: int = 0,
         draft: Callable[[Sequence], list[int]] = lambda _sequence: [],
+        recompute_at: int = 0,
     ) -> None:
         """Blocks are handed out in random order, so that tables are fragmented. draft: what may follow a sequence that
-        decodes."""
+        decodes; recompute_at: see InfoResponse.recompute_at_tokens."""
         self._run = run
         self._draft = draft
+        self._recompute_at = recompute_at
         self._random = random.Random(seed)
         self._free = list(range(num_blocks))
         self._random.shuffle(self._free)
@@ -106,11 +110,17 @@ class Driver:
 
     def step(self) -> pb.StepResult:
         """One step over all that run."""
-        step = pb.Step(id=self._next_step, released=self._released)
+        step = pb.Step(id=self._next_step)
         self._next_step += 1
+        for sequence in self.running:
+            if sequence.admitted and sequence.num_first < self._recompute_at <= len(sequence.tokens):
+                self.preempt(sequence.name)
+        step.released.extend(self._released)
         self._released = []
         for sequence in self.running:
             if not sequence.admitted:
+                crosses = sequence.num_prompt < self._recompute_at <= len(sequence.tokens)
+                sequence.num_first = self._recompute_at if crosses else sequence.num_prompt
                 step.admitted.add(
                     id=sequence.id,
                     token_ids=sequence.tokens,
@@ -120,11 +130,14 @@ class Driver:
                     top_n_prompt_logprobs=sequence.prompt_top_n,
                     logprobs=sequence.top_n > 0,
                     top_n_logprobs=sequence.top_n,
+                    num_first_tokens=sequence.num_first,
                 )
                 sequence.admitted = True
             count = min(self._chunk, len(sequence.tokens) - sequence.computed)
             decodes = sequence.generated and count == len(sequence.tokens) - sequence.computed == 1
             room = sequence.wanted - len(sequence.generated) - 1
+            if sequence.num_first < self._recompute_at:
+                room = max(0, min(room, self._recompute_at - 1 - len(sequence.tokens)))
             drafts = self._draft(sequence)[:room] if decodes and sequence.may_draft else []
             end = sequence.computed + count + len(drafts)
             new = max(0, -(-end // self._block_size) - len(sequence.blocks))

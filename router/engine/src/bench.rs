@@ -9,6 +9,7 @@ use tokenizers::Tokenizer;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::detokenizer::Vocabulary;
+use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::request::{
     CacheNamespace, Event, GenerationError, GenerationRequest, LogprobOptions, Priority,
@@ -38,6 +39,7 @@ impl SchedulerBench {
             prefix_cache: true,
             draft_step_tokens: 0,
             queue_timeout: Duration::from_secs(3600),
+            lengths: LengthRule::default(),
         };
         let vocabulary = Arc::new(Vocabulary::new(tokenizer));
         let metrics = EngineMetrics::new();

@@ -2,8 +2,10 @@
 //! them out and takes them back.
 
 use std::hash::RandomState;
+use std::sync::Arc;
 
 use crate::prefix_tree::{Namespace, NodeId, PrefixTree};
+use crate::request::CacheNamespace;
 
 /// Pool of the cache's block ids. Blocks leave it as [`Blocks`] and must come back through [`BlockPool::release`].
 #[derive(Debug)]
@@ -55,6 +57,20 @@ impl PrefixKey {
             namespace,
             hashes: Vec::new(),
         }
+    }
+
+    /// The same tokens with keys of another class; see [`CacheNamespace::length_class`].
+    pub fn set_length_class(&mut self, class: usize) {
+        let known = self.namespace.as_ref().map_or(0, |own| own.length_class);
+        if known == class {
+            return;
+        }
+        let namespace = CacheNamespace {
+            length_class: class,
+            ..self.namespace.as_deref().cloned().unwrap_or_default()
+        };
+        let namespace = (namespace != CacheNamespace::default()).then(|| Arc::new(namespace));
+        *self = PrefixKey::new(namespace);
     }
 }
 

@@ -126,6 +126,10 @@ fn everything_in_a_namespace_keeps_it_apart() {
         },
         CacheNamespace {
             salt: Some("x".into()),
+            ..plain.clone()
+        },
+        CacheNamespace {
+            length_class: 1,
             ..plain
         },
     ];

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::backlog::{Backlog, Backlogs};
 use crate::detokenizer::Vocabulary;
+use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::places::{Place, Places};
 use crate::request::{Event, GenerationError, GenerationRequest, SubmitError};
@@ -362,7 +363,7 @@ impl Task {
             }
         };
         let mut scheduler = Scheduler::new(
-            self.scheduler_config(&ready.limits),
+            self.scheduler_config(&ready),
             self.shared.vocabulary.clone(),
             ready.info.eos_token_ids.clone(),
             self.metrics.clone(),
@@ -389,7 +390,7 @@ impl Task {
                 return;
             };
             self.shared.vitals.answers();
-            scheduler.reset_shard(self.scheduler_config(&ready.limits));
+            scheduler.reset_shard(self.scheduler_config(&ready));
             tracing::info!(
                 "the shard is back; {} requests go on",
                 scheduler.num_sequences()
@@ -543,7 +544,7 @@ impl Task {
         Ok((shard, Ready { info, limits }))
     }
 
-    fn scheduler_config(&self, limits: &Limits) -> SchedulerConfig {
+    fn scheduler_config(&self, Ready { info, limits }: &Ready) -> SchedulerConfig {
         SchedulerConfig {
             block_size_tokens: limits.block_size_tokens as usize,
             num_blocks: limits.num_blocks,
@@ -552,6 +553,7 @@ impl Task {
             prefix_cache: limits.prefix_cache,
             draft_step_tokens: limits.draft_step_tokens as usize,
             queue_timeout: self.config.queue_timeout,
+            lengths: LengthRule::of(info),
         }
     }
 }

@@ -11,6 +11,7 @@ mod blocks;
 mod detokenizer;
 pub mod encoder;
 mod engine;
+mod lengths;
 mod metrics;
 mod pace;
 mod places;

@@ -323,8 +323,13 @@ proptest! {
         prefix_cache in prop::bool::weighted(0.9),
         most_drafts in 0usize..6,
         draft_step_tokens in 0usize..16,
+        border in prop_oneof![2 => Just(0usize), 1 => 2usize..30],
+        apart: bool,
+        recomputes: bool,
     ) {
-        let mut bench = Bench::new(num_blocks, max_batch_tokens, max_sequences);
+        let recompute_at = if recomputes && border > 0 { border + 1 } else { 0 };
+        let mut bench =
+            Bench::new(num_blocks, max_batch_tokens, max_sequences).following(border, apart, recompute_at);
         bench.config.prefix_cache = prefix_cache;
         bench.most_drafts = most_drafts;
         bench.config.draft_step_tokens = draft_step_tokens;

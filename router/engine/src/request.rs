@@ -69,6 +69,8 @@ pub struct CacheNamespace {
     pub tenant: Option<u32>,
     /// The client's own.
     pub salt: Option<String>,
+    /// How many tokens were computed together with these, as far as keys depend on it. The engine's own.
+    pub length_class: usize,
 }
 
 /// Scheduling class; within a class, first come first served, but for requests whose prompts are in the cache.

@@ -21,6 +21,7 @@ use gridwork_proto::v1::Step;
 use crate::batch::{Batch, StepInFlight};
 use crate::blocks::BlockPool;
 use crate::detokenizer::Vocabulary;
+use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::pace::Pace;
 use crate::queue::WaitingQueue;
@@ -51,6 +52,8 @@ pub(crate) struct SchedulerConfig {
     pub draft_step_tokens: usize,
     /// How long a sequence may wait that says nothing about it.
     pub queue_timeout: Duration,
+    /// How keys depend on the number of tokens computed together.
+    pub lengths: LengthRule,
 }
 
 pub(crate) struct Scheduler {
@@ -110,6 +113,9 @@ impl Scheduler {
     pub fn reset_shard(&mut self, config: SchedulerConfig) {
         self.shard_lost(false);
         self.config = config;
+        for sequence in self.sequences.values_mut() {
+            sequence.follow(config.lengths);
+        }
         self.empty_pool();
         self.free_rows = (0..config.max_sequences).rev().collect();
         self.report();
@@ -138,6 +144,7 @@ impl Scheduler {
     pub fn add(&mut self, mut sequence: Sequence) {
         let timeout = self.queue_timeout(&sequence);
         sequence.start_by = sequence.submitted.checked_add(timeout);
+        sequence.follow(self.config.lengths);
         self.waiting.insert(&sequence);
         self.sequences.insert(sequence.key, sequence);
     }
@@ -280,6 +287,10 @@ impl Scheduler {
             }
             if !sequence.is_decoding() {
                 return false;
+            }
+            if sequence.must_be_recomputed() {
+                self.back_to_queue(key);
+                return true;
             }
             if sequence.num_ready() == 0 {
                 return true;

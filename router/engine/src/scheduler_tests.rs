@@ -95,6 +95,7 @@ impl Bench {
             prefix_cache: true,
             draft_step_tokens: 0,
             queue_timeout: Duration::from_secs(5),
+            lengths: LengthRule::default(),
         };
         Bench {
             scheduler: Scheduler::new(config, vocabulary(), vec![], EngineMetrics::new()),
@@ -111,6 +112,18 @@ impl Bench {
     fn speculating(mut self, most_drafts: usize, draft_step_tokens: usize) -> Self {
         self.most_drafts = most_drafts;
         self.config.draft_step_tokens = draft_step_tokens;
+        self.scheduler.reset_shard(self.config);
+        self
+    }
+
+    /// For a model whose keys depend on how many tokens are computed together.
+    fn following(mut self, border: usize, apart: bool, recompute_at: usize) -> Self {
+        self.config.lengths = LengthRule {
+            border,
+            apart,
+            recompute_at,
+        };
+        self.shard.lengths = self.config.lengths;
         self.scheduler.reset_shard(self.config);
         self
     }
@@ -161,6 +174,7 @@ impl Bench {
         self.steps.clear();
         self.results.clear();
         self.shard = Shard::default();
+        self.shard.lengths = self.config.lengths;
         self.scheduler.shard_lost(true);
         self.scheduler.reset_shard(self.config);
         self.scheduler
@@ -478,6 +492,9 @@ fn an_end_of_sequence_token_ends_it_also_as_the_last_one_allowed() {
         );
     }
 }
+
+#[path = "length_tests.rs"]
+mod lengths;
 
 #[path = "prefix_tests.rs"]
 mod prefix;

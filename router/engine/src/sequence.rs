@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::backlog::Backlog;
 use crate::blocks::{BlockPool, Blocks, PrefixKey};
 use crate::detokenizer::{Detokenizer, Vocabulary};
+use crate::lengths::LengthRule;
 use crate::places::Place;
 use crate::request::{
     CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
@@ -52,6 +53,9 @@ pub(crate) struct Sequence {
     pub num_drafts: usize,
     /// Counts how often what was computed had to be thrown away: results of before are not its any more.
     pub epoch: u32,
+    /// How many of its first tokens count as computed together: more than the prompt once it was computed anew.
+    pub num_first: usize,
+    lengths: LengthRule,
     /// How often a later sequence was started before it.
     pub num_overtaken: u32,
     pub crashes: CrashRecord,
@@ -100,6 +104,8 @@ impl Sequence {
             num_pending: 0,
             num_drafts: 0,
             epoch: 0,
+            num_first: tokens.len(),
+            lengths: LengthRule::default(),
             num_overtaken: 0,
             crashes: CrashRecord::default(),
             submitted: now,
@@ -145,6 +151,28 @@ impl Sequence {
         self
     }
 
+    /// For a model of which this is true.
+    pub fn follow(&mut self, lengths: LengthRule) {
+        self.lengths = lengths;
+        self.settle();
+    }
+
+    /// Decides how many of its tokens are computed together. Nothing of it may be computed.
+    fn settle(&mut self) {
+        self.num_first = self
+            .lengths
+            .num_first(self.num_prompt_tokens, self.tokens.len());
+        self.prefix_key
+            .set_length_class(self.lengths.class(self.num_first));
+    }
+
+    /// Whether it has become so long that nothing of what was computed can be used any more, and no token of it is
+    /// being sampled.
+    pub fn must_be_recomputed(&self) -> bool {
+        let most = self.lengths.most_computed(self.num_first);
+        most.is_some_and(|most| self.tokens.len() > most) && self.num_pending == 0
+    }
+
     pub fn num_generated(&self) -> usize {
         self.tokens.len() - self.num_prompt_tokens
     }
@@ -155,7 +183,11 @@ impl Sequence {
         if self.num_generated() + self.num_pending >= self.request.max_new_tokens as usize {
             return 0;
         }
-        self.tokens.len() + self.num_pending - self.num_computed
+        let most = self.lengths.most_computed(self.num_first);
+        let known = self.tokens.len() + self.num_pending;
+        known
+            .min(most.unwrap_or(known))
+            .saturating_sub(self.num_computed)
     }
 
     /// Whether its next step computes the one token that was sampled last.
@@ -178,7 +210,12 @@ impl Sequence {
         };
         // A token more is sampled than there are drafts.
         let left = self.request.max_new_tokens as usize - self.num_generated();
-        let mut drafts = speculation.drafts(&self.tokens, most.min(left.saturating_sub(1)));
+        let most = most.min(left.saturating_sub(1));
+        let most = match self.lengths.most_computed(self.num_first) {
+            Some(limit) => most.min(limit.saturating_sub(self.num_computed + 1)),
+            None => most,
+        };
+        let mut drafts = speculation.drafts(&self.tokens, most);
         let ends = |id: &u32| self.end_of(*id, eos_token_ids).is_some();
         drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
         drafts
@@ -259,6 +296,7 @@ impl Sequence {
         if let Some(logprobs) = &mut self.prompt_logprobs {
             logprobs.truncate(1);
         }
+        self.settle();
     }
 
     pub fn has_started(&self) -> bool {
@@ -291,6 +329,7 @@ impl Sequence {
                 None => 0,
             },
             traceparent: self.spans.traceparent(),
+            num_first_tokens: self.num_first as u32,
         }
     }
 
@@ -322,6 +361,9 @@ impl Sequence {
     ) -> Option<Finish> {
         let id = sampled.token_id;
         self.tokens.push(id);
+        if self.row.is_none() {
+            self.settle();
+        }
         if let Some(speculation) = &mut self.speculation {
             speculation.push(&self.tokens);
         }

@@ -2,8 +2,9 @@
 
 use super::*;
 
-/// What a slot of the cache was computed from; `None`: from what a failed step left behind.
-type Slot = Option<(u64, Vec<u32>)>;
+/// What a slot of the cache was computed from, see [`ShardSequence::content`]; `None`: from what a failed step left
+/// behind.
+type Slot = Option<(u64, usize, Vec<u32>)>;
 
 /// The shard's side of the contract, with a cache whose slots remember what they were computed from.
 #[derive(Default)]
@@ -14,6 +15,7 @@ pub struct Shard {
     pub most_tokens: usize,
     pub num_computed_tokens: usize,
     pub num_drafts: usize,
+    pub lengths: LengthRule,
 }
 
 /// How a step goes wrong.
@@ -34,6 +36,8 @@ pub struct ShardSequence {
     seed: u64,
     failed: bool,
     tokens: Vec<u32>,
+    num_prompt: usize,
+    num_first: usize,
     num_computed: usize,
     blocks: Vec<u32>,
 }
@@ -58,6 +62,8 @@ impl Shard {
         for NewSequence {
             id,
             token_ids,
+            num_prompt_tokens,
+            num_first_tokens,
             num_computed_tokens,
             sampling,
             ..
@@ -67,9 +73,16 @@ impl Shard {
                 seed: sampling.as_ref().map_or(0, |sampling| sampling.seed),
                 failed: false,
                 tokens: token_ids.clone(),
+                num_prompt: *num_prompt_tokens as usize,
+                num_first: *num_first_tokens as usize,
                 num_computed: *num_computed_tokens as usize,
                 blocks: Vec::new(),
             };
+            assert_eq!(
+                sequence.num_first,
+                self.lengths
+                    .num_first(sequence.num_prompt, sequence.tokens.len())
+            );
             assert!(
                 self.sequences.insert(*id, sequence).is_none(),
                 "row {id} is taken"
@@ -120,9 +133,14 @@ impl Shard {
             );
             let nan = fault == Fault::Nan(i) && samples && !sequence.failed;
             let guessed = [sequence.tokens.as_slice(), drafts.as_slice()].concat();
+            let most = self.lengths.most_computed(sequence.num_first);
+            assert!(
+                most.is_none_or(|most| end + drafts.len() <= most),
+                "row {row} goes on where it is to be computed anew"
+            );
             for position in sequence.num_computed..end + drafts.len() {
                 let content = (!sequence.failed && !nan)
-                    .then(|| (sequence.seed, guessed[..=position].to_vec()));
+                    .then(|| sequence.content(&self.lengths, &guessed, position));
                 self.slots.insert(sequence.slot(position), content);
             }
             if sequence.failed {
@@ -147,9 +165,9 @@ impl Shard {
             for position in 0..num_read {
                 match &self.slots[&sequence.slot(position)] {
                     None => good = false,
-                    Some((seed, tokens)) => assert_eq!(
-                        (*seed, tokens.as_slice()),
-                        (sequence.seed, &sequence.tokens[..=position]),
+                    Some(content) => assert_eq!(
+                        *content,
+                        sequence.content(&self.lengths, &sequence.tokens, position),
                         "row {row} reads another one's cache"
                     ),
                 }
@@ -190,6 +208,18 @@ impl Shard {
 }
 
 impl ShardSequence {
+    /// What keys at a position depend on: what tells the sequence apart, how many tokens were computed together, and
+    /// the tokens up to there.
+    fn content(
+        &self,
+        lengths: &LengthRule,
+        tokens: &[u32],
+        position: usize,
+    ) -> (u64, usize, Vec<u32>) {
+        let class = lengths.class(self.num_first.max(position + 1));
+        (self.seed, class, tokens[..=position].to_vec())
+    }
+
     fn slot(&self, position: usize) -> (u32, usize) {
         (self.blocks[position / BLOCK_SIZE], position % BLOCK_SIZE)
     }

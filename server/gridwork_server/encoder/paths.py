@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from gridwork_server.encoder import attention
 from gridwork_server.encoder.attention import FlatAttention, Unsupported
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.positions import Positions
+from gridwork_server.paths.call_lengths import CallLengths
 
 
 class EncoderPath(Protocol):
@@ -65,6 +67,27 @@ def hidden_of(output: Any) -> torch.Tensor:
     return output[0] if hidden is None else hidden
 
 
+class SequenceLengths:
+    """A model's modules that depend on how long a sequence is, such as some rotary embeddings."""
+
+    def __init__(self, modules: CallLengths, offset: int) -> None:
+        """offset: number of the first position."""
+        self._modules, self._offset = modules, offset
+        self.border = modules.rule.border
+        """Up to this length, nothing depends on it."""
+
+    def of_tokens(self, batch: SequenceBatch) -> AbstractContextManager[None]:
+        """For all sequences in one row."""
+        return self._modules.of(np.repeat(self._ends(batch), batch.lengths))
+
+    def of_rows(self, batch: SequenceBatch) -> AbstractContextManager[None]:
+        """For a row for each sequence, filled up to the longest."""
+        return self._modules.of(np.repeat(self._ends(batch)[:, None], max(batch.lengths), axis=1))
+
+    def _ends(self, batch: SequenceBatch) -> np.ndarray:
+        return np.array(batch.lengths, dtype=np.int64) + self._offset
+
+
 class SinglePath:
     """Plain `forward()` of one sequence after the other: what the other paths are compared with."""
 
@@ -99,8 +122,16 @@ class PaddedPath:
 
     name = "padded"
 
-    def __init__(self, model: nn.Module, has_types: bool, implementation: str, padding_token: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        has_types: bool,
+        implementation: str,
+        padding_token: int,
+        lengths: SequenceLengths | None = None,
+    ) -> None:
         self._model = model
+        self._lengths = lengths
         self._arguments = Arguments(model, has_types)
         self._implementation = implementation
         self._padding_token = padding_token
@@ -128,7 +159,8 @@ class PaddedPath:
         if batch.token_types is not None:
             types = torch.zeros_like(token_ids)
             types[mask] = batch.token_types
-        return self._model(**self._arguments.of(token_ids, mask.long(), types)), mask
+        with self._lengths.of_rows(batch) if self._lengths else nullcontext():
+            return self._model(**self._arguments.of(token_ids, mask.long(), types)), mask
 
 
 class FlatPath:
@@ -141,9 +173,17 @@ class FlatPath:
 
     name = "flat"
 
-    def __init__(self, model: nn.Module, has_types: bool, positions: Positions, reference: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        has_types: bool,
+        positions: Positions,
+        reference: bool = False,
+        lengths: SequenceLengths | None = None,
+    ) -> None:
         """positions: of the model under the head. reference: attention by its definition. Raises Unsupported."""
         self._model = model
+        self.lengths = lengths
         self._base = getattr(model, "base_model", model)
         self._head_arguments = Arguments(model, has_types)
         self._arguments = Arguments(self._base, has_types)
@@ -186,7 +226,8 @@ class FlatPath:
         types = None if batch.token_types is None else batch.token_types[None]
         positions = (batch.positions() + self._offset)[None]
         arguments = self._arguments.of(batch.token_ids[None], None, types, positions)
-        out = self._base(**arguments, **{attention.ARGUMENT: flat})
+        with self.lengths.of_tokens(batch) if self.lengths else nullcontext():
+            out = self._base(**arguments, **{attention.ARGUMENT: flat})
         hidden = hidden_of(out)
         if hidden.shape[:2] != (1, len(batch.token_ids)):
             raise Unsupported(f"{type(self._base).__name__} does not return a hidden state for each token")

@@ -11,8 +11,16 @@ from loguru import logger
 from gridwork_server import deferred_imports
 from gridwork_server.encoder import attention, positions
 from gridwork_server.encoder.batch import SequenceBatch
-from gridwork_server.encoder.paths import EncoderPath, FlatPath, PaddedPath, SinglePath, use_attention
+from gridwork_server.encoder.paths import (
+    EncoderPath,
+    FlatPath,
+    PaddedPath,
+    SequenceLengths,
+    SinglePath,
+    use_attention,
+)
 from gridwork_server.errors import ModelError
+from gridwork_server.paths import call_lengths
 from gridwork_server.task import Task
 
 # What `--model-impl` calls the paths of generators, and those of encoders that correspond to them.
@@ -60,14 +68,15 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
     except Exception as error:
         raise ModelError(f"{name} cannot run a sequence of {positions._WATCHED} tokens: {_line(error)}") from error
     check = _Check(single, task, vocab_size, found.capacity, has_types, device, next(model.parameters()).dtype)
+    lengths = check.find_lengths(model, found.offset)
 
     def flat() -> EncoderPath:
-        path = FlatPath(model, has_types, found, attention_wish == "reference")
+        path = FlatPath(model, has_types, found, attention_wish == "reference", lengths)
         check.compare_flat(path)
         return path
 
     def padded() -> EncoderPath:
-        path = PaddedPath(model, has_types, plain, _padding_token(model))
+        path = PaddedPath(model, has_types, plain, _padding_token(model), lengths)
         check.compare(path)
         return path
 
@@ -118,6 +127,18 @@ class _Check:
         self._device = device
         self._tolerance = _LARGEST_ERROR.get(dtype, 5e-2)
 
+    def find_lengths(self, model: Any, offset: int) -> SequenceLengths | None:
+        """What of a model depends on how long a sequence is, by a run of plain `forward()`. offset: number of the first
+        position."""
+        num_tokens = min(7, self._capacity)
+        try:
+            with call_lengths.watch(model, num_tokens) as found:
+                self._outputs(self._plain, self._batch([num_tokens]))
+        except Exception as error:  # the comparison with the paths says it better
+            logger.debug(f"plain forward() fails: {_line(error)}")
+            return None
+        return SequenceLengths(found[0], offset) if found else None
+
     def compare_flat(self, path: FlatPath) -> None:
         """Raises _Refused, or whatever the path raises, when it does not give what plain `forward()` does."""
         try:
@@ -128,8 +149,10 @@ class _Check:
                 raise
             path.heads_together = False
             self.compare(path)
-        # What is shorter than a window does not show whether it is right.
-        longest = max((w for w in path.windows if w < self._capacity), default=0)
+        # What is shorter than a window does not show whether it is right, nor what is shorter than the length at which
+        # rotary frequencies change.
+        limits = path.windows | ({path.lengths.border} if path.lengths else set())
+        longest = max((w for w in limits if w < self._capacity), default=0)
         if longest:
             self._compare(path, [longest + 7, 2, longest + 3])
 

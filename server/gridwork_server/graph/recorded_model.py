@@ -14,11 +14,13 @@ from gridwork_server.graph.nodes import Graph
 from gridwork_server.graph.packing import pack_constants
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
-from gridwork_server.graph.record import Forward, record
+from gridwork_server.graph.record import Forward, RecordError, record
 from gridwork_server.graph.simplify import drop_unused
 
 if TYPE_CHECKING:
     from gridwork_server.attention import LayerKey
+    from gridwork_server.graph.nodes import Graph
+    from gridwork_server.paths.call_lengths import CallLengths
 
 
 _PRODUCTS = ("addmm", "baddbmm", "bmm", "convolution", "einsum", "linear", "matmul", "mm", "_grouped_mm")
@@ -39,8 +41,10 @@ class RecordedModel:
         chunks: dict[int, int],
         sharing: "set[LayerKey]",
         windowed: "set[LayerKey]",
+        lengths: "CallLengths | None" = None,
     ) -> None:
-        """forward: calls the model; for the others see Program. Raises RecordError when it cannot be recorded."""
+        """forward: calls the model; lengths: gives tables that positions name rows of, in place of what modules
+        compute of them; for the others see Program. Raises RecordError when it cannot be recorded."""
         packed = [module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear)]
         owners = {
             id(buffer): (module, name)
@@ -55,6 +59,10 @@ class RecordedModel:
                 setattr(module, name, new)
 
         graph = record(forward)
+        self._lengths = lengths
+        if lengths is not None:
+            drop_unused(graph)
+            _check_positions(graph, lengths)
         pack_constants(graph)
         fuse(graph, replace_weight)
         self._positions = PositionTables(graph)
@@ -75,6 +83,8 @@ class RecordedModel:
         self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]", num_positions: int
     ) -> None:
         """Sets the layers' caches, for sequences of at most so many positions."""
+        if self._lengths is not None:
+            self._lengths.allocate(num_positions)
         self._positions.allocate(num_positions)
         for program in {self._for_all_rows, self._for_some_rows}:
             program.bind(keys, values)
@@ -88,6 +98,16 @@ class RecordedModel:
         window_layout: PagedLayout | None,
     ) -> torch.Tensor:
         """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`, ascending. Returns logits `[1, K, vocab]`."""
-        self._positions.cover(max(layout.end, default=0))
+        if self._positions.count:
+            self._positions.cover(max(layout.end, default=0))
         program = self._for_some_rows if kept.shape[0] < input_ids.shape[1] else self._for_all_rows
         return program.run(input_ids, position_ids, kept, layout, window_layout or layout)
+
+
+def _check_positions(graph: "Graph", lengths: "CallLengths") -> None:
+    """Raises RecordError where positions are used for more than to look up rows of tables: what a program is given in
+    their place are these rows."""
+    for node in graph.nodes:
+        looks_up = node.target == torch.ops.aten.embedding.default and lengths.owns(node.args[0])
+        if graph.position_ids in node.inputs() and not looks_up:
+            raise RecordError(f"{node.name} uses positions, beside rotary frequencies that depend on the length")

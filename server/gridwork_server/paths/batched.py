@@ -5,6 +5,7 @@ stacked along the batch dimension, shorter sequences padded on the left. A cohor
 when one joins or leaves, its tensors are put together anew.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ class BatchedPath:
         self.name = "solo" if cohorts == "single" else "batched"
         self.attention_name = attention_name
         self._caller = caller
+        self._call_lengths = caller.lengths
         self._mode = cohorts
         self._spec = CacheSpec([], [])
         self._cohorts: dict[int, Cohort] = {}
@@ -126,11 +128,38 @@ class BatchedPath:
         return self._caller.offset(table.num_prompt[ids])
 
     def _first(self, id: int, length: int, table: "SequenceTable", keep_all: bool) -> tuple[torch.Tensor, Any]:
-        return self._caller.first(table.token_ids[id, :length], int(table.num_prompt[id]), keep_all)
+        num_prompt = int(table.num_prompt[id])
+        tokens = table.token_ids[id, :length]
+        if self._call_lengths is None:
+            return self._caller.first(tokens, num_prompt, keep_all)
+        first = self._caller.first_tokens(int(table.num_first[id]))
+        offset = int(self._offset([id], table)[0])
+        if self._call_lengths.by_call:
+            if length < first + offset:  # a piece of a prompt, which is a part of one call
+                logits, cache = self._caller.first(table.token_ids[id, : first + offset], num_prompt, True)
+                return logits[: length - offset], cache
+            return self._as_generated(tokens, num_prompt, keep_all, first + offset, offset)
+        lengths = np.maximum(np.arange(1, length + 1 - offset), first)[None]
+        return self._caller.first(tokens, num_prompt, keep_all, lambda: self._lengths_of(lengths))
+
+    def _as_generated(
+        self, tokens: np.ndarray, num_prompt: int, keep_all: bool, first: int, offset: int
+    ) -> tuple[torch.Tensor, Any]:
+        """See Caller.first. What came behind the first tokens is computed one by one, as it was at first."""
+        first = min(first, len(tokens))
+        logits, cache = self._caller.first(tokens[:first], num_prompt, keep_all)
+        rows = [logits]
+        for length in range(first, len(tokens)):
+            next_logits, cache = self._caller.next(
+                tokens[length : length + 1].astype(np.int64), cache, np.array([length - offset])
+            )
+            rows.append(next_logits)
+        return torch.cat(rows if keep_all else rows[-1:]), cache
 
     def _decode(self, cohort: Cohort, tokens: np.ndarray) -> torch.Tensor:
         """Computes one token of every member. tokens: int64 [B]. Returns logits `[B, vocab_size]`."""
-        logits, cohort.cache = self._caller.next(tokens, cohort.cache, cohort.lengths)
+        with self._lengths_of(cohort.lengths[:, None] + 1):
+            logits, cohort.cache = self._caller.next(tokens, cohort.cache, cohort.lengths)
         cohort.lengths = cohort.lengths + 1
         if self._mode != "single":
             try:
@@ -138,6 +167,9 @@ class BatchedPath:
             except ValueError as error:
                 self._stop_sharing(error)
         return logits
+
+    def _lengths_of(self, lengths: np.ndarray) -> AbstractContextManager[None]:
+        return nullcontext() if self._call_lengths is None else self._call_lengths.of(lengths)
 
     def _stop_sharing(self, error: Exception) -> None:
         """From now on every sequence decodes alone: the cache has become something else than it was found to be. What
@@ -166,10 +198,10 @@ class BatchedPath:
         if not ids:
             return []
         lengths = {id: self._length(id) for id in ids}
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, int], list[int]] = {}
         for id in ids:
             key = {"padded": 0, "equal": lengths[id], "single": id}[self._mode]
-            groups.setdefault(key, []).append(id)
+            groups.setdefault((key, self._class(lengths[id] + 1)), []).append(id)
         cohorts = []
         for group in groups.values():
             cohort = self._cohorts[group[0]]
@@ -177,6 +209,12 @@ class BatchedPath:
                 cohort = self._form(group, lengths)
             cohorts.append(cohort)
         return cohorts
+
+    def _class(self, length: int) -> int:
+        """Different for lengths that one call cannot compute."""
+        if self._call_lengths is None or not self._call_lengths.by_call:
+            return 0
+        return int(self._call_lengths.rule.classes(np.array([length]))[0])
 
     def _form(self, ids: list[int], lengths: dict[int, int]) -> Cohort:
         """A new cohort of sequences from other ones. Cohorts that lose some go on as cohorts of those that stay."""

@@ -1,6 +1,8 @@
 """Calls a model's `forward()` with what it takes, and finds logits and cache in what it returns."""
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from gridwork_server.paths.base import PathError
 from gridwork_server.paths.cache_tree import CacheSpec, Sample, spec_of
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.module_state import ModuleState
 
 _CACHE_NAMES = (
@@ -25,6 +28,8 @@ _CACHE_NAMES = (
 )
 """What models have called their cache over the years, as argument and in what they return."""
 
+
+Within = Callable[[], AbstractContextManager[None]]
 
 _SHORT = 5
 """Tokens of the shortest input whose cache is looked at."""
@@ -47,6 +52,8 @@ class Caller:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model, self.device = model, device
+        self.lengths: CallLengths | None = None
+        """What of the model depends on how many tokens are computed together."""
         self.parameters = inspect.signature(model.forward).parameters
         self._takes_any = any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
         self._keeps_mask: bool | None = None
@@ -63,6 +70,10 @@ class Caller:
     def offset(self, num_prompt: np.ndarray) -> np.ndarray:
         """How many tokens of a sequence, besides those in its cache, come before the next one. int64 [B] each."""
         return np.zeros_like(num_prompt)
+
+    def first_tokens(self, num_first: int) -> int:
+        """Tokens of the first call that `generate()` makes for a sequence, of `num_first` that it knows then."""
+        return num_first
 
     def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
         """Logits `[num_tokens, vocab_size]` of a whole sequence, integers `[num_tokens]`, without a cache, from what
@@ -82,11 +93,15 @@ class Caller:
         inputs = {name: value for name, value in inputs.items() if value is not None and self._may_take(name)}
         return logits_of(self.model(**inputs, **self._options(use_cache=False)))[0]
 
-    def first(self, tokens: np.ndarray, num_prompt: int, keep_all: bool) -> tuple[torch.Tensor, Any]:
-        """Logits `[num_tokens or 1, vocab_size]` and cache of a sequence's first tokens, integers `[num_tokens]`."""
+    def first(
+        self, tokens: np.ndarray, num_prompt: int, keep_all: bool, within: Within = nullcontext
+    ) -> tuple[torch.Tensor, Any]:
+        """Logits `[num_tokens or 1, vocab_size]` and cache of a sequence's first tokens, integers `[num_tokens]`.
+        within: what the call is made in."""
         input_ids = self._row(tokens)
         positions = torch.arange(len(tokens), device=self.device)[None]
-        logits, cache = self.with_cache(input_ids, None, torch.ones_like(input_ids), positions, keep_all)
+        with within():
+            logits, cache = self.with_cache(input_ids, None, torch.ones_like(input_ids), positions, keep_all)
         return logits[0], cache
 
     def probe(self, token: int, share: bool) -> CacheProbe:

@@ -13,7 +13,9 @@ from gridwork_server import attention, deferred_imports
 from gridwork_server.errors import ModelError
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.batched import BatchedPath
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.caller import Caller
+from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
 from gridwork_server.paths.second_opinion import SecondOpinion
@@ -39,6 +41,8 @@ class Choice:
     reason: str
     """Why not a faster one; empty for the fastest."""
     vocab_size: int
+    lengths: CallLengths | None = None
+    """What of the model depends on how many tokens are computed together."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,10 @@ def choose(
     def paged(wide: bool = False) -> ModelPath:
         if wide:
             name = attention_name if attention_name == "reference" else "auto"
-            return PagedPath(model, torch.float32, caller.device, name, False, block_size)
-        return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes)
+            return PagedPath(model, torch.float32, caller.device, name, False, block_size, (), caller.lengths)
+        return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes, caller.lengths)
+
+    dependence = DependenceCheck(caller, dtype, sequences[0], group)
 
     def use_attention(of_path: bool) -> None:
         _use_attention(model, attention.NAME if of_path else plain_attention, own_attention)
@@ -98,6 +104,8 @@ def choose(
             nonlocal expected
             if expected is None:
                 use_attention(False)
+                caller.lengths = caller.lengths or find_lengths(caller, sequences[0])
+                dependence.prepare()
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
             use_attention(candidate.paged)
             path = candidate.make()
@@ -108,6 +116,7 @@ def choose(
             else:
                 judge = functools.partial(opinion.judge, path, expected=expected, twin=candidate.make_wide)
                 _compare_on_all_ranks(path, expected, sequences, dtype, group, judge)
+                dependence.check(path)
             return path
 
         try:
@@ -137,7 +146,9 @@ def choose(
             if reason:
                 logger.warning(f"{type(model).__name__} runs on the {path.name} path ({candidate.what}); {reason}")
             assert expected is not None
-            return Choice(path, reason, expected.shape[-1])
+            return Choice(path, reason, expected.shape[-1], caller.lengths)
+    if caller.lengths is not None:
+        caller.lengths.remove()
     advice = "use --model-impl auto" if wish != "auto" else "use another model"
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 

@@ -1,7 +1,7 @@
 """The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
 
@@ -45,17 +46,22 @@ class PagedPath:
         record: bool = False,
         block_size: int = 16,
         decode_sizes: Sequence[int] = (),
+        lengths: CallLengths | None = None,
     ) -> None:
         """Runs one token through the model, to see what every layer writes to the cache. attention: name of an
         implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be;
-        block_size: what the cache will have; decode_sizes: of decode steps to replay. Raises PathError when the model
-        cannot run so, ModelError when the attention asked for cannot be used."""
+        block_size: what the cache will have; decode_sizes: of decode steps to replay; lengths: the model's modules
+        that depend on how many tokens are computed together, if it has any. Raises PathError when the model cannot run
+        so, ModelError when the attention asked for cannot be used."""
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
+        self._lengths = lengths
         self._recorded: RecordedModel | None = None
         self.notes: list[str] = []
         """For people to read: how it runs."""
         check_cache_kinds(model)
+        if lengths is not None and lengths.by_call:
+            raise PathError(f"rotary frequencies of {type(model).__name__} are those of a whole call")
         probe = Probe()
         with torch.inference_mode():
             token = np.zeros(1, dtype=np.int64)
@@ -100,6 +106,9 @@ class PagedPath:
         self._values: dict[LayerKey, torch.Tensor] = {}
         if record and self.attention_name == "cpu":
             self._record()
+        if lengths is not None and decode_sizes:
+            decode_sizes = ()
+            self.notes = [*self.notes, "decodes without graphs: rotary frequencies depend on each sequence's length"]
         self._decodes = DecodeReplay(decode_sizes, self._run_decode, device) if decode_sizes else None
 
     def _record(self) -> None:
@@ -107,8 +116,11 @@ class PagedPath:
             return self._call_model(input_ids, position_ids, kept, step)
 
         try:
-            self._recorded = RecordedModel(self._model, forward, self._chunks, self._sharing, self._windowed)
-        except RecordError as error:
+            with nullcontext() if self._lengths is None else self._lengths.tables():
+                self._recorded = RecordedModel(
+                    self._model, forward, self._chunks, self._sharing, self._windowed, self._lengths
+                )
+        except (RecordError, ValueError) as error:
             self.notes = [f"runs its own code: {error}"]
         else:
             self.notes = [f"runs {self._recorded.num_operations} recorded operations"]
@@ -225,11 +237,30 @@ class PagedPath:
             self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
         # A model computes at least one row of logits.
         rows = kept if len(kept) else batch.last[:1]
-        logits = self._call(batch.input_ids, batch.positions, rows, self._step(batch, table), late)[: len(kept)]
+        lengths = table.call_lengths(batch) if self._lengths is not None else None
+        step = self._step(batch, table)
+        logits = self._call(batch.input_ids, batch.positions, rows, step, late, lengths)[: len(kept)]
         if self._window_blocks is not None:
             # The next step may go on behind the last token that is no draft.
             self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
         return logits, kept
+
+    @property
+    def device(self) -> torch.device:
+        """That it runs on."""
+        return self._device
+
+    def logits_at(self, batch: "StepBatch", table: "SequenceTable", positions: np.ndarray) -> torch.Tensor:
+        """Logits `[T, vocab_size]` of all tokens by the model's own code, for checks. positions: int64 [T], what the
+        model is told, while keys are kept where the batch says."""
+        tokens, at, rows = (
+            to_device(array, self._device)
+            for array in (batch.input_ids[None], positions[None], np.arange(len(positions)))
+        )
+        if self._window_blocks is not None:
+            self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
+        with self._lengths.of(positions + 1) if self._lengths is not None else nullcontext():
+            return self._call_model(tokens, at, rows, self._step(batch, table))[0]
 
     def replays(self, num_sequences: int, num_tokens: int) -> bool:
         """Whether a step of so many sequences and tokens is one of the decode steps that it replays."""
@@ -298,9 +329,20 @@ class PagedPath:
             self._window_blocks.release(np.arange(len(self._window_blocks.tables)))
 
     def _call(
-        self, input_ids: np.ndarray, positions: np.ndarray, kept: np.ndarray, step: Any, late: LateTokens | None = None
+        self,
+        input_ids: np.ndarray,
+        positions: np.ndarray,
+        kept: np.ndarray,
+        step: Any,
+        late: LateTokens | None = None,
+        lengths: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """Logits `[len(kept), vocab_size]`."""
+        """lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
+        if lengths is not None and self._lengths is not None:
+            if self._recorded is None:
+                with self._lengths.of(lengths):
+                    return self._call(input_ids, positions, kept, step, late)
+            positions = self._lengths.rows(positions, lengths)
         tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
         if late is not None:
             late.put_into(tokens[0])

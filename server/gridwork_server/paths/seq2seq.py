@@ -1,6 +1,7 @@
 """Calls encoder-decoder models: the prompt goes through the encoder, what is generated through the decoder."""
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from gridwork_server.paths.base import PathError
 from gridwork_server.paths.cache_tree import Sample, spec_of
-from gridwork_server.paths.caller import CacheProbe, logits_of
+from gridwork_server.paths.call_lengths import CallLengths
+from gridwork_server.paths.caller import CacheProbe, Within, logits_of
 
 _SHORT = 5
 """Tokens of the shortest input whose cache is looked at."""
@@ -33,6 +35,8 @@ class Seq2SeqCaller:
     def __init__(self, model: Any, device: torch.device) -> None:
         """Raises PathError when the config names no token that the decoder starts with."""
         self.model, self.device = model, device
+        self.lengths: CallLengths | None = None
+        """What of the model depends on how many tokens are computed together."""
         self._start = start_token(model)
         self._encoded: Any = None
         """Class of the encoder's output."""
@@ -43,6 +47,10 @@ class Seq2SeqCaller:
         """The prompt is not in the decoder's cache, and the start token is."""
         return num_prompt - 1
 
+    def first_tokens(self, num_first: int) -> int:
+        """See Caller. The start token; the prompt is the encoder's."""
+        return 1
+
     def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
         """Logits after the start token and after each generated one: `[1 + num_generated, vocab_size]`."""
         source, target = self._split(tokens, num_prompt)
@@ -51,17 +59,22 @@ class Seq2SeqCaller:
         )
         return self._ruled(logits_of(out)[0], np.arange(target.shape[1]))
 
-    def first(self, tokens: np.ndarray, num_prompt: int, keep_all: bool) -> tuple[torch.Tensor, _State]:
-        """See Caller. Logits `[1 + num_generated, vocab_size]`."""
+    def first(
+        self, tokens: np.ndarray, num_prompt: int, keep_all: bool, within: Within = nullcontext
+    ) -> tuple[torch.Tensor, _State]:
+        """See Caller. Logits `[1 + num_generated, vocab_size]`. within: what the decoder's call is made in."""
         source, target = self._split(tokens, num_prompt)
-        logits, state = self._first(source, target)
+        logits, state = self._first(source, target, within)
         return self._ruled(logits[0], np.arange(target.shape[1])), state
 
-    def _first(self, source: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, _State]:
+    def _first(
+        self, source: torch.Tensor, target: torch.Tensor, within: Within = nullcontext
+    ) -> tuple[torch.Tensor, _State]:
         mask = torch.ones_like(source)
         encoded = self.model.get_encoder()(input_ids=source, attention_mask=mask, return_dict=True)
         self._encoded = type(encoded)
-        return self._decode(target, _State(None, encoded[0], mask), torch.ones_like(target))
+        with within():
+            return self._decode(target, _State(None, encoded[0], mask), torch.ones_like(target))
 
     def next(self, tokens: np.ndarray, state: _State, lengths: np.ndarray) -> tuple[torch.Tensor, _State]:
         """See Caller. lengths: of what the decoder has computed."""
