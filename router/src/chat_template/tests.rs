@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::adapt::ContentForm;
 use super::*;
 
 /// SmolLM2-Instruct's own.
@@ -177,7 +178,7 @@ fn parts_are_joined_for_a_template_that_concatenates() {
 #[test]
 fn parts_stay_parts_for_a_template_that_loops_over_them() {
     let gemma = template(GEMMA3);
-    assert_eq!(gemma.content, ContentForm::Either);
+    assert_eq!(gemma.default.forms.content, ContentForm::Either);
     let prompt = gemma
         .render(
             &conversation(json!([
@@ -193,7 +194,7 @@ fn parts_stay_parts_for_a_template_that_loops_over_them() {
     );
 
     let parts_only = template(PARTS_ONLY);
-    assert_eq!(parts_only.content, ContentForm::Parts);
+    assert_eq!(parts_only.default.forms.content, ContentForm::Parts);
     let messages = conversation(json!([{"role": "user", "content": "hello"}]));
     assert_eq!(parts_only.render(&messages, &PLAIN).unwrap(), "user:hello|");
 }
@@ -224,12 +225,12 @@ fn further_fields_of_a_message_reach_the_template() {
             &conversation(json!([{
                 "role": "assistant",
                 "content": null,
-                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}],
             }])),
             &PLAIN,
         )
         .unwrap();
-    assert!(prompt.ends_with(r#"<|eot_id|>{"name": "f", "arguments": "{}"}"#));
+    assert!(prompt.ends_with(r#"<|eot_id|>{"name": "f", "arguments": {"a": 1}}"#));
 }
 
 #[test]
@@ -369,9 +370,10 @@ mod files {
         write(
             &folder,
             "special_tokens_map.json",
-            r#"{"bos_token": "no", "eos_token": "<e>"}"#,
+            r#"{"bos_token": "<m>", "eos_token": "<e>"}"#,
         );
-        assert_eq!(prompt(&folder, None).unwrap(), "<b>jinja<e>");
+        // Without `added_tokens_decoder` the map wins, as it does in Transformers.
+        assert_eq!(prompt(&folder, None).unwrap(), "<m>jinja<e>");
         write(&folder, "other.json", r#"{"chat_template": "other"}"#);
         let other = folder.path().join("other.json");
         assert_eq!(prompt(&folder, Some(&other)).unwrap(), "other");

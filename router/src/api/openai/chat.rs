@@ -73,7 +73,7 @@ async fn answer(
     state.ready()?;
 
     let (limit_field, limit) = request.limit();
-    let (text, add_special_tokens) = chat_prompt(state, &request)?;
+    let (text, add_special_tokens) = chat_prompt(state, &request).await?;
     let order = Order {
         prompts: vec![OrderedPrompt {
             prompt: Prompt::Text {
@@ -129,24 +129,34 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
 }
 
 /// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it.
-pub fn chat_prompt(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
-    let template_error = |error: &dyn std::fmt::Display| ApiError {
-        field: Some("messages".into()),
-        ..ApiError::new(ErrorKind::Template, error.to_string())
-    };
+///
+/// The template is a program of the model's: it runs on a thread that serves nobody.
+pub async fn chat_prompt(
+    state: &AppState,
+    request: &ChatRequest,
+) -> Result<(String, bool), ApiError> {
     let (add_generation_prompt, continue_final_message) = request.continuation()?;
-    let template = state
-        .chat_template()
-        .map_err(|error| template_error(error))?;
+    let state = state.clone();
+    let messages = request.messages.clone();
     let variables = request.template_variables();
-    let options = RenderOptions {
-        add_generation_prompt,
-        continue_final_message,
-        variables: Some(&variables),
+    let render = move || {
+        let options = RenderOptions {
+            add_generation_prompt,
+            continue_final_message,
+            variables: Some(&variables),
+        };
+        match state.chat_template() {
+            Ok(template) => template.render(&messages, &options),
+            Err(error) => Err(error.clone()),
+        }
     };
-    let text = template
-        .render(&request.messages, &options)
-        .map_err(|error| template_error(&error))?;
+    let text = tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?
+        .map_err(|error| ApiError {
+            field: Some("messages".into()),
+            ..ApiError::new(ErrorKind::Template, error.to_string())
+        })?;
     // The template writes them itself.
     Ok((text, request.add_special_tokens.unwrap_or(false)))
 }

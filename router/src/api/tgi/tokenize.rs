@@ -55,7 +55,7 @@ async fn run_chat(
     request: ChatRequest,
 ) -> Result<ChatTokenizeResponse, ApiError> {
     request.check_supported()?;
-    let (templated_text, add_special_tokens) = chat_prompt(state, &request)?;
+    let (templated_text, add_special_tokens) = chat_prompt(state, &request).await?;
     Ok(ChatTokenizeResponse {
         tokenize_response: tokens(state, &templated_text, add_special_tokens, "messages").await?,
         templated_text,
