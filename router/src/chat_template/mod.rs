@@ -282,4 +282,6 @@ fn describe(error: &jinja::Error, place: &str) -> String {
 }
 
 #[cfg(test)]
+mod family_tests;
+#[cfg(test)]
 mod tests;

@@ -42,43 +42,42 @@ pub fn forms(
         ContentForm::Parts => json!([]),
         _ => json!(""),
     };
-    let calls = json!([call(json!({"a": 1}))]);
-    let with_calls = |content: &Value| {
+    let with_call = |content: &Value, arguments: Value| {
         json!([
             {"role": "user", "content": user},
-            {"role": "assistant", "content": content, "tool_calls": calls},
+            {"role": "assistant", "content": content, "tool_calls": [call(arguments)]},
         ])
     };
+    let object = json!({"a": 1});
+    let text = json!("{\"a\": 1}");
+    let with_any_call = |content: &Value| {
+        let with_object = attempt(with_call(content, object.clone()))?;
+        match with_object {
+            None => attempt(with_call(content, text.clone())),
+            found => Ok(found),
+        }
+    };
     let alone = |content: &Value| {
-        json!([
+        attempt(json!([
             {"role": "user", "content": user},
             {"role": "assistant", "content": content},
             {"role": "user", "content": user},
-        ])
+        ]))
     };
-    let null = |messages: &dyn Fn(&Value) -> Value| {
-        let with_null = attempt(messages(&Value::Null))?;
-        let with_empty = attempt(messages(&empty))?;
-        Ok::<_, Error>(null_form(with_null.as_deref(), with_empty.as_deref()))
-    };
-    let null_with_calls = null(&with_calls)?;
-    let null_alone = null(&alone)?;
+    let null_with_calls = null_form(with_any_call(&Value::Null)?, with_any_call(&empty)?);
+    let null_alone = null_form(alone(&Value::Null)?, alone(&empty)?);
     let told = match null_with_calls {
         NullForm::None => Value::Null,
         NullForm::Empty => empty.clone(),
     };
-    let with_arguments = |arguments: Value| {
-        json!([
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": told, "tool_calls": [call(arguments)]},
-        ])
+    let takes = |arguments: &Value| {
+        let shown = attempt(with_call(&told, arguments.clone()))?;
+        Ok::<_, Error>(shown.is_some())
     };
-    let takes_object = attempt(with_arguments(json!({"a": 1})))?.is_some();
-    let takes_text = || attempt(with_arguments(json!("{\"a\": 1}")));
-    let arguments = if takes_object || takes_text()?.is_none() {
-        ArgumentsForm::Object
-    } else {
+    let arguments = if !takes(&object)? && takes(&text)? {
         ArgumentsForm::Text
+    } else {
+        ArgumentsForm::Object
     };
     Ok(Forms {
         content,
@@ -112,14 +111,26 @@ fn content_form(
     })
 }
 
-/// `none` is right for a template that asks for it: one that fails with it or prints its name does not.
-fn null_form(with_null: Option<&str>, with_empty: Option<&str>) -> NullForm {
+/// `none` is right for a template that asks for it: one that fails with it, prints its name or leaves the calls out does
+/// not.
+fn null_form(with_null: Option<String>, with_empty: Option<String>) -> NullForm {
     let nones = |text: &str| {
-        text.matches("None").count() + text.matches("none").count() + text.matches("null").count()
+        let names = ["None", "none", "null"];
+        names
+            .map(|name| text.matches(name).count())
+            .iter()
+            .sum::<usize>()
     };
     match (with_null, with_empty) {
-        (Some(null), Some(empty)) if nones(null) > nones(empty) => NullForm::Empty,
-        (Some(_), _) => NullForm::None,
         (None, _) => NullForm::Empty,
+        (Some(_), None) => NullForm::None,
+        (Some(null), Some(empty)) => {
+            let hides_call = empty.contains(NAME) && !null.contains(NAME);
+            if hides_call || nones(&null) > nones(&empty) {
+                NullForm::Empty
+            } else {
+                NullForm::None
+            }
+        }
     }
 }
