@@ -113,7 +113,9 @@ pub enum StmtKind {
     /// `{% call %}`: the call, whose `caller` is the macro.
     Call(Expr, Arc<Macro>),
     FilterBlock(Expr, Body),
-    /// A body with names of its own: `{% generation %}`, `{% autoescape false %}`.
+    /// `{% generation %}`: Transformers calls its body as a macro.
+    Generation(Arc<Macro>),
+    /// A body with names of its own: `{% autoescape false %}`.
     Scoped(Body),
     Break,
     Continue,

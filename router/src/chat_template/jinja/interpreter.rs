@@ -177,6 +177,14 @@ impl<'a> Interpreter<'a> {
                 repr::write_str(&value, out)?;
                 return Ok(flow);
             }
+            StmtKind::Generation(definition) => {
+                let bound = BoundMacro {
+                    definition: Arc::clone(definition),
+                    scope: Rc::clone(scope),
+                };
+                let text = self.call_macro(&bound, &CallArguments::default())?;
+                repr::write_str(&text, out)?;
+            }
             StmtKind::Scoped(body) => {
                 let inner = self.enter(body, scope);
                 return self.run(&body.statements, &inner, out);

@@ -41,6 +41,7 @@ fn statement_uses(statement: &Stmt, name: &str) -> bool {
         StmtKind::Call(call, caller) => {
             reads(call) || caller.defaults.iter().any(reads) || uses(&caller.body.statements, name)
         }
+        StmtKind::Generation(definition) => uses(&definition.body.statements, name),
         StmtKind::FilterBlock(filter, body) => reads(filter) || uses(&body.statements, name),
         StmtKind::Scoped(body) => uses(&body.statements, name),
     }

@@ -206,8 +206,9 @@ impl Parser {
                 Ok(StmtKind::Print(expressions))
             }
             "generation" => {
-                let (body, _) = self.statements(&["endgeneration"])?;
-                Ok(StmtKind::Scoped(body.into()))
+                let body = self.own_body("endgeneration")?;
+                let body = new_macro(None, Vec::new(), Vec::new(), body);
+                Ok(StmtKind::Generation(Arc::new(body)))
             }
             "autoescape" => {
                 let on = self.expression()?;

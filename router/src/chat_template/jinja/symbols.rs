@@ -73,7 +73,9 @@ fn inner_frames(statements: &mut [Stmt], outer: &mut Outer) {
                     frame(&mut node.otherwise, &[], outer);
                 }
             }
-            StmtKind::Macro(definition) | StmtKind::Call(_, definition) => {
+            StmtKind::Macro(definition)
+            | StmtKind::Call(_, definition)
+            | StmtKind::Generation(definition) => {
                 if let Some(definition) = Arc::get_mut(definition) {
                     let mut parameters = definition.parameters.clone();
                     parameters.extend(["caller", "varargs", "kwargs"].map(Name::from));
@@ -109,6 +111,7 @@ impl Symbols {
                 | StmtKind::Break
                 | StmtKind::Continue
                 | StmtKind::Refused(_)
+                | StmtKind::Generation(_)
                 | StmtKind::Scoped(_) => {}
                 StmtKind::Print(expressions) => {
                     for expression in expressions {
