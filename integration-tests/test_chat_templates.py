@@ -3,12 +3,15 @@ Transformers. `python integration-tests/test_chat_templates.py` writes them anew
 
 import json
 import re
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.server import Server
+from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 DATA = Path(__file__).parents[1] / "router/src/chat_template/testdata"
@@ -25,11 +28,13 @@ def render(template: str, **variables: Any) -> dict[str, str]:
     """Transformers' answer, or the exception that it ends with."""
     messages = variables.pop("messages")
     try:
-        (text,), _ = render_jinja_template([messages], chat_template=template, **variables)
+        # Its annotation is not what it returns.
+        rendered: Any = render_jinja_template([messages], chat_template=template, **variables)
     except Exception as error:  # What a template may raise is Jinja2's own affair.
         return {"error": type(error).__name__}
     if VARIES.search(template):
         return {"answer": "varies"}
+    text = rendered[0][0]
     return {"answer": ADDRESS.sub("0x…", text).encode("utf-8", "backslashreplace").decode()}
 
 
@@ -103,6 +108,70 @@ def test_the_prompts_of_well_known_styles_are_those_of_transformers() -> None:
     committed = json.loads(CONVERSATIONS.read_text())["conversations"]
     changed = [(old, new) for old, new in zip(committed, conversations()["conversations"], strict=True) if old != new]
     assert changed == []
+
+
+HOSTILE = """
+{%- if hostile == 'loops' %}
+    {%- for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}
+{%- elif hostile == 'doubling' %}
+    {%- set ns = namespace(x='x') %}
+    {%- for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}
+{%- elif hostile == 'output' %}
+    {%- for i in range(100000) %}{{ 'x' * 1000 }}{% endfor %}
+{%- elif hostile == 'depth' %}
+    {%- macro m() %}{{ m() }}{% endmacro %}{{ m() }}
+{%- endif %}"""
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a template for chats with tools and one for others, which can be made to run away."""
+    folder = shutil.copytree(tiny("llama"), tmp_path_factory.mktemp("templates") / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").write_text(HOSTILE + (FAMILIES / "qwen_thinking.jinja").read_text())
+    shutil.copy(FAMILIES / "llama_tools.jinja", folder / "additional_chat_templates/tool_use.jinja")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    with Server("--model-id", folder) as server:
+        yield server
+
+
+def test_served_prompts_are_those_of_transformers(folder: Path, server: Server) -> None:
+    file = json.loads(CONVERSATIONS.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    compared = 0
+    for conversation in file["conversations"]:
+        variables = conversation["variables"]
+        family = "llama_tools" if "tools" in variables else "qwen_thinking"
+        if "error" in conversation["answers"][family]:
+            continue
+        messages = [as_transformers_takes_it(message, file["families"][family]) for message in conversation["messages"]]
+        options = {"add_generation_prompt": False, "continue_final_message": False} | conversation["options"]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options, **variables)
+        body = {"messages": conversation["messages"], "chat_template_kwargs": variables, **options}
+        assert server.client.ok("/chat_tokenize", body)["templated_text"] == prompt, conversation
+        compared += 1
+    assert compared > 20
+
+
+@pytest.mark.parametrize("hostile", ["loops", "doubling", "output", "depth"])
+def test_a_template_that_runs_away_is_stopped_and_harms_nobody(server: Server, hostile: str) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"messages": messages, "max_tokens": 3, "chat_template_kwargs": {"hostile": hostile}}
+    plain = {"messages": messages, "max_tokens": 3, "temperature": 0}
+    client = server.client
+    calls = [lambda: client.post("/v1/chat/completions", body)] * 3 + [
+        lambda: client.ok("/v1/chat/completions", plain)
+    ] * 3
+    answers = client.together(calls)
+    for answer in answers[:3]:
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert "of the chat template, chat_template.jinja" in error["message"], error
+    assert len({json.dumps(answer["choices"]) for answer in answers[3:]}) == 1
 
 
 if __name__ == "__main__":

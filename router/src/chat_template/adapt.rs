@@ -173,3 +173,98 @@ fn without_nulls(map: &Map<String, Value>) -> Map<String, Value> {
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{ChatTemplate, RenderOptions};
+    use super::*;
+
+    const CALLS: &str = "{% for m in messages %}{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name }}{% for k, v in c.function.arguments.items() %}({{ k }}={{ v }}){% endfor %}{% endfor %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}";
+
+    fn prompt(template: &str, messages: Value) -> String {
+        let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
+        ChatTemplate::compile(template, Map::new())
+            .unwrap()
+            .render(&messages, &RenderOptions::default())
+            .unwrap()
+    }
+
+    fn call(arguments: Value) -> Value {
+        json!([{"role": "assistant", "content": null, "tool_calls": [
+            {"id": null, "type": "function", "function": {"name": "f", "arguments": arguments}}]}])
+    }
+
+    #[test]
+    fn a_content_that_is_null_is_empty_unless_the_template_asks_for_none() {
+        let messages =
+            json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]);
+        for (template, expected) in [
+            (
+                "{% for m in messages %}{{ m.role ~ ':' ~ m.content }}|{% endfor %}",
+                "user:a|assistant:|",
+            ),
+            (
+                "{% for m in messages %}{{ m.role + ':' + m['content'] }}|{% endfor %}",
+                "user:a|assistant:|",
+            ),
+            (
+                "{% for m in messages %}{{ m.content | trim }}|{% endfor %}",
+                "a||",
+            ),
+            (
+                "{% for m in messages %}{{ m.content | tojson }}|{% endfor %}",
+                "\"a\"|\"\"|",
+            ),
+            (
+                "{% for m in messages %}{% if m.content is none %}nothing{% else %}{{ m.content }}{% endif %}|{% endfor %}",
+                "a|nothing|",
+            ),
+            (
+                "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}|{% endfor %}",
+                "a||",
+            ),
+        ] {
+            assert_eq!(prompt(template, messages.clone()), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn keys_that_are_null_are_absent() {
+        let template = "{% for m in messages %}{{ 'tool_calls' in m }}{{ m.refusal is defined }}{{ m.name is defined }}{{ m.content }}{% endfor %}";
+        let messages = json!([{"role": "assistant", "content": "a", "tool_calls": null, "refusal": null, "name": "n"}]);
+        assert_eq!(prompt(template, messages), "FalseFalseTruea");
+        let template = "{% for m in messages %}{% if m.tool_calls %}{{ 'id' in m.tool_calls[0] }}{% endif %}{{ m.content }}{% endfor %}";
+        assert_eq!(prompt(template, call(json!("{}"))), "False");
+    }
+
+    #[test]
+    fn arguments_of_past_calls_are_objects() {
+        let given = json!("{\"b\": 1.0, \"a\": [null, \"é\"]}");
+        assert_eq!(prompt(CALLS, call(given)), "f(b=1.0)(a=[None, 'é'])");
+        assert_eq!(prompt(CALLS, call(json!({"a": 1}))), "f(a=1)");
+        assert_eq!(prompt(CALLS, call(json!(""))), "f");
+        assert_eq!(prompt(CALLS, call(json!(null))), "f");
+        let shown = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.arguments }}{% endfor %}{% endfor %}";
+        assert_eq!(prompt(shown, call(json!("not JSON"))), "not JSON");
+        assert_eq!(prompt(shown, call(json!("[1]"))), "[1]");
+    }
+
+    #[test]
+    fn arguments_stay_text_for_a_template_that_concatenates_them() {
+        let template = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}{% endfor %}";
+        assert_eq!(prompt(template, call(json!("{\"a\":  1}"))), "f{\"a\":  1}");
+        assert_eq!(prompt(template, call(json!({"a": 1}))), "f{\"a\":1}");
+    }
+
+    #[test]
+    fn reasoning_reaches_the_template_under_the_names_that_templates_know() {
+        let template = "{% for m in messages %}{{ m.reasoning_content }}{{ m.thinking }}{{ m.content }}{% endfor %}";
+        for name in REASONING {
+            let mut message = json!({"role": "assistant", "content": "c"});
+            message[name] = json!("r");
+            assert_eq!(prompt(template, json!([message])), "rrc");
+        }
+    }
+}

@@ -284,4 +284,6 @@ fn describe(error: &jinja::Error, place: &str) -> String {
 #[cfg(test)]
 mod family_tests;
 #[cfg(test)]
+mod source_tests;
+#[cfg(test)]
 mod tests;

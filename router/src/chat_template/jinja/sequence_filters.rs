@@ -1,14 +1,12 @@
 //! Filters of lists and other things to go over.
 
 use super::call::{CallArguments, given, to_index, to_text};
-use super::compare::{Iter, collect, equal, iterate, order, sort_by_keys};
+use super::compare::{Iter, collect, equal, iterate};
 use super::error::{Error, Kind, Result};
 use super::filters::nothing;
 use super::interpreter::Interpreter;
-use super::value::{Generator, Key, Value};
-use super::{attributes, is_tests, meter, operators, repr};
-use std::cmp::Ordering;
-use std::collections::HashSet;
+use super::value::{Generator, Value};
+use super::{attributes, is_tests, meter, operators, order_filters, repr};
 
 pub fn call(
     interpreter: &mut Interpreter<'_>,
@@ -36,12 +34,12 @@ pub fn call(
         "select" | "reject" | "selectattr" | "rejectattr" => {
             select(interpreter, name, value, arguments)
         }
-        "sort" => sort(value, arguments),
-        "dictsort" => dict_sort(value, arguments),
-        "unique" => unique(value, arguments),
-        "min" | "max" => min_or_max(name, value, arguments),
+        "sort" => order_filters::sort(value, arguments),
+        "dictsort" => order_filters::dict_sort(value, arguments),
+        "unique" => order_filters::unique(value, arguments),
+        "min" | "max" => order_filters::min_or_max(name, value, arguments),
         "sum" => sum(value, arguments),
-        "groupby" => group_by(value, arguments),
+        "groupby" => order_filters::group_by(value, arguments),
         "batch" => batch(value, arguments),
         _ => slice(value, arguments),
     }
@@ -95,13 +93,13 @@ fn reverse(value: &Value) -> Result<Value> {
 }
 
 /// Follows `a.b.0` from an item: what `attribute` arguments of filters are.
-enum Path {
+pub(super) enum Path {
     Whole,
     Steps(Vec<Value>),
 }
 
 impl Path {
-    fn new(attribute: Option<Value>) -> Result<Self> {
+    pub(super) fn new(attribute: Option<Value>) -> Result<Self> {
         Ok(match attribute {
             None | Some(Value::None) => Self::Whole,
             Some(Value::Str(text)) => Self::Steps(
@@ -126,7 +124,7 @@ impl Path {
     }
 
     /// The value at the path, or `default` where a step is undefined.
-    fn follow(&self, item: &Value, default: Option<&Value>) -> Result<Value> {
+    pub(super) fn follow(&self, item: &Value, default: Option<&Value>) -> Result<Value> {
         let Self::Steps(steps) = self else {
             return Ok(item.clone());
         };
@@ -141,23 +139,7 @@ impl Path {
     }
 }
 
-/// Lower case for strings, when case does not count.
-fn fold(value: Value, case_sensitive: bool) -> Result<Value> {
-    match &value {
-        Value::Str(text) if !case_sensitive => {
-            meter::reserve(text.len())?;
-            Ok(Value::str(text.to_lowercase()))
-        }
-        _ => Ok(value),
-    }
-}
-
-/// Python's `sorted` takes an integer for `reverse`.
-fn reverse_flag(value: Option<Value>) -> Result<bool> {
-    value.map_or(Ok(false), |value| Ok(to_index(&value)? != 0))
-}
-
-fn flag(value: &Option<Value>) -> bool {
+pub(super) fn flag(value: &Option<Value>) -> bool {
     value.as_ref().is_some_and(Value::is_true)
 }
 
@@ -232,7 +214,10 @@ fn map(
 }
 
 /// The next item; a failure to get it ends the results, and is met when they are gone over.
-fn next_lazily(iter: &mut Iter, results: &mut Vec<Result<Value>>) -> Result<Option<Value>> {
+pub(super) fn next_lazily(
+    iter: &mut Iter,
+    results: &mut Vec<Result<Value>>,
+) -> Result<Option<Value>> {
     match iter.next() {
         Err(error) if error.kind == Kind::Runtime => {
             results.push(Err(error));
@@ -243,12 +228,12 @@ fn next_lazily(iter: &mut Iter, results: &mut Vec<Result<Value>>) -> Result<Opti
 }
 
 /// A generator that fails when it is gone over.
-fn failed(error: Error) -> Value {
+pub(super) fn failed(error: Error) -> Value {
     Generator::value("generator", [Err(error)])
 }
 
 /// Whether the generator ends with this result. Limits and refusals count at once.
-fn is_fatal(result: &Result<Value>) -> Result<bool> {
+pub(super) fn is_fatal(result: &Result<Value>) -> Result<bool> {
     match result {
         Ok(_) => Ok(false),
         Err(error) if error.kind == Kind::Runtime => Ok(true),
@@ -312,116 +297,6 @@ fn select(
     Ok(Generator::value("generator", results))
 }
 
-fn sort(value: &Value, arguments: &CallArguments) -> Result<Value> {
-    let names = ["reverse", "case_sensitive", "attribute"];
-    let [reverse, case_sensitive, attribute] = arguments.bind("sort", names, 0)?;
-    let case_sensitive = flag(&case_sensitive);
-    let paths = match &attribute {
-        Some(Value::Str(text)) if text.contains(',') => text
-            .split(',')
-            .map(|part| Path::new(Some(Value::str(part))))
-            .collect::<Result<Vec<_>>>()?,
-        _ => vec![Path::new(attribute.clone())?],
-    };
-    let mut keyed = Vec::new();
-    for item in collect(value)? {
-        let mut keys = Vec::with_capacity(paths.len());
-        for path in &paths {
-            keys.push(fold(path.follow(&item, None)?, case_sensitive)?);
-        }
-        keyed.push((Value::list(keys)?, item));
-    }
-    Value::list(sort_by_keys(keyed, reverse_flag(reverse)?)?)
-}
-
-fn dict_sort(value: &Value, arguments: &CallArguments) -> Result<Value> {
-    let names = ["case_sensitive", "by", "reverse"];
-    let [case_sensitive, by, reverse] = arguments.bind("dictsort", names, 0)?;
-    let by_value = match by.as_ref().map(|by| by.as_str().unwrap_or_default()) {
-        None | Some("key") => false,
-        Some("value") => true,
-        _ => {
-            return Err(Error::runtime(
-                "You can only sort by either \"key\" or \"value\"",
-            ));
-        }
-    };
-    let dict = match value {
-        Value::Dict(dict) => dict,
-        Value::Undefined(undefined) => return Err(undefined.error()),
-        other => {
-            return Err(Error::runtime(format!(
-                "'{}' object has no attribute 'items'",
-                other.type_name()
-            )));
-        }
-    };
-    let mut keyed = Vec::new();
-    for (key, value) in dict.entries() {
-        let by = if by_value { value } else { key };
-        let by = fold(by.clone(), flag(&case_sensitive))?;
-        keyed.push((by, Value::tuple(vec![key.clone(), value.clone()])?));
-    }
-    Value::list(sort_by_keys(keyed, reverse_flag(reverse)?)?)
-}
-
-fn unique(value: &Value, arguments: &CallArguments) -> Result<Value> {
-    let [case_sensitive, attribute] =
-        arguments.bind("unique", ["case_sensitive", "attribute"], 0)?;
-    let path = Path::new(attribute)?;
-    let mut seen = HashSet::new();
-    let mut results = Vec::new();
-    let mut iter = match iterate(value) {
-        Ok(iter) => iter,
-        Err(error) => return Ok(failed(error)),
-    };
-    while let Some(item) = next_lazily(&mut iter, &mut results)? {
-        let key = path
-            .follow(&item, None)
-            .and_then(|key| Key::of(&fold(key, flag(&case_sensitive))?));
-        match key {
-            Ok(key) if seen.insert(key.clone()) => results.push(Ok(item)),
-            Ok(_) => {}
-            Err(error) => {
-                let result = Err(error);
-                is_fatal(&result)?;
-                results.push(result);
-                break;
-            }
-        }
-    }
-    Ok(Generator::value("generator", results))
-}
-
-fn min_or_max(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
-    let [case_sensitive, attribute] = arguments.bind(name, ["case_sensitive", "attribute"], 0)?;
-    let path = Path::new(attribute)?;
-    let wanted = if name == "min" {
-        Ordering::Less
-    } else {
-        Ordering::Greater
-    };
-    let mut best: Option<(Value, Value)> = None;
-    let mut iter = iterate(value)?;
-    while let Some(item) = iter.next()? {
-        let key = fold(path.follow(&item, None)?, flag(&case_sensitive))?;
-        let better = match &best {
-            None => true,
-            Some((best, _)) => {
-                let op = if name == "min" { "<" } else { ">" };
-                order(&key, best, op)? == Some(wanted)
-            }
-        };
-        if better {
-            best = Some((key, item));
-        }
-    }
-    Ok(best.map_or_else(
-        || nothing("No aggregated item, sequence was empty."),
-        |(_, item)| item,
-    ))
-}
-
 fn sum(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let [attribute, start] = arguments.bind("sum", ["attribute", "start"], 0)?;
     let path = Path::new(attribute)?;
@@ -437,35 +312,6 @@ fn sum(value: &Value, arguments: &CallArguments) -> Result<Value> {
         total = operators::binary(super::ast::BinaryOp::Add, &total, &item)?;
     }
     Ok(total)
-}
-
-fn group_by(value: &Value, arguments: &CallArguments) -> Result<Value> {
-    let names = ["attribute", "default", "case_sensitive"];
-    let [attribute, default, case_sensitive] = arguments.bind("groupby", names, 1)?;
-    let path = Path::new(attribute)?;
-    let default = given(default);
-    let case_sensitive = flag(&case_sensitive);
-    let mut keyed = Vec::new();
-    for item in collect(value)? {
-        let key = fold(path.follow(&item, default.as_ref())?, case_sensitive)?;
-        keyed.push((key.clone(), Value::tuple(vec![key, item])?));
-    }
-    let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-    for pair in sort_by_keys(keyed, false)? {
-        let Some([key, item]) = pair.as_items().map(|items| &***items) else {
-            continue;
-        };
-        match groups.last_mut() {
-            Some((last, items)) if equal(last, key)? => items.push(item.clone()),
-            _ => groups.push((key.clone(), vec![item.clone()])),
-        }
-    }
-    let mut results = Vec::new();
-    for (_, items) in groups {
-        let key = path.follow(&items[0], default.as_ref())?;
-        results.push(Value::group(vec![key, Value::list(items)?])?);
-    }
-    Value::list(results)
 }
 
 fn batch(value: &Value, arguments: &CallArguments) -> Result<Value> {
