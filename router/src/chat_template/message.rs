@@ -1,4 +1,4 @@
-//! One message of a conversation, as clients send it and as templates see it.
+//! One message of a conversation, as clients send it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -10,23 +10,13 @@ pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, or any other role that the model's chat template knows.
     #[schema(example = "user")]
     pub role: String,
-    /// What was said: a string, or a list of parts of type `text`.
+    /// What was said: a string, or a list of parts of type `text`. An assistant's message may do without.
     #[serde(default)]
     pub content: Option<Content>,
-    /// Everything else (`name`, `reasoning_content`, `tool_call_id`, …), handed to the chat template as it is.
+    /// Everything else (`name`, `reasoning_content`, `tool_call_id`, …), handed to the chat template unless it is null.
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Map<String, Value>,
-}
-
-impl Message {
-    /// The text that a continuation of this message would go on from.
-    pub(super) fn last_text_mut(&mut self) -> Option<&mut String> {
-        match self.content.as_mut()? {
-            Content::Text(text) => Some(text),
-            Content::Parts(parts) => parts.iter_mut().rev().find_map(|part| part.text.as_mut()),
-        }
-    }
 }
 
 /// Content of a message.
@@ -44,12 +34,13 @@ pub enum Content {
 
 /// A part of a message's content.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
+#[serde(from = "SentPart")]
 pub struct ContentPart {
-    /// `text`; other types are refused.
+    /// `text`, or a name of another API for the same: `input_text`, `output_text` and `refusal`. Others are refused.
     #[serde(rename = "type")]
     #[schema(example = "text")]
     pub kind: String,
-    /// The text of a part of type `text`.
+    /// The text of a part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
@@ -60,6 +51,46 @@ impl ContentPart {
         Self {
             kind: "text".into(),
             text: Some(text),
+        }
+    }
+}
+
+/// The forms in which clients send a part.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SentPart {
+    /// A text alone.
+    Text(String),
+    Part {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(default)]
+        text: Option<String>,
+        /// What a part of type `refusal` has instead of a `text`.
+        #[serde(default)]
+        refusal: Option<String>,
+    },
+}
+
+impl From<SentPart> for ContentPart {
+    fn from(part: SentPart) -> Self {
+        match part {
+            SentPart::Text(text) => Self::text(text),
+            SentPart::Part {
+                kind,
+                text,
+                refusal,
+            } => match kind.as_str() {
+                "input_text" | "output_text" => Self {
+                    kind: "text".into(),
+                    text,
+                },
+                "refusal" => Self {
+                    kind: "text".into(),
+                    text: refusal.or(text),
+                },
+                _ => Self { kind, text },
+            },
         }
     }
 }

@@ -1,18 +1,19 @@
 //! From a conversation to a prompt: the model's own chat template, rendered as Transformers renders it.
 
-mod environment;
+mod adapt;
+mod jinja;
 mod message;
-mod python_json;
+mod probe;
 mod source;
 
 use std::path::Path;
 
-use minijinja::value::{Serde, merge_maps};
-use minijinja::{Environment, Value, context};
 use serde_json::{Map, Value as Json};
 
+use adapt::Forms;
+use jinja::{Kind, Limits, Template};
 pub use message::{Content, ContentPart, Message};
-use source::Source;
+use source::{NamedTemplate, Source};
 
 /// Why there is no prompt for a conversation; the message is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,45 +42,43 @@ pub struct RenderOptions<'a> {
     pub add_generation_prompt: bool,
     /// End inside the last message, so that the model goes on with it.
     pub continue_final_message: bool,
-    /// Further variables for the template (`enable_thinking`, …).
+    /// Further variables for the template (`tools`, `documents`, `enable_thinking`, …).
     pub variables: Option<&'a Map<String, Json>>,
 }
 
-/// A compiled chat template.
+/// The chat templates of a model: one, and perhaps another for requests with tools.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    default: Compiled,
+    tool_use: Option<Compiled>,
     /// `bos_token`, `eos_token`, … as the tokenizer's configuration has them.
     special_tokens: Map<String, Json>,
-    content: ContentForm,
-    /// Whether the template tells `developer` messages from others.
-    knows_developer: bool,
 }
 
-/// How the template wants `content`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ContentForm {
-    /// A string only: it prints or concatenates `message.content`.
-    Text,
-    /// A list of parts only: it loops over `message.content` without asking whether it is a string.
-    Parts,
-    /// Whatever the client sent.
-    Either,
+/// One compiled template.
+#[derive(Debug)]
+struct Compiled {
+    template: Template,
+    source: String,
+    /// Where it was read, for messages.
+    place: String,
+    forms: Forms,
 }
 
 /// Marks the end of the last message while it is rendered to be continued.
 const END_MARK: &str = "END_OF_FINAL_MESSAGE_4f1d0c ";
-const PROBE: &str = "probe-7c0e51";
+/// Name of the template that Transformers takes when there are tools.
+const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    /// Reads and compiles the template of the model in `model_path`. `tokenizer_config`, when given, is read instead of
+    /// Reads and compiles the templates of the model in `model_path`. `tokenizer_config`, when given, is read instead of
     /// the model's tokenizer_config.json, and its template wins over all others.
     pub fn load(
         model_path: &Path,
         tokenizer_config: Option<&Path>,
     ) -> Result<Self, ChatTemplateError> {
         let source = Source::read(model_path, tokenizer_config)?;
-        Self::compile(&source.template, source.special_tokens)
+        Self::compile_all(source.templates, source.special_tokens)
     }
 
     /// Compiles `template`; `special_tokens` become its variables.
@@ -87,134 +86,204 @@ impl ChatTemplate {
         template: &str,
         special_tokens: Map<String, Json>,
     ) -> Result<Self, ChatTemplateError> {
-        let environment = environment::compile(template)
-            .map_err(|error| ChatTemplateError::Compile(describe(&error)))?;
-        let mut compiled = Self {
-            environment,
-            special_tokens,
-            content: ContentForm::Either,
-            knows_developer: template.contains("developer"),
+        let named = NamedTemplate {
+            name: "default".into(),
+            template: template.into(),
+            place: String::new(),
         };
-        compiled.content = compiled.probe_content_form();
-        Ok(compiled)
+        Self::compile_all(vec![named], special_tokens)
+    }
+
+    fn compile_all(
+        mut templates: Vec<NamedTemplate>,
+        special_tokens: Map<String, Json>,
+    ) -> Result<Self, ChatTemplateError> {
+        let tool_use = templates.iter().position(|named| named.name == TOOL_USE);
+        let tool_use = match tool_use {
+            Some(at) if templates.len() > 1 => Some(templates.remove(at)),
+            _ => None,
+        };
+        let default = match templates.iter().position(|named| named.name == "default") {
+            Some(at) => templates.swap_remove(at),
+            None if templates.len() == 1 && tool_use.is_none() => templates.swap_remove(0),
+            None => {
+                let names = templates.into_iter().chain(tool_use);
+                return Err(ChatTemplateError::NoDefault {
+                    names: names.map(|named| named.name).collect(),
+                });
+            }
+        };
+        let compile = |named| Compiled::new(named, &special_tokens);
+        Ok(Self {
+            default: compile(default)?,
+            tool_use: tool_use.map(compile).transpose()?,
+            special_tokens,
+        })
     }
 
     /// The prompt for `messages`. The template brings the special tokens itself.
+    ///
+    /// It runs as long as the template's limits let it: call it where that stops nobody.
     pub fn render(
         &self,
         messages: &[Message],
         options: &RenderOptions<'_>,
     ) -> Result<String, ChatTemplateError> {
-        let mut messages: Vec<Message> =
-            messages.iter().map(|message| self.adapt(message)).collect();
-        if !options.continue_final_message {
-            return self.render_adapted(&messages, options);
-        }
-        let text = messages.last_mut().and_then(Message::last_text_mut).ok_or(
-            ChatTemplateError::Continue(
-                "`continue_final_message` is set, but the last message has no text to continue",
-            ),
-        )?;
-        text.push_str(END_MARK);
-        let mut prompt = self.render_adapted(&messages, options)?;
-        let mark = END_MARK.trim_end();
-        let end = prompt.rfind(mark).ok_or(ChatTemplateError::Continue(
-            "`continue_final_message` is set, but the model's chat template does not show the last message",
-        ))?;
-        // A template that trims contents has trimmed what was before the mark as little as the mark's own space.
-        if prompt[end..].starts_with(END_MARK) {
-            prompt.truncate(end);
+        let tools = options.variables.and_then(|given| given.get("tools"));
+        let compiled = match &self.tool_use {
+            Some(tool_use) if tools.is_some_and(|tools| !tools.is_null()) => tool_use,
+            _ => &self.default,
+        };
+        let mut adapted: Vec<Json> = messages
+            .iter()
+            .map(|message| compiled.forms.adapt(message))
+            .collect();
+        let continued = if options.continue_final_message {
+            Some(mark_end(&mut adapted)?)
         } else {
-            prompt.truncate(prompt[..end].trim_end().len());
-        }
-        Ok(prompt)
-    }
-
-    /// `message` in the form that the template understands: its content, and OpenAI's newer name of the system role.
-    fn adapt(&self, message: &Message) -> Message {
-        let mut message = message.clone();
-        if message.role == "developer" && !self.knows_developer {
-            message.role = "system".into();
-        }
-        message.content = match (message.content, self.content) {
-            (Some(Content::Parts(parts)), ContentForm::Text) => {
-                let texts = parts.into_iter().filter_map(|part| part.text);
-                Some(Content::Text(texts.collect()))
-            }
-            (Some(Content::Text(text)), ContentForm::Parts) => {
-                Some(Content::Parts(vec![ContentPart::text(text)]))
-            }
-            (content, _) => content,
+            None
         };
-        message
+        let prompt = compiled.render(&Json::Array(adapted), options, &self.special_tokens)?;
+        match continued {
+            Some(text) => cut_at_mark(prompt, &text),
+            None => Ok(prompt),
+        }
     }
+}
 
-    fn render_adapted(
-        &self,
-        messages: &[Message],
-        options: &RenderOptions<'_>,
-    ) -> Result<String, ChatTemplateError> {
-        let render = || {
-            self.environment
-                .get_template(environment::TEMPLATE)?
-                .render(merge_maps([
-                    Value::from(Serde(&self.special_tokens)),
-                    context! { documents => (), tools => () },
-                    Value::from(Serde(options.variables.unwrap_or(&Map::new()))),
-                    context! {
-                        messages => Serde(messages),
-                        add_generation_prompt => options.add_generation_prompt,
-                    },
-                ]))
-        };
-        render().map_err(|error| ChatTemplateError::Render(describe(&error)))
-    }
-
-    /// Finds out what the template does with both forms of content by giving them to it.
-    fn probe_content_form(&self) -> ContentForm {
-        let shown = |content: Content| {
-            let message = Message {
-                role: "user".into(),
-                content: Some(content),
-                extra: Map::new(),
-            };
-            let options = RenderOptions {
-                add_generation_prompt: true,
-                ..RenderOptions::default()
-            };
-            self.render_adapted(&[message], &options)
-                .is_ok_and(|prompt| {
-                    // A list that was merely printed shows the name of its field too.
-                    prompt.contains(PROBE)
-                        && !prompt.contains("'text'")
-                        && !prompt.contains("\"text\"")
+/// Appends the mark to the last text of the last message, and gives that text.
+fn mark_end(messages: &mut [Json]) -> Result<String, ChatTemplateError> {
+    let content = messages
+        .last_mut()
+        .and_then(|message| message.get_mut("content"));
+    let text = match content {
+        Some(Json::String(text)) => Some(text),
+        Some(Json::Array(parts)) => {
+            let texts = parts.iter_mut().rev();
+            texts
+                .filter_map(|part| part.get_mut("text"))
+                .find_map(|text| match text {
+                    Json::String(text) => Some(text),
+                    _ => None,
                 })
-        };
-        let parts = shown(Content::Parts(vec![ContentPart::text(PROBE.into())]));
-        match (shown(Content::Text(PROBE.into())), parts) {
-            (true, true) => ContentForm::Either,
-            (false, true) => ContentForm::Parts,
-            _ => ContentForm::Text,
         }
-    }
-}
-
-/// The template's own message first, with the line it comes from.
-fn describe(error: &minijinja::Error) -> String {
-    let mut text = match error.detail() {
-        Some(detail) => detail.to_owned(),
-        None => error.kind().to_string(),
+        _ => None,
     };
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
+    let text = text.ok_or(ChatTemplateError::Continue(
+        "`continue_final_message` is set, but the last message has no text to continue",
+    ))?;
+    let before = text.clone();
+    text.push_str(END_MARK);
+    Ok(before)
+}
+
+/// The prompt up to the mark after `text`.
+fn cut_at_mark(mut prompt: String, text: &str) -> Result<String, ChatTemplateError> {
+    let end = prompt.rfind(END_MARK.trim_end());
+    let end = end.filter(|_| prompt.contains(text.trim_matches(jinja::is_space)));
+    let end = end.ok_or(ChatTemplateError::Continue(
+        "`continue_final_message` is set, but the model's chat template does not show the last message as it is",
+    ))?;
+    // A template that trims contents has trimmed what was before the mark as little as the mark's own space.
+    if prompt[end..].starts_with(END_MARK) {
+        prompt.truncate(end);
+    } else {
+        prompt.truncate(prompt[..end].trim_end_matches(jinja::is_space).len());
     }
-    match error.line() {
-        Some(line) => format!("{text} (line {line} of the chat template)"),
-        None => text,
+    Ok(prompt)
+}
+
+impl Compiled {
+    fn new(
+        named: NamedTemplate,
+        special_tokens: &Map<String, Json>,
+    ) -> Result<Self, ChatTemplateError> {
+        let template = Template::parse(&named.template)
+            .map_err(|error| ChatTemplateError::Compile(describe(&error, &named.place)))?;
+        let forms = probe::forms(&named.template, |messages| {
+            let documents = Json::Null;
+            let prompt = Json::Bool(true);
+            let own = [
+                ("documents", &documents),
+                ("tools", &documents),
+                ("messages", messages),
+                ("add_generation_prompt", &prompt),
+            ];
+            template.render(strs(special_tokens).chain(own), &probe::limits())
+        })
+        .map_err(|error| ChatTemplateError::Compile(describe(&error, &named.place)))?;
+        Ok(Self {
+            template,
+            source: named.template,
+            place: named.place,
+            forms,
+        })
+    }
+
+    fn render(
+        &self,
+        messages: &Json,
+        options: &RenderOptions<'_>,
+        special_tokens: &Map<String, Json>,
+    ) -> Result<String, ChatTemplateError> {
+        let none = Json::Null;
+        let prompt = Json::Bool(options.add_generation_prompt);
+        let nothing = Map::new();
+        let given = options.variables.unwrap_or(&nothing);
+        let before = [("documents", &none), ("tools", &none)];
+        let after = [("messages", messages), ("add_generation_prompt", &prompt)];
+        let variables = strs(special_tokens)
+            .chain(before)
+            .chain(strs(given))
+            .chain(after);
+        let input = text_bytes(messages) + given.values().map(text_bytes).sum::<usize>();
+        let limits = Limits::for_input(input + self.source.len());
+        self.template
+            .render(variables, &limits)
+            .map_err(|error| ChatTemplateError::Render(describe(&error, &self.place)))
     }
 }
 
+fn strs(map: &Map<String, Json>) -> impl Iterator<Item = (&str, &Json)> {
+    map.iter().map(|(name, value)| (name.as_str(), value))
+}
+
+/// Roughly the bytes that `value` takes as JSON.
+fn text_bytes(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(items) => 8 + items.iter().map(text_bytes).sum::<usize>(),
+        Json::Object(map) => {
+            let entries = map.iter();
+            8 + entries
+                .map(|(name, value)| name.len() + text_bytes(value))
+                .sum::<usize>()
+        }
+        _ => 8,
+    }
+}
+
+/// The template's own message first, with the line that it comes from and the file.
+fn describe(error: &jinja::Error, place: &str) -> String {
+    let message = match error.message.as_str() {
+        "" => "the chat template raised an error without a message",
+        message => message,
+    };
+    let file = if place.is_empty() {
+        String::new()
+    } else {
+        format!(", {place}")
+    };
+    match (error.line, error.kind) {
+        (0, Kind::Raised) => message.to_owned(),
+        (0, _) => format!("{message} (in the chat template{file})"),
+        (line, _) => format!("{message} (line {line} of the chat template{file})"),
+    }
+}
+
+#[cfg(test)]
+mod family_tests;
+#[cfg(test)]
+mod source_tests;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! Where a model keeps its chat template and the special tokens that it uses.
+//! Where a model keeps its chat templates and the special tokens that they use.
 
 use std::path::Path;
 
@@ -7,11 +7,24 @@ use serde_json::{Map, Value};
 
 use super::ChatTemplateError;
 
-/// Text of a template and its variables.
+/// The folder of further templates, each in a file of its name.
+const FOLDER: &str = "additional_chat_templates";
+
+/// Texts of the templates and their variables.
 #[derive(Debug)]
 pub struct Source {
-    pub template: String,
+    pub templates: Vec<NamedTemplate>,
     pub special_tokens: Map<String, Value>,
+}
+
+/// A template; the only one of a model is named `default`.
+#[derive(Debug, Deserialize)]
+pub struct NamedTemplate {
+    pub name: String,
+    pub template: String,
+    /// Where it was read, for messages.
+    #[serde(skip)]
+    pub place: String,
 }
 
 /// The part of tokenizer_config.json, chat_template.json and special_tokens_map.json that matters here.
@@ -28,36 +41,47 @@ struct TokenizerConfig {
 enum Templates {
     One(String),
     Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
+    ByName(Map<String, Value>),
 }
 
 impl Templates {
-    fn default_template(self) -> Result<String, ChatTemplateError> {
-        match self {
-            Self::One(template) => Ok(template),
-            Self::Named(mut templates) => {
-                let names = templates.iter().map(|template| template.name.clone());
-                let names: Vec<_> = names.collect();
-                let chosen = names.iter().position(|name| name == "default");
-                match (chosen, names.len()) {
-                    (Some(index), _) => Ok(templates.swap_remove(index).template),
-                    (None, 0) => Err(ChatTemplateError::Missing),
-                    (None, 1) => Ok(templates.swap_remove(0).template),
-                    (None, _) => Err(ChatTemplateError::NoDefault { names }),
-                }
-            }
-        }
+    /// The templates of the file `place`.
+    fn into_named(self, place: &str) -> Result<Vec<NamedTemplate>, ChatTemplateError> {
+        let unnamed = |name: &str, template: String| NamedTemplate {
+            name: name.into(),
+            template,
+            place: place.into(),
+        };
+        Ok(match self {
+            Self::One(template) => vec![unnamed("default", template)],
+            Self::Named(templates) => templates
+                .into_iter()
+                .map(|named| NamedTemplate {
+                    place: format!("`{}` in {place}", named.name),
+                    ..named
+                })
+                .collect(),
+            Self::ByName(templates) => templates
+                .into_iter()
+                .map(|(name, template)| match template {
+                    Value::String(template) => Ok(NamedTemplate {
+                        place: format!("`{name}` in {place}"),
+                        name,
+                        template,
+                    }),
+                    _ => Err(ChatTemplateError::Unreadable {
+                        path: place.into(),
+                        cause: format!("the chat template `{name}` is no string"),
+                    }),
+                })
+                .collect::<Result<_, _>>()?,
+        })
     }
 }
 
 impl Source {
-    /// Looks in this order: `tokenizer_config` when given, chat_template.jinja, tokenizer_config.json,
-    /// chat_template.json.
+    /// Looks in this order: `tokenizer_config` when given, chat_template.jinja with additional_chat_templates,
+    /// tokenizer_config.json, chat_template.json.
     pub fn read(
         model_path: &Path,
         tokenizer_config: Option<&Path>,
@@ -71,46 +95,101 @@ impl Source {
             Some(config) => config,
             None => parse(&model_path.join("tokenizer_config.json"))?.unwrap_or_default(),
         };
+        let place = match tokenizer_config.and_then(Path::file_name) {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => "tokenizer_config.json".into(),
+        };
         let configured = config.chat_template.take();
-        let mut special_tokens = special_tokens(config.rest);
-        if let Some(more) = parse(&model_path.join("special_tokens_map.json"))? {
-            for (name, token) in self::special_tokens(more.rest) {
-                special_tokens.entry(name).or_insert(token);
-            }
-        }
+        let special_tokens = read_special_tokens(model_path, config.rest)?;
 
-        let file = read(&model_path.join("chat_template.jinja"))?;
-        let template = match (configured, file) {
-            (Some(configured), _) if is_given => configured.default_template()?,
-            (_, Some(file)) => file,
-            (Some(configured), None) => configured.default_template()?,
-            (None, None) => parse(&model_path.join("chat_template.json"))?
+        let files = template_files(model_path)?;
+        let templates = match configured {
+            Some(configured) if is_given => configured.into_named(&place)?,
+            _ if !files.is_empty() => files,
+            Some(configured) => configured.into_named(&place)?,
+            None => parse(&model_path.join("chat_template.json"))?
                 .and_then(|file| file.chat_template)
                 .ok_or(ChatTemplateError::Missing)?
-                .default_template()?,
+                .into_named("chat_template.json")?,
         };
+        if templates.is_empty() {
+            return Err(ChatTemplateError::Missing);
+        }
         Ok(Self {
-            template,
+            templates,
             special_tokens,
         })
     }
 }
 
-/// Entries whose names end in `_token`; the value is a string or an object with a `content`.
-fn special_tokens(config: Map<String, Value>) -> Map<String, Value> {
-    let tokens = config.into_iter().filter_map(|(name, value)| {
-        let text = match value {
-            Value::String(text) => text,
-            Value::Object(mut token) => match token.remove("content") {
-                Some(Value::String(text)) => text,
-                _ => return None,
-            },
-            _ => return None,
+/// chat_template.jinja and the files of additional_chat_templates.
+fn template_files(model_path: &Path) -> Result<Vec<NamedTemplate>, ChatTemplateError> {
+    let mut templates = Vec::new();
+    if let Some(template) = read(&model_path.join("chat_template.jinja"))? {
+        templates.push(NamedTemplate {
+            name: "default".into(),
+            template,
+            place: "chat_template.jinja".into(),
+        });
+    }
+    let folder = model_path.join(FOLDER);
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        return Ok(templates);
+    };
+    for entry in entries {
+        let file = entry
+            .map_err(|error| unreadable(&folder, &error))?
+            .file_name();
+        let file = file.to_string_lossy();
+        let Some(name) = file.strip_suffix(".jinja") else {
+            continue;
         };
-        name.ends_with("_token")
-            .then_some((name, Value::String(text)))
-    });
-    tokens.collect()
+        if let Some(template) = read(&folder.join(&*file))? {
+            templates.push(NamedTemplate {
+                name: name.into(),
+                template,
+                place: format!("{FOLDER}/{file}"),
+            });
+        }
+    }
+    Ok(templates)
+}
+
+/// The named special tokens. As Transformers does, special_tokens_map.json counts for folders of before
+/// `added_tokens_decoder` alone, and there it wins.
+fn read_special_tokens(
+    model_path: &Path,
+    config: Map<String, Value>,
+) -> Result<Map<String, Value>, ChatTemplateError> {
+    let is_legacy = !config.contains_key("added_tokens_decoder");
+    let mut tokens = special_tokens(config);
+    if is_legacy && let Some(more) = parse(&model_path.join("special_tokens_map.json"))? {
+        tokens.extend(special_tokens(more.rest));
+    }
+    Ok(tokens)
+}
+
+/// Entries whose names end in `_token`, and those of `extra_special_tokens` where that names tokens.
+fn special_tokens(mut config: Map<String, Value>) -> Map<String, Value> {
+    let extra = match config.remove("extra_special_tokens") {
+        Some(Value::Object(extra)) => extra,
+        _ => Map::new(),
+    };
+    let own = config
+        .into_iter()
+        .filter(|(name, _)| name.ends_with("_token"));
+    own.chain(extra)
+        .filter_map(|(name, token)| Some((name, token_text(token)?)))
+        .collect()
+}
+
+/// The text of a token: a string, or an object with a `content`.
+fn token_text(token: Value) -> Option<Value> {
+    match token {
+        Value::String(_) => Some(token),
+        Value::Object(mut token) => token.remove("content").filter(Value::is_string),
+        _ => None,
+    }
 }
 
 fn parse(path: &Path) -> Result<Option<TokenizerConfig>, ChatTemplateError> {

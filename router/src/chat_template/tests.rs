@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::adapt::ContentForm;
 use super::*;
 
 /// SmolLM2-Instruct's own.
@@ -101,7 +102,7 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::compile(source, tokens.as_object().cloned().unwrap()).unwrap()
 }
 
-fn conversation(messages: Json) -> Vec<Message> {
+pub fn conversation(messages: Json) -> Vec<Message> {
     serde_json::from_value(messages).unwrap()
 }
 
@@ -115,7 +116,7 @@ const CONTINUE: RenderOptions<'static> = RenderOptions {
     continue_final_message: true,
     variables: None,
 };
-const PLAIN: RenderOptions<'static> = RenderOptions {
+pub const PLAIN: RenderOptions<'static> = RenderOptions {
     add_generation_prompt: false,
     continue_final_message: false,
     variables: None,
@@ -177,7 +178,7 @@ fn parts_are_joined_for_a_template_that_concatenates() {
 #[test]
 fn parts_stay_parts_for_a_template_that_loops_over_them() {
     let gemma = template(GEMMA3);
-    assert_eq!(gemma.content, ContentForm::Either);
+    assert_eq!(gemma.default.forms.content, ContentForm::Either);
     let prompt = gemma
         .render(
             &conversation(json!([
@@ -193,7 +194,7 @@ fn parts_stay_parts_for_a_template_that_loops_over_them() {
     );
 
     let parts_only = template(PARTS_ONLY);
-    assert_eq!(parts_only.content, ContentForm::Parts);
+    assert_eq!(parts_only.default.forms.content, ContentForm::Parts);
     let messages = conversation(json!([{"role": "user", "content": "hello"}]));
     assert_eq!(parts_only.render(&messages, &PLAIN).unwrap(), "user:hello|");
 }
@@ -224,12 +225,12 @@ fn further_fields_of_a_message_reach_the_template() {
             &conversation(json!([{
                 "role": "assistant",
                 "content": null,
-                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}],
             }])),
             &PLAIN,
         )
         .unwrap();
-    assert!(prompt.ends_with(r#"<|eot_id|>{"name": "f", "arguments": "{}"}"#));
+    assert!(prompt.ends_with(r#"<|eot_id|>{"name": "f", "arguments": {"a": 1}}"#));
 }
 
 #[test]
@@ -325,87 +326,4 @@ fn errors_name_their_cause_and_line() {
         matches!(&error, ChatTemplateError::Render(text) if text.contains("line 1")),
         "{error}"
     );
-}
-
-mod files {
-    use std::fs;
-
-    use tempfile::TempDir;
-
-    use super::*;
-
-    fn prompt(folder: &TempDir, config: Option<&Path>) -> Result<String, ChatTemplateError> {
-        ChatTemplate::load(folder.path(), config)?.render(
-            &conversation(json!([{"role": "user", "content": "x"}])),
-            &PLAIN,
-        )
-    }
-
-    fn write(folder: &TempDir, name: &str, text: &str) {
-        fs::write(folder.path().join(name), text).unwrap();
-    }
-
-    #[test]
-    fn the_template_is_found_wherever_models_keep_it() {
-        let folder = TempDir::new().unwrap();
-        assert_eq!(prompt(&folder, None), Err(ChatTemplateError::Missing));
-        write(
-            &folder,
-            "chat_template.json",
-            r#"{"chat_template": "json"}"#,
-        );
-        assert_eq!(prompt(&folder, None).unwrap(), "json");
-        write(
-            &folder,
-            "tokenizer_config.json",
-            r#"{"chat_template": "{{ bos_token }}config", "bos_token": {"content": "<b>"}}"#,
-        );
-        assert_eq!(prompt(&folder, None).unwrap(), "<b>config");
-        write(
-            &folder,
-            "chat_template.jinja",
-            "{{ bos_token }}jinja{{ eos_token }}",
-        );
-        write(
-            &folder,
-            "special_tokens_map.json",
-            r#"{"bos_token": "no", "eos_token": "<e>"}"#,
-        );
-        assert_eq!(prompt(&folder, None).unwrap(), "<b>jinja<e>");
-        write(&folder, "other.json", r#"{"chat_template": "other"}"#);
-        let other = folder.path().join("other.json");
-        assert_eq!(prompt(&folder, Some(&other)).unwrap(), "other");
-        let missing = folder.path().join("missing.json");
-        let error = prompt(&folder, Some(&missing)).unwrap_err();
-        assert!(matches!(error, ChatTemplateError::Unreadable { .. }));
-    }
-
-    #[test]
-    fn of_named_templates_the_default_is_taken() {
-        let folder = TempDir::new().unwrap();
-        let named = |names: &[&str]| {
-            let list: Vec<_> = names
-                .iter()
-                .map(|name| json!({"name": name, "template": format!("is {name}")}))
-                .collect();
-            json!({ "chat_template": list }).to_string()
-        };
-        write(
-            &folder,
-            "tokenizer_config.json",
-            &named(&["tool_use", "default"]),
-        );
-        assert_eq!(prompt(&folder, None).unwrap(), "is default");
-        write(&folder, "tokenizer_config.json", &named(&["rag"]));
-        assert_eq!(prompt(&folder, None).unwrap(), "is rag");
-        write(
-            &folder,
-            "tokenizer_config.json",
-            &named(&["rag", "tool_use"]),
-        );
-        assert!(matches!(
-            prompt(&folder, None),
-            Err(ChatTemplateError::NoDefault { .. })
-        ));
-    }
 }

@@ -153,23 +153,21 @@ pub async fn chat_prompt(
 }
 
 fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
-    let template_error = |error: &dyn std::fmt::Display| ApiError {
-        field: Some("messages".into()),
-        ..ApiError::new(ErrorKind::Template, error.to_string())
-    };
     let (add_generation_prompt, continue_final_message) = request.continuation()?;
-    let template = state
-        .chat_template()
-        .map_err(|error| template_error(error))?;
     let variables = request.template_variables();
     let options = RenderOptions {
         add_generation_prompt,
         continue_final_message,
         variables: Some(&variables),
     };
-    let text = template
-        .render(&request.messages, &options)
-        .map_err(|error| template_error(&error))?;
+    let rendered = match state.chat_template() {
+        Ok(template) => template.render(&request.messages, &options),
+        Err(error) => Err(error.clone()),
+    };
+    let text = rendered.map_err(|error| ApiError {
+        field: Some("messages".into()),
+        ..ApiError::new(ErrorKind::Template, error.to_string())
+    })?;
     // The template writes them itself.
     Ok((text, request.add_special_tokens.unwrap_or(false)))
 }

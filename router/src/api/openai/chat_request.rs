@@ -168,11 +168,11 @@ impl ChatRequest {
     }
 }
 
-/// Templates say nothing useful about a message without content. Only an assistant's may have something else instead.
+/// Templates say nothing useful about a message without content. Only an assistant's may have none: it called tools, or
+/// answered nothing.
 fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiError> {
-    let has_instead = message.role == "assistant" && message.extra.values().any(|v| !v.is_null());
-    let must_have = ["system", "developer", "user", "tool", "assistant"];
-    if message.content.is_some() || has_instead || !must_have.contains(&message.role.as_str()) {
+    let must_have = ["system", "developer", "user", "tool"];
+    if message.content.is_some() || !must_have.contains(&message.role.as_str()) {
         return Ok(());
     }
     let path = format!("messages[{index}].content");
@@ -299,17 +299,37 @@ mod tests {
     }
 
     #[test]
-    fn a_message_needs_content_unless_the_assistant_called_tools() {
+    fn parts_of_other_apis_that_are_text_are_taken_as_text() {
+        let part = json!([
+            {"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "b"}, "c",
+        ]);
+        let request = request(json!({"messages": [{"role": "assistant", "content": part}]}));
+        request.check_supported().unwrap();
+        let Some(Content::Parts(parts)) = &request.messages[0].content else {
+            panic!("a list stays a list");
+        };
+        let texts: Vec<_> = parts
+            .iter()
+            .map(|part| (part.kind.as_str(), part.text.as_deref()))
+            .collect();
+        let text = |text| ("text", Some(text));
+        assert_eq!(texts, [text("a"), text("b"), text("c")]);
+    }
+
+    #[test]
+    fn a_message_needs_content_unless_it_is_the_assistants() {
         let case = |message: Value| request(json!({"messages": [message]})).check_supported();
         for message in [
             json!({"role": "user"}),
             json!({"role": "user", "content": null, "name": "me"}),
-            json!({"role": "assistant", "content": null, "refusal": null}),
+            json!({"role": "tool", "content": null, "tool_call_id": "1"}),
         ] {
             let error = case(message).unwrap_err();
             assert_eq!(error.field.as_deref(), Some("messages[0].content"));
         }
         case(json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]})).unwrap();
+        case(json!({"role": "assistant", "content": null, "refusal": null})).unwrap();
+        case(json!({"role": "assistant"})).unwrap();
         case(json!({"role": "documents", "files": []})).unwrap();
     }
 

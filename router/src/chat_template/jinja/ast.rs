@@ -1,0 +1,157 @@
+//! A parsed template.
+
+use std::sync::Arc;
+
+pub type Name = Arc<str>;
+
+#[derive(Debug)]
+pub struct Expr {
+    pub line: u32,
+    pub kind: ExprKind,
+}
+
+#[derive(Debug)]
+pub enum ExprKind {
+    None,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Str(Arc<str>),
+    Name(Name),
+    Tuple(Vec<Expr>),
+    List(Vec<Expr>),
+    Dict(Vec<(Expr, Expr)>),
+    Binary(BinaryOp, Box<Expr>, Box<Expr>),
+    Neg(Box<Expr>),
+    Pos(Box<Expr>),
+    Not(Box<Expr>),
+    And(Box<Expr>, Box<Expr>),
+    Or(Box<Expr>, Box<Expr>),
+    Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
+    Concat(Vec<Expr>),
+    If {
+        test: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Option<Box<Expr>>,
+    },
+    Attribute(Box<Expr>, Name),
+    Item(Box<Expr>, Box<Expr>),
+    /// Within brackets only.
+    Slice(Box<[Option<Expr>; 3]>),
+    Call(Box<Expr>, Arguments),
+    /// Without an operand in filter blocks and set blocks: what the block wrote.
+    Filter(Option<Box<Expr>>, Name, Arguments),
+    Test(Box<Expr>, Name, Arguments),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BinaryOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    FloorDiv,
+    Mod,
+    Pow,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompareOp {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    In,
+    NotIn,
+}
+
+/// Arguments of a call, filter or test.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    pub positional: Vec<Expr>,
+    pub named: Vec<(Name, Expr)>,
+    pub star: Option<Box<Expr>>,
+    pub double_star: Option<Box<Expr>>,
+}
+
+/// Statements with names of their own.
+#[derive(Debug, Default)]
+pub struct Body {
+    pub statements: Vec<Stmt>,
+    /// Names that are undefined until the body sets them, whatever the template was given.
+    pub hidden: Vec<Name>,
+}
+
+impl From<Vec<Stmt>> for Body {
+    fn from(statements: Vec<Stmt>) -> Self {
+        Self {
+            statements,
+            hidden: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Stmt {
+    pub line: u32,
+    pub kind: StmtKind,
+}
+
+#[derive(Debug)]
+pub enum StmtKind {
+    Text(String),
+    Print(Vec<Expr>),
+    Set(Target, Expr),
+    /// Sets what the body writes, through the filters if there are any.
+    SetBlock(Target, Option<Expr>, Body),
+    For(Arc<For>),
+    If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
+    With(Vec<(Target, Expr)>, Body),
+    Macro(Arc<Macro>),
+    /// `{% call %}`: the call, whose `caller` is the macro.
+    Call(Expr, Arc<Macro>),
+    FilterBlock(Expr, Body),
+    /// `{% generation %}`: Transformers calls its body as a macro.
+    Generation(Arc<Macro>),
+    /// A body with names of its own: `{% autoescape false %}`.
+    Scoped(Body),
+    Break,
+    Continue,
+    /// Something that Jinja2 can do and this interpreter cannot, by its name.
+    Refused(String),
+}
+
+/// What an assignment writes to.
+#[derive(Debug)]
+pub enum Target {
+    Name(Name),
+    /// An attribute of a namespace.
+    Attribute(Name, Name, u32),
+    Tuple(Vec<Target>),
+}
+
+#[derive(Debug)]
+pub struct For {
+    pub target: Target,
+    pub iter: Expr,
+    pub test: Option<Expr>,
+    pub recursive: bool,
+    pub body: Body,
+    pub otherwise: Body,
+}
+
+#[derive(Debug)]
+pub struct Macro {
+    /// `None`: the body of a `{% call %}`.
+    pub name: Option<Name>,
+    pub parameters: Vec<Name>,
+    /// Of the last parameters.
+    pub defaults: Vec<Expr>,
+    pub body: Body,
+    /// Whether the body uses these names: a call may hand over more arguments than the macro has parameters then.
+    pub uses_caller: bool,
+    pub uses_varargs: bool,
+    pub uses_kwargs: bool,
+}
