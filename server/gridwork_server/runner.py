@@ -143,7 +143,8 @@ class Runner:
         """The result of a step that raised an exception. Nobody knows what its sequences have by now: until they are
         released, steps that have them report them as failed."""
         for id in (*step.sequence_ids, *(new.id for new in step.admitted)):
-            self.table.failed[id] = True
+            if id < len(self.table.failed):
+                self.table.failed[id] = True
         return pb.StepResult(step_id=step.id, error=message)
 
     def change_sequences(self, step: "pb.Step") -> None:
