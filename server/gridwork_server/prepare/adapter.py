@@ -10,7 +10,7 @@ from typing import Any
 
 from loguru import logger
 
-from gridwork_server.prepare import adapter_weights, pickle_weights, quantized_weights
+from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
@@ -137,6 +137,8 @@ def _merge(
     import torch
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
     from transformers.utils import logging as transformers_logging
+
+    from gridwork_server.prepare import adapter_weights  # imports PyTorch, which takes seconds
 
     transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "dtype": "auto", "local_files_only": True}

@@ -46,6 +46,8 @@ def prepared_tokenizer(
 
 def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path) -> "verdict.Verdict":
     if (folder / "tokenizer.json").is_file():
+        if not _is_tokenizer(folder / "tokenizer.json"):
+            return verdict.Verdict(None, True)  # the router says what is wrong with it
         try:
             same = _is_same(folder, trust_remote_code, code_revision)
         except Exception as error:  # damaged files, or a model's own code; the file may do all the same
@@ -68,6 +70,17 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
     found = verdict.Verdict(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
     verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
     return found
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether the file can be read at all; this takes no import of Transformers."""
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception:  # the library raises nothing narrower
+        return False
+    return True
 
 
 def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -> bool:

@@ -1,6 +1,8 @@
 """`gridwork-server prepare`: folders, wrong paths, and the hub, found in the cache or not."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -199,3 +201,9 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
         )
     assert outcome.code == 1
     assert "cannot store org/tiny" in outcome.fatal
+
+
+def test_the_command_line_imports_nothing_that_takes_seconds():
+    code = "import sys, gridwork_server.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
