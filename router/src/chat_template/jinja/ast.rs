@@ -8,6 +8,15 @@ pub type Name = Arc<str>;
 pub struct Expr {
     pub line: u32,
     pub kind: ExprKind,
+    /// How deep expressions are within each other, this one included.
+    pub depth: u32,
+}
+
+impl Expr {
+    pub fn new(line: u32, kind: ExprKind) -> Self {
+        let depth = 1 + kind.inner_depth();
+        Self { line, kind, depth }
+    }
 }
 
 #[derive(Debug)]
@@ -42,6 +51,70 @@ pub enum ExprKind {
     /// Without an operand in filter blocks and set blocks: what the block wrote.
     Filter(Option<Box<Expr>>, Name, Arguments),
     Test(Box<Expr>, Name, Arguments),
+}
+
+impl ExprKind {
+    fn inner_depth(&self) -> u32 {
+        let deepest = |expressions: &[Expr]| expressions.iter().map(|e| e.depth).max().unwrap_or(0);
+        match self {
+            Self::None
+            | Self::Bool(_)
+            | Self::Int(_)
+            | Self::Float(_)
+            | Self::Str(_)
+            | Self::Name(_) => 0,
+            Self::Tuple(items) | Self::List(items) | Self::Concat(items) => deepest(items),
+            Self::Dict(entries) => {
+                let depths = entries
+                    .iter()
+                    .map(|(key, value)| key.depth.max(value.depth));
+                depths.max().unwrap_or(0)
+            }
+            Self::Binary(_, left, right)
+            | Self::And(left, right)
+            | Self::Or(left, right)
+            | Self::Item(left, right) => left.depth.max(right.depth),
+            Self::Neg(operand)
+            | Self::Pos(operand)
+            | Self::Not(operand)
+            | Self::Attribute(operand, _) => operand.depth,
+            Self::Compare(left, rest) => {
+                let depths = rest.iter().map(|(_, right)| right.depth);
+                left.depth.max(depths.max().unwrap_or(0))
+            }
+            Self::If {
+                test,
+                then,
+                otherwise,
+            } => {
+                let otherwise = otherwise.as_ref().map_or(0, |otherwise| otherwise.depth);
+                test.depth.max(then.depth).max(otherwise)
+            }
+            Self::Slice(bounds) => {
+                let depths = bounds.iter().flatten().map(|bound| bound.depth);
+                depths.max().unwrap_or(0)
+            }
+            Self::Call(operand, arguments) | Self::Test(operand, _, arguments) => {
+                operand.depth.max(arguments.depth())
+            }
+            Self::Filter(operand, _, arguments) => {
+                let operand = operand.as_ref().map_or(0, |operand| operand.depth);
+                operand.max(arguments.depth())
+            }
+        }
+    }
+}
+
+impl Arguments {
+    fn depth(&self) -> u32 {
+        let positional = self.positional.iter().map(|value| value.depth);
+        let named = self.named.iter().map(|(_, value)| value.depth);
+        let starred = [&self.star, &self.double_star].into_iter().flatten();
+        let depths = positional
+            .chain(named)
+            .chain(starred.map(|value| value.depth));
+        depths.max().unwrap_or(0)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use super::lexer::Token;
 use super::meter;
 use super::parser::Parser;
 
-/// Maximum number of operators in a row, each of which nests one deeper.
-const MAX_CHAIN: usize = 500;
+/// Maximum number of expressions within each other. Python's parser has no room for more either.
+const MAX_DEPTH: u32 = 600;
 
 fn expr(line: u32, kind: ExprKind) -> Expr {
-    Expr { line, kind }
+    Expr::new(line, kind)
 }
 
 impl Parser {
@@ -18,9 +18,7 @@ impl Parser {
         meter::check_depth()?;
         let mut line = self.line();
         let mut node = self.or()?;
-        let mut chain = 0;
         while self.skip_name("if") {
-            self.check_chain(&mut chain)?;
             let test = self.or()?;
             let otherwise = if self.skip_name("else") {
                 Some(Box::new(self.expression()?))
@@ -32,28 +30,28 @@ impl Parser {
                 then: Box::new(node),
                 otherwise,
             };
-            node = expr(line, kind);
+            node = self.check(expr(line, kind))?;
             line = self.line();
         }
         Ok(node)
     }
 
-    fn check_chain(&self, length: &mut usize) -> Result<()> {
-        *length += 1;
-        if *length > MAX_CHAIN {
-            return self.fail(format!("more than {MAX_CHAIN} operators in a row"));
+    /// Refuses an expression that is deeper than it may be: going through it and dropping it take stack.
+    pub fn check(&self, node: Expr) -> Result<Expr> {
+        if node.depth > MAX_DEPTH {
+            return self.fail(format!(
+                "more than {MAX_DEPTH} operators or brackets within each other"
+            ));
         }
-        Ok(())
+        Ok(node)
     }
 
     fn or(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut left = self.and()?;
-        let mut chain = 0;
         while self.skip_name("or") {
-            self.check_chain(&mut chain)?;
             let right = self.and()?;
-            left = expr(line, ExprKind::Or(Box::new(left), Box::new(right)));
+            left = self.check(expr(line, ExprKind::Or(Box::new(left), Box::new(right))))?;
         }
         Ok(left)
     }
@@ -61,11 +59,9 @@ impl Parser {
     fn and(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut left = self.not()?;
-        let mut chain = 0;
         while self.skip_name("and") {
-            self.check_chain(&mut chain)?;
             let right = self.not()?;
-            left = expr(line, ExprKind::And(Box::new(left), Box::new(right)));
+            left = self.check(expr(line, ExprKind::And(Box::new(left), Box::new(right))))?;
         }
         Ok(left)
     }
@@ -113,7 +109,6 @@ impl Parser {
     fn sum(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut left = self.concat()?;
-        let mut chain = 0;
         loop {
             let op = match self.peek() {
                 Token::Op("+") => BinaryOp::Add,
@@ -121,9 +116,9 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.skip();
-            self.check_chain(&mut chain)?;
             let right = self.concat()?;
-            left = expr(line, ExprKind::Binary(op, Box::new(left), Box::new(right)));
+            let kind = ExprKind::Binary(op, Box::new(left), Box::new(right));
+            left = self.check(expr(line, kind))?;
         }
     }
 
@@ -143,7 +138,6 @@ impl Parser {
     fn product(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut left = self.power()?;
-        let mut chain = 0;
         loop {
             let op = match self.peek() {
                 Token::Op("*") => BinaryOp::Mul,
@@ -153,21 +147,19 @@ impl Parser {
                 _ => return Ok(left),
             };
             self.skip();
-            self.check_chain(&mut chain)?;
             let right = self.power()?;
-            left = expr(line, ExprKind::Binary(op, Box::new(left), Box::new(right)));
+            let kind = ExprKind::Binary(op, Box::new(left), Box::new(right));
+            left = self.check(expr(line, kind))?;
         }
     }
 
     fn power(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut left = self.unary(true)?;
-        let mut chain = 0;
         while self.skip_op("**") {
-            self.check_chain(&mut chain)?;
             let right = self.unary(true)?;
             let kind = ExprKind::Binary(BinaryOp::Pow, Box::new(left), Box::new(right));
-            left = expr(line, kind);
+            left = self.check(expr(line, kind))?;
         }
         Ok(left)
     }
@@ -186,7 +178,7 @@ impl Parser {
         if with_filters {
             node = self.filters_and_tests(node)?;
         }
-        Ok(node)
+        self.check(node)
     }
 
     fn primary(&mut self) -> Result<Expr> {
@@ -305,7 +297,6 @@ impl Parser {
     }
 
     fn postfix(&mut self, mut node: Expr) -> Result<Expr> {
-        let mut chain = 0;
         loop {
             let line = self.line();
             match self.peek() {
@@ -317,12 +308,11 @@ impl Parser {
                 }
                 _ => return Ok(node),
             }
-            self.check_chain(&mut chain)?;
+            node = self.check(node)?;
         }
     }
 
     fn filters_and_tests(&mut self, mut node: Expr) -> Result<Expr> {
-        let mut chain = 0;
         loop {
             let line = self.line();
             if self.skip_op("|") {
@@ -335,7 +325,7 @@ impl Parser {
             } else {
                 return Ok(node);
             }
-            self.check_chain(&mut chain)?;
+            node = self.check(node)?;
         }
     }
 

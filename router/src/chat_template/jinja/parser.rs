@@ -14,9 +14,10 @@ pub fn parse(source: &str) -> Result<Body> {
         tokens: tokenize(source)?,
         at: 0,
         loops: 0,
+        macros: 0,
     };
     let mut body = Body::from(parser.body(&[])?.0);
-    symbols::resolve(&mut body);
+    symbols::resolve(&mut body)?;
     Ok(body)
 }
 
@@ -25,7 +26,12 @@ pub struct Parser {
     at: usize,
     /// How many loops are open around here.
     loops: usize,
+    /// How many bodies of macros and calls are open around here.
+    macros: usize,
 }
+
+/// Maximum number of macros and calls within each other: each looks through its whole body for the names that it reads.
+const MAX_MACROS: usize = 50;
 
 /// Tags of Jinja2 that need other templates, and of its extensions that chat templates do without.
 const REFUSED_TAGS: [&str; 5] = ["include", "import", "from", "extends", "block"];
@@ -351,7 +357,14 @@ impl Parser {
     /// A body that runs elsewhere: loops around it are not its own.
     fn own_body(&mut self, end: &str) -> Result<Vec<Stmt>> {
         let loops = std::mem::take(&mut self.loops);
+        self.macros += 1;
+        if self.macros > MAX_MACROS {
+            return self.fail(format!(
+                "more than {MAX_MACROS} macros and calls within each other"
+            ));
+        }
         let (body, _) = self.statements(&[end])?;
+        self.macros -= 1;
         self.loops = loops;
         Ok(body)
     }
@@ -459,10 +472,8 @@ impl Parser {
         } else {
             Arguments::default()
         };
-        Ok(Expr {
-            line,
-            kind: ExprKind::Filter(operand.map(Box::new), name, arguments),
-        })
+        let kind = ExprKind::Filter(operand.map(Box::new), name, arguments);
+        self.check(Expr::new(line, kind))
     }
 
     pub fn dotted_name(&mut self) -> Result<Name> {

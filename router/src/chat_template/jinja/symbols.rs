@@ -7,11 +7,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::ast::{Body, Expr, Name, Stmt, StmtKind, Target};
+use super::error::Result;
+use super::meter;
 use super::names::each_name;
 
 /// Finds the hidden names of a template's bodies.
-pub fn resolve(body: &mut Body) {
-    frame(body, &[], &mut Vec::new());
+pub fn resolve(body: &mut Body) -> Result<()> {
+    frame(body, &[], &mut Vec::new())
 }
 
 /// Where a name's value comes from when the body begins.
@@ -29,48 +31,49 @@ struct Symbols {
 
 type Outer = Vec<HashSet<Name>>;
 
-fn frame(body: &mut Body, parameters: &[Name], outer: &mut Outer) {
+fn frame(body: &mut Body, parameters: &[Name], outer: &mut Outer) -> Result<()> {
     let mut symbols = Symbols::default();
     for name in parameters {
         symbols.origins.insert(Arc::clone(name), Origin::Given);
         symbols.stored.insert(Arc::clone(name));
     }
-    symbols.visit(&body.statements, outer);
+    symbols.visit(&body.statements, outer)?;
     let hidden = symbols
         .origins
         .iter()
         .filter(|(_, origin)| **origin == Origin::Undefined);
     body.hidden = hidden.map(|(name, _)| Arc::clone(name)).collect();
     outer.push(symbols.origins.into_keys().collect());
-    inner_frames(&mut body.statements, outer);
+    inner_frames(&mut body.statements, outer)?;
     outer.pop();
+    Ok(())
 }
 
-fn inner_frames(statements: &mut [Stmt], outer: &mut Outer) {
+fn inner_frames(statements: &mut [Stmt], outer: &mut Outer) -> Result<()> {
     for statement in statements {
         match &mut statement.kind {
             StmtKind::SetBlock(_, _, body)
             | StmtKind::FilterBlock(_, body)
-            | StmtKind::Scoped(body) => frame(body, &[], outer),
+            | StmtKind::Scoped(body) => frame(body, &[], outer)?,
             StmtKind::With(assignments, body) => {
                 let mut parameters = Vec::new();
                 for (target, _) in assignments {
                     target_names(target, &mut parameters);
                 }
-                frame(body, &parameters, outer);
+                frame(body, &parameters, outer)?;
             }
             StmtKind::If(branches, otherwise) => {
                 for (_, body) in branches {
-                    inner_frames(body, outer);
+                    inner_frames(body, outer)?;
                 }
-                inner_frames(otherwise, outer);
+                inner_frames(otherwise, outer)?;
             }
             StmtKind::For(node) => {
                 if let Some(node) = Arc::get_mut(node) {
                     let mut parameters = vec!["loop".into()];
                     target_names(&node.target, &mut parameters);
-                    frame(&mut node.body, &parameters, outer);
-                    frame(&mut node.otherwise, &[], outer);
+                    frame(&mut node.body, &parameters, outer)?;
+                    frame(&mut node.otherwise, &[], outer)?;
                 }
             }
             StmtKind::Macro(definition)
@@ -79,12 +82,13 @@ fn inner_frames(statements: &mut [Stmt], outer: &mut Outer) {
                 if let Some(definition) = Arc::get_mut(definition) {
                     let mut parameters = definition.parameters.clone();
                     parameters.extend(["caller", "varargs", "kwargs"].map(Name::from));
-                    frame(&mut definition.body, &parameters, outer);
+                    frame(&mut definition.body, &parameters, outer)?;
                 }
             }
             _ => {}
         }
     }
+    Ok(())
 }
 
 fn target_names(target: &Target, names: &mut Vec<Name>) {
@@ -104,7 +108,7 @@ fn is_outer(name: &Name, outer: &Outer) -> bool {
 }
 
 impl Symbols {
-    fn visit(&mut self, statements: &[Stmt], outer: &Outer) {
+    fn visit(&mut self, statements: &[Stmt], outer: &Outer) -> Result<()> {
         for statement in statements {
             match &statement.kind {
                 StmtKind::Text(_)
@@ -124,7 +128,7 @@ impl Symbols {
                 }
                 StmtKind::SetBlock(target, _, _) => self.store_target(target, outer),
                 StmtKind::For(node) => self.load(&node.iter, outer),
-                StmtKind::If(branches, otherwise) => self.branches(branches, otherwise, outer),
+                StmtKind::If(branches, otherwise) => self.branches(branches, otherwise, outer)?,
                 StmtKind::With(assignments, _) => {
                     for (_, value) in assignments {
                         self.load(value, outer);
@@ -139,6 +143,7 @@ impl Symbols {
                 StmtKind::FilterBlock(filter, _) => self.load(filter, outer),
             }
         }
+        Ok(())
     }
 
     fn load(&mut self, expression: &Expr, outer: &Outer) {
@@ -176,20 +181,27 @@ impl Symbols {
     }
 
     /// What one branch may set stays what it was given for the others.
-    fn branches(&mut self, branches: &[(Expr, Vec<Stmt>)], otherwise: &[Stmt], outer: &Outer) {
+    fn branches(
+        &mut self,
+        branches: &[(Expr, Vec<Stmt>)],
+        otherwise: &[Stmt],
+        outer: &Outer,
+    ) -> Result<()> {
         let Some(((test, body), rest)) = branches.split_first() else {
-            return;
+            return Ok(());
         };
+        // The copies below are paid for like any work.
+        meter::spend(1 + self.origins.len() as u64)?;
         self.load(test, outer);
         let mut taken = self.clone();
-        taken.visit(body, outer);
+        taken.visit(body, outer)?;
         // Each `elif` is an `if` of its own within the branch of them all.
         let mut elifs = self.clone();
         for branch in rest {
-            elifs.branches(std::slice::from_ref(branch), &[], outer);
+            elifs.branches(std::slice::from_ref(branch), &[], outer)?;
         }
         let mut last = self.clone();
-        last.visit(otherwise, outer);
+        last.visit(otherwise, outer)?;
         let before = self.stored.clone();
         for branch in [taken, elifs, last] {
             self.origins.extend(branch.origins);
@@ -198,5 +210,6 @@ impl Symbols {
         for name in self.stored.difference(&before) {
             self.origins.insert(Arc::clone(name), Origin::Given);
         }
+        Ok(())
     }
 }
