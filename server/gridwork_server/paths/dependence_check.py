@@ -94,7 +94,8 @@ def find_lengths(caller: "Caller | Seq2SeqCaller", tokens: np.ndarray) -> CallLe
     """What of a model depends on how many tokens are computed together; from now on, every token gets what is its own.
     tokens: int32, a sequence that plain `forward()` computes to see."""
     length = len(tokens)
-    if caller.model.config.is_encoder_decoder:
+    config: Any = caller.model.config
+    if config.is_encoder_decoder:
         # As many for the decoder, with its start token, as for the encoder.
         length = (length + 1) // 2
         tokens = tokens[: 2 * length - 1]
