@@ -38,7 +38,7 @@ _LONG_FACTORS = [1, 1.5, 2, 3, 5, 8, 12, 20]
 
 
 def _longrope(limit: int) -> Callable[[], PretrainedConfig]:
-    return lambda: Phi3Config(
+    return lambda: Phi3Config(  # type: ignore[call-arg]
         **_SIZES,
         max_position_embeddings=2048,
         original_max_position_embeddings=limit,
@@ -136,7 +136,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refer
     return get
 
 
-def start(reference: Reference, *arguments: object) -> Server:
+def start(reference: Reference, *arguments: str | int) -> Server:
     return Server("--model-id", reference.folder, "--dtype", "float32", "--max-total-tokens", 1000, *arguments)
 
 
@@ -161,7 +161,7 @@ def check_idle(server: Server) -> None:
     assert server.client.metric("gridwork_scheduler_integrity_violations_total") == 0
 
 
-SERVERS: list[tuple[str, tuple[object, ...], str]] = [
+SERVERS: list[tuple[str, tuple[str | int, ...], str]] = [
     ("longrope", (), "paged"),
     ("longrope", ("--disable-fusion", "--speculate", 4), "paged"),
     ("longrope", ("--num-shard", 2), "paged"),
@@ -173,7 +173,7 @@ SERVERS: list[tuple[str, tuple[object, ...], str]] = [
 
 @pytest.mark.parametrize(("name", "arguments", "path"), SERVERS)
 def test_tokens_are_those_of_generate_whatever_else_runs(
-    name: str, arguments: tuple[object, ...], path: str, reference: Callable[[str], Reference]
+    name: str, arguments: tuple[str | int, ...], path: str, reference: Callable[[str], Reference]
 ) -> None:
     known = reference(name)
     expected = known.mixed()

@@ -198,11 +198,14 @@ def test_operations_are_recorded_where_there_are_two_kinds_of_frequencies(folder
             assert "recorded operations" in notes
 
 
+@pytest.mark.parametrize("path", ["paged", "batched"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_self_check_finds_what_is_not_followed(name: str, folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_check_finds_what_is_not_followed(
+    name: str, path: str, folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(choice, "find_lengths", lambda *_: None)
     with pytest.raises(ModelError, match="depend on how long others are"):
-        runner_of(folders(name), model_impl="paged")
+        runner_of(folders(name), model_impl=path)
 
 
 def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ have. Three things are looked for here besides:
   both are compared with plain `forward()`.
 """
 
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +24,13 @@ from loguru import logger
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.call_lengths import CallLengths, watch
+from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.length_probe import lengths_to_try
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
     from gridwork_server.group import RankGroup
-    from gridwork_server.paths.caller import Caller
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _NUM_TOKENS = 8
@@ -94,7 +97,8 @@ def find_lengths(caller: "Caller | Seq2SeqCaller", tokens: np.ndarray) -> CallLe
     """What of a model depends on how many tokens are computed together; from now on, every token gets what is its own.
     tokens: int32, a sequence that plain `forward()` computes to see."""
     length = len(tokens)
-    if caller.model.config.is_encoder_decoder:
+    config: Any = caller.model.config
+    if config.is_encoder_decoder:
         # As many for the decoder, with its start token, as for the encoder.
         length = (length + 1) // 2
         tokens = tokens[: 2 * length - 1]
@@ -126,7 +130,7 @@ class DependenceCheck:
         """Rank 0 decides, which alone has whole logits. Raises PathError on all ranks."""
         found: PathError | None = None
         try:
-            check_neighbours(path, self._caller.model.config, self._tokens, self._dtype)
+            check_neighbours(path, self._caller, self._tokens, self._dtype)
             if self._crossing is not None:
                 self._crossing.check(path)
         except PathError as error:
@@ -136,17 +140,22 @@ class DependenceCheck:
 
 
 @torch.inference_mode()
-def check_neighbours(path: ModelPath, config: Any, tokens: np.ndarray, dtype: torch.dtype) -> None:
-    """Raises PathError when a sequence's logits change with the positions of the tokens beside it. tokens: int32, of
-    the sequence, the same for all. Does nothing where positions are not given to the model."""
-    if not isinstance(path, PagedPath):
+def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: np.ndarray, dtype: torch.dtype) -> None:
+    """Raises PathError when a sequence's logits change with the positions of the tokens beside it. tokens: int32, to
+    choose from. Does nothing where the model is not given positions, or computes one sequence at a time."""
+    compute: Callable[[np.ndarray], torch.Tensor]
+    if isinstance(path, PagedPath):
+        compute = functools.partial(_beside, path, np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS))
+    elif path.name == "batched" and isinstance(caller, Caller) and caller.takes("position_ids"):
+        if caller.lengths is not None and caller.lengths.by_call:
+            return  # such sequences are never computed together
+        compute = functools.partial(_in_rows, caller, np.resize(tokens, _NUM_TOKENS))
+    else:
         return
-    tokens = np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS)
-    near = np.zeros(_NUM_NEIGHBOURS, dtype=np.int64)
-    before = _beside(path, tokens, near)
-    for far in _far_positions(config, path.device):
+    before = compute(np.arange(_NUM_NEIGHBOURS))
+    for far in _far_positions(caller.model.config, caller.device):
         try:
-            after = _beside(path, tokens, far)
+            after = compute(far)
         except Exception as error:  # as of tables of positions, which end somewhere
             logger.debug(f"positions up to {far.max()} cannot be computed: {error}")
             continue
@@ -166,7 +175,7 @@ def _far_positions(config: Any, device: torch.device) -> list[np.ndarray]:
         # A position beyond a table ends a GPU's process.
         most = context if isinstance(context, int) else 0
     starts = [most, *([context] if isinstance(context, int) and context < most else []), most // 4, most // 64]
-    return [start - 1 - np.arange(_NUM_NEIGHBOURS) for start in starts if start > 2 * _NUM_NEIGHBOURS]
+    return [start - _NUM_NEIGHBOURS + np.arange(_NUM_NEIGHBOURS) for start in starts if start > 2 * _NUM_NEIGHBOURS]
 
 
 def _beside(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
@@ -188,6 +197,16 @@ def _beside(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch
     logits = path.logits_at(batch, table, at)[:_NUM_TOKENS].float()
     path.release(ids)
     return logits
+
+
+def _in_rows(caller: Caller, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+    """Logits `[_NUM_TOKENS, vocab_size]` of a sequence in a batch with another one at these positions."""
+    input_ids = torch.from_numpy(np.stack([tokens, tokens[::-1]]).astype(np.int64)).to(caller.device)
+    at = np.stack([np.arange(_NUM_TOKENS), positions])
+    mask = torch.ones_like(input_ids)
+    with caller.lengths.of(at + 1) if caller.lengths is not None else nullcontext():
+        logits, _ = caller.with_cache(input_ids, None, mask, torch.from_numpy(at).to(caller.device), True)
+    return logits[0].float()
 
 
 def _differences(given: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
