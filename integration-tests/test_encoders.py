@@ -273,6 +273,12 @@ def test_a_reranker_orders_texts(minilm: Path, tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
         assert running.client.post("/rerank", {"query": query, "texts": []}).status_code == 400
         assert running.client.post("/rerank", {"query": "", "texts": ["a"]}).status_code == 400
+        # A query counts for each of its texts, and is not copied for them.
+        before = running.router().memory_info().rss
+        for texts, flag in ((["a"] * 20_000, "--max-client-batch-size"), (["a"] * 32, "--payload-limit")):
+            refused = running.client.post("/rerank", {"query": "why " * 75_000, "texts": texts})
+            assert refused.status_code == 413 and flag in refused.json()["error"]
+        assert running.router().memory_info().rss - before < 300e6
 
 
 def test_a_masked_language_model_fills_masks(minilm: Path, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ class RawClient:
 
     Args:
         port: of the server, on 127.0.0.1.
-        receive_bytes: size of the buffer that the system receives into; a small one makes a reader that stops reading felt
-            at the server at once.
+        receive_bytes: size of the buffer that the system receives into; with a small one the server feels at once that
+            nothing is read.
     """
 
     def __init__(self, port: int, receive_bytes: int | None = None) -> None:
@@ -35,7 +35,9 @@ class RawClient:
     def __enter__(self) -> "RawClient":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -153,8 +155,9 @@ def half_open_connections(port: int, count: int) -> Iterator[list[RawClient]]:
 
 @contextmanager
 def giant_prompts(port: int, count: int, length: int = 1_900_000) -> Iterator[list[RawClient]]:
-    """Sends `count` prompts of `length` bytes at once, without waiting for the answers. They ask to be cut, so that all of
-    each has to be tokenized.
+    """Sends `count` prompts of `length` bytes at once, without waiting for the answers.
+
+    They ask to be cut, so that all of each has to be tokenized.
     """
     parameters = {"max_new_tokens": 1, "truncate": 16}
     text = ("all work and no play " * (length // 21 + 1))[:length]

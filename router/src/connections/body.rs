@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub enum BodyError {
 
 /// A request's body. It must have come within the read timeout, and a second for each 8 KiB.
 pub(super) struct RequestBody {
-    body: Incoming,
+    /// `None` once it is left to the answer.
+    body: Option<Incoming>,
     receiving: Option<Receiving>,
     received: Received,
     read_timeout: Duration,
@@ -42,11 +43,18 @@ pub(super) struct RequestBody {
 
 /// Whether a body has come to its end.
 #[derive(Debug, Clone)]
-pub(super) struct Received(Arc<AtomicBool>);
+pub(super) struct Received(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    is_whole: AtomicBool,
+    /// What a handler has not read. HTTP/2 resets a stream whose request is dropped, and the answer with it.
+    rest: Mutex<Option<Incoming>>,
+}
 
 impl Received {
     pub fn is_whole(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_whole.load(Ordering::Relaxed)
     }
 }
 
@@ -54,9 +62,12 @@ impl RequestBody {
     pub fn new(body: Incoming, connection: Arc<Connection>, read_timeout: Duration) -> Self {
         let is_empty = http_body::Body::is_end_stream(&body);
         RequestBody {
-            body,
+            body: Some(body),
             receiving: (!is_empty).then(|| connection.receive()),
-            received: Received(Arc::new(AtomicBool::new(is_empty))),
+            received: Received(Arc::new(State {
+                is_whole: AtomicBool::new(is_empty),
+                ..State::default()
+            })),
             read_timeout,
             began: Instant::now(),
             received_bytes: 0,
@@ -69,7 +80,7 @@ impl RequestBody {
     }
 
     fn ended(&mut self) {
-        self.received.0.store(true, Ordering::Relaxed);
+        self.received.0.is_whole.store(true, Ordering::Relaxed);
         self.receiving = None;
     }
 
@@ -99,7 +110,10 @@ impl http_body::Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.body).poll_frame(context) {
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        match Pin::new(&mut *body).poll_frame(context) {
             Poll::Pending => self.poll_deadline(context).map(|error| Some(Err(error))),
             Poll::Ready(None) => {
                 self.ended();
@@ -111,7 +125,7 @@ impl http_body::Body for RequestBody {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 self.received_bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
-                if self.body.is_end_stream() {
+                if self.is_end_stream() {
                     self.ended();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -120,11 +134,13 @@ impl http_body::Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let body = self.body.as_ref();
+        body.is_none_or(http_body::Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let body = self.body.as_ref();
+        body.map_or_else(SizeHint::default, http_body::Body::size_hint)
     }
 }
 
@@ -135,6 +151,10 @@ impl Drop for RequestBody {
         {
             receiving.connection().leave_body();
         }
+        if !self.received.is_whole() {
+            let rest = &self.received.0.rest;
+            *rest.lock().unwrap_or_else(PoisonError::into_inner) = self.body.take();
+        }
     }
 }
 
@@ -142,11 +162,14 @@ impl Drop for RequestBody {
 pub(super) struct AnswerBody {
     body: Body,
     _answering: Answering,
+    /// With what has not been read of the request.
+    _received: Option<Received>,
 }
 
 impl AnswerBody {
-    pub fn new(body: Body, answering: Answering) -> Self {
+    pub fn new(body: Body, answering: Answering, received: Option<Received>) -> Self {
         AnswerBody {
+            _received: received,
             body,
             _answering: answering,
         }

@@ -217,7 +217,9 @@ async fn answer(
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|body| AnswerBody::new(body, answering)))
+    // HTTP/1 reads on when the body is dropped.
+    let rest = (version >= Version::HTTP_2).then_some(received);
+    Ok(response.map(|body| AnswerBody::new(body, answering, rest)))
 }
 
 #[cfg(test)]
