@@ -370,7 +370,10 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH;
         let line = line(at, "INFO", "t", nasty, Map::new(), false).to_string();
         let written = visible(&line);
-        assert!(written.chars().all(|c| (' '..='~').contains(&c)), "{written}");
+        assert!(
+            written.chars().all(|c| (' '..='~').contains(&c)),
+            "{written}"
+        );
         let read: Value = serde_json::from_str(&written).expect("JSON");
         assert_eq!(read["message"], nasty);
     }
