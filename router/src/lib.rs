@@ -35,7 +35,7 @@ use tokio::sync::oneshot;
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
 use crate::encoder::EncoderService;
-use crate::state::AppState;
+use crate::state::{AppState, Condition};
 use crate::supervision::Supervision;
 use crate::text_encoder::TextEncoder;
 use crate::validation::{ValidationLimits, Validator};
@@ -112,8 +112,10 @@ pub async fn run(
         config.http.clone(),
         chat_template,
         encoder,
-        supervision,
-        metrics,
+        Condition {
+            supervision,
+            metrics,
+        },
     );
     let served = state.clone();
 
