@@ -35,8 +35,8 @@ class Suite:
 
     def rows(self) -> Iterator[Row]:
         """Runs everything."""
-        trap = ["--model-id", str(self.trap.folder), "--trust-remote-code", *FLAGS, *SHORT_LIMITS]
-        yield from self._scene(trap, processes.FAULTS)
+        trap = ["--model-id", str(self.trap.folder), "--trust-remote-code", *FLAGS]
+        yield from self._scene([*trap, *SHORT_LIMITS], processes.FAULTS)
         yield from self._scene([*trap, "--graceful-termination-timeout", "10"], requests.FAULTS)
         split = ["--model-id", str(self.endless), *FLAGS, *SHORT_LIMITS, "--num-shard", "2"]
         yield from self._scene(split, shards.FAULTS)
@@ -109,7 +109,7 @@ def _print(row: Row) -> None:
     recovered = "never" if row.recovered_s is None else f"{row.recovered_s:.1f} s"
     print(f"{row.name:64} {1:8} {costs.lost:5} {costs.doubled:8} {costs.wrong:6}  {recovered}", flush=True)
     for line in [*costs.details[:4], *([row.failure] if row.failure else [])]:
-        print(f"    {line[:600]}", flush=True)
+        print(f"    {line[:1500]}", flush=True)
 
 
 if __name__ == "__main__":

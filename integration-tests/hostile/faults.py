@@ -102,6 +102,7 @@ def run_fault(scene: Scene, fault: Fault) -> Row:
     """Injects a fault beside bystanders."""
     traffic = Traffic(scene.server, scene.right, fault.cuts_connections)
     row = Row(fault.name, traffic.costs)
+    num_lines = len(scene.server.lines)
     try:
         traffic.start()
         fault.inject(scene)
@@ -114,4 +115,7 @@ def run_fault(scene: Scene, fault: Fault) -> Row:
         assert scene.server.client.metric("gridwork_scheduler_integrity_violations_total") == 0, "integrity"
     except Exception as error:
         row.failure = row.failure or f"{type(error).__name__}: {error}"
+    if not row.is_clean:
+        told = [line for line in scene.server.lines[num_lines:] if " ERROR " in line or " WARN " in line]
+        row.failure = "\n    ".join([row.failure or "-", *told[-6:]])
     return row

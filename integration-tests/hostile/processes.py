@@ -163,7 +163,7 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("request: kills every shard that computes it")
 def _(scene: Scene) -> None:
-    body = {"inputs": f"the {KILL} word", "parameters": {"max_new_tokens": 4}}
+    body = {"inputs": f"the {KILL}{KILL} word", "parameters": {"max_new_tokens": 4}}
     response = scene.server.client.post("/generate", body)
     assert response.status_code == 424 and "died" in response.text, response.text
 

@@ -76,7 +76,9 @@ class TrapEmbedding(torch.nn.Embedding):
             orders.unlink()
             print("obeying", order, flush=True)
             obey(order)
-        if (token_ids == self.trap.kill_token).any():
+        # Twice in a row: the model may come upon a single one by itself.
+        kills = (token_ids == self.trap.kill_token).flatten()
+        if (kills[1:] & kills[:-1]).any():
             os._exit(13)
         hidden = super().forward(token_ids)
         return hidden.masked_fill((token_ids == self.trap.nan_token).unsqueeze(-1), float("nan"))

@@ -197,19 +197,26 @@ mod tests {
 
     /// A pipe that nobody reads until it is told to be read.
     #[derive(Clone, Default)]
-    struct Stuck(Arc<(Mutex<(bool, Vec<u8>)>, Condvar)>);
+    struct Stuck(Arc<Pipe>);
+
+    #[derive(Default)]
+    struct Pipe {
+        /// Whether it is read, and what was written.
+        state: Mutex<(bool, Vec<u8>)>,
+        read: Condvar,
+    }
 
     impl Stuck {
         fn release(&self) {
-            self.0.0.lock().unwrap().0 = true;
-            self.0.1.notify_all();
+            self.0.state.lock().unwrap().0 = true;
+            self.0.read.notify_all();
         }
     }
 
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            let state = self.0.0.lock().unwrap();
-            let mut state = self.0.1.wait_while(state, |state| !state.0).unwrap();
+            let state = self.0.state.lock().unwrap();
+            let mut state = self.0.read.wait_while(state, |state| !state.0).unwrap();
             state.1.extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -234,7 +241,7 @@ mod tests {
         log.info("still told");
         out.release();
         log.flush(Duration::from_secs(10));
-        let written = String::from_utf8(out.0.0.lock().unwrap().1.clone()).unwrap();
+        let written = String::from_utf8(out.0.state.lock().unwrap().1.clone()).unwrap();
         assert_eq!(written.matches("shard-0 |").count(), 7);
         assert!(written.contains("13 lines were dropped"));
         assert!(written.contains("still told"));

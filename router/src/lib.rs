@@ -48,7 +48,7 @@ use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::intake::Intake;
-use crate::state::AppState;
+use crate::state::{AppState, Condition};
 use crate::supervision::Supervision;
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer_regex::SlowRegexes;
@@ -152,8 +152,10 @@ pub async fn run(
         config.http.clone(),
         chat_template,
         encoder,
-        supervision,
-        metrics,
+        Condition {
+            supervision,
+            metrics,
+        },
     );
     let served = state.clone();
 

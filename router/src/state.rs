@@ -59,8 +59,14 @@ struct Inner {
     config: Config,
     chat_template: Result<ChatTemplate, ChatTemplateError>,
     encoder: EncoderService,
-    supervision: Supervision,
-    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    condition: Condition,
+}
+
+/// What is known of how the server is.
+pub struct Condition {
+    /// Of the shards.
+    pub supervision: Supervision,
+    pub metrics: metrics_exporter_prometheus::PrometheusHandle,
 }
 
 impl AppState {
@@ -73,8 +79,7 @@ impl AppState {
         config: Config,
         chat_template: Result<ChatTemplate, ChatTemplateError>,
         encoder: EncoderService,
-        supervision: Supervision,
-        metrics: metrics_exporter_prometheus::PrometheusHandle,
+        condition: Condition,
     ) -> Self {
         AppState(Arc::new(Inner {
             engine,
@@ -84,8 +89,7 @@ impl AppState {
             config,
             chat_template,
             encoder,
-            supervision,
-            metrics,
+            condition,
         }))
     }
 
@@ -100,7 +104,7 @@ impl AppState {
 
     /// What is known of the shards.
     pub fn supervision(&self) -> &Supervision {
-        &self.0.supervision
+        &self.0.condition.supervision
     }
 
     pub fn validator(&self) -> &Validator {
@@ -126,7 +130,7 @@ impl AppState {
 
     /// The metrics in Prometheus' text format.
     pub fn render_metrics(&self) -> String {
-        self.0.metrics.render()
+        self.0.condition.metrics.render()
     }
 
     /// What is served, or the refusal that it is still loading.

@@ -410,7 +410,7 @@ async fn a_step_that_takes_too_long_is_told_and_its_late_answer_is_taken() {
     ));
     setup.engine.ready().await.expect("ready");
     let vitals = setup.engine.vitals();
-    assert!(setup.engine.is_healthy() && vitals.hang().is_none());
+    assert!(vitals.hang().is_none());
     let generation = tokio::spawn(collect(
         setup.engine.submit(request(0, 1)).expect("admitted"),
     ));
