@@ -61,8 +61,8 @@ _BELOW_NOISE = 0.8
 """Differences that rounding hides, as a share of what it changes."""
 
 _AS_ROUNDING = 2.0
-"""Largest error of rows that an error would reach, as a multiple of what plain `forward()` has in such a row, or in most
-rows. Right paths of all types of Transformers were seen to have up to 1.6 times as much in any row."""
+"""Largest error of rows that an error would reach, as a multiple of what plain `forward()` has in such a row, or in
+most rows. Right paths of all types of Transformers were seen to have up to 1.6 times as much in any row."""
 
 _AS_ROUNDING_ONE_ROW = 4.0
 """The same of any one row: models that round by much do so by very different amounts from row to row."""
