@@ -46,6 +46,8 @@ def check(model: Any, folder: Path, why: str) -> None:
         assert info["model_impl"] == "batched"
         assert why in info["model_impl_reason"]
         assert why in server.log()
+        assert (info["batch_invariant"], info["replay_invariant"]) == (False, False)
+        assert "PyTorch's operations" in info["invariance_reason"]
         asked = {"max_new_tokens": COUNT, "ignore_eos": True}
         calls = [lambda prompt=prompt: server.client.generate(prompt, **asked) for prompt in PROMPTS * 3]
         answers = server.client.together(calls)

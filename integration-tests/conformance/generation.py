@@ -142,10 +142,16 @@ def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **set
 
 def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
     """What goes wrong in bfloat16 in Transformers itself."""
+    model = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
     try:
-        greedy(model_class.from_pretrained(folder, dtype=torch.bfloat16).eval(), prompts()[0], 1)
+        greedy(model, prompts()[0], 1)
     except Exception as error:
         return f"Transformers itself makes no text with it ({first_line(error)})"
+    try:
+        with torch.inference_mode():
+            model(torch.tensor(prompts()[:1]), use_cache=False)
+    except Exception as error:
+        return f"Transformers' own forward() fails ({first_line(error)})"
     return ""
 
 

@@ -84,6 +84,8 @@ def test_info_tells_what_is_loaded(shard: ShardProcess, folder: Path) -> None:
     assert info.num_parameters == sum(parameter.numel() for parameter in models.plain(folder).parameters())
     assert info.weight_bytes == info.num_parameters * 4
     assert info.draft_step_tokens == 16
+    assert (info.batch_invariant, info.replay_invariant) == (False, False)
+    assert "attention is computed by 'reference'" in info.invariance_reason
 
 
 @pytest.mark.parametrize(
