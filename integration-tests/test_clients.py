@@ -75,7 +75,7 @@ def test_langchain_works_with_its_defaults(smollm2_server: Server, encoder: Serv
     assert found["top_logprobs"] == [20, 20]
     assert "OpenAIContextOverflowError" in found["too long"]
     assert len(found["batch"]) == 12
-    assert found["stops"] == " 3, "
+    assert found["stops"] == " 3,"
     assert found["embeddings"] == [384] * 61
 
 
