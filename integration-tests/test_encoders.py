@@ -257,7 +257,7 @@ def test_a_reranker_orders_texts(minilm: Path, tmp_path: Path) -> None:
         close([rank["score"] for rank in raw], expected)
         assert "text" not in raw[0]
         assert running.client.ok("/", body) == ranks
-        for path in ("/v1/rerank", "/v2/rerank", "/invocations"):
+        for path in ("/v1/rerank", "/v2/rerank", "/rerank", "/invocations"):
             got = running.client.ok(path, {"model": "any", "query": query, "documents": TEXTS, "top_n": 3})
             assert [one["index"] for one in got["results"]] == order[:3]
             assert [one["document"]["text"] for one in got["results"]] == [TEXTS[index] for index in order[:3]]

@@ -94,7 +94,10 @@ def check(text: str, logprobs: dict[str, Any], hidden: set[str]) -> None:
         if following == offset or "\ufffd" in token:
             # Not shown, cut off, or a part of a character: all parts begin where it does.
             continue
-        assert token not in hidden, (token, offset, text)
+        if token in hidden and not rest.startswith(token):
+            # Behind bytes that wait to become a character, and are none.
+            assert rest.startswith("\ufffd") and following == offset + 1, (token, offset, text)
+            continue
         assert rest.startswith(token) or token.startswith(rest), (token, offset, text)
         assert following - offset <= len(token), (token, offset, text)
 
@@ -121,10 +124,11 @@ def test_offsets_agree_with_the_text(server: Server, folder: Path, stream: bool)
             "logit_bias": {str(SPECIAL_ID): 3},
         }
         whole = _completion(server, body, stream)
-        check(whole["text"], whole["logprobs"], {"<|kill|>", "<|end|>"} if skip and prompt != TEXTS[2] else set())
+        hidden = {"<|kill|>", "<|end|>", "<|nan|>"} if skip else set()
+        check(whole["text"], whole["logprobs"], hidden)
         begin = len(whole["text"]) - 6
         stopped = _completion(server, body | {"stop": whole["text"][begin:][:3] or "x"}, stream)
-        check(stopped["text"], stopped["logprobs"], set())
+        check(stopped["text"], stopped["logprobs"], hidden)
         if isinstance(prompt, str):
             assert whole["text"].startswith(prompt)
 

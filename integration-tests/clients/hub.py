@@ -51,8 +51,9 @@ def masks(url: str) -> list[dict[str, Any]]:
 
 
 def labels(url: str) -> list[dict[str, Any]]:
-    found = InferenceClient(url).text_classification("It was great.")
-    return [{"label": one.label, "score": one.score} for one in found]
+    # Of the flat list that text-embeddings-inference answers, it keeps the first.
+    found: Any = InferenceClient(url).text_classification("It was great.")
+    return [{"label": one.label, "score": one.score} for one in (found if isinstance(found, list) else [found])]
 
 
 if __name__ == "__main__":

@@ -224,7 +224,8 @@ impl ApiError {
     fn openai_message(&self) -> Cow<'_, str> {
         match (self.kind, self.context_tokens) {
             (ErrorKind::TooLong, Some(tokens)) => format!(
-                "This model's maximum context length is {tokens} tokens. {}. Please reduce the length of the `{}`.",
+                "This model's maximum context length is {tokens} tokens, and the prompt is too long: {}. Please reduce \
+                 the length of the `{}`.",
                 self.message,
                 self.field.as_deref().unwrap_or("request")
             )
@@ -359,8 +360,8 @@ mod tests {
         assert_eq!(body["error"]["code"], "context_length_exceeded");
         assert_eq!(
             body["error"]["message"],
-            "This model's maximum context length is 8 tokens. `prompt` must have at most 7 tokens. Please reduce the \
-             length of the `prompt`."
+            "This model's maximum context length is 8 tokens, and the prompt is too long: `prompt` must have at most 7 \
+             tokens. Please reduce the length of the `prompt`."
         );
         assert_eq!(
             error.body(Dialect::Tgi)["error"],

@@ -248,9 +248,7 @@ def test_prompt_logprobs_equal_those_of_a_plain_forward(name: str, chunk: int, f
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("chunk", [1000, 5])
-def test_the_most_likely_tokens_of_a_prompt_equal_those_of_a_plain_forward(
-    name: str, chunk: int, folders: Any
-) -> None:
+def test_the_most_likely_tokens_of_a_prompt_equal_those_of_a_plain_forward(name: str, chunk: int, folders: Any) -> None:
     driver = driver_for(runner_for(folders(name)), chunk=chunk)
     driver.add(PROMPTS[2], COUNT, prompt_logprobs=True)
     asked = driver.add(PROMPTS[0], 2, prompt_logprobs=True, prompt_top_n=3)

@@ -44,6 +44,8 @@ pub struct EncoderInfo {
     /// Sequences of a batch, at most.
     pub max_batch_size: u32,
     pub max_client_batch_size: usize,
+    /// Whether inputs that are too long are cut when a request does not say.
+    pub auto_truncate: bool,
     pub validation_workers: usize,
     pub router: &'static str,
     pub version: &'static str,
@@ -89,6 +91,7 @@ impl EncoderInfo {
             max_batch_tokens: encoder.limits().max_batch_tokens,
             max_batch_size: encoder.limits().max_batch_size,
             max_client_batch_size: encoder.limits().max_client_batch_size,
+            auto_truncate: encoder.limits().auto_truncate,
             validation_workers: config.validation_workers,
             router: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),

@@ -29,10 +29,10 @@ def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tenso
 
 
 def best_logprobs(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most likely tokens of each row, int64 [T, count], and their log-probabilities, float32 [T, count], both on the
-    logits' device, the most likely first and of equals the lowest id.
+    """The most likely tokens of each row, int64 [T, count], and their log-probabilities, float32 [T, count], both on
+    the logits' device, the most likely first and of equals the lowest id.
 
-    logits: [T, vocab], any floating dtype; count: 1 to vocab. Works through the rows in chunks, as `token_logprobs` does.
+    logits: [T, vocab], any floating dtype; count: 1 to vocab. Works through the rows in chunks, as `token_logprobs`.
     """
     ids = torch.empty(len(logits), count, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(len(logits), count, dtype=torch.float32, device=logits.device)

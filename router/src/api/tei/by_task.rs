@@ -1,7 +1,7 @@
-//! `/` and `/invocations` of an encoder: what the model is served for.
+//! `/` and `/invocations` of an encoder, and `/rerank`: routes whose bodies tell which other route they are for.
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::http::Uri;
 use axum::response::Response;
@@ -17,6 +17,24 @@ use crate::state::AppState;
 
 /// Answers a request to `/` or `/invocations` as the route does that its body is for.
 pub async fn by_task(state: AppState, task: Task, request: Request) -> Response {
+    pass_on(state, request, |body| target(task, body)).await
+}
+
+/// `/rerank`, where text-embeddings-inference takes `texts` and vLLM takes `documents`, each in a form of its own.
+pub async fn rerank_of_either(State(state): State<AppState>, request: Request) -> Response {
+    let of_documents = |body: &[u8]| match target(Task::Rerank, body) {
+        Target::OpenAiRerank => Target::OpenAiRerank,
+        _ => Target::Rerank,
+    };
+    pass_on(state, request, of_documents).await
+}
+
+/// Has a request answered by the route that `target` tells of its body.
+async fn pass_on(
+    state: AppState,
+    request: Request,
+    target: impl FnOnce(&[u8]) -> Target,
+) -> Response {
     let (parts, body) = request.into_parts();
     let limit_bytes = state.config().payload_limit_bytes;
     let whole = Request::from_parts(parts.clone(), body);
@@ -24,7 +42,7 @@ pub async fn by_task(state: AppState, task: Task, request: Request) -> Response 
         Ok(bytes) => bytes,
         Err(error) => return error.into_response(Dialect::Tei),
     };
-    let target = target(task, &bytes);
+    let target = target(&bytes);
     let mut request = Request::from_parts(parts, Body::from(bytes));
     // The path decides how a refusal of the body looks.
     *request.uri_mut() = Uri::from_static(target.path());

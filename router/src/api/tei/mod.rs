@@ -17,7 +17,7 @@ use axum::routing::post;
 use crate::state::AppState;
 
 pub use account::Account;
-pub use by_task::by_task;
+pub use by_task::{by_task, rerank_of_either};
 pub use decode::{__path_decode, decode};
 pub use embed::{
     __path_embed, __path_embed_all, __path_embed_sparse, __path_similarity, embed, embed_all,
@@ -36,7 +36,7 @@ pub fn routes() -> Router<AppState> {
         .route("/embed_all", post(embed_all))
         .route("/embed_sparse", post(embed_sparse))
         .route("/similarity", post(similarity))
-        .route("/rerank", post(rerank))
+        .route("/rerank", post(rerank_of_either))
         .route("/predict", post(predict))
         .route("/decode", post(decode))
         .route("/v1/embeddings", post(super::openai::embeddings))
