@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from gridwork_server import attention
+from gridwork_server.errors import ModelError
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import LoadedModel, load
 from gridwork_server.paths import self_check
@@ -38,7 +39,7 @@ class Planted:
 
 
 def plant(model_type: str, folder: Path) -> Planted | None:
-    """None for types that run on other paths than `paged` and `batched` with padding."""
+    """None for types that run on other paths than `paged` and `batched` with padding, or not in bfloat16."""
     build(model_type, folder, CAUSAL)
     exact = load(shard_config(folder), RankGroup())
     path = exact.path.name
@@ -46,7 +47,11 @@ def plant(model_type: str, folder: Path) -> Planted | None:
         return None
     planted = Planted(model_type, path)
     errors = PAGED if path == "paged" else BATCHED
-    in_float32, in_16_bits = _Check(exact), _Check(load(shard_config(folder, dtype="bfloat16"), RankGroup()))
+    try:
+        rounded = load(shard_config(folder, dtype="bfloat16"), RankGroup())
+    except ModelError:
+        return None  # the table of types says so
+    in_float32, in_16_bits = _Check(exact, path), _Check(rounded, path)
     for name, error in errors.items():
         with error():
             effect = in_float32.effect()
@@ -67,12 +72,13 @@ def _is_padded(path: Any) -> bool:
 class _Check:
     """The self-check of one model, with what is computed without the path computed once."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, path: str) -> None:
+        """path: the one to check, whatever the model runs on."""
         model: Any = loaded.model
         self._loaded, self._model = loaded, model
         self._own = model.config._attn_implementation == attention.NAME
         self._plain = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-        self._paged = loaded.path.name == "paged"
+        self._paged = path == "paged"
         self._sequences = self_check.sample_tokens(loaded.vocab_size)
         caller, group = Caller(model, loaded.device), RankGroup()
         self._use_attention(False)
