@@ -177,7 +177,7 @@ def check(model_type: str, folder: Path, kind: Any = CAUSAL, change: Change | No
             same = next((i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), len(want))
             verdict.wrong.append(f"prompt of {len(prompt)}: differs from token {same} on")
     verdict.error = "; ".join(verdict.wrong)
-    find_path_in_16_bits(folder, model_class, verdict, **settings)
+    find_path_in_16_bits(folder, built, verdict, **settings)
     verdict.seconds = time.monotonic() - started
     return verdict
 
