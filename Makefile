@@ -128,14 +128,14 @@ $(ENCODER)/config.json: server/requirements-encoder.lock | $(UV) $(VENV)/bin/pyt
 
 # --- Clients that the tests run unmodified -------------------------------------------------------------------------
 
-CLIENTS := .cache/clients
+CLIENT_LIBRARIES := .cache/clients
 
-clients: $(CLIENTS)/.stamp
+clients: $(CLIENT_LIBRARIES)/.stamp
 
-$(CLIENTS)/.stamp: integration-tests/requirements/clients.lock | $(UV) $(VENV)/bin/python
-	$(say) "Installing client libraries into $(CLIENTS) (once, 0.9 GB)"
-	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLIENTS)
-	@$(UV) pip install --python $(CLIENTS)/bin/python --quiet --require-hashes -r $<
+$(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing client libraries into $(CLIENT_LIBRARIES) (once, 0.9 GB)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLIENT_LIBRARIES)
+	@$(UV) pip install --python $(CLIENT_LIBRARIES)/bin/python --quiet --require-hashes -r $<
 	@touch $@
 
 # --- Checks -----------------------------------------------------------------------------------------------------
