@@ -129,10 +129,19 @@ def test_types_are_called_what_json_calls_them(tiny_server: Server) -> None:
 
 
 def test_a_message_without_content_is_refused_where_it_stands(tiny_server: Server) -> None:
-    for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "assistant", "content": None}):
+    for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "system", "content": None}):
         messages = [{"role": "user", "content": "hi"}, message]
         error = refusal(tiny_server.client.post("/v1/chat/completions", CHAT | {"messages": messages}), 400)
         assert error["param"] == "messages[1].content"
+
+
+def test_a_null_content_of_the_assistant_is_an_empty_text(tiny_server: Server) -> None:
+    def prompt(message: dict[str, Any]) -> Any:
+        messages = [{"role": "user", "content": "hi"}, message, {"role": "user", "content": "go on"}]
+        return tiny_server.client.ok("/chat_tokenize", {"messages": messages})["templated_text"]
+
+    empty = prompt({"role": "assistant", "content": ""})
+    assert prompt({"role": "assistant", "content": None}) == prompt({"role": "assistant"}) == empty
 
 
 def test_a_model_id_that_is_no_text_is_refused_in_json(tiny_server: Server) -> None:

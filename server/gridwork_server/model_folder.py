@@ -19,7 +19,7 @@ def check(config: ShardConfig) -> Any:
         )
     try:
         content = json.loads((path / "config.json").read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path / 'config.json'} is not valid JSON ({error}); download it again") from None
     if not isinstance(content, dict):
         raise ModelError(f"{path / 'config.json'} is not a JSON object; download it again")

@@ -130,7 +130,7 @@ def _num_labels(content: Any) -> int:
 def _names_pooling(modules: Path) -> bool:
     try:
         content = json.loads(modules.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, list) and any(
         isinstance(module, dict) and str(module.get("type", "")).endswith(".Pooling") for module in content

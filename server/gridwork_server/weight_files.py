@@ -117,7 +117,7 @@ class WeightFiles:
         if index.is_file():
             try:
                 return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, AttributeError, RecursionError) as error:
                 raise ModelError(f"{index} is damaged ({error!r}); download it again") from None
         if (self._path / "model.safetensors").is_file():
             return ["model.safetensors"]

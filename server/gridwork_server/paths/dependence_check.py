@@ -124,17 +124,25 @@ class DependenceCheck:
         """Computes what plain `forward()` gives, with the model's own attention."""
         lengths = self._caller.lengths
         border = lengths.rule.border if lengths else 0
-        self._crossing = crossing_of(self._caller, border, self._tokens, self._dtype)
+        parameters = sum(parameter.numel() for parameter in self._caller.model.parameters())
+        # Ranks may have more and less, and must compute the same.
+        most = self._group.minimum(_COMPUTED // max(1, parameters))
+        self._crossing = crossing_of(self._caller, border, self._tokens, self._dtype, most)
 
     def check(self, path: ModelPath) -> None:
         """Rank 0 decides, which alone has whole logits. Raises PathError on all ranks."""
         found: PathError | None = None
-        try:
-            check_neighbours(path, self._caller, self._tokens, self._dtype)
-            if self._crossing is not None:
-                self._crossing.check(path)
-        except PathError as error:
-            found = error if self._group.is_leader else None
+        # Every rank computes all of it, whatever it finds: the others wait for its sums.
+        checks: list[Callable[[], None]] = [lambda: check_neighbours(path, self._caller, self._tokens, self._dtype)]
+        if self._crossing is not None:
+            checks.append(functools.partial(self._crossing.check, path))
+        for compare in checks:
+            try:
+                compare()
+            except PathError as error:
+                found = found or error
+        if not self._group.is_leader:
+            found = None
         if self._group.minimum(0 if found else 1) == 0:
             raise found or PathError("rank 0 found that a sequence's logits depend on others, or on its length")
 
@@ -243,12 +251,11 @@ class Crossing:
 
 @torch.inference_mode()
 def crossing_of(
-    caller: "Caller | Seq2SeqCaller", border: int, tokens: np.ndarray, dtype: torch.dtype
+    caller: "Caller | Seq2SeqCaller", border: int, tokens: np.ndarray, dtype: torch.dtype, most: int = _LONGEST
 ) -> Crossing | None:
     """What to cross a model's longest limit with. border: length up to which nothing depends on the length, 0 for none;
-    tokens: int32, to choose from. None: there is no limit, or to compute so many tokens would take long."""
-    parameters = sum(parameter.numel() for parameter in caller.model.parameters())
-    most = min(_LONGEST, _COMPUTED // max(1, parameters))
+    tokens: int32, to choose from; most: longest limit that may be crossed. None: there is no limit within that."""
+    most = min(_LONGEST, most)
     limit = max((limit for limit in {border, *_windows(caller.model.config)} if 2 < limit <= most), default=0)
     if limit == 0:
         return None

@@ -1,0 +1,35 @@
+"""What ranks do together when one of them finds something."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gridwork_server.paths import dependence_check
+from gridwork_server.paths.base import PathError
+from gridwork_server.paths.dependence_check import DependenceCheck
+
+
+@pytest.mark.parametrize("is_leader", [True, False])
+def test_every_rank_computes_all_of_it_whatever_it_finds(is_leader: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks other than 0 have no whole logits to tell by, and would else leave rank 0 waiting for its sums."""
+    computed: list[str] = []
+
+    def neighbours(*_: Any) -> None:
+        computed.append("neighbours")
+        raise PathError("of neighbours")
+
+    group: Any = SimpleNamespace(is_leader=is_leader, minimum=lambda value: value)
+    caller: Any = SimpleNamespace(lengths=None)
+    monkeypatch.setattr(dependence_check, "check_neighbours", neighbours)
+    check = DependenceCheck(caller, torch.float32, np.arange(8), group)
+    check._crossing = SimpleNamespace(check=lambda _: computed.append("crossing"))  # type: ignore[assignment]
+    path: Any = None
+    if is_leader:
+        with pytest.raises(PathError, match="of neighbours"):
+            check.check(path)
+    else:
+        check.check(path)
+    assert computed == ["neighbours", "crossing"]
