@@ -28,6 +28,7 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig, parse_sizes
 from gridwork_server.decode_replay import DEFAULT_SIZES
 from gridwork_server.device_steps import OverlappedSteps
+from gridwork_server.generation_defaults import GenerationDefaults
 from gridwork_server.group import RankGroup
 from gridwork_server.loading import LoadedModel
 from gridwork_server.paths.choice import choose
@@ -213,6 +214,7 @@ def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
         path_reason=choice.reason,
         vocab_size=choice.vocab_size,
         eos_token_ids=[],
+        generation=GenerationDefaults([]),
         max_context_tokens=2 * longest,
         num_parameters=count,
         weight_bytes=2 * count,
