@@ -46,6 +46,7 @@ SCALED_TYPES = {
     ("gpt_oss", "dynamic"): "paged",
     ("falcon", "dynamic"): "batched",
     ("qwen3_next", "longrope"): "batched",
+    ("qwen4_exp_text", "longrope"): "batched",
 }
 
 SEQ2SEQ_TYPES = {

@@ -173,7 +173,9 @@ class _ModuleForward:
             return self._look_up(args, kwargs, positions)
         lengths = self.lengths
         rule = self._rules.get(self._variant(args, kwargs), self._common)
-        if lengths is None or rule is None or not _fit(positions, lengths):
+        if lengths is not None:
+            lengths = _of_positions(lengths, positions)
+        if lengths is None or rule is None:
             return self._fresh(args, kwargs)
         flat = lengths.ravel()
         classes = rule.classes(flat)
@@ -284,11 +286,20 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place | None
     return kwargs.get(place) if place is not None else None
 
 
-def _fit(positions: torch.Tensor, lengths: np.ndarray) -> bool:
-    """Whether there is a length for each of the positions."""
-    if positions.shape[-1] != lengths.shape[1]:
-        return False
-    return positions.dim() < 2 or positions.shape[-2] in (1, len(lengths))
+def _of_positions(lengths: np.ndarray, positions: torch.Tensor) -> np.ndarray | None:
+    """int64 `[B, T]`: a length for each of the positions, from those of a call's tokens, int64 `[B, num_tokens]`.
+
+    A model may give the positions of tokens before them too, and compute these anew: they have the last token's
+    length. None: these are positions of something else.
+    """
+    if positions.dim() >= 2 and positions.shape[-2] not in (1, len(lengths)):
+        return None
+    num_positions, num_tokens = positions.shape[-1], lengths.shape[1]
+    if num_positions < num_tokens:
+        return None
+    if num_positions == num_tokens:
+        return lengths
+    return np.broadcast_to(lengths.max(axis=1, keepdims=True), (len(lengths), num_positions))
 
 
 def _aligned(own: torch.Tensor, values: torch.Tensor, dim: int) -> torch.Tensor:
