@@ -94,7 +94,7 @@ $(VENV)/.stamp-kernels: $(wildcard kernels/cpu/*) kernels/build_cpu.py $(VENV)/.
 $(VENV)/.stamp-imports: $(shell find server/gridwork_server kernels/gridwork_kernels -name '*.py' -not -path '*/_proto/*') \
     $(VENV)/.stamp-proto
 	@$(VENV)/bin/python -m compileall -q server/gridwork_server kernels/gridwork_kernels
-	@$(VENV)/bin/python -m gridwork_server.import_structure
+	@$(VENV)/bin/python -m gridwork_server.startup.import_structure
 	@touch $@
 
 # --- Rust -------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
-	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/test_compile.py
+	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/model/test_compile.py
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------
 

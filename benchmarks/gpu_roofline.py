@@ -26,13 +26,13 @@ from gridwork_kernels.attention_choice import LayerDemands, Setting
 from gridwork_server import attention
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig, parse_sizes
-from gridwork_server.decode_replay import DEFAULT_SIZES
-from gridwork_server.device_steps import OverlappedSteps
-from gridwork_server.generation_defaults import GenerationDefaults
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import LoadedModel
+from gridwork_server.model.generation_defaults import GenerationDefaults
+from gridwork_server.model.loading import LoadedModel
+from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.choice import choose
-from gridwork_server.runner import Runner
+from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
+from gridwork_server.step.overlapped import OverlappedSteps
+from gridwork_server.step.runner import Runner
 from loguru import logger
 
 GREEDY = pb.SamplingParameters(greedy=True, temperature=1, top_p=1, typical_p=1, repetition_penalty=1)
@@ -173,7 +173,7 @@ def matmul_flop_per_s(device: torch.device, shape: Shape) -> float:
 
 
 def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> Runner:
-    """A runner of a model that no file has, as `gridwork_server.loading` would make it, and warmed up."""
+    """A runner of a model that no file has, as `gridwork_server.model.loading` would make it, and warmed up."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     longest = shape.longest

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from gridwork_kernels.quantized_linear import METHODS
 from gridwork_server.config import ShardConfig
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import load
+from gridwork_server.model.loading import load
+from gridwork_server.parallel.group import RankGroup
 from transformers import AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,9 +24,9 @@ from gridwork_kernels import cpu_library
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.graph import native
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import load
-from gridwork_server.runner import Runner
+from gridwork_server.model.loading import load
+from gridwork_server.parallel.group import RankGroup
+from gridwork_server.step.runner import Runner
 from loguru import logger
 
 BLOCK = 16

@@ -18,9 +18,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "server"))
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import load
-from gridwork_server.runner import Runner
+from gridwork_server.model.loading import load
+from gridwork_server.parallel.group import RankGroup
+from gridwork_server.step.runner import Runner
 from tests.driver import Driver
 
 PROMPTS = [[5, 17, 200, 31, 8, 444, 3, 90], [77], [12, 13, 14, 15, 600], list(range(100, 121))]

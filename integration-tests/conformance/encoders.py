@@ -22,7 +22,7 @@ from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.paths import SinglePath
 from gridwork_server.encoder.selection import num_tokens, select
 from gridwork_server.errors import ModelError
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 from transformers.models.auto import modeling_auto
 
 #: Largest absolute difference that counts as the same, in float32.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
-from gridwork_server.group import RankGroup
+from gridwork_server.parallel.group import RankGroup
 from support.paths import ROOT
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
@@ -106,8 +106,8 @@ def shard_config(folder: Path, **settings: Any) -> ShardConfig:
 
 def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[int]]:
     """What the shard gives for all of them at once, joining one after another."""
-    from gridwork_server.loading import load
-    from gridwork_server.runner import Runner
+    from gridwork_server.model.loading import load
+    from gridwork_server.step.runner import Runner
 
     config = shard_config(folder, **settings)
     group = RankGroup()
@@ -128,7 +128,7 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
 
 def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **settings: Any) -> None:
     """Which path is chosen in bfloat16. Never raises."""
-    from gridwork_server.loading import load
+    from gridwork_server.model.loading import load
 
     try:
         loaded = load(shard_config(folder, **(settings | {"dtype": "bfloat16"})), RankGroup())

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from gridwork_server import attention
 from gridwork_server.errors import ModelError
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import LoadedModel, load
+from gridwork_server.model.loading import LoadedModel, load
+from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths import self_check
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller

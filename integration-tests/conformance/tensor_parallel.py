@@ -180,8 +180,8 @@ def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
     """Loads and runs this rank's part of one model after another, as told on stdin."""
     import torch.distributed as dist
     from gridwork_server.errors import ModelError
-    from gridwork_server.group import RankGroup
-    from gridwork_server.tensor_parallel import load_part
+    from gridwork_server.parallel.group import RankGroup
+    from gridwork_server.parallel.loading import load_part
     from transformers import AutoConfig, AutoModelForCausalLM
 
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may come between the answers

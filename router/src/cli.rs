@@ -15,7 +15,7 @@ use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
 
 use crate::connections;
 use crate::encoder::{DefaultPrompt, EncoderLimits, LARGEST_BODIES};
-use crate::keys::ApiKeys;
+use crate::http::keys::ApiKeys;
 use crate::state::Config;
 
 /// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.

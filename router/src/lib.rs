@@ -2,38 +2,20 @@
 //!
 //! [`run`] takes its socket and its shutdown signal from the caller, so that a test runs the real server in a line.
 
-pub mod api;
-mod body_encoding;
-mod bounds;
-pub mod chat_template;
+mod api;
+mod chat_template;
 pub mod cli;
 pub mod connections;
-mod credentials;
-pub mod encoder;
-pub mod error;
-pub mod extract;
-pub mod generation_defaults;
-pub mod headers;
-pub mod intake;
-mod json_stream;
-pub mod keys;
-pub mod logs;
-pub mod metrics;
-pub mod openapi;
-pub mod parameters;
-pub mod server;
-pub mod sse;
-pub mod state;
-pub mod supervision;
-pub mod telemetry;
-mod text_encoder;
-mod token_bytes;
-mod tokenizer_file;
-pub mod tokenizer_regex;
-mod unread;
-pub mod validation;
-pub mod vocabulary;
-pub mod workers;
+mod encoder;
+mod error;
+mod generation;
+mod http;
+pub mod observability;
+mod openapi;
+mod server;
+mod state;
+mod supervision;
+mod tokenizing;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -46,14 +28,14 @@ use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
+use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
-use crate::intake::Intake;
+use crate::generation::validation::{ValidationLimits, Validator};
 use crate::state::{AppState, Condition};
 use crate::supervision::Supervision;
-use crate::text_encoder::TextEncoder;
-use crate::tokenizer_regex::SlowRegexes;
-use crate::validation::{ValidationLimits, Validator};
-use crate::workers::Workers;
+use crate::tokenizing::text_encoder::TextEncoder;
+use crate::tokenizing::tokenizer_regex::SlowRegexes;
+use crate::tokenizing::workers::Workers;
 
 /// Why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +68,7 @@ pub async fn run(
     config: RouterConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RouterError> {
-    let metrics = metrics::install();
+    let metrics = observability::metrics::install();
     tokio::pin!(shutdown);
     let supervision = Supervision::default();
     if config.supervised {
@@ -106,7 +88,7 @@ pub async fn run(
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
     let workers = Workers::new(config.http.validation_workers);
-    let more_eos = tokenizer_file::eos_token_id(&config.tokenizer_path, &tokenizer);
+    let more_eos = tokenizing::tokenizer_file::eos_token_id(&config.tokenizer_path, &tokenizer);
     let engine_config = EngineConfig {
         more_eos_token_ids: more_eos.into_iter().collect(),
         ..config.engine.clone()
@@ -235,7 +217,7 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
         config.tokenizer_config_path.clone(),
     );
     tokio::task::spawn_blocking(move || {
-        let tokenizer = tokenizer_file::read(&folder)?;
+        let tokenizer = tokenizing::tokenizer_file::read(&folder)?;
         let slow_regexes = read_slow_regexes(&folder)?;
         Ok((
             Arc::new(tokenizer),

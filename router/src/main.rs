@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use gridwork_router::cli::Cli;
 use gridwork_router::connections;
-use gridwork_router::logs;
-use gridwork_router::telemetry::Telemetry;
+use gridwork_router::observability::logs;
+use gridwork_router::observability::telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -9,10 +9,10 @@ use axum::routing::{get, post};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
-use crate::body_encoding;
 use crate::encoder::{require_encoder, require_generator};
 use crate::error::{ApiError, Dialect, ErrorKind, openai_route};
-use crate::keys::require_key;
+use crate::http::body_encoding;
+use crate::http::keys::require_key;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

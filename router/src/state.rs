@@ -9,13 +9,13 @@ use tracing::Span;
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
-use crate::generation_defaults::{self, Defaults};
-use crate::keys::{self, ApiKeys};
-use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::defaults::{self as generation_defaults, Defaults};
+use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::validation::{Valid, Validator};
+use crate::http::keys::{self, ApiKeys};
 use crate::supervision::Supervision;
-use crate::validation::{Valid, Validator};
-use crate::vocabulary::Vocabulary;
-use crate::workers::Workers;
+use crate::tokenizing::vocabulary::Vocabulary;
+use crate::tokenizing::workers::Workers;
 
 /// The router's own settings, as handlers need them.
 #[derive(Debug, Clone)]

@@ -134,7 +134,7 @@ def _run_serve(args: argparse.Namespace) -> int:
         cpu_threads=args.cpu_threads,
         revision=args.revision,
     )
-    from gridwork_server.grpc_service import serve
+    from gridwork_server.service.grpc_service import serve
 
     return serve(config, args.otlp_endpoint)
 

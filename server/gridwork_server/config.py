@@ -22,7 +22,7 @@ class ShardConfig:
     dtype: str = "auto"
     model_impl: str = "auto"
     task: str = "auto"
-    """What the model is served for: `auto`, or a name of `gridwork_server.task.Task`."""
+    """What the model is served for: `auto`, or a name of `gridwork_server.model.task.Task`."""
     generation_config: str = "auto"
     """Where defaults of requests come from: `auto` (the model's folder), `none`, or another folder."""
     attention: str = "auto"

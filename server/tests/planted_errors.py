@@ -16,7 +16,7 @@ from gridwork_server.paths import paged
 from gridwork_server.paths.cache_tree import CacheSpec
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.sequence_table import SequenceTable, StepBatch
+from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 

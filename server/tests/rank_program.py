@@ -12,9 +12,9 @@ from typing import Any
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import load
-from gridwork_server.runner import Runner
+from gridwork_server.model.loading import load
+from gridwork_server.parallel.group import RankGroup
+from gridwork_server.step.runner import Runner
 
 from .driver import Driver
 

@@ -8,14 +8,14 @@ use gridwork_proto::v1::{SamplingParameters, Step, StepResult};
 use tokenizers::Tokenizer;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::detokenizer::Vocabulary;
-use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::request::{
     CacheNamespace, Event, GenerationError, GenerationRequest, LogprobOptions, Priority,
     StopConditions,
 };
 use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::sequence::detokenizer::Vocabulary;
+use crate::sequence::lengths::LengthRule;
 use crate::sequence::{Sequence, SequenceKey};
 
 /// A scheduler, and a shard that answers at once.

@@ -12,16 +12,16 @@ use tokenizers::Tokenizer;
 use tokio::sync::{mpsc, watch};
 
 use crate::backlog::{Backlog, Backlogs};
-use crate::detokenizer::Vocabulary;
-use crate::lengths::LengthRule;
 use crate::metrics::EngineMetrics;
 use crate::places::{Place, Places};
 use crate::request::{Event, GenerationError, GenerationRequest, SubmitError};
 use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::sequence::detokenizer::Vocabulary;
+use crate::sequence::lengths::LengthRule;
 use crate::sequence::{Sequence, SequenceKey};
-use crate::shard_client::{self, ReadyShard, ShardAddress};
-use crate::vitals::Vitals;
-use crate::watchdog::{LOOK_EVERY, Watchdog, Work};
+use crate::shard::client::{self, ReadyShard, ShardAddress};
+use crate::shard::vitals::Vitals;
+use crate::shard::watchdog::{LOOK_EVERY, Watchdog, Work};
 
 /// How to start an [`Engine`].
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub struct EngineConfig {
     pub speculate: u32,
     /// How long the shard may take to become ready, at the start and after a restart.
     pub startup_timeout: Duration,
-    /// Limit of a step that nothing is known of; see [`crate::watchdog`].
+    /// Limit of a step that nothing is known of; see [`crate::shard::watchdog`].
     pub shard_timeout: Duration,
     /// Tokens that end a sequence, besides those that the shard names.
     pub more_eos_token_ids: Vec<u32>,
@@ -515,7 +515,7 @@ impl Task {
 
     async fn connect(&self, watchdog: &mut Watchdog) -> Result<(ReadyShard, Ready), StartError> {
         let config = &self.config;
-        let connected = shard_client::connect(&config.shard, config.startup_timeout, |info| {
+        let connected = client::connect(&config.shard, config.startup_timeout, |info| {
             Ok(WarmupRequest {
                 block_size_tokens: config.block_size_tokens,
                 // Decodes are never left out of a step, so that it may exceed its budget by them.

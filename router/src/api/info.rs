@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::encoder_info::EncoderInfo;
 use super::tgi::types::ErrorResponse;
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::generation_defaults::{self, Defaults};
+use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::state::AppState;
 
 /// What is served, and how.

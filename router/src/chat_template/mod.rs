@@ -82,6 +82,7 @@ impl ChatTemplate {
     }
 
     /// Compiles `template`; `special_tokens` become its variables.
+    #[cfg(test)]
     pub fn compile(
         template: &str,
         special_tokens: Map<String, Json>,

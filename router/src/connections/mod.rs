@@ -8,6 +8,7 @@
 mod body;
 mod connection;
 pub mod files;
+pub mod intake;
 mod probes;
 mod socket;
 mod stream;
@@ -27,7 +28,7 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
-use crate::intake::Intake;
+use crate::connections::intake::Intake;
 pub use body::BodyError;
 use body::{AnswerBody, RequestBody};
 use connection::{Connection, Connections, End, Listed};

@@ -12,8 +12,8 @@ use tokenizers::{Encoding, PostProcessor, Tokenizer};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ErrorKind};
-use crate::tokenizer_regex::SlowRegexes;
-use crate::vocabulary::{self, text_of};
+use crate::tokenizing::tokenizer_regex::SlowRegexes;
+use crate::tokenizing::vocabulary::{self, text_of};
 
 /// One thing to be encoded.
 #[derive(Debug, Clone, PartialEq)]

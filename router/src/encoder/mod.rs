@@ -12,11 +12,11 @@ use gridwork_engine::{Encoded, Encoder, Wanted};
 use gridwork_proto::v1::{InfoResponse, Task};
 use tokenizers::Tokenizer;
 
+use crate::connections::intake;
 use crate::error::{ApiError, ErrorKind};
-use crate::intake;
-use crate::text_encoder::not_tokenized;
-use crate::tokenizer_regex::SlowRegexes;
-use crate::workers::Workers;
+use crate::tokenizing::text_encoder::not_tokenized;
+use crate::tokenizing::tokenizer_regex::SlowRegexes;
+use crate::tokenizing::workers::Workers;
 pub use files::{DefaultPrompt, EncoderFiles, Sources};
 pub use inputs::{Input, Preparation, Reading, Truncation, TruncationDirection};
 pub use scores::label_scores;
@@ -98,10 +98,6 @@ impl EncoderService {
 
     pub fn handle(&self) -> &Encoder {
         &self.encoder
-    }
-
-    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
-        &self.tokenizer
     }
 
     pub fn limits(&self) -> &EncoderLimits {

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

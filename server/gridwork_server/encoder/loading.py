@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from loguru import logger
 
-from gridwork_server import dequantizing, loading, logs, model_code, quantized_checkpoint
+from gridwork_server import logs
+from gridwork_server.checkpoint import quantized_checkpoint
+from gridwork_server.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 from gridwork_server.config import ShardConfig
-from gridwork_server.context_length import context_tokens
 from gridwork_server.encoder import label_score, pooling, selection
 from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.pooling import Pooling
 from gridwork_server.encoder.selection import Selection
 from gridwork_server.errors import ModelError
-from gridwork_server.quantized_checkpoint import QuantizedCheckpoint
-from gridwork_server.task import Task
+from gridwork_server.model import code, dequantizing, loading
+from gridwork_server.model.context_length import context_tokens
+from gridwork_server.model.task import Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -59,7 +61,7 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
     if config.attention == "cpu":
         raise ModelError(f"--attention cpu is for --task generate; with --task {task} use auto, sdpa or reference")
     logs.adopt_transformers()
-    model_config = model_code.read_config(config, content)
+    model_config = code.read_config(config, content)
     dtype = loading._dtype(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     quantized = quantized_checkpoint.recognize(config.model_path, content)
@@ -121,12 +123,12 @@ def _load(
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
-        raise ModelError(f"{model_code.one_line(error)}; the folder is incomplete, download the model again") from None
+        raise ModelError(f"{code.one_line(error)}; the folder is incomplete, download the model again") from None
     except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
         if quantized is not None:
-            message = f"{quantized}, and Transformers cannot load them: {model_code.one_line(error)}"
+            message = f"{quantized}, and Transformers cannot load them: {code.one_line(error)}"
             raise ModelError(message) from error
-        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {model_code.one_line(error)}") from error
+        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {code.one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
@@ -186,7 +188,7 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         return int(pooled.pool(selected.path.hidden_states(batch), batch).shape[1])
     except RuntimeError as error:
         raise ModelError(
-            f"the modules of {config.model_path / 'modules.json'} do not fit together: {model_code.one_line(error)}"
+            f"the modules of {config.model_path / 'modules.json'} do not fit together: {code.one_line(error)}"
         ) from error
 
 

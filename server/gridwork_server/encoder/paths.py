@@ -13,7 +13,7 @@ from gridwork_server.encoder import attention
 from gridwork_server.encoder.attention import FlatAttention, Unsupported
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.positions import Positions
-from gridwork_server.paths.call_lengths import CallLengths
+from gridwork_server.lengths.call_lengths import CallLengths
 
 
 class EncoderPath(Protocol):

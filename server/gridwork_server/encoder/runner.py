@@ -12,7 +12,7 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.loading import LoadedEncoder
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 
 _TASKS = {
     Task.GENERATE: pb.TASK_GENERATE,

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server import deferred_imports
 from gridwork_server.encoder import attention, positions
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.paths import (
@@ -20,8 +19,9 @@ from gridwork_server.encoder.paths import (
     use_attention,
 )
 from gridwork_server.errors import ModelError
-from gridwork_server.paths import call_lengths
-from gridwork_server.task import Task
+from gridwork_server.lengths import call_lengths
+from gridwork_server.model.task import Task
+from gridwork_server.startup import deferred_imports
 
 # What `--model-impl` calls the paths of generators, and those of encoders that correspond to them.
 WISHES = {"paged": "flat", "batched": "padded", "solo": "single"}

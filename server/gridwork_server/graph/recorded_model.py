@@ -20,7 +20,7 @@ from gridwork_server.graph.simplify import drop_unused
 if TYPE_CHECKING:
     from gridwork_server.attention import LayerKey
     from gridwork_server.graph.nodes import Graph
-    from gridwork_server.paths.call_lengths import CallLengths
+    from gridwork_server.lengths.call_lengths import CallLengths
 
 
 _PRODUCTS = ("addmm", "baddbmm", "bmm", "convolution", "einsum", "linear", "matmul", "mm", "_grouped_mm")

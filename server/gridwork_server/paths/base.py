@@ -8,7 +8,7 @@ import torch
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
-    from gridwork_server.sequence_table import SequenceTable, StepBatch
+    from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
 class PathError(Exception):

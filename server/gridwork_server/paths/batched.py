@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
     from gridwork_server.paths.caller import Caller
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
-    from gridwork_server.sequence_table import SequenceTable, StepBatch
+    from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
 @dataclass

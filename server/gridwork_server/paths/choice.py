@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server import attention, deferred_imports
+from gridwork_server import attention
 from gridwork_server.errors import ModelError
+from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.batched import BatchedPath
-from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
 from gridwork_server.paths.paged import PagedPath
@@ -28,9 +28,10 @@ from gridwork_server.paths.self_check import (
 )
 from gridwork_server.paths.seq2seq import Seq2SeqCaller
 from gridwork_server.paths.stepwise import StepwisePath
+from gridwork_server.startup import deferred_imports
 
 if TYPE_CHECKING:
-    from gridwork_server.group import RankGroup
+    from gridwork_server.parallel.group import RankGroup
 
 
 @dataclass(frozen=True)

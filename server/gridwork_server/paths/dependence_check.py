@@ -22,15 +22,15 @@ import torch
 from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.lengths.call_lengths import CallLengths, watch
+from gridwork_server.lengths.probe import lengths_to_try
 from gridwork_server.paths.base import ModelPath, PathError
-from gridwork_server.paths.call_lengths import CallLengths, watch
 from gridwork_server.paths.caller import Caller
-from gridwork_server.paths.length_probe import lengths_to_try
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.sequence_table import SequenceTable
+from gridwork_server.paths.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
-    from gridwork_server.group import RankGroup
+    from gridwork_server.parallel.group import RankGroup
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _NUM_TOKENS = 8

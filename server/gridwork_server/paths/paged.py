@@ -12,14 +12,14 @@ from loguru import logger
 from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
-from gridwork_server import first_pages
 from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
-from gridwork_server.decode_replay import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.errors import ModelError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
+from gridwork_server.lengths.call_lengths import CallLengths
+from gridwork_server.paths import prefault
 from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
-from gridwork_server.paths.call_lengths import CallLengths
+from gridwork_server.paths.decode_graphs import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gridwork_server._proto import shard_pb2 as pb
-    from gridwork_server.sequence_table import SequenceTable, StepBatch
+    from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
 class PagedPath:
@@ -189,7 +189,7 @@ class PagedPath:
                 self._dtype,
                 self._device,
             )
-        first_pages.populate((*self._keys.values(), *self._values.values()))
+        prefault.populate((*self._keys.values(), *self._values.values()))
         if self._recorded is not None:
             self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks))
         if num_blocks:

@@ -32,15 +32,15 @@ import torch
 from loguru import logger
 from torch import nn
 
-from gridwork_server import deferred_imports, memory
-from gridwork_server.paths import self_check
+from gridwork_server.paths import memory, self_check
 from gridwork_server.paths.base import ModelPath, PathError
 from gridwork_server.paths.float32_forward import in_float32
 from gridwork_server.paths.pinned_choices import PinnedChoices
 from gridwork_server.paths.self_check import Differences, differences
+from gridwork_server.startup import deferred_imports
 
 if TYPE_CHECKING:
-    from gridwork_server.group import RankGroup
+    from gridwork_server.parallel.group import RankGroup
     from gridwork_server.paths.caller import Caller
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 

@@ -11,7 +11,7 @@ from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath, PathError
-from gridwork_server.sequence_table import SequenceTable
+from gridwork_server.paths.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
     from gridwork_server.paths.caller import Caller

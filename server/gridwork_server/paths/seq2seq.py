@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths.base import PathError
 from gridwork_server.paths.cache_tree import Sample, spec_of
-from gridwork_server.paths.call_lengths import CallLengths
 from gridwork_server.paths.caller import CacheProbe, Within, logits_of
 
 _SHORT = 5

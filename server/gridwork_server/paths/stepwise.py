@@ -12,7 +12,7 @@ from gridwork_server.paths.seq2seq import start_token
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
-    from gridwork_server.sequence_table import SequenceTable, StepBatch
+    from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from loguru import logger
 
-from gridwork_server import quantized_checkpoint
+from gridwork_server.checkpoint import quantized_checkpoint
 from gridwork_server.prepare import quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gridwork_server import quantized_checkpoint
+from gridwork_server.checkpoint import quantized_checkpoint
 from gridwork_server.errors import ModelError
 from gridwork_server.prepare.errors import PrepareError
 

@@ -8,7 +8,7 @@ import torch
 
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.selection import select
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 
 from . import models
 

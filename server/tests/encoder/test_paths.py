@@ -9,7 +9,7 @@ import transformers
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.selection import select
 from gridwork_server.errors import ModelError
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 
 from . import models
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from gridwork_server import model_folder
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.encoder.loading import load
 from gridwork_server.encoder.runner import EncoderRunner
-from gridwork_server.task import Task
+from gridwork_server.model import folder as model_folder
+from gridwork_server.model.task import Task
 
 from . import models
 

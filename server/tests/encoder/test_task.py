@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gridwork_server.errors import ModelError
-from gridwork_server.task import Task, choose
+from gridwork_server.model.task import Task, choose
 
 _MODULES = json.dumps([{"type": "sentence_transformers.models.Transformer"}, {"type": "a.b.Pooling"}])
 

@@ -2,7 +2,7 @@
 
 The tests beside this file check each entry, and that no key of the installed versions is missing.
 
-The keys of generation_config.json are in `gridwork_server.generation_defaults.KEYS`.
+The keys of generation_config.json are in `gridwork_server.model.generation_defaults.KEYS`.
 """
 
 from dataclasses import dataclass, field

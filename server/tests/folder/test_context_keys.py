@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, LlamaConfig
 
-from gridwork_server.context_length import context_tokens
+from gridwork_server.model.context_length import context_tokens
 
 _LLAMA_3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}

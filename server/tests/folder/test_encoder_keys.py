@@ -15,7 +15,7 @@ from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.loading import _tokenizer_limit
 from gridwork_server.errors import ModelError
-from gridwork_server.task import Task
+from gridwork_server.model.task import Task
 
 from .keys import CONFIG, DENSE, MODULES, POOLING, Read, Refused, WithoutEffect
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import GenerationConfig, LlamaConfig
 
 from gridwork_server.errors import ModelError
-from gridwork_server.generation_defaults import IGNORED, KEYS, READ, WITHOUT_EFFECT, GenerationDefaults, read
+from gridwork_server.model.generation_defaults import IGNORED, KEYS, READ, WITHOUT_EFFECT, GenerationDefaults, read
 
 SAMPLES: dict[str, Any] = {
     "do_sample": True,

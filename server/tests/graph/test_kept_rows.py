@@ -13,7 +13,7 @@ from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.kept_rows import by_kept_rows
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.sequence_table import SequenceTable
+from gridwork_server.paths.sequence_table import SequenceTable
 
 from .. import models
 from .test_recorded_models import LIMITS, graph_of, loaded

@@ -15,11 +15,11 @@ from gridwork_server.config import ShardConfig
 from gridwork_server.graph import record as recording
 from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.record import RecordError, record
-from gridwork_server.group import RankGroup
-from gridwork_server.loading import load
+from gridwork_server.model.loading import load
+from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths import self_check
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.sequence_table import SequenceTable
+from gridwork_server.paths.sequence_table import SequenceTable
 
 from .. import models
 

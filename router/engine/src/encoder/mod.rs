@@ -24,9 +24,9 @@ pub use request::{EncodeError, EncodeSequence, Encoded, Output, Wanted};
 use crate::engine::StartError;
 use crate::places::{Place, Places};
 use crate::request::{GenerationError, SubmitError};
-use crate::shard_client::{self, ShardAddress};
-use crate::vitals::Vitals;
-use crate::watchdog::{LOOK_EVERY, Watchdog};
+use crate::shard::client::{self, ShardAddress};
+use crate::shard::vitals::Vitals;
+use crate::shard::watchdog::{LOOK_EVERY, Watchdog};
 use queue::{Batch, BatchLimits, Queue, Waiting};
 
 /// How to start an [`Encoder`].
@@ -42,7 +42,7 @@ pub struct EncoderConfig {
     pub queue_timeout: Duration,
     /// How long the shard may take to become ready, at the start and after a restart.
     pub startup_timeout: Duration,
-    /// Limit of a batch that nothing is known of; see [`crate::watchdog`].
+    /// Limit of a batch that nothing is known of; see [`crate::shard::watchdog`].
     pub shard_timeout: Duration,
     /// Most drafts of a sequence that were asked for. An encoder has none: with drafts it is refused.
     pub speculate: u32,
@@ -386,8 +386,8 @@ impl Task {
 
     async fn connect(&self) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
         let (client, info) =
-            shard_client::find(&self.config.shard, self.config.startup_timeout).await?;
-        if shard_client::generates(&info) {
+            client::find(&self.config.shard, self.config.startup_timeout).await?;
+        if client::generates(&info) {
             return Err(StartError::OtherTask { task: info.task() });
         }
         // Refused here and not by the engine, so that not even for a moment a server that is about to end looks ready.

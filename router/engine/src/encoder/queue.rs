@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::request::{EncodeSequence, Encoded, Wanted};
 use crate::request::GenerationError;
-use crate::watchdog::Work;
+use crate::shard::watchdog::Work;
 
 /// At how many deaths of the shard a sequence fails. After the first one it is computed alone.
 const DEATHS_UNTIL_FAILED: u32 = 3;

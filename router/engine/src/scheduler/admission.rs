@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Scheduler;
-use crate::batch::Batch;
+use crate::scheduler::batch::Batch;
 use crate::sequence::{Sequence, SequenceKey};
 
 impl Scheduler {

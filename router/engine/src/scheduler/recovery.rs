@@ -4,10 +4,10 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Scheduler;
-use crate::batch::{Departed, StepEntry, StepInFlight};
-use crate::blocks::BlockPool;
-use crate::prefix_tree::NodeId;
+use crate::cache::blocks::BlockPool;
+use crate::cache::prefix_tree::NodeId;
 use crate::request::GenerationError;
+use crate::scheduler::batch::{Departed, StepEntry, StepInFlight};
 use crate::sequence::{Sequence, SequenceKey};
 
 impl Scheduler {

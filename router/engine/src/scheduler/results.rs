@@ -6,9 +6,9 @@ use std::time::Instant;
 use gridwork_proto::v1::{SequenceFailure, StepResult, sequence_failure};
 
 use super::Scheduler;
-use crate::batch::StepEntry;
 use crate::request::GenerationError;
-use crate::sampled::Sampled;
+use crate::scheduler::batch::StepEntry;
+use crate::sequence::sampled::Sampled;
 
 impl Scheduler {
     /// Takes the result of the oldest step in flight. An error means that router and shard disagree on what was

@@ -10,8 +10,8 @@ use super::choice::Choice;
 use super::chunk::{ChunkEncoder, Identity, Kind};
 use super::request::StreamOptions;
 use super::stream::{AnswerStream, End, StreamContent};
-use crate::headers::Account;
-use crate::sse;
+use crate::http::headers::Account;
+use crate::http::sse;
 use crate::state::AppState;
 
 /// Counts a request on `route` and begins its account.

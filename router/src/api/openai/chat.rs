@@ -16,13 +16,13 @@ use super::response::{
 use super::submit::{Order, OrderedPrompt};
 use super::token_text::TokenTexts;
 use crate::chat_template::RenderOptions;
+use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::extract::ApiJson;
-use crate::headers::Account;
-use crate::intake::Ticket;
-use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::http::extract::ApiJson;
+use crate::http::headers::Account;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Answer a conversation
 ///

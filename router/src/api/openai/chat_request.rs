@@ -7,8 +7,8 @@ use super::request::{UNREAD_BY_BOTH, request};
 use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
-use crate::extract::Body;
-use crate::unread::Unread;
+use crate::http::extract::Body;
+use crate::http::unread::Unread;
 
 request! {
     /// A conversation to go on with.

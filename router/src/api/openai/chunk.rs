@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::response::{FinishReason, Usage};
-use crate::sse::json_string;
+use crate::http::sse::json_string;
 
 /// What all parts of one answer have in common.
 #[derive(Debug, Clone)]

@@ -6,8 +6,8 @@ use utoipa::ToSchema;
 
 use super::request::{UNREAD_BY_BOTH, request};
 use crate::error::ApiError;
-use crate::extract::Body;
-use crate::unread::Unread;
+use crate::http::extract::Body;
+use crate::http::unread::Unread;
 
 /// Generated tokens when the client gives no limit, as OpenAI has it.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;

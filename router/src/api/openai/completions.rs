@@ -14,11 +14,11 @@ use super::response::{Completion, CompletionChoice, CompletionLogprobs, FinishRe
 use super::submit::{Order, OrderedPrompt};
 use super::token_text::TokenTexts;
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
-use crate::headers::Account;
-use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::http::extract::ApiJson;
+use crate::http::headers::Account;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Go on with a text
 ///

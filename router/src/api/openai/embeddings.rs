@@ -14,10 +14,10 @@ use super::prompt_cut::cut;
 use crate::api::tei::{Account, Inputs, InputsForm, Shape};
 use crate::encoder::{Preparation, Usage};
 use crate::error::{ApiError, Dialect};
-use crate::extract::{ApiJson, Body};
+use crate::http::extract::{ApiJson, Body};
+use crate::http::unread::Unread;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
-use crate::unread::Unread;
 
 /// What to embed, and how to answer it.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -26,6 +26,7 @@ pub struct EmbeddingRequest {
     #[schema(value_type = InputsForm)]
     pub input: Inputs,
     /// Any name, or none: there is one model.
+    #[expect(dead_code, reason = "documented and accepted, but there is one model")]
     pub model: Option<String>,
     /// `float` when left out.
     pub encoding_format: Option<EncodingFormat>,

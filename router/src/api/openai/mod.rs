@@ -29,14 +29,10 @@ use crate::state::AppState;
 
 pub use chat::{__path_chat_completions, chat_completions, chat_prompt};
 pub use chat_request::ChatRequest;
-pub use completion_request::{CompletionRequest, PromptInput};
 pub use completions::{__path_completions, completions};
 pub use embeddings::{__path_embeddings, embeddings};
-pub use generation_config::GenerationConfig;
 pub use models::{__path_model, __path_models, model, models};
-pub use request::{Seed, Stop, StreamOptions};
 pub use rerank::{__path_rerank, rerank};
-pub use response::*;
 pub use token_text::TokenTexts;
 pub use warm::{__path_load_model, load_model};
 

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
-use crate::parameters::Parameters;
-use crate::unread::Unread;
+use crate::generation::parameters::Parameters;
+use crate::http::unread::Unread;
 
 /// Sequences that end the text.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -224,7 +224,7 @@ macro_rules! request {
             #[schema(default = false)]
             pub stream: Option<bool>,
             /// What a stream brings besides the text.
-            #[serde(default, deserialize_with = "crate::extract::object")]
+            #[serde(default, deserialize_with = "crate::http::extract::object")]
             pub stream_options: Option<$crate::api::openai::request::StreamOptions>,
             /// How many texts to generate for each prompt, with different seeds.
             #[schema(default = 1, minimum = 1, maximum = 128)]

@@ -14,15 +14,16 @@ use super::prompt_cut::cut;
 use crate::api::tei::Account;
 use crate::encoder::{EncoderService, Input, Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::extract::{ApiJson, Body};
+use crate::http::extract::{ApiJson, Body};
+use crate::http::unread::Unread;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
-use crate::unread::Unread;
 
 /// What to order, and by what.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct RerankRequest {
     /// Any name, or none: there is one model.
+    #[expect(dead_code, reason = "documented and accepted, but there is one model")]
     pub model: Option<String>,
     pub query: String,
     /// Strings, or objects with a `text`.

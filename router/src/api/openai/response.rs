@@ -14,16 +14,6 @@ pub enum FinishReason {
     Length,
 }
 
-impl FinishReason {
-    /// As it stands in JSON, without quotes.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-        }
-    }
-}
-
 impl From<&gridwork_engine::FinishReason> for FinishReason {
     fn from(reason: &gridwork_engine::FinishReason) -> Self {
         match reason {

@@ -10,12 +10,12 @@ use super::choice::{Choice, Echo};
 use super::chunk::Identity;
 use super::text_offsets;
 use super::token_text::TokenTexts;
+use crate::connections::intake;
 use crate::error::ApiError;
-use crate::headers::Account;
-use crate::intake;
-use crate::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::validation::Valid;
+use crate::http::headers::Account;
 use crate::state::AppState;
-use crate::validation::Valid;
 
 /// What to generate, and how to call things when something is wrong with it.
 #[derive(Debug)]

@@ -8,9 +8,9 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::error::Dialect;
-use crate::extract::{ApiJson, Body};
+use crate::http::extract::{ApiJson, Body};
+use crate::http::unread::Unread;
 use crate::state::AppState;
-use crate::unread::Unread;
 
 /// Which model is to be loaded.
 #[derive(Debug, Clone, Deserialize, ToSchema)]

@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use super::{embed, predict, rerank};
 use crate::api::openai;
 use crate::error::Dialect;
-use crate::extract;
+use crate::http::extract;
 use crate::state::AppState;
 
 /// Answers a request to `/` or `/invocations` as the route does that its body is for.

@@ -8,9 +8,9 @@ use utoipa::ToSchema;
 
 use crate::api::tgi::types::ErrorResponse;
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::extract::{ApiJson, Body};
+use crate::http::extract::{ApiJson, Body};
+use crate::http::unread::Unread;
 use crate::state::AppState;
-use crate::unread::Unread;
 
 /// What `/decode` takes.
 #[derive(Debug, Clone, Deserialize, ToSchema)]

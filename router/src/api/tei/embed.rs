@@ -13,9 +13,9 @@ use super::vectors::{Shape, cosine};
 use crate::api::tgi::types::ErrorResponse;
 use crate::encoder::{Answer, Input, Preparation, Usage};
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
+use crate::http::extract::ApiJson;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// A vector for each input.
 #[utoipa::path(

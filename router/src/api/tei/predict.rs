@@ -13,9 +13,9 @@ use super::types::{PredictRequest, Prediction, truncation};
 use crate::api::tgi::types::ErrorResponse;
 use crate::encoder::{Input, Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
+use crate::http::extract::ApiJson;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Tokens for each mask when the client does not say how many.
 const DEFAULT_TOP_K: u32 = 5;

@@ -13,9 +13,9 @@ use super::types::{Rank, RerankRequest, truncation};
 use crate::api::tgi::types::ErrorResponse;
 use crate::encoder::{Input, Preparation, Usage, label_scores};
 use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::extract::ApiJson;
+use crate::http::extract::ApiJson;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Order texts by how well they answer a query, best first.
 #[utoipa::path(

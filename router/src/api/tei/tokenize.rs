@@ -8,10 +8,10 @@ use tokenizers::Tokenizer;
 
 use super::types::{EncoderToken, TokenizeInputs, TokenizeRequest};
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
-use crate::json_stream;
+use crate::http::extract::ApiJson;
+use crate::http::json_stream;
 use crate::state::AppState;
-use crate::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::Encoded;
 
 /// What an encoder sees of texts: a list of tokens for each.
 pub async fn tokenize(

@@ -6,9 +6,9 @@ use utoipa::ToSchema;
 
 use crate::encoder::{Input, Truncation, TruncationDirection};
 use crate::error::ApiError;
-use crate::extract::Body;
+use crate::http::extract::Body;
+use crate::http::unread::Unread;
 use crate::state::AppState;
-use crate::unread::Unread;
 
 /// One input or several: texts, or token ids.
 #[derive(Debug, Clone, PartialEq)]
@@ -198,7 +198,7 @@ pub struct PredictRequest {
     #[schema(minimum = 1)]
     pub top_k: Option<u32>,
     /// Where huggingface_hub puts them.
-    #[serde(default, deserialize_with = "crate::extract::object")]
+    #[serde(default, deserialize_with = "crate::http::extract::object")]
     pub parameters: Option<PredictParameters>,
 }
 
@@ -268,7 +268,7 @@ pub struct Prediction {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct SimilarityRequest {
     pub inputs: SimilarityInputs,
-    #[serde(default, deserialize_with = "crate::extract::object")]
+    #[serde(default, deserialize_with = "crate::http::extract::object")]
     pub parameters: Option<SimilarityParameters>,
 }
 

@@ -17,13 +17,13 @@ use super::types::{
     BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters,
     GenerateRequest, GenerateResponse, PrefillToken, Token,
 };
+use crate::connections::intake;
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
-use crate::headers::Account;
-use crate::intake;
-use crate::parameters::{FieldNames, Prompt};
+use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::extract::ApiJson;
+use crate::http::headers::Account;
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Continue a text.
 #[utoipa::path(

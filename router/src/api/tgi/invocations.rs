@@ -11,7 +11,7 @@ use super::generate::compat_generate;
 use super::types::{CompatGenerateRequest, ErrorResponse, GenerateResponse};
 use crate::api::openai::{chat_completions, completions};
 use crate::error::{ApiError, Dialect};
-use crate::extract;
+use crate::http::extract;
 use crate::state::AppState;
 
 /// Do what `/v1/chat/completions` does with a body that has `messages`, `/v1/completions` with one that has `prompt`,

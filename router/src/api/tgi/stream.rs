@@ -14,14 +14,14 @@ use tracing::Span;
 
 use super::generate::{own_text, top_token};
 use super::types::{ErrorResponse, GenerateRequest, StreamDetails, StreamResponse};
+use crate::connections::intake;
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
-use crate::headers::Account;
-use crate::intake;
-use crate::parameters::{FieldNames, Prompt};
-use crate::sse::{self, json_string};
+use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::extract::ApiJson;
+use crate::http::headers::Account;
+use crate::http::sse::{self, json_string};
+use crate::observability::telemetry::request_span;
 use crate::state::AppState;
-use crate::telemetry::request_span;
 
 /// Continue a text and stream it, token by token.
 #[utoipa::path(

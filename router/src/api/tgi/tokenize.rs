@@ -6,10 +6,10 @@ use axum::response::Response;
 use super::types::{ChatTokenizeResponse, ErrorResponse, GenerateRequest, SimpleToken};
 use crate::api::openai::{ChatRequest, chat_prompt};
 use crate::error::{ApiError, Dialect};
-use crate::extract::ApiJson;
-use crate::json_stream;
+use crate::http::extract::ApiJson;
+use crate::http::json_stream;
 use crate::state::AppState;
-use crate::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::Encoded;
 
 /// Tokenize a text, special tokens included.
 #[utoipa::path(

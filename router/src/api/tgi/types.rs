@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, ErrorKind};
-use crate::extract::{Body, object};
-use crate::parameters::Parameters;
-use crate::unread::Unread;
+use crate::generation::parameters::Parameters;
+use crate::http::extract::{Body, object};
+use crate::http::unread::Unread;
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateRequest {

@@ -1,0 +1,188 @@
+//! What the model's generation config says of requests that leave something out.
+
+use gridwork_proto::v1::{GenerationDefaults, InfoResponse, SamplingParameters};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::generation::parameters::Parameters;
+
+/// The defaults of the OpenAI routes that differ from the API's own, as the model's generation config has them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+pub struct Defaults {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub do_sample: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub typical_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repetition_penalty: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<u32>,
+}
+
+impl Defaults {
+    pub fn of(info: &InfoResponse) -> Self {
+        let Some(GenerationDefaults {
+            do_sample,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty,
+            max_new_tokens,
+            ..
+        }) = info.generation_defaults
+        else {
+            return Self::default();
+        };
+        Self {
+            do_sample,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty,
+            max_new_tokens,
+        }
+    }
+
+    /// Fills in what the request has left out.
+    pub fn fill(&self, parameters: &mut Parameters) {
+        let asks_for_sampling = parameters.temperature.is_some()
+            || parameters.top_k.is_some()
+            || parameters.top_p.is_some()
+            || parameters.min_p.is_some()
+            || parameters.typical_p.is_some();
+        // The most likely tokens are the default where the config says so, for requests that say nothing of sampling.
+        if self.do_sample == Some(false) && !asks_for_sampling {
+            parameters.do_sample = parameters.do_sample.or(Some(false));
+        }
+        let parts = [
+            (&mut parameters.temperature, self.temperature),
+            (&mut parameters.top_p, self.top_p),
+            (&mut parameters.min_p, self.min_p),
+            (&mut parameters.typical_p, self.typical_p),
+            (&mut parameters.repetition_penalty, self.repetition_penalty),
+        ];
+        for (given, default) in parts {
+            *given = given.or(default);
+        }
+        parameters.top_k = parameters.top_k.or(self.top_k);
+        parameters.default_max_new_tokens = self.max_new_tokens;
+    }
+}
+
+/// Keys of the generation config that would change answers and are not used.
+pub fn ignored(info: &InfoResponse) -> Vec<String> {
+    let defaults = info.generation_defaults.as_ref();
+    defaults.map_or_else(Vec::new, |defaults| defaults.ignored.clone())
+}
+
+/// Adds what the generation config says of single tokens, whatever the API.
+pub fn add_biases(info: &InfoResponse, sampling: &mut SamplingParameters) {
+    if let Some(defaults) = &info.generation_defaults {
+        sampling.logit_bias_tokens.extend(&defaults.bias_tokens);
+        sampling.logit_bias_values.extend(&defaults.bias_values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults::of(&InfoResponse {
+            generation_defaults: Some(GenerationDefaults {
+                temperature: Some(0.6),
+                top_k: Some(20),
+                top_p: Some(0.95),
+                repetition_penalty: Some(1.05),
+                max_new_tokens: Some(9),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_request_gets_what_it_leaves_out() {
+        let mut parameters = Parameters::default();
+        defaults().fill(&mut parameters);
+        assert_eq!(
+            parameters,
+            Parameters {
+                temperature: Some(0.6),
+                top_k: Some(20),
+                top_p: Some(0.95),
+                repetition_penalty: Some(1.05),
+                default_max_new_tokens: Some(9),
+                ..Parameters::default()
+            }
+        );
+    }
+
+    #[test]
+    fn a_requests_own_fields_win() {
+        let own = Parameters {
+            temperature: Some(0.0),
+            top_k: Some(0),
+            top_p: Some(1.0),
+            repetition_penalty: Some(1.0),
+            max_new_tokens: Some(3),
+            ..Parameters::default()
+        };
+        let mut parameters = own.clone();
+        defaults().fill(&mut parameters);
+        let expected = Parameters {
+            default_max_new_tokens: Some(9),
+            ..own
+        };
+        assert_eq!(parameters, expected);
+    }
+
+    #[test]
+    fn greedy_is_the_default_where_the_config_says_so_and_the_request_says_nothing() {
+        let greedy = Defaults {
+            do_sample: Some(false),
+            ..Defaults::default()
+        };
+        let mut parameters = Parameters::default();
+        greedy.fill(&mut parameters);
+        assert_eq!(parameters.do_sample, Some(false));
+        let mut parameters = Parameters {
+            top_p: Some(0.9),
+            ..Parameters::default()
+        };
+        greedy.fill(&mut parameters);
+        assert_eq!(parameters.do_sample, None);
+    }
+
+    #[test]
+    fn tokens_that_must_not_come_are_added_to_a_requests_own_biases() {
+        let info = InfoResponse {
+            generation_defaults: Some(GenerationDefaults {
+                bias_tokens: vec![3],
+                bias_values: vec![-1e9],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut sampling = SamplingParameters {
+            logit_bias_tokens: vec![7],
+            logit_bias_values: vec![1.0],
+            ..Default::default()
+        };
+        add_biases(&info, &mut sampling);
+        assert_eq!(sampling.logit_bias_tokens, [7, 3]);
+        assert_eq!(sampling.logit_bias_values, [1.0, -1e9]);
+    }
+}

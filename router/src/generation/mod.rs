@@ -1,0 +1,6 @@
+//! One generation request of whichever API: its parameters, their bounds and defaults, and its validation.
+
+pub mod bounds;
+pub mod defaults;
+pub mod parameters;
+pub mod validation;

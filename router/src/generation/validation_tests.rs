@@ -1,0 +1,232 @@
+use std::sync::Arc;
+
+use tokenizers::Tokenizer;
+use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::pre_tokenizers::whitespace::Whitespace;
+
+use super::*;
+use crate::error::ErrorKind;
+use crate::tokenizing::tokenizer_regex::SlowRegexes;
+
+const VOCAB: u32 = 4;
+const VOCABULARY: Vocabulary = Vocabulary {
+    inputs: VOCAB,
+    outputs: VOCAB,
+};
+
+fn validator() -> Validator {
+    let vocab = ["[UNK]", "a", "b", "c", "new"]
+        .iter()
+        .enumerate()
+        .map(|(id, word)| (word.to_string(), id as u32));
+    let model = WordLevel::builder()
+        .vocab(vocab.collect())
+        .unk_token("[UNK]".into())
+        .build()
+        .expect("a vocabulary");
+    let mut tokenizer = Tokenizer::new(model);
+    tokenizer.with_pre_tokenizer(Some(Whitespace));
+    let limits = ValidationLimits {
+        max_stop_sequences: 4,
+        max_top_n_tokens: 5,
+        max_input_tokens: None,
+    };
+    Validator::new(
+        TextEncoder::local(Arc::new(tokenizer), SlowRegexes::default()),
+        limits,
+        Workers::new(1),
+    )
+}
+
+fn engine_limits() -> Limits {
+    Limits {
+        block_size_tokens: 16,
+        num_blocks: 8,
+        capacity_tokens: 128,
+        kv_cache_bytes: 0,
+        max_total_tokens: 10,
+        max_batch_tokens: 64,
+        max_sequences: 4,
+        max_concurrent_requests: 4,
+        prefix_cache: true,
+        speculate: 0,
+        draft_step_tokens: 0,
+    }
+}
+
+async fn validate(text: &str, parameters: Parameters) -> Result<Valid, ApiError> {
+    let prompt = Prompt::Text {
+        text: text.into(),
+        add_special_tokens: true,
+    };
+    validator()
+        .validate(
+            prompt,
+            parameters,
+            &FieldNames::TGI,
+            &engine_limits(),
+            VOCABULARY,
+            Span::none(),
+        )
+        .await
+}
+
+type Change = fn(&mut Parameters);
+
+#[tokio::test]
+async fn every_value_out_of_range_is_refused_by_name() {
+    let cases: Vec<(&str, Change)> = vec![
+        ("temperature", |p| p.temperature = Some(-0.1)),
+        ("temperature", |p| p.temperature = Some(f32::NAN)),
+        ("temperature", |p| p.temperature = Some(f32::INFINITY)),
+        ("repetition_penalty", |p| p.repetition_penalty = Some(0.0)),
+        ("repetition_penalty", |p| {
+            p.repetition_penalty = Some(f32::NAN)
+        }),
+        ("frequency_penalty", |p| p.frequency_penalty = Some(2.1)),
+        ("frequency_penalty", |p| {
+            p.frequency_penalty = Some(f32::NAN)
+        }),
+        ("presence_penalty", |p| p.presence_penalty = Some(-2.1)),
+        ("top_p", |p| p.top_p = Some(0.0)),
+        ("top_p", |p| p.top_p = Some(1.01)),
+        ("top_p", |p| p.top_p = Some(f32::NAN)),
+        ("typical_p", |p| p.typical_p = Some(-1.0)),
+        ("min_p", |p| p.min_p = Some(1.1)),
+        ("min_p", |p| p.min_p = Some(f32::NAN)),
+        ("max_new_tokens", |p| p.max_new_tokens = Some(0)),
+        ("stop", |p| p.stop = vec!["x".into(); 5]),
+        ("stop", |p| p.stop = vec![String::new()]),
+        ("top_n_tokens", |p| p.top_n_tokens = 6),
+        ("logit_bias", |p| p.logit_bias = vec![(VOCAB, 1.0)]),
+        ("logit_bias", |p| p.logit_bias = vec![(1, 101.0)]),
+        ("logit_bias", |p| p.logit_bias = vec![(1, f32::NAN)]),
+        ("stop_token_ids", |p| p.stop_token_ids = vec![VOCAB]),
+        ("truncate", |p| p.truncate = Some(0)),
+        ("truncate", |p| p.truncate = Some(10)),
+    ];
+    for (field, change) in cases {
+        let mut parameters = Parameters::default();
+        change(&mut parameters);
+        let error = validate("a b", parameters.clone()).await.expect_err(field);
+        assert_eq!(
+            (error.kind, error.field.as_deref()),
+            (ErrorKind::Validation, Some(field)),
+            "{parameters:?}"
+        );
+        assert!(error.message.contains(field), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_the_context_is_told_apart() {
+    for (text, max_new_tokens, field) in [
+        ("a b", Some(9), "max_new_tokens"),
+        ("a b", Some(u32::MAX), "max_new_tokens"),
+        ("a a a a a a a a a a", None, "inputs"),
+    ] {
+        let parameters = Parameters {
+            max_new_tokens,
+            ..Parameters::default()
+        };
+        let error = validate(text, parameters).await.expect_err(field);
+        assert_eq!(
+            (error.kind, error.field.as_deref()),
+            (ErrorKind::TooLong, Some(field))
+        );
+    }
+    let fits = Parameters {
+        max_new_tokens: Some(8),
+        ..Parameters::default()
+    };
+    validate("a b", fits).await.expect("two and eight are ten");
+}
+
+#[tokio::test]
+async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused() {
+    for text in ["", &"a ".repeat(10)] {
+        let error = validate(text, Parameters::default())
+            .await
+            .expect_err("refused");
+        assert_eq!(error.field.as_deref(), Some("inputs"));
+    }
+    for ids in [vec![], vec![1, VOCAB]] {
+        let error = validator()
+            .validate(
+                Prompt::Tokens(ids),
+                Parameters::default(),
+                &FieldNames::TGI,
+                &engine_limits(),
+                VOCABULARY,
+                Span::none(),
+            )
+            .await
+            .expect_err("refused");
+        assert_eq!(error.field.as_deref(), Some("inputs"));
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+    let error = validate("a new", Parameters::default())
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (error.kind, error.field.as_deref()),
+        (ErrorKind::Validation, Some("inputs"))
+    );
+    for words in ["`new`", "token 4", "4 tokens"] {
+        assert!(error.message.contains(words), "{error}");
+    }
+    let truncated = Parameters {
+        truncate: Some(1),
+        ..Parameters::default()
+    };
+    let valid = validate("new a", truncated).await.expect("valid");
+    assert_eq!(valid.prompt_ids, [1]);
+}
+
+#[tokio::test]
+async fn a_missing_limit_means_the_rest_of_the_context() {
+    let valid = validate("a b c", Parameters::default())
+        .await
+        .expect("valid");
+    assert_eq!((valid.prompt_tokens, valid.request.max_new_tokens), (3, 7));
+}
+
+#[tokio::test]
+async fn truncation_keeps_the_end() {
+    let parameters = Parameters {
+        truncate: Some(2),
+        ..Parameters::default()
+    };
+    assert_eq!(
+        validate("a b c", parameters)
+            .await
+            .expect("valid")
+            .prompt_ids,
+        [2, 3]
+    );
+}
+
+#[tokio::test]
+async fn temperature_zero_is_greedy_and_repeated_requests_differ_in_seed() {
+    let greedy = Parameters {
+        temperature: Some(0.0),
+        ..Parameters::default()
+    };
+    let valid = validate("a", greedy).await.expect("valid");
+    assert!(valid.request.sampling.greedy && valid.seed.is_none());
+    let seeded = Parameters {
+        seed: Some(u64::MAX),
+        ..Parameters::default()
+    };
+    let seeds: Vec<_> = validate("a", seeded)
+        .await
+        .expect("valid")
+        .repeat(2)
+        .iter()
+        .map(|v| v.seed)
+        .collect();
+    assert_eq!(seeds, [Some(u64::MAX), Some(0)]);
+}

@@ -1,0 +1,5 @@
+//! Logs, metrics and traces of the router.
+
+pub mod logs;
+pub mod metrics;
+pub mod telemetry;

@@ -1,0 +1,1 @@
+"""Quantized weights as model folders store them."""

@@ -1,0 +1,331 @@
+"""Loads a model of any architecture that generates text, on the fastest path that it runs on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from loguru import logger
+from torch import nn
+
+from gridwork_server import attention, logs
+from gridwork_server.checkpoint import quantized_checkpoint
+from gridwork_server.checkpoint.quantized_checkpoint import QuantizedCheckpoint
+from gridwork_server.config import ShardConfig
+from gridwork_server.errors import ModelError
+from gridwork_server.lengths.call_lengths import CallLengths
+from gridwork_server.model import dequantizing
+from gridwork_server.model import folder as model_folder
+from gridwork_server.model.code import find_model_class, one_line, read_config
+from gridwork_server.model.context_length import context_tokens
+from gridwork_server.model.generation_defaults import GenerationDefaults
+from gridwork_server.model.generation_defaults import read as read_generation_defaults
+from gridwork_server.model.token_bounds import embedding_rows
+from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.choice import Choice, choose
+from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
+from gridwork_server.startup import deferred_imports
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from gridwork_server.parallel.group import RankGroup
+
+
+@dataclass
+class LoadedModel:
+    """A model that is ready to run, and what was found out about it."""
+
+    model: nn.Module
+    config: "PretrainedConfig"
+    dtype: torch.dtype
+    device: torch.device
+    path: ModelPath
+    path_reason: str
+    """Why not a faster one; empty for the fastest."""
+    vocab_size: int
+    eos_token_ids: list[int]
+    generation: GenerationDefaults
+    max_context_tokens: int
+    """0 when the config gives no limit."""
+    num_parameters: int
+    """Over all ranks."""
+    weight_bytes: int
+    """Over all ranks."""
+    notes: list[str]
+    input_vocab_size: int = 0
+    """Rows of the embedding; 0 when it does not say."""
+    lengths: CallLengths | None = None
+    """What of the model depends on how many tokens are computed together."""
+
+
+def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
+    """Loads this rank's part of the model. Raises ModelError."""
+    content = model_folder.check(config)
+    logs.adopt_transformers()
+    attention.register()
+    model_config = read_config(config, content)
+    generation = read_generation_defaults(config.model_path, model_config, config.generation_config)
+    model_class = find_model_class(model_config, config)
+    dtype = _dtype(config.dtype, model_config)
+    device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
+    _check_attention(config, dtype, device)
+    if config.quantize:
+        _check_quantization(config, device)
+    quantized = quantized_checkpoint.recognize(config.model_path, content)
+    model: Any
+    split_notes: list[str] = []
+    if group.world_size == 1:
+        split_notes = dequantizing.prepare(
+            quantized, model_config, config.model_path, dtype, model_class._keys_to_ignore_on_load_unexpected or ()
+        )
+        model = _load_whole(model_class, model_config, config, dtype, quantized)
+        num_parameters, weight_bytes = _size(model)
+    else:
+        from gridwork_server.parallel.loading import load_part
+
+        attention_name = attention.NAME if _takes_our_attention(model_class, config) else None
+        part = load_part(model_class, model_config, config.model_path, dtype, group, attention_name)
+        model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
+        (weight_bytes,) = group.sum([part.weight_bytes])
+    model = model.to(device).eval().requires_grad_(False)
+    if device.type == "cpu" and group.world_size == 1 and (config.quantize or config.fuse):
+        _make_linears_plain(model)
+    notes = _quantize(model, config.quantize, group.world_size) if config.quantize else []
+    if config.fuse and device.type == "cpu":
+        notes += _use_own_layers(model)
+        if group.world_size == 1:
+            notes += _use_own_experts(model)
+    choice = _choose_compiled(model, config, dtype, device, group) if config.compile else None
+    if choice is not None:
+        notes.append("compiled")
+    else:
+        choice = choose(
+            model,
+            config.model_impl,
+            config.attention,
+            dtype,
+            device,
+            group,
+            record=config.fuse,
+            block_size=config.block_size,
+            decode_sizes=_decode_sizes(config, device),
+        )
+    return LoadedModel(
+        model=model,
+        config=model_config,
+        dtype=dtype,
+        device=device,
+        path=choice.path,
+        path_reason=choice.reason,
+        vocab_size=choice.vocab_size,
+        eos_token_ids=generation.eos_token_ids,
+        generation=generation,
+        max_context_tokens=context_tokens(model_config, model),
+        num_parameters=num_parameters,
+        weight_bytes=weight_bytes,
+        notes=split_notes + notes + getattr(choice.path, "notes", []),
+        input_vocab_size=embedding_rows(model),
+        lengths=choice.lengths,
+    )
+
+
+def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Before weights are read: what can be told without them. Raises ModelError."""
+    from gridwork_kernels import attention_choice
+
+    try:
+        attention_choice.check(config.attention, attention_choice.Setting(device, dtype, config.block_size))
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    if config.attention != "auto" and config.model_impl in ("batched", "solo"):
+        raise ModelError(
+            f"--attention {config.attention} chooses among the implementations of the paged path, and --model-impl "
+            f"{config.model_impl} uses the model's own attention; leave one of them out"
+        )
+
+
+def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
+    """Of decode steps to record as CUDA graphs."""
+    if device.type != "cuda":
+        return ()
+    if config.cuda_graphs is not None:
+        return config.cuda_graphs
+    # A rank that could not record a step would leave the others waiting in it.
+    return DEFAULT_SIZES if config.world_size == 1 else ()
+
+
+def _check_quantization(config: ShardConfig, device: torch.device) -> None:
+    """Before weights are read. Raises ModelError."""
+    from gridwork_kernels import cpu_library
+
+    if device.type != "cpu" or cpu_library.load() is None:
+        raise ModelError(
+            f"--quantize {config.quantize} needs an x86-64 CPU with AVX2, and the model would run on {device}; "
+            "leave it out"
+        )
+
+
+def _make_linears_plain(model: nn.Module) -> None:
+    from gridwork_kernels import transposed_linear
+
+    transposed_linear.make_plain(model)
+
+
+def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
+    """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
+    from gridwork_kernels import experts, packed_linear, quantized_linear
+
+    head = model.get_output_embeddings()
+    count = quantized_linear.quantize_linears(model, method, getattr(head, "local", head))
+    layers, refused = experts.pack_experts(model, method) if num_ranks == 1 else (0, 0)
+    if count + layers == 0:
+        raise ModelError(
+            f"--quantize {method} has no effect on {type(model).__name__}: it has no plain linear layers or experts of "
+            f"at least {packed_linear.panel_features()} output features and a multiple of {quantized_linear.GROUP} "
+            "input features; leave it out"
+        )
+    notes = [f"{count} linear layers in {method}"] + ([f"experts of {layers} layers in {method}"] if layers else [])
+    return [*notes, *_left_alone(refused)]
+
+
+def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
+    return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
+
+
+def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+    if name != "auto":
+        return getattr(torch, name)
+    dtype = getattr(model_config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _load_whole(
+    model_class: type["PreTrainedModel"],
+    model_config: "PretrainedConfig",
+    config: ShardConfig,
+    dtype: torch.dtype,
+    quantized: QuantizedCheckpoint | None,
+) -> nn.Module:
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    model: nn.Module
+    info: dict[str, Any]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
+    try:
+        try:
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
+        except NotImplementedError:
+            # A model is built of tensors without data, and perhaps with an operation that needs this for them.
+            if not deferred_imports.import_effects():
+                raise
+            model, info = _from_pretrained(model_class, model_config, config, dtype)
+    except SafetensorError as error:
+        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
+    except FileNotFoundError as error:
+        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
+    except Exception as error:  # whatever a config's values, and a model's own code, lead to
+        if quantized is not None:
+            raise ModelError(f"{quantized}, and Transformers cannot load them: {one_line(error)}") from error
+        raise ModelError(
+            f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
+            "its code is at fault"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    dequantizing.check_loaded(model, info, config.model_path, quantized)
+    if info["mismatched_keys"]:
+        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
+        raise ModelError(
+            f"weights and config.json in {config.model_path} disagree in shape: {_some(shapes)}; they are not of one "
+            "model, download it again"
+        )
+    if info["missing_keys"]:
+        raise ModelError(
+            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete, "
+            "download the model again"
+        )
+    if info["unexpected_keys"]:
+        logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
+    return model
+
+
+def _choose_compiled(
+    model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: "RankGroup"
+) -> Choice | None:
+    """The paged path with a compiled model, or None, with a warning and the model as it was, when that goes wrong."""
+    from gridwork_server.model.compile import Compiled, cache_folder
+
+    folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
+    logger.info(f"compiling, or reading what was compiled before from {folder}")
+    compiled = Compiled(model, folder)
+    try:
+        return choose(model, "paged", config.attention, dtype, device, group)
+    except ModelError as error:
+        compiled.undo()
+        logger.warning(f"--compile is without effect, since the compiled model cannot be used: {error}")
+        return None
+
+
+def _from_pretrained(
+    model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and which of its names and those in the files do not fit together."""
+    loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
+        config.model_path,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # the caller reports them, by name
+    )
+    return loaded
+
+
+def _use_own_layers(model: Any) -> list[str]:
+    """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
+    from gridwork_kernels import cpu_library, rms_norm
+
+    notes = _use_own_linears(model)
+    if cpu_library.load() and (fused := rms_norm.fuse_norms(model)):
+        notes.append(f"{fused} RMS norms fused")
+    return notes
+
+
+def _use_own_linears(model: Any) -> list[str]:
+    from gridwork_kernels import cpu_library, packed_linear
+
+    notes = []
+    head = model.get_output_embeddings()
+    if head is not None and packed_linear.widen_head(model, getattr(head, "local", head)):
+        notes.append("logits in float32")
+    isa = cpu_library.load()
+    if isa is None:
+        return notes
+    return [*notes, f"{packed_linear.pack_linears(model)} linear layers packed for {isa}"]
+
+
+def _use_own_experts(model: Any) -> list[str]:
+    from gridwork_kernels import cpu_library, experts
+
+    if not cpu_library.load():
+        return []
+    count, refused = experts.pack_experts(model)
+    return ([f"experts of {count} layers packed"] if count else []) + _left_alone(refused)
+
+
+def _left_alone(layers: int) -> list[str]:
+    reason = "they compute something else than what they say of themselves"
+    return [f"experts of {layers} layers left as they are, since {reason}"] if layers else []
+
+
+def _size(model: nn.Module) -> tuple[int, int]:
+    parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _some(keys: Any) -> str:
+    keys = [str(key) for key in sorted(keys, key=str)]
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,0 +1,1 @@
+"""Tensor parallelism: the group of ranks, and how a model is split over it."""

@@ -1,0 +1,364 @@
+"""What one rank has of each parameter of a model, after Transformers' own tensor-parallel plan.
+
+The plan names modules and parameters, and for each a style. Layers that belong together, those that make features and
+the one that takes them, have one parent: they are split alike, by attention heads or by features.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gridwork_server.errors import ModelError
+from gridwork_server.parallel.check import features_are_independent, gate_layout
+from gridwork_server.parallel.group import RankGroup
+from gridwork_server.parallel.heads import Heads, goes_with_heads, head_size
+from gridwork_server.parallel.modules import (
+    GatheredHead,
+    GatheredLinear,
+    SummedLinear,
+    divide_inputs,
+    gather_outputs,
+    share,
+    sum_outputs,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_COLUMNS, _ROWS = "colwise", "rowwise"
+_PACKED_COLUMNS, _PACKED_ROWS = "packed_colwise", "packed_rowwise"
+_FEATURES = (_COLUMNS, _ROWS, _PACKED_COLUMNS, _PACKED_ROWS)
+"""Styles of layers and parameters that are split together with others of their module."""
+
+_SUMMED = ("moe_tp_experts", "all_reduce")
+"""Styles of modules with parameters of their own, whose result is summed over the ranks."""
+
+_GATHERED = ("colwise_gather_output", "colwise_rep")
+_TAKES_ITS_PART = ("rowwise_split_input", "rowwise_rep")
+
+_WHOLE = (
+    "replicated_with_grad_allreduce",
+    "replicate",
+    "mla_kv_a_proj",
+    "local_params",
+    "embedding_rowwise",
+)
+"""Styles of what every rank has whole; some of them matter for training alone. Embeddings are among it: looking up is
+no work, and saves a sum."""
+
+_GRANULES = (32, 16, 8, 4, 1)
+"""Features are shared out in multiples of the first of these that suits: what vector units and panels like."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank has of a tensor: the indices of `ranges`, one after another, along `dim`."""
+
+    dim: int
+    ranges: tuple[tuple[int, int], ...]
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This part of a whole tensor; a view where it is contiguous."""
+        pieces = [tensor.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.dim)
+
+
+@dataclass
+class Splits:
+    """How a model is split."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    """By parameter; parameters that are not named are whole on every rank."""
+    changes: list[Callable[[], None]] = field(default_factory=list)
+    """What is to be done to the model once its parameters have been loaded."""
+    notes: list[str] = field(default_factory=list)
+    """What is whole on every rank, against the plan, and why."""
+
+
+def plan(model: "PreTrainedModel", group: RankGroup) -> Splits:
+    """Decides what this rank has. model: may be on `meta`. Raises ModelError for models that cannot be split."""
+    return _Planner(model, group).plan()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A linear layer, or a parameter, that the plan names."""
+
+    path: str
+    style: str
+    value: nn.Linear | nn.Parameter
+
+    @property
+    def name(self) -> str:
+        """In its module."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.value.weight if isinstance(self.value, nn.Linear) else self.value
+
+    @property
+    def dim(self) -> int:
+        """Along which the weight is split: `[..., out_features, in_features]`, or of one dimension."""
+        if self.weight.dim() == 1:
+            return 0
+        return self.weight.dim() - (2 if self.style in (_COLUMNS, _PACKED_COLUMNS, *_GATHERED) else 1)
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[self.dim]
+
+
+class _Planner:
+    def __init__(self, model: "PreTrainedModel", group: RankGroup) -> None:
+        self._model = model
+        self._group = group
+        self._name = type(model).__name__
+        self._splits = Splits()
+
+    def plan(self) -> Splits:
+        styles: dict[str, str] = dict(self._model._tp_plan or {})
+        if not styles:
+            raise self._refusal("has no tensor-parallel plan in Transformers: it cannot be split")
+        families: dict[str, list[_Named]] = {}
+        alone: dict[str, list[_Named]] = {}
+        summed: set[str] = set()
+        things: list[tuple[str, Any]] = [*self._model.named_modules(), *self._model.named_parameters()]
+        for path, thing in things:
+            style = styles.get(_generic(path), "replicate")
+            parent = path.rpartition(".")[0]
+            if style in _WHOLE:
+                continue
+            if style in _FEATURES and isinstance(thing, nn.Linear | nn.Parameter):
+                families.setdefault(parent, []).append(_Named(path, style, thing))
+            elif style in _SUMMED and isinstance(thing, nn.Module):
+                summed.add(path)
+            elif style == "moe_identity_expert" and isinstance(thing, nn.Module):
+                self._splits.changes.append(partial(divide_inputs, thing, self._group.world_size))
+            elif style in (*_GATHERED, *_TAKES_ITS_PART) and isinstance(thing, nn.Linear):
+                alone.setdefault(parent, []).append(_Named(path, style, thing))
+            elif style == "embedding_colwise" and isinstance(thing, nn.Embedding):
+                self._split_embedding(path, thing)
+            else:
+                raise self._refusal(
+                    f"splits {path}, a {type(thing).__name__}, in the style `{style}`, which this version does not do"
+                )
+        for parent, members in families.items():
+            module = self._model.get_submodule(parent)
+            if parent in summed:
+                self._split_summed(parent, module, members)
+            elif head_size(module) is not None:
+                self._split_heads(parent, module, members)
+            else:
+                self._split_layers(parent, module, members)
+        head = self._model.get_output_embeddings()
+        for parent, members in alone.items():
+            if not self._split_packed(parent, members):
+                for member in members:
+                    self._split_alone(member, is_head=member.value is head)
+        if all(getattr(head, "weight", None) is self._parameter(name) for name in self._splits.parts):
+            why = f": {self._splits.notes[0]}" if self._splits.notes else ""
+            raise self._refusal(f"has a tensor-parallel plan that splits none of its layers{why}")
+        return self._splits
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self._model.get_parameter(name)
+
+    def _refusal(self, what: str) -> ModelError:
+        return ModelError(f"{self._name} {what}; use --num-shard 1")
+
+    def _split_alone(self, named: _Named, is_head: bool) -> None:
+        """A layer that is given all features, and whose result every rank gets."""
+        linear = named.value
+        assert isinstance(linear, nn.Linear)
+        whole = named.width
+        part = share(whole, self._group.rank, self._group.world_size)
+        if whole < self._group.world_size:
+            return  # too small to matter
+        self._add(named, (part,))
+        if named.style in _TAKES_ITS_PART:
+            self._replace(named.path, partial(SummedLinear, linear, part))
+        elif is_head:
+            self._replace(named.path, partial(GatheredHead, linear, whole, self._group))
+        else:
+            self._replace(named.path, partial(GatheredLinear, linear, whole, self._group))
+
+    def _split_embedding(self, path: str, embedding: nn.Embedding) -> None:
+        features = embedding.embedding_dim
+        self._splits.parts[f"{path}.weight"] = Part(1, (share(features, self._group.rank, self._group.world_size),))
+        self._splits.changes.append(partial(gather_outputs, embedding, features, self._group))
+
+    def _split_summed(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
+        """Experts: every rank has some of the intermediate features of each."""
+        where = f"{parent} of {self._name}"
+        if getattr(module, "has_post_expert_norm", False):
+            raise ModelError(f"{where} cannot be split: each expert's result is normalised; use --num-shard 1")
+        named = {member.path for member in members}
+        unnamed = [name for name, _p in module.named_parameters(prefix=parent, recurse=False) if name not in named]
+        if unnamed:
+            raise ModelError(
+                f"{where} cannot be split: the plan does not say how to split {', '.join(unnamed)}; use --num-shard 1"
+            )
+        layout = gate_layout(module)
+        if layout == "mixed":
+            raise ModelError(
+                f"{where} cannot be split: what it computes of one feature depends on the others; use --num-shard 1"
+            )
+        start, stop, whole = self._split_features(where, members, layout)
+        for attribute, value in vars(module).items():
+            if value == whole and re.search(r"intermediate|expert_dim|ffn|^moe_.*(dim|size)$", attribute):
+                self._splits.changes.append(partial(setattr, module, attribute, stop - start))
+        self._splits.changes.append(partial(sum_outputs, module))
+
+    def _split_layers(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
+        """Linear layers of an MLP."""
+        where = f"{parent} of {self._name}"
+        taker = self._taker(members)
+        makers = {member.name: 1 for member in members if member is not taker}
+        if taker is None or not makers:
+            return self._leave_whole(parent, self._counted(members))
+        independent = features_are_independent(module, makers, taker.name)
+        if independent is None:
+            return self._leave_whole(parent, "it does not run with a part of its features")
+        if not independent:
+            return self._leave_whole(parent, "what it computes of one feature depends on the others")
+        self._split_features(where, members)
+
+    def _split_packed(self, parent: str, members: list[_Named]) -> bool:
+        """Layers of which the plan has everything gathered, but whose features turn out to be independent: packed gates
+        and values. Returns whether they are."""
+        takers = [member for member in members if member.style in _TAKES_ITS_PART]
+        makers = [member for member in members if member.style in _GATHERED]
+        if len(takers) != 1 or not makers or any(maker.width % takers[0].width for maker in makers):
+            return False
+        packs = {maker.name: maker.width // takers[0].width for maker in makers}
+        module = self._model.get_submodule(parent)
+        if head_size(module) is not None or not features_are_independent(module, packs, takers[0].name):
+            return False
+        whole = takers[0].width
+        start, stop = self._share_features(f"{parent} of {self._name}", whole)
+        for maker in makers:
+            packed = [(pack * whole + start, pack * whole + stop) for pack in range(packs[maker.name])]
+            self._add(maker, tuple(packed))
+        self._add(takers[0], ((start, stop),))
+        self._replace_taker(takers[0])
+        return True
+
+    def _split_features(self, where: str, members: list[_Named], layout: str | None = None) -> tuple[int, int, int]:
+        """Splits what makes features and the one that takes them. layout: of gates and values, where it has been found
+        out; the plan's styles tell that of the weights' files. Returns this rank's first, its last plus one, all."""
+        taker = self._taker(members)
+        if taker is None:
+            raise ModelError(f"{where} cannot be split: it has {self._counted(members)}; use --num-shard 1")
+        whole = taker.width
+        start, stop = self._share_features(where, whole)
+        for member in members:
+            packs = member.width / whole
+            packed = (layout == "halves") if layout else "packed" in member.style
+            if member is taker or packs == 1:
+                self._add(member, ((start, stop),))
+            elif packs == 2 and isinstance(member.value, nn.Parameter):
+                in_halves = ((start, stop), (whole + start, whole + stop))
+                self._add(member, in_halves if packed else ((2 * start, 2 * stop),))
+            else:
+                raise ModelError(
+                    f"{where} cannot be split: its layers have {sorted({member.width for member in members})} "
+                    "features; use --num-shard 1"
+                )
+        self._replace_taker(taker)
+        return start, stop, whole
+
+    def _share_features(self, where: str, whole: int) -> tuple[int, int]:
+        world_size = self._group.world_size
+        if whole < world_size:
+            raise ModelError(
+                f"{where} cannot be split over {world_size} ranks: its layers have {whole} features; use --num-shard 1"
+            )
+        granule = next(g for g in _GRANULES if whole % (g * world_size) == 0 or g == 1)
+        start, stop = share(whole // granule, self._group.rank, world_size)
+        return start * granule, stop * granule
+
+    def _split_heads(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
+        """An attention module: KV heads stay together with their query heads."""
+        where = f"{parent} of {self._name}"
+        taker = self._taker(members)
+        if taker is None or len(members) < 2:
+            return self._leave_whole(parent, self._counted(members))
+        heads = Heads.of(module, taker.width)
+        if heads is None or any(member.width % heads.num_kv_heads for member in members):
+            widths = sorted({member.width for member in members})
+            return self._leave_whole(parent, f"its layers have {widths} features for heads of {head_size(module)}")
+        if whole := goes_with_heads(module, {member.name for member in members}, heads):
+            return self._leave_whole(parent, f"the plan does not say how to split its `{whole}`")
+        for member in members:
+            self._add(member, (heads.part(member.width, where, self._group),))
+        self._localise_counts(module, heads, where)
+        self._replace_taker(taker)
+
+    def _leave_whole(self, parent: str, why: str) -> None:
+        note = f"{_generic(parent)} of {self._name} is whole on every rank: {why}"
+        if note not in self._splits.notes:
+            self._splits.notes.append(note)
+
+    def _localise_counts(self, module: nn.Module, heads: Heads, where: str) -> None:
+        """Modules that keep the number of their heads shape their tensors by it."""
+        start, stop = heads.part(heads.num_heads, where, self._group)
+        kv_heads = max(heads.num_kv_heads * (stop - start) // heads.num_heads, 1)
+        for attribute, value in vars(module).items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            if attribute == "num_key_value_groups":
+                self._splits.changes.append(partial(setattr, module, attribute, (stop - start) // kv_heads))
+            elif re.fullmatch(r"(num_|n_)(key_value_|kv_)heads?|(num_|n_)heads?_kv|kv_(num_|n_)?heads", attribute):
+                if value == heads.num_kv_heads:
+                    self._splits.changes.append(partial(setattr, module, attribute, kv_heads))
+            elif re.fullmatch(r"(num_|n_)(attention_|query_|q_)?heads?", attribute) and value == heads.num_heads:
+                self._splits.changes.append(partial(setattr, module, attribute, stop - start))
+
+    @staticmethod
+    def _taker(members: list[_Named]) -> _Named | None:
+        """The one that takes the features that the others make; None when there is not one."""
+        # Weights that lie transposed, `[..., in_features, out_features]`, are the only ones that are packed along rows.
+        transposed = any(member.style == _PACKED_ROWS for member in members)
+        takers = [member for member in members if member.style == (_COLUMNS if transposed else _ROWS)]
+        return takers[0] if len(takers) == 1 else None
+
+    @staticmethod
+    def _counted(members: list[_Named]) -> str:
+        columns = sum(member.style in (_COLUMNS, _PACKED_COLUMNS) for member in members)
+        return f"{columns} layers split by columns and {len(members) - columns} by rows"
+
+    def _add(self, member: _Named, ranges: tuple[tuple[int, int], ...]) -> None:
+        part = Part(member.dim, ranges)
+        if not isinstance(member.value, nn.Linear):
+            self._splits.parts[member.path] = part
+            return
+        self._splits.parts[f"{member.path}.weight"] = part
+        # The bias of a layer that is split by its input features is added once, whole.
+        if part.dim == 0 and member.value.bias is not None:
+            self._splits.parts[f"{member.path}.bias"] = part
+
+        linear = member.value
+
+        def measure() -> None:
+            linear.out_features, linear.in_features = linear.weight.shape
+
+        self._splits.changes.append(measure)
+
+    def _replace_taker(self, taker: _Named) -> None:
+        linear = taker.value
+        if isinstance(linear, nn.Linear):
+            self._replace(taker.path, partial(SummedLinear, linear))
+
+    def _replace(self, path: str, make: Callable[[], nn.Module]) -> None:
+        self._splits.changes.append(lambda: self._model.set_submodule(path, make()))
+
+
+def _generic(path: str) -> str:
+    """The name as plans have it, with layers' numbers left open."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", path)

@@ -1,0 +1,105 @@
+"""Transformers reads all of its files, about 1,700, to learn which class is where, each time that it is imported.
+
+What it learns only changes with its installation. `python -m gridwork_server.startup.import_structure` notes it
+beside this file (`make python` does so), and `noted_structure` has Transformers take it from there.
+"""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+NOTE = Path(__file__).with_name("_import_structure.json")
+
+_MODULE = "transformers.utils.import_utils"
+
+
+@contextmanager
+def noted_structure() -> Iterator[None]:
+    """While this is active, importing Transformers uses the note, if there is one of this very installation."""
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def write_note() -> None:
+    """Makes the note, reading all files of Transformers."""
+    from transformers.utils.import_utils import define_import_structure
+
+    models = _models()
+    assert models is not None
+    found: Any = getattr(define_import_structure, "__wrapped__", define_import_structure)(str(models))
+    structure = [
+        [sorted(backends), {module: sorted(names) for module, names in modules.items()}]
+        for backends, modules in found.items()
+    ]
+    NOTE.write_text(json.dumps({"installation": _installation(models), "structure": structure}))
+
+
+def _models() -> Path | None:
+    spec = importlib.util.find_spec("transformers")
+    return Path(spec.origin).parent / "models" if spec and spec.origin else None
+
+
+def _installation(models: Path) -> list[Any]:
+    """Changes when files are added to the models' folders, or removed, and with another version."""
+    times = [entry.stat().st_mtime_ns for entry in models.iterdir() if entry.name != "__pycache__"]
+    return [str(models), len(times), max(times)]
+
+
+class _Finder:
+    """Changes one function of one module as soon as that is imported."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == _MODULE else None
+        if spec is None or spec.loader is None or not NOTE.exists():
+            return None
+        spec.loader = _NotedLoader(spec.loader)
+        return spec
+
+
+class _NotedLoader(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        plain: Any = module.__dict__["define_import_structure"]
+        noted = _read_note()
+
+        def define_import_structure(module_path: Any, prefix: str | None = None) -> Any:
+            path = Path(module_path)
+            if noted is None or (path.parent if path.name == "__init__.py" else path) != noted[0]:
+                return plain(module_path, prefix)
+            start = f"{prefix}." if prefix else ""
+            return {
+                frozenset(backends): {f"{start}{name}": set(names) for name, names in modules.items()}
+                for backends, modules in noted[1]
+            }
+
+        module.__dict__["define_import_structure"] = define_import_structure
+
+
+def _read_note() -> tuple[Path, Any] | None:
+    try:
+        note = json.loads(NOTE.read_text())
+        models = Path(note["installation"][0])
+        return (models, note["structure"]) if note["installation"] == _installation(models) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+if __name__ == "__main__":
+    write_note()

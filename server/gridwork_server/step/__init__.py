@@ -1,0 +1,1 @@
+"""One step of the model: a batch in, sampled tokens out."""

@@ -1,0 +1,85 @@
+"""What steps take of a GPU's memory beside the cache, found by running the largest ones before the cache is sized.
+
+The largest prefill takes the most memory for what lies between layers, sampling sorts the logits of all sequences, and
+recorded decode steps keep what they take for good. All are run with a cache that holds them and no more. PyTorch's
+allocator keeps what it once had from the driver, so that the driver's count of free memory tells how much it came to.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.paths.base import ModelPath
+from gridwork_server.paths.memory import free_cuda_bytes
+from gridwork_server.paths.paged import PagedPath
+from gridwork_server.paths.sequence_table import SequenceTable
+from gridwork_server.sampling import Sampler
+
+if TYPE_CHECKING:
+    from gridwork_server.paths.sequence_table import StepBatch
+
+_TOP_LOGPROBS = 20
+"""Of each token: more are seldom asked for, and take hardly more."""
+
+
+def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> int:
+    """Bytes on the GPU that steps within these limits take beside the cache; 0 on CPUs, where the cache takes a share
+    that leaves enough. The path has a cache of some size afterwards. Raises RuntimeError when there is not even memory
+    for this."""
+    if device.type != "cuda" or not isinstance(path, PagedPath):
+        return 0
+    before = free_cuda_bytes(device)
+    largest_steps(path, limits, vocab_size, device)
+    torch.cuda.synchronize(device)
+    # Not what PyTorch has given back since, but what it has had.
+    taken = before - torch.cuda.mem_get_info(device)[0]
+    return int(max(0, taken - path.cache_bytes))
+
+
+@torch.inference_mode()
+def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
+    """Runs the largest prefill, and samples for as many sequences as there can be; decode steps are recorded when the
+    cache is allocated, which it stays."""
+    block_size = limits.block_size_tokens
+    longest = limits.max_total_tokens or limits.max_batch_tokens
+    tokens = min(limits.max_batch_tokens, longest)
+    # Several prompts, where one cannot be as long as a step.
+    count = min(limits.max_sequences, -(-limits.max_batch_tokens // tokens))
+    per_sequence = -(-tokens // block_size)
+    num_blocks = count * per_sequence
+    path.allocate(limits, num_blocks)
+    table = SequenceTable(limits.max_sequences, max(longest, tokens), block_size, num_blocks)
+    ids = np.arange(count)
+    for id in ids.tolist():
+        table.admit(pb.NewSequence(id=id, token_ids=[0] * tokens, num_prompt_tokens=tokens))
+    table.append_blocks(ids, np.full(count, per_sequence), np.arange(num_blocks))
+    batch = table.batch(ids, _shares(limits.max_batch_tokens, tokens, count))
+    path.forward(batch, table, _every_row(batch, limits.max_sequences))
+    path.release(ids)
+    _sample_with_everything(limits.max_sequences, vocab_size, device)
+
+
+def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -> None:
+    """Samples for so many sequences, each of which asks for what takes memory."""
+    settings = pb.SamplingParameters(
+        temperature=1.5, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1, logit_bias_tokens=[0]
+    )
+    settings.logit_bias_values.append(1.0)
+    sampler = Sampler(count, vocab_size, device)
+    for id in range(count):
+        sampler.admit(id, np.zeros(1, dtype=np.int32), 1, settings, logprobs=True, top_n=_TOP_LOGPROBS)
+    logits = torch.zeros(count, vocab_size, dtype=torch.float32, device=device)
+    sampler.begin(logits, np.arange(count), np.ones(count, dtype=np.int64))
+
+
+def _shares(total: int, most: int, count: int) -> np.ndarray:
+    """int64 `[count]`: at most `most` each, `total` together as far as that goes."""
+    taken = np.minimum(np.arange(1, count + 1) * most, total)
+    return np.diff(taken, prepend=0)
+
+
+def _every_row(batch: "StepBatch", most: int) -> np.ndarray:
+    """int64: tokens of a batch whose logits are asked for, as many as sequences can decode at once."""
+    return np.arange(min(len(batch.positions), most))
