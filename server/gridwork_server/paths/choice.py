@@ -10,9 +10,9 @@ import torch
 from loguru import logger
 
 from gridwork_server import attention
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
