@@ -3,12 +3,12 @@
 No code of a model is imported unless it is trusted, and what such code raises is told with the file that it stands in.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -154,11 +154,3 @@ def _missing_file(error: Exception, folder: Path) -> Path | None:
         path = Path(error.filename)
         return path if path.parent == folder else None
     return None
-
-
-def one_line(error: Exception) -> str:
-    """An error of any kind as one line of readable length."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    if not isinstance(error, (ValueError, OSError, ImportError)) or not text:
-        text = f"{type(error).__name__}: {text}"
-    return text if len(text) < 600 else text[:600] + " …"

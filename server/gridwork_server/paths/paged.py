@@ -22,6 +22,7 @@ from gridwork_server.paths.base import CacheNeeds, wanted_tokens
 from gridwork_server.paths.decode_graphs import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,7 +222,7 @@ class PagedPath:
         try:
             self._decodes.prepare(limits.max_sequences, space, window_space)
         except Exception as error:  # whatever a model's code does that a graph cannot hold
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = one_line(error, typed=True)
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
 

@@ -14,6 +14,7 @@ from loguru import logger
 
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
 # Raise it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
@@ -69,7 +70,7 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:  # whatever a reader meets in a damaged or unknown file
         logger.opt(exception=True).debug("The conversion failed")
         raise PrepareError(
-            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}). If the file is whole, "
+            f"Transformers cannot convert {path} ({one_line(error, typed=True)}). If the file is whole, "
             "its architecture is not supported: use the model's original repository instead"
         ) from error
 
@@ -111,7 +112,7 @@ def _check_magic(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        raise PrepareError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise PrepareError(f"{path} cannot be read: {one_line(error, typed=False)}") from error
     if magic != _MAGIC:
         raise PrepareError(f"{path} is not a GGUF file. Download it again")
 
@@ -134,7 +135,3 @@ def _one_reader() -> Iterator[None]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
