@@ -24,7 +24,7 @@ A float32 copy of all weights is made where memory allows, else of one module at
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,16 +209,15 @@ class SecondOpinion:
 
     def _check_rounding(self, path: ModelPath, exact: torch.Tensor, rounding: Differences, block_size: int) -> None:
         """The second part of the third question."""
-        without_replays = getattr(path, "without_replays", nullcontext)
-        if getattr(path, "decode_sizes", []):
+        if path.decode_sizes:
             # What is replayed chooses as it did: it is compared with the same operations as they are run one by one.
             replayed = self_check.path_logits(path, self._sequences, block_size)
-            with without_replays():
+            with path.without_replays():
                 run = self_check.path_logits(path, self._sequences, block_size)
             found = differences(replayed, run)
             if found is not None:
                 self._refuse(not found.largest <= _SMALL[self._dtype], found, " when decode steps are replayed")
-        with without_replays():
+        with path.without_replays():
             given = self_check.path_logits(path, self._sequences, block_size, self._choices.pinned_for)
         found = differences(given, exact) or Differences(torch.zeros(len(exact)))
         logger.debug(f"it is off by {found} of the logits' spread")
