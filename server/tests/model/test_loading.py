@@ -189,5 +189,5 @@ def test_experts_that_are_not_packed_after_all_are_noted(
     plain = Qwen3MoeExperts.forward
     monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *values: 2 * plain(self, *values))
     notes = load_folder(models.save("qwen3_moe", tmp_path), quantize=quantize).notes
-    assert [note for note in notes if note.startswith("experts of 2 layers left as they are, since ")]
+    assert [note for note in notes if note.startswith("left the experts of 2 layers unpacked: ")]
     assert not [note for note in notes if note.startswith("experts of 2 layers packed")]
