@@ -1,4 +1,4 @@
-"""Steps with drafts: the same tokens and log-probabilities as without, whatever was guessed."""
+"""Steps with drafts give the same tokens and log-probabilities as steps without, whatever the guesses."""
 
 import functools
 import random
@@ -36,7 +36,7 @@ Draft = Callable[[Sequence], list[int]]
 
 @pytest.fixture(scope="module")
 def runner_for(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from an architecture's name, and an attention, to a runner that has been warmed up."""
+    """Function from an architecture's name and an attention to a runner that has been warmed up."""
     folders = functools.cache(lambda name: models.save(name, tmp_path_factory.mktemp("models") / name))
 
     @functools.cache
@@ -59,13 +59,13 @@ def load_runner(folder: Path, **settings: Any) -> Runner:
 
 
 def driver_for(runner: Runner, draft: Draft = lambda _sequence: [], **settings: Any) -> Driver:
-    """A driver that starts from an empty cache."""
+    """Makes a driver with an empty cache."""
     runner.reset()
     return Driver(runner.run, runner.num_blocks, draft=draft, **settings)  # type: ignore[attr-defined]
 
 
 def oracle(answers: dict[int, list[int]], wrong: float = 0, seed: int = 0) -> Draft:
-    """Drafts what is known to follow; each token is spoilt with this probability."""
+    """Makes drafts from the known answers. wrong: probability of spoiling each token."""
     choice = random.Random(seed)
 
     def draft(sequence: Sequence) -> list[int]:
@@ -123,7 +123,7 @@ def test_drafts_of_a_preempted_sequence_leave_nothing_behind(runner_for: Any) ->
 
 
 def reports(driver: Driver) -> dict[int, list[tuple[int, float, list[int], list[float]]]]:
-    """By row: each token with its log-probability, the most likely ones and theirs."""
+    """By sequence: each token with its log-probability, the most likely tokens and theirs."""
     found = defaultdict(list)
     for result in driver.results:
         top = np.cumsum([0, *result.num_top])
@@ -164,7 +164,7 @@ def test_seeded_tokens_and_log_probabilities_are_the_same_whatever_is_drafted(ru
                 assert logprobs == pytest.approx(logprobs_, abs=1e-4)
 
 
-def test_sequences_with_penalties_go_on_beside_drafts_of_others(runner_for: Any) -> None:
+def test_sequences_with_penalties_run_beside_drafts_of_others(runner_for: Any) -> None:
     runner = runner_for("llama")
     requests: list[dict[str, Any]] = [
         {"prompt": PROMPTS[0]},
@@ -178,7 +178,7 @@ def test_sequences_with_penalties_go_on_beside_drafts_of_others(runner_for: Any)
 
 
 def poisoned(runner: Runner, token: int) -> Any:
-    """Makes what follows this token NaN; gives its embedding back."""
+    """Makes logits after this token NaN. Returns the embedding, and the token's row before."""
     weight = runner.loaded.model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     before = weight[token].clone()
     weight[token] = float("nan")
@@ -186,7 +186,7 @@ def poisoned(runner: Runner, token: int) -> Any:
 
 
 @torch.inference_mode()
-def test_nan_logits_behind_a_draft_that_is_not_taken_harm_nobody(runner_for: Any) -> None:
+def test_nan_logits_after_a_draft_that_is_not_taken_fail_no_sequence(runner_for: Any) -> None:
     runner = runner_for("llama", "cpu")
     requests = [{"prompt": prompt} for prompt in PROMPTS]
     expected = answers_of(generate(runner, requests))
@@ -201,7 +201,7 @@ def test_nan_logits_behind_a_draft_that_is_not_taken_harm_nobody(runner_for: Any
 
 
 @torch.inference_mode()
-def test_nan_logits_behind_a_token_that_is_taken_fail_the_sequence_after_that_token(runner_for: Any) -> None:
+def test_nan_logits_after_a_taken_draft_fail_the_sequence_after_that_token(runner_for: Any) -> None:
     runner = runner_for("llama", "cpu")
     requests = [{"prompt": PROMPTS[2]}, {"prompt": PROMPTS[0]}]
     expected = answers_of(generate(runner, requests))
@@ -214,7 +214,7 @@ def test_nan_logits_behind_a_token_that_is_taken_fail_the_sequence_after_that_to
     assert answers_of(driver) == {0: expected[0][: expected[0].index(poison) + 1], 1: expected[1]}
 
 
-def test_what_is_taken_equals_the_definition() -> None:
+def test_the_taken_tokens_are_those_of_the_definition() -> None:
     choice = np.random.default_rng(3)
     for _ in range(300):
         counts = choice.integers(1, 6, size=choice.integers(1, 6))
