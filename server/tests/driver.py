@@ -41,7 +41,7 @@ class Sequence:
 
     @property
     def done(self) -> bool:
-        """Whether the sequence has all its tokens."""
+        """True if the sequence has all its tokens."""
         return len(self.generated) >= self.wanted
 
 

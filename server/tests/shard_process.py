@@ -106,7 +106,7 @@ class Stream:
         return future.result()
 
     def arrived(self) -> bool:
-        """Whether a result can be read without waiting."""
+        """Returns whether a result can be read without waiting."""
         if self._next is None:
             self._next = _READERS.submit(next, self._call)
         return self._next.done()

@@ -122,8 +122,8 @@ class EncoderRunner:
         )
 
     def _job(self, request: "pb.EncodeRequest") -> tuple[_Job, dict[int, int]]:
-        """What is to be computed, and which sequences have a token that the model does not: it is computed as another
-        one, for which there will be no result. Raises BadBatch."""
+        """Checks a request. Returns the job, and an unknown token of each sequence that has one, by index. Such a
+        token is replaced, and its sequence gets an error. Raises BadBatch."""
         token_ids = np.array(request.token_ids, dtype=np.int64)
         types = np.array(request.token_type_ids, dtype=np.int64)
         positions = np.array(request.positions, dtype=np.int64)

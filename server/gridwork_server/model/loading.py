@@ -43,7 +43,7 @@ class LoadedModel:
     device: torch.device
     path: ModelPath
     path_reason: str
-    """Why no faster path was chosen; empty for the fastest."""
+    """Reason why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     eos_token_ids: list[int]
     generation: GenerationDefaults
@@ -238,7 +238,7 @@ def _choose_compiled(
     from gridwork_server.model.compile import Compiled, cache_folder
 
     folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
-    logger.info(f"compiling, or reading what was compiled before from {folder}")
+    logger.info(f"compiling, or reading compiled code from {folder}")
     compiled = Compiled(model, folder)
     try:
         return choose(model, "paged", config.attention, dtype, device, group)

@@ -108,7 +108,7 @@ class ShardService(pb_grpc.ShardServicer):
         run_id = self._run_id
         # Drops sequences of an earlier stream that has not quite ended.
         await asyncio.wrap_future(self._worker.reset())
-        # A client waits for the headers before it sends steps, and they would otherwise go with the first result.
+        # A client waits for the headers before it sends steps. By default they are sent with the first result.
         await context.send_initial_metadata(())
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[pb.StepResult | None] = asyncio.Queue()

@@ -48,7 +48,7 @@ class Runner:
         has_encoder = bool(loaded.config.is_encoder_decoder)
         self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
         self._reasons: dict[int, str] = {}
-        """By sequence id: why the sequence cannot be computed, until a result has told it."""
+        """Reasons why sequences cannot be computed, by id, until a result has told them."""
 
     @property
     def draft_step_tokens(self) -> int:
@@ -139,13 +139,13 @@ class Runner:
             result.add_prompt_logprobs(begun.result, self.table, batch, logits, kept)
         begun.ids = ids[batch.samples]
         begun.positions = batch.positions[batch.sampled] + 1
-        begun.gone = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
+        begun.released = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
         if batch.has_drafts:
             begun.counts = batch.num_drafts[batch.samples] + 1
             begun.inputs = batch.input_ids[batch.sampled]
         else:
             self.table.expect_tokens(begun.ids)
-        # On a device, even an empty sample is read, to know when the step has been computed.
+        # An empty sample is read too where steps overlap, to know when the step has been computed.
         if self.group.is_leader and (len(batch.sampled) or self.path.takes_device_tokens):
             if len(kept) != len(batch.sampled):
                 logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
@@ -196,10 +196,10 @@ class Runner:
 
     def _take_tokens(self, begun: InFlightStep, output: "SampleOutput | None") -> None:
         """Appends sampled tokens to their sequences, and reports them. output: on rank 0."""
-        ids, here = begun.ids, ~begun.gone
+        ids, here = begun.ids, ~begun.released
         tokens, failed = self._agreed(begun, output)
         # A sequence may have failed in the step before, after this one had begun.
-        dead = np.where(begun.gone, begun.had_failed, self.table.failed[ids])
+        dead = np.where(begun.released, begun.had_failed, self.table.failed[ids])
         result.add_internal_failures(begun.result, ids[dead])
         if begun.counts is None:
             good = ~dead & ~failed

@@ -219,8 +219,8 @@ def test_after_an_exception_the_sequences_of_its_step_can_be_computed_again(
     result = runner.fail(step, "RuntimeError: no memory")
     assert (result.error, list(result.token_ids), list(result.failures)) == ("RuntimeError: no memory", [], [])
     # A step that was sent before the failure was known.
-    late = runner.run(pb.Step(id=2, sequence_ids=[0, 1], num_tokens=[1, 1], num_new_blocks=[0, 0]))
-    assert [failure.sequence_id for failure in late.failures] == [0, 1] and not late.token_ids
+    next_result = runner.run(pb.Step(id=2, sequence_ids=[0, 1], num_tokens=[1, 1], num_new_blocks=[0, 0]))
+    assert [failure.sequence_id for failure in next_result.failures] == [0, 1] and not next_result.token_ids
     step.id = 3
     step.released.extend([0, 1])
     assert list(runner.run(step).token_ids) == [answer[0] for _, answer in parts]
