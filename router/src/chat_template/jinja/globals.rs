@@ -23,13 +23,13 @@ const NAMES: [&str; 8] = [
     "strftime_now",
 ];
 
-/// The global function of this name.
+/// Returns the global function of this name.
 pub fn get(name: &str) -> Option<Value> {
     let known = NAMES.iter().find(|known| **known == name)?;
     Some(Value::Function(known))
 }
 
-/// `name(arguments)`. `namespaces` receives a namespace that is made.
+/// Evaluates `name(arguments)`. `namespaces` receives each new namespace.
 pub fn call(
     namespaces: &mut Vec<Rc<Namespace>>,
     name: &str,
@@ -111,7 +111,7 @@ fn range(arguments: &CallArguments) -> Result<Value> {
     Ok(Value::Range(range))
 }
 
-/// The entries of `dict(…)`: of one mapping or list of pairs, and the named ones.
+/// Returns the entries of `dict(…)`: those of one mapping or list of pairs, and the named ones.
 fn pairs(arguments: &CallArguments) -> Result<Vec<(Value, Value)>> {
     let mut entries = Vec::new();
     match arguments.positional.as_slice() {

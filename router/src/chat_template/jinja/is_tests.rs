@@ -8,7 +8,7 @@ use super::value::{Value, View};
 use super::{builtins, operators, repr, strings};
 use std::cmp::Ordering;
 
-/// `value is name(arguments)`.
+/// Evaluates `value is name(arguments)`.
 pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<bool> {
     match name {
         "divisibleby" | "sameas" | "in" | "==" | "eq" | "equalto" | "!=" | "ne" | ">" | "gt"
@@ -114,7 +114,7 @@ fn known(value: &Value, names: &[&str]) -> Result<bool> {
     Ok(value.as_str().is_some_and(|name| names.contains(&name)))
 }
 
-/// Something undefined has a length and may be subscribed, if only to fail.
+/// True for an undefined value: it has a length and can be subscripted, even if only to fail.
 fn is_empty_undefined(value: &Value) -> Result<bool> {
     Ok(matches!(value, Value::Undefined(_)))
 }

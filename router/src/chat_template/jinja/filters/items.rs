@@ -6,7 +6,7 @@ use crate::chat_template::jinja::compare::Iter;
 use crate::chat_template::jinja::error::{Error, Kind, Result};
 use crate::chat_template::jinja::value::{Generator, Value};
 
-/// Follows `a.b.0` from an item: what `attribute` arguments of filters are.
+/// Path such as `a.b.0` from an item, as in the `attribute` arguments of filters.
 pub(super) enum Path {
     Whole,
     Steps(Vec<Value>),
@@ -37,7 +37,7 @@ impl Path {
         })
     }
 
-    /// The value at the path, or `default` where a step is undefined.
+    /// Returns the value at the path, or `default` where a step is undefined.
     pub(super) fn follow(&self, item: &Value, default: Option<&Value>) -> Result<Value> {
         let Self::Steps(steps) = self else {
             return Ok(item.clone());
@@ -57,7 +57,7 @@ pub(super) fn flag(value: &Option<Value>) -> bool {
     value.as_ref().is_some_and(Value::is_true)
 }
 
-/// The next item; a failure to get it ends the results, and is met when they are gone over.
+/// Returns the next item. A failure ends the results, and is raised when they are iterated.
 pub(super) fn next_lazily(
     iter: &mut Iter,
     results: &mut Vec<Result<Value>>,
@@ -71,12 +71,12 @@ pub(super) fn next_lazily(
     }
 }
 
-/// A generator that fails when it is gone over.
+/// Returns a generator that fails when it is iterated.
 pub(super) fn failed(error: Error) -> Value {
     Generator::value("generator", [Err(error)])
 }
 
-/// Whether the generator ends with this result. Limits and refusals count at once.
+/// True if the generator ends with this result. Limits and refusals are raised at once.
 pub(super) fn is_fatal(result: &Result<Value>) -> Result<bool> {
     match result {
         Ok(_) => Ok(false),

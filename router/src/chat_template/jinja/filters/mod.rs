@@ -13,7 +13,7 @@ use super::percent::to_float;
 use super::value::{Undefined, Value};
 use super::{attributes, json};
 
-/// `value|name(arguments)`.
+/// Evaluates `value|name(arguments)`.
 pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     if matches!(value, Value::Loop(_)) && !matches!(name, "default" | "d") {
         return Err(Error::refused(format!("the filter `{name}` on `loop`")));
@@ -139,7 +139,7 @@ fn to_json(value: &Value, arguments: &CallArguments) -> Result<Value> {
     json::dumps(value, &options).map(Value::str)
 }
 
-/// Python reads digits of all scripts.
+/// Refuses digits beyond ASCII, which Python would read.
 fn non_ascii_digits(text: &str) -> Result<()> {
     if text.chars().any(|c| !c.is_ascii() && c.is_numeric()) {
         return Err(Error::refused("a number in digits beyond ASCII"));
@@ -155,7 +155,7 @@ fn to_int(value: &Value, arguments: &CallArguments) -> Result<Value> {
         Value::Str(text) | Value::Markup(text) => {
             non_ascii_digits(text)?;
             let base = base.map_or(Ok(10), |base| to_index(&base))?;
-            // A base that Python does not know is a failure like that of a text which is no number.
+            // An invalid base fails like a text that is not a number.
             let parsed = u32::try_from(base).map_or(Ok(None), |base| {
                 if base == 1 || base > 36 {
                     Ok(None)
@@ -225,7 +225,7 @@ fn round(value: &Value, arguments: &CallArguments) -> Result<Value> {
     super::operators::binary(super::ast::BinaryOp::Div, &Value::Int(whole), &power)
 }
 
-/// What an empty sequence gives.
+/// The undefined value that an empty sequence gives.
 pub fn nothing(message: &str) -> Value {
     Undefined::value(message)
 }

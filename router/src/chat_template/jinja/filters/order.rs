@@ -155,7 +155,7 @@ fn reverse_flag(value: Option<Value>) -> Result<bool> {
     value.map_or(Ok(false), |value| Ok(to_index(&value)? != 0))
 }
 
-/// Lower case for strings, when case does not count.
+/// Converts strings to lower case if case does not count.
 fn fold(value: Value, case_sensitive: bool) -> Result<Value> {
     match &value {
         Value::Str(text) if !case_sensitive => {

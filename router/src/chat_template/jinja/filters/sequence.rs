@@ -1,12 +1,12 @@
-//! Filters of lists and other things to go over.
+//! Filters of lists and other iterables.
 
 use super::items::{Path, failed, is_fatal, next_lazily};
 use super::{nothing, order};
 use crate::chat_template::jinja::call::{CallArguments, given, to_index, to_text};
-use crate::chat_template::jinja::compare::{Iter, collect, equal, iterate};
+use crate::chat_template::jinja::compare::{collect, equal, iterate};
 use crate::chat_template::jinja::error::{Error, Kind, Result};
 use crate::chat_template::jinja::value::{Generator, Value};
-use crate::chat_template::jinja::{attributes, is_tests, meter, operators, repr};
+use crate::chat_template::jinja::{is_tests, meter, operators, repr};
 
 pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     match name {
@@ -38,7 +38,7 @@ pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Valu
     }
 }
 
-/// `list(reversed(value))`.
+/// Evaluates `list(reversed(value))`.
 fn reversed(value: &Value) -> Result<Vec<Value>> {
     let has_order = matches!(
         value,

@@ -51,7 +51,7 @@ pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Valu
     }
 }
 
-/// Filters that take the text of any value.
+/// Applies filters that take the text of any value.
 fn of_text(name: &str, text: &str, arguments: &CallArguments) -> Result<Value> {
     meter::reserve(2 * text.len())?;
     match name {
@@ -311,7 +311,7 @@ fn quote(value: &Value, safe: &str) -> Result<String> {
     Ok(quoted)
 }
 
-/// Leaves out comments and tags, and makes one space of each stretch of white space.
+/// Removes comments and tags, and replaces each run of white space by one space.
 fn strip_tags(text: &str) -> Result<String> {
     if text.contains('&') {
         return Err(Error::refused("the filter `striptags` on a text with `&`"));
@@ -338,7 +338,7 @@ fn strip_tags(text: &str) -> Result<String> {
     Ok(words.join(" "))
 }
 
-/// Wraps lines that fit, which stay as they are; Python's rules for breaking others are its own.
+/// Keeps lines that fit, and refuses others, which Python breaks by rules of its own.
 fn word_wrap(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let names = [
         "width",

@@ -16,7 +16,7 @@ use crate::chat_template::jinja::{
 };
 
 impl Interpreter<'_> {
-    /// The value of an expression.
+    /// Evaluates an expression.
     pub fn evaluate(&mut self, expression: &Expr, scope: &Rc<Scope>) -> Result<Value> {
         meter::spend(1).map_err(|error| error.at(expression.line))?;
         self.value_of(expression, scope)
@@ -200,7 +200,7 @@ impl Interpreter<'_> {
         arguments: &Arguments,
         scope: &Rc<Scope>,
     ) -> Result<Value> {
-        // `loop.cycle(…)` belongs to a loop that only the interpreter knows.
+        // `loop.cycle(…)` needs the loop's state, which only the interpreter has.
         if let ExprKind::Attribute(operand, name) = &function.kind
             && matches!(&**name, "cycle" | "changed")
         {

@@ -1,4 +1,4 @@
-//! `for` and its `loop`.
+//! The statement `for` and its variable `loop`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::chat_template::jinja::repr::Out;
 use crate::chat_template::jinja::value::Scope;
 use crate::chat_template::jinja::value::{Undefined, Value};
 
-/// The loops that run, by their numbers.
+/// Running loops by number.
 #[derive(Default)]
 pub struct Loops {
     frames: Vec<(usize, LoopFrame)>,
@@ -44,17 +44,17 @@ pub struct LoopFrame {
     node: Arc<For>,
     scope: Rc<Scope>,
     items: Iter,
-    /// Number of items, where it is known without going over them.
+    /// Number of items, if it is known without iterating.
     length: Option<usize>,
     depth: usize,
-    /// Rounds that began.
+    /// Number of iterations that have begun.
     begun: usize,
     previous: Option<Value>,
     current: Option<Value>,
-    /// What was looked at ahead of its round; `Some(None)`: the end.
+    /// Item that was read ahead of its iteration; `Some(None)` is the end.
     ahead: Option<Option<Value>>,
     changed: Option<Vec<Value>>,
-    /// Whether `items` are those that passed the test already.
+    /// True if `items` holds only items that have passed the test.
     tested: bool,
 }
 
@@ -78,7 +78,7 @@ impl LoopFrame {
 }
 
 impl Interpreter<'_> {
-    /// The item of the next round.
+    /// Returns the item of the next iteration.
     pub(super) fn next_item(&mut self, id: usize) -> Result<Option<Value>> {
         let item = match self.loops.frame(id)?.ahead.take() {
             Some(item) => item,
@@ -92,7 +92,7 @@ impl Interpreter<'_> {
         Ok(item)
     }
 
-    /// The next item that passes the loop's test.
+    /// Returns the next item that passes the loop's test.
     fn fetch(&mut self, id: usize) -> Result<Option<Value>> {
         loop {
             let frame = self.loops.frame(id)?;
@@ -135,13 +135,13 @@ impl Interpreter<'_> {
         let frame = self.loops.frame(id)?;
         let total = frame.begun + usize::from(ahead.is_some()) + rest.len();
         frame.length = Some(total);
-        // What is left has passed the test: it comes from a list of its own now.
+        // The remaining items have passed the test, and are iterated from a list.
         frame.items = iterate(&Value::list(rest)?)?;
         frame.tested = true;
         Ok(total)
     }
 
-    /// `loop.name`.
+    /// Evaluates `loop.name`.
     pub(super) fn loop_attribute(&mut self, id: usize, name: &str) -> Result<Value> {
         let frame = self.loops.frame(id)?;
         let begun = frame.begun as i128;
@@ -170,7 +170,7 @@ impl Interpreter<'_> {
         })
     }
 
-    /// `loop.cycle(…)` and `loop.changed(…)`.
+    /// Evaluates `loop.cycle(…)` and `loop.changed(…)`.
     pub(super) fn loop_method(
         &mut self,
         id: usize,
@@ -203,7 +203,7 @@ impl Interpreter<'_> {
         Ok(Some(Value::Bool(!same)))
     }
 
-    /// `loop(items)`: runs a recursive loop's body over other items.
+    /// Evaluates `loop(items)`: runs a recursive loop's body over other items.
     pub(super) fn call_loop(&mut self, id: usize, arguments: &CallArguments) -> Result<Value> {
         let [items] = arguments.bind("loop", ["iterable"], 1)?;
         let frame = self.loops.frame(id)?;

@@ -15,7 +15,7 @@ use super::repr::{self, Out};
 use super::value::{BoundMacro, Namespace, Scope, Undefined, Value};
 use loops::{LoopFrame, Loops};
 
-/// What ends a body.
+/// How a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Next,
@@ -33,11 +33,11 @@ fn hide(body: &Body, scope: &Scope) {
     }
 }
 
-/// One rendering.
+/// State of one rendering.
 pub struct Interpreter<'a> {
     variables: &'a Scope,
     loops: Loops,
-    /// Namespaces and scopes of macros, which may hold each other: they are emptied at the end.
+    /// Namespaces and scopes of macros. They may reference each other, so they are emptied at the end.
     namespaces: Vec<Rc<Namespace>>,
     macro_scopes: Vec<Rc<Scope>>,
 }
@@ -64,7 +64,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The value of a name.
+    /// Looks up a name.
     pub fn lookup(&self, name: &str, scope: &Scope) -> Result<Value> {
         let found = scope.get(name).or_else(|| self.variables.get(name));
         match found.or_else(|| super::globals::get(name)) {
@@ -74,7 +74,7 @@ impl<'a> Interpreter<'a> {
         }
     }
 
-    /// The names of a body that begins.
+    /// Makes the scope of a body.
     fn enter(&self, body: &Body, parent: &Rc<Scope>) -> Rc<Scope> {
         let scope = Scope::within(parent);
         hide(body, &scope);
@@ -142,7 +142,7 @@ impl<'a> Interpreter<'a> {
             StmtKind::With(assignments, body) => {
                 let inner = self.enter(body, scope);
                 for (target, expression) in assignments {
-                    // Later values see earlier names no more than Jinja2 lets them: it evaluates all outside.
+                    // Jinja2 evaluates all values in the outer scope, so later values do not see earlier names.
                     let value = self.evaluate(expression, scope)?;
                     self.assign(target, value, &inner)?;
                 }
@@ -193,7 +193,7 @@ impl<'a> Interpreter<'a> {
         Ok(Flow::Next)
     }
 
-    /// What a body writes.
+    /// Runs a body and returns its text.
     fn capture(&mut self, body: &[Stmt], scope: &Rc<Scope>) -> Result<(Value, Flow)> {
         let mut out = Out::default();
         let flow = self.run(body, scope, &mut out)?;
@@ -275,7 +275,7 @@ impl<'a> Interpreter<'a> {
         }))
     }
 
-    /// Calls a macro: what it writes.
+    /// Calls a macro and returns its text.
     pub fn call_macro(&mut self, bound: &BoundMacro, arguments: &CallArguments) -> Result<Value> {
         meter::check_depth()?;
         let definition = &bound.definition;
@@ -387,7 +387,7 @@ impl<'a> Interpreter<'a> {
                 Flow::Continue => {}
             }
         }
-        // Jinja2 counts the rounds that reach their end.
+        // Jinja2 counts iterations that reach their end.
         if !ran {
             let inner = self.enter(&node.otherwise, scope);
             return self.run(&node.otherwise.statements, &inner, out);

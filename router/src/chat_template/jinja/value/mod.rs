@@ -1,4 +1,4 @@
-//! Values as Python has them. The sandbox of chat templates forbids to change lists and dicts, so they are shared.
+//! Python's values. The sandbox of chat templates forbids changing lists and dicts, so they are shared.
 
 mod objects;
 mod scope;
@@ -11,7 +11,7 @@ use super::meter;
 pub use objects::{BoundMacro, Cycler, Generator, Joiner, Method, Namespace, Range};
 pub use scope::Scope;
 
-/// Maximum number of lists, tuples and dicts within each other.
+/// Maximum depth of nested lists, tuples and dicts.
 const MAX_NESTING: usize = 200;
 
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub enum Value {
     Markup(Text),
     List(Rc<Items>),
     Tuple(Rc<Items>),
-    /// The pairs that `groupby` gives: their parts have the names `grouper` and `list`.
+    /// A pair that `groupby` gives. Its parts have the names `grouper` and `list`.
     Group(Rc<Items>),
     Dict(Rc<Dict>),
     View(View, Rc<Dict>),
@@ -34,7 +34,7 @@ pub enum Value {
     Generator(Rc<Generator>),
     Namespace(Rc<Namespace>),
     Macro(Rc<BoundMacro>),
-    /// The `loop` of a loop that runs, by its number.
+    /// The `loop` of a running loop, by its number.
     Loop(usize),
     Cycler(Rc<Cycler>),
     Joiner(Rc<Joiner>),
@@ -43,7 +43,7 @@ pub enum Value {
     Method(Rc<Method>),
 }
 
-/// What a missing name or key gives: it may be tested and printed, and fails with `message` otherwise.
+/// Value of a missing name or key. It can be tested and printed; other uses fail with `message`.
 #[derive(Debug)]
 pub struct Undefined {
     pub message: String,
@@ -61,7 +61,7 @@ impl Undefined {
     }
 }
 
-/// A string that the meter knows of.
+/// A string whose bytes the meter counts.
 #[derive(Debug, Clone)]
 pub struct Text(Rc<TextBuffer>);
 
@@ -134,7 +134,7 @@ fn checked_nesting<'a>(values: impl Iterator<Item = &'a Value>) -> Result<usize>
     Ok(nesting)
 }
 
-/// A dict: its entries in order, and where each key is.
+/// A dict: its entries in order, and the index of each key.
 #[derive(Debug)]
 pub struct Dict {
     entries: Vec<(Value, Value)>,
@@ -143,7 +143,7 @@ pub struct Dict {
 }
 
 impl Dict {
-    /// A dict of `entries`; of equal keys the first stays with the last one's value.
+    /// Makes a dict. Of equal keys, the first is kept with the last value.
     pub fn new(entries: impl IntoIterator<Item = (Value, Value)>) -> Result<Rc<Self>> {
         let mut kept: Vec<(Value, Value)> = Vec::new();
         let mut index: HashMap<Key, usize> = HashMap::new();
@@ -175,7 +175,7 @@ impl Dict {
     }
 
     pub fn get_str(&self, key: &str) -> Option<&Value> {
-        // A text of its own would cost more than going over the few keys that messages have.
+        // Allocating a key would cost more than scanning the few keys that messages have.
         if self.entries.len() <= 16 {
             let entry = self
                 .entries
@@ -198,7 +198,7 @@ const fn dict_bytes(count: usize) -> usize {
     128 + count * (2 * size_of::<Value>() + 96)
 }
 
-/// What Python compares of a key: `1`, `1.0` and `True` are one.
+/// The part of a key that Python compares: `1`, `1.0` and `True` are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Key {
     None,
@@ -275,7 +275,7 @@ impl Value {
         Dict::new(entries).map(Self::Dict)
     }
 
-    /// The value that Python's `json` reads from the same text.
+    /// Converts JSON to the value that Python's `json` would read.
     pub fn from_json(json: &serde_json::Value) -> Result<Self> {
         meter::spend(1)?;
         Ok(match json {
@@ -324,7 +324,7 @@ impl Value {
         }
     }
 
-    /// Python's `bool(value)`.
+    /// Evaluates `bool(value)`.
     pub fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -339,7 +339,7 @@ impl Value {
         }
     }
 
-    /// `type(value).__name__`.
+    /// Returns `type(value).__name__`.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -368,7 +368,7 @@ impl Value {
         }
     }
 
-    /// The text of a string, marked or not.
+    /// Returns the text of a string, marked as safe or not.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) | Self::Markup(text) => Some(text),
@@ -376,7 +376,7 @@ impl Value {
         }
     }
 
-    /// The value of an `int`, which `bool` is one of.
+    /// Returns the value of an `int` or a `bool`.
     pub fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(number) => Some(*number),
@@ -385,7 +385,7 @@ impl Value {
         }
     }
 
-    /// The items of a list or tuple.
+    /// Returns the items of a list or tuple.
     pub fn as_items(&self) -> Option<&Rc<Items>> {
         match self {
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => Some(items),

@@ -1,4 +1,4 @@
-//! Values that are more than data: ranges, generators, namespaces, and what can be called.
+//! Values with state or behaviour: ranges, generators, namespaces and callables.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -37,10 +37,10 @@ impl Range {
     }
 }
 
-/// What can be gone over once, such as what `map` gives.
+/// An iterable that can be read once, such as the result of `map`.
 #[derive(Debug)]
 pub struct Generator {
-    /// What is left, up to the failure that ends it.
+    /// Remaining items, up to the failure that ends the generator.
     pub rest: RefCell<VecDeque<Result<Value>>>,
     /// Python's name of the type.
     pub type_name: &'static str,
@@ -74,7 +74,7 @@ impl Drop for Generator {
     }
 }
 
-/// `namespace()`: attributes that may be set.
+/// Result of `namespace()`: attributes that can be assigned.
 #[derive(Debug, Default)]
 pub struct Namespace {
     pub attributes: RefCell<Vec<(Box<str>, Value)>>,
@@ -96,7 +96,7 @@ impl Namespace {
         let mut attributes = self.attributes.borrow_mut();
         meter::spend(1 + attributes.len() as u64 / 8)?;
         match attributes.iter_mut().find(|(key, _)| **key == *name) {
-            // What was there is dropped after the borrow ends, for it may be the last of much.
+            // The old value is dropped after the borrow ends, since dropping it may drop many others.
             Some((_, old)) => {
                 let old = std::mem::replace(old, value);
                 drop(attributes);
@@ -108,7 +108,7 @@ impl Namespace {
     }
 }
 
-/// A macro with the names around its definition.
+/// A macro with the scope of its definition.
 #[derive(Debug)]
 pub struct BoundMacro {
     pub definition: Arc<Macro>,
@@ -127,7 +127,7 @@ pub struct Joiner {
     pub used: RefCell<bool>,
 }
 
-/// A method that is not called yet.
+/// A bound method.
 #[derive(Debug)]
 pub struct Method {
     pub owner: Value,

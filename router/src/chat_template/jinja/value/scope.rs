@@ -1,4 +1,4 @@
-//! The names that a part of a template can see.
+//! Scopes: the names that a part of a template can see.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Value;
 
-/// Names set in one body, within those of the bodies around it.
+/// Names set in one body, inside the scopes of the surrounding bodies.
 #[derive(Debug, Default)]
 pub struct Scope {
     names: RefCell<Vec<(Arc<str>, Value)>>,
@@ -45,7 +45,7 @@ impl Scope {
         }
     }
 
-    /// Forgets all names: a macro that is kept among them keeps this scope.
+    /// Removes all names, since a macro among them would keep this scope alive.
     pub fn clear(&self) {
         let names = self.names.take();
         drop(names);
