@@ -1,7 +1,7 @@
-"""Transformers reads all of its files, about 1,700, to learn which class is where, each time that it is imported.
+"""Caches the import structure of Transformers, which otherwise reads all of its 1,700 or so files at every import.
 
-What it learns only changes with its installation. `python -m gridwork_server.startup.import_structure` notes it
-beside this file (`make python` does so), and `noted_structure` has Transformers take it from there.
+The structure only changes with the installation. `python -m gridwork_server.startup.import_structure` writes it to a
+file beside this one (`make python` does so), and `noted_structure` makes Transformers use that file.
 """
 
 import importlib.util
@@ -22,7 +22,8 @@ _MODULE = "transformers.utils.import_utils"
 
 @contextmanager
 def noted_structure() -> Iterator[None]:
-    """While this is active, importing Transformers uses the note, if there is one of this very installation."""
+    """Makes an import of Transformers use the cached structure, if it is of this installation, within a `with`
+    block."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -32,7 +33,7 @@ def noted_structure() -> Iterator[None]:
 
 
 def write_note() -> None:
-    """Makes the note, reading all files of Transformers."""
+    """Writes the cache, which reads all files of Transformers."""
     from transformers.utils.import_utils import define_import_structure
 
     models = _models()
@@ -51,13 +52,13 @@ def _models() -> Path | None:
 
 
 def _installation(models: Path) -> list[Any]:
-    """Changes when files are added to the models' folders, or removed, and with another version."""
+    """Fingerprint that changes with the version, and when files are added to the models' folder or removed from it."""
     times = [entry.stat().st_mtime_ns for entry in models.iterdir() if entry.name != "__pycache__"]
     return [str(models), len(times), max(times)]
 
 
 class _Finder:
-    """Changes one function of one module as soon as that is imported."""
+    """Replaces `define_import_structure` of one module when that module is imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path) if name == _MODULE else None
