@@ -1,14 +1,13 @@
-"""Looks for results that depend on more than a sequence's own tokens: on neighbours, on where a prompt is cut, and on
-limits of the config that are crossed.
+"""Checks that a sequence's results depend only on its own tokens, even beyond the limits in the config.
 
-The comparison with plain `forward()` in `self_check` is of few tokens, fewer than windows and contexts of real models
-have. Three things are looked for here besides:
+Results must not depend on neighbours in the batch, nor on where a prompt is cut. The comparison with plain `forward()`
+in `self_check` uses fewer tokens than the windows and contexts of real models have, so this module adds three checks:
 
-- Modules whose results depend on the length of a call are found by calling them alone, at any length (`length_probe`).
-- A neighbour's tokens are given positions beyond every limit of the config, while its keys stay where they are: the
-  logits of the sequence beside it must stay as they were. That takes two steps of few tokens.
-- Where the model is small enough for it, a prompt longer than the limit is computed in pieces beside a short one, and
-  both are compared with plain `forward()`.
+- Modules whose results depend on the length of a call are found by calling them alone, at any length (`lengths.probe`).
+- A neighbour's tokens get positions beyond every limit in the config, while its keys stay where they are. The logits of
+  the sequence beside it must not change. That takes two steps of few tokens.
+- If the model is small enough, a prompt longer than the limit is computed in chunks beside a short one. Both are
+  compared with plain `forward()`.
 """
 
 import functools
@@ -34,39 +33,39 @@ if TYPE_CHECKING:
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _NUM_TOKENS = 8
-"""Of the sequence beside which others are computed."""
+"""Number of tokens of the sequence whose neighbours change."""
 
 _NUM_NEIGHBOURS = 8
 
 _COMPUTED = 2 * 10**10
-"""Parameters times tokens that are computed at most to cross a limit: a fraction of a second."""
+"""Maximum of parameters times tokens for crossing a limit: takes a fraction of a second."""
 
 _LONGEST = 512
-"""Longest limit that is crossed with a prompt, in tokens."""
+"""Longest limit, in tokens, that is crossed with a prompt."""
 
 _SAME = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Largest difference of a row's logits, as a share of their spread, where a neighbour alone has changed. Rounding of a
-mixture of experts may depend on it; a half of the rows is never affected."""
+"""Largest difference of a row's logits, as a share of their spread, when only a neighbour has changed. A neighbour may
+change the rounding of a mixture of experts, but never in half of the rows."""
 
 _RIGHT = {torch.float32: 0.02, torch.float16: 0.3, torch.bfloat16: 0.3}
-"""The same for a path and plain `forward()`. What is computed wrongly differs by about 1."""
+"""Largest such difference between a path and plain `forward()`. Wrong results differ by about 1."""
 
 
 def recomputing_length(model: Any) -> int:
-    """Length at which `generate()` drops the keys that it has and computes a sequence anew, as models with two sets of
-    rotary frequencies do; 0: it never does. Found by asking what prepares the model's inputs."""
+    """Length at which `generate()` drops a sequence's keys and recomputes it, as for models with two sets of rotary
+    frequencies; 0: never. It is found by calling the model's own preparation of inputs."""
     from transformers import GenerationMixin
 
     prepare = getattr(model, "prepare_inputs_for_generation", None)
     if prepare is None or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation:
         return 0
     if _drops_keys(model, prepare, 2):
-        return 0  # it has no use for keys, at any length
+        return 0  # the model never keeps keys, at any length
     return next((length for length in lengths_to_try(model.config) if _drops_keys(model, prepare, length)), 0)
 
 
 def _drops_keys(model: Any, prepare: Any, length: int) -> bool:
-    """Whether keys of `length - 1` tokens are dropped for a sequence of this length."""
+    """Tells whether the keys of `length - 1` tokens are dropped for a sequence of this length."""
     from transformers.cache_utils import DynamicCache
 
     class Filled(DynamicCache):
@@ -94,12 +93,12 @@ def _drops_keys(model: Any, prepare: Any, length: int) -> bool:
 
 @torch.inference_mode()
 def find_lengths(caller: "Caller | Seq2SeqCaller", tokens: np.ndarray) -> CallLengths | None:
-    """What of a model depends on how many tokens are computed together; from now on, every token gets what is its own.
-    tokens: int32, a sequence that plain `forward()` computes to see."""
+    """Finds the modules that depend on how many tokens are computed together, and makes them use each token's own
+    length from now on. tokens: int32, a sequence that plain `forward()` computes meanwhile."""
     length = len(tokens)
     config: Any = caller.model.config
     if config.is_encoder_decoder:
-        # As many for the decoder, with its start token, as for the encoder.
+        # The decoder, with its start token, must compute as many tokens as the encoder.
         length = (length + 1) // 2
         tokens = tokens[: 2 * length - 1]
     with watch(caller.model, length) as found:
@@ -111,28 +110,28 @@ def find_lengths(caller: "Caller | Seq2SeqCaller", tokens: np.ndarray) -> CallLe
 
 
 class DependenceCheck:
-    """All that is compared of a path besides a few tokens with plain `forward()`."""
+    """Checks a path for dependence on neighbours, on cuts and on lengths, beyond `self_check`."""
 
     def __init__(
         self, caller: "Caller | Seq2SeqCaller", dtype: torch.dtype, tokens: np.ndarray, group: "RankGroup"
     ) -> None:
-        """tokens: int32, of a sequence to compare on."""
+        """tokens: int32, a sequence to compare on."""
         self._caller, self._dtype, self._tokens, self._group = caller, dtype, tokens, group
         self._crossing: Crossing | None = None
 
     def prepare(self) -> None:
-        """Computes what plain `forward()` gives, with the model's own attention."""
+        """Computes the results of plain `forward()`, with the model's own attention."""
         lengths = self._caller.lengths
         border = lengths.rule.border if lengths else 0
         parameters = sum(parameter.numel() for parameter in self._caller.model.parameters())
-        # Ranks may have more and less, and must compute the same.
+        # Ranks may hold different numbers of parameters, but must compute the same.
         most = self._group.minimum(_COMPUTED // max(1, parameters))
         self._crossing = crossing_of(self._caller, border, self._tokens, self._dtype, most)
 
     def check(self, path: ModelPath) -> None:
-        """Rank 0 decides, which alone has whole logits. Raises PathError on all ranks."""
+        """Runs the checks. Only rank 0 has whole logits, so it decides for all. Raises PathError on all ranks."""
         found: PathError | None = None
-        # Every rank computes all of it, whatever it finds: the others wait for its sums.
+        # Every rank runs all checks even after a failure, because the others wait for its part of the sums.
         checks: list[Callable[[], None]] = [lambda: check_neighbours(path, self._caller, self._tokens, self._dtype)]
         if self._crossing is not None:
             checks.append(functools.partial(self._crossing.check, path))
@@ -149,14 +148,14 @@ class DependenceCheck:
 
 @torch.inference_mode()
 def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: np.ndarray, dtype: torch.dtype) -> None:
-    """Raises PathError when a sequence's logits change with the positions of the tokens beside it. tokens: int32, to
-    choose from. Does nothing where the model is not given positions, or computes one sequence at a time."""
+    """Raises PathError when a sequence's logits change with the positions of its neighbours' tokens. tokens: int32, a
+    sample of ids. Does nothing when the model takes no positions, or computes one sequence at a time."""
     compute: Callable[[np.ndarray], torch.Tensor]
     if isinstance(path, PagedPath):
         compute = functools.partial(_beside, path, np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS))
     elif path.name == "batched" and isinstance(caller, Caller) and caller.takes("position_ids"):
         if caller.lengths is not None and caller.lengths.by_call:
-            return  # such sequences are never computed together
+            return  # sequences of such a model are never computed together
         compute = functools.partial(_in_rows, caller, np.resize(tokens, _NUM_TOKENS))
     else:
         return
@@ -164,30 +163,30 @@ def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: 
     for far in _far_positions(caller.model.config, caller.device):
         try:
             after = compute(far)
-        except Exception as error:  # as of tables of positions, which end somewhere
+        except Exception as error:  # for example, a table of positions that ends
             logger.debug(f"positions up to {far.max()} cannot be computed: {error}")
             continue
         differing = _differences(after, before) > _SAME[dtype]
-        # The first token attends to itself alone, wherever it stands.
+        # The first token attends only to itself, whatever its position.
         if int(differing.sum()) > _NUM_TOKENS // 2:
             raise PathError(f"logits of a sequence depend on how long others are (tried with {far.max() + 1} tokens)")
         return
 
 
 def _far_positions(config: Any, device: torch.device) -> list[np.ndarray]:
-    """int64: positions for the neighbours, the farthest first."""
+    """Positions for the neighbours, int64, in descending order."""
     lengths = lengths_to_try(config)
     most = lengths[-1] if lengths else 0
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if device.type != "cpu":
-        # A position beyond a table ends a GPU's process.
+        # A position beyond a table would crash a GPU's process.
         most = context if isinstance(context, int) else 0
     starts = [most, *([context] if isinstance(context, int) and context < most else []), most // 4, most // 64]
     return [start - _NUM_NEIGHBOURS + np.arange(_NUM_NEIGHBOURS) for start in starts if start > 2 * _NUM_NEIGHBOURS]
 
 
 def _beside(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
-    """Logits `[_NUM_TOKENS, vocab_size]` of a sequence beside others that have one token each, at these positions."""
+    """Logits `[_NUM_TOKENS, vocab_size]` of a sequence beside neighbours of one token each, at these positions."""
     size, count = path.check_block_size, 1 + _NUM_NEIGHBOURS
     per_sequence = -(-_NUM_TOKENS // size)
     limits = pb.WarmupRequest(
@@ -218,7 +217,7 @@ def _in_rows(caller: Caller, tokens: np.ndarray, positions: np.ndarray) -> torch
 
 
 def _differences(given: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """float `[rows]`: root mean square of each row's differences, as a share of the logits' standard deviation."""
+    """Root mean square of each row's differences, float `[rows]`, as a share of the logits' standard deviation."""
     known = torch.isfinite(expected)
     if not known.any():
         return torch.zeros(len(expected))
@@ -228,18 +227,18 @@ def _differences(given: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Prompts of which one is longer than a limit, and what plain `forward()` gives for them."""
+    """Prompts for crossing a limit, one of them longer than it, with the results of plain `forward()`."""
 
     limit: int
     prompts: list[np.ndarray]
-    """int32 each."""
+    """Token ids of each prompt, int32."""
     expected: list[torch.Tensor]
-    """float32 `[num_tokens, vocab_size]` each, or less rows: the last ones."""
+    """Logits of each prompt, float32 `[num_tokens, vocab_size]`; fewer rows, the last ones, from some models."""
     dtype: torch.dtype
 
     @torch.inference_mode()
     def check(self, path: ModelPath) -> None:
-        """Raises PathError when a path gives something else, for the long one in pieces, and the others beside it."""
+        """Raises PathError when a path's results differ. It computes the long prompt in chunks, beside the others."""
         for want, got in zip(self.expected, _in_pieces(path, self.prompts), strict=True):
             count = min(len(want), len(got))
             differences = _differences(got[-count:], want[-count:])
@@ -253,8 +252,9 @@ class Crossing:
 def crossing_of(
     caller: "Caller | Seq2SeqCaller", border: int, tokens: np.ndarray, dtype: torch.dtype, most: int = _LONGEST
 ) -> Crossing | None:
-    """What to cross a model's longest limit with. border: length up to which nothing depends on the length, 0 for none;
-    tokens: int32, to choose from; most: longest limit that may be crossed. None: there is no limit within that."""
+    """Prepares prompts that cross a model's longest limit; None when no limit is small enough. border: length up to
+    which nothing depends on the length, 0 for none; tokens: int32, a sample of ids; most: longest limit that may be
+    crossed."""
     most = min(_LONGEST, most)
     limit = max((limit for limit in {border, *_windows(caller.model.config)} if 2 < limit <= most), default=0)
     if limit == 0:
@@ -264,14 +264,14 @@ def crossing_of(
     prompts = [generator.choice(tokens, length) for length in (long, short)]
     try:
         expected = [caller.plain(prompt, len(prompt)).float() for prompt in prompts]
-    except Exception as error:  # as of tables of positions that are shorter
+    except Exception as error:  # for example, a table of positions that is shorter
         logger.debug(f"{long} tokens cannot be computed: {error}")
         return None
     return Crossing(limit, prompts, expected, dtype)
 
 
 def _windows(config: Any) -> set[int]:
-    """Lengths of windows and chunks that layers attend within."""
+    """Lengths of the windows and chunks of the layers' attention."""
     text = config.get_text_config(decoder=True)
     names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size", "local_attention")
     values = (getattr(text, name, None) for name in names)
@@ -279,7 +279,7 @@ def _windows(config: Any) -> set[int]:
 
 
 def _in_pieces(path: ModelPath, prompts: list[np.ndarray]) -> list[torch.Tensor]:
-    """Logits of every token of each prompt, by a path; the first prompt in three pieces, the others beside the last."""
+    """Computes every token's logits with a path: the first prompt in three chunks, the others beside the last chunk."""
     size = getattr(path, "check_block_size", 4)
     longest = max(map(len, prompts)) + 1
     blocks = -(-longest // size)

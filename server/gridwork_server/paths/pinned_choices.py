@@ -1,8 +1,7 @@
-"""Which of several things a model chose for each token, an expert above all: noted in one forward pass, and made to be
-chosen again in others.
+"""Records what a model chose for each token, such as experts, and makes later forward passes choose the same.
 
-Two scores that are nearly equal change places by rounding, and what is computed of the token behind it is then another
-function. With the choices pinned, two computations of one token differ by rounding alone.
+Rounding can swap two scores that are nearly equal, and a token is then computed by another function. With pinned
+choices, two computations of one token differ only by rounding.
 """
 
 import contextlib
@@ -25,42 +24,43 @@ _CHOOSING = {
     aten.min.dim: ("dim", "keepdim"),
     aten.argmax.default: ("dim", "keepdim"),
 }
-"""Operations that give indices along a dimension, and the arguments that decide which."""
+"""Operations that return indices along a dimension, and the arguments that decide which."""
 
 _Choice = tuple[Any, ...]
-"""An operation, which of the pass's operations of its kind it is, and its arguments."""
+"""Key of a choice: an operation, its arguments, and its number among the pass's operations of that kind."""
 
 
 class PinnedChoices:
-    """The choices of tokens that are known by their ids: no two tokens of the sequences may have the same."""
+    """Choices of tokens. Tokens are known by their ids, so no two tokens of the sequences may be equal."""
 
     def __init__(self, model: nn.Module) -> None:
-        """model: whose `forward()` is given the tokens that it computes as `input_ids`."""
+        """model: its `forward()` must get the tokens as `input_ids`."""
         self._model = model
         self._noted: dict[_Choice, dict[int, torch.Tensor]] = {}
-        """By choice: by token, the indices."""
+        """Chosen indices, by choice and token."""
         self._tokens: list[int] = []
         self._counts: dict[_Choice, int] = {}
 
     def begin(self, tokens: list[int]) -> None:
-        """A forward pass of these tokens begins."""
+        """Begins a forward pass of these tokens."""
         self._tokens, self._counts = tokens, {}
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Notes what is chosen."""
+        """Records the choices made within a `with` block."""
         with self._watching(), _Mode(self, replay=False):
             yield
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """Has chosen what was noted, where the same choice was noted of all tokens of the pass."""
+        """Repeats recorded choices within a `with` block, wherever the choice was recorded for all tokens of the
+        pass."""
         with self._watching(), _Mode(self, replay=True):
             yield
 
     @contextlib.contextmanager
     def pinned_for(self, tokens: list[int]) -> Iterator[None]:
-        """The same for a step of these tokens, whether it calls `forward()` or not."""
+        """Repeats recorded choices for a step of these tokens, even one that does not call `forward()`."""
         with self.pinned():
             self.begin(tokens)
             yield
@@ -79,8 +79,8 @@ class PinnedChoices:
             handle.remove()
 
     def chosen(self, func: Any, x: torch.Tensor, settings: dict[str, Any], results: Any, replay: bool) -> Any:
-        """Notes the results of an operation that chooses, or gives others in their place. settings: its arguments by
-        name. Returns the results."""
+        """Records the results of an operation that chooses, or replaces them. settings: its arguments by name. Returns
+        the results."""
         indices = results if isinstance(results, torch.Tensor) else results[1]
         dim = settings.get("dim", -1)
         if dim is None or x.dim() == 0:
@@ -106,7 +106,7 @@ class PinnedChoices:
         return x.gather(dim, along).view_as(indices), indices
 
     def _leading_dimensions(self, x: torch.Tensor, dim: int) -> int:
-        """How many of the first dimensions count the pass's tokens; 0: none do."""
+        """Number of leading dimensions that count the pass's tokens; 0 when none does."""
         count = len(self._tokens)
         if count and dim > 0 and x.shape[0] == count:
             return 1
@@ -122,7 +122,7 @@ class _Mode(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Else PyTorch imports its compiler, to keep it away from here."""
+        """Returns False, since PyTorch would otherwise import its compiler just to exclude this mode from it."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,26 +1,25 @@
-"""Tells errors of a path from rounding, in 16 bits.
+"""Distinguishes a path's errors from rounding, for 16-bit models.
 
-In float32 a path is right when its logits are those of plain `forward()`. In 16 bits, two right computations differ
-too: in every row by what rounding changes, and in some rows by much more, where two experts' scores are nearly equal
-and rounding decides which of them computes a token. No fixed bound tells this from an error. So there are three
-questions, of which the next is asked only when the one before leaves a doubt:
+In float32 a path is right when its logits equal those of plain `forward()`. In 16 bits, two right computations differ
+too. Every row differs by rounding. Some rows differ by much more, where two experts' scores are nearly equal and
+rounding decides which expert computes a token. No fixed bound separates this from an error. So there are three
+questions; each is asked only when the one before leaves a doubt:
 
-1. **Are the differences small?** Smaller than what any model of some depth rounds by. Takes nothing besides the two
-   computations that are compared. Small models, with which the third question takes no time, are always asked that.
-2. **Does rounding change as much?** Plain `forward()` once more, with the results of every module changed at random by
-   as much as they are rounded. Where the path differs clearly less, an error could not be told from rounding by
-   anybody. Experts chosen otherwise are left to the third question.
-3. **Is the path right in float32, and does it round in 16 bits as `forward()` does?**
+1. **Are the differences small?** They must be below the rounding of any model of some depth. This needs only the two
+computations that are compared. Small models always get the third question too, which takes no time for them. 2. **Does
+rounding change as much?** Plain `forward()` runs once more, with every module's results changed at random by as much as
+they are rounded. If the path differs clearly less, an error could not be distinguished from rounding at all.
+Differently chosen experts are left to the third question. 3. **Is the path right in float32, and does it round in 16
+bits as `forward()` does?**
 
-   a) The path and `forward()` are computed in float32 with the model's own weights (`float32_forward`). Both must give
-      the same logits, to the bound that models in float32 are held to: a mask, a position, a rotary embedding, a block
-      or a window that is wrong shows there, however much the model's 16 bits hide.
-   b) The path in 16 bits, as it will run, is compared with that float32 `forward()`, beside plain `forward()` in 16
-      bits. What is chosen, experts above all, is pinned in both to what was chosen in float32 (`pinned_choices`): what
-      is left is rounding, as much in the one as in the other, and a path that is off by more has an error that 16 bits
-      alone have, in a kernel for instance.
+a) The path and `forward()` are computed in float32 with the model's own weights (`float32_forward`). Their logits must
+agree within the bound for float32 models. This shows any wrong mask, position, rotary embedding, block or window,
+however much the model's 16 bits hide. b) The path in 16 bits, as it will run, is compared with that float32
+`forward()`, and so is plain `forward()` in 16 bits. Choices such as experts are pinned in both to those made in float32
+(`pinned_choices`). Only rounding remains, equally in both. A path with a larger difference has an error that only its
+16-bit form has, for example in a kernel.
 
-A float32 copy of all weights is made where memory allows, else of one module at a time.
+All weights are copied to float32 at once if memory allows, otherwise one module at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,31 +44,32 @@ if TYPE_CHECKING:
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _SMALL = {torch.bfloat16: 0.02, torch.float16: 0.0025}
-"""Differences that need no further question, in rows that an error would reach, as a share of the logits' spread."""
+"""Largest differences that need no further question, in rows that an error would reach, as a share of the logits'
+spread."""
 
 _ASKED_ALWAYS_BYTES = 2**26
-"""Weights of models that are compared with float32 whatever the differences."""
+"""Maximum size of the weights of a model that is always compared in float32."""
 
 _ONE_ROW = 2.5
-"""How many times as much any one row may differ by."""
+"""Factor by which any single row may differ more."""
 
 _OWN_CODE = 3
-"""How many times as much a path may differ by that runs the model's own attention over the model's own cache: models
-with recurrent state compute a prompt by another algorithm than a decode."""
+"""Factor for paths that run the model's own attention over its own cache: models with recurrent state compute a prompt
+by another algorithm than a decode."""
 
 _BELOW_NOISE = 0.8
-"""Differences that rounding hides, as a share of what it changes."""
+"""Largest differences that rounding hides, as a share of the differences that rounding makes."""
 
 _AS_ROUNDING = 2.0
-"""Largest error of rows that an error would reach, as a multiple of what plain `forward()` has in such a row, or in
-most rows. Right paths of all types of Transformers were seen to have up to 1.6 times as much in any row."""
+"""Largest error of rows that an error would reach, as a multiple of plain `forward()`'s error in such a row, or in most
+rows. Right paths of all types of Transformers had up to 1.6 times as much in any row."""
 
 _AS_ROUNDING_ONE_ROW = 4.0
-"""The same of any one row: models that round by much do so by very different amounts from row to row."""
+"""The same multiple for any single row: models that round by much do so by very different amounts in each row."""
 
 
 class SecondOpinion:
-    """What is known about one model's rounding."""
+    """Rounding of one model, measured as far as it was needed."""
 
     def __init__(
         self,
@@ -80,17 +80,17 @@ class SecondOpinion:
         group: "RankGroup",
         use_attention: Callable[[bool], None],
     ) -> None:
-        """sequences: of tokens of which no two are the same; use_attention: makes the model use the path's attention
-        function, or its own."""
+        """sequences: token ids, all different; use_attention: makes the model use the path's attention function, or its
+        own."""
         self._model, self._caller, self._dtype, self._sequences = model, caller, dtype, sequences
         self._group, self._use_attention = group, use_attention
         self._choices = PinnedChoices(model)
         self._exact: torch.Tensor | None = None
         self._rounding: Differences | None = None
         self._judged: ModelPath | None = None
-        """The path that was compared in float32 last."""
+        """Path that was last compared in float32."""
         self._wrong: PathError | None = None
-        """What is wrong with it."""
+        """Error that this comparison found."""
 
     @torch.inference_mode()
     def judge(
@@ -101,9 +101,12 @@ class SecondOpinion:
         twin: Callable[[], ModelPath],
         block_size: int,
     ) -> None:
-        """Raises PathError when the differences are no rounding. found: the path's, from `expected`, the logits of
-        plain `forward()`; None where nothing can be told; twin: makes the same path for float32. Every rank of a group
-        calls this, and rank 0, which alone has whole logits, decides for all how far to ask."""
+        """Raises PathError when the differences are more than rounding.
+
+        found: the path's differences from `expected`, the logits of plain `forward()`; None when they could not be
+        compared; twin: makes the same path for float32. Every rank of a group calls this. Only rank 0 has whole logits,
+        so it decides for all how far to ask.
+        """
         paged, is_tiny = path.name == "paged", self._weight_bytes() <= _ASKED_ALWAYS_BYTES
         small = _SMALL[self._dtype] * (1 if paged else _OWN_CODE)
         is_small = found is not None and found.in_all <= small and found.largest <= _ONE_ROW * small
@@ -114,29 +117,31 @@ class SecondOpinion:
         if may_ask and self._is_hidden(found, expected, small, paged):
             return
         if not is_small and self._group.is_leader:
-            logger.info(f"logits of the {path.name} path differ by {found.largest:.2g} of their spread: asking float32")
+            logger.info(
+                f"logits of the {path.name} path differ by {found.largest:.2g} of their spread: comparing in float32"
+            )
         try:
             exact, rounding = self._prepare(paged)
-        except Exception as error:  # whatever a model's code makes of other types
+        except Exception as error:  # a model's code may raise anything for other dtypes
             if deferred_imports.give_up():
-                raise  # the caller tries again
+                raise  # the caller retries with real imports
             logger.opt(exception=True).debug("no float32 forward() to compare with")
-            reason = f"; float32 does not tell how much of it is rounding ({type(error).__name__}: {error})"
+            reason = f"; float32 cannot show how much of it is rounding ({type(error).__name__}: {error})"
             self._refuse(not found.largest <= _ONE_ROW * _OWN_CODE * _SMALL[self._dtype], found, reason)
             return
         if not self._all(rounding is not None):
-            return  # nothing can be told from a model whose own answer is no number
+            return  # a model whose own logits are not numbers cannot be compared
         rounding = rounding or Differences(torch.zeros(len(exact)))
         self._check_twin(path, exact, twin, block_size)
         self._check_rounding(path, exact, rounding, block_size)
 
     def _weight_bytes(self) -> int:
-        """On this rank."""
+        """Size of the weights on this rank."""
         tensors = (*self._model.parameters(), *self._model.buffers())
         return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
     def _all(self, verdict: bool) -> bool:
-        """Rank 0's verdict, on every rank."""
+        """Gives rank 0's verdict to every rank."""
         return self._group.minimum(int(verdict or not self._group.is_leader)) == 1
 
     def _refuse(self, is_wrong: bool, found: Differences, reason: str) -> None:
@@ -146,7 +151,7 @@ class SecondOpinion:
             )
 
     def _is_hidden(self, found: Differences, expected: torch.Tensor, small: float, paged: bool) -> bool:
-        """The second question."""
+        """Answers the second question: tells whether rounding hides the differences."""
         if not (found.in_all <= _OWN_CODE * small and found.largest <= _OWN_CODE * _ONE_ROW * small):
             return False
         self._use_attention(False)
@@ -162,8 +167,7 @@ class SecondOpinion:
         return below and bool((found.rows <= _AS_ROUNDING * torch.maximum(noise.rows, usual)).all())
 
     def _prepare(self, paged: bool) -> tuple[torch.Tensor, Differences | None]:
-        """Logits of plain `forward()` in float32, and the error that it has in 16 bits; None where these are no
-        numbers."""
+        """Logits of plain `forward()` in float32, and its error in 16 bits; None when its logits are not numbers."""
         if self._exact is None:
             ranks = self._group.world_size
             self._use_attention(False)
@@ -185,7 +189,7 @@ class SecondOpinion:
         return in_float32(self._model, free // self._group.world_size if device.type == "cpu" else free)
 
     def _check_twin(self, path: ModelPath, exact: torch.Tensor, twin: Callable[[], ModelPath], block_size: int) -> None:
-        """The first part of the third question."""
+        """Answers part a of the third question."""
         if self._judged is not path:
             wrong: PathError | None = None
             try:
@@ -207,10 +211,10 @@ class SecondOpinion:
             )
 
     def _check_rounding(self, path: ModelPath, exact: torch.Tensor, rounding: Differences, block_size: int) -> None:
-        """The second part of the third question."""
+        """Answers part b of the third question."""
         without_replays = getattr(path, "without_replays", nullcontext)
         if getattr(path, "decode_sizes", []):
-            # What is replayed chooses as it did: it is compared with the same operations as they are run one by one.
+            # A replayed step repeats its own choices, so it is compared with the same operations run one by one.
             replayed = self_check.path_logits(path, self._sequences, block_size)
             with without_replays():
                 run = self_check.path_logits(path, self._sequences, block_size)
@@ -230,7 +234,7 @@ class SecondOpinion:
 
 @contextmanager
 def _shaken(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Changes what modules with weights give, at random, by up to half a step of the type."""
+    """Changes the results of modules with weights at random, by up to half a step of the dtype."""
     generators: dict[torch.device, torch.Generator] = {}
     half_step = torch.finfo(dtype).eps / 2
 
