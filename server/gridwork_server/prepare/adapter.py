@@ -1,4 +1,4 @@
-"""Adapters of PEFT, merged onto their base model: the result is an ordinary model's folder in the cache."""
+"""Merges PEFT adapters onto their base model, into an ordinary model's folder in the cache."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
-# Raise it when a merge's result changes, so that folders made by older versions are not used.
+# Increase it when a merge's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
 CONFIG = "adapter_config.json"
 _BASE = "base_model_name_or_path"
@@ -24,14 +24,14 @@ _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_token
 
 
 _UNMERGEABLE = {
-    "alora_invocation_tokens": "the adapter works from these tokens on only",
+    "alora_invocation_tokens": "the adapter takes effect only from these tokens on",
     "arrow_config": "the adapter is mixed with others anew for each token",
 }
-"""Keys of adapters whose effect depends on the tokens."""
+"""Keys of adapters whose effect depends on the tokens, with the reason why they cannot be merged."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Tells whether a folder holds an adapter and no whole model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
@@ -43,7 +43,7 @@ def merged(
     code_revision: str | None,
     cache_dir: Path,
 ) -> Path:
-    """The folder of the adapter merged onto its base; made in `cache_dir` the first time, then found there.
+    """Folder of the adapter merged onto its base; made in `cache_dir` the first time, and found there later.
 
     base_folder_of: gives the folder of a model by its path or name. Raises PrepareError.
     """
@@ -63,7 +63,7 @@ def merged(
             _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
         except PrepareError:
             raise
-        except Exception as error:  # whatever adapters of any kind, and a model's own code, lead to
+        except Exception as error:  # adapters, and a model's own code, may raise anything
             logger.opt(exception=True).debug("The merge failed")
             if "trust_remote_code" in str(error):
                 raise PrepareError(
@@ -79,7 +79,8 @@ def merged(
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole merge; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole merge. Checking for files is enough, because a rename puts folders in
+    place."""
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return has_weights and (folder / "config.json").is_file()
 
@@ -112,7 +113,7 @@ def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], 
     where = f"{folder / CONFIG}, {_BASE}"
     if not isinstance(name, str) or not name:
         raise PrepareError(f"{where}: no base model is named. Put the path or hub name of the adapter's base there")
-    # A relative path may be meant from the adapter's own folder.
+    # A relative path may be relative to the adapter's own folder.
     beside = folder / name
     try:
         base = base_folder_of(str(beside) if (beside / "config.json").is_file() else name)
@@ -161,7 +162,7 @@ def _merge(
     tensors = adapter_weights.with_one_name_each(_read(weights))
     rows = adapter_weights.vocabulary_rows(model, tensors, getattr(peft_config, "trainable_token_indices", None))
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
-        torch.manual_seed(0)  # of rows that the adapter does not have, the same every time
+        torch.manual_seed(0)  # makes the rows that the adapter does not have the same every time
         model.resize_token_embeddings(rows)
     was_tied = adapter_weights.is_tied(model)
     wrapped: Any = get_peft_model(model, peft_config)
@@ -229,7 +230,7 @@ def _belongs_to_adapter(key: str, wrapped: Any) -> bool:
 
 
 def _copy_settings(folder: Path, base: Path, partial: Path) -> None:
-    """The tokenizer is the adapter's if it has one, else the base's; code and generation settings are the base's."""
+    """Copies the adapter's tokenizer if it has one, else the base's; code and generation settings are the base's."""
     has_tokenizer = any(
         file.name.startswith(("tokenizer.", "vocab", "spiece")) or file.suffix == ".tiktoken"
         for file in folder.iterdir()

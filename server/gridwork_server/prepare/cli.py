@@ -1,4 +1,4 @@
-"""The subcommands `prepare` and `default-model` of gridwork-server."""
+"""Implements the subcommands `prepare` and `default-model` of gridwork-server."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ def register(subparsers: "Subparsers") -> None:
     prepare.add_argument("--trust-remote-code", action="store_true", help="fetch the model's Python files too")
     prepare.add_argument("--code-revision", help="branch, tag or commit of Python code on the hub")
     prepare.add_argument(
-        "--allow-pickle-weights", action="store_true", help="convert pickled weights, of which only tensors are read"
+        "--allow-pickle-weights", action="store_true", help="convert pickled weights, reading nothing but tensors"
     )
     prepare.add_argument("--cache-dir", type=Path, help="the hub's cache folder (HF_HUB_CACHE, else the hub's default)")
     prepare.set_defaults(run=_run_prepare)
@@ -47,23 +47,23 @@ def register(subparsers: "Subparsers") -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What may be done with a model, and where its results are kept."""
+    """Permissions for preparing a model, and the folder for its results."""
 
     revision: str | None = None
     trust_remote_code: bool = False
     code_revision: str | None = None
     allow_pickle: bool = False
     cache_dir: Path | None = None
-    """The hub's cache folder, None for the usual one."""
+    """The hub's cache folder; None for the usual one."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the shard and the router are pointed at."""
+    """Folders for the shard and the router."""
 
     model_path: Path
     tokenizer: PreparedTokenizer | None
-    """None: the model's folder has a tokenizer.json."""
+    """Tokenizer for the router; None when the model's folder has a usable tokenizer.json."""
 
     def as_json(self) -> str:
         """The line that the launcher reads."""
@@ -74,17 +74,17 @@ class Prepared:
 
 
 def prepare(model_id: str, options: Options) -> Prepared:
-    """The local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
+    """Local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
     folder = _folder(model_id, options)
     if not (folder / "config.json").is_file():
-        return Prepared(folder, None)  # the launcher says what is wrong with it
+        return Prepared(folder, None)  # the launcher reports what is wrong with it
     made = _cache_dir(options) / "gridwork"
     tokenizer = prepared_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
     return Prepared(folder, tokenizer)
 
 
 def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
-    """Fetched, converted and merged as far as is needed. is_base: an adapter is to be merged onto it."""
+    """Local folder of a model, fetched, converted and merged as needed. is_base: an adapter will be merged onto it."""
     source = locate(model_id)
     if isinstance(source, Folder):
         folder = source.path
@@ -123,7 +123,7 @@ def _cache_dir(options: Options) -> Path:
 
 
 def _hub_cache() -> Path:
-    # The hub library gives an empty variable a meaning of its own, which nobody wants.
+    # The hub library interprets an empty variable in a way that nobody wants.
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name) == "":
             del os.environ[name]

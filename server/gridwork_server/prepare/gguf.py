@@ -15,7 +15,7 @@ from loguru import logger
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
 _MAGIC = b"GGUF"
 _HEARTBEAT_INTERVAL_S = 10.0
@@ -23,9 +23,9 @@ _LARGEST_SENSIBLE_LENGTH = 1 << 40
 
 
 def converted(path: Path, cache_dir: Path) -> Path:
-    """The folder that holds a GGUF file's conversion; made in `cache_dir` the first time, then found there.
+    """Folder with a GGUF file's conversion; made in `cache_dir` the first time, and found there later.
 
-    A file that changed (by path, size or time of modification) is converted anew. Raises PrepareError.
+    A file that changed (by path, size or modification time) is converted again. Raises PrepareError.
     """
     stat = path.stat()
     identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{_FORMAT}"
@@ -34,7 +34,8 @@ def converted(path: Path, cache_dir: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return has_weights and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
 
@@ -50,7 +51,7 @@ def convert(path: Path, folder: Path) -> None:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    # Progress bars would arrive as one endless line in the launcher's log; the heartbeat stands for them.
+    # Progress bars would be one endless line in the launcher's log; the heartbeat replaces them.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -66,7 +67,7 @@ def _convert(path: Path, folder: Path) -> None:
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except Exception as error:  # whatever a reader meets in a damaged or unknown file
+    except Exception as error:  # a reader may raise anything for a damaged or unknown file
         logger.opt(exception=True).debug("The conversion failed")
         raise PrepareError(
             f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}). If the file is whole, "
@@ -89,7 +90,7 @@ def _convert(path: Path, folder: Path) -> None:
 
 @contextmanager
 def _heartbeat(what: str) -> Iterator[None]:
-    """Logs every few seconds that something long still goes on."""
+    """Logs every few seconds that a long operation is still running."""
     done = threading.Event()
     started = time.monotonic()
 
@@ -118,9 +119,9 @@ def _check_magic(path: Path) -> None:
 
 @contextmanager
 def _one_reader() -> Iterator[None]:
-    """Lets everything inside share one reader of the file.
+    """Makes all reads of a GGUF file within a `with` block share one reader.
 
-    Reading a vocabulary takes seconds, and Transformers does it anew for the config, the weights and the tokenizer.
+    Reading a vocabulary takes seconds, and Transformers repeats it for the config, the weights and the tokenizer.
     """
     import gguf
 

@@ -31,10 +31,10 @@ _PROGRESS_INTERVAL_S = 3.0
 def fetched(
     name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool = False
 ) -> Path:
-    """The folder of a model's snapshot: found in the cache, else fetched into it.
+    """Folder of a model's snapshot: found in the cache, else fetched into it.
 
-    A revision that is in the cache completely is used without asking the hub for a newer one, so that a restart serves
-    what was served before and needs no network. Raises PrepareError.
+    A revision that is complete in the cache is used without asking the hub for a newer one. A restart then serves the
+    same files as before and needs no network. Raises PrepareError.
     """
     revision = revision or "main"
     cached = find_cached(name, revision, trust_remote_code, cache_dir, allow_pickle)
@@ -47,9 +47,10 @@ def fetched(
 def find_cached(
     name: str, revision: str, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool = False
 ) -> Path | None:
-    """A complete snapshot in the hub's cache (refs/REVISION names the commit, snapshots/COMMIT holds it), or None.
+    """Finds a complete snapshot in the hub's cache; None when there is none.
 
-    Reads the cache's files itself: importing the hub library takes longer than all of this.
+    The cache names the commit in refs/REVISION, and holds its files in snapshots/COMMIT. They are read directly,
+    because importing the hub library takes longer than all of this.
     """
     storage = cache_dir / f"models--{name.replace('/', '--')}"
     try:
@@ -59,7 +60,7 @@ def find_cached(
     snapshot = storage / "snapshots" / commit
     if not commit or not _has_config(snapshot) or not _has_weights(snapshot, allow_pickle):
         return None
-    # The hub library leaves a list of the repository's files, from which an interrupted download shows.
+    # The hub library keeps a list of the repository's files, which shows whether a download was interrupted.
     try:
         listing = json.loads((storage / "trees" / f"{commit}.json").read_text())
         expected = wanted_files(listing["files"], trust_remote_code, allow_pickle)
@@ -71,8 +72,8 @@ def find_cached(
 def wanted_files(
     files: "list[str] | dict[str, object]", trust_remote_code: bool, allow_pickle: bool = False
 ) -> list[str]:
-    """Which of a repository's files are needed: safetensors (else pickles, if allowed), configs, tokenizer, chat
-    template, code if trusted."""
+    """Selects the needed files of a repository: safetensors (else pickles, if allowed), configs, tokenizer, chat
+    template, and code if trusted."""
     patterns = _WANTED + (_WANTED_CODE if trust_remote_code else ())
     if allow_pickle and not any(file.endswith(".safetensors") and "/" not in file for file in files):
         patterns += _WANTED_PICKLES
@@ -130,7 +131,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         _raise_readable(error, name, revision, cache_dir)
     except Exception as error:
-        # What is raised without a connection belongs to the HTTP client that the hub library happens to use.
+        # Without a connection, the error comes from the HTTP client that the hub library happens to use.
         if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
             _raise_unreachable(error, name, cache_dir)
         raise
@@ -139,12 +140,12 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
 
 
 def _check_readable(name: str, revision: str, cache_dir: Path, wanted: list[str]) -> None:
-    """Fetches the few files that tell how weights are quantized, before the weights."""
+    """Fetches the small files that declare a quantization, and checks them before the weights are fetched."""
     from huggingface_hub import snapshot_download
 
     files = [file for file in wanted if file in quantized_checkpoint.FILES]
     if not files:
-        return  # an adapter alone
+        return  # the repository holds only an adapter
     folder = Path(snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=files))
     quantized_weights.check_readable(folder, name)
 
@@ -177,13 +178,13 @@ def _check_space(name: str, needed_bytes: int, cache_dir: Path) -> None:
 
 
 def _blob_name(sibling: "RepoSibling") -> str:
-    """The name of a file's content in the cache's `blobs` folder."""
+    """Name of a file's content in the cache's `blobs` folder."""
     return (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or sibling.rfilename
 
 
 @contextmanager
 def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
-    """Logs every few seconds how much of these blobs (name to bytes) has arrived."""
+    """Logs every few seconds how many bytes of these blobs (name to size) have arrived."""
     total = sum(sizes.values())
     done = threading.Event()
 
@@ -197,7 +198,7 @@ def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
         while not done.wait(_PROGRESS_INTERVAL_S):
             try:
                 now = sum(arrived(name, size) for name, size in sizes.items())
-            except OSError:  # a part was renamed between listing and asking for its size
+            except OSError:  # a part was renamed between listing it and reading its size
                 continue
             percent = 100 * now / total if total else 100
             logger.info("Downloaded {} of {} ({:.0f} %)", _megabytes(now), _megabytes(total), percent)
@@ -212,7 +213,7 @@ def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
 
 
 def _raise_readable(error: Exception, name: str, revision: str, cache_dir: Path) -> NoReturn:
-    """Raises the PrepareError that tells what to do about an error of the hub library or the file system."""
+    """Raises a PrepareError that says what to do about an error of the hub library or the file system."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

@@ -1,5 +1,5 @@
-"""Weights that are pickle files, written anew as safetensors. Only tensors are read: nothing that a pickle asks to be
-called is called, and a file that asks for more is refused."""
+"""Converts pickled weights to safetensors. Only tensors are read: no function that a pickle names is called, and a file
+that needs more is refused."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from loguru import logger
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
 _INDEX = "pytorch_model.bin.index.json"
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "adapter_model")
@@ -25,7 +25,7 @@ FLAG = "--allow-pickle-weights"
 
 
 def pickle_files(folder: Path) -> list[Path]:
-    """The pickle files that hold the model's weights; none where there are safetensors. Raises PrepareError."""
+    """Pickle files with the model's weights; none when there are safetensors. Raises PrepareError."""
     if any(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")):
         return []
     index = folder / _INDEX
@@ -48,7 +48,7 @@ def pickle_files(folder: Path) -> list[Path]:
 
 
 def refusal(file: Path) -> PrepareError:
-    """For a pickle file that nobody has allowed."""
+    """Error for a pickle file that was not allowed."""
     return PrepareError(
         f"{file} is a pickle file, which can run code when it is loaded. Convert it with "
         "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package, or pass "
@@ -57,8 +57,8 @@ def refusal(file: Path) -> PrepareError:
 
 
 def converted(folder: Path, files: list[Path], cache_dir: Path) -> Path:
-    """A folder like `folder`, with safetensors in the place of `files`; made in `cache_dir` the first time, then found
-    there. Files that changed (by path, size or time of modification) are converted anew. Raises PrepareError."""
+    """A copy of `folder` with safetensors in place of `files`; made in `cache_dir` the first time, and found there
+    later. Files that changed (by path, size or modification time) are converted again. Raises PrepareError."""
     digest = hashlib.sha256(f"{_FORMAT}".encode())
     for file in sorted(folder.iterdir()):
         if file.is_file():
@@ -69,7 +69,8 @@ def converted(folder: Path, files: list[Path], cache_dir: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     return (folder / "config.json").is_file() and (folder / "model.safetensors.index.json").is_file()
 
 
@@ -97,7 +98,7 @@ def _convert(folder: Path, files: list[Path], partial: Path) -> None:
 
 
 def copy_rest(folder: Path, target: Path) -> None:
-    """Copies what is beside the weights: configs, tokenizer, code."""
+    """Copies everything but the weights: configs, tokenizer, code."""
     for file in folder.iterdir():
         if file.is_file() and file.suffix not in (*SUFFIXES, ".safetensors") and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
@@ -106,7 +107,8 @@ def copy_rest(folder: Path, target: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The tensors of a pickle file, by name. Runs nothing of it. Raises PrepareError for a file with anything else."""
+    """Reads the tensors of a pickle file by name, without running its code. Raises PrepareError for any other
+    content."""
     import torch
 
     try:
@@ -116,7 +118,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
             f"{file} asks for more than tensors ({_wanted(error)}); nothing of it was run. It may be harmful: get the "
             "model from somewhere else, as safetensors"
         ) from None
-    except Exception as error:  # whatever a reader meets in a truncated file
+    except Exception as error:  # a reader may raise anything for a truncated file
         raise PrepareError(f"{file} is damaged ({_one_line(error)}). Download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -132,7 +134,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
 
 
 def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors, none of which is a part of another's memory, as safetensors asks for."""
+    """Copies tensors where needed, so that none shares memory with another: safetensors requires this."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
@@ -144,13 +146,13 @@ def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensor_names(tensors: Iterable[str]) -> str:
-    """Some of the names, for messages."""
+    """Lists some of the names, for messages."""
     names = sorted(tensors)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _wanted(error: Exception) -> str:
-    """What PyTorch says that the pickle asked for, without its advice to run it."""
+    """Class or operation that the pickle needs, by PyTorch's message but without its advice to run the file."""
     text = _one_line(error)
     for pattern in (r"GLOBAL:? (?:GLOBAL )?(\S+)", r"Unsupported class (\S+)", r"(Unsupported operand \S+)"):
         if found := re.search(pattern, text):

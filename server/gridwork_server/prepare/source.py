@@ -1,4 +1,4 @@
-"""What `--model-id` names: a folder, a GGUF file, or a model on the Hugging Face hub."""
+"""Interprets `--model-id`: a folder, a GGUF file, or a model on the Hugging Face hub."""
 
 import re
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model's name on the hub, `name` or `organisation/name`."""
+    """Name of a model on the hub, `name` or `organisation/name`."""
 
     name: str
 
 
 def locate(model_id: str) -> Folder | GgufFile | HubModel:
-    """Tells what a model id names; what looks like a path is never looked up on the hub. Raises PrepareError."""
+    """Interprets a model id. An id that looks like a path is never looked up on the hub. Raises PrepareError."""
     path = Path(model_id).expanduser()
     if path.is_dir():
         return Folder(path.absolute())

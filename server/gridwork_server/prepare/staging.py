@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there."""
+"""Builds folders that are either complete or absent."""
 
 import fcntl
 import os
@@ -15,9 +15,9 @@ from gridwork_server.prepare.errors import PrepareError
 def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
     """Makes a folder by calling `build` with an empty one beside it, which is renamed to `target` when it is done.
 
-    One process at a time builds a target, the others wait for it; a build that was killed leaves only a folder that the
-    next one removes. A target that is complete already is left alone. Raises PrepareError when the target holds
-    something else, or cannot be written.
+    One process at a time builds a target; others wait for it. A killed build leaves only a folder that the next build
+    removes. A complete target is left alone. Raises PrepareError when the target has other content, or cannot be
+    written.
     """
     if is_complete(target):
         return target
@@ -50,7 +50,7 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file; the kernel lets go of it however the process ends."""
+    """Holds an exclusive lock on a file, which the kernel releases however the process ends."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +61,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _settle(folder: Path) -> None:
-    """Makes files readable for those who may read the folder, and safe on disk before it gets its name."""
+    """Makes files readable for everyone, and writes them to disk before the folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode | 0o444)

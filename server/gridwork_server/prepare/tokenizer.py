@@ -1,8 +1,8 @@
-"""The tokenizer of a folder as Transformers loads it, for the router.
+"""Provides the router with a folder's tokenizer as Transformers loads it.
 
-The folder's tokenizer.json is used where it is the same; else one is made, or described where there is no such form.
-
-The result lies in the cache, under the content of the files that it was made from; the model's folder is not touched.
+The folder's own tokenizer.json is used if it is equivalent. Otherwise one is made; for a tokenizer that has no such
+form, only the text of its tokens is described. The result lies in the cache, under a hash of the files that it was made
+from. The model's folder is not changed.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from gridwork_server.prepare import verdict
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
 _MARK = "gridwork.json"
 _COPIED = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
@@ -30,14 +30,14 @@ class PreparedTokenizer:
 
     path: Path
     encodes: bool
-    """Whether it turns text into tokens; else only tokens into text, and the shard does the other."""
+    """Whether it turns text into tokens. Otherwise it only turns tokens into text, and the shard encodes."""
 
 
 def prepared_tokenizer(
     folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
 ) -> PreparedTokenizer | None:
-    """None when the folder's tokenizer.json does what Transformers does. Raises PrepareError when no tokenizer can be
-    made of the folder."""
+    """Makes a tokenizer for the folder; None when its own tokenizer.json is equivalent to Transformers' tokenizer.
+    Raises PrepareError when no tokenizer can be made of the folder."""
     known = verdict.read(folder, cache_dir, trust_remote_code, code_revision)
     if known is None or (known.path is not None and not is_complete(known.path)):
         known = _judged(folder, trust_remote_code, code_revision, cache_dir)
@@ -47,10 +47,10 @@ def prepared_tokenizer(
 def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path) -> "verdict.Verdict":
     if (folder / "tokenizer.json").is_file():
         if not _is_tokenizer(folder / "tokenizer.json"):
-            return verdict.Verdict(None, True)  # the router says what is wrong with it
+            return verdict.Verdict(None, True)  # the router reports what is wrong with it
         try:
             same = _is_same(folder, trust_remote_code, code_revision)
-        except Exception as error:  # damaged files, or a model's own code; the file may do all the same
+        except Exception as error:  # damaged files or a model's own code; the file may work all the same
             logger.warning(
                 "{} is used as it is, since Transformers cannot load the tokenizer of its folder: {}",
                 folder / "tokenizer.json",
@@ -73,19 +73,19 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
 
 
 def _is_tokenizer(path: Path) -> bool:
-    """Whether the file can be read at all; this takes no import of Transformers."""
+    """Tells whether the file can be read at all, without importing Transformers."""
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(str(path))
-    except Exception:  # the library raises nothing narrower
+    except Exception:  # the library raises no narrower class
         return False
     return True
 
 
 def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -> bool:
-    """Whether tokenizer.json is, as it stands, what Transformers makes of the folder, and the special tokens that
-    Transformers knows by name are those that tokenizer_config.json names."""
+    """Tells whether tokenizer.json equals the one that Transformers makes of the folder, and whether Transformers'
+    named special tokens are those in tokenizer_config.json."""
     from tokenizers import Tokenizer
 
     from gridwork_server.prepare import agreement
@@ -103,7 +103,7 @@ def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -
         one.no_padding()
     contents = [json.loads(one.to_str()) for one in (made, plain)]
     if plain.post_processor is None and made.num_special_tokens_to_add(False) == 0:
-        # Transformers puts one there that adds nothing.
+        # Transformers adds a post-processor that does nothing.
         for content in contents:
             content["post_processor"] = None
     return bool(contents[0] == contents[1])
@@ -114,7 +114,7 @@ def _named(tokenizer: Any) -> dict[str, str]:
 
 
 def _named_in_files(folder: Path) -> dict[str, str]:
-    """As the router reads them: tokenizer_config.json, then special_tokens_map.json."""
+    """Named special tokens as the router reads them: from tokenizer_config.json, then from special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
@@ -126,7 +126,8 @@ def _named_in_files(folder: Path) -> dict[str, str]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     return (folder / _MARK).is_file() and (folder / "tokenizer.json").is_file()
 
 
@@ -156,7 +157,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
         encodes = _write(tokenizer, folder, partial)
     except PrepareError:
         raise
-    except Exception as error:  # whatever a model's own code does
+    except Exception as error:  # a model's own code may raise anything
         logger.opt(exception=True).debug("The tokenizer failed")
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
@@ -168,7 +169,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | None) -> Any:
-    """The tokenizer as Transformers loads it. Raises PrepareError."""
+    """Loads the tokenizer with Transformers. Raises PrepareError."""
     from transformers import AutoTokenizer
 
     try:
@@ -177,7 +178,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | N
             trust_remote_code=trust_remote_code,
             **({"code_revision": code_revision} if trust_remote_code and code_revision else {}),
         )
-    except Exception as error:  # whatever a reader meets in damaged files, and a model's own code raises
+    except Exception as error:  # damaged files and a model's own code may raise anything
         logger.opt(exception=True).debug("The tokenizer cannot be loaded")
         if "trust_remote_code" in str(error):
             raise PrepareError(
@@ -225,7 +226,7 @@ def _write(tokenizer: Any, folder: Path, partial: Path) -> bool:
 
 
 def _serialized(tokenizer: Any) -> str | None:
-    """The tokenizer as a tokenizer.json, None when there is no such form of it."""
+    """The tokenizer in the form of a tokenizer.json; None when it has no such form."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, convert_slow_tokenizer
@@ -241,7 +242,7 @@ def _serialized(tokenizer: Any) -> str | None:
 
 
 def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
-    """The chat template and the special tokens, as the router reads them."""
+    """Writes the chat template and the special tokens as the router reads them."""
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
@@ -251,7 +252,7 @@ def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
     path = partial / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings.pop("auto_map", None)
-    # Those of special_tokens_map.json too, where Transformers reads it, and those that the class supplies.
+    # Includes those of special_tokens_map.json, where Transformers reads it, and those that the class supplies.
     named = set(getattr(tokenizer, "SPECIAL_TOKENS_ATTRIBUTES", ()))
     settings = {name: value for name, value in settings.items() if name not in named} | _named(tokenizer)
     template = getattr(tokenizer, "chat_template", None)

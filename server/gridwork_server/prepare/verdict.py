@@ -1,4 +1,4 @@
-"""What was found out about a folder's tokenizer, kept so that later starts need not ask Transformers, which takes long.
+"""Caches which tokenizer a folder needs, so that later starts need not ask Transformers, which takes long.
 
 The launcher reads these files too (`launcher/src/model/verdict.rs`), to start without this program.
 """
@@ -9,41 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Raise it when the content's meaning changes, here and in the launcher.
+# Increase it, here and in the launcher, when the content's meaning changes.
 FORMAT = 1
 
 _WEIGHTS_AND_SUCH = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"),
     *(".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"),
 }
-"""Ends of the names of files that a tokenizer does not depend on."""
+"""Suffixes of files that a tokenizer does not depend on."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which tokenizer to use."""
+    """The tokenizer to use for a folder."""
 
     path: Path | None
-    """Folder of the one that was made; None: the folder's own tokenizer.json."""
+    """Folder of a tokenizer that was made; None for the folder's own tokenizer.json."""
     encodes: bool
     """Whether it turns text into tokens."""
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """Files that a tokenizer may depend on, by name."""
+    """Files that a tokenizer may depend on, sorted by name."""
     files = (file for file in folder.iterdir() if file.is_file())
     return sorted(file for file in files if file.suffix.lower() not in _WEIGHTS_AND_SUCH)
 
 
 def transformers_version() -> str:
-    """Without importing it, which takes seconds."""
+    """Version of Transformers, read without importing it, which takes seconds."""
     from importlib.metadata import version
 
     return version("transformers")
 
 
 def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> Verdict | None:
-    """None when nothing is known, or something has changed since."""
+    """Reads the verdict; None when there is none, or when its circumstances have changed."""
     try:
         content = json.loads(_path(folder, cache_dir).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: 
 
 
 def write(verdict: Verdict, folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> None:
-    """Keeps it. What cannot be written is found out again."""
+    """Writes the verdict. If that fails, the next start finds it out again."""
     content = _circumstances(folder, trust_remote_code, code_revision)
     content |= {
         "tokenizer_path": None if verdict.path is None else str(verdict.path),
@@ -73,7 +73,7 @@ def write(verdict: Verdict, folder: Path, cache_dir: Path, trust_remote_code: bo
 
 
 def _circumstances(folder: Path, trust_remote_code: bool, code_revision: str | None) -> dict[str, Any]:
-    """What the verdict holds for."""
+    """Circumstances that the verdict holds for."""
     stats = [(file.name, file.stat()) for file in tokenizer_files(folder)]
     return {
         "format": FORMAT,
@@ -90,7 +90,7 @@ def _path(folder: Path, cache_dir: Path) -> Path:
 
 
 def _fnv1a(data: bytes) -> int:
-    """The 64-bit FNV-1a hash: easily the same in the launcher."""
+    """64-bit FNV-1a hash, which is easy to compute in the launcher too."""
     value = 0xCBF29CE484222325
     for byte in data:
         value = (value ^ byte) * 0x100000001B3 % 2**64
