@@ -58,21 +58,21 @@ def merged(
     target = cache_dir / "merged" / f"{folder.name}-{digest.hexdigest()[:16]}"
 
     def build(partial: Path) -> None:
-        logger.info("Merging the adapter {} onto {}", folder, base)
+        logger.info(f"merging the adapter {folder} onto {base}")
         try:
             _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
         except PrepareError:
             raise
         except Exception as error:  # adapters, and a model's own code, may raise anything
-            logger.opt(exception=True).debug("The merge failed")
+            logger.opt(exception=True).debug("the merge failed")
             if "trust_remote_code" in str(error):
                 raise PrepareError(
-                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map). If you "
-                    "trust its author, pass --trust-remote-code"
+                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
+                    "pass --trust-remote-code if you trust its author"
                 ) from error
             raise PrepareError(
-                f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}). "
-                "It is damaged, or was made for another model"
+                f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}); "
+                "it is damaged, or was made for another model"
             ) from error
 
     return build_folder(target, is_complete, build)
@@ -90,11 +90,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise PrepareError(f"{path} is not valid JSON ({error}). Download it again") from error
+        raise PrepareError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict):
-        raise PrepareError(f"{path} is not a JSON object. Download it again")
+        raise PrepareError(f"{path} is not a JSON object; download it again")
     if not isinstance(config.get("peft_type"), str):
-        raise PrepareError(f"{path} has no peft_type: it is not an adapter of PEFT")
+        raise PrepareError(f"{path} has no peft_type, so it is not an adapter of PEFT; use another adapter")
     return config
 
 
@@ -105,14 +105,14 @@ def _weights(folder: Path, allow_pickle: bool) -> Path:
         if not allow_pickle:
             raise pickle_weights.refusal(folder / _PICKLE)
         return folder / _PICKLE
-    raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}. Download the adapter again")
+    raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}; download the adapter again")
 
 
 def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], Path]) -> Path:
     name = config.get(_BASE)
     where = f"{folder / CONFIG}, {_BASE}"
     if not isinstance(name, str) or not name:
-        raise PrepareError(f"{where}: no base model is named. Put the path or hub name of the adapter's base there")
+        raise PrepareError(f"{where}: no base model is named; put the path or hub name of the adapter's base there")
     # A relative path may be relative to the adapter's own folder.
     beside = folder / name
     try:
@@ -121,7 +121,7 @@ def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], 
         message = re.sub(r"^--model-id ", "", str(error))
         raise PrepareError(f"{where}: {message}") from error
     if not (base / "config.json").is_file():
-        raise PrepareError(f"{where}: {base} has no config.json: it is no model")
+        raise PrepareError(f"{where}: {base} has no config.json, so it is not a model; name the adapter's base there")
     quantized_weights.check_base(base)
     return base
 
@@ -153,7 +153,7 @@ def _merge(
     if peft_config.is_prompt_learning:
         raise PrepareError(
             f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "
-            "weights: it cannot be merged"
+            "weights; it cannot be merged"
         )
     for key, reason in _UNMERGEABLE.items():
         if getattr(peft_config, key, None):
@@ -171,12 +171,12 @@ def _merge(
     if unexpected:
         raise PrepareError(
             f"{weights} has tensors that {type(model).__name__} has no place for: "
-            f"{pickle_weights.tensor_names(unexpected)}. The adapter was made for another model"
+            f"{pickle_weights.tensor_names(unexpected)}; the adapter was made for another model"
         )
     missing = [key for key in result.missing_keys if _belongs_to_adapter(key, wrapped)]
     if missing:
         raise PrepareError(
-            f"{weights} lacks {pickle_weights.tensor_names(missing)}. The adapter is incomplete, or was made for "
+            f"{weights} lacks {pickle_weights.tensor_names(missing)}; the adapter is incomplete, or was made for "
             "another model"
         )
     if not hasattr(wrapped, "merge_and_unload"):
@@ -195,7 +195,7 @@ def _merge(
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"the merged model needs {needed_bytes / 1e6:.0f} MB, but {partial.parent} has only "
-            f"{free_bytes / 1e6:.0f} MB free. Free some space, or name another folder"
+            f"{free_bytes / 1e6:.0f} MB free; free some space, or name another folder"
         )
     whole.save_pretrained(partial)
     _copy_settings(folder, base, partial)
@@ -222,7 +222,7 @@ def _read(weights: Path) -> dict[str, Any]:
     try:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise PrepareError(f"{weights} is damaged ({_one_line(error)}). Download it again") from error
+        raise PrepareError(f"{weights} is damaged ({_one_line(error)}); download it again") from error
 
 
 def _belongs_to_adapter(key: str, wrapped: Any) -> bool:

@@ -86,12 +86,8 @@ def warn_of_sentencepiece(tokenizer: Any, folder: Path) -> None:
         if pieces != ours:
             same = next((i for i, pair in enumerate(zip(ours, pieces, strict=False)) if pair[0] != pair[1]), 0)
             logger.warning(
-                "The tokenizer that Transformers makes of {} cuts {!r} otherwise than SentencePiece itself: into {} "
-                "and not {} from piece {} on",
-                files[0].name,
-                text[:40],
-                ours[same : same + 5],
-                pieces[same : same + 5],
-                same,
+                f"the tokenizer that Transformers makes of {files[0].name} splits {text[:40]!r} differently from "
+                f"SentencePiece itself: into {ours[same : same + 5]} and not {pieces[same : same + 5]} "
+                f"from piece {same} on"
             )
             return

@@ -100,7 +100,7 @@ def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
         )
     if adapter.is_adapter(folder):
         if is_base:
-            raise PrepareError(f"{folder} is an adapter itself. Merge that one onto its base first")
+            raise PrepareError(f"{folder} is an adapter itself; merge that one onto its base first")
         base_options = replace(options, revision=None)
         return adapter.merged(
             folder,
@@ -161,5 +161,5 @@ def _run_default_model(args: argparse.Namespace) -> int:
 
 
 def _fail(error: PrepareError) -> int:
-    logger.bind(fatal=True).error("{}", error)
+    logger.bind(fatal=True).error(str(error))
     return 1

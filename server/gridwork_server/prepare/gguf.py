@@ -44,10 +44,10 @@ def convert(path: Path, folder: Path) -> None:
     """Writes the conversion of one GGUF file into an existing folder. Raises PrepareError."""
     started = time.monotonic()
     _check_magic(path)
-    logger.info("Converting {} ({}) into bfloat16 safetensors", path, _megabytes(path.stat().st_size))
-    with _heartbeat(f"Converting {path.name}"), _one_reader():
+    logger.info(f"converting {path} ({_megabytes(path.stat().st_size)}) into bfloat16 safetensors")
+    with _heartbeat(f"converting {path.name}"), _one_reader():
         _convert(path, folder)
-    logger.info("Converted {} in {:.0f} s", path.name, time.monotonic() - started)
+    logger.info(f"converted {path.name} in {time.monotonic() - started:.0f} s")
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -68,9 +68,9 @@ def _convert(path: Path, folder: Path) -> None:
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
     except Exception as error:  # a reader may raise anything for a damaged or unknown file
-        logger.opt(exception=True).debug("The conversion failed")
+        logger.opt(exception=True).debug("the conversion failed")
         raise PrepareError(
-            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}). If the file is whole, "
+            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}); if the file is whole, "
             "its architecture is not supported: use the model's original repository instead"
         ) from error
 
@@ -81,9 +81,9 @@ def _convert(path: Path, folder: Path) -> None:
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"{path} becomes {_megabytes(needed_bytes)} of bfloat16 weights, but {folder.parent} has only "
-            f"{_megabytes(free_bytes)} free. Free some space, or name another folder"
+            f"{_megabytes(free_bytes)} free; free some space, or name another folder"
         )
-    logger.info("Writing {} of weights, and the tokenizer", _megabytes(needed_bytes))
+    logger.info(f"writing {_megabytes(needed_bytes)} of weights, and the tokenizer")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -96,7 +96,7 @@ def _heartbeat(what: str) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(_HEARTBEAT_INTERVAL_S):
-            logger.info("{}: {:.0f} s so far", what, time.monotonic() - started)
+            logger.info(f"{what}: {time.monotonic() - started:.0f} s so far")
 
     watcher = threading.Thread(target=watch, name="heartbeat", daemon=True)
     watcher.start()
@@ -114,7 +114,7 @@ def _check_magic(path: Path) -> None:
     except OSError as error:
         raise PrepareError(f"{path} cannot be read: {_one_line(error)}") from error
     if magic != _MAGIC:
-        raise PrepareError(f"{path} is not a GGUF file. Download it again")
+        raise PrepareError(f"{path} is not a GGUF file; download it again")
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def fetched(
     revision = revision or "main"
     cached = find_cached(name, revision, trust_remote_code, cache_dir, allow_pickle)
     if cached is not None:
-        logger.info("Using {} from the cache, commit {}", name, cached.name)
+        logger.info(f"using {name} from the cache, commit {cached.name}")
         return cached
     return _fetch(name, revision, trust_remote_code, cache_dir, allow_pickle)
 
@@ -110,7 +110,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
 
     if constants.HF_HUB_OFFLINE:
         raise PrepareError(
-            f"{name} (revision {revision}) is not in the cache {cache_dir}, and HF_HUB_OFFLINE is set. Unset it to "
+            f"{name} (revision {revision}) is not in the cache {cache_dir}, and HF_HUB_OFFLINE is set; unset it to "
             "download the model, copy a cache that has it here, or give --model-id a local folder"
         )
     utils.disable_progress_bars()
@@ -121,9 +121,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
         _check_wanted(name, list(siblings), wanted)
         sizes = {file: siblings[file].size or 0 for file in wanted}
         _check_space(name, sum(sizes.values()), cache_dir)
-        logger.info(
-            "Downloading {} (commit {}): {} files, {}", name, info.sha, len(wanted), _megabytes(sum(sizes.values()))
-        )
+        logger.info(f"downloading {name} (commit {info.sha}): {len(wanted)} files, {_megabytes(sum(sizes.values()))}")
         storage = cache_dir / f"models--{name.replace('/', '--')}"
         _check_readable(name, revision, cache_dir, wanted)
         with _progress_logged(storage / "blobs", {_blob_name(siblings[file]): sizes[file] for file in wanted}):
@@ -135,7 +133,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
         if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
             _raise_unreachable(error, name, cache_dir)
         raise
-    logger.info("Downloaded {}", name)
+    logger.info(f"downloaded {name}")
     return Path(folder)
 
 
@@ -153,15 +151,15 @@ def _check_readable(name: str, revision: str, cache_dir: Path, wanted: list[str]
 def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:
     if "config.json" not in files and "adapter_config.json" not in files:
         gguf = any(file.endswith(".gguf") for file in files)
-        hint = "Download one of its .gguf files and give --model-id its path" if gguf else "Is it a Transformers model?"
-        raise PrepareError(f"{name} has no config.json on the hub. {hint}")
+        hint = "download one of its .gguf files and give --model-id its path" if gguf else "use a Transformers model"
+        raise PrepareError(f"{name} has no config.json on the hub; {hint}")
     if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
         pickle = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
         has = (
             f"only as {pickle}, a pickle file, which can run code when loaded and is not read" if pickle else "nowhere"
         )
         raise PrepareError(
-            f"{name} has its weights {has}. Use a revision or repository with *.safetensors files, or convert it on "
+            f"{name} has its weights {has}; use a revision or repository with *.safetensors files, or convert it on "
             "a machine you can spare with AutoModelForCausalLM.from_pretrained(NAME).save_pretrained(FOLDER), and its "
             "tokenizer likewise; or pass --allow-pickle-weights to have nothing but tensors read from it"
         )
@@ -172,7 +170,7 @@ def _check_space(name: str, needed_bytes: int, cache_dir: Path) -> None:
     free_bytes = shutil.disk_usage(existing).free
     if needed_bytes > free_bytes:
         raise PrepareError(
-            f"{name} needs {_megabytes(needed_bytes)}, but {cache_dir} has only {_megabytes(free_bytes)} free. Free "
+            f"{name} needs {_megabytes(needed_bytes)}, but {cache_dir} has only {_megabytes(free_bytes)} free; free "
             "some space, or choose another cache folder with --huggingface-hub-cache"
         )
 
@@ -201,7 +199,7 @@ def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
             except OSError:  # a part was renamed between listing it and reading its size
                 continue
             percent = 100 * now / total if total else 100
-            logger.info("Downloaded {} of {} ({:.0f} %)", _megabytes(now), _megabytes(total), percent)
+            logger.info(f"downloaded {_megabytes(now)} of {_megabytes(total)} ({percent:.0f} %)")
 
     watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
     watcher.start()
@@ -218,33 +216,33 @@ def _raise_readable(error: Exception, name: str, revision: str, cache_dir: Path)
 
     if isinstance(error, errors.GatedRepoError):
         raise PrepareError(
-            f"{name} is gated: its authors ask you to accept their terms on its page on the hub. Do that, then set "
+            f"{name} is gated: its authors ask you to accept their terms on its page on the hub; do that, then set "
             "HF_TOKEN to an access token of your account"
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise PrepareError(
-            f"there is no model {name} on the hub, or it is private. Check the name (`organisation/name`); for a "
+            f"there is no model {name} on the hub, or it is private; check the name (`organisation/name`); for a "
             "private model set HF_TOKEN to an access token of an account that may read it"
         ) from error
     if isinstance(error, errors.RevisionNotFoundError):
         raise PrepareError(
-            f"{name} has no revision {revision}. Give --revision a branch, tag or commit of it"
+            f"{name} has no revision {revision}; give --revision a branch, tag or commit of it"
         ) from error
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else "no"
-        hint = "The token in HF_TOKEN is not valid" if status == 401 else "Try again later"
-        raise PrepareError(f"the hub answered {status} for {name}: {_first_line(error)}. {hint}") from error
+        hint = "set HF_TOKEN to a valid token" if status == 401 else "try again later"
+        raise PrepareError(f"the hub answered {status} for {name}: {_first_line(error)}; {hint}") from error
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)):
         _raise_unreachable(error, name, cache_dir)
     raise PrepareError(
-        f"cannot store {name} in {cache_dir}: {_first_line(error)}. Make room or set permissions there, or choose "
+        f"cannot store {name} in {cache_dir}: {_first_line(error)}; make room or set permissions there, or choose "
         "another folder with --huggingface-hub-cache"
     ) from error
 
 
 def _raise_unreachable(error: Exception, name: str, cache_dir: Path) -> NoReturn:
     raise PrepareError(
-        f"{name} is not in the cache {cache_dir}, and the hub cannot be reached ({_first_line(error)}). Check the "
+        f"{name} is not in the cache {cache_dir}, and the hub cannot be reached ({_first_line(error)}); check the "
         "network (HTTPS_PROXY, HF_ENDPOINT), or give --model-id a local folder"
     ) from error
 

@@ -35,10 +35,10 @@ def pickle_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PrepareError(f"{index} is damaged ({error!r}). Download it again") from error
+            raise PrepareError(f"{index} is damaged ({error!r}); download it again") from error
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise PrepareError(f"{folder / name} is missing, and {_INDEX} lists it. Download it again")
+                raise PrepareError(f"{folder / name} is missing, and {_INDEX} lists it; download it again")
         return [folder / name for name in names]
     return [
         file
@@ -50,7 +50,7 @@ def pickle_files(folder: Path) -> list[Path]:
 def refusal(file: Path) -> PrepareError:
     """Error for a pickle file that was not allowed."""
     return PrepareError(
-        f"{file} is a pickle file, which can run code when it is loaded. Convert it with "
+        f"{file} is a pickle file, which can run code when it is loaded; convert it with "
         "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package, or pass "
         f"{FLAG} to have nothing but tensors read from it"
     )
@@ -82,18 +82,18 @@ def _convert(folder: Path, files: list[Path], partial: Path) -> None:
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"{folder} has {needed_bytes / 1e6:.0f} MB of pickled weights to convert, but {partial.parent} has only "
-            f"{free_bytes / 1e6:.0f} MB free. Free some space, or name another folder"
+            f"{free_bytes / 1e6:.0f} MB free; free some space, or name another folder"
         )
     copy_rest(folder, partial)
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
-        logger.info("Converting {} to safetensors ({} of {})", file, number, len(files))
+        logger.info(f"converting {file} to safetensors ({number} of {len(files)})")
         tensors = own_memory(read_tensors(file))
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         save_file(tensors, partial / name, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     if not weight_map:
-        raise PrepareError(f"{files[0]} holds no tensors. Download the model again")
+        raise PrepareError(f"{files[0]} holds no tensors; download the model again")
     (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
@@ -115,20 +115,20 @@ def read_tensors(file: Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise PrepareError(
-            f"{file} asks for more than tensors ({_wanted(error)}); nothing of it was run. It may be harmful: get the "
-            "model from somewhere else, as safetensors"
+            f"{file} asks for more than tensors ({_wanted(error)}); nothing of it was run; it may be harmful, so get "
+            "the model from somewhere else, as safetensors"
         ) from None
     except Exception as error:  # a reader may raise anything for a truncated file
-        raise PrepareError(f"{file} is damaged ({_one_line(error)}). Download it again") from error
+        raise PrepareError(f"{file} is damaged ({_one_line(error)}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise PrepareError(f"{file} holds a {type(content).__name__}, not tensors by name. It is no model's weights")
+        raise PrepareError(f"{file} holds a {type(content).__name__}, not tensors by name; it is not a model's weights")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise PrepareError(
-                f"{file} holds a {type(value).__name__} under `{name}`, where only tensors are expected. It is no "
-                "model's weights"
+                f"{file} holds a {type(value).__name__} under `{name}`, where only tensors are expected; it is "
+                "not a model's weights"
             )
     return content
 
@@ -157,7 +157,7 @@ def _wanted(error: Exception) -> str:
     for pattern in (r"GLOBAL:? (?:GLOBAL )?(\S+)", r"Unsupported class (\S+)", r"(Unsupported operand \S+)"):
         if found := re.search(pattern, text):
             return found[1]
-    return "it is no file of PyTorch's" if "operand" in text else text[:200]
+    return "it is not a file of PyTorch" if "operand" in text else text[:200]
 
 
 def _one_line(error: Exception) -> str:

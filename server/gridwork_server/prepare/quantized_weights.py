@@ -27,6 +27,6 @@ def check_base(base: Path) -> None:
         raise PrepareError(str(error)) from None
     if found is not None:
         raise PrepareError(
-            f"an adapter cannot be merged onto {base}: {found}. Name the unquantized model as its base, in "
+            f"an adapter cannot be merged onto {base}: {found}; name the unquantized model as its base, in "
             "base_model_name_or_path of adapter_config.json"
         )

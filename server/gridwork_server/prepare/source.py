@@ -40,10 +40,10 @@ def locate(model_id: str) -> Folder | GgufFile | HubModel:
         if is_gguf:
             return GgufFile(path.absolute())
         raise PrepareError(
-            f"--model-id {model_id} is a file, but not a .gguf one. Give a model's folder or a .gguf file"
+            f"--model-id {model_id} is a file, but not a .gguf file; give a model's folder or a .gguf file"
         )
     if is_gguf or model_id.startswith((".", "/", "~")) or model_id.endswith("/") or model_id.count("/") > 1:
-        raise PrepareError(f"--model-id {model_id}: there is no such file or folder. Check the path")
+        raise PrepareError(f"--model-id {model_id}: there is no such file or folder; check the path")
     if not _HUB_NAME.fullmatch(model_id):
         raise PrepareError(
             f"--model-id {model_id} is neither a folder, nor a .gguf file, nor a name on the Hugging Face hub "

@@ -28,11 +28,11 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
                 return target
             if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 raise PrepareError(
-                    f"{target} exists and does not hold a complete model. Remove it, or name another folder"
+                    f"{target} exists and does not hold a complete model; remove it, or name another folder"
                 )
             prefix = f".{target.name}.partial-"
             for leftover in target.parent.glob(f"{prefix}*"):
-                logger.info("Removing {}, left by a run that was interrupted", leftover)
+                logger.info(f"removing {leftover}, left by an interrupted run")
                 shutil.rmtree(leftover)
             partial = target.with_name(f"{prefix}{os.getpid()}")
             partial.mkdir()
@@ -44,7 +44,7 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     except OSError as error:
-        raise PrepareError(f"cannot write {target}: {error}. Free space there, or name another folder") from error
+        raise PrepareError(f"cannot write {target}: {error}; free space there, or name another folder") from error
     return target
 
 
@@ -55,7 +55,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("Waiting for another process that is preparing the same model")
+            logger.info("waiting for another process that is preparing the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -52,9 +52,8 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
             same = _is_same(folder, trust_remote_code, code_revision)
         except Exception as error:  # damaged files or a model's own code; the file may work all the same
             logger.warning(
-                "{} is used as it is, since Transformers cannot load the tokenizer of its folder: {}",
-                folder / "tokenizer.json",
-                _one_line(error),
+                f"{folder / 'tokenizer.json'} is used as it is, since Transformers cannot load the tokenizer of its "
+                f"folder: {_one_line(error)}"
             )
             return verdict.Verdict(None, True)
         if same:
@@ -144,25 +143,25 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
     from gridwork_server.prepare.agreement import knows_no_text
 
     if (folder / "tokenizer.json").is_file():
-        logger.info("{} tokenizes otherwise than Transformers does; making one that agrees", folder / "tokenizer.json")
+        logger.info(f"{folder / 'tokenizer.json'} tokenizes differently from Transformers; making one that agrees")
     else:
-        logger.info("{} has no tokenizer.json; making one of what it has", folder)
+        logger.info(f"{folder} has no tokenizer.json; making one from its other files")
     tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
     try:
         if knows_no_text(tokenizer):
             raise PrepareError(
                 f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} knows no text: the files of its "
-                "vocabulary are missing or of another model. Download the model again"
+                "vocabulary are missing or of another model; download the model again"
             )
         encodes = _write(tokenizer, folder, partial)
     except PrepareError:
         raise
     except Exception as error:  # a model's own code may raise anything
-        logger.opt(exception=True).debug("The tokenizer failed")
+        logger.opt(exception=True).debug("the tokenizer failed")
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
             f"({type(error).__name__}: {_one_line(error)}): its files are damaged, or its code does not fit "
-            f"Transformers {verdict.transformers_version()}. Download the model again"
+            f"Transformers {verdict.transformers_version()}; download the model again"
         ) from error
     _write_settings(tokenizer, folder, partial)
     (partial / _MARK).write_text(json.dumps({"encodes": encodes}))
@@ -179,15 +178,15 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | N
             **({"code_revision": code_revision} if trust_remote_code and code_revision else {}),
         )
     except Exception as error:  # damaged files and a model's own code may raise anything
-        logger.opt(exception=True).debug("The tokenizer cannot be loaded")
+        logger.opt(exception=True).debug("the tokenizer cannot be loaded")
         if "trust_remote_code" in str(error):
             raise PrepareError(
-                f"the tokenizer of {folder} asks for Python code of its own. If you trust its author, pass "
-                "--trust-remote-code"
+                f"the tokenizer of {folder} needs Python code of its own; pass --trust-remote-code if you "
+                "trust its author"
             ) from error
         raise PrepareError(
             f"{folder} has no tokenizer.json, and Transformers cannot make a tokenizer of "
-            f"{_candidates(folder)} ({type(error).__name__}: {_one_line(error)}). Download the model again, or add a "
+            f"{_candidates(folder)} ({type(error).__name__}: {_one_line(error)}); download the model again, or add a "
             "tokenizer.json"
         ) from error
 
@@ -206,21 +205,18 @@ def _write(tokenizer: Any, folder: Path, partial: Path) -> bool:
             agreement.warn_of_sentencepiece(tokenizer, folder)
             (partial / "tokenizer.json").write_text(text)
             return True
-        logger.warning("{} cannot be converted, it would change {}", type(tokenizer).__name__, disagreement)
+        logger.warning(f"{type(tokenizer).__name__} cannot be converted, because it would change {disagreement}")
     found = token_bytes(tokenizer)
     write_tokenizer(tokenizer, found, partial / "tokenizer.json")
     Tokenizer.from_file(str(partial / "tokenizer.json"))
     logger.info(
-        "{} exists as Python code alone: the shard will tokenize, by that code (bytes of tokens: {})",
-        type(tokenizer).__name__,
-        found.way,
+        f"{type(tokenizer).__name__} exists only as Python code: the shard will tokenize with that code (bytes of "
+        f"tokens: {found.way})"
     )
     if found.disagrees is not None:
         logger.warning(
-            "The texts of single tokens of {} do not add up to the text that it gives for all of them, as for {!r}: "
-            "answers may differ from it in spaces",
-            type(tokenizer).__name__,
-            found.disagrees[:40],
+            f"the texts of single tokens of {type(tokenizer).__name__} do not add up to its text for all of them, as "
+            f"for {found.disagrees[:40]!r}: answers may differ from it in spaces"
         )
     return False
 
@@ -236,7 +232,7 @@ def _serialized(tokenizer: Any) -> str | None:
         try:
             backend = convert_slow_tokenizer(tokenizer)
         except Exception as error:
-            logger.warning("{} cannot be converted: {}", type(tokenizer).__name__, _one_line(error))
+            logger.warning(f"{type(tokenizer).__name__} cannot be converted: {_one_line(error)}")
             return None
     return str(backend.to_str())
 
