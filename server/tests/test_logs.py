@@ -1,4 +1,4 @@
-"""Log lines are JSON that a terminal can be shown."""
+"""Tests that log lines are JSON without characters that control a terminal."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Each key of a LoRA's adapter_config.json does what the table says: merged, a base computes what PEFT computes."""
+"""Tests each key of a LoRA's adapter_config.json: a merged base must compute what PEFT computes."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The context is what a config's rotary embeddings make of it."""
+"""Tests that the context length follows the scaling of a config's rotary embeddings."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ _LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
         ({"type": "dynamic", "factor": 1.0}, 64),
         ({"type": "yarn", "factor": 4.0}, 256),
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
-        # The length after scaling is given already.
+        # These already give the length after scaling.
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
         ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
         ({"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": 16}, 64),

@@ -1,4 +1,4 @@
-"""Each key of config.json and of sentence-transformers' files does what the table says."""
+"""Tests each key of config.json and of sentence-transformers' files against the table."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ HIDDEN = torch.tensor([[1.0, -4.0], [2.0, 0.0], [6.0, 1.0], [-3.0, 5.0]])
 
 
 def write(folder: Path, modules: dict[str, dict[str, Any]]) -> Path:
-    """A folder with the modules of these names, and the configs of each."""
+    """Writes a folder with modules of these names, each with its config."""
     listed = []
     for index, (name, config) in enumerate({"Transformer": {}, **modules}.items()):
         path = f"{index}_{name}" if index else ""

@@ -1,4 +1,4 @@
-"""Each key of generation_config.json does what the table says."""
+"""Tests each key of generation_config.json against the table."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def test_none_keeps_the_end_tokens_alone(tmp_path: Path) -> None:
 def test_another_folder_may_be_named_and_must_have_the_file(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(ModelError, match=r"other: there is no generation_config\.json"):
+    with pytest.raises(ModelError, match=r"other, a folder without a generation_config\.json"):
         defaults(tmp_path, {"temperature": 0.5}, str(other))
     (other / "generation_config.json").write_text('{"temperature": 0.75}')
     assert defaults(tmp_path, {"temperature": 0.5}, str(other)).temperature == 0.75

@@ -1,4 +1,4 @@
-"""Whatever the files of a folder say of its tokenizer, the router's tokenizer.json does what Transformers does."""
+"""Tests that the router's tokenizer.json agrees with Transformers, whatever a folder's files configure."""
 
 import inspect
 import json
@@ -23,7 +23,7 @@ TEXTS = ["a <|new|>b<|image|> (c) <|end|>x", "<|NEW|> It's", " <|new|>"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A byte-level tokenizer of the class that takes tokenizer.json as it is."""
+    """A folder with a byte-level tokenizer whose class uses tokenizer.json as it is."""
     path = tmp_path / "model"
     path.mkdir()
     byte_level().save(str(path / "tokenizer.json"))
@@ -63,7 +63,7 @@ def test_no_key_of_transformers_is_missing() -> None:
     read = set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
     read |= {f"{name}" for name in PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES}
     arguments = {
-        # Of calls, not of tokenizer_config.json.
+        # Arguments of calls, not keys of tokenizer_config.json.
         *("cache_dir", "force_download", "proxies", "token", "revision", "subfolder", "code_revision", "config"),
         *("_from_pipeline", "_from_auto", "_commit_hash", "trust_remote_code", "return_offsets_mapping"),
         *(
@@ -109,7 +109,7 @@ def test_special_tokens_map_and_added_tokens_are_read_where_transformers_reads_t
     assert made is not None
     named = json.loads((made.path / "tokenizer_config.json").read_text())
     assert (named["bos_token"], named["pad_token"], named["eos_token"]) == ("<|new|>", "<|end|>", "<|end|>")
-    # With a list of all added tokens in tokenizer_config.json, Transformers reads neither.
+    # With a list of all added tokens in tokenizer_config.json, Transformers reads neither file.
     configure(folder, added_tokens_decoder={})
     agrees(folder)
 
@@ -150,7 +150,7 @@ def test_a_verdict_is_kept_until_a_file_changes(folder: Path, monkeypatch: pytes
     assert verdict.read(folder, cache, False, None) == verdict.Verdict(made.path, True)
     assert verdict.read(folder, cache, True, None) is None
     with monkeypatch.context() as patch:
-        patch.setattr("gridwork_server.prepare.tokenizer.load_tokenizer", None)  # it is not asked again
+        patch.setattr("gridwork_server.prepare.tokenizer.load_tokenizer", None)  # it is not called again
         assert prepared(folder) == made
     (folder / "model.safetensors").write_text("weights do not matter")
     assert verdict.read(folder, cache, False, None) is not None

@@ -1,4 +1,5 @@
-"""Rotary frequencies that depend on how long a sequence is: every token gets its own, whatever else is in the batch."""
+"""Tests rotary frequencies that depend on a sequence's length: every token gets its own, whatever else is in the
+batch."""
 
 import functools
 from pathlib import Path
@@ -27,7 +28,7 @@ from .. import models
 from ..driver import Driver, Sequence
 
 LIMIT = 32
-"""Tokens up to which frequencies are those of short sequences."""
+"""Largest number of tokens with the frequencies of short sequences."""
 
 _FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 8.0, 20.0]}
 _LONGROPE = _FACTORS | {"rope_theta": 1e4, "rope_type": "longrope", "original_max_position_embeddings": LIMIT}
@@ -67,7 +68,7 @@ LIMITS = pb.WarmupRequest(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from a name in CONFIGS to a folder with such a model."""
+    """Makes a function from a name in CONFIGS to a folder with such a model."""
 
     @functools.cache
     def build(name: str) -> Path:
@@ -79,7 +80,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(folders: Any) -> Any:
-    """Function from a name in CONFIGS to what `generate()` gives for each prompt by a model that did nothing before."""
+    """Makes a function from a name in CONFIGS to each prompt's tokens by `generate()` of a fresh model."""
 
     @functools.cache
     def compute(name: str) -> list[list[int]]:
@@ -94,7 +95,7 @@ def runner_of(folder: Path, **settings: Any) -> Runner:
 
 
 def served(runner: Runner, preempt_at: tuple[int, ...] = (), **settings: Any) -> list[list[int]]:
-    """Tokens of all prompts at once, each joining a step after the one before."""
+    """Serves all prompts at once, each joining a step after the one before; returns their tokens."""
     limits = pb.WarmupRequest()
     limits.CopyFrom(LIMITS)
     if not runner.path.takes_drafts:
@@ -156,7 +157,7 @@ def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
     ]
     given = torch.tensor([positions])
     own = np.array(lengths)
-    for _ in range(2):  # what the first time leaves behind does not count
+    for _ in range(2):  # state from the first call must not matter
         with found[0].of(own[:, None] if by_row else own):
             together = rotary(hidden, position_ids=given.T if by_row else given)
         for i, each in enumerate(alone):
@@ -180,7 +181,7 @@ def test_drafts_change_nothing(name: str, folders: Any, expected: Any) -> None:
     right = {tuple(prompt): answer for prompt, answer in zip(PROMPTS, expected(name), strict=True)}
 
     def draft(sequence: Sequence) -> list[int]:
-        """The next tokens, every third of them wrong."""
+        """The next tokens, with every third one wrong."""
         done = len(sequence.generated)
         answer = right[tuple(sequence.tokens[: sequence.num_prompt])][done : done + 4]
         return [token if (done + i) % 3 else 3 for i, token in enumerate(answer)]
@@ -209,7 +210,7 @@ def test_the_self_check_finds_what_is_not_followed(
 
 
 def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that is computed with the frequencies of the longest position in its batch."""
+    """Computes a chunk with the frequencies of the longest position in its batch."""
 
     def of_batch(_: SequenceTable, batch: StepBatch) -> np.ndarray:
         return np.full_like(batch.positions, batch.positions.max() + 1)
@@ -220,7 +221,7 @@ def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.Mo
 
 
 class Tables(nn.Module):
-    """Dynamic scaling as code of before 2024 has it: tables up to the longest length so far, which the caller gives."""
+    """Dynamic scaling as in code from before 2024: tables up to the longest length so far, which the caller passes."""
 
     def __init__(self, dim: int, base: float) -> None:
         super().__init__()
@@ -270,7 +271,7 @@ def test_code_that_gives_the_length_of_a_call_decodes_only_equal_ones_together(
 
 
 def test_a_decoder_behind_an_encoder_has_lengths_of_its_own(tmp_path: Path) -> None:
-    """A long prompt is the encoder's; the decoder begins with one token."""
+    """The encoder computes a long prompt; the decoder starts with one token."""
     part = {
         "vocab_size": models.VOCAB,
         "hidden_size": 48,

@@ -1,4 +1,4 @@
-"""What is found out about modules that are given positions, or the length of a call."""
+"""Tests the rules found for modules that take positions, or the length of a call."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from gridwork_server.lengths.probe import (
 
 
 class Rotary(nn.Module):
-    """Frequencies by a rule of the longest position; counts its calls, and remembers the longest."""
+    """Frequencies that depend on the longest position; counts its calls, and remembers the longest."""
 
     def __init__(self, factor: Callable[[int], float]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Rotary(nn.Module):
 
 
 class Table(nn.Module):
-    """As many wide rows as the call has tokens, the same for all lengths."""
+    """Gives one wide row for each token of the call, the same rows for all lengths."""
 
     longest = 0
 
@@ -44,7 +44,7 @@ class Table(nn.Module):
 
 
 class Model(nn.Module):
-    """Calls a module with the positions of its tokens, as `by` says."""
+    """Calls a module with the positions of its tokens, in the way that `by` names."""
 
     def __init__(self, inner: nn.Module, by: str) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_where_results_change_and_whether_they_go_on_to(name: str, by: str) -> N
     inner = Rotary(factor)
     lengths = lengths_to_try(PretrainedConfig(max_position_embeddings=2048))
     assert rules(inner, by, lengths) == [rule]
-    # As it was before the first call.
+    # The module's state is as it was before the first call.
     assert (inner.num_calls, inner.longest, inner.frequencies.tolist()) == (0, 0, torch.tensor([1, 0.1, 0.01]).tolist())
 
 

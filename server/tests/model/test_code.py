@@ -1,4 +1,4 @@
-"""Faults in a model's own code, and values of its config that make no sense: told with file and key."""
+"""Tests that errors in a model's own code, and impossible values in its config, are reported with file and key."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sound model with code of its own, to be damaged."""
+    """Copies the sound model and adds its own code, to be damaged."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.syspath_prepend(tmp_path / "modules")

@@ -1,4 +1,4 @@
-"""`--compile`: the same tokens as without, and the plain model where compiling goes wrong."""
+"""Tests `--compile`: the same tokens as without it, and the plain model when compiling fails."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, in which nothing is compiled yet."""
+    """An empty cache in place of the user's cache of compiled models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     return tmp_path
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_compiled_model_gives_the_same_tokens(name: str, tmp_path: Path, cache: Path) -> None:
     import torch._dynamo
 
-    # PyTorch counts compiled forms by function, and all models share one that Transformers puts around theirs.
+    # PyTorch counts compiled forms by function, and all models share a wrapper function of Transformers.
     torch._dynamo.reset()
     folder = models.save(name, tmp_path / "model", num_hidden_layers=2)
     plain = models.plain(folder)

@@ -1,4 +1,4 @@
-"""What is said about models that cannot be served: each time what is wrong, where, and what to do."""
+"""Tests the errors for models that cannot be served: each says what is wrong, where, and what to do."""
 
 import json
 import shutil
@@ -41,12 +41,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """A copy of a sound model, to be damaged."""
+    """A copy of the sound model, to be damaged."""
     return shutil.copytree(sound, tmp_path / "model")
 
 
 def load_folder(folder: Path, **settings: Any) -> LoadedModel:
-    """Loads in float32."""
+    """Loads the folder in float32."""
     return load(ShardConfig(**({"model_path": folder, "socket": "", "dtype": "float32"} | settings)), RankGroup())
 
 
@@ -64,13 +64,13 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
 
 
 def truncate(folder: Path, kept: int) -> None:
-    """Cuts model.safetensors off at a number of bytes, or so many before the end."""
+    """Truncates model.safetensors to `kept` bytes, or by that many if negative."""
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
 
 
 def lose_a_file(folder: Path) -> None:
-    """Makes it a model of two files, of which one is not there."""
+    """Makes the folder a model of two files of which one is missing."""
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"model.norm.weight": "model-00001-of-00002.safetensors"}
     weight_map["lm_head.weight"] = "model-00002-of-00002.safetensors"

@@ -1,4 +1,4 @@
-"""--quantize: quality on real text, and what is refused."""
+"""Tests --quantize: quality on real text, and refusals."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ def loaded(folder: Path, **settings: Any) -> Any:
 
 @torch.inference_mode()
 def perplexity(folder: Path, quantize: str | None) -> float:
-    """Of TEXT, by the model's own forward()."""
+    """Perplexity of TEXT, by the model's own forward()."""
     from transformers import AutoTokenizer
 
     model = loaded(folder, quantize=quantize, dtype="bfloat16", model_impl="solo").model

@@ -1,5 +1,5 @@
-"""Checkpoints whose weights are quantized: the answers are those of the weights that they stand for, or they are
-refused, with the method and the file that says so."""
+"""Tests quantized checkpoints: a model computes with the weights that they represent, or it is refused with the method
+and the file that declares it."""
 
 import json
 import shutil
@@ -141,7 +141,7 @@ METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "exl3": ({"quant_method": "exl3"}, ["exl3", "does not read"]),
     "nvfp4": ({"quant_method": "nvfp4"}, ["nvfp4", "does not read"]),
     "a new one": ({"quant_method": "fp3"}, ["fp3", "does not read"]),
-    "without a method": ({"group_size": 64}, ["no quant_method"]),
+    "without a method": ({"group_size": 64}, ["quant_method is missing"]),
     "mlx": ({"group_size": 64, "bits": 4}, ["MLX", "does not read"]),
 }
 
@@ -301,7 +301,7 @@ def test_what_ordinary_models_have_is_no_sign_of_quantization(folder: Path) -> N
 
 
 def test_parameters_called_scale_that_a_model_has_are_its_own(tmp_path: Path) -> None:
-    # Layer scales, and buffers of integers.
+    # Bloom has layer scales, and buffers of integers.
     model = transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=2)
     )

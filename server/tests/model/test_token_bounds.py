@@ -1,4 +1,4 @@
-"""Which tokens a model can be given."""
+"""Tests which tokens a model can be given."""
 
 from types import SimpleNamespace
 from typing import Any

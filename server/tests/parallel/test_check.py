@@ -1,4 +1,4 @@
-"""What computing with a small copy of a module tells about it."""
+"""Tests what computing with a small copy of a module finds out."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gridwork_server.parallel.check import features_are_independent, gate_layout
 
 
 class Gated(nn.Module):
-    """An MLP with gates and values in one layer. kind: what lies between the layers."""
+    """An MLP with gates and values in one layer. kind: how the features depend on each other."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How ranks meet, and what they tell each other."""
+"""Tests how ranks meet, and the messages that they send."""
 
 import socket
 from pathlib import Path

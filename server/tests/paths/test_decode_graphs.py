@@ -1,4 +1,4 @@
-"""Decode steps in buffers that stay, filled up to a size, against the plain steps of the same model."""
+"""Compares decode steps that are replayed in fixed buffers, padded to a size, with plain steps of the same model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +37,8 @@ Make = Callable[..., Runner]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Function from an architecture's name and settings to a runner that has been warmed up. sizes: of decode steps
-    that it replays, which on a CPU it does only here."""
+    """Makes a function from an architecture's name and settings to a warmed-up runner. sizes: sizes of replayed decode
+    steps; a CPU replays steps only in these tests."""
 
     def make_runner(
         name: str, sizes: tuple[int, ...] = SIZES, limits: pb.WarmupRequest = LIMITS, **settings: Any
@@ -63,7 +63,7 @@ def paged(runner: Runner) -> PagedPath:
 
 
 def watch(runner: Runner) -> list[torch.Tensor]:
-    """The logits of every step from now on."""
+    """Collects the logits of every step from now on."""
     seen: list[torch.Tensor] = []
     forward = runner.path.forward
 
@@ -77,7 +77,7 @@ def watch(runner: Runner) -> list[torch.Tensor]:
 
 
 def join_and_leave(runner: Runner) -> tuple[list[torch.Tensor], dict[int, list[int]]]:
-    """Sequences join one by one until there are as many as a step takes, and leave one by one."""
+    """Sequences join one by one up to the limit of a step, and leave one by one."""
     seen = watch(runner)
     driver = Driver(runner.run, runner.num_blocks, chunk=7)  # type: ignore[attr-defined]
     for i, prompt in enumerate(PROMPTS):
@@ -103,7 +103,7 @@ def test_replayed_steps_give_what_plain_steps_give(name: str, prefix_cache: bool
     assert paged(replayed).decode_sizes == list(SIZES)
     (expected, tokens), (given, replayed_tokens) = join_and_leave(plain), join_and_leave(replayed)
     assert replayed_tokens == tokens
-    # Our linear layers compute each row by itself; those of PyTorch may add in another order for other numbers of rows.
+    # Our linear layers compute each row by itself; PyTorch's may add in another order for another number of rows.
     exact = attention == "cpu" and name != "gpt2"
     for one, other in zip(expected, given, strict=True):
         torch.testing.assert_close(other, one, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-4}))
@@ -118,11 +118,11 @@ def test_every_number_of_sequences_runs_in_the_next_size(make: Make) -> None:
         replay = step.replay
         step.replay = lambda replay=replay, size=size: ran.append(size) or replay()  # type: ignore[misc]
     driver = Driver(runner.run, runner.num_blocks)  # type: ignore[attr-defined]
-    # More sequences than the largest size takes run as other steps do.
+    # A step with more sequences than the largest size runs like any other step.
     for prompt, expected in zip(PROMPTS, ([1], [2], [4], [4], [6], [6], [], []), strict=True):
         driver.add([*prompt, 3], 20)
         ran.clear()
-        driver.step()  # a prefill, which is not replayed
+        driver.step()  # prefills are not replayed
         assert ran == []
         driver.step()
         assert ran == expected
@@ -139,7 +139,7 @@ def test_padding_harms_nobody_and_leaves_the_zero_block_alone(make: Make) -> Non
     others = [block for block in range(runner.num_blocks) if block not in used]  # type: ignore[attr-defined]
     for cache in (*path._keys.values(), *path._values.values()):
         blocks = cache.unflatten(0, (-1, size))
-        blocks[-1] = torch.nan  # what padding may leave there
+        blocks[-1] = torch.nan  # padding may leave such values there
         blocks[others] = 7.0
     driver.step()
     for cache in (*path._keys.values(), *path._values.values()):
@@ -159,7 +159,7 @@ WAITS = {f"aten::{name}" for name in ("item", "is_nonzero", "_local_scalar_dense
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, or move what it computes by values that it has not."""
+    """Records operations that make the host wait for a GPU, or that depend on values the host does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mistral"])
 def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
-    # The model's own code, with attention as any device can run it.
+    # Runs the model's own code, with attention that any device can run.
     runner = make(name, attention="sdpa", fuse=False)
     driver = Driver(runner.run, runner.num_blocks)  # type: ignore[attr-defined]
     for prompt in PROMPTS[:3]:
@@ -185,7 +185,7 @@ def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
     ids = np.array([sequence.id for sequence in driver.running])
     batch = table.batch(ids, np.ones_like(ids))
     assert path.replays(len(ids), len(ids))
-    # Their blocks have room for one more token.
+    # The sequences' blocks have room for one more token.
     table.append_blocks(ids, np.ones_like(ids), np.arange(len(ids)) + 100)
     with Waits() as waits, torch.inference_mode():
         path.decode(batch, table)
@@ -195,7 +195,7 @@ def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
 
 
 class Stale:
-    """Replays what was computed when a step was recorded, as a graph does of what a model takes to the host."""
+    """Replays the logits from recording, as a graph does for values that a model computes on the host."""
 
     def record(self, step: decode_graphs.Replay) -> decode_graphs.Replay:
         logits = step()

@@ -1,4 +1,4 @@
-"""What ranks do together when one of them finds something."""
+"""Tests how ranks act together when one of them finds a dependence."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,8 @@ from gridwork_server.paths.dependence_check import DependenceCheck
 
 @pytest.mark.parametrize("is_leader", [True, False])
 def test_every_rank_computes_all_of_it_whatever_it_finds(is_leader: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranks other than 0 have no whole logits to tell by, and would else leave rank 0 waiting for its sums."""
+    """Other ranks than 0 have no whole logits to compare; if they stopped, rank 0 would wait for their part of the
+    sums."""
     computed: list[str] = []
 
     def neighbours(*_: Any) -> None:

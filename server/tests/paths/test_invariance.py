@@ -1,4 +1,4 @@
-"""What is promised of logits: the same bits whatever runs beside a request, and however its tokens are divided into
+"""Tests the promise for logits: the same bits whatever runs beside a request, and however its tokens are divided into
 steps."""
 
 from collections.abc import Callable
@@ -25,17 +25,17 @@ PROMPTS = (13, 5, 24, 9)
 DECODES = 10
 
 Step = dict[int, int]
-"""Tokens that a step computes of each sequence."""
+"""Number of tokens that a step computes for each sequence."""
 
 Logits = dict[tuple[int, int], torch.Tensor]
-"""By sequence and position."""
+"""Rows of logits by sequence and position."""
 
 SMALL: dict[str, Any] = {"vocab_size": models.VOCAB, "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
 
 
 def load_model(name: str, folder: Path, dtype: str, **settings: Any) -> LoadedModel:
     if name in models.ARCHITECTURES:
-        # Wide enough that all layers are packed.
+        # Wide enough for all layers to be packed.
         sizes = {"hidden_size": 64, "intermediate_size": 128} if name != "gpt2" else {}
         models.save(name, folder, **sizes, **({"num_attention_heads": 4} if sizes else {}))
     else:
@@ -50,7 +50,7 @@ def load_model(name: str, folder: Path, dtype: str, **settings: Any) -> LoadedMo
 
 @torch.inference_mode()
 def run(loaded: LoadedModel, sequences: list[np.ndarray], steps: list[Step], forgets: bool = False) -> Logits:
-    """Computes steps. forgets: tokens beyond the prompt are part of it, as after a restart."""
+    """Runs the steps. forgets: generated tokens are computed again with the prompt, as after a restart."""
     path, rows = loaded.path, {}
     table = SequenceTable(len(sequences), LIMITS.max_total_tokens, LIMITS.block_size_tokens, BLOCKS * len(sequences))
     path.allocate(LIMITS, BLOCKS * len(sequences))
@@ -75,12 +75,12 @@ def run(loaded: LoadedModel, sequences: list[np.ndarray], steps: list[Step], for
 
 
 def alone() -> list[Step]:
-    """Every sequence by itself, its prompt in one piece."""
+    """Runs every sequence alone, with its prompt in one piece."""
     return [step for id, prompt in enumerate(PROMPTS) for step in [{id: prompt}, *[{id: 1}] * DECODES]]
 
 
 def together() -> list[Step]:
-    """One sequence joins after the other."""
+    """Sequences join one after the other."""
     done = dict.fromkeys(range(len(PROMPTS)), -1)
     steps: list[Step] = []
     while any(count < DECODES for count in done.values()):
@@ -91,7 +91,7 @@ def together() -> list[Step]:
 
 
 def in_chunks() -> list[Step]:
-    """Prompts of pieces."""
+    """Prompts are computed in chunks."""
     steps: list[Step] = []
     for id, prompt in enumerate(PROMPTS):
         steps += [{id: min(6, prompt - begin)} for begin in range(0, prompt, 6)]
@@ -100,12 +100,12 @@ def in_chunks() -> list[Step]:
 
 
 def again() -> list[Step]:
-    """After a restart: what was generated is computed with the prompt."""
+    """Generated tokens are computed with the prompt, as after a restart."""
     return [{id: prompt + DECODES} for id, prompt in enumerate(PROMPTS)]
 
 
 def differing(given: Logits, expected: Logits) -> int:
-    """Rows that are not the same to the bit."""
+    """Number of rows that are not bitwise equal."""
     return sum(not torch.equal(row, expected[at]) for at, row in given.items())
 
 

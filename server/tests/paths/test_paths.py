@@ -1,4 +1,5 @@
-"""Paths of models without the attention interface: the same tokens, however sequences join, leave and are preempted."""
+"""Tests paths of models without the attention interface: tokens stay the same however sequences join, leave and are
+preempted."""
 
 import functools
 from pathlib import Path
@@ -67,7 +68,7 @@ CONFIGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from a name in CONFIGS to a folder with such a model."""
+    """Makes a function from a name in CONFIGS to a folder with such a model."""
 
     @functools.cache
     def build(name: str) -> Path:
@@ -82,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(folders: Any) -> Any:
-    """Function from a name in CONFIGS to the greedy continuations of PROMPTS."""
+    """Makes a function from a name in CONFIGS to the greedy continuations of PROMPTS."""
 
     @functools.cache
     def generate(name: str) -> list[list[int]]:
@@ -93,7 +94,7 @@ def expected(folders: Any) -> Any:
 
 
 def runner_for(folder: Path, **settings: Any) -> Runner:
-    """A runner in float32 that has been warmed up."""
+    """A warmed-up runner in float32."""
     given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**26}
     config = ShardConfig(**(given | settings))
     group = RankGroup()
@@ -195,7 +196,7 @@ def test_states_of_more_sequences_than_fit_are_refused(folders: Any) -> None:
 
 
 def cache_of(lengths: list[int], heads: int = 2) -> DynamicCache:
-    """A cache of sequences of one length: `[batch, heads, length, 4]` a layer."""
+    """A cache of sequences of one length, with tensors `[batch, heads, length, 4]` in each layer."""
     cache = DynamicCache()
     for layer in range(2):
         parts = torch.randn(len(lengths), heads, lengths[0], 4)

@@ -1,3 +1,5 @@
+"""Tests that the first part of the KV cache is page-faulted in ahead of time."""
+
 import ctypes
 import mmap
 
@@ -10,7 +12,7 @@ SIZE = 16 << 20
 
 
 def resident_bytes(tensor: torch.Tensor) -> int:
-    """Of the memory of a tensor, what the system has given."""
+    """Size of a tensor's memory that the system has allocated."""
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first = begin // mmap.PAGESIZE * mmap.PAGESIZE
     pages = (ctypes.c_ubyte * (-(-(end - first) // mmap.PAGESIZE)))()
@@ -20,7 +22,7 @@ def resident_bytes(tensor: torch.Tensor) -> int:
 
 @pytest.fixture
 def memory() -> torch.Tensor:
-    """Fresh from the system."""
+    """Fresh memory from the system."""
     return torch.frombuffer(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 

@@ -1,5 +1,5 @@
-"""The self-check in 16 bits: models that only round pass, with experts chosen by a hair too, and every planted error is
-found."""
+"""Tests the self-check in 16 bits: models that only round pass, even with experts chosen by a tiny margin, and every
+planted error is found."""
 
 import contextlib
 import functools
@@ -67,7 +67,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from an architecture's name to a model that was loaded in bfloat16."""
+    """Makes a function from an architecture's name to a loaded model, in bfloat16 by default."""
 
     @functools.cache
     def get(name: str, dtype: str = "bfloat16", **settings: Any) -> LoadedModel:
@@ -83,7 +83,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def choose(loaded: LoadedModel, wish: str = "paged") -> choice.Choice:
-    """Chooses anew."""
+    """Chooses the path again."""
     return choice.choose(loaded.model, wish, "auto", loaded.dtype, loaded.device, RankGroup(), record=True)
 
 
@@ -100,14 +100,14 @@ def plainly(loaded: LoadedModel, dtype: torch.dtype) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["deep gpt_oss", "deep deepseek_v3"])
 def test_experts_that_are_chosen_by_a_hair_are_no_error(name: str, loaded: Any) -> None:
-    """Where rounding sends tokens to other experts, and nothing else is wrong."""
+    """Rounding sends tokens to other experts, and nothing else is wrong."""
     model = loaded(name)
     assert (model.path.name, model.path_reason) == ("paged", "")
     sequences = self_check.sample_tokens(model.vocab_size)
     given = self_check.path_logits(model.path, sequences)
     found = self_check.differences(given, plainly(model, torch.bfloat16))
     assert found is not None
-    assert found.largest > 0.1, "no expert is chosen otherwise: other sizes are needed to test this"
+    assert found.largest > 0.1, "no expert is chosen differently: this test needs other sizes"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -122,7 +122,7 @@ NO_EFFECT = {
     "gemma3": {"scores not capped"},
     "gpt_oss": {"scores not capped"},
 }
-"""Errors that are none, since the model has nothing of the kind."""
+"""Errors without an effect, since the model lacks the feature."""
 
 SINKS = {"sinks dropped", "sinks of other heads"}
 
@@ -150,7 +150,7 @@ def test_every_error_planted_into_cohorts_is_found_in_16_bits(error: str, loaded
 
 @contextlib.contextmanager
 def _in_kernels_of_16_bits(change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """change: of what attention gives, in bfloat16 alone."""
+    """Changes the results of attention in bfloat16, but not in float32."""
     plain = paged_attention.CpuAttention.attend
 
     def attend(self: Any, query: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_a_model_that_cannot_be_computed_in_float32_is_held_to_a_fixed_bound(loa
         assert choose(model).reason == ""
         with (
             PAGED["causal mask dropped"](),
-            pytest.raises(ModelError, match=r"float32 does not tell.*mixed types"),
+            pytest.raises(ModelError, match=r"float32 cannot show.*mixed types"),
         ):
             choose(model)
 
@@ -245,7 +245,7 @@ def test_choices_are_pinned_to_what_was_noted_by_token() -> None:
 
 @pytest.mark.parametrize("method", [None, "int8", "int4"])
 def test_packed_experts_can_be_unpacked(method: str | None, loaded: Any) -> None:
-    """One expert's layers, as `nn.Linear` would have them, compute what the kernel computes for a token of that one."""
+    """An expert's layers, as `nn.Linear` would have them, give what the kernel gives for a token of that expert."""
     settings = {"quantize": method} if method else {}
     packed = next(m for m in loaded("qwen3_moe", **settings).model.modules() if isinstance(m, PackedExperts))
     if method and packed.method is None:

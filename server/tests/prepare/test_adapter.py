@@ -1,4 +1,4 @@
-"""Adapters are merged onto their base: the result computes what base and adapter together do."""
+"""Tests that a merged adapter computes what base and adapter compute together."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(base: Path, tmp_path: Path) -> Path:
-    """An adapter whose weights are not the zeros that they begin at."""
+    """An adapter with random weights in place of the initial zeros."""
     return save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj"])
 
 
@@ -44,7 +44,7 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> Path:
 
 
 def merged(folder: Path, **options: Any) -> Path:
-    """The folder that an adapter becomes."""
+    """Folder of the merged adapter."""
     return prepare(str(folder), Options(cache_dir=folder.parent / "cache", **options)).model_path
 
 

@@ -1,4 +1,4 @@
-"""GGUF files, converted once into a cache; with a tiny model written here."""
+"""Tests that GGUF files are converted once into a cache, with a tiny model written here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Pickled weights: converted when that is allowed, and nothing that a pickle asks for is ever run."""
+"""Tests pickled weights: converted only when allowed, and no function that a pickle names is ever called."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def allowed(folder: Path) -> Path:
-    """The folder that a pickled model becomes."""
+    """Folder of the converted model."""
     options = Options(allow_pickle=True, cache_dir=folder.parent / "cache")
     return prepare(str(folder), options).model_path
 
@@ -108,7 +108,7 @@ def test_a_pickle_that_asks_for_a_call_is_refused_and_nothing_is_called(
     assert name in str(error.value)
     assert "system" in str(error.value)
     assert not (tmp_path / "has-run").exists()
-    # The trap would have closed:
+    # The trap works when it is loaded without the restriction.
     torch.load(folder / name, weights_only=False)
     assert (tmp_path / "has-run").exists()
 
@@ -123,7 +123,7 @@ def test_a_plain_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"a": torch.ones(2), "epoch": 3}, [torch.ones(2)], {"a": {"b": torch.ones(2)}}])
 def test_what_is_no_set_of_tensors_is_refused(content: Any, folder: Path) -> None:
     torch.save(content, folder / "pytorch_model.bin")
-    with pytest.raises(PrepareError, match="no model's weights"):
+    with pytest.raises(PrepareError, match="not a model's weights"):
         allowed(folder)
 
 

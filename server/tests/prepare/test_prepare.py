@@ -1,4 +1,4 @@
-"""`gridwork-server prepare`: folders, wrong paths, and the hub, found in the cache or not."""
+"""Tests `gridwork-server prepare` with folders, wrong paths, and models of the hub that are cached or not."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def test_neither_path_nor_name_is_told(tmp_path):
     assert "neither a folder" in run("prepare", "--model-id", "what is this", home=tmp_path).fatal
     (tmp_path / "weights.bin").touch()
     outcome = run("prepare", "--model-id", tmp_path / "weights.bin", home=tmp_path)
-    assert "not a .gguf one" in outcome.fatal
+    assert "not a .gguf file" in outcome.fatal
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
@@ -74,7 +74,7 @@ def test_a_cached_model_is_found_offline_and_at_once(tmp_path, revision):
     outcome = run("prepare", "--model-id", "org/tiny", *extra, home=tmp_path, HF_HUB_OFFLINE="1")
     assert outcome.code == 0
     assert outcome.model_path == snapshot
-    assert time.monotonic() - started < 5  # far less on a quiet machine
+    assert time.monotonic() - started < 5  # takes far less on an idle machine
 
 
 def test_a_cached_model_is_used_without_asking_the_hub(tmp_path):

@@ -1,4 +1,4 @@
-"""Folders are whole or not there, also when a build is killed or two run at once."""
+"""Tests that folders are complete or absent, even when a build is killed or two run at once."""
 
 import multiprocessing
 import os

@@ -1,4 +1,5 @@
-"""Folders without tokenizer.json: what is made of them tokenizes as Transformers does, and half characters are kept."""
+"""Tests folders without tokenizer.json: the made one agrees with Transformers, and bytes of half characters are
+kept."""
 
 import base64
 import json
@@ -22,7 +23,7 @@ CORPUS = "\n".join(SAMPLES * 3)
 
 
 def put(folder: Path, model_type: str, **settings: Any) -> Path:
-    """The configs of a folder; settings: of tokenizer_config.json."""
+    """Writes the configs of a folder. settings: of tokenizer_config.json."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -90,7 +91,7 @@ def tiktoken(root: Path) -> Path:
 
 
 def prepared(folder: Path, cache: Path, trust: bool = False) -> PreparedTokenizer:
-    """What is made of a folder that has no tokenizer.json."""
+    """Tokenizer made for a folder that has no tokenizer.json."""
     found = prepared_tokenizer(folder, trust, None, cache)
     assert found is not None
     return found
@@ -123,7 +124,7 @@ def test_a_tokenizer_without_a_fast_form_is_described_by_the_bytes_of_its_tokens
         ids = theirs.encode(text)
         assert ours.decode(ids, skip_special_tokens=True) == text
         assert ours.decode(ids, skip_special_tokens=False) == text + "</s>"
-    # Half a character: an id of its own, whose bytes are not lost.
+    # Half a character has its own id, and its bytes are not lost.
     two = theirs.encode("é", add_special_tokens=False)
     assert len(two) == 2
     assert ours.decode(two[:1]) == "\ufffd"
@@ -136,7 +137,7 @@ from transformers import PreTrainedTokenizer
 Path(r"{mark}").touch()
 
 class WordTokenizer(PreTrainedTokenizer):
-    """Words with a mark at their end, which is a space when another word comes."""
+    """Words with a mark at their end, which becomes a space when another word follows."""
 
     vocab_files_names = {{"vocab_file": "words.txt"}}
 

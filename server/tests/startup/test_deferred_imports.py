@@ -1,5 +1,5 @@
-"""What a start imports, and that what it puts off behaves as if it had been imported. In processes of their own, since
-this one has imported everything."""
+"""Tests what a start imports, and that deferred imports behave like real ones. Each test runs in a process of its own,
+since this one has imported everything."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ _HEAVY = (
 
 
 def run(program: str, *arguments: object) -> Any:
-    """What the program prints last, from JSON."""
+    """Runs a program; returns the JSON value that it prints last."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

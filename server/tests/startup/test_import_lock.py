@@ -1,4 +1,4 @@
-"""A shard's threads that import and load take turns."""
+"""Tests that a shard's threads take turns in importing and loading."""
 
 import threading
 from pathlib import Path
