@@ -28,7 +28,7 @@ _LONG = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
         (_LONG | {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
     ],
 )
-def test_the_context_of_scaled_rotary_embeddings(scaling: dict[str, Any], expected: int) -> None:
+def test_context_follows_rope_scaling(scaling: dict[str, Any], expected: int) -> None:
     config: Any = LlamaConfig(
         hidden_size=32,
         num_attention_heads=2,
@@ -42,7 +42,7 @@ def test_the_context_of_scaled_rotary_embeddings(scaling: dict[str, Any], expect
     assert context_tokens(config, AutoModelForCausalLM.from_config(config)) == expected
 
 
-def test_a_table_of_positions_ends_where_it_ends() -> None:
+def test_rope_scaling_does_not_extend_a_learned_position_table() -> None:
     config: Any = GPT2Config(
         n_positions=64,
         n_embd=32,
@@ -54,7 +54,7 @@ def test_a_table_of_positions_ends_where_it_ends() -> None:
     assert context_tokens(config, AutoModelForCausalLM.from_config(config)) == 64
 
 
-def test_layers_with_rotary_parameters_of_their_own_leave_the_context_as_it_is() -> None:
+def test_rope_parameters_by_layer_type_do_not_change_the_context() -> None:
     config: Any = Gemma3TextConfig(
         hidden_size=32,
         num_attention_heads=2,

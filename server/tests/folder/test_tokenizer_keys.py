@@ -58,7 +58,7 @@ def agrees(folder: Path) -> None:
             assert found.decode(ids, skip_special_tokens=skip) == expected
 
 
-def test_no_key_of_transformers_is_missing() -> None:
+def test_every_key_of_transformers_is_listed() -> None:
     source = "".join(inspect.getsource(owner) for owner in (TokenizersBackend, PreTrainedTokenizerBase))
     read = set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
     read |= {f"{name}" for name in PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES}
@@ -101,7 +101,7 @@ def test_each_key_is_read_as_transformers_reads_it(key: str, sample: Any, folder
         assert isinstance(entry, Read)
 
 
-def test_special_tokens_map_and_added_tokens_are_read_where_transformers_reads_them(folder: Path) -> None:
+def test_special_tokens_map_and_added_tokens_are_read_like_transformers(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text('{"bos_token": "<|new|>", "pad_token": {"content": "<|end|>"}}')
     (folder / "added_tokens.json").write_text('{"<|image|>": 401, "<|new|>": 400}')
     agrees(folder)
@@ -114,7 +114,7 @@ def test_special_tokens_map_and_added_tokens_are_read_where_transformers_reads_t
     agrees(folder)
 
 
-def test_special_tokens_that_a_class_supplies_are_written_for_the_router(folder: Path) -> None:
+def test_special_tokens_of_the_class_are_written(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     agrees(folder)
     made = prepared(folder)
@@ -122,7 +122,7 @@ def test_special_tokens_that_a_class_supplies_are_written_for_the_router(folder:
     assert json.loads((made.path / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
 
 
-def test_lower_casing_is_what_the_class_makes_of_its_setting(tmp_path: Path) -> None:
+def test_do_lower_case_is_read_by_the_class(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -137,12 +137,12 @@ def test_lower_casing_is_what_the_class_makes_of_its_setting(tmp_path: Path) -> 
         assert ids == truth.encode("Kettle Café")
 
 
-def test_a_tokenizer_that_transformers_cannot_load_is_used_as_it_is(folder: Path) -> None:
+def test_tokenizer_json_is_used_if_transformers_cannot_load_the_folder(folder: Path) -> None:
     configure(folder, padding_side="middle")
     assert prepared(folder) is None
 
 
-def test_a_verdict_is_kept_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_choice_is_cached_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(folder, extra_special_tokens=["<|new|>"])
     made = prepared(folder)
     assert made is not None
@@ -159,5 +159,5 @@ def test_a_verdict_is_kept_until_a_file_changes(folder: Path, monkeypatch: pytes
     assert prepared(folder) is None
 
 
-def test_the_hash_is_the_same_in_the_launcher() -> None:
+def test_hash_equals_the_launchers() -> None:
     assert verdict._fnv1a(b"foobar") == 0x85944171F73967E8

@@ -120,7 +120,7 @@ def served(runner: Runner, preempt_at: tuple[int, ...] = (), **settings: Any) ->
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_rule_is_found_and_only_where_there_is_one(name: str, folders: Any) -> None:
+def test_length_rule_is_found(name: str, folders: Any) -> None:
     model = models.plain(folders(name))
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
@@ -129,7 +129,7 @@ def test_a_rule_is_found_and_only_where_there_is_one(name: str, folders: Any) ->
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_other_models_are_left_as_they_are(tmp_path: Path) -> None:
+def test_models_without_length_dependence_are_unchanged(tmp_path: Path) -> None:
     model = models.plain(models.save("mistral", tmp_path))
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
@@ -142,9 +142,7 @@ def test_other_models_are_left_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lengths", [[300] * 4, [10, 10, 300, 300], [32, 33, 34, 200], [5, 32, 33, 33]])
 @pytest.mark.parametrize("name", ["longrope", "dynamic"])
 @torch.inference_mode()
-def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
-    name: str, lengths: list[int], by_row: bool, folders: Any
-) -> None:
+def test_a_token_gets_the_result_of_a_fresh_module(name: str, lengths: list[int], by_row: bool, folders: Any) -> None:
     model = models.plain(folders(name))
     fresh = [models.plain(folders(name)).model.rotary_emb for _ in lengths]
     with watch(model, 10) as found:
@@ -167,7 +165,7 @@ def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
 
 @pytest.mark.parametrize("impl", ["paged", "paged, own code", "batched", "solo"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_are_those_of_generate(name: str, impl: str, folders: Any, expected: Any) -> None:
+def test_tokens_equal_generate(name: str, impl: str, folders: Any, expected: Any) -> None:
     runner = runner_of(folders(name), model_impl=impl.split(",")[0], fuse=impl == "paged")
     assert runner.path.name == impl.split(",")[0]
     assert served(runner) == expected(name)
@@ -176,7 +174,7 @@ def test_tokens_are_those_of_generate(name: str, impl: str, folders: Any, expect
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_drafts_change_nothing(name: str, folders: Any, expected: Any) -> None:
+def test_drafts_do_not_change_tokens(name: str, folders: Any, expected: Any) -> None:
     runner = runner_of(folders(name), model_impl="paged")
     right = {tuple(prompt): answer for prompt, answer in zip(PROMPTS, expected(name), strict=True)}
 
@@ -189,7 +187,7 @@ def test_drafts_change_nothing(name: str, folders: Any, expected: Any) -> None:
     assert served(runner, draft=draft) == expected(name)
 
 
-def test_operations_are_recorded_where_there_are_two_kinds_of_frequencies(folders: Any) -> None:
+def test_operations_are_recorded_if_there_are_two_frequency_classes(folders: Any) -> None:
     for name in CONFIGS:
         runner = runner_of(folders(name), model_impl="paged")
         notes = " ".join(runner.loaded.notes)
@@ -201,7 +199,7 @@ def test_operations_are_recorded_where_there_are_two_kinds_of_frequencies(folder
 
 @pytest.mark.parametrize("path", ["paged", "batched"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_self_check_finds_what_is_not_followed(
+def test_self_check_finds_ignored_length_rule(
     name: str, path: str, folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "find_lengths", lambda *_: None)
@@ -209,7 +207,7 @@ def test_the_self_check_finds_what_is_not_followed(
         runner_of(folders(name), model_impl=path)
 
 
-def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_check_finds_a_wrong_chunk(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Computes a chunk with the frequencies of the longest position in its batch."""
 
     def of_batch(_: SequenceTable, batch: StepBatch) -> np.ndarray:
@@ -256,7 +254,7 @@ class TableRotary(nn.Module):
 
 
 @pytest.mark.parametrize("impl", ["auto", "solo"])
-def test_code_that_gives_the_length_of_a_call_decodes_only_equal_ones_together(
+def test_only_equal_lengths_decode_together_if_the_call_length_is_passed(
     impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modeling_llama, "LlamaRotaryEmbedding", TableRotary)
@@ -270,7 +268,7 @@ def test_code_that_gives_the_length_of_a_call_decodes_only_equal_ones_together(
     assert served(runner, preempt_at=(3, 9, 15)) == right
 
 
-def test_a_decoder_behind_an_encoder_has_lengths_of_its_own(tmp_path: Path) -> None:
+def test_decoder_lengths_exclude_the_prompt(tmp_path: Path) -> None:
     """The encoder computes a long prompt; the decoder starts with one token."""
     part = {
         "vocab_size": models.VOCAB,

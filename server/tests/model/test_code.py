@@ -56,11 +56,11 @@ def load_folder(folder: Path, **settings: Any) -> LoadedModel:
     return load(ShardConfig(model_path=folder, socket="", **options | settings), RankGroup())
 
 
-def test_the_code_is_sound_until_it_is_damaged(folder: Path) -> None:
+def test_undamaged_code_loads(folder: Path) -> None:
     assert type(load_folder(folder).model).__name__ == "OwnModel"
 
 
-def test_a_model_that_is_listed_under_another_name_is_known_by_its_architecture(folder: Path) -> None:
+def test_own_class_is_found_by_architecture(folder: Path) -> None:
     set_config(folder, auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"})
     assert type(load_folder(folder).model).__name__ == "OwnModel"
 
@@ -101,9 +101,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
-def test_a_fault_of_the_code_is_told_with_file_and_key(
-    damage: Callable[[Path], Any], words: list[str], folder: Path
-) -> None:
+def test_error_in_own_code_names_file_and_key(damage: Callable[[Path], Any], words: list[str], folder: Path) -> None:
     damage(folder)
     with pytest.raises(ModelError) as error:
         load_folder(folder)
@@ -112,15 +110,13 @@ def test_a_fault_of_the_code_is_told_with_file_and_key(
     assert "\n" not in str(error.value)
 
 
-def test_code_on_the_hub_is_looked_for_at_the_revision_that_is_asked_for(folder: Path) -> None:
+def test_missing_hub_code_is_reported_with_its_revision(folder: Path) -> None:
     refer("org/repo--own.OwnConfig", "AutoConfig")(folder)
     with pytest.raises(ModelError, match=r"auto_map\.AutoConfig.*org/repo at v1\.2 is neither in the cache"):
         load_folder(folder, code_revision="v1.2")
 
 
-def test_code_that_lies_in_the_hubs_cache_is_used_at_its_revision(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_hub_code_is_used_at_its_revision(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits = {"main": "0" * 40, "v1": "1" * 40}
     storage = tmp_path / "hub" / "models--org--repo"
     for revision, commit in commits.items():
@@ -142,7 +138,7 @@ def test_code_that_lies_in_the_hubs_cache_is_used_at_its_revision(
     [("num_attention_heads", 0), ("num_hidden_layers", -1), ("hidden_size", 0), ("vocab_size", 0), ("head_dim", 2.5)],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_sizes_that_make_no_sense_are_named(nested: bool, name: str, value: float, folder: Path) -> None:
+def test_impossible_sizes_are_named(nested: bool, name: str, value: float, folder: Path) -> None:
     set_config(folder, **({"text_config": {name: value}} if nested else {name: value}))
     with pytest.raises(ModelError) as error:
         load_folder(folder)
@@ -162,9 +158,7 @@ def test_sizes_that_make_no_sense_are_named(nested: bool, name: str, value: floa
         {"dtype": "float13"},
     ],
 )
-def test_other_values_that_cannot_be_used_are_told_in_one_line(
-    changes: dict[str, Any], sound: Path, tmp_path: Path
-) -> None:
+def test_unusable_config_values_are_reported_in_one_line(changes: dict[str, Any], sound: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sound, tmp_path / "model")
     set_config(folder, **changes)
     with pytest.raises(ModelError) as error:
@@ -173,7 +167,7 @@ def test_other_values_that_cannot_be_used_are_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_surplus_tensors_are_warned_of(folder: Path) -> None:
+def test_unused_tensors_are_logged(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["model.extra.weight"] = next(iter(tensors.values())).clone()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -64,7 +64,7 @@ def test_without_a_compiler_the_plain_model_is_served(
     assert driver.finish()[name] == models.greedy(models.plain(folder), PROMPTS[0], 4)
 
 
-def test_what_it_does_not_go_with_is_refused_with_the_reason(folder: Path) -> None:
+def test_compile_is_refused_for_several_shards_and_gpus(folder: Path) -> None:
     for settings in ({"world_size": 2}, {"device": "cuda"}):
         config = ShardConfig(model_path=folder, socket="", compile=True, **settings)  # type: ignore[arg-type]
         with pytest.raises(ModelError, match="one shard on --device cpu"):

@@ -78,7 +78,7 @@ def lose_a_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_a_sound_model_is_described(sound: Path) -> None:
+def test_loaded_model_is_described(sound: Path) -> None:
     loaded = load_folder(sound)
     plain = models.plain(sound)
     assert loaded.num_parameters == sum(parameter.numel() for parameter in plain.parameters())
@@ -124,9 +124,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
-def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(
-    damage: Callable[[Path], Any], words: list[str], folder: Path
-) -> None:
+def test_error_names_the_damage(damage: Callable[[Path], Any], words: list[str], folder: Path) -> None:
     damage(folder)
     with pytest.raises(ModelError) as error:
         load_folder(folder)
@@ -151,12 +149,12 @@ def test_custom_code_runs_only_when_it_is_trusted(
 
 
 @pytest.mark.parametrize("impl", ["paged", "batched", "solo"])
-def test_a_path_that_is_asked_for_is_taken(impl: str, sound: Path) -> None:
+def test_requested_path_is_used(impl: str, sound: Path) -> None:
     loaded = load_folder(sound, model_impl=impl)
     assert (loaded.path.name, loaded.path_reason) == (impl, "")
 
 
-def test_a_path_that_a_model_cannot_run_on_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_impossible_path_is_refused(tmp_path: Path) -> None:
     transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=2)
     ).save_pretrained(tmp_path)
@@ -164,7 +162,7 @@ def test_a_path_that_a_model_cannot_run_on_is_refused_with_the_reason(tmp_path: 
         load_folder(tmp_path, model_impl="paged")
 
 
-def test_an_unknown_path_is_refused_with_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_for_an_unknown_path_lists_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["serve", "--model-path", str(sound), "--socket", "x", "--model-impl", "fast"])
     assert exit.value.code == 2
@@ -172,7 +170,7 @@ def test_an_unknown_path_is_refused_with_the_known_ones(sound: Path, capsys: pyt
     assert all(word in message for word in ("--model-impl", "'fast'", "auto", "paged"))
 
 
-def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> None:
+def test_tied_weights_may_be_saved_once(tmp_path: Path) -> None:
     folder = models.save("qwen2", tmp_path / "model")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model: Any = load_folder(folder).model
@@ -181,9 +179,7 @@ def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_experts_that_are_not_packed_after_all_are_noted(
-    quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpacked_experts_are_noted(quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     plain = Qwen3MoeExperts.forward

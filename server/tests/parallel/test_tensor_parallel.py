@@ -120,7 +120,9 @@ def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_give_the_tokens_of_one(name: str, folder: Path, results: dict[str, list[dict[str, Any]]]) -> None:
+def test_two_ranks_give_the_same_tokens_as_one(
+    name: str, folder: Path, results: dict[str, list[dict[str, Any]]]
+) -> None:
     first, second = results[name]
     assert "error" not in first, first
     model = models.plain(folder / name)
@@ -133,7 +135,7 @@ def test_two_ranks_give_the_tokens_of_one(name: str, folder: Path, results: dict
     assert whole < first["weight_bytes"] < whole * 1.5
 
 
-def test_heads_are_shared_out_unevenly_or_repeated(results: dict[str, list[dict[str, Any]]]) -> None:
+def test_heads_are_split_unevenly_or_repeated(results: dict[str, list[dict[str, Any]]]) -> None:
     assert [rank["kv_heads"] for rank in results["llama"]] == [[2, 2, 2], [1, 1, 1]]
     assert [rank["kv_heads"] for rank in results["qwen3"]] == [[1, 1, 1], [1, 1, 1]]
 
@@ -143,7 +145,7 @@ def test_runs_in_bfloat16(results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), UNFIT.items())
-def test_says_why_a_model_cannot_be_split(
+def test_error_says_why_a_model_cannot_be_split(
     name: str, words: list[str], results: dict[str, list[dict[str, Any]]]
 ) -> None:
     for rank in results[name]:

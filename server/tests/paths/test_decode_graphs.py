@@ -92,7 +92,7 @@ def join_and_leave(runner: Runner) -> tuple[list[torch.Tensor], dict[int, list[i
 @pytest.mark.parametrize("attention", ["cpu", "sdpa"])
 @pytest.mark.parametrize("prefix_cache", [False, True], ids=["windows", "whole contexts"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
-def test_replayed_steps_give_what_plain_steps_give(name: str, prefix_cache: bool, attention: str, make: Make) -> None:
+def test_replayed_steps_equal_plain_steps(name: str, prefix_cache: bool, attention: str, make: Make) -> None:
     if attention == "cpu" and not cpu_attention.supports(torch.float32):
         pytest.skip("no compiled kernels for this CPU")
     limits = pb.WarmupRequest()
@@ -109,7 +109,7 @@ def test_replayed_steps_give_what_plain_steps_give(name: str, prefix_cache: bool
         torch.testing.assert_close(other, one, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-4}))
 
 
-def test_every_number_of_sequences_runs_in_the_next_size(make: Make) -> None:
+def test_steps_are_padded_to_the_next_size(make: Make) -> None:
     runner = make("llama", (1, 2, 4, 6))
     decodes = paged(runner)._decodes
     assert decodes is not None
@@ -128,7 +128,7 @@ def test_every_number_of_sequences_runs_in_the_next_size(make: Make) -> None:
         assert ran == expected
 
 
-def test_padding_harms_nobody_and_leaves_the_zero_block_alone(make: Make) -> None:
+def test_padding_changes_neither_sequences_nor_the_zero_block(make: Make) -> None:
     runner = make("llama", (8,), attention="sdpa")
     path = paged(runner)
     size = LIMITS.block_size_tokens
@@ -208,7 +208,7 @@ class Impossible:
 
 
 @pytest.mark.parametrize(("recorder", "reason"), [(Stale(), "logits differ"), (Impossible(), "not permitted")])
-def test_a_model_that_cannot_be_recorded_runs_without(
+def test_a_model_that_cannot_be_recorded_runs_without_graphs(
     recorder: Any, reason: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: recorder)
@@ -248,21 +248,21 @@ def test_the_largest_steps_stay_within_the_limits(limits: tuple[int, int, int], 
     assert paged(runner).cache_bytes == runner.path.needs.bytes_per_token * (num_blocks + SPARE_BLOCKS) * 4
 
 
-def test_a_gpus_memory_is_shared_between_cache_and_steps() -> None:
+def test_gpu_budget_leaves_memory_for_steps() -> None:
     gib = 2**30
     assert gpu_budget_bytes(100 * gib, 100 * gib, 1.0, 0) == 95 * gib
     assert gpu_budget_bytes(70 * gib, 100 * gib, 1.0, 5 * gib) == 60 * gib
     assert gpu_budget_bytes(70 * gib, 100 * gib, 0.2, 5 * gib) == 0
 
 
-def test_sizes_are_those_that_are_of_use() -> None:
+def test_sizes_cover_the_maximum_number_of_sequences() -> None:
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 1) == [1]
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 9) == [1, 2, 4, 8, 16]
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 1000) == list(decode_graphs.DEFAULT_SIZES)
     assert sizes_for([], 9) == []
 
 
-def test_sizes_are_read_as_text_generation_inference_has_them() -> None:
+def test_sizes_are_parsed_like_text_generation_inference() -> None:
     assert parse_sizes("8, 1,2,2") == (1, 2, 8)
     assert parse_sizes("0") == ()
     for wrong in ("", "1,,2", "-1", "a", "0,1", "1.5"):

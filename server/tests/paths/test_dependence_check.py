@@ -13,7 +13,7 @@ from gridwork_server.paths.dependence_check import DependenceCheck
 
 
 @pytest.mark.parametrize("is_leader", [True, False])
-def test_every_rank_computes_all_of_it_whatever_it_finds(is_leader: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_runs_all_checks(is_leader: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other ranks than 0 have no whole logits to compare; if they stopped, rank 0 would wait for their part of the
     sums."""
     computed: list[str] = []

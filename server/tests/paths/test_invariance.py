@@ -124,9 +124,7 @@ PLANS: dict[str, tuple[Callable[[], list[Step]], bool]] = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_moe", "gpt2"])
-def test_the_paged_path_keeps_what_it_promises(
-    name: str, dtype: str, tmp_path: Path, sequences: list[np.ndarray]
-) -> None:
+def test_paged_path_is_invariant(name: str, dtype: str, tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model(name, tmp_path, dtype)
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert promised == Invariance(True, True, "")
@@ -135,24 +133,24 @@ def test_the_paged_path_keeps_what_it_promises(
         assert differing(run(loaded, sequences, plan(), forgets), expected) == 0, what
 
 
-def test_layers_that_pytorch_computes_promise_nothing(tmp_path: Path) -> None:
+def test_layers_of_pytorch_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16", fuse=False)
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert (loaded.path.name, promised.in_batch, promised.when_replayed) == ("paged", False, False)
     assert "is computed by PyTorch" in promised.reason
 
 
-def test_the_reference_attention_promises_nothing(tmp_path: Path) -> None:
+def test_reference_attention_is_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16", attention="reference")
     assert "attention is computed by 'reference'" in invariance_of(loaded.path, loaded.model, loaded.device, 1).reason
 
 
-def test_several_ranks_promise_nothing(tmp_path: Path) -> None:
+def test_several_ranks_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16")
     assert "ranks" in invariance_of(loaded.path, loaded.model, loaded.device, 2).reason
 
 
-def test_cohorts_promise_nothing(tmp_path: Path) -> None:
+def test_cohorts_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("bloom", tmp_path, "bfloat16")
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert loaded.path.name == "batched"
@@ -160,7 +158,7 @@ def test_cohorts_promise_nothing(tmp_path: Path) -> None:
     assert "PyTorch's operations" in promised.reason
 
 
-def test_what_is_computed_anew_for_every_token_is_the_same_always(tmp_path: Path, sequences: list[np.ndarray]) -> None:
+def test_recomputing_every_token_is_invariant(tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model("openai-gpt", tmp_path, "bfloat16")
     assert loaded.path.name == "solo"
     assert invariance_of(loaded.path, loaded.model, loaded.device, 1) == Invariance(True, True, "")
@@ -169,7 +167,7 @@ def test_what_is_computed_anew_for_every_token_is_the_same_always(tmp_path: Path
         assert differing(run(loaded, sequences, plan(), forgets), expected) == 0, what
 
 
-def test_a_sequence_alone_with_its_cache_is_the_same_beside_others(tmp_path: Path, sequences: list[np.ndarray]) -> None:
+def test_a_sequence_with_its_own_cache_is_invariant_in_a_batch(tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model("bloom", tmp_path, "bfloat16", model_impl="solo")
     assert loaded.path.name == "solo"
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)

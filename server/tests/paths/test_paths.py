@@ -129,7 +129,7 @@ def test_sequences_join_leave_and_are_preempted_without_changing_tokens(name: st
         assert results[number] == tokens[:count]
 
 
-def test_a_sequence_that_a_step_leaves_out_goes_on_later(folders: Any, expected: Any) -> None:
+def test_a_sequence_may_skip_steps(folders: Any, expected: Any) -> None:
     driver = driver_for(runner_for(folders("padding")))
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_a_sequence_with_nan_logits_fails_alone(folders: Any, expected: Any) -> 
     assert list(driver.failures) == [bad]
 
 
-def test_prompt_logprobs_equal_those_of_a_plain_forward(folders: Any) -> None:
+def test_prompt_logprobs_equal_plain_forward(folders: Any) -> None:
     driver = driver_for(runner_for(folders("padding")), chunk=7)
     asked = driver.add(PROMPTS[0], 2, prompt_logprobs=True)
     driver.add(PROMPTS[2], 4)
@@ -169,7 +169,7 @@ def test_prompt_logprobs_equal_those_of_a_plain_forward(folders: Any) -> None:
     torch.testing.assert_close(torch.tensor(list(known.values())), logprobs, rtol=1e-4, atol=1e-4)
 
 
-def test_caches_that_stop_fitting_together_are_computed_anew(
+def test_caches_that_no_longer_stack_are_recomputed(
     folders: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_for(folders("padding"))
@@ -204,7 +204,7 @@ def cache_of(lengths: list[int], heads: int = 2) -> DynamicCache:
     return cache
 
 
-def test_a_cache_is_stacked_and_taken_apart_again() -> None:
+def test_caches_are_stacked_and_split() -> None:
     decoded = cache_of([6])
     spec = spec_of(
         Sample.of(cache_of([5])), Sample.of(cache_of([7])), Sample.of(cache_of([5, 5])), Sample.of(decoded), 5
@@ -219,7 +219,7 @@ def test_a_cache_is_stacked_and_taken_apart_again() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_a_copy_shares_with_its_model_is_not_copied() -> None:
+def test_configs_in_a_cache_are_not_copied() -> None:
     config = transformers.GPT2Config()
     tree = {"cache": (torch.zeros(1, 2), [torch.ones(3)]), "config": config, "length": 7}
     copied = rebuilt(tree, [torch.full((1, 2), 5.0), torch.ones(3)], [9])
@@ -229,7 +229,7 @@ def test_what_a_copy_shares_with_its_model_is_not_copied() -> None:
     assert tree["cache"][0].tolist() == [[0.0, 0.0]]
 
 
-def test_a_cache_whose_growth_cannot_be_told_is_refused() -> None:
+def test_a_cache_with_unclear_growth_is_refused() -> None:
     halves = [Sample.of([torch.zeros(1, 2, length // 2, 4)]) for length in (5, 7, 5, 6)]
     with pytest.raises(PathError, match="one entry a token"):
         spec_of(halves[0], Sample.of([torch.zeros(1, 2, 3, 4)]), Sample.of([torch.zeros(2, 2, 2, 4)]), halves[0], 5)

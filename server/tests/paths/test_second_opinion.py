@@ -99,7 +99,7 @@ def plainly(loaded: LoadedModel, dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["deep gpt_oss", "deep deepseek_v3"])
-def test_experts_that_are_chosen_by_a_hair_are_no_error(name: str, loaded: Any) -> None:
+def test_differently_chosen_experts_are_not_an_error(name: str, loaded: Any) -> None:
     """Rounding sends tokens to other experts, and nothing else is wrong."""
     model = loaded(name)
     assert (model.path.name, model.path_reason) == ("paged", "")
@@ -112,7 +112,7 @@ def test_experts_that_are_chosen_by_a_hair_are_no_error(name: str, loaded: Any) 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_nothing_is_refused_that_has_no_error(name: str, dtype: str, loaded: Any) -> None:
+def test_paths_without_errors_pass(name: str, dtype: str, loaded: Any) -> None:
     model = loaded(name, dtype)
     assert (model.path.name, model.path_reason) == ("paged", "")
 
@@ -141,7 +141,7 @@ def test_every_planted_error_is_found_in_16_bits(name: str, error: str, loaded: 
 
 
 @pytest.mark.parametrize("error", BATCHED)
-def test_every_error_planted_into_cohorts_is_found_in_16_bits(error: str, loaded: Any) -> None:
+def test_every_error_planted_in_cohorts_is_found_in_16_bits(error: str, loaded: Any) -> None:
     model = loaded("bloom")
     assert "padding" not in model.path_reason
     with BATCHED[error](), contextlib.suppress(ModelError):
@@ -162,7 +162,7 @@ def _in_kernels_of_16_bits(change: Callable[[torch.Tensor], torch.Tensor]) -> It
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
-def test_an_error_that_16_bits_alone_have_is_found(name: str, loaded: Any) -> None:
+def test_an_error_only_in_16_bits_is_found(name: str, loaded: Any) -> None:
     model = loaded(name)
     unrecorded = model.model, "paged", "auto", model.dtype, model.device, RankGroup()
     assert choice.choose(*unrecorded).reason == ""
@@ -173,7 +173,7 @@ def test_an_error_that_16_bits_alone_have_is_found(name: str, loaded: Any) -> No
         choice.choose(*unrecorded)
 
 
-def test_a_model_that_cannot_be_computed_in_float32_is_held_to_a_fixed_bound(loaded: Any) -> None:
+def test_a_fixed_bound_applies_if_float32_fails(loaded: Any) -> None:
     model = loaded("llama")
     with patch("gridwork_server.paths.second_opinion.in_float32", side_effect=RuntimeError("mixed types")):
         assert choose(model).reason == ""
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_computed_in_float32_is_held_to_a_fixed_bound(loa
 
 @pytest.mark.parametrize("free_bytes", [2**40, 0], ids=["at once", "a module at a time"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_oss", "deepseek_v2", "gemma2"])
-def test_a_model_is_computed_in_float32_with_its_own_weights(name: str, free_bytes: int, loaded: Any) -> None:
+def test_float32_forward_uses_the_models_weights(name: str, free_bytes: int, loaded: Any) -> None:
     model = loaded(name)
     before = plainly(model, torch.bfloat16)
     with in_float32(model.model, free_bytes):
@@ -200,7 +200,7 @@ def test_a_model_is_computed_in_float32_with_its_own_weights(name: str, free_byt
 
 
 @pytest.mark.parametrize("free_bytes", [2**40, 0], ids=["at once", "a module at a time"])
-def test_a_model_is_as_it_was_after_its_code_raised(free_bytes: int, loaded: Any) -> None:
+def test_model_is_restored_after_an_exception(free_bytes: int, loaded: Any) -> None:
     model = loaded("llama")
     state = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     kinds = [type(module) for module in model.model.modules()]
@@ -230,7 +230,7 @@ class _Router(nn.Module):
         return self.scores[input_ids[0]].topk(2).values.sum(-1)
 
 
-def test_choices_are_pinned_to_what_was_noted_by_token() -> None:
+def test_recorded_choices_are_repeated_by_token() -> None:
     router = _Router()
     choices = PinnedChoices(router)
     with choices.noting():
@@ -260,7 +260,7 @@ def test_packed_experts_can_be_unpacked(method: str | None, loaded: Any) -> None
     assert difference < 0.03
 
 
-def test_the_cache_that_is_checked_shows_whatever_was_not_written(loaded: Any) -> None:
+def test_spoiled_cache_marks_unwritten_values(loaded: Any) -> None:
     model = loaded("llama")
     path = PagedPath(model.model, model.dtype, model.device, "auto")
     limits, blocks = self_check._limits(4)

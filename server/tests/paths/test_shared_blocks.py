@@ -46,7 +46,7 @@ def admit(step: pb.Step, id: int, tokens: list[int], blocks: list[int], num_comp
 
 @pytest.mark.parametrize("attention", ["cpu", *EVERYWHERE])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "deepseek_v2"])
-def test_sequences_on_the_blocks_of_others_go_on_like_alone(name: str, attention: str, tmp_path: Path) -> None:
+def test_sequences_on_shared_blocks_give_the_same_tokens(name: str, attention: str, tmp_path: Path) -> None:
     folder = models.save(name, tmp_path / name)
     if attention == "cpu" and not cpu_attention.supports(torch.float32):
         pytest.skip("no compiled kernels for this CPU")
@@ -93,7 +93,7 @@ def test_with_a_prefix_cache_all_layers_keep_the_whole_context(tmp_path: Path) -
     assert sizes[True] < sizes[False]
 
 
-def test_a_path_that_cannot_share_refuses_a_prefix_cache(tmp_path: Path) -> None:
+def test_prefix_cache_is_refused_by_paths_without_shared_blocks(tmp_path: Path) -> None:
     runner = runner_for(models.save("llama", tmp_path / "llama"), model_impl="batched")
     assert not runner.path.shares_blocks
     with pytest.raises(LimitError, match="cannot share"):

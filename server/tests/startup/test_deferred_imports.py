@@ -50,7 +50,7 @@ def test_a_model_on_one_rank_imports_neither_compiler_nor_distributed_tensors(fo
     assert set(_HEAVY) & set(imported) == set()
 
 
-def test_every_promise_can_be_kept(folder: Path) -> None:
+def test_every_promise_resolves(folder: Path) -> None:
     program = (
         _LOAD
         + """
@@ -70,7 +70,7 @@ print(json.dumps([len(promises), sum(type(each) is Promise for each in kept)]))
     assert left == 0
 
 
-def test_what_was_put_off_is_the_real_thing_when_it_is_used(folder: Path) -> None:
+def test_deferred_names_behave_like_the_real_ones(folder: Path) -> None:
     program = (
         _LOAD
         + """
@@ -90,7 +90,7 @@ print(json.dumps(results))
     assert run(program, folder) == [True, False, "DTensor", True, True, 2.0, True]
 
 
-def test_functions_that_take_references_for_imported_find_them() -> None:
+def test_torch_refs_are_imported_on_demand() -> None:
     program = """
 import json, sys
 from gridwork_server.startup import deferred_imports
@@ -103,7 +103,7 @@ print(json.dumps([before, list(shape), "torch._refs" in sys.modules]))
     assert run(program) == [False, [2, 3], True]
 
 
-def test_what_is_not_installed_is_missing_as_ever() -> None:
+def test_uninstalled_packages_stay_missing() -> None:
     program = """
 import json
 from gridwork_server.startup.deferred_imports import deferring
@@ -116,7 +116,7 @@ with deferring(["no_such_package"]):
     assert run(program) == "No module named 'no_such_package'"
 
 
-def test_the_noted_structure_is_what_transformers_finds_itself() -> None:
+def test_cached_structure_equals_transformers_own() -> None:
     program = """
 import json
 from contextlib import nullcontext
