@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gridwork_kernels.paged_attention import AttentionOptions, PagedAttention, PagedLayout
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 NAME = "gridwork_paged"
 """Name of the attention function in Transformers' registry."""

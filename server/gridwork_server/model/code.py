@@ -3,12 +3,12 @@
 A model's own code is imported only when it is trusted. Its errors are reported with the file that raised them.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -155,11 +155,3 @@ def _missing_file(error: Exception, folder: Path) -> Path | None:
         path = Path(error.filename)
         return path if path.parent == folder else None
     return None
-
-
-def one_line(error: Exception) -> str:
-    """An error of any kind as one line of readable length."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    if not isinstance(error, (ValueError, OSError, ImportError)) or not text:
-        text = f"{type(error).__name__}: {text}"
-    return text if len(text) < 600 else text[:600] + " …"

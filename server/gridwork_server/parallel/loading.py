@@ -20,6 +20,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.parallel.plan import Part, plan
 from gridwork_server.parallel.weight_files import WeightFiles
+from gridwork_server.text import some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -62,7 +63,7 @@ def load_part(
     with WeightFiles(model_path, model) as files:
         weight_bytes = _load(model, files, splits.parts, ties, dtype)
         if files.unused and group.is_leader:
-            logger.warning(f"the weights have tensors that the model does not use: {_some(files.unused)}")
+            logger.warning(f"the weights have tensors that the model does not use: {some(files.unused)}")
     for change in splits.changes:
         change()
     return ModelPart(model, num_parameters, weight_bytes, splits.notes)
@@ -157,7 +158,7 @@ def _load(
             num_bytes += value.nbytes
         _assign(model, name, value)
     if missing:
-        raise ModelError(f"the weights lack {_some(missing)}; the folder is incomplete, download the model again")
+        raise ModelError(f"the weights lack {some(missing)}; the folder is incomplete, download the model again")
     return num_bytes
 
 
@@ -179,7 +180,3 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 def _as_pattern(glob: str) -> str:
     return re.escape(glob).replace(r"\*", r"[^.]+")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
-class PathError(Exception):
-    """A model cannot run on a path. The message says which property of the model is in the way."""
-
-
 @dataclass(frozen=True)
 class CacheNeeds:
     """Memory that a path takes on this rank."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import CacheNeeds, wanted_tokens
 from gridwork_server.paths.cache_tree import CacheSpec, Member
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 _ATOMS = (bool, float, str, bytes, type(None), type, torch.device, torch.dtype, torch.Size)
 

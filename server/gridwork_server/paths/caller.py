@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import PathError
 from gridwork_server.paths.cache_tree import CacheSpec, Sample, spec_of
 from gridwork_server.paths.module_state import ModuleState
 

@@ -10,9 +10,9 @@ import torch
 from loguru import logger
 
 from gridwork_server import attention
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
@@ -29,6 +29,7 @@ from gridwork_server.paths.self_check import (
 from gridwork_server.paths.seq2seq import Seq2SeqCaller
 from gridwork_server.paths.stepwise import StepwisePath
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from gridwork_server.parallel.group import RankGroup
@@ -128,7 +129,7 @@ def choose(
             except Exception as error:
                 if not deferred_imports.give_up():
                     raise
-                logger.warning(f"tried again with all of PyTorch imported: {_one_line(error)}")
+                logger.warning(f"tried again with all of PyTorch imported: {one_line(error, typed=True)}")
                 path = attempt()
         except ModelError:
             raise
@@ -137,11 +138,11 @@ def choose(
         except Exception as error:  # a model's own code may raise anything
             if group.world_size > 1:
                 raise ModelError(
-                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); "
+                    f"{type(model).__name__} cannot run with a part of its heads ({one_line(error, typed=True)}); "
                     "use --num-shard 1"
                 ) from error
             logger.opt(exception=True).debug(f"{candidate.what} cannot be used")
-            reasons.append(f"not {candidate.what}: {_one_line(error)}")
+            reasons.append(f"not {candidate.what}: {one_line(error, typed=True)}")
         else:
             reason = "; ".join(reasons)
             if reason:
@@ -192,10 +193,10 @@ def _compare(
                 judge(found=differences, block_size=block_size)
             return
         except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
-            shortcut = path.give_up_shortcut(_one_line(error)) if isinstance(path, PagedPath) else None
+            shortcut = path.give_up_shortcut(one_line(error, typed=True)) if isinstance(path, PagedPath) else None
             if shortcut is None:
                 raise
-            logger.warning(f"{shortcut} cannot be used: {_one_line(error)}")
+            logger.warning(f"{shortcut} cannot be used: {one_line(error, typed=True)}")
 
 
 def _candidates(
@@ -230,8 +231,3 @@ def _vocab_size(model: Any) -> int:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     size = getattr(head, "out_features", None)
     return int(size or model.config.get_text_config().vocab_size)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) < 300 else text[:300] + " …"

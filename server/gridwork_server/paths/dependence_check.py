@@ -21,9 +21,10 @@ import torch
 from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths, watch
 from gridwork_server.lengths.probe import lengths_to_try
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.sequence_table import SequenceTable

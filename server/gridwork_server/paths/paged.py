@@ -13,15 +13,16 @@ from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
 from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths import prefault
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, wanted_tokens
 from gridwork_server.paths.decode_graphs import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -221,7 +222,7 @@ class PagedPath:
         try:
             self._decodes.prepare(limits.max_sequences, space, window_space)
         except Exception as error:  # whatever a model's code does that a graph cannot hold
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = one_line(error, typed=True)
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
 

@@ -31,8 +31,9 @@ import torch
 from loguru import logger
 from torch import nn
 
+from gridwork_server.errors import PathError
 from gridwork_server.paths import memory, self_check
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.float32_forward import in_float32
 from gridwork_server.paths.pinned_choices import PinnedChoices
 from gridwork_server.paths.self_check import Differences, differences

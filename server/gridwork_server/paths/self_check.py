@@ -10,7 +10,8 @@ import torch
 from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.sequence_table import SequenceTable
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import PathError
 from gridwork_server.paths.cache_tree import Sample, spec_of
 from gridwork_server.paths.caller import CacheProbe, Within, logits_of
 

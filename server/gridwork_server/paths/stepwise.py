@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import CacheNeeds, wanted_tokens
 from gridwork_server.paths.caller import logits_of
 from gridwork_server.paths.seq2seq import start_token
 

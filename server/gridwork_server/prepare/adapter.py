@@ -13,6 +13,7 @@ from loguru import logger
 from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line, some
 
 # Increase it when a merge's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
@@ -71,7 +72,7 @@ def merged(
                     "pass --trust-remote-code if you trust its author"
                 ) from error
             raise PrepareError(
-                f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}); "
+                f"the adapter {folder} cannot be merged onto {base} ({one_line(error, typed=True)}); "
                 "it is damaged, or was made for another model"
             ) from error
 
@@ -149,7 +150,7 @@ def _merge(
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
-        raise PrepareError(f"{folder / CONFIG} cannot be used: {_one_line(error)}") from error
+        raise PrepareError(f"{folder / CONFIG} cannot be used: {one_line(error, typed=False)}") from error
     if peft_config.is_prompt_learning:
         raise PrepareError(
             f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "
@@ -171,14 +172,11 @@ def _merge(
     if unexpected:
         raise PrepareError(
             f"{weights} has tensors that {type(model).__name__} has no place for: "
-            f"{pickle_weights.tensor_names(unexpected)}; the adapter was made for another model"
+            f"{some(unexpected)}; the adapter was made for another model"
         )
     missing = [key for key in result.missing_keys if _belongs_to_adapter(key, wrapped)]
     if missing:
-        raise PrepareError(
-            f"{weights} lacks {pickle_weights.tensor_names(missing)}; the adapter is incomplete, or was made for "
-            "another model"
-        )
+        raise PrepareError(f"{weights} lacks {some(missing)}; the adapter is incomplete, or was made for another model")
     if not hasattr(wrapped, "merge_and_unload"):
         raise PrepareError(f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which cannot be merged")
     adapter_weights.give_each_module_its_own(wrapped)
@@ -187,7 +185,7 @@ def _merge(
             whole = wrapped.merge_and_unload(safe_merge=True)
         except NotImplementedError as error:
             raise PrepareError(
-                f"{folder / CONFIG} describes an adapter that cannot be merged: {_one_line(error)}"
+                f"{folder / CONFIG} describes an adapter that cannot be merged: {one_line(error, typed=False)}"
             ) from error
     adapter_weights.tie_or_untie(whole, was_tied)
     needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
@@ -222,7 +220,7 @@ def _read(weights: Path) -> dict[str, Any]:
     try:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise PrepareError(f"{weights} is damaged ({_one_line(error)}); download it again") from error
+        raise PrepareError(f"{weights} is damaged ({one_line(error, typed=False)}); download it again") from error
 
 
 def _belongs_to_adapter(key: str, wrapped: Any) -> bool:
@@ -243,7 +241,3 @@ def _copy_settings(folder: Path, base: Path, partial: Path) -> None:
         named = file.suffix == ".py" or file.name in ("generation_config.json", "preprocessor_config.json")
         if file.is_file() and named and not (partial / file.name).exists():
             shutil.copyfile(file, partial / file.name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -14,6 +14,7 @@ from loguru import logger
 
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
 # Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
@@ -70,7 +71,7 @@ def _convert(path: Path, folder: Path) -> None:
     except Exception as error:  # a reader may raise anything for a damaged or unknown file
         logger.opt(exception=True).debug("the conversion failed")
         raise PrepareError(
-            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}); if the file is whole, "
+            f"Transformers cannot convert {path} ({one_line(error, typed=True)}); if the file is whole, "
             "its architecture is not supported: use the model's original repository instead"
         ) from error
 
@@ -112,7 +113,7 @@ def _check_magic(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        raise PrepareError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise PrepareError(f"{path} cannot be read: {one_line(error, typed=False)}") from error
     if magic != _MAGIC:
         raise PrepareError(f"{path} is not a GGUF file; download it again")
 
@@ -135,7 +136,3 @@ def _one_reader() -> Iterator[None]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,7 +7,6 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from loguru import logger
 
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
 # Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
@@ -119,7 +119,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
             "the model from somewhere else, as safetensors"
         ) from None
     except Exception as error:  # a reader may raise anything for a truncated file
-        raise PrepareError(f"{file} is damaged ({_one_line(error)}); download it again") from error
+        raise PrepareError(f"{file} is damaged ({one_line(error, typed=False)}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -145,20 +145,10 @@ def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
     return separate
 
 
-def tensor_names(tensors: Iterable[str]) -> str:
-    """Lists some of the names, for messages."""
-    names = sorted(tensors)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _wanted(error: Exception) -> str:
     """Class or operation that the pickle needs, by PyTorch's message but without its advice to run the file."""
-    text = _one_line(error)
+    text = one_line(error, typed=False)
     for pattern in (r"GLOBAL:? (?:GLOBAL )?(\S+)", r"Unsupported class (\S+)", r"(Unsupported operand \S+)"):
         if found := re.search(pattern, text):
             return found[1]
     return "it is not a file of PyTorch" if "operand" in text else text[:200]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -17,6 +17,7 @@ from loguru import logger
 from gridwork_server.prepare import verdict
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
 # Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
@@ -53,7 +54,7 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
         except Exception as error:  # damaged files or a model's own code; the file may work all the same
             logger.warning(
                 f"{folder / 'tokenizer.json'} is used as it is, since Transformers cannot load the tokenizer of its "
-                f"folder: {_one_line(error)}"
+                f"folder: {one_line(error, typed=False)}"
             )
             return verdict.Verdict(None, True)
         if same:
@@ -160,7 +161,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
         logger.opt(exception=True).debug("the tokenizer failed")
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
-            f"({type(error).__name__}: {_one_line(error)}): its files are damaged, or its code does not fit "
+            f"({one_line(error, typed=True)}): its files are damaged, or its code does not fit "
             f"Transformers {verdict.transformers_version()}; download the model again"
         ) from error
     _write_settings(tokenizer, folder, partial)
@@ -186,7 +187,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | N
             ) from error
         raise PrepareError(
             f"{folder} has no tokenizer.json, and Transformers cannot make a tokenizer of "
-            f"{_candidates(folder)} ({type(error).__name__}: {_one_line(error)}); download the model again, or add a "
+            f"{_candidates(folder)} ({one_line(error, typed=True)}); download the model again, or add a "
             "tokenizer.json"
         ) from error
 
@@ -232,7 +233,7 @@ def _serialized(tokenizer: Any) -> str | None:
         try:
             backend = convert_slow_tokenizer(tokenizer)
         except Exception as error:
-            logger.warning(f"{type(tokenizer).__name__} cannot be converted: {_one_line(error)}")
+            logger.warning(f"{type(tokenizer).__name__} cannot be converted: {one_line(error, typed=False)}")
             return None
     return str(backend.to_str())
 
@@ -264,7 +265,3 @@ def _candidates(folder: Path) -> str:
         if file.suffix in (".model", ".txt", ".tiktoken", ".vocab", ".bpe") or file.name.startswith(("vocab", "merges"))
     ]
     return ", ".join([*names, "tokenizer_config.json"]) if names else "its tokenizer_config.json alone"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:600] or type(error).__name__

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from gridwork_server.errors import PathError
 from gridwork_server.paths import dependence_check
-from gridwork_server.paths.base import PathError
 from gridwork_server.paths.dependence_check import DependenceCheck
 
 

@@ -12,9 +12,9 @@ from transformers.cache_utils import DynamicCache
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
+from gridwork_server.errors import PathError
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
-from gridwork_server.paths.base import PathError
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.cache_tree import Sample, numbers_of, rebuilt, spec_of, tensors_of
 from gridwork_server.step.runner import Runner
