@@ -20,21 +20,21 @@ from gridwork_server.lengths.probe import (
     LengthRule,
     Place,
     PositionCall,
+    by_name,
     common_rule,
     lengths_to_try,
-    named,
     parameter_names,
-    put,
     rule_of,
     tensors_of,
     token_dims,
     variant_of,
     watch_positions,
+    with_argument,
 )
 
 aten = torch.ops.aten
 
-_FIRST = 1024
+_INITIAL_POSITIONS = 1024
 """Number of positions of each class that the tables hold at first."""
 
 
@@ -96,7 +96,7 @@ class CallLengths:
             raise ValueError(f"rotary frequencies change with every token beyond {self.rule.border} tokens")
         for forward in self._forwards.values():
             forward.make_tables()
-        self.allocate(max(self._capacity, _FIRST))
+        self.allocate(max(self._capacity, _INITIAL_POSITIONS))
         for forward in self._forwards.values():
             forward.looks_up = True
         try:
@@ -115,7 +115,7 @@ class CallLengths:
         self._capacity, self._filled = num_positions, [0, 0]
         for forward in self._forwards.values():
             forward.resize(2 * num_positions)
-        self._cover(0, min(_FIRST, num_positions))
+        self._cover(0, min(_INITIAL_POSITIONS, num_positions))
 
     def rows(self, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Table rows, int64 [T], for tokens at these positions with these lengths, both int64 [T]. Fills missing
@@ -167,45 +167,49 @@ class _ModuleForward:
         self._dims = token_dims(call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = named(self._names, args, kwargs)
+        args, kwargs = by_name(self._names, args, kwargs)
         positions = _argument(args, kwargs, self._place)
         if positions is None:  # the call has no positions, or passes them in another way than observed
-            return self._fresh(args, kwargs)
+            return self._call_fresh(args, kwargs)
         if self.looks_up:
             return self._look_up(args, kwargs, positions)
         lengths = self.lengths
         rule = self._rules.get(self._variant(args, kwargs), self._common)
         if lengths is not None:
-            lengths = _of_positions(lengths, positions)
+            lengths = _lengths_of_positions(lengths, positions)
         if lengths is None or rule is None:
-            return self._fresh(args, kwargs)
+            return self._call_fresh(args, kwargs)
         flat = lengths.ravel()
         classes = rule.classes(flat)
         groups = [np.flatnonzero(classes == each) for each in np.unique(classes)]
         if len(groups) == 1:
-            return self._of_length(args, kwargs, positions, int(flat.max()))
+            return self._call_with_length(args, kwargs, positions, int(flat.max()))
         if len(lengths) == 1:
             return self._by_token(args, kwargs, positions, flat, groups)
         return self._by_mask(args, kwargs, positions, lengths, groups)
 
-    def _fresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call_fresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._state.restore()
         return self._own(*args, **kwargs)
 
     def _variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return variant_of(args, kwargs, (self._place, self._length_place))
 
-    def _of_length(self, args: tuple[Any, ...], kwargs: dict[str, Any], positions: torch.Tensor, length: int) -> Any:
+    def _call_with_length(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], positions: torch.Tensor, length: int
+    ) -> Any:
         """Result for tokens that all have this length. Values for positions beyond it do not matter."""
         longest = positions.new_full((*positions.shape[:-1], 1), length - 1)
         assert self._place is not None
-        args, kwargs = put(args, kwargs, self._place, torch.cat([positions.clamp(max=length - 1), longest], -1))
+        args, kwargs = with_argument(
+            args, kwargs, self._place, torch.cat([positions.clamp(max=length - 1), longest], -1)
+        )
         if _argument(args, kwargs, self._length_place) is not None:
             assert self._length_place is not None
-            args, kwargs = put(args, kwargs, self._length_place, length)
-        out = self._fresh(args, kwargs)
+            args, kwargs = with_argument(args, kwargs, self._length_place, length)
+        out = self._call_fresh(args, kwargs)
         count = positions.shape[-1]
-        return _replaced(out, [x.narrow(dim, 0, count) for x, dim in zip(tensors_of(out), self._dims, strict=True)])
+        return _with_tensors(out, [x.narrow(dim, 0, count) for x, dim in zip(tensors_of(out), self._dims, strict=True)])
 
     def _by_token(
         self,
@@ -219,11 +223,11 @@ class _ModuleForward:
         parts, out = [], None
         for group in groups:
             own = positions.index_select(-1, torch.from_numpy(group).to(positions.device))
-            out = self._of_length(args, kwargs, own, int(lengths[group].max()))
+            out = self._call_with_length(args, kwargs, own, int(lengths[group].max()))
             parts.append(tensors_of(out))
         order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(positions.device)
         same = zip(self._dims, *parts, strict=True)
-        return _replaced(out, [torch.cat(each, dim).index_select(dim, order) for dim, *each in same])
+        return _with_tensors(out, [torch.cat(each, dim).index_select(dim, order) for dim, *each in same])
 
     def _by_mask(
         self,
@@ -241,10 +245,10 @@ class _ModuleForward:
             mask = np.zeros(lengths.size, dtype=bool)
             mask[group] = True
             own = torch.from_numpy(mask.reshape(lengths.shape)).to(positions.device)
-            out = self._of_length(args, kwargs, positions, int(lengths.ravel()[group].max()))
+            out = self._call_with_length(args, kwargs, positions, int(lengths.ravel()[group].max()))
             if result is not None:
                 pairs = zip(tensors_of(out), tensors_of(result), self._dims, strict=True)
-                out = _replaced(out, [torch.where(_aligned(own, new, dim), new, old) for new, old, dim in pairs])
+                out = _with_tensors(out, [torch.where(_aligned(own, new, dim), new, old) for new, old, dim in pairs])
             result = out
         return result
 
@@ -258,7 +262,7 @@ class _ModuleForward:
         for variant, call in self._calls.items():
             if variant in self.tables:
                 continue
-            out = tensors_of(self._fresh(call.args, call.kwargs))
+            out = tensors_of(self._call_fresh(call.args, call.kwargs))
             rows = all(x.dim() == 3 and len(x) == 1 and x.is_floating_point() and self._dims for x in out)
             if not rows or call.positions.dim() != 2 or set(self._dims) != {1}:
                 raise ValueError(f"{type(self.module).__name__} does not return one row for each token")
@@ -277,7 +281,7 @@ class _ModuleForward:
         for variant, tables in self.tables.items():
             call = self._calls[variant]
             row = torch.from_numpy(positions).to(call.positions.device)[None]
-            out = tensors_of(self._of_length(call.args, call.kwargs, row, length))
+            out = tensors_of(self._call_with_length(call.args, call.kwargs, row, length))
             for table, values in zip(tables, out, strict=True):
                 table[begin : begin + len(positions)] = values[0]
 
@@ -289,7 +293,7 @@ def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], place: Place | None
     return kwargs.get(place) if place is not None else None
 
 
-def _of_positions(lengths: np.ndarray, positions: torch.Tensor) -> np.ndarray | None:
+def _lengths_of_positions(lengths: np.ndarray, positions: torch.Tensor) -> np.ndarray | None:
     """Length of each position, int64 `[B, T]`, from the lengths of a call's tokens, int64 `[B, num_tokens]`.
 
     A model may also pass the positions of earlier tokens, to recompute them: those get the length of the last token.
@@ -310,7 +314,7 @@ def _aligned(own: torch.Tensor, values: torch.Tensor, dim: int) -> torch.Tensor:
     return own.reshape(*own.shape, *(1,) * (values.dim() - 1 - dim))
 
 
-def _replaced(out: Any, tensors: list[torch.Tensor]) -> Any:
+def _with_tensors(out: Any, tensors: list[torch.Tensor]) -> Any:
     """A module's return value with its tensors replaced by `tensors`."""
     if isinstance(out, torch.Tensor):
         return tensors[0]

@@ -18,10 +18,10 @@ from torch import nn
 _LONGEST = 2**20
 """Longest call that is tried, in tokens."""
 
-_MOST_NUMBERS = 2**25
+_LARGEST_RESULT = 2**25
 """Largest result, in numbers, beyond which no longer call is tried: some results grow with the square of the length."""
 
-_CLONED_NUMBERS = 2**16
+_LARGEST_COPY = 2**16
 """Largest tensor, in numbers, that is copied so that it can be restored: frequencies have a few hundred numbers."""
 
 
@@ -59,7 +59,7 @@ class FreshState:
         self._copies = [
             (value, value.clone())
             for value in tensors
-            if isinstance(value, torch.Tensor) and value.numel() <= _CLONED_NUMBERS
+            if isinstance(value, torch.Tensor) and value.numel() <= _LARGEST_COPY
         ]
         self._versions = [_version(value) for value, _ in self._copies]
 
@@ -125,9 +125,9 @@ class PositionCall:
         if self.place is not None:
             own = self.positions
             row = torch.tensor(positions, dtype=own.dtype, device=own.device).expand(*own.shape[:-1], -1)
-            args, kwargs = put(args, kwargs, self.place, row)
+            args, kwargs = with_argument(args, kwargs, self.place, row)
         if self.length_place is not None:
-            args, kwargs = put(args, kwargs, self.length_place, positions[-1] + 1)
+            args, kwargs = with_argument(args, kwargs, self.length_place, positions[-1] + 1)
         self.state.restore()
         try:
             return tensors_of(self.module(*args, **kwargs))
@@ -143,7 +143,7 @@ def parameter_names(module: nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
-def named(
+def by_name(
     names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Passes positional arguments by name where they have one: a model may pass them in either way."""
@@ -151,7 +151,7 @@ def named(
     return args[known:], dict(zip(names, args[:known], strict=False)) | kwargs
 
 
-def put(
+def with_argument(
     args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call with the one at `place` replaced by `value`."""
@@ -202,7 +202,7 @@ def watch_positions(model: nn.Module, num_tokens: int) -> Iterator[PositionWatch
         def note(
             module: nn.Module, args: Any, kwargs: Any, state: FreshState = state, names: Sequence[str] = names
         ) -> None:
-            args, kwargs = named(names, args, kwargs)
+            args, kwargs = by_name(names, args, kwargs)
             given = [*enumerate(args), *kwargs.items()]
             place = next((at for at, value in given if _are_positions(value, num_tokens)), None)
             length_place = next((at for at, value in given if type(value) is int and value == num_tokens), None)
@@ -279,13 +279,13 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
         largest = max(largest, *(tensor.numel() for tensor in out))
         return [tensor.select(dim, 1) for tensor, dim in zip(out, dims, strict=True)]
 
-    def alike_from(high: int) -> bool:
+    def same_from(high: int) -> bool:
         """Tells whether results are equal for all lengths from `high` on. A failing call counts as unequal."""
         beyond = result(high)
         for length in [high + 1, high + 2, *(length for length in lengths if length > high)]:
             if not _same(result(length), beyond):
                 return False
-            if largest > _MOST_NUMBERS:
+            if largest > _LARGEST_RESULT:
                 break
         return True
 
@@ -299,8 +299,8 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
             return None
         if not _same(first, found):
             low, high = _border(first, low, length, result)
-            return LengthRule(low, apart=not alike_from(high))
-        if largest > _MOST_NUMBERS:
+            return LengthRule(low, apart=not same_from(high))
+        if largest > _LARGEST_RESULT:
             return None
         low = length
     return None

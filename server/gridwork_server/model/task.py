@@ -20,7 +20,7 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True)
-class Folder:
+class ModelFolder:
     """Facts of a model folder that can be read without Transformers."""
 
     path: Path
@@ -32,10 +32,10 @@ class Folder:
     """Whether sentence-transformers' files make the model an embedder."""
 
     @staticmethod
-    def read(path: Path, content: Any) -> "Folder":
+    def read(path: Path, content: Any) -> "ModelFolder":
         """Reads the folder's facts. content: of config.json."""
         architectures = content.get("architectures") or ()
-        return Folder(
+        return ModelFolder(
             path=path,
             architectures=tuple(str(name) for name in architectures),
             num_labels=_num_labels(content),
@@ -68,17 +68,17 @@ _OTHER_HEADS = {
 def choose(wish: str, path: Path, content: Any) -> Task:
     """Chooses the task for a folder. wish: value of `--task`; content: of config.json. Raises ModelError when the model
     cannot do that task, or none of the tasks."""
-    folder = Folder.read(path, content)
+    folder = ModelFolder.read(path, content)
     if wish == "auto":
-        return _found(folder)
+        return _task_of(folder)
     task = Task(wish)
-    if (reason := _objection(task, folder)) is not None:
-        fitting = [f"--task {other}" for other in Task if other != task and _objection(other, folder) is None]
+    if (reason := _reason_against(task, folder)) is not None:
+        fitting = [f"--task {other}" for other in Task if other != task and _reason_against(other, folder) is None]
         raise ModelError(f"--task {task} does not work with {path}: {reason}; use {_or(fitting)}")
     return task
 
 
-def _found(folder: Folder) -> Task:
+def _task_of(folder: ModelFolder) -> Task:
     if folder.is_classifier:
         return Task.RERANK if folder.num_labels == 1 else Task.CLASSIFY
     if folder.has_pooling:
@@ -97,7 +97,7 @@ def _found(folder: Folder) -> Task:
     return Task.GENERATE
 
 
-def _objection(task: Task, folder: Folder) -> str | None:
+def _reason_against(task: Task, folder: ModelFolder) -> str | None:
     """Reason why the model cannot do the task; None when it can."""
     name = folder.architecture
     labels = f"{folder.num_labels} label{'s' if folder.num_labels > 1 else ''}"

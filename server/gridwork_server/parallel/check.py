@@ -20,12 +20,12 @@ _TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def features_are_independent(module: nn.Module, makers: dict[str, int], taker: str) -> bool | None:
+def features_are_independent(module: nn.Module, producers: dict[str, int], consumer: str) -> bool | None:
     """Tells whether parts of the features, computed separately and summed, equal the result of all features together.
 
-    makers: the linear layers that produce the features, by child name, each with the number of packs of features in its
-    output. taker: the child that consumes the features. Returns None when the module cannot be run with other sizes
-    than its own, which proves nothing.
+    producers: the linear layers that produce the features, by child name, each with the number of packs of features in
+    its output. consumer: the child that consumes the features. Returns None when the module cannot be run with other
+    sizes than its own, which proves nothing.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -35,19 +35,19 @@ def features_are_independent(module: nn.Module, makers: dict[str, int], taker: s
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         return small
 
-    whole = {name: linear(packs * _FEATURES, _INPUTS, module.get_submodule(name)) for name, packs in makers.items()}
-    whole[taker] = linear(_OUTPUTS, _FEATURES, module.get_submodule(taker))
+    whole = {name: linear(packs * _FEATURES, _INPUTS, module.get_submodule(name)) for name, packs in producers.items()}
+    whole[consumer] = linear(_OUTPUTS, _FEATURES, module.get_submodule(consumer))
     x = torch.randn(1, 3, _INPUTS, generator=generator)
 
     def run(part: tuple[int, int]) -> torch.Tensor:
         start, stop = part
         layers = {}
-        for name, packs in makers.items():
+        for name, packs in producers.items():
             rows = torch.cat([torch.arange(start, stop) + pack * _FEATURES for pack in range(packs)])
             layers[name] = _narrowed(whole[name], rows, None)
-        layers[taker] = _narrowed(whole[taker], None, torch.arange(start, stop))
-        if start and layers[taker].bias is not None:
-            layers[taker].bias.zero_()
+        layers[consumer] = _narrowed(whole[consumer], None, torch.arange(start, stop))
+        if start and layers[consumer].bias is not None:
+            layers[consumer].bias.zero_()
         return _with_children(module, layers)(x)
 
     try:

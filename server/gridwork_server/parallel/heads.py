@@ -61,7 +61,7 @@ class Heads:
         return kv_head * step + first * step // queries_each, kv_head * step + end * step // queries_each
 
 
-def goes_with_heads(module: nn.Module, named: set[str], heads: Heads) -> str | None:
+def unplanned_head_parameter(module: nn.Module, named: set[str], heads: Heads) -> str | None:
     """Name of a parameter that seems to differ by head but is not in the plan; None when there is none. named: children
     and parameters that the plan splits."""
     for name, _parameter in module.named_parameters(recurse=False):

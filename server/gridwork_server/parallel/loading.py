@@ -51,7 +51,7 @@ def load_part(
     """Builds this rank's part of the model. attention_name: a name in Transformers' registry; None for the model's own
     choice. Raises ModelError for models that cannot be split, and for incomplete or damaged weights."""
     model = _build(model_class, model_config, dtype, attention_name)
-    ties = _ties(model)
+    ties = _owners_of_tied(model)
     num_parameters = sum(
         parameter.numel()
         for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -112,7 +112,7 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _ties(model: "PreTrainedModel") -> dict[str, str]:
+def _owners_of_tied(model: "PreTrainedModel") -> dict[str, str]:
     """Maps each parameter that shares its values with another to the owner of the values; owners map to themselves."""
     ties = dict(model.all_tied_weights_keys)
     return ties | {source: source for source in ties.values()}
@@ -131,7 +131,7 @@ def _load(
     # Owners of shared values come first.
     for name in sorted([*tensors, *buffers], key=lambda name: ties.get(name, name) != name):
         part = parts.get(name)
-        source = name if name in files else _stand_in(name, files, ties)
+        source = name if name in files else _saved_twin(name, files, ties)
         if source is None:
             missing.append(name)
             continue
@@ -162,7 +162,7 @@ def _load(
     return num_bytes
 
 
-def _stand_in(name: str, files: WeightFiles, ties: dict[str, str]) -> str | None:
+def _saved_twin(name: str, files: WeightFiles, ties: dict[str, str]) -> str | None:
     """Name of a saved tensor that shares its values with `name`, which is not saved; None when there is none."""
     if name not in ties:
         return None

@@ -117,7 +117,7 @@ class BatchedPath:
             lengths = cohort.lengths + self._offset(cohort.ids, table)
             tokens = table.token_ids[cohort.ids, lengths].astype(np.int64)
             if self._mode == "single" and not cohort.sizes:
-                self._restart(cohort, table)
+                self._recompute_cache(cohort, table)
             logits = self._decode(cohort, tokens)
             for id, token in decodes:
                 if id in cohort.ids:
@@ -140,11 +140,11 @@ class BatchedPath:
             if length < first + offset:  # a chunk of a prompt that `generate()` computes in one call
                 logits, cache = self._caller.first(table.token_ids[id, : first + offset], num_prompt, True)
                 return logits[: length - offset], cache
-            return self._as_generated(tokens, num_prompt, keep_all, first + offset, offset)
+            return self._first_token_by_token(tokens, num_prompt, keep_all, first + offset, offset)
         lengths = np.maximum(np.arange(1, length + 1 - offset), first)[None]
         return self._caller.first(tokens, num_prompt, keep_all, lambda: self._lengths_of(lengths))
 
-    def _as_generated(
+    def _first_token_by_token(
         self, tokens: np.ndarray, num_prompt: int, keep_all: bool, first: int, offset: int
     ) -> tuple[torch.Tensor, Any]:
         """See Caller.first. Tokens after the first call's are computed one by one, as they were the first time."""
@@ -165,7 +165,7 @@ class BatchedPath:
         cohort.lengths = cohort.lengths + 1
         if self._mode != "single":
             try:
-                cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
+                cohort.sizes = self._spec.sizes_after_token(cohort.cache, cohort.sizes)
             except ValueError as error:
                 self._stop_sharing(error)
         return logits
@@ -187,7 +187,7 @@ class BatchedPath:
                 if self._cohorts.get(id) is cohort:
                     self._cohorts[id] = Cohort([id], cohort.lengths[index : index + 1], None)
 
-    def _restart(self, cohort: Cohort, table: "SequenceTable") -> None:
+    def _recompute_cache(self, cohort: Cohort, table: "SequenceTable") -> None:
         """Recomputes the cache of a sequence that decodes alone."""
         (id,) = cohort.ids
         if cohort.cache is None:
@@ -244,7 +244,7 @@ class BatchedPath:
         """Sizes of the tensors of one sequence's cache along their length."""
         if self._mode != "single":
             try:
-                return [self._spec.whole(cache)]
+                return [self._spec.unpadded_sizes(cache)]
             except ValueError as error:
                 self._stop_sharing(error)
         return [[]]

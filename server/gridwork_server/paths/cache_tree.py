@@ -141,7 +141,7 @@ class CacheSpec:
             parts.append(tensor)
         return Member(parts, tree)
 
-    def grown(self, tree: Any, sizes: list[list[int]]) -> list[list[int]]:
+    def sizes_after_token(self, tree: Any, sizes: list[list[int]]) -> list[list[int]]:
         """Sizes without padding after one more token; a full window stays as it is."""
         totals = [
             0 if kind.length_dim is None else tensor.shape[kind.length_dim]
@@ -152,7 +152,7 @@ class CacheSpec:
             for row in sizes
         ]
 
-    def whole(self, tree: Any) -> list[int]:
+    def unpadded_sizes(self, tree: Any) -> list[int]:
         """Sizes along their length of the tensors of a cache without padding."""
         return [
             0 if kind.length_dim is None else tensor.shape[kind.length_dim]
@@ -161,7 +161,7 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CacheSnapshot:
     """Snapshot of a cache's structure, since decoding may change its tensors in place."""
 
     shapes: list[list[int]]
@@ -171,18 +171,20 @@ class Sample:
     num_bytes: int
 
     @staticmethod
-    def of(tree: Any) -> "Sample":
+    def of(tree: Any) -> "CacheSnapshot":
         """Takes the snapshot of a cache."""
         tensors = tensors_of(tree)
         shapes = [list(t.shape) for t in tensors]
-        return Sample(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
+        return CacheSnapshot(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
 
 
 def _scalar(tensor: torch.Tensor) -> int | None:
     return int(tensor) if tensor.numel() == 1 and tensor.dim() <= 1 and not tensor.is_floating_point() else None
 
 
-def spec_of(alone: Sample, longer: Sample, pair: Sample, decoded: Sample, length: int) -> CacheSpec:
+def spec_of(
+    alone: CacheSnapshot, longer: CacheSnapshot, pair: CacheSnapshot, decoded: CacheSnapshot, length: int
+) -> CacheSpec:
     """Derives the meaning of a cache's tensors and integers from four snapshots.
 
     alone: of a sequence of `length` tokens; longer: of a sequence with two more tokens; pair: of two sequences of

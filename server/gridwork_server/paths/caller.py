@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.cache_tree import CacheSpec, Sample, spec_of
+from gridwork_server.paths.cache_tree import CacheSnapshot, CacheSpec, spec_of
 from gridwork_server.paths.module_state import ModuleState
 
 _CACHE_NAMES = (
@@ -39,8 +39,8 @@ _SHORT = 5
 class CacheProbe:
     """Findings about a model's caches."""
 
-    alone: Sample
-    longer: Sample
+    alone: CacheSnapshot
+    longer: CacheSnapshot
     spec: CacheSpec | None
     """Structure of the cache; None when it was not requested."""
     more_tokens: int
@@ -109,14 +109,14 @@ class Caller:
     def probe(self, token: int, share: bool) -> CacheProbe:
         """Examines the caches of a few short inputs."""
         tree = self.first(np.full(_SHORT, token), _SHORT, False)[1]
-        alone = Sample.of(tree)
-        longer = Sample.of(self.first(np.full(_SHORT + 2, token), _SHORT + 2, False)[1])
+        alone = CacheSnapshot.of(tree)
+        longer = CacheSnapshot.of(self.first(np.full(_SHORT + 2, token), _SHORT + 2, False)[1])
         if not share:
             return CacheProbe(alone, longer, None, 2)
         input_ids = torch.full((2, _SHORT), token, dtype=torch.int64, device=self.device)
         positions = torch.arange(_SHORT, device=self.device).expand(2, -1)
-        pair = Sample.of(self.with_cache(input_ids, None, torch.ones_like(input_ids), positions, False)[1])
-        decoded = Sample.of(self.next(np.array([token]), tree, np.array([_SHORT]))[1])
+        pair = CacheSnapshot.of(self.with_cache(input_ids, None, torch.ones_like(input_ids), positions, False)[1])
+        decoded = CacheSnapshot.of(self.next(np.array([token]), tree, np.array([_SHORT]))[1])
         return CacheProbe(alone, longer, spec_of(alone, longer, pair, decoded, _SHORT), 2)
 
     def next(self, tokens: np.ndarray, cache: Any, lengths: np.ndarray) -> tuple[torch.Tensor, Any]:

@@ -12,7 +12,7 @@ from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_kernels.replace import replace_modules
 
-_HALVES = (torch.bfloat16, torch.float16)
+_HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 _WIDE_SHARE = 0.5
 """Largest share of the free memory for float32 copies of all weights. Beyond it, modules are widened one at a time."""
@@ -34,13 +34,13 @@ def in_float32(model: nn.Module, free_bytes: int) -> Iterator[None]:
         elif isinstance(module, PackedExperts):
             replaced[module] = _WideExperts(module)
     replace_modules(model, replaced)
-    owners = [module for module in model.modules() if _halves(module)]
+    owners = [module for module in model.modules() if _half_tensors(module)]
     try:
         if has_room:
-            with _all_at_once(owners):
+            with _widen_all(owners):
                 yield
         else:
-            with _one_at_a_time(owners):
+            with _widen_each_call(owners):
                 yield
     finally:
         replace_modules(model, {wide: packed for packed, wide in replaced.items()})
@@ -48,28 +48,28 @@ def in_float32(model: nn.Module, free_bytes: int) -> Iterator[None]:
 
 def _wide_bytes(model: nn.Module) -> int:
     """Size of float32 copies of all weights, without those of experts, which are widened one at a time."""
-    sizes = {id(tensor): tensor.numel() * 4 for module in model.modules() for _, _, tensor in _halves(module)}
+    sizes = {id(tensor): tensor.numel() * 4 for module in model.modules() for _, _, tensor in _half_tensors(module)}
     linears = (module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear))
     return sum(sizes.values()) + sum(module.in_features * module.out_features * 4 for module in linears)
 
 
-def _halves(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+def _half_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
     """A module's own 16-bit parameters and buffers, and the dictionaries that hold them."""
     return [
         (kept, name, tensor)
         for kept in (module._parameters, module._buffers)
         for name, tensor in kept.items()
-        if tensor is not None and tensor.dtype in _HALVES
+        if tensor is not None and tensor.dtype in _HALF_DTYPES
     ]
 
 
 @contextlib.contextmanager
-def _all_at_once(owners: list[nn.Module]) -> Iterator[None]:
+def _widen_all(owners: list[nn.Module]) -> Iterator[None]:
     restore = []
     wide: dict[int, torch.Tensor] = {}  # tied tensors stay tied
     try:
         for module in owners:
-            for kept, name, tensor in _halves(module):
+            for kept, name, tensor in _half_tensors(module):
                 if id(tensor) not in wide:
                     wide[id(tensor)] = _widened(tensor)
                 restore.append((kept, name, tensor))
@@ -81,12 +81,12 @@ def _all_at_once(owners: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(owners: list[nn.Module]) -> Iterator[None]:
+def _widen_each_call(owners: list[nn.Module]) -> Iterator[None]:
     restore: dict[nn.Module, list[list[tuple[dict[str, Any], str, torch.Tensor]]]] = {}
     handles = []
 
     def widen(module: nn.Module, *_arguments: Any) -> None:
-        found = _halves(module)
+        found = _half_tensors(module)
         restore.setdefault(module, []).append(found)
         for kept, name, tensor in found:
             kept[name] = _widened(tensor)

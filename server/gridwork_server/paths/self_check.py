@@ -38,18 +38,18 @@ def _limits(block_size: int) -> tuple[pb.WarmupRequest, int]:
     return limits, -(-limits.max_total_tokens // block_size)
 
 
-_NEVER_WRITTEN = 100.0
+_UNWRITTEN_VALUE = 100.0
 """Initial values of the cache, which show in the result if anything attends to them. Initial keys are 0, so that any
 query that can see them gives them weight."""
 
 
-_EXACT = 2e-3
+_FLOAT32_TOLERANCE = 2e-3
 """Largest root mean square of a row's differences in float32, as a share of the logits' standard deviation."""
 
-_NEARLY_EQUAL = {torch.float32: _EXACT, torch.float16: 0.05, torch.bfloat16: 0.15}
+_TOLERANCE = {torch.float32: _FLOAT32_TOLERANCE, torch.float16: 0.05, torch.bfloat16: 0.15}
 """The same bound for results that may be rounded differently."""
 
-_WITH_JOINT_DECODES = ((2, 3), (5, 6))
+_JOINT_DECODE_ROWS = ((2, 3), (5, 6))
 """Rows of the steps that both sequences decode in, two of each sequence. An error that reaches one of the two reaches
 both."""
 
@@ -79,7 +79,7 @@ def plain_logits(
         count = len(sequence) + 1 - prompt
         if num_ranks == 1:
             together = caller.plain(sequence, prompt)[-count:].float()
-            if len(together) == count and _nearly_equal(first, together[0], _NEARLY_EQUAL[dtype]):
+            if len(together) == count and _nearly_equal(first, together[0], _TOLERANCE[dtype]):
                 rows.append(together)
                 continue
         lengths = range(prompt + 1, len(sequence) + 1)
@@ -120,7 +120,7 @@ def path_logits(
     path.allocate(limits, 2 * blocks)
     spoil = getattr(path, "spoil_cache", None)
     if spoil is not None:
-        spoil(_NEVER_WRITTEN)
+        spoil(_UNWRITTEN_VALUE)
     order = np.random.default_rng(1).permutation(2 * blocks)
     rows: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -215,14 +215,14 @@ class Differences:
         return float(self.rows.max())
 
     @property
-    def in_all(self) -> float:
+    def in_every_row(self) -> float:
         """Size of an error that is about as large in every row that it reaches. A few rows that rounding changes by
         much, where an expert or a key was chosen by a tiny margin, do not count."""
-        return max(float(self.rows[list(pair)].min()) for pair in _WITH_JOINT_DECODES)
+        return max(float(self.rows[list(pair)].min()) for pair in _JOINT_DECODE_ROWS)
 
     def check_exact(self) -> None:
         """Raises PathError when any row differs by more than float32 rounding."""
-        if not self.largest <= _EXACT:
+        if not self.largest <= _FLOAT32_TOLERANCE:
             raise PathError(f"its logits differ from those of plain forward() by {self.largest:.2g} of their spread")
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.cache_tree import Sample, spec_of
+from gridwork_server.paths.cache_tree import CacheSnapshot, spec_of
 from gridwork_server.paths.caller import CacheProbe, Within, logits_of
 
 _SHORT = 5
@@ -41,7 +41,7 @@ class Seq2SeqCaller:
         self._encoded: Any = None
         """Class of the encoder's output."""
         self._takes = set(inspect.signature(model.forward).parameters)
-        self._forced_first, self._never = _rules(model)
+        self._forced_first, self._never = _token_rules(model)
 
     def offset(self, num_prompt: np.ndarray) -> np.ndarray:
         """See Caller. The decoder's cache holds the start token but not the prompt."""
@@ -57,7 +57,7 @@ class Seq2SeqCaller:
         out = self.model(
             input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=target, use_cache=False
         )
-        return self._ruled(logits_of(out)[0], np.arange(target.shape[1]))
+        return self._with_token_rules(logits_of(out)[0], np.arange(target.shape[1]))
 
     def first(
         self, tokens: np.ndarray, num_prompt: int, keep_all: bool, within: Within = nullcontext
@@ -66,7 +66,7 @@ class Seq2SeqCaller:
         call."""
         source, target = self._split(tokens, num_prompt)
         logits, state = self._first(source, target, within)
-        return self._ruled(logits[0], np.arange(target.shape[1])), state
+        return self._with_token_rules(logits[0], np.arange(target.shape[1])), state
 
     def _first(
         self, source: torch.Tensor, target: torch.Tensor, within: Within = nullcontext
@@ -83,19 +83,19 @@ class Seq2SeqCaller:
         mask = torch.from_numpy(np.arange(longest + 1) >= (longest - lengths)[:, None]).to(torch.int64)
         target = torch.from_numpy(tokens)[:, None].to(self.device)
         logits, state = self._decode(target, state, mask.to(self.device))
-        return self._ruled(logits[:, -1], lengths), state
+        return self._with_token_rules(logits[:, -1], lengths), state
 
     def probe(self, token: int, share: bool) -> CacheProbe:
         """See Caller. The longer input has two more tokens on both sides."""
         source = torch.full((2, _SHORT + 2), token, dtype=torch.int64, device=self.device)
         target = torch.full_like(source[:, :3], token)
         state = self._first(source[:1, :_SHORT], target[:1, :1])[1]
-        alone = Sample.of(state)
-        longer = Sample.of(self._first(source[:1], target[:1])[1])
+        alone = CacheSnapshot.of(state)
+        longer = CacheSnapshot.of(self._first(source[:1], target[:1])[1])
         if not share:
             return CacheProbe(alone, longer, None, 2)
-        pair = Sample.of(self._first(source[:, :_SHORT], target[:, :1])[1])
-        decoded = Sample.of(self.next(np.array([token]), state, np.array([1]))[1])
+        pair = CacheSnapshot.of(self._first(source[:, :_SHORT], target[:, :1])[1])
+        decoded = CacheSnapshot.of(self.next(np.array([token]), state, np.array([1]))[1])
         return CacheProbe(alone, longer, spec_of(alone, longer, pair, decoded, 1), 2)
 
     def _split(self, tokens: np.ndarray, num_prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ class Seq2SeqCaller:
             raise PathError("forward() returns no cache")
         return logits_of(out), _State(cache, state.hidden, state.mask)
 
-    def _ruled(self, logits: torch.Tensor, num_before: np.ndarray) -> torch.Tensor:
+    def _with_token_rules(self, logits: torch.Tensor, num_before: np.ndarray) -> torch.Tensor:
         """Applies the generation config's rules for single tokens. num_before: for every row, the number of tokens that
         the decoder computed before it."""
         if self._never:
@@ -144,7 +144,7 @@ def start_token(model: Any) -> int:
     raise PathError("neither config.json nor generation_config.json has a decoder_start_token_id")
 
 
-def _rules(model: Any) -> tuple[int | None, list[int]]:
+def _token_rules(model: Any) -> tuple[int | None, list[int]]:
     """Forced first token of every answer, or None, and the tokens that are never generated."""
     config = model.generation_config
     forced = getattr(config, "forced_bos_token_id", None)

@@ -36,7 +36,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def merged(
+def merge_adapter(
     folder: Path,
     base_folder_of: Callable[[str], Path],
     allow_pickle: bool,
@@ -160,7 +160,7 @@ def _merge(
         if getattr(peft_config, key, None):
             raise PrepareError(f"{folder / CONFIG} has {key}: {reason}; it cannot be merged")
     peft_config.inference_mode = True
-    tensors = adapter_weights.with_one_name_each(_read(weights))
+    tensors = adapter_weights.without_second_names(_read(weights))
     rows = adapter_weights.vocabulary_rows(model, tensors, getattr(peft_config, "trainable_token_indices", None))
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         torch.manual_seed(0)  # makes the rows that the adapter does not have the same every time
@@ -179,7 +179,7 @@ def _merge(
         raise PrepareError(f"{weights} lacks {some(missing)}; the adapter is incomplete, or was made for another model")
     if not hasattr(wrapped, "merge_and_unload"):
         raise PrepareError(f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which cannot be merged")
-    adapter_weights.give_each_module_its_own(wrapped)
+    adapter_weights.copy_shared_weights(wrapped)
     with torch.no_grad():
         try:
             whole = wrapped.merge_and_unload(safe_merge=True)
@@ -187,7 +187,7 @@ def _merge(
             raise PrepareError(
                 f"{folder / CONFIG} describes an adapter that cannot be merged: {one_line(error, typed=False)}"
             ) from error
-    adapter_weights.tie_or_untie(whole, was_tied)
+    adapter_weights.update_tying(whole, was_tied)
     needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
     free_bytes = shutil.disk_usage(partial).free
     if needed_bytes > free_bytes:

@@ -8,7 +8,7 @@ from torch import nn
 _SAVED = ".modules_to_save."
 
 
-def with_one_name_each(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def without_second_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Removes second names: where PEFT saved the embeddings too, modules saved whole have two; it reads the shorter."""
     named: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -49,7 +49,7 @@ def _names(model: nn.Module, module: nn.Module | None) -> list[str]:
     return [name for name, other in model.named_modules() if other is module and module is not None]
 
 
-def give_each_module_its_own(model: nn.Module) -> bool:
+def copy_shared_weights(model: nn.Module) -> bool:
     """Copies weights that several modules share, so that a merge into one module does not change another. Returns
     whether there were any."""
     seen: set[int] = set()
@@ -72,7 +72,7 @@ def is_tied(model: Any) -> bool:
     return source is not None and head is not None and getattr(head, "weight", None) is source.weight
 
 
-def tie_or_untie(model: Any, was_tied: bool) -> None:
+def update_tying(model: Any, was_tied: bool) -> None:
     """Ties embeddings and head after a merge if they are still equal, and corrects `tie_word_embeddings` in the config.
 
     was_tied: whether they were tied before the merge.

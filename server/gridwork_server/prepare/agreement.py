@@ -62,7 +62,7 @@ def decode(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = False
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
 
-def knows_no_text(tokenizer: Any) -> bool:
+def lacks_vocabulary(tokenizer: Any) -> bool:
     """Tells whether ordinary text gives only special tokens, which means that the vocabulary's files are missing."""
     special = set(tokenizer.all_special_ids)
     return all(set(tokenizer.encode(text, add_special_tokens=False)) <= special for text in SAMPLES)

@@ -11,8 +11,8 @@ from loguru import logger
 
 from gridwork_server.prepare import adapter, pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.source import Folder, GgufFile, locate
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.source import GgufFile, LocalFolder, locate
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -79,30 +79,30 @@ def prepare(model_id: str, options: Options) -> Prepared:
     if not (folder / "config.json").is_file():
         return Prepared(folder, None)  # the launcher reports what is wrong with it
     made = _cache_dir(options) / "gridwork"
-    tokenizer = prepared_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
+    tokenizer = prepare_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
     return Prepared(folder, tokenizer)
 
 
 def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
     """Local folder of a model, fetched, converted and merged as needed. is_base: an adapter will be merged onto it."""
     source = locate(model_id)
-    if isinstance(source, Folder):
+    if isinstance(source, LocalFolder):
         folder = source.path
     elif isinstance(source, GgufFile):
-        from gridwork_server.prepare.gguf import converted as converted_gguf
+        from gridwork_server.prepare.gguf import convert_once
 
-        return converted_gguf(source.path, _cache_dir(options) / "gridwork")
+        return convert_once(source.path, _cache_dir(options) / "gridwork")
     else:
-        from gridwork_server.prepare.hub import fetched
+        from gridwork_server.prepare.hub import fetch_model
 
-        folder = fetched(
+        folder = fetch_model(
             source.name, options.revision, options.trust_remote_code, _cache_dir(options), options.allow_pickle
         )
     if adapter.is_adapter(folder):
         if is_base:
             raise PrepareError(f"{folder} is an adapter itself; merge that one onto its base first")
         base_options = replace(options, revision=None)
-        return adapter.merged(
+        return adapter.merge_adapter(
             folder,
             lambda name: _folder(name, base_options, is_base=True),
             options.allow_pickle,
@@ -114,7 +114,7 @@ def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
         if not options.allow_pickle:
             raise pickle_weights.refusal(files[0])
         quantized_weights.check_readable(folder, model_id)
-        return pickle_weights.converted(folder, files, _cache_dir(options) / "gridwork")
+        return pickle_weights.convert_pickles(folder, files, _cache_dir(options) / "gridwork")
     return folder
 
 

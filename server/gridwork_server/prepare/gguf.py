@@ -23,7 +23,7 @@ _HEARTBEAT_INTERVAL_S = 10.0
 _LARGEST_SENSIBLE_LENGTH = 1 << 40
 
 
-def converted(path: Path, cache_dir: Path) -> Path:
+def convert_once(path: Path, cache_dir: Path) -> Path:
     """Folder with a GGUF file's conversion; made in `cache_dir` the first time, and found there later.
 
     A file that changed (by path, size or modification time) is converted again. Raises PrepareError.

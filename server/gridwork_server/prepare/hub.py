@@ -28,7 +28,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PROGRESS_INTERVAL_S = 3.0
 
 
-def fetched(
+def fetch_model(
     name: str, revision: str | None, trust_remote_code: bool, cache_dir: Path, allow_pickle: bool = False
 ) -> Path:
     """Folder of a model's snapshot: found in the cache, else fetched into it.
@@ -124,10 +124,10 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
         logger.info(f"downloading {name} (commit {info.sha}): {len(wanted)} files, {_megabytes(sum(sizes.values()))}")
         storage = cache_dir / f"models--{name.replace('/', '--')}"
         _check_readable(name, revision, cache_dir, wanted)
-        with _progress_logged(storage / "blobs", {_blob_name(siblings[file]): sizes[file] for file in wanted}):
+        with _logging_progress(storage / "blobs", {_blob_name(siblings[file]): sizes[file] for file in wanted}):
             folder = snapshot_download(name, revision=revision, cache_dir=cache_dir, allow_patterns=wanted)
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        _raise_readable(error, name, revision, cache_dir)
+        _raise_prepare_error(error, name, revision, cache_dir)
     except Exception as error:
         # Without a connection, the error comes from the HTTP client that the hub library happens to use.
         if type(error).__module__.partition(".")[0].startswith(("httpx", "httpcore", "requests", "urllib3")):
@@ -181,7 +181,7 @@ def _blob_name(sibling: "RepoSibling") -> str:
 
 
 @contextmanager
-def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
+def _logging_progress(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
     """Logs every few seconds how many bytes of these blobs (name to size) have arrived."""
     total = sum(sizes.values())
     done = threading.Event()
@@ -210,7 +210,7 @@ def _progress_logged(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
         watcher.join()
 
 
-def _raise_readable(error: Exception, name: str, revision: str, cache_dir: Path) -> NoReturn:
+def _raise_prepare_error(error: Exception, name: str, revision: str, cache_dir: Path) -> NoReturn:
     """Raises a PrepareError that says what to do about an error of the hub library or the file system."""
     from huggingface_hub import errors
 

@@ -56,7 +56,7 @@ def refusal(file: Path) -> PrepareError:
     )
 
 
-def converted(folder: Path, files: list[Path], cache_dir: Path) -> Path:
+def convert_pickles(folder: Path, files: list[Path], cache_dir: Path) -> Path:
     """A copy of `folder` with safetensors in place of `files`; made in `cache_dir` the first time, and found there
     later. Files that changed (by path, size or modification time) are converted again. Raises PrepareError."""
     digest = hashlib.sha256(f"{_FORMAT}".encode())
@@ -88,7 +88,7 @@ def _convert(folder: Path, files: list[Path], partial: Path) -> None:
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
         logger.info(f"converting {file} to safetensors ({number} of {len(files)})")
-        tensors = own_memory(read_tensors(file))
+        tensors = copy_shared_memory(read_tensors(file))
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         save_file(tensors, partial / name, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
@@ -133,7 +133,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
     return content
 
 
-def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
+def copy_shared_memory(tensors: dict[str, Any]) -> dict[str, Any]:
     """Copies tensors where needed, so that none shares memory with another: safetensors requires this."""
     seen: set[int] = set()
     separate = {}

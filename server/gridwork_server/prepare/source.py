@@ -10,7 +10,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalFolder:
     """A folder on this machine, used as it is."""
 
     path: Path
@@ -30,11 +30,11 @@ class HubModel:
     name: str
 
 
-def locate(model_id: str) -> Folder | GgufFile | HubModel:
+def locate(model_id: str) -> LocalFolder | GgufFile | HubModel:
     """Interprets a model id. An id that looks like a path is never looked up on the hub. Raises PrepareError."""
     path = Path(model_id).expanduser()
     if path.is_dir():
-        return Folder(path.absolute())
+        return LocalFolder(path.absolute())
     is_gguf = model_id.lower().endswith(".gguf")
     if path.is_file():
         if is_gguf:

@@ -33,7 +33,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     """Finds the bytes of every token."""
     size = max([len(tokenizer), *(id + 1 for id in tokenizer.added_tokens_decoder)])
     best: TokenBytes | None = None
-    for name, way in _WAYS.items():
+    for name, way in _ENCODINGS.items():
         table = [_bytes_of(tokenizer, id, way) for id in range(size)]
         disagreements = [text for text in SAMPLES if not _agrees(tokenizer, table, text)]
         if not disagreements:
@@ -104,8 +104,8 @@ def _bytes_of(tokenizer: Any, id: int, way: "Callable[[Any, int, str], bytes | N
 
 
 def _byte_level(_tokenizer: Any, _id: int, token: str) -> bytes | None:
-    places = _places()
-    found = [places.get(character) for character in token]
+    bytes_of = _byte_of_character()
+    found = [bytes_of.get(character) for character in token]
     return None if None in found else bytes(byte for byte in found if byte is not None)
 
 
@@ -138,7 +138,7 @@ def _as_followed(tokenizer: Any, id: int, _token: str) -> bytes | None:
     return whole[len(start) : len(whole) - len(last)].encode(errors="replace")
 
 
-_WAYS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
+_ENCODINGS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
     "byte-level alphabet": _byte_level,
     "one character a byte": _latin,
     "SentencePiece": _pieces,
@@ -148,7 +148,7 @@ _WAYS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
 
 
 @functools.cache
-def _places() -> dict[str, int]:
+def _byte_of_character() -> dict[str, int]:
     return {character: byte for byte, character in enumerate(_characters())}
 
 

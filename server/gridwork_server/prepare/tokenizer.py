@@ -14,7 +14,7 @@ from typing import Any
 
 from loguru import logger
 
-from gridwork_server.prepare import verdict
+from gridwork_server.prepare import tokenizer_choice
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 from gridwork_server.text import one_line
@@ -34,21 +34,23 @@ class PreparedTokenizer:
     """Whether it turns text into tokens. Otherwise it only turns tokens into text, and the shard encodes."""
 
 
-def prepared_tokenizer(
+def prepare_tokenizer(
     folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
 ) -> PreparedTokenizer | None:
     """Makes a tokenizer for the folder; None when its own tokenizer.json is equivalent to Transformers' tokenizer.
     Raises PrepareError when no tokenizer can be made of the folder."""
-    known = verdict.read(folder, cache_dir, trust_remote_code, code_revision)
+    known = tokenizer_choice.read(folder, cache_dir, trust_remote_code, code_revision)
     if known is None or (known.path is not None and not is_complete(known.path)):
-        known = _judged(folder, trust_remote_code, code_revision, cache_dir)
+        known = _choose(folder, trust_remote_code, code_revision, cache_dir)
     return None if known.path is None else PreparedTokenizer(known.path, known.encodes)
 
 
-def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path) -> "verdict.Verdict":
+def _choose(
+    folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
+) -> "tokenizer_choice.TokenizerChoice":
     if (folder / "tokenizer.json").is_file():
         if not _is_tokenizer(folder / "tokenizer.json"):
-            return verdict.Verdict(None, True)  # the router reports what is wrong with it
+            return tokenizer_choice.TokenizerChoice(None, True)  # the router reports what is wrong with it
         try:
             same = _is_same(folder, trust_remote_code, code_revision)
         except Exception as error:  # damaged files or a model's own code; the file may work all the same
@@ -56,10 +58,10 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
                 f"{folder / 'tokenizer.json'} is used as it is, since Transformers cannot load the tokenizer of its "
                 f"folder: {one_line(error, typed=False)}"
             )
-            return verdict.Verdict(None, True)
+            return tokenizer_choice.TokenizerChoice(None, True)
         if same:
-            found = verdict.Verdict(None, True)
-            verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+            found = tokenizer_choice.TokenizerChoice(None, True)
+            tokenizer_choice.write(found, folder, cache_dir, trust_remote_code, code_revision)
             return found
     target = cache_dir / "tokenizers" / f"{folder.name}-{_key(folder, trust_remote_code, code_revision)}"
 
@@ -67,8 +69,8 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
         _build(folder, partial, trust_remote_code, code_revision)
 
     path = build_folder(target, is_complete, build)
-    found = verdict.Verdict(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
-    verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+    found = tokenizer_choice.TokenizerChoice(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
+    tokenizer_choice.write(found, folder, cache_dir, trust_remote_code, code_revision)
     return found
 
 
@@ -132,8 +134,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision} {verdict.transformers_version()}".encode())
-    for file in verdict.tokenizer_files(folder):
+    digest = hashlib.sha256(
+        f"{_FORMAT} {trust_remote_code} {code_revision} {tokenizer_choice.transformers_version()}".encode()
+    )
+    for file in tokenizer_choice.tokenizer_files(folder):
         if file.is_file():
             digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
@@ -141,7 +145,7 @@ def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> st
 
 
 def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: str | None) -> None:
-    from gridwork_server.prepare.agreement import knows_no_text
+    from gridwork_server.prepare.agreement import lacks_vocabulary
 
     if (folder / "tokenizer.json").is_file():
         logger.info(f"{folder / 'tokenizer.json'} tokenizes differently from Transformers; making one that agrees")
@@ -149,7 +153,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
         logger.info(f"{folder} has no tokenizer.json; making one from its other files")
     tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
     try:
-        if knows_no_text(tokenizer):
+        if lacks_vocabulary(tokenizer):
             raise PrepareError(
                 f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} knows no text: the files of its "
                 "vocabulary are missing or of another model; download the model again"
@@ -162,7 +166,7 @@ def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: 
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
             f"({one_line(error, typed=True)}): its files are damaged, or its code does not fit "
-            f"Transformers {verdict.transformers_version()}; download the model again"
+            f"Transformers {tokenizer_choice.transformers_version()}; download the model again"
         ) from error
     _write_settings(tokenizer, folder, partial)
     (partial / _MARK).write_text(json.dumps({"encodes": encodes}))

@@ -43,7 +43,7 @@ _EFFECTS = "torch._meta_registrations"
 """Registers the result shapes of some operations with PyTorch, which only tensors without data need. It is imported
 before a module that works with such tensors (`_NEEDS_EFFECTS`), or by `import_effects`."""
 
-_BESIDE_EFFECTS = ("torch._decomp", "torch._prims", "torch._refs")
+_IMPORTED_WITH_EFFECTS = ("torch._decomp", "torch._prims", "torch._refs")
 """Modules that `_EFFECTS` would import, and that some functions of PyTorch assume to be imported."""
 
 _NEEDS_EFFECTS = (
@@ -128,7 +128,7 @@ class _Finder(Loader):
             return
         _EffectsFinder.installed.append(_EffectsFinder())
         sys.meta_path.insert(sys.meta_path.index(self) + 1, _EffectsFinder.installed[-1])
-        for name in _BESIDE_EFFECTS:
+        for name in _IMPORTED_WITH_EFFECTS:
             parent, _, child = name.rpartition(".")
             vars(sys.modules[parent]).setdefault(child, _OnDemand(name))
 
@@ -179,11 +179,11 @@ class _StandIn(ModuleType):
         with _lock:
             self._finder.stop()
             module = importlib.import_module(self.__name__)
-            _fulfil(self, module)
+            _replace_promises(self, module)
             return module
 
 
-def _fulfil(stand_in: _StandIn, module: ModuleType) -> None:
+def _replace_promises(stand_in: _StandIn, module: ModuleType) -> None:
     """Replaces promises in all modules by the real objects, so that comparisons by identity are right again."""
     if stand_in.__dict__.get("_fulfilled"):
         return

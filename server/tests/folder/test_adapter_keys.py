@@ -44,7 +44,7 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def merged(folder: Path, base: Path) -> Path:
-    return adapter.merged(folder, lambda name: base, False, False, None, folder.parent / "cache")
+    return adapter.merge_adapter(folder, lambda name: base, False, False, None, folder.parent / "cache")
 
 
 def check(base: Path, folder: Path, rows: int, settings: dict[str, Any]) -> None:

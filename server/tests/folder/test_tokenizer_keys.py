@@ -11,9 +11,9 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from gridwork_server.prepare import verdict
+from gridwork_server.prepare import tokenizer_choice
 from gridwork_server.prepare.agreement import find_disagreement
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 from ..prepare.test_tokenizer import byte_level
 from .keys import TOKENIZER_CONFIG, Read, WithoutEffect
@@ -38,7 +38,7 @@ def configure(folder: Path, **settings: Any) -> None:
 
 
 def prepared(folder: Path) -> PreparedTokenizer | None:
-    return prepared_tokenizer(folder, False, None, folder.parent / "cache")
+    return prepare_tokenizer(folder, False, None, folder.parent / "cache")
 
 
 def served(folder: Path) -> Tokenizer:
@@ -147,17 +147,17 @@ def test_tokenizer_choice_is_cached_until_a_file_changes(folder: Path, monkeypat
     made = prepared(folder)
     assert made is not None
     cache = folder.parent / "cache"
-    assert verdict.read(folder, cache, False, None) == verdict.Verdict(made.path, True)
-    assert verdict.read(folder, cache, True, None) is None
+    assert tokenizer_choice.read(folder, cache, False, None) == tokenizer_choice.TokenizerChoice(made.path, True)
+    assert tokenizer_choice.read(folder, cache, True, None) is None
     with monkeypatch.context() as patch:
         patch.setattr("gridwork_server.prepare.tokenizer.load_tokenizer", None)  # it is not called again
         assert prepared(folder) == made
     (folder / "model.safetensors").write_text("weights do not matter")
-    assert verdict.read(folder, cache, False, None) is not None
+    assert tokenizer_choice.read(folder, cache, False, None) is not None
     configure(folder)
-    assert verdict.read(folder, cache, False, None) is None
+    assert tokenizer_choice.read(folder, cache, False, None) is None
     assert prepared(folder) is None
 
 
 def test_hash_equals_the_launchers() -> None:
-    assert verdict._fnv1a(b"foobar") == 0x85944171F73967E8
+    assert tokenizer_choice._fnv1a(b"foobar") == 0x85944171F73967E8

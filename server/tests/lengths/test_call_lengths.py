@@ -20,7 +20,7 @@ from gridwork_server.lengths.probe import LengthRule
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths import choice
-from gridwork_server.paths.dependence_check import recomputing_length
+from gridwork_server.paths.isolation_check import recompute_length
 from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 from gridwork_server.step.runner import Runner
 
@@ -124,7 +124,7 @@ def test_length_rule_is_found(name: str, folders: Any) -> None:
     model = models.plain(folders(name))
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
-    assert (found[0].rule, recomputing_length(model)) == RULES[name]
+    assert (found[0].rule, recompute_length(model)) == RULES[name]
     found[0].remove()
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -134,7 +134,7 @@ def test_models_without_length_dependence_are_unchanged(tmp_path: Path) -> None:
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
     assert not found
-    assert recomputing_length(model) == 0
+    assert recompute_length(model) == 0
     assert not any("forward" in vars(module) for module in model.modules())
 
 

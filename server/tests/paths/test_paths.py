@@ -16,7 +16,7 @@ from gridwork_server.errors import PathError
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.batched import BatchedPath
-from gridwork_server.paths.cache_tree import Sample, numbers_of, rebuilt, spec_of, tensors_of
+from gridwork_server.paths.cache_tree import CacheSnapshot, numbers_of, rebuilt, spec_of, tensors_of
 from gridwork_server.step.runner import Runner
 
 from .. import models
@@ -207,10 +207,14 @@ def cache_of(lengths: list[int], heads: int = 2) -> DynamicCache:
 def test_caches_are_stacked_and_split() -> None:
     decoded = cache_of([6])
     spec = spec_of(
-        Sample.of(cache_of([5])), Sample.of(cache_of([7])), Sample.of(cache_of([5, 5])), Sample.of(decoded), 5
+        CacheSnapshot.of(cache_of([5])),
+        CacheSnapshot.of(cache_of([7])),
+        CacheSnapshot.of(cache_of([5, 5])),
+        CacheSnapshot.of(decoded),
+        5,
     )
     short, long = cache_of([3]), cache_of([9])
-    members = [spec.member(tree, 0, spec.whole(tree)) for tree in (short, long)]
+    members = [spec.member(tree, 0, spec.unpadded_sizes(tree)) for tree in (short, long)]
     stacked, sizes = spec.stack(members, 9)
     assert stacked.layers[0].keys.shape == (2, 2, 9, 4)
     assert stacked.layers[0].keys[0, :, :6].abs().max() == 0
@@ -230,6 +234,12 @@ def test_configs_in_a_cache_are_not_copied() -> None:
 
 
 def test_a_cache_with_unclear_growth_is_refused() -> None:
-    halves = [Sample.of([torch.zeros(1, 2, length // 2, 4)]) for length in (5, 7, 5, 6)]
+    halves = [CacheSnapshot.of([torch.zeros(1, 2, length // 2, 4)]) for length in (5, 7, 5, 6)]
     with pytest.raises(PathError, match="one entry a token"):
-        spec_of(halves[0], Sample.of([torch.zeros(1, 2, 3, 4)]), Sample.of([torch.zeros(2, 2, 2, 4)]), halves[0], 5)
+        spec_of(
+            halves[0],
+            CacheSnapshot.of([torch.zeros(1, 2, 3, 4)]),
+            CacheSnapshot.of([torch.zeros(2, 2, 2, 4)]),
+            halves[0],
+            5,
+        )

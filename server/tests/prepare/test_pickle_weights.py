@@ -80,7 +80,7 @@ def test_tensors_that_share_memory_are_copied(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"whole": whole, "same": whole, "row": whole[1], "turned": whole.T}
     torch.save(tensors, tmp_path / "x.bin")
-    separate = pickle_weights.own_memory(pickle_weights.read_tensors(tmp_path / "x.bin"))
+    separate = pickle_weights.copy_shared_memory(pickle_weights.read_tensors(tmp_path / "x.bin"))
     assert all(torch.equal(separate[name], tensors[name]) for name in tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in separate.values()}) == 4
 

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 
 from gridwork_server.prepare.agreement import SAMPLES
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 from .support import run
 
@@ -92,7 +92,7 @@ def tiktoken(root: Path) -> Path:
 
 def prepared(folder: Path, cache: Path, trust: bool = False) -> PreparedTokenizer:
     """Tokenizer made for a folder that has no tokenizer.json."""
-    found = prepared_tokenizer(folder, trust, None, cache)
+    found = prepare_tokenizer(folder, trust, None, cache)
     assert found is not None
     return found
 
@@ -207,7 +207,7 @@ def test_a_conversion_is_cached_until_a_file_changes(tmp_path: Path) -> None:
 def test_a_folder_with_tokenizer_json_needs_no_conversion(tmp_path: Path) -> None:
     folder = put(tmp_path / "model", "llama")
     (folder / "tokenizer.json").write_text("{}")
-    assert prepared_tokenizer(folder, False, None, tmp_path / "cache") is None
+    assert prepare_tokenizer(folder, False, None, tmp_path / "cache") is None
     assert not (tmp_path / "cache").exists()
 
 

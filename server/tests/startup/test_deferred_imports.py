@@ -120,7 +120,7 @@ def test_cached_structure_equals_transformers_own() -> None:
     program = """
 import json
 from contextlib import nullcontext
-from gridwork_server.startup.import_structure import noted_structure
+from gridwork_server.startup.import_structure import cached_structure
 with {context}():
     import transformers
     from transformers.utils import import_utils
@@ -129,8 +129,8 @@ found = sorted([sorted(key), sorted((name, sorted(names)) for name, names in val
                for key, value in structure.items())
 print(json.dumps([import_utils.define_import_structure.__module__, found, len(dir(transformers))]))
 """
-    assert import_structure.NOTE.exists(), "make python"
-    noted = run(program.replace("{context}", "noted_structure"))
+    assert import_structure.CACHE_FILE.exists(), "make python"
+    noted = run(program.replace("{context}", "cached_structure"))
     plain = run(program.replace("{context}", "nullcontext"))
     assert noted[0] == "gridwork_server.startup.import_structure"
     assert plain[0] == "transformers.utils.import_utils"

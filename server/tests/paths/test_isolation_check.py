@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gridwork_server.errors import PathError
-from gridwork_server.paths import dependence_check
-from gridwork_server.paths.dependence_check import DependenceCheck
+from gridwork_server.paths import isolation_check
+from gridwork_server.paths.isolation_check import IsolationCheck
 
 
 @pytest.mark.parametrize("is_leader", [True, False])
@@ -24,8 +24,8 @@ def test_every_rank_runs_all_checks(is_leader: bool, monkeypatch: pytest.MonkeyP
 
     group: Any = SimpleNamespace(is_leader=is_leader, minimum=lambda value: value)
     caller: Any = SimpleNamespace(lengths=None)
-    monkeypatch.setattr(dependence_check, "check_neighbours", neighbours)
-    check = DependenceCheck(caller, torch.float32, np.arange(8), group)
+    monkeypatch.setattr(isolation_check, "check_neighbours", neighbours)
+    check = IsolationCheck(caller, torch.float32, np.arange(8), group)
     check._crossing = SimpleNamespace(check=lambda _: computed.append("crossing"))  # type: ignore[assignment]
     path: Any = None
     if is_leader:

@@ -12,7 +12,7 @@ from typing import Any
 # Increase it, here and in the launcher, when the content's meaning changes.
 FORMAT = 1
 
-_WEIGHTS_AND_SUCH = {
+_IRRELEVANT_SUFFIXES = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"),
     *(".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf"),
 }
@@ -20,7 +20,7 @@ _WEIGHTS_AND_SUCH = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TokenizerChoice:
     """The tokenizer to use for a folder."""
 
     path: Path | None
@@ -32,7 +32,7 @@ class Verdict:
 def tokenizer_files(folder: Path) -> list[Path]:
     """Files that a tokenizer may depend on, sorted by name."""
     files = (file for file in folder.iterdir() if file.is_file())
-    return sorted(file for file in files if file.suffix.lower() not in _WEIGHTS_AND_SUCH)
+    return sorted(file for file in files if file.suffix.lower() not in _IRRELEVANT_SUFFIXES)
 
 
 def transformers_version() -> str:
@@ -42,8 +42,8 @@ def transformers_version() -> str:
     return version("transformers")
 
 
-def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> Verdict | None:
-    """Reads the verdict; None when there is none, or when its circumstances have changed."""
+def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> TokenizerChoice | None:
+    """Reads the choice; None when there is none, or when its circumstances have changed."""
     try:
         content = json.loads(_path(folder, cache_dir).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,15 +52,17 @@ def read(folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: 
     if not isinstance(content, dict) or {**content, **circumstances} != content:
         return None
     path = content.get("tokenizer_path")
-    return Verdict(None if path is None else Path(path), bool(content.get("tokenizer_encodes")))
+    return TokenizerChoice(None if path is None else Path(path), bool(content.get("tokenizer_encodes")))
 
 
-def write(verdict: Verdict, folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None) -> None:
-    """Writes the verdict. If that fails, the next start finds it out again."""
+def write(
+    choice: TokenizerChoice, folder: Path, cache_dir: Path, trust_remote_code: bool, code_revision: str | None
+) -> None:
+    """Writes the choice. If that fails, the next start finds it out again."""
     content = _circumstances(folder, trust_remote_code, code_revision)
     content |= {
-        "tokenizer_path": None if verdict.path is None else str(verdict.path),
-        "tokenizer_encodes": verdict.encodes,
+        "tokenizer_path": None if choice.path is None else str(choice.path),
+        "tokenizer_encodes": choice.encodes,
     }
     path = _path(folder, cache_dir)
     partial = path.with_name(f"{path.name}.{os.getpid()}")
@@ -73,7 +75,7 @@ def write(verdict: Verdict, folder: Path, cache_dir: Path, trust_remote_code: bo
 
 
 def _circumstances(folder: Path, trust_remote_code: bool, code_revision: str | None) -> dict[str, Any]:
-    """Circumstances that the verdict holds for."""
+    """Circumstances that the choice holds for."""
     stats = [(file.name, file.stat()) for file in tokenizer_files(folder)]
     return {
         "format": FORMAT,

@@ -22,7 +22,7 @@ from gridwork_server.paths import choice, self_check
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.float32_forward import in_float32
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.paths.pinned_choices import PinnedChoices
+from gridwork_server.paths.routing_replay import RoutingReplay
 
 from .. import models
 from ..planted_errors import BATCHED, PAGED
@@ -175,7 +175,7 @@ def test_an_error_only_in_16_bits_is_found(name: str, loaded: Any) -> None:
 
 def test_a_fixed_bound_applies_if_float32_fails(loaded: Any) -> None:
     model = loaded("llama")
-    with patch("gridwork_server.paths.second_opinion.in_float32", side_effect=RuntimeError("mixed types")):
+    with patch("gridwork_server.paths.rounding_check.in_float32", side_effect=RuntimeError("mixed types")):
         assert choose(model).reason == ""
         with (
             PAGED["causal mask dropped"](),
@@ -232,12 +232,12 @@ class _Router(nn.Module):
 
 def test_recorded_choices_are_repeated_by_token() -> None:
     router = _Router()
-    choices = PinnedChoices(router)
-    with choices.noting():
+    choices = RoutingReplay(router)
+    with choices.recording():
         router(input_ids=torch.tensor([[0, 1, 2]]))
     router.scores = router.scores.flip(1)
     assert router(input_ids=torch.tensor([[2, 0]])).tolist() == [7, 7]
-    with choices.pinned():
+    with choices.replaying():
         assert router(input_ids=torch.tensor([[2, 0]])).tolist() == [3, 3]
         assert router(input_ids=torch.tensor([[1]])).tolist() == [3]
     assert router(input_ids=torch.tensor([[2, 0]])).tolist() == [7, 7]

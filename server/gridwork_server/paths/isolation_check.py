@@ -38,21 +38,21 @@ _NUM_TOKENS = 8
 
 _NUM_NEIGHBOURS = 8
 
-_COMPUTED = 2 * 10**10
+_MAX_WORK = 2 * 10**10
 """Maximum of parameters times tokens for crossing a limit: takes a fraction of a second."""
 
-_LONGEST = 512
+_LONGEST_LIMIT = 512
 """Longest limit, in tokens, that is crossed with a prompt."""
 
-_SAME = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+_NEIGHBOUR_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Largest difference of a row's logits, as a share of their spread, when only a neighbour has changed. A neighbour may
 change the rounding of a mixture of experts, but never in half of the rows."""
 
-_RIGHT = {torch.float32: 0.02, torch.float16: 0.3, torch.bfloat16: 0.3}
+_PATH_TOLERANCE = {torch.float32: 0.02, torch.float16: 0.3, torch.bfloat16: 0.3}
 """Largest such difference between a path and plain `forward()`. Wrong results differ by about 1."""
 
 
-def recomputing_length(model: Any) -> int:
+def recompute_length(model: Any) -> int:
     """Length at which `generate()` drops a sequence's keys and recomputes it, as for models with two sets of rotary
     frequencies; 0: never. It is found by calling the model's own preparation of inputs."""
     from transformers import GenerationMixin
@@ -106,11 +106,11 @@ def find_lengths(caller: "Caller | Seq2SeqCaller", tokens: np.ndarray) -> CallLe
         caller.plain(tokens, length)
     if not found:
         return None
-    found[0].recompute_at = recomputing_length(caller.model)
+    found[0].recompute_at = recompute_length(caller.model)
     return found[0]
 
 
-class DependenceCheck:
+class IsolationCheck:
     """Checks a path for dependence on neighbours, on cuts and on lengths, beyond `self_check`."""
 
     def __init__(
@@ -118,7 +118,7 @@ class DependenceCheck:
     ) -> None:
         """tokens: int32, a sequence to compare on."""
         self._caller, self._dtype, self._tokens, self._group = caller, dtype, tokens, group
-        self._crossing: Crossing | None = None
+        self._crossing: LimitCrossing | None = None
 
     def prepare(self) -> None:
         """Computes the results of plain `forward()`, with the model's own attention."""
@@ -126,8 +126,8 @@ class DependenceCheck:
         border = lengths.rule.border if lengths else 0
         parameters = sum(parameter.numel() for parameter in self._caller.model.parameters())
         # Ranks may hold different numbers of parameters, but must compute the same.
-        most = self._group.minimum(_COMPUTED // max(1, parameters))
-        self._crossing = crossing_of(self._caller, border, self._tokens, self._dtype, most)
+        most = self._group.minimum(_MAX_WORK // max(1, parameters))
+        self._crossing = prepare_crossing(self._caller, border, self._tokens, self._dtype, most)
 
     def check(self, path: ModelPath) -> None:
         """Runs the checks. Only rank 0 has whole logits, so it decides for all. Raises PathError on all ranks."""
@@ -153,11 +153,11 @@ def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: 
     sample of ids. Does nothing when the model takes no positions, or computes one sequence at a time."""
     compute: Callable[[np.ndarray], torch.Tensor]
     if isinstance(path, PagedPath):
-        compute = functools.partial(_beside, path, np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS))
+        compute = functools.partial(_logits_beside_neighbours, path, np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS))
     elif path.name == "batched" and isinstance(caller, Caller) and caller.takes("position_ids"):
         if caller.lengths is not None and caller.lengths.by_call:
             return  # sequences of such a model are never computed together
-        compute = functools.partial(_in_rows, caller, np.resize(tokens, _NUM_TOKENS))
+        compute = functools.partial(_logits_in_padded_batch, caller, np.resize(tokens, _NUM_TOKENS))
     else:
         return
     before = compute(np.arange(_NUM_NEIGHBOURS))
@@ -167,7 +167,7 @@ def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: 
         except Exception as error:  # for example, a table of positions that ends
             logger.debug(f"positions up to {far.max()} cannot be computed: {error}")
             continue
-        differing = _differences(after, before) > _SAME[dtype]
+        differing = _differences(after, before) > _NEIGHBOUR_TOLERANCE[dtype]
         # The first token attends only to itself, whatever its position.
         if int(differing.sum()) > _NUM_TOKENS // 2:
             raise PathError(f"logits of a sequence depend on how long others are (tried with {far.max() + 1} tokens)")
@@ -186,7 +186,7 @@ def _far_positions(config: Any, device: torch.device) -> list[np.ndarray]:
     return [start - _NUM_NEIGHBOURS + np.arange(_NUM_NEIGHBOURS) for start in starts if start > 2 * _NUM_NEIGHBOURS]
 
 
-def _beside(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+def _logits_beside_neighbours(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
     """Logits `[_NUM_TOKENS, vocab_size]` of a sequence beside neighbours of one token each, at these positions."""
     size, count = path.check_block_size, 1 + _NUM_NEIGHBOURS
     per_sequence = -(-_NUM_TOKENS // size)
@@ -207,7 +207,7 @@ def _beside(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch
     return logits
 
 
-def _in_rows(caller: Caller, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+def _logits_in_padded_batch(caller: Caller, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
     """Logits `[_NUM_TOKENS, vocab_size]` of a sequence in a batch with another one at these positions."""
     input_ids = torch.from_numpy(np.stack([tokens, tokens[::-1]]).astype(np.int64)).to(caller.device)
     at = np.stack([np.arange(_NUM_TOKENS), positions])
@@ -227,7 +227,7 @@ def _differences(given: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Crossing:
+class LimitCrossing:
     """Prompts for crossing a limit, one of them longer than it, with the results of plain `forward()`."""
 
     limit: int
@@ -240,23 +240,23 @@ class Crossing:
     @torch.inference_mode()
     def check(self, path: ModelPath) -> None:
         """Raises PathError when a path's results differ. It computes the long prompt in chunks, beside the others."""
-        for want, got in zip(self.expected, _in_pieces(path, self.prompts), strict=True):
+        for want, got in zip(self.expected, _logits_in_chunks(path, self.prompts), strict=True):
             count = min(len(want), len(got))
             differences = _differences(got[-count:], want[-count:])
             known = differences[torch.isfinite(differences)]
             logger.debug(f"rows differ by {[round(row, 5) for row in known.tolist()]} of the logits' spread")
-            if len(known) and float(known.median()) > _RIGHT[self.dtype]:
+            if len(known) and float(known.median()) > _PATH_TOLERANCE[self.dtype]:
                 raise PathError(f"its logits are not those of plain forward() beside or beyond {self.limit} tokens")
 
 
 @torch.inference_mode()
-def crossing_of(
-    caller: "Caller | Seq2SeqCaller", border: int, tokens: np.ndarray, dtype: torch.dtype, most: int = _LONGEST
-) -> Crossing | None:
+def prepare_crossing(
+    caller: "Caller | Seq2SeqCaller", border: int, tokens: np.ndarray, dtype: torch.dtype, most: int = _LONGEST_LIMIT
+) -> LimitCrossing | None:
     """Prepares prompts that cross a model's longest limit; None when no limit is small enough. border: length up to
     which nothing depends on the length, 0 for none; tokens: int32, a sample of ids; most: longest limit that may be
     crossed."""
-    most = min(_LONGEST, most)
+    most = min(_LONGEST_LIMIT, most)
     limit = max((limit for limit in {border, *_windows(caller.model.config)} if 2 < limit <= most), default=0)
     if limit == 0:
         return None
@@ -268,7 +268,7 @@ def crossing_of(
     except Exception as error:  # for example, a table of positions that is shorter
         logger.debug(f"{long} tokens cannot be computed: {error}")
         return None
-    return Crossing(limit, prompts, expected, dtype)
+    return LimitCrossing(limit, prompts, expected, dtype)
 
 
 def _windows(config: Any) -> set[int]:
@@ -279,7 +279,7 @@ def _windows(config: Any) -> set[int]:
     return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
-def _in_pieces(path: ModelPath, prompts: list[np.ndarray]) -> list[torch.Tensor]:
+def _logits_in_chunks(path: ModelPath, prompts: list[np.ndarray]) -> list[torch.Tensor]:
     """Computes every token's logits with a path: the first prompt in three chunks, the others beside the last chunk."""
     size = getattr(path, "check_block_size", 4)
     longest = max(map(len, prompts)) + 1
