@@ -7,8 +7,9 @@ appended. State that a call leaves in a module is undone, so every call behaves 
 unchanged.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ aten = torch.ops.aten
 
 _INITIAL_POSITIONS = 1024
 """Number of positions of each class that the tables hold at first."""
+
+_Call = Callable[[torch.Tensor, int], Any]
+"""Calls a module with positions and the length of the call."""
 
 
 class CallLengths:
@@ -184,9 +188,9 @@ class _ModuleForward:
         groups = [np.flatnonzero(classes == each) for each in np.unique(classes)]
         if len(groups) == 1:
             return self._call_with_length(args, kwargs, positions, int(flat.max()))
-        if len(lengths) == 1:
-            return self._by_token(args, kwargs, positions, flat, groups)
-        return self._by_mask(args, kwargs, positions, lengths, groups)
+        call = partial(self._call_with_length, args, kwargs)
+        merge = self._merge_tokens if len(lengths) == 1 else self._merge_rows
+        return merge(call, positions, lengths, groups)
 
     def _call_fresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._state.restore()
@@ -211,32 +215,18 @@ class _ModuleForward:
         count = positions.shape[-1]
         return _with_tensors(out, [x.narrow(dim, 0, count) for x, dim in zip(tensors_of(out), self._dims, strict=True)])
 
-    def _by_token(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        positions: torch.Tensor,
-        lengths: np.ndarray,
-        groups: list[np.ndarray],
-    ) -> Any:
-        """Result for one row of tokens of several classes. lengths: int64 [T]; groups: the tokens of each class."""
+    def _merge_tokens(self, call: _Call, positions: torch.Tensor, lengths: np.ndarray, groups: list[np.ndarray]) -> Any:
+        """Result for one row of tokens of several classes. lengths: int64 [1, T]; groups: the tokens of each class."""
         parts, out = [], None
         for group in groups:
             own = positions.index_select(-1, torch.from_numpy(group).to(positions.device))
-            out = self._call_with_length(args, kwargs, own, int(lengths[group].max()))
+            out = call(own, int(lengths[0, group].max()))
             parts.append(tensors_of(out))
         order = torch.from_numpy(np.argsort(np.concatenate(groups))).to(positions.device)
         same = zip(self._dims, *parts, strict=True)
         return _with_tensors(out, [torch.cat(each, dim).index_select(dim, order) for dim, *each in same])
 
-    def _by_mask(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        positions: torch.Tensor,
-        lengths: np.ndarray,
-        groups: list[np.ndarray],
-    ) -> Any:
+    def _merge_rows(self, call: _Call, positions: torch.Tensor, lengths: np.ndarray, groups: list[np.ndarray]) -> Any:
         """Result for several rows of tokens. lengths: int64 [B, T]; groups: flat indices of the tokens of each
         class."""
         positions = positions.expand(*positions.shape[:-2], *lengths.shape)
@@ -245,7 +235,7 @@ class _ModuleForward:
             mask = np.zeros(lengths.size, dtype=bool)
             mask[group] = True
             own = torch.from_numpy(mask.reshape(lengths.shape)).to(positions.device)
-            out = self._call_with_length(args, kwargs, positions, int(lengths.ravel()[group].max()))
+            out = call(positions, int(lengths.ravel()[group].max()))
             if result is not None:
                 pairs = zip(tensors_of(out), tensors_of(result), self._dims, strict=True)
                 out = _with_tensors(out, [torch.where(_aligned(own, new, dim), new, old) for new, old, dim in pairs])

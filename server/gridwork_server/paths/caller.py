@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,15 @@ class CacheProbe:
     """Structure of the cache; None when it was not requested."""
     more_tokens: int
     """Maximum number of tokens that the second sample has more than the first."""
+
+
+class _Inputs(NamedTuple):
+    """Inputs of a call with a cache; see Caller.with_cache."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    positions: torch.Tensor
+    keep_all: bool
 
 
 class Caller:
@@ -158,37 +167,30 @@ class Caller:
         not only of the last. Returns logits `[batch, num_tokens or 1, vocab_size]` and the cache. Raises PathError when
         the model returns no cache.
         """
+        inputs = _Inputs(input_ids, attention_mask, positions, keep_all)
         if self._module_state is None:
             self._module_state = ModuleState(self.model)
-            logits, made = self._with_cache(input_ids, cache, attention_mask, positions, keep_all)
+            logits, made = self._with_cache(inputs, cache)
             self._module_state.find()
         else:
-            cache = self._module_state.swap_in(cache)
-            logits, made = self._with_cache(input_ids, cache, attention_mask, positions, keep_all)
+            logits, made = self._with_cache(inputs, self._module_state.swap_in(cache))
         return logits, self._module_state.swap_out(made)
 
-    def _with_cache(
-        self,
-        input_ids: torch.Tensor,
-        cache: Any,
-        attention_mask: torch.Tensor,
-        positions: torch.Tensor,
-        keep_all: bool,
-    ) -> tuple[torch.Tensor, Any]:
+    def _with_cache(self, inputs: _Inputs, cache: Any) -> tuple[torch.Tensor, Any]:
         arguments: dict[str, Any] = {}
         if cache is not None and self._keeps_mask is None:
             self._keeps_mask = self._wants_mask_when_decoding(cache)
         if self.takes("attention_mask") and (cache is None or self._keeps_mask):
-            arguments["attention_mask"] = attention_mask
+            arguments["attention_mask"] = inputs.attention_mask
         if self.takes("position_ids"):
-            arguments["position_ids"] = positions
-        if not keep_all and self.takes("logits_to_keep"):
+            arguments["position_ids"] = inputs.positions
+        if not inputs.keep_all and self.takes("logits_to_keep"):
             arguments["logits_to_keep"] = 1
         if cache is None and self._makes_cache:
             cache = DynamicCache(config=self.model.config)  # type: ignore[arg-type]
         if cache is not None:
             arguments[self._name_of_cache] = cache
-        out = self.model(input_ids=input_ids, **arguments, **self._options(use_cache=True))
+        out = self.model(input_ids=inputs.input_ids, **arguments, **self._options(use_cache=True))
         if cache is not None:
             returned = self._cache(out, self._name_of_cache)
             # A cache that is changed in place need not be returned.
@@ -200,7 +202,7 @@ class Caller:
                 return logits_of(out), returned
         if "past_key_values" in self.cache_names and not isinstance(out, tuple):
             self._name_of_cache, self._makes_cache = "past_key_values", True
-            return self._with_cache(input_ids, None, attention_mask, positions, keep_all)
+            return self._with_cache(inputs, None)
         raise PathError("forward() returns no cache" if self.cache_names else "forward() takes no cache")
 
     def _wants_mask_when_decoding(self, cache: Any) -> bool:

@@ -1,6 +1,5 @@
 """Merges PEFT adapters onto their base model, into an ordinary model's folder in the cache."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,7 +11,7 @@ from loguru import logger
 
 from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder
+from gridwork_server.prepare.staging import build_folder, files_key
 from gridwork_server.text import one_line, some
 
 # Increase it when a merge's result changes, so that folders made by older versions are not used.
@@ -51,12 +50,8 @@ def merge_adapter(
     config = _read_config(folder)
     weights = _weights(folder, allow_pickle)
     base = _base(folder, config, base_folder_of)
-    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision}".encode())
-    for file in sorted([*folder.iterdir(), *base.iterdir()]):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    target = cache_dir / "merged" / f"{folder.name}-{digest.hexdigest()[:16]}"
+    key = files_key(f"{_FORMAT} {trust_remote_code} {code_revision}", [*folder.iterdir(), *base.iterdir()])
+    target = cache_dir / "merged" / f"{folder.name}-{key}"
 
     def build(partial: Path) -> None:
         logger.info(f"merging the adapter {folder} onto {base}")

@@ -4,14 +4,14 @@ import functools
 import hashlib
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from loguru import logger
 
+from gridwork_server.prepare.background import repeated
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
 from gridwork_server.text import one_line
@@ -89,23 +89,10 @@ def _convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def _heartbeat(what: str) -> Iterator[None]:
+def _heartbeat(what: str) -> AbstractContextManager[None]:
     """Logs every few seconds that a long operation is still running."""
-    done = threading.Event()
     started = time.monotonic()
-
-    def watch() -> None:
-        while not done.wait(_HEARTBEAT_INTERVAL_S):
-            logger.info(f"{what}: {time.monotonic() - started:.0f} s so far")
-
-    watcher = threading.Thread(target=watch, name="heartbeat", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+    return repeated(lambda: logger.info(f"{what}: {time.monotonic() - started:.0f} s so far"), _HEARTBEAT_INTERVAL_S)
 
 
 def _check_magic(path: Path) -> None:

@@ -3,9 +3,7 @@
 import json
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -14,6 +12,7 @@ from loguru import logger
 
 from gridwork_server.checkpoint import quantized_checkpoint
 from gridwork_server.prepare import quantized_weights
+from gridwork_server.prepare.background import repeated
 from gridwork_server.prepare.errors import PrepareError
 
 if TYPE_CHECKING:
@@ -180,11 +179,9 @@ def _blob_name(sibling: "RepoSibling") -> str:
     return (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or sibling.rfilename
 
 
-@contextmanager
-def _logging_progress(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
+def _logging_progress(blobs: Path, sizes: dict[str, int]) -> AbstractContextManager[None]:
     """Logs every few seconds how many bytes of these blobs (name to size) have arrived."""
     total = sum(sizes.values())
-    done = threading.Event()
 
     def arrived(name: str, size: int) -> int:
         if (blobs / name).is_file():
@@ -192,22 +189,15 @@ def _logging_progress(blobs: Path, sizes: dict[str, int]) -> Iterator[None]:
         partial = [file.stat().st_size for file in blobs.glob(f"{name}*.incomplete")]
         return min(max(partial, default=0), size)
 
-    def watch() -> None:
-        while not done.wait(_PROGRESS_INTERVAL_S):
-            try:
-                now = sum(arrived(name, size) for name, size in sizes.items())
-            except OSError:  # a part was renamed between listing it and reading its size
-                continue
-            percent = 100 * now / total if total else 100
-            logger.info(f"downloaded {_megabytes(now)} of {_megabytes(total)} ({percent:.0f} %)")
+    def log() -> None:
+        try:
+            now = sum(arrived(name, size) for name, size in sizes.items())
+        except OSError:  # a part was renamed between listing it and reading its size
+            return
+        percent = 100 * now / total if total else 100
+        logger.info(f"downloaded {_megabytes(now)} of {_megabytes(total)} ({percent:.0f} %)")
 
-    watcher = threading.Thread(target=watch, name="download-progress", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+    return repeated(log, _PROGRESS_INTERVAL_S)
 
 
 def _raise_prepare_error(error: Exception, name: str, revision: str, cache_dir: Path) -> NoReturn:

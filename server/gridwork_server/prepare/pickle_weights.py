@@ -1,7 +1,6 @@
 """Converts pickled weights to safetensors. Only tensors are read: no function that a pickle names is called, and a file
 that needs more is refused."""
 
-import hashlib
 import json
 import pickle
 import re
@@ -13,7 +12,7 @@ from typing import Any
 from loguru import logger
 
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder
+from gridwork_server.prepare.staging import build_folder, files_key
 from gridwork_server.text import one_line
 
 # Increase it when a conversion's result changes, so that folders made by older versions are not used.
@@ -59,12 +58,7 @@ def refusal(file: Path) -> PrepareError:
 def convert_pickles(folder: Path, files: list[Path], cache_dir: Path) -> Path:
     """A copy of `folder` with safetensors in place of `files`; made in `cache_dir` the first time, and found there
     later. Files that changed (by path, size or modification time) are converted again. Raises PrepareError."""
-    digest = hashlib.sha256(f"{_FORMAT}".encode())
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    target = cache_dir / "converted" / f"{folder.name}-{digest.hexdigest()[:16]}"
+    target = cache_dir / "converted" / f"{folder.name}-{files_key(f'{_FORMAT}', folder.iterdir())}"
     return build_folder(target, is_complete, lambda partial: _convert(folder, files, partial))
 
 

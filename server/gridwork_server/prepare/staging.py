@@ -1,9 +1,10 @@
 """Builds folders that are either complete or absent."""
 
 import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
     except OSError as error:
         raise PrepareError(f"cannot write {target}: {error}; free space there, or name another folder") from error
     return target
+
+
+def files_key(settings: str, files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change with the settings, and with the path, size or modification time of a file."""
+    digest = hashlib.sha256(settings.encode())
+    for file in sorted(files):
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
