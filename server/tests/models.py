@@ -134,7 +134,7 @@ def plain(folder: Path) -> Any:
 
 @torch.inference_mode()
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Tokens that `generate()` gives, without stopping early."""
+    """Exactly `count` tokens that `generate()` gives, by a decoder or an encoder-decoder."""
     out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -144,7 +144,7 @@ def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return out[0, len(prompt) :].tolist()
+    return out[0, -count:].tolist()
 
 
 def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:

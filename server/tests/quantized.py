@@ -1,30 +1,15 @@
 """Writes checkpoints in the formats of quantizers, and the plain weights that they represent."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from .damage import change_weights, set_config
 
 FP8 = torch.float8_e4m3fn
-
-
-def set_config(folder: Path, **changes: Any) -> Path:
-    """Changes entries of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    """Rewrites model.safetensors."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def save_fp8(folder: Path, block: int, chosen: str = "proj", config: dict[str, Any] | None = None) -> Path:

@@ -1,14 +1,14 @@
 """Tests that errors in a model's own code, and impossible values in its config, are reported with file and key."""
 
-import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from loguru import logger
-from safetensors.torch import load_file, save_file
 
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
@@ -16,6 +16,7 @@ from gridwork_server.model.loading import LoadedModel, load
 from gridwork_server.parallel.group import RankGroup
 
 from .. import models
+from ..damage import change_weights, refusal, set_config
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,11 +45,6 @@ def folder(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (copy / "own.py").write_text(CODE)
     set_config(copy, model_type="own-llama", auto_map=AUTO_MAP, architectures=["OwnModel"])
     return copy
-
-
-def set_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def load_folder(folder: Path, **settings: Any) -> LoadedModel:
@@ -103,11 +99,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
 def test_error_in_own_code_names_file_and_key(damage: Callable[[Path], Any], words: list[str], folder: Path) -> None:
     damage(folder)
-    with pytest.raises(ModelError) as error:
-        load_folder(folder)
-    for word in words:
-        assert word in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in refusal(load_folder, folder, words)
 
 
 def test_missing_hub_code_is_reported_with_its_revision(folder: Path) -> None:
@@ -140,10 +132,8 @@ def test_cached_hub_code_is_used_at_its_revision(folder: Path, tmp_path: Path, m
 @pytest.mark.parametrize("nested", [False, True])
 def test_impossible_sizes_are_named(nested: bool, name: str, value: float, folder: Path) -> None:
     set_config(folder, **({"text_config": {name: value}} if nested else {name: value}))
-    with pytest.raises(ModelError) as error:
-        load_folder(folder)
-    for word in ("config.json", f"{'text_config.' if nested else ''}{name}: {value}", "positive"):
-        assert word in str(error.value)
+    key = f"text_config.{name}" if nested else name
+    refusal(load_folder, folder, ["config.json", f"{key}: {value}", "positive"])
 
 
 @pytest.mark.parametrize(
@@ -161,16 +151,11 @@ def test_impossible_sizes_are_named(nested: bool, name: str, value: float, folde
 def test_unusable_config_values_are_reported_in_one_line(changes: dict[str, Any], sound: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sound, tmp_path / "model")
     set_config(folder, **changes)
-    with pytest.raises(ModelError) as error:
-        load_folder(folder, dtype="auto")
-    assert str(folder) in str(error.value)
-    assert "\n" not in str(error.value)
+    assert "\n" not in refusal(partial(load_folder, dtype="auto"), folder, [str(folder)])
 
 
 def test_unused_tensors_are_logged(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.extra.weight"] = next(iter(tensors.values())).clone()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    change_weights(folder, lambda tensors: tensors.update({"model.extra.weight": torch.ones(2)}))
     messages: list[str] = []
     handler = logger.add(lambda message: messages.append(str(message)), level="WARNING")
     try:

@@ -22,7 +22,8 @@ from gridwork_server.model.task import Task
 from gridwork_server.parallel.group import RankGroup
 
 from .. import models
-from ..quantized import change_weights, mxfp4, save_fp8, set_config
+from ..damage import change_weights, set_config
+from ..quantized import mxfp4, save_fp8
 
 UP = "model.layers.1.mlp.up_proj"
 TOKENS = torch.tensor([models.prompts([20])[0]])

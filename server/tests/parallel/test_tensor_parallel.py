@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from gridwork_server.parallel.modules import share
 
 from .. import models
-from ..quantized import change_weights, save_fp8
+from ..damage import change_weights
+from ..quantized import save_fp8
 from ..shard_process import free_port
 
 SERVER = Path(__file__).parents[2]
