@@ -26,7 +26,7 @@ class QuantizedCheckpoint:
 
     @property
     def is_dequantized(self) -> bool:
-        """Whether Transformers converts the weights to ordinary ones while it loads them, without another package."""
+        """True if Transformers converts the weights to ordinary ones while it loads them, without another package."""
         return self.method in DEQUANTIZED
 
     def __str__(self) -> str:

@@ -52,7 +52,7 @@ class CallLengths:
         self.rule = rule
         """The rule that serves all modules: it separates whatever one of them separates."""
         self.by_call = any(call.place is None for call, _ in calls)
-        """Whether a module is given only the length of a call: its result then serves all sequences of the call."""
+        """True if a module is given only the length of a call: its result then serves all sequences of the call."""
         self.recompute_at = 0
         """Length at which `generate()` recomputes a sequence from its first token; 0: never."""
         self._forwards: dict[int, _ModuleForward] = {}

@@ -27,12 +27,12 @@ _LARGEST_COPY = 2**16
 
 @dataclass(frozen=True)
 class LengthRule:
-    """How a module's results depend on the length of a call, which is its longest position plus 1."""
+    """Dependence of a module's results on the length of a call, which is its longest position plus 1."""
 
     border: int
     """Largest length up to which results do not depend on the length."""
     apart: bool
-    """Whether every length beyond the border has its own results. Otherwise all of them share one result."""
+    """True if every length beyond the border has its own results; otherwise all of them share one result."""
 
     def classes(self, lengths: np.ndarray) -> np.ndarray:
         """Class of each length, int64: 0 up to the border; beyond it the length itself, or 1 when all results are
@@ -90,7 +90,7 @@ def _version(tensor: torch.Tensor) -> int | None:
 
 
 Place = int | str
-"""Where an argument stands in a call: its index, or its name."""
+"""Place of an argument in a call: its index, or its name."""
 
 
 @dataclass
@@ -307,7 +307,7 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
 
 
 def token_dims(call: PositionCall) -> list[int]:
-    """For each tensor that the module returns, the dimension that counts tokens. Empty when one has no such
+    """Dimension that counts tokens, for each tensor that the module returns. Empty when one has no such
     dimension."""
     three, four = call.run([0, 1, 2]), call.run([0, 1, 2, 3])
     dims = []

@@ -29,7 +29,7 @@ def read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{file} asks for its own Python code; if you trust it, start with --trust-remote-code"
+                f"{file} needs its own Python code; start with --trust-remote-code if you trust it"
             ) from None
         if "does not recognize this architecture" in str(error):
             import transformers

@@ -29,7 +29,7 @@ class ModelFolder:
     num_labels: int
     is_encoder_decoder: bool
     has_pooling: bool
-    """Whether sentence-transformers' files make the model an embedder."""
+    """True if sentence-transformers' files make the model an embedder."""
 
     @staticmethod
     def read(path: Path, content: Any) -> "ModelFolder":

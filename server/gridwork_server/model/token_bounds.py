@@ -34,7 +34,7 @@ class TokenBounds:
         self._outputs = outputs
         self._has_encoder = has_encoder
         self.may_sample_unusable = not has_encoder and self._outputs > self._inputs
-        """Whether a token can be sampled that cannot be computed as input."""
+        """True if a token can be sampled that cannot be computed as input."""
 
     def refusal(self, new: "pb.NewSequence") -> str | None:
         """Reason why a sequence cannot be computed; None when it can."""

@@ -45,7 +45,7 @@ class RankGroup:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is rank 0, the one that the router talks to."""
+        """True for rank 0, which the router talks to."""
         return self.rank == 0
 
     def broadcast_bytes(self, payload: bytes | None) -> bytes:

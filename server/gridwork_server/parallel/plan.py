@@ -71,7 +71,7 @@ class Part:
 
 @dataclass
 class Splits:
-    """How a model is split."""
+    """Split of a model: parts of its parameters, changes and notes."""
 
     parts: dict[str, Part] = field(default_factory=dict)
     """Part of each parameter, by name; parameters without an entry are whole on every rank."""

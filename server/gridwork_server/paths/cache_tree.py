@@ -84,9 +84,9 @@ class LeafKind:
     length_dim: int | None
     """Dimension that counts tokens; None when the size does not depend on the sequence's length."""
     grows: bool
-    """Whether decoding makes the tensor longer."""
+    """True if decoding makes the tensor longer."""
     is_length: bool = False
-    """Whether the tensor holds one number: the sequence's length plus `offset`."""
+    """True if the tensor holds one number: the sequence's length plus `offset`."""
     offset: int = 0
 
 
@@ -105,7 +105,7 @@ class CacheSpec:
     leaves: list[LeafKind]
     """Kind of each tensor."""
     numbers: list[int | None]
-    """For each integer, its difference from the sequence's length; None when it is not a length."""
+    """Difference of each integer from the sequence's length; None when the integer is not a length."""
 
     def stack(self, members: Sequence[Member], length: int) -> tuple[Any, list[list[int]]]:
         """Combines the members into one cache, with shorter ones padded by zeros before their first token.

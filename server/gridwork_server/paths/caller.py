@@ -69,7 +69,7 @@ class Caller:
         self._module_state: ModuleState | None = None
         self._name_of_cache = ""
         self._makes_cache = False
-        """Whether the model must be given an empty cache at first, as `generate()` does, and returns none by itself."""
+        """True if the model must be given an empty cache at first, as `generate()` does, and returns none by itself."""
         self.cache_names = [name for name in _CACHE_NAMES if name in self.parameters]
 
     def takes(self, name: str) -> bool:

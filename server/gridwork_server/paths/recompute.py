@@ -21,7 +21,7 @@ class RecomputePath:
     shares_blocks = False
     takes_drafts = False
     recomputes_alike = True
-    """Whether recomputed tokens are computed exactly as they were the first time."""
+    """True: recomputed tokens are computed exactly as they were the first time."""
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller

@@ -66,11 +66,11 @@ _ROUNDING_FACTOR = 2.0
 rows. Right paths of all types of Transformers had up to 1.6 times as much in any row."""
 
 _ROUNDING_FACTOR_ONE_ROW = 4.0
-"""The same multiple for any single row: models that round by much do so by very different amounts in each row."""
+"""Multiple for any single row: models that round by much do so by very different amounts from row to row."""
 
 
 class RoundingCheck:
-    """Rounding of one model, measured as far as it was needed."""
+    """Measures the rounding of one model as needed, and checks paths against it."""
 
     def __init__(
         self,

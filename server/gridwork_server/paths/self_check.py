@@ -31,7 +31,7 @@ _NUM_BLOCKS = 8
 
 
 def _limits(block_size: int) -> tuple[pb.WarmupRequest, int]:
-    """The same limits for blocks of another size, and the number of blocks of a sequence."""
+    """Limits for blocks of another size, and the number of blocks of a sequence."""
     limits = pb.WarmupRequest()
     limits.CopyFrom(_LIMITS)
     limits.block_size_tokens = block_size
@@ -47,7 +47,7 @@ _FLOAT32_TOLERANCE = 2e-3
 """Largest root mean square of a row's differences in float32, as a share of the logits' standard deviation."""
 
 _TOLERANCE = {torch.float32: _FLOAT32_TOLERANCE, torch.float16: 0.05, torch.bfloat16: 0.15}
-"""The same bound for results that may be rounded differently."""
+"""Tolerance for results that may be rounded differently, by dtype."""
 
 _JOINT_DECODE_ROWS = ((2, 3), (5, 6))
 """Rows of the steps that both sequences decode in, two of each sequence. An error that reaches one of the two reaches
@@ -156,7 +156,7 @@ _NUM_GENERATED = 4
 
 @torch.inference_mode()
 def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.device) -> list[list[int]]:
-    """Tokens that `generate()` gives for each sequence. Raises whatever it raises."""
+    """Tokens that `generate()` gives for each sequence. Passes on its exceptions."""
     results = []
     for sequence in sequences:
         tokens = torch.from_numpy(sequence.astype(np.int64))[None].to(device)

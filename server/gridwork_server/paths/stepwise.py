@@ -34,7 +34,7 @@ class StepwisePath:
     shares_blocks = False
     takes_drafts = False
     recomputes_alike = True
-    """Whether recomputed tokens are computed exactly as they were the first time."""
+    """True: recomputed tokens are computed exactly as they were the first time."""
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparation for `generate()`."""

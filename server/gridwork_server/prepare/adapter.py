@@ -25,7 +25,7 @@ _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_token
 
 _UNMERGEABLE = {
     "alora_invocation_tokens": "the adapter takes effect only from these tokens on",
-    "arrow_config": "the adapter is mixed with others anew for each token",
+    "arrow_config": "the adapter is mixed with others for each token",
 }
 """Keys of adapters whose effect depends on the tokens, with the reason why they cannot be merged."""
 

@@ -109,7 +109,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise PrepareError(
-            f"{file} asks for more than tensors ({_wanted(error)}); nothing of it was run; it may be harmful, so get "
+            f"{file} needs more than tensors ({_wanted(error)}); nothing of it was run; it may be harmful, so get "
             "the model from somewhere else, as safetensors"
         ) from None
     except Exception as error:  # a reader may raise anything for a truncated file

@@ -31,7 +31,7 @@ class PreparedTokenizer:
 
     path: Path
     encodes: bool
-    """Whether it turns text into tokens. Otherwise it only turns tokens into text, and the shard encodes."""
+    """True if it turns text into tokens. Otherwise it only turns tokens into text, and the shard encodes."""
 
 
 def prepare_tokenizer(

@@ -26,7 +26,7 @@ class TokenizerChoice:
     path: Path | None
     """Folder of a tokenizer that was made; None for the folder's own tokenizer.json."""
     encodes: bool
-    """Whether it turns text into tokens."""
+    """True if it turns text into tokens."""
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -243,7 +243,7 @@ LORA: dict[str, Key] = {
     "lora_bias": Read("bias of the adapter itself"),
     "target_parameters": Read("parameters in place of modules", (["mlp.down_proj.weight"],), {"target_modules": []}),
     "use_bdlora": Read("merged if PEFT can merge it; otherwise refused with PEFT's reason"),
-    "arrow_config": Refused("mixes adapters anew for each token"),
+    "arrow_config": Refused("mixes adapters for each token"),
     "kasa_config": Read("merged if PEFT can merge it; otherwise refused with PEFT's reason"),
     "ensure_weight_tying": Read(
         "embeddings and head stay tied", (True,), _TARGETS | {"modules_to_save": ["embed_tokens"]}

@@ -35,7 +35,7 @@ _LONGROPE = _FACTORS | {"rope_theta": 1e4, "rope_type": "longrope", "original_ma
 _DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "longrope, computed anew": (
+    "longrope, recomputed": (
         "phi3",
         {"original_max_position_embeddings": LIMIT, "rope_scaling": _FACTORS | {"type": "longrope"}}
         | {"partial_rotary_factor": 1.0},
@@ -54,7 +54,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 RULES = {
-    "longrope, computed anew": (LengthRule(LIMIT, apart=False), LIMIT + 1),
+    "longrope, recomputed": (LengthRule(LIMIT, apart=False), LIMIT + 1),
     "longrope": (LengthRule(LIMIT, apart=False), 0),
     "dynamic": (LengthRule(LIMIT, apart=True), 0),
     "one kind of layers": (LengthRule(LIMIT, apart=True), 0),

@@ -126,7 +126,7 @@ def test_custom_code_runs_only_when_it_is_trusted(
     (folder / "custom.py").write_text(CUSTOM_CODE.format(mark=mark))
     auto_map = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomModel"}
     set_config(folder, model_type="custom-llama", auto_map=auto_map)
-    with pytest.raises(ModelError, match=r"config\.json asks for its own Python code.*--trust-remote-code"):
+    with pytest.raises(ModelError, match=r"config\.json needs its own Python code.*--trust-remote-code"):
         load_folder(folder)
     assert not mark.exists()
     assert type(load_folder(folder, trust_remote_code=True).model).__name__ == "CustomModel"
