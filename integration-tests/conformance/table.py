@@ -13,8 +13,8 @@ from conformance.tensor_parallel import Outcome
 
 _INTRODUCTION = """# Which models run, and how
 
-`make conformance` writes this page. It makes a tiny random model of every type that Transformers {version} knows, from the
-type's own default config with every kind of layer kept, serves it in float32 and compares the results.
+`make conformance` writes this page. It makes a tiny random model of every type that Transformers {version} knows, from
+the type's own default config with every kind of layer kept, serves it in float32 and compares the results.
 
 **Generating types.** {num_requests} requests of {lengths} tokens, joining one after another, {num_tokens} greedy tokens
 each. *Exact* means that all tokens equal those of `generate()`. The path is the fastest one that passed the comparison
