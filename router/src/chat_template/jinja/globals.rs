@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::call::{CallArguments, to_index, to_text};
 use super::compare::{collect, iterate};
 use super::error::{Error, Result};
-use super::interpreter::Interpreter;
 use super::value::{Cycler, Joiner, Namespace, Range, Value};
 use super::{clock, meter, repr};
 
@@ -30,9 +29,9 @@ pub fn get(name: &str) -> Option<Value> {
     Some(Value::Function(known))
 }
 
-/// `name(arguments)`.
+/// `name(arguments)`. `namespaces` receives a namespace that is made.
 pub fn call(
-    interpreter: &mut Interpreter<'_>,
+    namespaces: &mut Vec<Rc<Namespace>>,
     name: &str,
     arguments: &CallArguments,
 ) -> Result<Value> {
@@ -44,7 +43,8 @@ pub fn call(
             for (key, value) in pairs(arguments)? {
                 namespace.set(to_text(&key, "an attribute's name")?, value)?;
             }
-            interpreter.keep_namespace(&namespace);
+            meter::made(128);
+            namespaces.push(Rc::clone(&namespace));
             Ok(Value::Namespace(namespace))
         }
         "cycler" => {

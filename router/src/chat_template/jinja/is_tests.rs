@@ -4,61 +4,12 @@ use super::ast::BinaryOp;
 use super::call::CallArguments;
 use super::compare::{contains, equal, is_same, iterate, order};
 use super::error::{Error, Kind, Result};
-use super::interpreter::Interpreter;
 use super::value::{Value, View};
-use super::{filters, operators, repr, strings};
+use super::{builtins, operators, repr, strings};
 use std::cmp::Ordering;
 
-/// Names of all tests that Jinja2 has.
-pub const NAMES: [&str; 39] = [
-    "odd",
-    "even",
-    "divisibleby",
-    "defined",
-    "undefined",
-    "filter",
-    "test",
-    "none",
-    "boolean",
-    "false",
-    "true",
-    "integer",
-    "float",
-    "lower",
-    "upper",
-    "string",
-    "mapping",
-    "number",
-    "sequence",
-    "iterable",
-    "callable",
-    "sameas",
-    "escaped",
-    "in",
-    "==",
-    "eq",
-    "equalto",
-    "!=",
-    "ne",
-    ">",
-    "gt",
-    "greaterthan",
-    "ge",
-    ">=",
-    "<",
-    "lt",
-    "lessthan",
-    "<=",
-    "le",
-];
-
 /// `value is name(arguments)`.
-pub fn call(
-    _: &mut Interpreter<'_>,
-    name: &str,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<bool> {
+pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<bool> {
     match name {
         "divisibleby" | "sameas" | "in" | "==" | "eq" | "equalto" | "!=" | "ne" | ">" | "gt"
         | "greaterthan" | "ge" | ">=" | "<" | "lt" | "lessthan" | "<=" | "le" => {
@@ -147,8 +98,8 @@ fn alone(name: &str, value: &Value) -> Result<bool> {
         "even" => remainder_is(value, &Value::Int(2), 0)?,
         "lower" => strings::is_all(&repr::to_string(value)?, char::is_lowercase),
         "upper" => strings::is_all(&repr::to_string(value)?, char::is_uppercase),
-        "filter" => known(value, &filters::NAMES)?,
-        "test" => known(value, &NAMES)?,
+        "filter" => known(value, &builtins::FILTERS)?,
+        "test" => known(value, &builtins::TESTS)?,
         other => return Err(Error::runtime(format!("No test named '{other}'."))),
     })
 }

@@ -3,15 +3,17 @@
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use super::ast::{Arguments, CompareOp, Expr, ExprKind};
-use super::call::CallArguments;
-use super::compare::{contains, equal, iterate, order};
-use super::error::{Error, Result};
-use super::interpreter::Interpreter;
-use super::repr::{self, Out};
-use super::scope::Scope;
-use super::value::{Undefined, Value};
-use super::{attributes, filters, globals, is_tests, meter, methods, operators};
+use super::Interpreter;
+use crate::chat_template::jinja::ast::{Arguments, CompareOp, Expr, ExprKind};
+use crate::chat_template::jinja::call::CallArguments;
+use crate::chat_template::jinja::compare::{contains, equal, iterate, order};
+use crate::chat_template::jinja::error::{Error, Result};
+use crate::chat_template::jinja::repr::{self, Out};
+use crate::chat_template::jinja::value::Scope;
+use crate::chat_template::jinja::value::{Undefined, Value};
+use crate::chat_template::jinja::{
+    attributes, filters, globals, is_tests, meter, methods, operators,
+};
 
 impl Interpreter<'_> {
     /// The value of an expression.
@@ -47,12 +49,12 @@ impl Interpreter<'_> {
                 };
                 let value = self.evaluate(operand, scope)?;
                 let arguments = self.arguments(arguments, scope)?;
-                filters::call(self, name, &value, &arguments)
+                filters::call(name, &value, &arguments)
             }
             ExprKind::Test(operand, name, arguments) => {
                 let value = self.evaluate(operand, scope)?;
                 let arguments = self.arguments(arguments, scope)?;
-                is_tests::call(self, name, &value, &arguments).map(Value::Bool)
+                is_tests::call(name, &value, &arguments).map(Value::Bool)
             }
             ExprKind::Not(operand) => {
                 let value = self.evaluate(operand, scope)?;
@@ -223,7 +225,7 @@ impl Interpreter<'_> {
             Value::Undefined(undefined) => Err(undefined.error()),
             Value::Macro(bound) => self.call_macro(bound, arguments),
             Value::Loop(id) => self.call_loop(*id, arguments),
-            Value::Function(name) => globals::call(self, name, arguments),
+            Value::Function(name) => globals::call(&mut self.namespaces, name, arguments),
             Value::Method(method) => methods::call(&method.owner, &method.name, arguments),
             Value::Joiner(joiner) => {
                 arguments.bind::<0>("joiner", [], 0)?;

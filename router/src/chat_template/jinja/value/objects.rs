@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ast::Macro;
-use super::error::{Error, Result};
-use super::meter;
 use super::scope::Scope;
-use super::value::{Items, Value, items_bytes};
+use super::{Items, Value, items_bytes};
+use crate::chat_template::jinja::ast::Macro;
+use crate::chat_template::jinja::error::{Error, Result};
+use crate::chat_template::jinja::meter;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Range {

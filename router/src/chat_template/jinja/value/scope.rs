@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::value::Value;
+use super::Value;
 
 /// Names set in one body, within those of the bodies around it.
 #[derive(Debug, Default)]

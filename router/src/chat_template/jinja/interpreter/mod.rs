@@ -1,5 +1,8 @@
 //! Runs the statements of a template.
 
+mod evaluate;
+mod loops;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -7,11 +10,10 @@ use super::ast::{Body, Expr, ExprKind, Macro, Name, Stmt, StmtKind, Target};
 use super::call::CallArguments;
 use super::compare::iterate;
 use super::error::{Error, Result};
-use super::loops::{LoopFrame, Loops};
 use super::meter;
 use super::repr::{self, Out};
-use super::scope::Scope;
-use super::value::{BoundMacro, Namespace, Undefined, Value};
+use super::value::{BoundMacro, Namespace, Scope, Undefined, Value};
+use loops::{LoopFrame, Loops};
 
 /// What ends a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +36,7 @@ fn hide(body: &Body, scope: &Scope) {
 /// One rendering.
 pub struct Interpreter<'a> {
     variables: &'a Scope,
-    pub(super) loops: Loops,
+    loops: Loops,
     /// Namespaces and scopes of macros, which may hold each other: they are emptied at the end.
     namespaces: Vec<Rc<Namespace>>,
     macro_scopes: Vec<Rc<Scope>>,
@@ -60,11 +62,6 @@ impl<'a> Interpreter<'a> {
             namespaces: Vec::new(),
             macro_scopes: Vec::new(),
         }
-    }
-
-    pub fn keep_namespace(&mut self, namespace: &Rc<Namespace>) {
-        meter::made(128);
-        self.namespaces.push(Rc::clone(namespace));
     }
 
     /// The value of a name.
@@ -218,7 +215,7 @@ impl<'a> Interpreter<'a> {
             None => text,
         };
         let arguments = self.arguments(arguments, scope)?;
-        super::filters::call(self, name, &value, &arguments).map_err(|error| error.at(filter.line))
+        super::filters::call(name, &value, &arguments).map_err(|error| error.at(filter.line))
     }
 
     pub fn assign(&mut self, target: &Target, value: Value, scope: &Rc<Scope>) -> Result<()> {

@@ -3,14 +3,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::ast::For;
-use super::call::CallArguments;
-use super::compare::{Iter, equal, iterate, length};
-use super::error::{Error, Result};
-use super::interpreter::Interpreter;
-use super::repr::Out;
-use super::scope::Scope;
-use super::value::{Undefined, Value};
+use super::Interpreter;
+use crate::chat_template::jinja::ast::For;
+use crate::chat_template::jinja::call::CallArguments;
+use crate::chat_template::jinja::compare::{Iter, equal, iterate, length};
+use crate::chat_template::jinja::error::{Error, Result};
+use crate::chat_template::jinja::repr::Out;
+use crate::chat_template::jinja::value::Scope;
+use crate::chat_template::jinja::value::{Undefined, Value};
 
 /// The loops that run, by their numbers.
 #[derive(Default)]

@@ -1,19 +1,14 @@
 //! Filters of lists and other things to go over.
 
-use super::call::{CallArguments, given, to_index, to_text};
-use super::compare::{Iter, collect, equal, iterate};
-use super::error::{Error, Kind, Result};
-use super::filters::nothing;
-use super::interpreter::Interpreter;
-use super::value::{Generator, Value};
-use super::{attributes, is_tests, meter, operators, order_filters, repr};
+use super::items::{Path, failed, is_fatal, next_lazily};
+use super::{nothing, order};
+use crate::chat_template::jinja::call::{CallArguments, given, to_index, to_text};
+use crate::chat_template::jinja::compare::{Iter, collect, equal, iterate};
+use crate::chat_template::jinja::error::{Error, Kind, Result};
+use crate::chat_template::jinja::value::{Generator, Value};
+use crate::chat_template::jinja::{attributes, is_tests, meter, operators, repr};
 
-pub fn call(
-    interpreter: &mut Interpreter<'_>,
-    name: &str,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<Value> {
+pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     match name {
         "first" => {
             arguments.bind::<0>(name, [], 0)?;
@@ -30,16 +25,14 @@ pub fn call(
             reverse(value)
         }
         "join" => join(value, arguments),
-        "map" => map(interpreter, value, arguments),
-        "select" | "reject" | "selectattr" | "rejectattr" => {
-            select(interpreter, name, value, arguments)
-        }
-        "sort" => order_filters::sort(value, arguments),
-        "dictsort" => order_filters::dict_sort(value, arguments),
-        "unique" => order_filters::unique(value, arguments),
-        "min" | "max" => order_filters::min_or_max(name, value, arguments),
+        "map" => map(value, arguments),
+        "select" | "reject" | "selectattr" | "rejectattr" => select(name, value, arguments),
+        "sort" => order::sort(value, arguments),
+        "dictsort" => order::dict_sort(value, arguments),
+        "unique" => order::unique(value, arguments),
+        "min" | "max" => order::min_or_max(name, value, arguments),
         "sum" => sum(value, arguments),
-        "groupby" => order_filters::group_by(value, arguments),
+        "groupby" => order::group_by(value, arguments),
         "batch" => batch(value, arguments),
         _ => slice(value, arguments),
     }
@@ -92,57 +85,6 @@ fn reverse(value: &Value) -> Result<Value> {
     }
 }
 
-/// Follows `a.b.0` from an item: what `attribute` arguments of filters are.
-pub(super) enum Path {
-    Whole,
-    Steps(Vec<Value>),
-}
-
-impl Path {
-    pub(super) fn new(attribute: Option<Value>) -> Result<Self> {
-        Ok(match attribute {
-            None | Some(Value::None) => Self::Whole,
-            Some(Value::Str(text)) => Self::Steps(
-                text.split('.')
-                    .map(|step| {
-                        let digits = !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit());
-                        match step.parse() {
-                            Ok(number) if digits => Value::Int(number),
-                            _ => Value::str(step),
-                        }
-                    })
-                    .collect(),
-            ),
-            Some(Value::Int(number)) => Self::Steps(vec![Value::Int(number)]),
-            Some(other) => {
-                return Err(Error::refused(format!(
-                    "an attribute of type {}",
-                    other.type_name()
-                )));
-            }
-        })
-    }
-
-    /// The value at the path, or `default` where a step is undefined.
-    pub(super) fn follow(&self, item: &Value, default: Option<&Value>) -> Result<Value> {
-        let Self::Steps(steps) = self else {
-            return Ok(item.clone());
-        };
-        let mut value = item.clone();
-        for step in steps {
-            value = attributes::item(&value, step)?;
-            if let (Value::Undefined(_), Some(default)) = (&value, default) {
-                value = default.clone();
-            }
-        }
-        Ok(value)
-    }
-}
-
-pub(super) fn flag(value: &Option<Value>) -> bool {
-    value.as_ref().is_some_and(Value::is_true)
-}
-
 fn join(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let [separator, attribute] = arguments.bind("join", ["d", "attribute"], 0)?;
     let separator = match separator {
@@ -163,11 +105,7 @@ fn join(value: &Value, arguments: &CallArguments) -> Result<Value> {
     Ok(Value::str(out.take()))
 }
 
-fn map(
-    interpreter: &mut Interpreter<'_>,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<Value> {
+fn map(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let mut results = Vec::new();
     if !value.is_true() {
         return Ok(Generator::value("generator", results));
@@ -201,8 +139,7 @@ fn map(
         let result = if by_attribute {
             path.follow(&item, default.as_ref())
         } else {
-            to_text(&filter, "the filter's name")
-                .and_then(|name| super::filters::call(interpreter, name, &item, &rest))
+            to_text(&filter, "the filter's name").and_then(|name| super::call(name, &item, &rest))
         };
         let ends = is_fatal(&result)?;
         results.push(result);
@@ -213,40 +150,7 @@ fn map(
     Ok(Generator::value("generator", results))
 }
 
-/// The next item; a failure to get it ends the results, and is met when they are gone over.
-pub(super) fn next_lazily(
-    iter: &mut Iter,
-    results: &mut Vec<Result<Value>>,
-) -> Result<Option<Value>> {
-    match iter.next() {
-        Err(error) if error.kind == Kind::Runtime => {
-            results.push(Err(error));
-            Ok(None)
-        }
-        next => next,
-    }
-}
-
-/// A generator that fails when it is gone over.
-pub(super) fn failed(error: Error) -> Value {
-    Generator::value("generator", [Err(error)])
-}
-
-/// Whether the generator ends with this result. Limits and refusals count at once.
-pub(super) fn is_fatal(result: &Result<Value>) -> Result<bool> {
-    match result {
-        Ok(_) => Ok(false),
-        Err(error) if error.kind == Kind::Runtime => Ok(true),
-        Err(error) => Err(error.clone()),
-    }
-}
-
-fn select(
-    interpreter: &mut Interpreter<'_>,
-    name: &str,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<Value> {
+fn select(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     let mut results = Vec::new();
     if !value.is_true() {
         return Ok(Generator::value("generator", results));
@@ -280,7 +184,7 @@ fn select(
             None => Ok(found.is_true()),
             Some(test) => {
                 let test = to_text(test, "the test's name")?;
-                is_tests::call(interpreter, test, &found, &rest)
+                is_tests::call(test, &found, &rest)
             }
         });
         match fits {
@@ -309,7 +213,11 @@ fn sum(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let mut iter = iterate(value)?;
     while let Some(item) = iter.next()? {
         let item = path.follow(&item, None)?;
-        total = operators::binary(super::ast::BinaryOp::Add, &total, &item)?;
+        total = operators::binary(
+            crate::chat_template::jinja::ast::BinaryOp::Add,
+            &total,
+            &item,
+        )?;
     }
     Ok(total)
 }

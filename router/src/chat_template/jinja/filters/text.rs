@@ -1,12 +1,12 @@
 //! Filters of strings.
 
-use super::call::{CallArguments, given, to_index, to_text};
-use super::compare::{collect, iterate, length};
-use super::error::{Error, Result};
-use super::percent::{self, to_float};
-use super::str_methods;
-use super::value::Value;
-use super::{meter, repr, strings};
+use crate::chat_template::jinja::call::{CallArguments, given, to_index, to_text};
+use crate::chat_template::jinja::compare::{collect, iterate, length};
+use crate::chat_template::jinja::error::{Error, Result};
+use crate::chat_template::jinja::percent::{self, to_float};
+use crate::chat_template::jinja::str_methods;
+use crate::chat_template::jinja::value::Value;
+use crate::chat_template::jinja::{meter, repr, strings};
 
 pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     if matches!(value, Value::Markup(_))
@@ -207,7 +207,7 @@ fn file_size(value: &Value, arguments: &CallArguments) -> Result<Value> {
         return Ok(Value::str("1 Byte"));
     }
     if bytes < base {
-        let whole = super::numbers::truncate(bytes)?;
+        let whole = crate::chat_template::jinja::numbers::truncate(bytes)?;
         return Ok(Value::str(format!("{whole} Bytes")));
     }
     let prefixes = if binary {

@@ -1,79 +1,20 @@
 //! The filters of Jinja2, by name.
 
+mod items;
+mod order;
+mod sequence;
+mod text;
+
 use super::call::{CallArguments, given, to_index, to_text};
 use super::compare::{collect, length};
 use super::error::{Error, Result};
-use super::interpreter::Interpreter;
 use super::numbers::{parse_float, parse_int, round_float, round_int, too_large, truncate};
 use super::percent::to_float;
 use super::value::{Undefined, Value};
-use super::{attributes, json, text_filters};
-
-/// Names of all filters that Jinja2 has.
-pub const NAMES: [&str; 54] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "pprint",
-    "random",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "urlize",
-    "wordcount",
-    "wordwrap",
-    "xmlattr",
-];
+use super::{attributes, json};
 
 /// `value|name(arguments)`.
-pub fn call(
-    interpreter: &mut Interpreter<'_>,
-    name: &str,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<Value> {
+pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value> {
     if matches!(value, Value::Loop(_)) && !matches!(name, "default" | "d") {
         return Err(Error::refused(format!("the filter `{name}` on `loop`")));
     }
@@ -137,11 +78,11 @@ pub fn call(
         }
         "batch" | "dictsort" | "first" | "groupby" | "join" | "last" | "map" | "max" | "min"
         | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice" | "sort"
-        | "sum" | "unique" => super::sequence_filters::call(interpreter, name, value, arguments),
+        | "sum" | "unique" => sequence::call(name, value, arguments),
         "capitalize" | "center" | "e" | "escape" | "filesizeformat" | "forceescape" | "format"
         | "indent" | "lower" | "replace" | "safe" | "string" | "striptags" | "title" | "trim"
         | "truncate" | "upper" | "urlencode" | "wordcount" | "wordwrap" | "xmlattr" => {
-            text_filters::call(name, value, arguments)
+            text::call(name, value, arguments)
         }
         "pprint" | "random" | "urlize" => Err(Error::refused(format!("the filter `{name}`"))),
         other => Err(Error::runtime(format!("No filter named '{other}'."))),

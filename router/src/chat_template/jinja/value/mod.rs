@@ -1,11 +1,15 @@
 //! Values as Python has them. The sandbox of chat templates forbids to change lists and dicts, so they are shared.
 
+mod objects;
+mod scope;
+
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::error::{Error, Result};
 use super::meter;
-pub use super::objects::{BoundMacro, Cycler, Generator, Joiner, Method, Namespace, Range};
+pub use objects::{BoundMacro, Cycler, Generator, Joiner, Method, Namespace, Range};
+pub use scope::Scope;
 
 /// Maximum number of lists, tuples and dicts within each other.
 const MAX_NESTING: usize = 200;

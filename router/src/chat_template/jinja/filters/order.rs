@@ -3,13 +3,13 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use super::call::{CallArguments, given, to_index};
-use super::compare::{collect, equal, iterate, order, sort_by_keys};
-use super::error::{Error, Result};
-use super::filters::nothing;
-use super::meter;
-use super::sequence_filters::{Path, failed, flag, is_fatal, next_lazily};
-use super::value::{Generator, Key, Value};
+use super::items::{Path, failed, flag, is_fatal, next_lazily};
+use super::nothing;
+use crate::chat_template::jinja::call::{CallArguments, given, to_index};
+use crate::chat_template::jinja::compare::{collect, equal, iterate, order, sort_by_keys};
+use crate::chat_template::jinja::error::{Error, Result};
+use crate::chat_template::jinja::meter;
+use crate::chat_template::jinja::value::{Generator, Key, Value};
 
 pub fn sort(value: &Value, arguments: &CallArguments) -> Result<Value> {
     let names = ["reverse", "case_sensitive", "attribute"];
