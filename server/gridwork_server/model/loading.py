@@ -124,7 +124,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         max_context_tokens=context_tokens(model_config, model),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        notes=split_notes + notes + getattr(choice.path, "notes", []),
+        notes=[*split_notes, *notes, *choice.path.notes],
         input_vocab_size=embedding_rows(model),
         lengths=choice.lengths,
     )

@@ -14,7 +14,7 @@ import torch
 from loguru import logger
 
 from gridwork_server.errors import PathError
-from gridwork_server.paths.base import CacheNeeds, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.cache_tree import CacheSpec, Member
 
 if TYPE_CHECKING:
@@ -36,11 +36,8 @@ class Cohort:
     """Sizes of the cache's tensors along their length without padding, by sequence."""
 
 
-class BatchedPath:
+class BatchedPath(ModelPath):
     """Path for a model that takes a cache and returns it."""
-
-    shares_blocks = False
-    takes_drafts = False
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
         """cohorts: which sequences decode together: `padded`, those of any lengths; `equal`, those of one length;

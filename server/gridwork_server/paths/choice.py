@@ -187,7 +187,7 @@ def _compare(
     check: _Check,
 ) -> None:
     """Shortcuts that go wrong are given up for plain steps of the model's own code. Raises PathError."""
-    block_size = path.check_block_size if isinstance(path, PagedPath) else 4
+    block_size = path.check_block_size
     while True:
         try:
             differences = compare(path, expected, sequences, dtype, block_size)
@@ -195,7 +195,7 @@ def _compare(
                 check(found=differences, block_size=block_size)
             return
         except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
-            shortcut = path.give_up_shortcut(one_line(error, typed=True)) if isinstance(path, PagedPath) else None
+            shortcut = path.give_up_shortcut(one_line(error, typed=True))
             if shortcut is None:
                 raise
             logger.warning(f"{shortcut} cannot be used: {one_line(error, typed=True)}")

@@ -26,7 +26,6 @@ from gridwork_server.lengths.call_lengths import CallLengths, watch
 from gridwork_server.lengths.probe import lengths_to_try
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.caller import Caller
-from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def check_neighbours(path: ModelPath, caller: "Caller | Seq2SeqCaller", tokens: 
     """Raises PathError when a sequence's logits change with the positions of its neighbours' tokens. tokens: int32, a
     sample of ids. Does nothing when the model takes no positions, or computes one sequence at a time."""
     compute: Callable[[np.ndarray], torch.Tensor]
-    if isinstance(path, PagedPath):
+    if path.takes_positions:
         compute = functools.partial(_logits_beside_neighbours, path, np.resize(tokens, _NUM_TOKENS + _NUM_NEIGHBOURS))
     elif path.name == "batched" and isinstance(caller, Caller) and caller.takes("position_ids"):
         if caller.lengths is not None and caller.lengths.by_call:
@@ -186,7 +185,7 @@ def _far_positions(config: Any, device: torch.device) -> list[np.ndarray]:
     return [start - _NUM_NEIGHBOURS + np.arange(_NUM_NEIGHBOURS) for start in starts if start > 2 * _NUM_NEIGHBOURS]
 
 
-def _logits_beside_neighbours(path: PagedPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+def _logits_beside_neighbours(path: ModelPath, tokens: np.ndarray, positions: np.ndarray) -> torch.Tensor:
     """Logits `[_NUM_TOKENS, vocab_size]` of a sequence beside neighbours of one token each, at these positions."""
     size, count = path.check_block_size, 1 + _NUM_NEIGHBOURS
     per_sequence = -(-_NUM_TOKENS // size)
@@ -281,7 +280,7 @@ def _windows(config: Any) -> set[int]:
 
 def _logits_in_chunks(path: ModelPath, prompts: list[np.ndarray]) -> list[torch.Tensor]:
     """Computes every token's logits with a path: the first prompt in three chunks, the others beside the last chunk."""
-    size = getattr(path, "check_block_size", 4)
+    size = path.check_block_size
     longest = max(map(len, prompts)) + 1
     blocks = -(-longest // size)
     limits = pb.WarmupRequest(

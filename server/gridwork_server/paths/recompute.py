@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gridwork_server.paths.base import CacheNeeds, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
-class RecomputePath:
+class RecomputePath(ModelPath):
     """Path for any model that gives logits for tokens, one sequence at a time."""
 
     name = "solo"
-    shares_blocks = False
-    takes_drafts = False
     recomputes_alike = True
-    """True: recomputed tokens are computed exactly as they were the first time."""
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller

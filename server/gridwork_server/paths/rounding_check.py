@@ -23,7 +23,7 @@ All weights are copied to float32 at once if memory allows, otherwise one module
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,18 +222,17 @@ class RoundingCheck:
 
     def _check_rounding(self, path: ModelPath, exact: torch.Tensor, rounding: Differences, block_size: int) -> None:
         """Answers part b of the third question."""
-        without_replays = getattr(path, "without_replays", nullcontext)
-        if getattr(path, "decode_sizes", []):
+        if path.decode_sizes:
             # A replayed step repeats its own choices, so it is compared with the same operations run one by one.
             replayed = self_check.path_logits(path, self._sequences, block_size)
-            with without_replays():
+            with path.without_replays():
                 run = self_check.path_logits(path, self._sequences, block_size)
             found = differences(replayed, run)
             if found is not None:
                 self._refuse(
                     not found.largest <= _SMALL_DIFFERENCE[self._dtype], found, " when decode steps are replayed"
                 )
-        with without_replays():
+        with path.without_replays():
             given = self_check.path_logits(path, self._sequences, block_size, self._routing.replaying_for)
         found = differences(given, exact) or Differences(torch.zeros(len(exact)))
         logger.debug(f"it is off by {found} of the logits' spread")

@@ -118,9 +118,7 @@ def path_logits(
     limits, blocks = _limits(block_size)
     table = SequenceTable(2, limits.max_total_tokens, block_size, 2 * blocks)
     path.allocate(limits, 2 * blocks)
-    spoil = getattr(path, "spoil_cache", None)
-    if spoil is not None:
-        spoil(_UNWRITTEN_VALUE)
+    path.spoil_cache(_UNWRITTEN_VALUE)
     order = np.random.default_rng(1).permutation(2 * blocks)
     rows: dict[tuple[int, int], torch.Tensor] = {}
 

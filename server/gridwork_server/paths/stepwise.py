@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gridwork_server.errors import PathError
-from gridwork_server.paths.base import CacheNeeds, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.caller import logits_of
 from gridwork_server.paths.seq2seq import start_token
 
@@ -27,14 +27,11 @@ class _State:
     arguments: dict[str, Any]
 
 
-class StepwisePath:
+class StepwisePath(ModelPath):
     """Path that does for each sequence what `generate()` does, one token at a time."""
 
     name = "solo"
-    shares_blocks = False
-    takes_drafts = False
     recomputes_alike = True
-    """True: recomputed tokens are computed exactly as they were the first time."""
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
         """Raises PathError for a model without Transformers' preparation for `generate()`."""
