@@ -187,7 +187,7 @@ nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile 
 # The peers that `make bench` measures beside Gridwork: any of vllm (both of its implementations; vllm-native or
 # vllm-transformers: one), transformers-serve and generate.
 PEERS ?=
-# Parts of a run; empty: all of them, or the default of each (`benchmarks/suite.py measure --help`).
+# Parts of a run; empty: all of them, or the default of each (`PYTHONPATH=benchmarks .venv/bin/python -m suite measure --help`).
 WORKLOADS ?=
 MODELS ?=
 ROUNDS ?=
@@ -210,9 +210,9 @@ $(PEER_ENVIRONMENTS)/transformers-serve/.stamp: $(PEER_LOCKS)/transformers-serve
 	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
 	@touch $@
 
-$(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/install-vllm | $(UV) $(VENV)/bin/python
+$(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/tools/install-vllm | $(UV) $(VENV)/bin/python
 	$(say) "Installing vLLM for CPU into $(@D) (once, 6 GB)"
-	@benchmarks/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
+	@benchmarks/tools/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
 	@touch $@
 
 $(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/python
@@ -225,16 +225,16 @@ $(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/
 vllm-client: $(PEER_ENVIRONMENTS)/vllm/.stamp
 
 bench: build python-dev $(PEER_ENVIRONMENTS)/plots/.stamp $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
-	@$(VENV)/bin/python benchmarks/suite.py measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \
+	@PYTHONPATH=benchmarks $(VENV)/bin/python -m suite measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \
 	    --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --folder "$(BENCH_FOLDER)"
 	@$(MAKE) --no-print-directory bench-report
 
 bench-report: $(PEER_ENVIRONMENTS)/plots/.stamp python-dev ## Tables and plots from docs/benchmarks/results, without measuring
-	@$(PEER_ENVIRONMENTS)/plots/bin/python benchmarks/plots.py --folder "$(BENCH_FOLDER)"
-	@$(VENV)/bin/python benchmarks/suite.py report --folder "$(BENCH_FOLDER)"
+	@PYTHONPATH=benchmarks $(PEER_ENVIRONMENTS)/plots/bin/python -m suite.plots --folder "$(BENCH_FOLDER)"
+	@PYTHONPATH=benchmarks $(VENV)/bin/python -m suite report --folder "$(BENCH_FOLDER)"
 
 bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
-	@$(VENV)/bin/python benchmarks/batched_path.py
+	@PYTHONPATH=benchmarks $(VENV)/bin/python -m tools.batched_path
 
 bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead

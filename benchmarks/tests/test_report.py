@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from models import read_bytes, weight_bytes
-from report import document, targets_table
-from results import Contestant, Part, Sample, read_all, spread, write
-from targets import all_targets, roofline_ms
+from suite.models import read_bytes, weight_bytes
+from suite.report import document, targets_table
+from suite.results import Contestant, Part, Sample, read_all, spread, write
+from suite.targets import all_targets, roofline_ms
 
 MACHINE = {"cpu": "a cpu", "cores": 2, "flags": ["avx2"], "memory_gib": 8}
 

@@ -4,8 +4,8 @@ none has been seen before by a server that caches prefixes. The same for every s
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from load import Conversation, Turn
-from prompts import chat_prompts, output_tokens, question, text_of
+from suite.load import Conversation, Turn
+from suite.prompts import chat_prompts, output_tokens, question, text_of
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from contestants import OWN, PEERS, names
-from load import Conversation
-from models import MODELS, Model
-from workloads import WORKLOADS, Workload
+from suite.contestants import OWN, PEERS, names
+from suite.load import Conversation
+from suite.models import MODELS, Model
+from suite.workloads import WORKLOADS, Workload
 
 WITHOUT_CLIENTS = ("start", "context", "memory")
 """Workloads whose levels are something else than a number of clients."""

@@ -16,11 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-import report
-import results
-from contestants import PEERS
-from measure import Run
-from plan import Plan, UnknownName, choose
+from suite import report, results
+from suite.contestants import PEERS
+from suite.measure import Run
+from suite.plan import Plan, UnknownName, choose
 
 
 def measure(plan: Plan, folder: Path) -> None:

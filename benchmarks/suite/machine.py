@@ -2,10 +2,14 @@
 
 import os
 import platform
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from suite.paths import BENCHMARKS
 
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 
@@ -22,6 +26,13 @@ def this_machine() -> Machine:
     cpu, flags = parse_cpuinfo(Path("/proc/cpuinfo").read_text())
     memory_gib = round(psutil.virtual_memory().total / (1 << 30))
     return Machine(cpu, os.cpu_count() or 1, flags, memory_gib)
+
+
+def memory_gb_s() -> float:
+    """Memory bandwidth in GB/s, measured in a process of its own, which gives its memory back."""
+    program = str(BENCHMARKS / "tools/bandwidth.py")
+    done = subprocess.run([sys.executable, program], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:

@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 import aiohttp
 import psutil
-from load import RequestFailed, Turn, run_load
 
-ROOT = Path(__file__).resolve().parents[1]
+from suite.load import RequestFailed, Turn, run_load
+from suite.paths import ROOT
 
 START_TIMEOUT_S = 1200
 

@@ -1,8 +1,8 @@
 """How close to what a GPU can do the shard comes: decoding against its memory, prefill against its matrix units.
 
-    .venv/bin/python benchmarks/gpu_roofline.py
-    .venv/bin/python benchmarks/gpu_roofline.py --block-size 256 --attention varlen
-    .venv/bin/python benchmarks/gpu_roofline.py --tiny --device cpu     # only that it runs
+    .venv/bin/python benchmarks/tools/gpu_roofline.py
+    .venv/bin/python benchmarks/tools/gpu_roofline.py --block-size 256 --attention varlen
+    .venv/bin/python benchmarks/tools/gpu_roofline.py --tiny --device cpu     # only that it runs
 
 The model is a Llama of 8 billion random bfloat16 weights, made on the device; no file is read. First every attention
 implementation is compared with the reference in shapes that models have, then the limits of this GPU are measured, then

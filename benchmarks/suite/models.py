@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from results import DTYPE_BYTES
-from servers import ROOT
+from suite.paths import BENCHMARKS, ROOT
+from suite.results import DTYPE_BYTES
 
 TOKENIZER = ROOT / ".cache/models/SmolLM2-135M-Instruct"
 FOLDER = ROOT / ".cache/benchmarks"
@@ -48,7 +48,7 @@ def prepare(model: Model) -> Path:
     """Makes the folder, once, in a process of its own (PyTorch's memory is gone afterwards)."""
     if not (model.folder / "config.json").exists():
         print(f"making {model.about} in {model.folder}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, str(Path(__file__).resolve()), model.name], check=True)
+        subprocess.run([sys.executable, "-m", "suite.models", model.name], check=True, cwd=BENCHMARKS)
     return model.folder
 
 

@@ -6,11 +6,8 @@ matrix and a vector. Runs as a program, so that its memory is gone afterwards.
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 READ_BYTES = 2 << 30
 REPEATS = 8
@@ -31,12 +28,6 @@ def measure() -> float:
             read()
             best_s = min(best_s, time.perf_counter() - started)
     return READ_BYTES / best_s / 1e9
-
-
-def measure_apart() -> float:
-    """The same, in a process of its own."""
-    done = subprocess.run([sys.executable, str(Path(__file__).resolve())], check=True, capture_output=True, text=True)
-    return float(done.stdout)
 
 
 if __name__ == "__main__":

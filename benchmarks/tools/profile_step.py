@@ -1,7 +1,7 @@
 """Where the time of a step goes in the shard: the real runner, without a server, under PyTorch's profiler.
 
-    .venv/bin/python benchmarks/profile_step.py --model-id FOLDER --batch 8 --context 512
-    .venv/bin/python benchmarks/profile_step.py --model-id FOLDER --batch 4 --prefill 128
+    .venv/bin/python benchmarks/tools/profile_step.py --model-id FOLDER --batch 8 --context 512
+    .venv/bin/python benchmarks/tools/profile_step.py --model-id FOLDER --batch 4 --prefill 128
 
 First runs the steps without the profiler, for the time that they really take, then again with it. Prints a Markdown
 table of operations by the time they take themselves, and what lies between them (Python above all). Those of native

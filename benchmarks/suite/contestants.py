@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from machine import this_machine
-from models import kv_bytes_per_token
-from servers import ROOT, Contestant
+from suite.machine import this_machine
+from suite.models import kv_bytes_per_token
+from suite.paths import BENCHMARKS, ROOT
+from suite.servers import Contestant
 
 ENVIRONMENTS = ROOT / ".cache/peers"
 GRIDWORK = ROOT / "target/release/gridwork"
@@ -142,7 +143,7 @@ def generate(model: Path) -> Entry:
     """The program that measures `generate()`; it is no server. Raises `NotAvailable`."""
     environment = _environment("transformers-serve")
     dtype = peer_dtype(this_machine().flags)
-    command = [str(environment / "bin/python"), str(ROOT / "benchmarks/generate_peer.py"), str(model), dtype]
+    command = [str(environment / "bin/python"), str(BENCHMARKS / "tools/generate_peer.py"), str(model), dtype]
     contestant = Contestant("generate", command, str(model), {"PATH": _path(environment)})
     return Entry(contestant, _version(environment, "transformers"), _note([], dtype), dtype)
 

@@ -5,7 +5,8 @@ import argparse
 from pathlib import Path
 
 import matplotlib
-from results import FOLDER, Contestant, Part, read_all
+
+from suite.results import FOLDER, Contestant, Part, read_all
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # after the backend was chosen

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from results import DTYPE_BYTES, Contestant, Part
+from suite.results import DTYPE_BYTES, Contestant, Part
 
 CHAT_CLIENTS = (1, 8, 32, 64)
 OFFLINE_RATIOS = {4: 2.3, 8: 2.9, 16: 3.2, 32: 3.8}

@@ -4,7 +4,7 @@ several of them share once, and pages of mapped files while they are in memory."
 import threading
 from pathlib import Path
 
-from servers import family
+from suite.servers import family
 
 INTERVAL_S = 1.0
 

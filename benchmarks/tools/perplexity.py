@@ -1,6 +1,6 @@
 """What `--quantize` costs in quality: the perplexity of a model on a text, as a Markdown table.
 
-.venv/bin/python benchmarks/perplexity.py --model-id .cache/models/SmolLM2-135M-Instruct
+.venv/bin/python benchmarks/tools/perplexity.py --model-id .cache/models/SmolLM2-135M-Instruct
 """
 
 import argparse
@@ -14,7 +14,7 @@ from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
 from transformers import AutoTokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
+TEXT = Path(__file__).resolve().parents[1] / "text/bridges.txt"
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model-id", type=Path, required=True, help="a model's folder")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--text", type=Path, default=ROOT / "server/tests/text/bridges.txt")
+    parser.add_argument("--text", type=Path, default=TEXT)
     args = parser.parse_args()
     text = args.text.read_text()
     plain = perplexity(args.model_id, text, args.dtype, None)

@@ -16,9 +16,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from load import Load, Turn, run_load
-from prompts import chat_prompts
-from servers import ROOT, Contestant, running
+from suite.load import Load, Turn, run_load
+from suite.paths import ROOT
+from suite.prompts import chat_prompts
+from suite.servers import Contestant, running
 
 CLIENTS = 16
 

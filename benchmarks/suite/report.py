@@ -4,9 +4,9 @@ import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from results import FOLDER, Contestant, Part, read_all, spread
-from targets import Target, all_targets, beyond_bytes, context_growth, roofline_ms, weight_bytes
-from workloads import WORKLOADS
+from suite.results import FOLDER, Contestant, Part, read_all, spread
+from suite.targets import Target, all_targets, beyond_bytes, context_growth, roofline_ms, weight_bytes
+from suite.workloads import WORKLOADS
 
 PLOTS = ("throughput", "latency", "ttft", "ready", "memory")
 

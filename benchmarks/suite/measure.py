@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
-import contestants
-import results
-from bandwidth import measure_apart
-from load import RequestFailed, Turn, run_load
-from machine import this_machine
-from memory import Peak
-from models import Model, kv_bytes_per_token, prepare, read_bytes, weight_bytes
-from plan import Plan, wanted_tokens
-from results import Sample
-from servers import ROOT, Running, ServerFailed, environment, last_line, running
-from workloads import OFFLINE_REQUESTS, Workload
+
+from suite import contestants, results
+from suite.load import RequestFailed, Turn, run_load
+from suite.machine import memory_gb_s, this_machine
+from suite.memory import Peak
+from suite.models import Model, kv_bytes_per_token, prepare, read_bytes, weight_bytes
+from suite.paths import ROOT
+from suite.plan import Plan, wanted_tokens
+from suite.results import Sample
+from suite.servers import Running, ServerFailed, environment, last_line, running
+from suite.workloads import OFFLINE_REQUESTS, Workload
 
 KV_GIB = 4
 MEMORY_KV_GIB = 1
@@ -51,7 +51,7 @@ class Run:
         self._workloads = plan.of(model)
 
     def round(self, index: int) -> None:
-        gb_s = measure_apart()
+        gb_s = memory_gb_s()
         for part in self._parts.values():
             part.bandwidth_gb_s.append(gb_s)
         _say(f"round {index + 1} of {self._plan.rounds}, {self._model.name}: memory is read at {gb_s:.1f} GB/s")
