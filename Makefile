@@ -187,13 +187,16 @@ nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile 
 # The peers that `make bench` measures beside Gridwork: any of vllm (both of its implementations; vllm-native or
 # vllm-transformers: one), transformers-serve and generate.
 PEERS ?=
-# Parts of a run; empty: all of them, or the default of each (`PYTHONPATH=benchmarks .venv/bin/python -m suite measure --help`).
+# Parts of a run; empty: all of them, or the default of each (`cd benchmarks && ../.venv/bin/python -m suite measure --help`).
 WORKLOADS ?=
 MODELS ?=
 ROUNDS ?=
 CLIENTS ?=
-# Where raw results, tables and plots are written.
-BENCH_FOLDER ?= docs/benchmarks
+# The machine's name: raw results are benchmarks/data/NAME.json.gz, tables and plots are in docs/benchmarks/NAME. `make
+# bench` calls it `local` when it has none, and `make bench-report` takes all machines.
+BENCH_MACHINE ?=
+# A folder for all of these, in place of the two.
+BENCH_FOLDER ?=
 
 PEER_ENVIRONMENTS := .cache/peers
 PEER_LOCKS := benchmarks/requirements
@@ -215,26 +218,19 @@ $(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/tools/insta
 	@benchmarks/tools/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
 	@touch $@
 
-$(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/python
-	$(say) "Installing matplotlib into $(@D)"
-	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
-	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
-	@touch $@
-
 # Its `vllm bench serve` is one of the clients of the nightly tests.
 vllm-client: $(PEER_ENVIRONMENTS)/vllm/.stamp
 
-bench: build python-dev $(PEER_ENVIRONMENTS)/plots/.stamp $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
-	@PYTHONPATH=benchmarks $(VENV)/bin/python -m suite measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \
-	    --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --folder "$(BENCH_FOLDER)"
-	@$(MAKE) --no-print-directory bench-report
+bench: build python-dev $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
+	@cd benchmarks && ../$(VENV)/bin/python -m suite measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" \
+	    --models "$(MODELS)" --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --machine "$(BENCH_MACHINE)" --folder "$(abspath $(BENCH_FOLDER))"
+	@$(MAKE) --no-print-directory bench-report BENCH_MACHINE="$(or $(BENCH_MACHINE),local)"
 
-bench-report: $(PEER_ENVIRONMENTS)/plots/.stamp python-dev ## Tables and plots from docs/benchmarks/results, without measuring
-	@PYTHONPATH=benchmarks $(PEER_ENVIRONMENTS)/plots/bin/python -m suite.plots --folder "$(BENCH_FOLDER)"
-	@PYTHONPATH=benchmarks $(VENV)/bin/python -m suite report --folder "$(BENCH_FOLDER)"
+bench-report: python-dev ## Tables and plots from benchmarks/data, without measuring
+	@cd benchmarks && ../$(VENV)/bin/python -m suite report --machine "$(BENCH_MACHINE)" --folder "$(abspath $(BENCH_FOLDER))"
 
 bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
-	@PYTHONPATH=benchmarks $(VENV)/bin/python -m tools.batched_path
+	@cd benchmarks && ../$(VENV)/bin/python -m tools.batched_path
 
 bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead

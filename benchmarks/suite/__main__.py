@@ -22,12 +22,12 @@ from suite.measure import Run
 from suite.plan import Plan, UnknownName, choose
 
 
-def measure(plan: Plan, folder: Path) -> None:
+def measure(plan: Plan, data: Path) -> None:
     """Measures and writes the samples."""
     print(f"this will take about {minutes(plan.estimate_s())}, by a rough guess for 2 cores", file=sys.stderr)
     started = time.perf_counter()
     for done, model in enumerate(plan.models):
-        run = Run(plan, model, folder)
+        run = Run(plan, model, data)
         model_started = time.perf_counter()
         for index in range(plan.rounds):
             run.round(index)
@@ -47,19 +47,20 @@ def main() -> None:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("measure", help="measure, and write docs/benchmarks/results")
+    run = commands.add_parser("measure", help="measure, and write raw results to benchmarks/data")
     run.add_argument("--peers", default="", help=f"any of {', '.join(PEERS)}; default: none")
     run.add_argument("--workloads", default="", help="names; default: all")
     run.add_argument("--models", default="", help="names; default: all")
     run.add_argument("--rounds", default="", help="default: 3")
     run.add_argument("--clients", default="", help="numbers of clients, in place of each workload's own")
     run.add_argument("--estimate", action="store_true", help="only say how long it would take")
-    commands.add_parser("report", help="write the tables of docs/benchmarks/README.md from the results")
+    commands.add_parser("report", help="write results.md from raw results, of all machines by default")
     for command in commands.choices.values():
-        command.add_argument("--folder", type=Path, default=results.FOLDER, help="default: docs/benchmarks")
+        results.add_place_options(command)
     args = parser.parse_args()
     if args.command == "report":
-        report.write(args.folder)
+        for place in results.places(args):
+            report.write(place)
         return
     try:
         plan = choose(args.peers, args.workloads, args.models, args.rounds, args.clients)
@@ -70,7 +71,7 @@ def main() -> None:
         return
     # So that servers are ended when this is, however it is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    measure(plan, args.folder)
+    measure(plan, results.place(args).data)
 
 
 if __name__ == "__main__":

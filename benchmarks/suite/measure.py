@@ -29,11 +29,11 @@ MEMORY_KV_GIB = 1
 class Run:
     """One run of a plan on one model; fills a part for each workload, and writes it after every turn."""
 
-    def __init__(self, plan: Plan, model: Model, folder: Path) -> None:
+    def __init__(self, plan: Plan, model: Model, data: Path) -> None:
         self._plan = plan
         self._model = model
         self._folder = prepare(model)
-        self._results = folder
+        self._data = data
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
         self._parts = {
             workload.name: results.Part(
@@ -63,8 +63,7 @@ class Run:
             else:
                 self._turn(index, name, served, KV_GIB)
                 self._turn(index, name, [workload for workload in mine if workload not in served], MEMORY_KV_GIB)
-            for part in self._parts.values():
-                results.write(part, self._results)
+            results.write(self._parts.values(), self._data)
 
     def _turn(self, index: int, name: str, workloads: list[Workload], kv_gib: int) -> None:
         """One start of one server."""

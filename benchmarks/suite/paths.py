@@ -1,4 +1,4 @@
-"""Places in the checkout. Only the standard library: the environment of the plots reads this module, too."""
+"""Places in the checkout."""
 
 from pathlib import Path
 

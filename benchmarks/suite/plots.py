@@ -1,104 +1,63 @@
-"""Draws the plots of docs/benchmarks/plots from the raw results; runs in an environment with matplotlib, not in the
-server's."""
+"""Plots of the results: one SVG file for each workload and model."""
 
-import argparse
 from pathlib import Path
 
-import matplotlib
+from suite.results import Contestant, Part
+from suite.svg import Panel, Point, Series, bar_chart, line_chart
 
-from suite.results import FOLDER, Contestant, Part, read_all
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # after the backend was chosen
-
-BY_CLIENTS = {
-    "throughput": ("tokens_per_s", "tokens per second"),
-    "latency": ("tpot_ms", "time per output token, ms (median)"),
-    "ttft": ("ttft_ms", "time to first token, ms (median)"),
-}
+BY_LEVEL = (
+    ("tokens_per_s", "tokens per second"),
+    ("tpot_ms", "time per output token, ms (median)"),
+    ("ttft_ms", "time to first token, ms (median)"),
+)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the plots of the benchmarks.")
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    folder = parser.parse_args().folder
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    for part in read_all(folder):
-        if part.workload == "start":
-            bars(folder, part, "ready", dict(_ready(part)), "from command to first token, s")
-        elif part.workload == "memory":
-            bars(folder, part, "memory", dict(_memory(part)), "peak memory, GiB")
-        else:
-            for plot, (metric, label) in BY_CLIENTS.items():
-                lines(folder, part, plot, metric, label)
+def draw(parts: list[Part], folder: Path) -> set[str]:
+    """Writes the plots of one machine in place of those that are in the folder; returns their files' names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.svg"):
+        file.unlink()
+    drawn = set()
+    for part in parts:
+        text = _bars(part) if part.workload in ("start", "memory") else _lines(part)
+        if text:
+            name = f"{part.model}-{part.workload}.svg"
+            (folder / name).write_text(text)
+            drawn.add(name)
+    return drawn
 
 
-def lines(folder: Path, part: Part, plot: str, metric: str, label: str) -> None:
-    """A line for each contestant over the levels; the bars are the lowest and highest of the rounds."""
-    drawn = [contestant for contestant in part.contestants if _points(contestant, metric)]
-    if not any(len(_points(contestant, metric)) > 1 for contestant in drawn):
-        return
-    figure, axes = plt.subplots(figsize=(6.4, 4))
-    for contestant in drawn:
-        points = _points(contestant, metric)
-        below = [middle - low for _level, middle, low, _high in points]
-        above = [high - middle for _level, middle, _low, high in points]
-        x, y = [point[0] for point in points], [point[1] for point in points]
-        axes.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=contestant.name)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({level for contestant in drawn for level in contestant.levels()})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_xlabel({"context": "tokens of context", "offline": "requests at once"}.get(part.workload, "clients"))
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel(label)
-    axes.legend()
-    _save(folder, figure, axes, part, plot)
+def _lines(part: Part) -> str:
+    """A panel for each metric. A single level makes no line: its figures stand in the table."""
+    contestants = [contestant for contestant in part.contestants if contestant.samples]
+    x_label = {"context": "tokens of context", "offline": "requests at once"}.get(part.workload, "clients")
+    panels = []
+    for metric, label in BY_LEVEL:
+        series = [Series(contestant.name, _points(contestant, metric)) for contestant in contestants]
+        if any(len(one.points) > 1 for one in series):
+            panels.append(Panel(label, x_label, series))
+    return line_chart(f"{part.workload}, {part.model}", panels) if panels else ""
 
 
-def bars(folder: Path, part: Part, plot: str, values: dict[str, float], label: str) -> None:
-    if not values:
-        return
-    figure, axes = plt.subplots(figsize=(6.4, 1 + 0.5 * len(values)))
-    drawn = axes.barh(list(values), list(values.values()))
-    axes.bar_label(drawn, fmt="%.1f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
-    axes.set_xlabel(label)
-    _save(folder, figure, axes, part, plot)
-
-
-def _points(contestant: Contestant, metric: str) -> list[tuple[int, float, float, float]]:
-    """Level, median, lowest and highest."""
+def _points(contestant: Contestant, metric: str) -> list[Point]:
+    """The median and the range of each level at which the metric was measured."""
     found = []
     for level in contestant.levels():
         values, middle = contestant.values(metric, level), contestant.median(metric, level)
         if middle is not None:
-            found.append((level, middle, min(values), max(values)))
+            found.append(Point(level, min(values), middle, max(values)))
     return found
 
 
-def _ready(part: Part) -> list[tuple[str, float]]:
-    medians = [(contestant.name, contestant.median("ready_s", 1)) for contestant in part.contestants]
-    return [(name, value) for name, value in medians if value is not None]
-
-
-def _memory(part: Part) -> list[tuple[str, float]]:
-    found = []
-    for contestant in part.contestants:
-        for level in contestant.levels():
-            if (peak := contestant.median("peak_bytes", level)) is not None:
-                found.append((contestant.name, peak / (1 << 30)))
-    return found
-
-
-def _save(folder: Path, figure: "plt.Figure", axes: "plt.Axes", part: Part, plot: str) -> None:
-    axes.set_title(f"{part.workload}, {part.model}", fontsize=10)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    file = folder / "plots" / f"{part.model}-{part.workload}-{plot}.png"
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()
+def _bars(part: Part) -> str:
+    metric, divisor, label = {
+        "start": ("ready_s", 1, "from command to first token, s"),
+        "memory": ("peak_bytes", 1 << 30, "peak memory, GiB"),
+    }[part.workload]
+    values = {
+        contestant.name: value / divisor
+        for contestant in part.contestants
+        for level in contestant.levels()
+        if (value := contestant.median(metric, level)) is not None
+    }
+    return bar_chart(f"{part.workload}, {part.model}", label, values) if values else ""

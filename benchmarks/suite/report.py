@@ -2,23 +2,22 @@
 
 import os
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
-from suite.results import FOLDER, Contestant, Part, read_all, spread
+from suite import plots
+from suite.results import PAGES, Contestant, Part, Place, read, spread
 from suite.targets import Target, all_targets, beyond_bytes, context_growth, roofline_ms, weight_bytes
 from suite.workloads import WORKLOADS
 
-PLOTS = ("throughput", "latency", "ttft", "ready", "memory")
+
+def write(place: Place) -> None:
+    """Writes results.md and its plots."""
+    parts = read(place.data)
+    drawn = plots.draw(parts, place.folder / "plots")
+    readme = os.path.relpath(PAGES / "README.md", place.folder)
+    (place.folder / "results.md").write_text(document(parts, drawn, readme))
 
 
-def write(folder: Path = FOLDER) -> None:
-    """Writes the tables of all results below `folder`."""
-    plots = {file.name for file in (folder / "plots").glob("*.png")}
-    readme = os.path.relpath(FOLDER / "README.md", folder)
-    (folder / "results.md").write_text(document(read_all(folder), plots, readme))
-
-
-def document(parts: list[Part], plots: Collection[str] = (), readme: str = "README.md") -> str:
+def document(parts: list[Part], drawn: Collection[str] = (), readme: str = "README.md") -> str:
     """All of results.md, with those plots that were drawn. readme: where that page lies from there."""
     order = {name: index for index, name in enumerate(WORKLOADS)}
     parts = sorted(parts, key=lambda part: (order.get(part.workload, len(order)), part.model))
@@ -40,7 +39,7 @@ def document(parts: list[Part], plots: Collection[str] = (), readme: str = "READ
     ]
     for part in parts:
         lines += [f"## {part.workload}, {part.model}", "", *heading(part), "", *table(part), ""]
-        lines += _plots(part, plots)
+        lines += _plots(part, drawn)
     if commands := _commands(parts):
         lines += ["## How each was started", "", *commands, ""]
     return "\n".join(lines)
@@ -148,18 +147,17 @@ def _context(part: Part) -> list[str]:
     ]
     for contestant in _measured(part):
         growth = [(1.0, 1.0), *context_growth(part, contestant)]
-        for level, (time, read) in zip(contestant.levels(), growth, strict=False):
+        for level, (slower, more) in zip(contestant.levels(), growth, strict=False):
             tokens = contestant.median("prompt_tokens", level) or 0
             kv_mib = tokens * part.kv_bytes_per_token / (1 << 20)
             tpot = spread(contestant.values("tpot_ms", level))
-            lines.append(f"| {contestant.name} | {tokens:.0f} | {tpot} | {kv_mib:.0f} | {time:.2f} | {read:.2f} |")
+            lines.append(f"| {contestant.name} | {tokens:.0f} | {tpot} | {kv_mib:.0f} | {slower:.2f} | {more:.2f} |")
     return lines
 
 
 def _plots(part: Part, drawn: Collection[str]) -> list[str]:
-    names = [f"{part.model}-{part.workload}-{plot}.png" for plot in PLOTS]
-    found = [f"![{name.removesuffix('.png')}](plots/{name})" for name in names if name in drawn]
-    return [*found, ""] if found else []
+    name = f"{part.model}-{part.workload}"
+    return [f"![{name}](plots/{name}.svg)", ""] if f"{name}.svg" in drawn else []
 
 
 def _commands(parts: list[Part]) -> list[str]:

@@ -1,15 +1,24 @@
-"""Raw results: a file for each workload and model, which holds every sample of every contestant of one run, so that
-what is compared was measured in turns on one machine. Only the standard library: the plots' environment reads it."""
+"""Raw results: one file for each machine, with every sample of its latest run of each workload and model.
 
+A run replaces a workload's results as a whole, so that the compared figures were measured in turns.
+"""
+
+import argparse
+import gzip
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs/benchmarks"
-"""Where the tables are; raw results and plots are below it."""
+from suite.paths import BENCHMARKS, ROOT
+
+DATA = BENCHMARKS / "data"
+PAGES = ROOT / "docs/benchmarks"
+
+DEFAULT_MACHINE = "local"
+"""Name of a machine that has none. Git ignores its results."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 """Those that contestants run in."""
@@ -76,14 +85,20 @@ class Part:
         return len({sample.round for contestant in self.contestants for sample in contestant.samples})
 
 
-def write(part: Part, folder: Path = FOLDER) -> Path:
-    (folder / "results").mkdir(parents=True, exist_ok=True)
-    file = folder / "results" / f"{part.model}-{part.workload}.json"
+def write(parts: Iterable[Part], data: Path) -> None:
+    """Replaces these parts in the file and keeps all others. The same parts give the same bytes."""
+    kept = {(part.workload, part.model): part for part in read(data)}
+    kept |= {(part.workload, part.model): part for part in parts}
+    text = json.dumps([_plain(kept[key]) for key in sorted(kept)], ensure_ascii=False, separators=(",", ":"))
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def _plain(part: Part) -> dict[str, Any]:
     values = asdict(part)
     for contestant in values["contestants"]:
         contestant["samples"] = [_compact(sample) for sample in contestant["samples"]]
-    file.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n")
-    return file
+    return values
 
 
 def _compact(sample: dict[str, Any]) -> dict[str, Any]:
@@ -94,17 +109,50 @@ def _compact(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(file: Path) -> Part:
-    values = json.loads(file.read_text())
-    values["contestants"] = [
+def read(data: Path) -> list[Part]:
+    """Parts of the file, by workload and model; none when there is no file."""
+    if not data.exists():
+        return []
+    return [_part(values) for values in json.loads(gzip.decompress(data.read_bytes()))]
+
+
+def _part(values: dict[str, Any]) -> Part:
+    contestants = [
         Contestant(**(contestant | {"samples": [Sample(**sample) for sample in contestant["samples"]]}))
         for contestant in values["contestants"]
     ]
-    return Part(**values)
+    return Part(**(values | {"contestants": contestants}))
 
 
-def read_all(folder: Path = FOLDER) -> list[Part]:
-    return [read(file) for file in sorted((folder / "results").glob("*.json"))]
+@dataclass(frozen=True)
+class Place:
+    """Raw results of one machine, and the folder for the tables and plots that are made of them."""
+
+    data: Path
+    folder: Path
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --machine and --folder, which `place` and `places` read."""
+    parser.add_argument("--machine", default="", help="name of the machine in benchmarks/data and docs/benchmarks")
+    parser.add_argument("--folder", default="", help="folder for raw results, tables and plots, in place of these two")
+
+
+def place(args: argparse.Namespace) -> Place:
+    """The place that the options choose."""
+    if args.folder:
+        folder = Path(args.folder)
+        return Place(folder / "results.json.gz", folder)
+    machine = args.machine or DEFAULT_MACHINE
+    return Place(DATA / f"{machine}.json.gz", PAGES / machine)
+
+
+def places(args: argparse.Namespace) -> list[Place]:
+    """The place that the options choose; without options, those of all machines with results."""
+    if args.folder or args.machine:
+        return [place(args)]
+    names = [file.name.removesuffix(".json.gz") for file in sorted(DATA.glob("*.json.gz"))]
+    return [Place(DATA / f"{name}.json.gz", PAGES / name) for name in names]
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
