@@ -142,18 +142,19 @@ $(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) 
 
 fmt: python-dev ## Format Rust and Python
 	@cargo fmt --all
-	@$(VENV)/bin/ruff format server kernels integration-tests benchmarks
-	@$(VENV)/bin/ruff check --fix server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks
 
 lint: python-dev ## Formatting, lints and types, without changing anything
 	$(say) "Rust: formatting and lints"
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(say) "Python: formatting, lints and types"
-	@$(VENV)/bin/ruff format --check server kernels integration-tests benchmarks
-	@$(VENV)/bin/ruff check server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff format --check server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff check server kernels integration-tests conformance benchmarks
 	@cd server && ../$(VENV)/bin/mypy
 	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
+	@$(VENV)/bin/mypy --config-file mypy.ini conformance
 	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
 
 test: build lint unit integration ## Every check and test
@@ -163,7 +164,7 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests
+	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests conformance/tests
 
 integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
@@ -175,7 +176,7 @@ test-hostile: build python-dev ## Hostile clients and faults beside bystanders; 
 
 conformance: python-dev ## Every model type of Transformers against Transformers itself; writes docs/models.md
 	$(say) "Conformance over every model type"
-	@cd integration-tests && ../$(VENV)/bin/python -m conformance --write ../docs/models.md
+	@$(VENV)/bin/python -m conformance --write docs/models.md
 
 nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"

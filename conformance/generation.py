@@ -1,7 +1,6 @@
 """Serves one tiny random model on a shard and compares its greedy tokens with those of `generate()`."""
 
 import copy
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,13 +11,10 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.parallel.group import RankGroup
-from support.paths import ROOT
+from tests.driver import Driver
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 
 from .shrink import VOCAB_SIZE, randomise, tiny_config
-
-sys.path.append(str(ROOT / "server"))
-from tests.driver import Driver
 
 PROMPT_LENGTHS = (23, 1, 12, 30, 5, 17, 2, 9)
 NUM_NEW_TOKENS = 10

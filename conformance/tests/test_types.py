@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from conformance.generation import CAUSAL, SEQ2SEQ, check
 from conformance.scaled_rope import scaled
 

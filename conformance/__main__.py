@@ -14,7 +14,6 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 warnings.filterwarnings("ignore")
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel", "scaled-rope", "planted")
 
