@@ -17,7 +17,7 @@ from .. import models
 
 ROOT = Path(__file__).resolve().parents[3]
 SMOLLM2 = ROOT / ".cache/models/SmolLM2-135M-Instruct"
-TEXT = Path(__file__).parents[1] / "text/bridges.txt"
+TEXT = ROOT / "benchmarks/text/bridges.txt"
 
 pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 
