@@ -145,7 +145,9 @@ def _merge(
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
-        raise PrepareError(f"{folder / CONFIG} cannot be used: {one_line(error, typed=False)}") from error
+        raise PrepareError(
+            f"{folder / CONFIG} cannot be used ({one_line(error, typed=False)}); download the adapter again"
+        ) from error
     if peft_config.is_prompt_learning:
         raise PrepareError(
             f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "

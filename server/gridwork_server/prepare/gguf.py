@@ -100,7 +100,7 @@ def _check_magic(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        raise PrepareError(f"{path} cannot be read: {one_line(error, typed=False)}") from error
+        raise PrepareError(f"{path} cannot be read ({one_line(error, typed=False)}); check its permissions") from error
     if magic != _MAGIC:
         raise PrepareError(f"{path} is not a GGUF file; download it again")
 
