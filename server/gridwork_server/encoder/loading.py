@@ -21,6 +21,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.model import code, dequantizing, loading
 from gridwork_server.model.context_length import context_tokens
 from gridwork_server.model.task import Task
+from gridwork_server.text import one_line, some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -62,13 +63,13 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
         raise ModelError(f"--attention cpu is for --task generate; with --task {task} use auto, sdpa or reference")
     logs.adopt_transformers()
     model_config = code.read_config(config, content)
-    dtype = loading._dtype(config.dtype, model_config)
+    dtype = loading.dtype_of(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     quantized = quantized_checkpoint.recognize(config.model_path, content)
     for note in dequantizing.prepare(quantized, model_config, config.model_path, dtype):
         logger.info(note)
     model = _load(config, model_config, task, dtype, quantized)
-    num_parameters, weight_bytes = loading._size(model)
+    num_parameters, weight_bytes = loading.size_of(model)
     model = model.to(device).eval().requires_grad_(False)
     wish = selection.WISHES.get(config.model_impl, config.model_impl)
     selected = selection.select(model, task, wish, config.attention)
@@ -123,32 +124,30 @@ def _load(
     except SafetensorError as error:
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
-        raise ModelError(f"{code.one_line(error)}; the folder is incomplete, download the model again") from None
+        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
     except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
         if quantized is not None:
-            message = f"{quantized}, and Transformers cannot load them: {code.one_line(error)}"
+            message = f"{quantized}, and Transformers cannot load them: {one_line(error)}"
             raise ModelError(message) from error
-        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {code.one_line(error)}") from error
+        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
     if info["mismatched_keys"]:
         shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
         raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {loading._some(shapes)}; they are not "
+            f"weights and config.json in {config.model_path} disagree in shape: {some(shapes)}; they are not "
             "of one model, download it again"
         )
     # A pooler that a checkpoint does not have is not used to embed.
     missing = [key for key in info["missing_keys"] if not (task == Task.EMBED and "pooler" in key)]
     if missing:
         raise ModelError(
-            f"the weights in {config.model_path} lack {loading._some(missing)}, which --task {task} needs; the folder "
+            f"the weights in {config.model_path} lack {some(missing)}, which --task {task} needs; the folder "
             "is incomplete, or its model was made for another task"
         )
     if info["unexpected_keys"]:
-        logger.info(
-            f"the weights have tensors that --task {task} does not use: {loading._some(info['unexpected_keys'])}"
-        )
+        logger.info(f"the weights have tensors that --task {task} does not use: {some(info['unexpected_keys'])}")
     return model
 
 
@@ -188,7 +187,7 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         return int(pooled.pool(selected.path.hidden_states(batch), batch).shape[1])
     except RuntimeError as error:
         raise ModelError(
-            f"the modules of {config.model_path / 'modules.json'} do not fit together: {code.one_line(error)}"
+            f"the modules of {config.model_path / 'modules.json'} do not fit together: {one_line(error)}"
         ) from error
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from gridwork_server.encoder import attention
-from gridwork_server.encoder.attention import FlatAttention, Unsupported
+from gridwork_server.encoder.attention import FlatAttention
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.positions import Positions
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
 
 
@@ -181,7 +182,7 @@ class FlatPath:
         reference: bool = False,
         lengths: SequenceLengths | None = None,
     ) -> None:
-        """positions: of the model under the head. reference: attention by its definition. Raises Unsupported."""
+        """positions: of the model under the head. reference: attention by its definition. Raises PathError."""
         self._model = model
         self.lengths = lengths
         self._base = getattr(model, "base_model", model)
@@ -195,11 +196,11 @@ class FlatPath:
         self.windows: set[int] = set()
         """Sliding windows of the layers that have run."""
         if not getattr(model, "_supports_attention_backend", False):
-            raise Unsupported(f"{type(model).__name__} does not support Transformers' attention interface")
+            raise PathError(f"{type(model).__name__} does not support Transformers' attention interface")
         if positions.capacity is not None and not positions.is_argument:
-            raise Unsupported(f"{type(self._base).__name__} numbers positions by itself, for one sequence")
+            raise PathError(f"{type(self._base).__name__} numbers positions by itself, for one sequence")
         if "input_ids" not in inspect.signature(self._base.forward).parameters:
-            raise Unsupported(f"{type(self._base).__name__} does not take token ids")
+            raise PathError(f"{type(self._base).__name__} does not take token ids")
 
     def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         return hidden_of(self._run(batch))[0]
@@ -230,15 +231,15 @@ class FlatPath:
             out = self._base(**arguments, **{attention.ARGUMENT: flat})
         hidden = hidden_of(out)
         if hidden.shape[:2] != (1, len(batch.token_ids)):
-            raise Unsupported(f"{type(self._base).__name__} does not return a hidden state for each token")
+            raise PathError(f"{type(self._base).__name__} does not return a hidden state for each token")
         self.windows |= flat.windows
         return out
 
     def _head(self, out: Any, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """Runs the head alone. out: of the model under it; hidden: `[batch, length, size]`; token_ids:
-        `[batch, length]`. Raises Unsupported."""
+        `[batch, length]`. Raises PathError."""
         if self._base is self._model or "last_hidden_state" not in getattr(out, "keys", tuple)():
-            raise Unsupported(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
+            raise PathError(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
         values = {"last_hidden_state": hidden}
         if getattr(out, "pooler_output", None) is not None:
             pooler: Any = self._base.pooler

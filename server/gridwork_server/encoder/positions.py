@@ -22,7 +22,7 @@ class Positions:
     """Longest sequence that the table of positions has room for, tokens; None: there is no such table."""
 
 
-_WATCHED = 7
+NUM_WATCHED = 7
 """Tokens of the sequence by which positions are found."""
 
 
@@ -33,10 +33,10 @@ def find(model: nn.Module, vocab_size: int, device: torch.device) -> Positions:
     seen: list[tuple[nn.Embedding, int]] = []
     with _watched(model, seen):
         # Neither consecutive themselves, nor likely to be padding, nor one token again and again.
-        tokens = [(vocab_size - 1 - 5 * (i * i % 11)) % vocab_size for i in range(_WATCHED)]
+        tokens = [(vocab_size - 1 - 5 * (i * i % 11)) % vocab_size for i in range(NUM_WATCHED)]
         model(
             input_ids=torch.tensor([tokens], device=device),
-            attention_mask=torch.ones(1, _WATCHED, dtype=torch.int64, device=device),
+            attention_mask=torch.ones(1, NUM_WATCHED, dtype=torch.int64, device=device),
         )
     if not seen:
         return Positions(is_argument, 0, None)
@@ -48,10 +48,10 @@ def find(model: nn.Module, vocab_size: int, device: torch.device) -> Positions:
 def _watched(model: nn.Module, seen: list[tuple[nn.Embedding, int]]) -> Iterator[None]:
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         indices = arguments[0] if arguments else None
-        if not isinstance(indices, torch.Tensor) or indices.numel() != _WATCHED or indices.is_floating_point():
+        if not isinstance(indices, torch.Tensor) or indices.numel() != NUM_WATCHED or indices.is_floating_point():
             return
         first = int(indices.flatten()[0])
-        expected = torch.arange(first, first + _WATCHED, device=indices.device)
+        expected = torch.arange(first, first + NUM_WATCHED, device=indices.device)
         if isinstance(module, nn.Embedding) and torch.equal(indices.flatten(), expected):
             seen.append((module, first))
 

@@ -22,6 +22,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.lengths import call_lengths
 from gridwork_server.model.task import Task
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import one_line
 
 # What `--model-impl` calls the paths of generators, and those of encoders that correspond to them.
 WISHES = {"paged": "flat", "batched": "padded", "solo": "single"}
@@ -66,7 +67,9 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
     try:
         found = positions.find(base, vocab_size, device)
     except Exception as error:
-        raise ModelError(f"{name} cannot run a sequence of {positions._WATCHED} tokens: {_line(error)}") from error
+        raise ModelError(
+            f"{name} cannot run a sequence of {positions.NUM_WATCHED} tokens: {one_line(error, typed=False)}"
+        ) from error
     check = _Check(single, task, vocab_size, found.capacity, has_types, device, next(model.parameters()).dtype)
     lengths = check.find_lengths(model, found.offset)
 
@@ -99,8 +102,8 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
                     raise
                 path = make()  # with all of PyTorch imported
         except Exception as error:
-            refusals.append(f"{candidate}: {_line(error)}")
-            logger.warning(f"{name} does not run on the {candidate} path: {_line(error)}")
+            refusals.append(f"{candidate}: {one_line(error, typed=False)}")
+            logger.warning(f"{name} does not run on the {candidate} path: {one_line(error, typed=False)}")
             continue
         return Selection(path, "; ".join(refusals), implementation, found, check.is_causal())
     raise ModelError(f"{name} cannot run as --model-impl asks, {'; '.join(refusals)}; use --model-impl auto")
@@ -135,7 +138,7 @@ class _Check:
             with call_lengths.watch(model, num_tokens) as found:
                 self._outputs(self._plain, self._batch([num_tokens]))
         except Exception as error:  # the comparison with the paths says it better
-            logger.debug(f"plain forward() fails: {_line(error)}")
+            logger.debug(f"plain forward() fails: {one_line(error, typed=False)}")
             return None
         return SequenceLengths(found[0], offset) if found else None
 
@@ -216,8 +219,3 @@ def _plain_attention(model: Any, wish: str) -> str:
 def _padding_token(model: Any) -> int:
     token = getattr(model.config, "pad_token_id", None)
     return token if isinstance(token, int) and token >= 0 else 0
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 300 else text[:300] + " …"

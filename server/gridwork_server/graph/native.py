@@ -10,12 +10,12 @@ import torch
 
 from gridwork_kernels import cpu_library
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.attention import LayerKey
 from gridwork_server.graph.nodes import Attend, Node, Ref, Size
 from gridwork_server.graph.plan import TYPES, Plan, Rows, Segment, features_of, last_dim
 
 aten = torch.ops.aten
 
-LayerKey = tuple[int, int]
 Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
 
 OPERATIONS = (

@@ -86,7 +86,12 @@ class _TracedStep:
         )
 
 
-@torch.library.custom_op("gridwork::attend", mutates_args=())
+@torch.library.custom_op(
+    "gridwork::attend",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? sinks, int layer, float scale, int window, float softcap)"
+    " -> Tensor",
+)
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -105,16 +110,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    layer: int,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> torch.Tensor:
+def _(query: torch.Tensor, _key: torch.Tensor, value: torch.Tensor, *_options: Any) -> torch.Tensor:
     return query.new_empty(query.shape[0], query.shape[1], value.shape[2])
 
 

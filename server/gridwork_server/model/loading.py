@@ -15,7 +15,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.model import dequantizing
 from gridwork_server.model import folder as model_folder
-from gridwork_server.model.code import find_model_class, one_line, read_config
+from gridwork_server.model.code import find_model_class, read_config
 from gridwork_server.model.context_length import context_tokens
 from gridwork_server.model.generation_defaults import GenerationDefaults
 from gridwork_server.model.generation_defaults import read as read_generation_defaults
@@ -24,6 +24,7 @@ from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import one_line, some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -66,7 +67,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     model_config = read_config(config, content)
     generation = read_generation_defaults(config.model_path, model_config, config.generation_config)
     model_class = find_model_class(model_config, config)
-    dtype = _dtype(config.dtype, model_config)
+    dtype = dtype_of(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     _check_attention(config, dtype, device)
     if config.quantize:
@@ -79,7 +80,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
             quantized, model_config, config.model_path, dtype, model_class._keys_to_ignore_on_load_unexpected or ()
         )
         model = _load_whole(model_class, model_config, config, dtype, quantized)
-        num_parameters, weight_bytes = _size(model)
+        num_parameters, weight_bytes = size_of(model)
     else:
         from gridwork_server.parallel.loading import load_part
 
@@ -123,7 +124,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         max_context_tokens=context_tokens(model_config, model),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        notes=split_notes + notes + getattr(choice.path, "notes", []),
+        notes=[*split_notes, *notes, *choice.path.notes],
         input_vocab_size=embedding_rows(model),
         lengths=choice.lengths,
     )
@@ -192,7 +193,7 @@ def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConf
     return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
 
 
-def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+def dtype_of(name: str, model_config: "PretrainedConfig") -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     dtype = getattr(model_config, "dtype", None) or torch.float32
@@ -238,16 +239,16 @@ def _load_whole(
     if info["mismatched_keys"]:
         shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
         raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {_some(shapes)}; they are not of one "
+            f"weights and config.json in {config.model_path} disagree in shape: {some(shapes)}; they are not of one "
             "model, download it again"
         )
     if info["missing_keys"]:
         raise ModelError(
-            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete, "
+            f"the weights in {config.model_path} lack {some(info['missing_keys'])}; the folder is incomplete, "
             "download the model again"
         )
     if info["unexpected_keys"]:
-        logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
+        logger.warning(f"the weights have tensors that the model does not use: {some(info['unexpected_keys'])}")
     return model
 
 
@@ -321,11 +322,6 @@ def _left_alone(layers: int) -> list[str]:
     return [f"experts of {layers} layers left as they are, since {reason}"] if layers else []
 
 
-def _size(model: nn.Module) -> tuple[int, int]:
+def size_of(model: nn.Module) -> tuple[int, int]:
     parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _some(keys: Any) -> str:
-    keys = [str(key) for key in sorted(keys, key=str)]
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -16,6 +16,7 @@ import torch
 
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.paths.sequence_table import DeviceTokens
 
 DEFAULT_SIZES = (1, 2, 4, *range(8, 65, 8), *range(80, 257, 16))
 """Sequences of a step. Up to eight, a step costs what its weights cost; then filling up is to stay below a quarter."""
@@ -60,23 +61,6 @@ class DecodeInputs:
     """int64 `[size]`: every token's logits are wanted."""
     layout: PagedLayout
     window_layout: PagedLayout | None
-
-
-@dataclass(frozen=True)
-class LateTokens:
-    """Input tokens of a step that the host does not know yet."""
-
-    rows: np.ndarray
-    """int64: of the step's tokens."""
-    tokens: torch.Tensor
-    """int64, on the device."""
-    source: np.ndarray
-    """int64: which of `tokens` each of the rows takes."""
-
-    def put_into(self, input_ids: torch.Tensor) -> None:
-        """input_ids: int64, the step's tokens, on the same device."""
-        rows, source = to_device(np.stack((self.rows, self.source)), input_ids.device)
-        input_ids.index_copy_(0, rows, self.tokens.index_select(0, source))
 
 
 RunStep = Callable[[DecodeInputs], torch.Tensor]
@@ -159,7 +143,7 @@ class _Step:
     replay: Replay | None = None
 
 
-class DecodeReplay:
+class DecodeGraphs:
     """Decode steps of a few sizes."""
 
     def __init__(self, sizes: Sequence[int], run: RunStep, device: torch.device) -> None:
@@ -211,14 +195,14 @@ class DecodeReplay:
         input_ids: np.ndarray,
         positions: np.ndarray,
         places: Sequence[StepPlaces],
-        late: LateTokens | None = None,
+        device_tokens: DeviceTokens | None = None,
     ) -> torch.Tensor:
-        """Runs a step. input_ids, positions: int64 `[n]`; places: in each of the spaces; late: of input_ids. Returns
-        logits `[n, vocab_size]`, which the next step overwrites."""
+        """Runs a step. input_ids, positions: int64 `[n]`; places: where its tokens lie in each space; device_tokens:
+        input tokens that are on the device alone. Returns logits `[n, vocab_size]`, which the next step overwrites."""
         step = self._steps[self.sizes[bisect_left(self.sizes, len(input_ids))]]
         self._fill(step, input_ids, positions, places)
-        if late is not None:
-            late.put_into(step.numbers[0])
+        if device_tokens is not None:
+            device_tokens.put_into(step.numbers[0])
         assert step.replay is not None
         return step.replay()[: len(input_ids)]
 

@@ -9,7 +9,6 @@ from torch import nn
 from gridwork_kernels.experts import PackedExperts
 from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.quantized_linear import QuantizedLinear
-from gridwork_server.paths.paged import PagedPath
 
 if TYPE_CHECKING:
     from gridwork_server.paths.base import ModelPath
@@ -31,16 +30,16 @@ class Invariance:
 def invariance_of(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> Invariance:
     """What holds for a model on its path."""
     if path.name == "solo":
-        if getattr(path, "recomputes_alike", False):
+        if path.recomputes_alike:
             return Invariance(True, True, "")
         return Invariance(True, False, "tokens that are computed again are computed together, which rounds otherwise")
-    if not isinstance(path, PagedPath):
+    if not path.has_paged_attention:
         return Invariance(False, False, "PyTorch's operations round by what sequences share a step")
     reason = _of_paged(path, model, device, world_size)
     return Invariance(not reason, not reason, reason)
 
 
-def _of_paged(path: PagedPath, model: nn.Module, device: torch.device, world_size: int) -> str:
+def _of_paged(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> str:
     if device.type != "cpu":
         return "a GPU's matrix products are summed in another order for another number of tokens"
     if world_size > 1:

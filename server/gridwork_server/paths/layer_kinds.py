@@ -4,7 +4,7 @@ from typing import Any
 
 from gridwork_kernels.attention_choice import LayerDemands
 from gridwork_server.attention import LayerGeometry, LayerKey
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 
 def chunks_of(model: Any) -> dict[int, int]:

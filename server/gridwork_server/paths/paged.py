@@ -13,15 +13,17 @@ from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
 from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths import prefault
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
-from gridwork_server.paths.decode_graphs import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
+from gridwork_server.paths.decode_graphs import BlockSpace, DecodeGraphs, DecodeInputs, StepPlaces
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
+from gridwork_server.paths.sequence_table import DeviceTokens
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
-class PagedPath:
+class PagedPath(ModelPath):
     """Runs a model whose layers call our attention function."""
 
     name = "paged"
     shares_blocks = True
     takes_drafts = True
+    takes_device_tokens = True
+    takes_positions = True
+    allocates_cache = True
+    has_paged_attention = True
 
     def __init__(
         self,
@@ -109,7 +115,7 @@ class PagedPath:
         if lengths is not None and decode_sizes:
             decode_sizes = ()
             self.notes = [*self.notes, "decodes without graphs: rotary frequencies depend on each sequence's length"]
-        self._decodes = DecodeReplay(decode_sizes, self._run_decode, device) if decode_sizes else None
+        self._decodes = DecodeGraphs(decode_sizes, self._run_decode, device) if decode_sizes else None
 
     def _record(self) -> None:
         def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any) -> torch.Tensor:
@@ -221,17 +227,15 @@ class PagedPath:
         try:
             self._decodes.prepare(limits.max_sequences, space, window_space)
         except Exception as error:  # whatever a model's code does that a graph cannot hold
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = one_line(error, typed=True)
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray, late: LateTokens | None = None
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """See ModelPath. late: of the batch's input tokens."""
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """See ModelPath."""
         kept = wanted_tokens(batch, extra)
         if self.replays(len(batch.sequence_ids), len(batch.positions)):
-            logits = self.decode(batch, table, late)
+            logits = self.decode(batch, table)
             return logits if len(kept) == len(logits) else logits[to_device(kept, self._device)], kept
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
@@ -239,16 +243,11 @@ class PagedPath:
         rows = kept if len(kept) else batch.last[:1]
         lengths = table.call_lengths(batch) if self._lengths is not None else None
         step = self._step(batch, table)
-        logits = self._call(batch.input_ids, batch.positions, rows, step, late, lengths)[: len(kept)]
+        logits = self._call(batch.input_ids, batch.positions, rows, step, batch.device_tokens, lengths)[: len(kept)]
         if self._window_blocks is not None:
             # The next step may go on behind the last token that is no draft.
             self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
         return logits, kept
-
-    @property
-    def device(self) -> torch.device:
-        """That it runs on."""
-        return self._device
 
     def logits_at(self, batch: "StepBatch", table: "SequenceTable", positions: np.ndarray) -> torch.Tensor:
         """Logits `[T, vocab_size]` of all tokens by the model's own code, for checks. positions: int64 [T], what the
@@ -275,14 +274,16 @@ class PagedPath:
         finally:
             self._may_replay = True
 
-    def decode(self, batch: "StepBatch", table: "SequenceTable", late: LateTokens | None = None) -> torch.Tensor:
-        """Computes a step that it replays. late: of the batch's input tokens. Returns logits `[B, vocab_size]` of all
+    def decode(self, batch: "StepBatch", table: "SequenceTable") -> torch.Tensor:
+        """Computes a step that it replays. Returns logits `[B, vocab_size]` of all
         sequences, which the next step overwrites."""
         assert self._decodes is not None
         ends = batch.positions + 1
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, ends)
-        logits = self._decodes.run(batch.input_ids, batch.positions, self._decode_places(batch, table), late)
+        logits = self._decodes.run(
+            batch.input_ids, batch.positions, self._decode_places(batch, table), batch.device_tokens
+        )
         if self._window_blocks is not None:
             self._window_blocks.trim(batch.sequence_ids, ends)
         return logits
@@ -334,18 +335,18 @@ class PagedPath:
         positions: np.ndarray,
         kept: np.ndarray,
         step: Any,
-        late: LateTokens | None = None,
+        device_tokens: DeviceTokens | None = None,
         lengths: np.ndarray | None = None,
     ) -> torch.Tensor:
         """lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
         if lengths is not None and self._lengths is not None:
             if self._recorded is None:
                 with self._lengths.of(lengths):
-                    return self._call(input_ids, positions, kept, step, late)
+                    return self._call(input_ids, positions, kept, step, device_tokens)
             positions = self._lengths.rows(positions, lengths)
         tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
-        if late is not None:
-            late.put_into(tokens[0])
+        if device_tokens is not None:
+            device_tokens.put_into(tokens[0])
         return self._call_on_device(tokens, at, rows, step)
 
     def _call_on_device(

@@ -47,5 +47,5 @@ def populate(tensors: Iterable[torch.Tensor], most_bytes: int = MOST_BYTES, most
         refused = madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_POPULATE_WRITE)
         return 0 if refused else length
 
-    with ThreadPoolExecutor(torch.get_num_threads(), "first-pages") as pool:
+    with ThreadPoolExecutor(torch.get_num_threads(), "prefault") as pool:
         return sum(pool.map(ask, pieces))

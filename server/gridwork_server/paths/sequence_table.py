@@ -13,6 +13,23 @@ if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
 
 
+@dataclass(frozen=True)
+class DeviceTokens:
+    """Input tokens of a step that the step before has sampled, and that the host has not read yet."""
+
+    rows: np.ndarray
+    """int64: index of each among the step's tokens."""
+    tokens: torch.Tensor
+    """int64, on the device: all tokens that the step before has sampled."""
+    source: np.ndarray
+    """int64: index into `tokens` for each of the rows."""
+
+    def put_into(self, input_ids: torch.Tensor) -> None:
+        """Writes them over a step's input tokens. input_ids: int64, on the same device."""
+        rows, source = to_device(np.stack((self.rows, self.source)), input_ids.device)
+        input_ids.index_copy_(0, rows, self.tokens.index_select(0, source))
+
+
 @dataclass
 class StepBatch:
     """One step's tokens, flat. B sequences, T tokens."""
@@ -38,8 +55,10 @@ class StepBatch:
     samples: np.ndarray
     """bool [B]: whether the next token of the sequence is sampled now."""
     sampled: np.ndarray
-    """int64, ascending: the tokens of the batch behind which one is sampled: of a sequence that samples, the last known
-    one and its drafts."""
+    """int64, ascending: tokens of the batch after which one is sampled. Of a sequence that samples, these are the last
+    known token and its drafts."""
+    device_tokens: DeviceTokens | None = None
+    """Input tokens that are on the device alone; `input_ids` holds any value in their place."""
 
 
 class SequenceTable:
@@ -69,12 +88,9 @@ class SequenceTable:
         self.wants_prompt_logprobs[ids] = False
         self.failed[ids] = False
 
-    def expect_tokens(self, ids: np.ndarray) -> np.ndarray:
-        """Each of these sequences, int64 [B], has one more token, which is to be told by `set_tokens`. Returns where
-        the tokens stand, int64 [B]."""
-        positions = self.num_known[ids]
+    def expect_tokens(self, ids: np.ndarray) -> None:
+        """Makes room for one more token of each sequence, int64 [B]. `set_tokens` tells it later."""
         self.num_known[ids] += 1
-        return positions
 
     def set_tokens(self, ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
         """Tokens that were expected. int64 [B] each."""

@@ -39,11 +39,6 @@ class WindowBlocks:
         self._free = np.arange(self.num_blocks - 1, -1, -1, dtype=np.int32)
         self._num_free = self.num_blocks
 
-    @property
-    def num_used(self) -> int:
-        """Blocks that sequences hold."""
-        return self.num_blocks - self._num_free
-
     def reserve(self, ids: np.ndarray, ends: np.ndarray) -> None:
         """Takes blocks for all positions before `ends`. ids, ends: int64 [B]."""
         needed = -(-ends // self.block_size)

@@ -83,10 +83,6 @@ class SparseRows:
         self._lengths[rows] = lengths + ~found
         self._length_bound[self._row_of[sequence_ids]] = np.minimum(bounds + 1, self._vocab_size)
 
-    def allocated_bytes(self) -> int:
-        """Memory held on the device for tables, in use or not."""
-        return self._tokens.nbytes + self._values.nbytes + self._lengths.nbytes
-
     def _locate(self, sequence_ids: np.ndarray) -> tuple[torch.Tensor, int]:
         rows = self._row_of[sequence_ids]
         return to_device(rows, self._device), int(self._length_bound[rows].max())

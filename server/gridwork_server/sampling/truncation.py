@@ -61,17 +61,17 @@ def draw_truncated(
     for level in (*(size for size in levels if on_cpu and 4 * size <= vocab_size), vocab_size):
         last = level == vocab_size
         # More candidates than top-k keeps are needed, to see where its ties end.
-        tried = pending if last else pending[settings.top_k[pending] < level]
+        tried = pending if last else pending[settings.limits["top_k"][pending, 0] < level]
         if not len(tried):
             continue
-        done = torch.zeros(len(settings.top_k), dtype=torch.bool, device=rows.device)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         step = rows_per_chunk(logits, factor=16 if on_cpu else _SORTED_AT_ONCE)
         for start in range(0, len(tried), step):
             part = tried[start : start + step]
             values = logits if len(part) == len(logits) else logits.index_select(0, rows[part])
             cut = settings.take(part)
             kept = truncate(values, maxima[part, None], cut, level)
-            index, _ = pick(kept.weights, cut.uniform[:, None])
+            index, _ = pick(kept.weights, cut.uniform)
             result[part] = kept.tokens.gather(1, index)[:, 0]
             done[part] = kept.complete
         if last:
@@ -96,18 +96,18 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
 
     maxima: float32 [R, 1]. With a level of V every row is complete.
     """
-    inverse_temperature = settings.inverse_temperature[:, None]
-    has_top_k = (settings.top_k > 0)[:, None]
-    has_typical = (settings.typical_p < 1)[:, None]
-    has_top_p = (settings.top_p < 1)[:, None]
-    cuts = settings.cuts
+    inverse_temperature = settings.inverse_temperature
+    has_top_k = settings.has("top_k")
+    has_typical = settings.has("typical_p")
+    has_top_p = settings.has("top_p")
+    limits, cuts = settings.limits, settings.cuts
 
     scores = values
     totals = torch.zeros_like(maxima, dtype=torch.int64)
     surprises = torch.zeros_like(maxima)  # mean of (max - logit) / temperature: the entropy less a constant
-    if not cuts.only_top_k:
-        totals, surprises = _vocabulary_sums(values, maxima, inverse_temperature, cuts.typical_p)
-        if cuts.typical_p:
+    if "top_k" not in cuts.in_all:
+        totals, surprises = _vocabulary_sums(values, maxima, inverse_temperature, "typical_p" in cuts.in_some)
+        if "typical_p" in cuts.in_some:
             by_typicality = -_distance(values, maxima, inverse_temperature, surprises)
             scores = torch.where(has_typical & ~has_top_k, by_typicality, values)
 
@@ -116,13 +116,13 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
     complete = torch.ones_like(has_top_k)
     keep = torch.ones_like(weights, dtype=torch.bool)
 
-    if cuts.top_k:
-        kth = found.logits.gather(1, (settings.top_k[:, None] - 1).clamp(0, level - 1))
+    if "top_k" in cuts.in_some:
+        kth = found.logits.gather(1, (limits["top_k"] - 1).clamp(0, level - 1))
         keep &= ~has_top_k | (found.logits >= kth)
         if found.boundary is not None:
             complete &= ~has_top_k | (kth > found.boundary)
 
-    if cuts.typical_p:
+    if "typical_p" in cuts.in_some:
         kept = weights * keep
         totals = torch.where(has_top_k, kept.sum(1, keepdim=True), totals)
         means = _mean_surprise(found.logits, kept, maxima, inverse_temperature)
@@ -132,20 +132,20 @@ def truncate(values: torch.Tensor, maxima: torch.Tensor, settings: DrawSettings,
         # The most typical tokens up to and with the one that reaches the mass, and all as typical as that one.
         sorted_weights = kept.gather(1, by_distance)
         before = sorted_weights.cumsum(1) - sorted_weights
-        in_mass = before < settings.typical_p[:, None].to(torch.float64) * totals
-        limits = distances.gather(1, by_distance).masked_fill(~in_mass, -torch.inf).amax(1, keepdim=True)
-        keep &= ~has_typical | (distances <= limits)
+        in_mass = before < limits["typical_p"].to(torch.float64) * totals
+        farthest = distances.gather(1, by_distance).masked_fill(~in_mass, -torch.inf).amax(1, keepdim=True)
+        keep &= ~has_typical | (distances <= farthest)
         if found.boundary is not None:
-            complete &= ~has_typical | has_top_k | (-limits > found.boundary)
+            complete &= ~has_typical | has_top_k | (-farthest > found.boundary)
 
-    if cuts.top_p:
+    if "top_p" in cuts.in_some:
         kept = weights * keep
         mass = torch.where(has_top_k | has_typical, kept.sum(1, keepdim=True), totals)
         before = kept.cumsum(1) - kept
-        keep &= ~has_top_p | (before < settings.top_p[:, None].to(torch.float64) * mass)
+        keep &= ~has_top_p | (before < limits["top_p"].to(torch.float64) * mass)
 
     kept = weights * keep
-    floors = torch.ceil(settings.min_p[:, None].to(torch.float64) * kept.amax(1, keepdim=True)).to(torch.int64)
+    floors = torch.ceil(limits["min_p"].to(torch.float64) * kept.amax(1, keepdim=True)).to(torch.int64)
     kept.masked_fill_(kept < floors, 0)
     if found.boundary is not None:
         reached = ((kept > 0) & (found.logits <= found.boundary)).any(1, keepdim=True)

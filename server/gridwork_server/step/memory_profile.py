@@ -13,9 +13,8 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.memory import free_cuda_bytes
-from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.sequence_table import SequenceTable
-from gridwork_server.sampling import Sampler
+from gridwork_server.sampling import Sampler, costly_parameters
 
 if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import StepBatch
@@ -28,7 +27,7 @@ def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, dev
     """Bytes on the GPU that steps within these limits take beside the cache; 0 on CPUs, where the cache takes a share
     that leaves enough. The path has a cache of some size afterwards. Raises RuntimeError when there is not even memory
     for this."""
-    if device.type != "cuda" or not isinstance(path, PagedPath):
+    if device.type != "cuda" or not path.allocates_cache:
         return 0
     before = free_cuda_bytes(device)
     largest_steps(path, limits, vocab_size, device)
@@ -39,7 +38,7 @@ def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, dev
 
 
 @torch.inference_mode()
-def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
+def largest_steps(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
     """Runs the largest prefill, and samples for as many sequences as there can be; decode steps are recorded when the
     cache is allocated, which it stays."""
     block_size = limits.block_size_tokens
@@ -62,11 +61,8 @@ def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, 
 
 
 def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -> None:
-    """Samples for so many sequences, each of which asks for what takes memory."""
-    settings = pb.SamplingParameters(
-        temperature=1.5, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1, logit_bias_tokens=[0]
-    )
-    settings.logit_bias_values.append(1.0)
+    """Samples for as many sequences, each of which needs all stages that take memory."""
+    settings = costly_parameters()
     sampler = Sampler(count, vocab_size, device)
     for id in range(count):
         sampler.admit(id, np.zeros(1, dtype=np.int32), 1, settings, logprobs=True, top_n=_TOP_LOGPROBS)
