@@ -130,14 +130,15 @@ Attend = Callable[
 is causal."""
 
 
-def attention_function(
-    argument: str, biases: Iterable[str], attend: Attend
-) -> Callable[..., tuple[torch.Tensor, None]]:
-    """Makes a function of Transformers' attention interface. argument: keyword argument of `forward()` that the function
-    needs; biases: keyword arguments that would change the result, and that `attend` knows nothing of.
+AttentionFunction = Callable[..., tuple[torch.Tensor, None]]
 
-    The function takes query `[batch, heads, num_tokens, size]`, and key and value likewise with the KV heads. It raises
-    PathError for a call that `attend` could not compute.
+
+def attention_function(argument: str, biases: Iterable[str], attend: Attend) -> AttentionFunction:
+    """Makes a function of Transformers' attention interface.
+
+    argument: keyword argument of `forward()` that the function needs; biases: keyword arguments that would change the
+    result, and that `attend` does not handle. The function takes query `[batch, heads, num_tokens, size]`, and key and
+    value likewise with the KV heads. It raises PathError for a call that `attend` could not compute.
     """
 
     def forward(

@@ -1,4 +1,4 @@
-"""Loads an encoder of any architecture and finds out how to run it."""
+"""Loads an encoder of any architecture and selects how to run it."""
 
 import inspect
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder that is ready to run, and what was found out about it."""
+    """An encoder that is ready to run, and its properties."""
 
     model: Any
     config: "PretrainedConfig"
@@ -41,19 +41,19 @@ class LoadedEncoder:
     device: torch.device
     vocab_size: int
     embedding_size: int
-    """Numbers in a vector; 0 unless the task is to embed."""
+    """Size of a vector; 0 unless the task is to embed."""
     labels: list[str]
     """Empty unless the task is to classify or to rerank."""
     label_score: LabelScore
-    """How logits of labels become scores."""
+    """Function from logits of labels to scores."""
     max_input_tokens: int
-    """0 when nothing gives a limit."""
+    """Maximum number of tokens of an input; 0: no limit."""
     num_parameters: int
     weight_bytes: int
 
 
 def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
-    """content: of config.json. Raises ModelError."""
+    """Loads the model. content: of config.json. Raises ModelError."""
     if config.world_size > 1:
         raise ModelError(
             f"--task {task} runs on one shard, and {config.world_size} were asked for (or as many GPUs are visible); "
@@ -109,7 +109,7 @@ def _load(
 
     auto_class, arguments = _auto_class(model_config, task)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
+    logging.set_verbosity_error()  # `info` has all that Transformers would report
     try:
         model, info = auto_class.from_pretrained(
             config.model_path,
@@ -139,7 +139,7 @@ def _load(
             f"weights and config.json in {config.model_path} disagree in shape: {some(shapes)}; they are not "
             "of one model, download it again"
         )
-    # A pooler that a checkpoint does not have is not used to embed.
+    # Embedding does not use the pooler, which a checkpoint may lack.
     missing = [key for key in info["missing_keys"] if not (task == Task.EMBED and "pooler" in key)]
     if missing:
         raise ModelError(
@@ -152,7 +152,7 @@ def _load(
 
 
 def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict[str, Any]]:
-    """The class to load with, and further arguments for it."""
+    """Class to load with, and further arguments for it."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -161,7 +161,7 @@ def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict
     if task != Task.EMBED:
         return transformers.AutoModelForSequenceClassification, {}
     if model_config.is_encoder_decoder and type(model_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        # Some of these classes refuse a config that says otherwise.
+        # Some of these classes refuse a config of an encoder-decoder.
         model_config.is_encoder_decoder = False
         return MODEL_FOR_TEXT_ENCODING_MAPPING[type(model_config)], {}
     mapping = transformers.AutoModel._model_mapping
@@ -179,7 +179,7 @@ def _labels(model_config: "PretrainedConfig") -> list[str]:
 
 @torch.inference_mode()
 def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, config: ShardConfig) -> int:
-    """Makes one vector. Raises ModelError when the files of the folder do not fit together."""
+    """Size of a vector, found by making one. Raises ModelError when the files of the folder are not compatible."""
     from gridwork_server.encoder.batch import SequenceBatch
 
     batch = SequenceBatch.of([[1, 2]], device)
@@ -194,8 +194,8 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
 def _max_input_tokens(
     model_config: "PretrainedConfig", model: Any, selected: Selection, pooled: Pooling | None, folder: Path
 ) -> int:
-    """The smallest limit of those that there are: the model's positions, and sentence-transformers' `max_seq_length` or
-    else the tokenizer's `model_max_length`."""
+    """The smallest limit among the model's positions and sentence-transformers' `max_seq_length`, or else the
+    tokenizer's `model_max_length`."""
     limits: list[int | None] = []
     if selected.positions.capacity is not None:
         limits.append(selected.positions.capacity)
@@ -207,7 +207,7 @@ def _max_input_tokens(
 
 
 def _tokenizer_limit(folder: Path) -> int | None:
-    """`model_max_length`; tokenizers without a limit have a number there that is larger than any."""
+    """The tokenizer's `model_max_length`; None: no limit. Tokenizers without a limit have a huge number there."""
     try:
         limit = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Loads a model of any architecture that generates text, on the fastest path that it runs on."""
+"""Loads a model of any architecture that generates text, and chooses its fastest path."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedModel:
-    """A model that is ready to run, and what was found out about it."""
+    """A model that is ready to run, and its properties."""
 
     model: nn.Module
     config: "PretrainedConfig"
@@ -42,21 +42,21 @@ class LoadedModel:
     device: torch.device
     path: ModelPath
     path_reason: str
-    """Why not a faster one; empty for the fastest."""
+    """Why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     eos_token_ids: list[int]
     generation: GenerationDefaults
     max_context_tokens: int
-    """0 when the config gives no limit."""
+    """Maximum length of a sequence; 0: the config has no limit."""
     num_parameters: int
-    """Over all ranks."""
+    """Number of parameters over all ranks."""
     weight_bytes: int
-    """Over all ranks."""
+    """Memory of weights over all ranks."""
     notes: list[str]
     input_vocab_size: int = 0
-    """Rows of the embedding; 0 when it does not say."""
+    """Number of rows of the embedding; 0: unknown."""
     lengths: CallLengths | None = None
-    """What of the model depends on how many tokens are computed together."""
+    """Modules of the model that depend on how many tokens are computed together."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -131,7 +131,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
 
 
 def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Before weights are read: what can be told without them. Raises ModelError."""
+    """Checks the attention settings before weights are read. Raises ModelError."""
     from gridwork_kernels import attention_choice
 
     try:
@@ -146,7 +146,7 @@ def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.devi
 
 
 def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
-    """Of decode steps to record as CUDA graphs."""
+    """Numbers of sequences for which decode steps are recorded as CUDA graphs."""
     if device.type != "cuda":
         return ()
     if config.cuda_graphs is not None:
@@ -156,7 +156,7 @@ def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
 
 
 def _check_quantization(config: ShardConfig, device: torch.device) -> None:
-    """Before weights are read. Raises ModelError."""
+    """Checks `--quantize` before weights are read. Raises ModelError."""
     from gridwork_kernels import cpu_library
 
     if device.type != "cpu" or cpu_library.load() is None:
@@ -173,7 +173,7 @@ def _make_linears_plain(model: nn.Module) -> None:
 
 
 def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
-    """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
+    """Quantizes layers. Returns notes of it. Raises ModelError when no layer can be quantized."""
     from gridwork_kernels import experts, packed_linear, quantized_linear
 
     head = model.get_output_embeddings()
@@ -194,6 +194,7 @@ def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConf
 
 
 def dtype_of(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+    """Data type with this name; `auto` is that of the config, or float32."""
     if name != "auto":
         return getattr(torch, name)
     dtype = getattr(model_config, "dtype", None) or torch.float32
@@ -213,12 +214,12 @@ def _load_whole(
     model: nn.Module
     info: dict[str, Any]
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
+    logging.set_verbosity_error()  # `info` has all that Transformers would report
     try:
         try:
             model, info = _from_pretrained(model_class, model_config, config, dtype)
         except NotImplementedError:
-            # A model is built of tensors without data, and perhaps with an operation that needs this for them.
+            # The model is built of tensors without data. Some operations need these imports for such tensors.
             if not deferred_imports.import_effects():
                 raise
             model, info = _from_pretrained(model_class, model_config, config, dtype)
@@ -226,7 +227,7 @@ def _load_whole(
         raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
     except FileNotFoundError as error:
         raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
-    except Exception as error:  # whatever a config's values, and a model's own code, lead to
+    except Exception as error:  # a config's values and a model's own code may raise anything
         if quantized is not None:
             raise ModelError(f"{quantized}, and Transformers cannot load them: {one_line(error)}") from error
         raise ModelError(
@@ -255,7 +256,7 @@ def _load_whole(
 def _choose_compiled(
     model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: "RankGroup"
 ) -> Choice | None:
-    """The paged path with a compiled model, or None, with a warning and the model as it was, when that goes wrong."""
+    """Chooses the paged path with a compiled model. When that fails, warns, restores the model and returns None."""
     from gridwork_server.model.compile import Compiled, cache_folder
 
     folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
@@ -272,7 +273,7 @@ def _choose_compiled(
 def _from_pretrained(
     model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and which of its names and those in the files do not fit together."""
+    """The model, and the names of weights that differ between model and files."""
     loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
         config.model_path,
         config=model_config,
@@ -286,7 +287,7 @@ def _from_pretrained(
 
 
 def _use_own_layers(model: Any) -> list[str]:
-    """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
+    """Replaces layers by our own, on CPUs. Returns notes of it."""
     from gridwork_kernels import cpu_library, rms_norm
 
     notes = _use_own_linears(model)
@@ -318,10 +319,11 @@ def _use_own_experts(model: Any) -> list[str]:
 
 
 def _left_alone(layers: int) -> list[str]:
-    reason = "they compute something else than what they say of themselves"
-    return [f"experts of {layers} layers left as they are, since {reason}"] if layers else []
+    reason = "their output does not match their declared layout"
+    return [f"left the experts of {layers} layers unpacked: {reason}"] if layers else []
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters of a model, and their bytes."""
     parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)

@@ -1,4 +1,4 @@
-"""Finds the fastest path that a model runs on, by trying them in turn."""
+"""Finds the fastest path that a model runs on, by trying the paths in turn."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -41,23 +41,24 @@ class Choice:
 
     path: ModelPath
     reason: str
-    """Why not a faster one; empty for the fastest."""
+    """Why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     lengths: CallLengths | None = None
-    """What of the model depends on how many tokens are computed together."""
+    """Modules of the model that depend on how many tokens are computed together."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
     impl: str
     what: str
-    """For the log."""
+    """Description for the log."""
     paged: bool
     odd: bool
-    """Whether it is for models whose tokens with a cache are others than without: `generate()` is what counts there."""
+    """Whether the path is for models that give other tokens with a cache than without, so that it is compared with
+    `generate()`."""
     make: Callable[[], ModelPath]
     make_wide: Callable[[], ModelPath]
-    """The same for a model that is computed in float32 for a while."""
+    """Makes the same path for a model that is computed in float32 for a while."""
 
 
 def choose(
@@ -72,9 +73,7 @@ def choose(
     decode_sizes: Sequence[int] = (),
 ) -> Choice:
     """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
-    plain `forward()`. record: run recorded operations instead of a model's code, where that can be; block_size: what
-    the cache will have; decode_sizes: of decode steps that a paged path is to replay. Raises ModelError when none
-    works."""
+    plain `forward()`. record, block_size, decode_sizes: see PagedPath. Raises ModelError when no path works."""
     plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
     caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
     sequences = sample_tokens(_vocab_size(model))
@@ -158,7 +157,7 @@ def choose(
 
 
 _Check = Callable[..., None]
-"""Of differences, `found`, and the block size: see RoundingCheck."""
+"""Called with the differences, `found`, and the block size; see RoundingCheck."""
 
 
 def _compare_on_all_ranks(
@@ -169,7 +168,8 @@ def _compare_on_all_ranks(
     group: "RankGroup",
     check: _Check,
 ) -> None:
-    """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
+    """Compares a path with plain `forward()`. Rank 0, which alone has whole logits, decides. Raises PathError on all
+    ranks."""
     found: PathError | None = None
     try:
         _compare(path, expected, sequences, dtype, check)
@@ -186,7 +186,8 @@ def _compare(
     dtype: torch.dtype,
     check: _Check,
 ) -> None:
-    """Shortcuts that go wrong are given up for plain steps of the model's own code. Raises PathError."""
+    """Compares a path with plain `forward()`, and gives up its shortcuts one by one while they differ or fail. Raises
+    PathError when plain steps of the model's own code differ too."""
     block_size = path.check_block_size
     while True:
         try:
@@ -194,7 +195,7 @@ def _compare(
             if dtype != torch.float32:
                 check(found=differences, block_size=block_size)
             return
-        except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
+        except Exception as error:  # an operation may raise anything for arguments that were recorded wrongly
             shortcut = path.give_up_shortcut(one_line(error, typed=True))
             if shortcut is None:
                 raise

@@ -1,4 +1,4 @@
-"""What a request's logits depend on besides its own tokens, by path: for people to know what they can rely on."""
+"""Whether a request's logits depend on anything besides its own tokens, for people to know what they can rely on."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Invariance:
-    """Whether logits are the same to the bit. What is not promised may still hold."""
+    """Promises that logits are equal to the bit. Where nothing is promised, they may still be equal."""
 
     in_batch: bool
-    """Whatever other requests run beside a request."""
+    """Equal whatever other requests are in the batch."""
     when_replayed: bool
-    """However a request's tokens are divided into steps: as chunks of a prompt, after a preemption or a restart, behind
-    a cached prefix, as drafts."""
+    """Equal however a request's tokens are divided into steps: as chunks of a prompt, after a preemption or a restart,
+    after a cached prefix, as drafts."""
     reason: str
-    """Why not; empty when both hold."""
+    """Why a promise is not made; empty when both are."""
 
 
 def invariance_of(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> Invariance:
-    """What holds for a model on its path."""
+    """Invariance of a model on its path."""
     if path.name == "solo":
         if path.recomputes_alike:
             return Invariance(True, True, "")
@@ -53,7 +53,7 @@ def _of_paged(path: "ModelPath", model: nn.Module, device: torch.device, world_s
 
 
 def _foreign_layers(model: nn.Module) -> list[str]:
-    """Layers with matrices that no kernel of ours multiplies by."""
+    """Names of layers with matrices that PyTorch multiplies by, rather than kernels of ours."""
     ours: tuple[Any, ...] = (PackedLinear, QuantizedLinear, PackedExperts, nn.Embedding)
     return [
         name

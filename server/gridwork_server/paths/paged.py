@@ -1,4 +1,4 @@
-"""The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
+"""The fast path: one flat batch of tokens, with keys and values in blocks that the router hands out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -54,17 +54,18 @@ class PagedPath(ModelPath):
         decode_sizes: Sequence[int] = (),
         lengths: CallLengths | None = None,
     ) -> None:
-        """Runs one token through the model, to see what every layer writes to the cache. attention: name of an
-        implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be;
-        block_size: what the cache will have; decode_sizes: of decode steps to replay; lengths: the model's modules
-        that depend on how many tokens are computed together, if it has any. Raises PathError when the model cannot run
-        so, ModelError when the attention asked for cannot be used."""
+        """Runs one token through the model, to see what every layer writes to the cache.
+
+        attention: name of an implementation, or `auto`; record: run recorded operations instead of the model's code,
+        where possible; block_size: that of the cache; decode_sizes: numbers of sequences for which decode steps are
+        replayed; lengths: the model's modules that depend on how many tokens are computed together, if it has any.
+        Raises PathError when the model cannot run on this path, ModelError when the named attention cannot be used.
+        """
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
         self._lengths = lengths
         self._recorded: RecordedModel | None = None
         self.notes: list[str] = []
-        """For people to read: how it runs."""
         check_cache_kinds(model)
         if lengths is not None and lengths.by_call:
             raise PathError(f"rotary frequencies of {type(model).__name__} are those of a whole call")
@@ -75,7 +76,7 @@ class PagedPath(ModelPath):
         if not probe.layers:
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
         self.layers = probe.layers
-        """By layer: what it writes to the cache, on this rank."""
+        """Geometry of each layer, on this rank."""
         self._chunks = chunks_of(model)
         self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
         check_windows(model, self.layers, self._chunks)
@@ -90,7 +91,7 @@ class PagedPath(ModelPath):
             key: attention_choice.IMPLEMENTATIONS[name] for key, name in zip(self.layers, choice.names, strict=True)
         }
         self.check_block_size = block_size if device.type == "cuda" else 4
-        """Of the cache that it is checked with: on a GPU, implementations were chosen for blocks of their real size."""
+        """See ModelPath. On a GPU, implementations were chosen for the real block size."""
         element = torch.empty((), dtype=dtype).element_size()
         sizes = {
             key: layer.num_kv_heads * (layer.key_size + layer.value_size) * element
@@ -105,7 +106,7 @@ class PagedPath(ModelPath):
             window_tokens=max(windows.values()),
         )
         self._window_blocks: WindowBlocks | None = None
-        """None where windows are as long as the cache, and there is nothing to give back."""
+        """None where windows are as long as the cache, so that no block is freed early."""
         self._num_blocks = 0
         self._may_replay = True
         self._keys: dict[LayerKey, torch.Tensor] = {}
@@ -133,28 +134,27 @@ class PagedPath(ModelPath):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it runs recorded operations."""
+        """See ModelPath."""
         return self._recorded is not None
 
     @property
     def foreign_products(self) -> list[str]:
-        """Of recorded operations: those of PyTorch's that multiply matrices."""
+        """See ModelPath."""
         return self._recorded.foreign_products if self._recorded is not None else []
 
     @property
     def decode_sizes(self) -> list[int]:
-        """Sequences of the decode steps that it replays."""
+        """See ModelPath."""
         return self._decodes.sizes if self._decodes is not None else []
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the keys and values, those of layers that share them once."""
+        """See ModelPath. Keys and values that layers share count once."""
         caches = {id(cache): cache for cache in (*self._keys.values(), *self._values.values())}
         return sum(cache.nbytes for cache in caches.values())
 
     def give_up_shortcut(self, reason: str) -> str | None:
-        """Does without one of the ways in which it runs faster than by the model's own code. Returns which, None when
-        there is none left."""
+        """See ModelPath. Graphs go first, then recorded operations."""
         if self._decodes is not None:
             self._drop_decodes(reason)
             return "decode steps as they were recorded in graphs"
@@ -169,17 +169,17 @@ class PagedPath(ModelPath):
         self.notes = [*self.notes, f"decodes without graphs: {reason}"]
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. Blocks for padding lie behind the router's."""
-        # Dropped first, so that the memory can be had again.
+        """See ModelPath. Blocks for padding lie after the router's."""
+        # Dropped first, so that their memory is free again.
         self._keys, self._values = {}, {}
         self._num_blocks = num_blocks
         if self._decodes is not None:
             self._decodes.clear()
-        # Blocks of a pool of our own could not be shared: with a prefix cache all layers keep the whole context.
+        # Blocks of the shard's own pool cannot be shared: with a prefix cache all layers keep the whole context.
         window = 0 if limits.prefix_cache else self.needs.window_tokens
         self._window_blocks = None
         if window and most_in_use(window, limits) < num_blocks:
-            # As many as a table of the router's blocks has at most.
+            # As wide as a table of the router's blocks.
             longest = _longest(limits, num_blocks)
             self._window_blocks = WindowBlocks(window, limits, table_width(longest, limits.block_size_tokens) + 1)
         for index, layer in self.layers.items():
@@ -202,8 +202,7 @@ class PagedPath(ModelPath):
             self._prepare_decodes(limits, num_blocks)
 
     def spoil_cache(self, value: float) -> None:
-        """Fills what sequences may be given: keys with 0 and values with `value`, so that attending to what was not
-        written shows."""
+        """See ModelPath. Spare blocks stay as they are."""
         for key in self.layers:
             for cache, filling in ((self._keys[key], 0.0), (self._values[key], value)):
                 spare = SPARE_BLOCKS * (len(cache) // self._cache_blocks(key))
@@ -215,18 +214,18 @@ class PagedPath(ModelPath):
         return blocks + SPARE_BLOCKS
 
     def _prepare_decodes(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """A model that cannot be recorded runs its decodes like other steps."""
+        """Records decode steps. A model that cannot be recorded runs its decodes like other steps."""
         if self._decodes is None:
             return
         size = limits.block_size_tokens
-        # As wide as the table of all sequences: see SequenceTable.
+        # As wide as the block table of all sequences: see SequenceTable.
         space = BlockSpace(size, table_width(_longest(limits, num_blocks), size), num_blocks)
         window_space = None
         if (blocks := self._window_blocks) is not None:
             window_space = BlockSpace(size, space.max_blocks, blocks.null_block)
         try:
             self._decodes.prepare(limits.max_sequences, space, window_space)
-        except Exception as error:  # whatever a model's code does that a graph cannot hold
+        except Exception as error:  # a model's code may do anything that a graph cannot hold
             reason = one_line(error, typed=True)
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
@@ -245,13 +244,12 @@ class PagedPath(ModelPath):
         step = self._step(batch, table)
         logits = self._call(batch.input_ids, batch.positions, rows, step, batch.device_tokens, lengths)[: len(kept)]
         if self._window_blocks is not None:
-            # The next step may go on behind the last token that is no draft.
+            # The next step may begin right after the last token that is no draft.
             self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
         return logits, kept
 
     def logits_at(self, batch: "StepBatch", table: "SequenceTable", positions: np.ndarray) -> torch.Tensor:
-        """Logits `[T, vocab_size]` of all tokens by the model's own code, for checks. positions: int64 [T], what the
-        model is told, while keys are kept where the batch says."""
+        """See ModelPath."""
         tokens, at, rows = (
             to_device(array, self._device)
             for array in (batch.input_ids[None], positions[None], np.arange(len(positions)))
@@ -262,12 +260,12 @@ class PagedPath(ModelPath):
             return self._call_model(tokens, at, rows, self._step(batch, table))[0]
 
     def replays(self, num_sequences: int, num_tokens: int) -> bool:
-        """Whether a step of so many sequences and tokens is one of the decode steps that it replays."""
+        """Whether a step with these numbers of sequences and tokens is replayed."""
         return self._decodes is not None and self._may_replay and self._decodes.takes(num_sequences, num_tokens)
 
     @contextmanager
     def without_replays(self) -> Iterator[None]:
-        """Runs decode steps like others meanwhile."""
+        """See ModelPath."""
         self._may_replay = False
         try:
             yield
@@ -275,8 +273,7 @@ class PagedPath(ModelPath):
             self._may_replay = True
 
     def decode(self, batch: "StepBatch", table: "SequenceTable") -> torch.Tensor:
-        """Computes a step that it replays. Returns logits `[B, vocab_size]` of all
-        sequences, which the next step overwrites."""
+        """Replays a step. Returns logits `[B, vocab_size]` of all sequences, which the next step overwrites."""
         assert self._decodes is not None
         ends = batch.positions + 1
         if self._window_blocks is not None:
@@ -320,7 +317,7 @@ class PagedPath(ModelPath):
         return self._call_on_device(inputs.input_ids, inputs.position_ids, inputs.kept, step)
 
     def release(self, ids: np.ndarray) -> None:
-        """See ModelPath. Other blocks are the router's."""
+        """See ModelPath. Only blocks of windows are freed here; the others are the router's."""
         if self._window_blocks is not None:
             self._window_blocks.release(np.unique(ids))
 
@@ -338,7 +335,7 @@ class PagedPath(ModelPath):
         device_tokens: DeviceTokens | None = None,
         lengths: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
+        """Runs the model over a flat batch. lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
         if lengths is not None and self._lengths is not None:
             if self._recorded is None:
                 with self._lengths.of(lengths):
@@ -359,7 +356,7 @@ class PagedPath(ModelPath):
     def _call_model(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
     ) -> torch.Tensor:
-        """Logits `[1, K, vocab_size]`."""
+        """Runs the model's own code. Returns logits `[1, K, vocab_size]`."""
         arguments: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_logits else {}
         out = self._model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments, **{ARGUMENT: step}
@@ -369,17 +366,17 @@ class PagedPath(ModelPath):
 
 
 def _longest(limits: "pb.WarmupRequest", num_blocks: int) -> int:
-    """Tokens that a sequence may come to, those of a step in flight included; see SequenceTable."""
+    """Maximum number of tokens of a sequence, those of a step in flight included; see SequenceTable."""
     return (limits.max_total_tokens or num_blocks * limits.block_size_tokens) + 2
 
 
 def table_width(num_tokens: int, block_size: int) -> int:
-    """Blocks of so many tokens."""
+    """Number of blocks that hold `num_tokens` tokens."""
     return -(-num_tokens // block_size)
 
 
 def _places(tables: np.ndarray, batch: "StepBatch", width: int, block_size: int) -> StepPlaces:
-    """Where a step's tokens lie by tables of all sequences, int32 `[max_sequences, max_blocks]`."""
+    """Places of a step's tokens. tables: block tables of all sequences, int32 `[max_sequences, max_blocks]`."""
     own = np.ascontiguousarray(tables[batch.sequence_ids, :width])
     of_token = own[batch.row, batch.positions // block_size].astype(np.int64)
     return StepPlaces(own, of_token * block_size + batch.positions % block_size)

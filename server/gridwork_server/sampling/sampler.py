@@ -133,7 +133,7 @@ class Sampler:
         return Sampled(tokens, maxima, report)
 
     def _count(self, token_ids: np.ndarray, num_prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct tokens of a sequence, and how often each was generated."""
+        """Distinct tokens of a sequence, with the number of times each was generated."""
         token_ids = np.asarray(token_ids, dtype=np.int64)
         inside = (token_ids >= 0) & (token_ids < self._vocab_size)
         generated = np.arange(len(token_ids)) >= num_prompt_tokens
@@ -141,7 +141,7 @@ class Sampler:
         return distinct, np.bincount(index, weights=generated[inside], minlength=len(distinct)).astype(np.int32)
 
     def _sum_biases(self, tokens: np.ndarray, values: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct tokens of a bias, those named twice with the sum of their values."""
+        """Distinct tokens of a bias. Values of a token that is named twice are added."""
         inside = (tokens >= 0) & (tokens < self._vocab_size)
         distinct, index = np.unique(tokens[inside], return_inverse=True)
         summed = np.zeros(len(distinct), dtype=np.float32)
@@ -156,7 +156,8 @@ class Sampler:
             logits[places] = logits[places] + biases
 
     def _apply_penalties(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
-        """Repetition: N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency, presence: OpenAI's API reference."""
+        """Formulas: repetition, N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency and presence, OpenAI's API
+        reference."""
         rows = rows[self._counts.has_entries(sequence_ids[rows])]
         if len(rows):
             ids = sequence_ids[rows]

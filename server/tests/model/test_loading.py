@@ -170,5 +170,5 @@ def test_unpacked_experts_are_noted(quantize: str | None, tmp_path: Path, monkey
     plain = Qwen3MoeExperts.forward
     monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *values: 2 * plain(self, *values))
     notes = load_folder(models.save("qwen3_moe", tmp_path), quantize=quantize).notes
-    assert [note for note in notes if note.startswith("experts of 2 layers left as they are, since ")]
+    assert [note for note in notes if note.startswith("left the experts of 2 layers unpacked: ")]
     assert not [note for note in notes if note.startswith("experts of 2 layers packed")]
