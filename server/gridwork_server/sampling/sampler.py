@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.row_maxima import row_maxima
+from gridwork_kernels.argmax import argmax
 from gridwork_server.sampling.draw import Cuts, DrawSettings, draw_untruncated
 from gridwork_server.sampling.philox import uniforms
 from gridwork_server.sampling.sampled import Observed, Sampled, SampleOutput
@@ -116,7 +116,7 @@ class Sampler:
         logits = logits.contiguous()
         features = self._features[sequence_ids]
         if not features.any():
-            return Sampled(*row_maxima(logits))
+            return Sampled(*argmax(logits))
         wanted = int(np.bitwise_or.reduce(features, initial=0))
         observed = Observed.of(logits, np.nonzero(features & _LOGPROBS)[0]) if wanted & _LOGPROBS else None
         if wanted & _BIASED:
@@ -124,7 +124,7 @@ class Sampler:
         if wanted & _PENALIZED:
             self._apply_penalties(logits, np.nonzero(features & _PENALIZED)[0], sequence_ids)
 
-        tokens, maxima = row_maxima(logits)
+        tokens, maxima = argmax(logits)
         if wanted & _RANDOM:
             drawn = features & (_RANDOM | _TRUNCATED)
             for kind, draw in ((_RANDOM, draw_untruncated), (_RANDOM | _TRUNCATED, draw_truncated)):

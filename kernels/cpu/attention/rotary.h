@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "activations.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
+#include "rowwise/activations.h"
 
 namespace {
 
@@ -56,9 +56,9 @@ Tensor scale_of(const Tensor x, double factor, bool divide) {
 
 void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
                                 void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
-    by_activation<T>(kind, [&](const auto& function) {
+    dispatch_activation<T>(kind, [&](const auto& function) {
       over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
         const Vec a = load_some(gates + r * gate.stride + i, left), b = load_some(ups + r * up.stride + i, left);
         return gated<T>(a, b, function);
@@ -68,9 +68,9 @@ void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int
 }
 
 void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width, int64_t kind, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T* from = static_cast<const T*>(x.data);
-    by_any_activation<T>(kind, [&](const auto& function) {
+    dispatch_any_activation<T>(kind, [&](const auto& function) {
       over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
         return function(load_some(from + r * x.stride + i, left));
       });
@@ -79,7 +79,7 @@ void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width
 }
 
 void gridwork::scale(Type type, const Rows& x, int64_t count, int64_t width, float factor, bool divide, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T* from = static_cast<const T*>(x.data);
     const Vec by = set1(factor);
     over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {

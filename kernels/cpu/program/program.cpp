@@ -17,10 +17,10 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels.h"
-#include "matrix_unit.h"
-#include "scratch.h"
-#include "thread_pool.h"
+#include "common/amx.h"
+#include "common/kernels.h"
+#include "common/scratch.h"
+#include "common/thread_pool.h"
 
 namespace {
 
@@ -68,27 +68,27 @@ Times* times = nullptr;
 size_t value_bytes(Type type) { return type == Type::float32 ? 4 : 2; }
 
 // Tokens whose values fill whole cache lines, whatever their size.
-constexpr int64_t kTokensTogether = 64;
-int64_t filled_up(int64_t tokens) { return (tokens + kTokensTogether - 1) / kTokensTogether * kTokensTogether; }
+constexpr int64_t kTokenAlignment = 64;
+int64_t rounded_up(int64_t tokens) { return (tokens + kTokenAlignment - 1) / kTokenAlignment * kTokenAlignment; }
 
 // Tokens of a block of a stretch: as many rows as linear layers multiply with all their weights before the next ones, and
 // so many at least. A matrix unit has computed fewer rows before the weights are there, which every block reads.
-#if defined(GRIDWORK_MATRIX_UNIT)
-constexpr int64_t kMostInBlock = 320, kLeastInBlock = 192;
+#if defined(GRIDWORK_AMX)
+constexpr int64_t kMaxBlockTokens = 320, kMinBlockTokens = 192;
 #else
-constexpr int64_t kMostInBlock = 96, kLeastInBlock = 32;
+constexpr int64_t kMaxBlockTokens = 96, kMinBlockTokens = 32;
 #endif
 
 // A call's tokens in blocks, each for one thread. Where each thread has several, there are twice as many of the last ones,
 // half as long: cores are not equally fast at all times, and the slower one has less to finish then while the others wait.
-class Cut {
+class TokenBlocks {
  public:
-  explicit Cut(int64_t tokens) : tokens_(tokens) {
-    const int64_t threads = num_threads(), least = (tokens + kMostInBlock - 1) / kMostInBlock;
+  explicit TokenBlocks(int64_t tokens) : tokens_(tokens) {
+    const int64_t threads = num_threads(), least = (tokens + kMaxBlockTokens - 1) / kMaxBlockTokens;
     const int64_t equal = (least + threads - 1) / threads * threads;
-    if (tokens / equal < kLeastInBlock) return;
+    if (tokens / equal < kMinBlockTokens) return;
     whole_ = equal, halves_ = 2 * equal;
-    if (equal > threads && tokens / halves_ >= kLeastInBlock) whole_ -= threads;
+    if (equal > threads && tokens / halves_ >= kMinBlockTokens) whole_ -= threads;
   }
 
   // 1: all tokens are left together.
@@ -107,16 +107,16 @@ struct Program {
   // Of our own slots, bytes for each token: `before` it among those that last from stretch to stretch, or `~before`
   // among those of one stretch alone.
   std::vector<int64_t> places;
-  int64_t lasting_bytes, passing_bytes;  // of all of them, for each token
+  int64_t persistent_bytes, temporary_bytes;  // of all of them, for each token
   Scratch own;  // memory of the lasting ones, and of the others where a stretch is not cut
 };
 
 // Where the tokens lie that are computed: all of a call, or a block of them.
 struct Memory {
-  char* lasting;
-  int64_t lasting_tokens;  // of the call, filled up
-  char* passing;
-  int64_t passing_tokens;  // of the block, filled up
+  char* persistent;
+  int64_t persistent_tokens;  // of the call, filled up
+  char* temporary;
+  int64_t temporary_tokens;  // of the block, filled up
   int64_t first;           // token
   int64_t tokens;
 };
@@ -158,8 +158,8 @@ class Reader {
     const int64_t slot = number();
     if (slot < program_.num_external) return {static_cast<char*>(call_.external[slot]), memory_.first};
     const int64_t place = program_.places[static_cast<size_t>(slot - program_.num_external)];
-    if (place < 0) return {memory_.passing + ~place * memory_.passing_tokens, 0};
-    return {memory_.lasting + place * memory_.lasting_tokens, memory_.first};
+    if (place < 0) return {memory_.temporary + ~place * memory_.temporary_tokens, 0};
+    return {memory_.persistent + place * memory_.persistent_tokens, memory_.first};
   }
   const Layout& layout() { return call_.layouts[number()]; }
 
@@ -346,16 +346,16 @@ void run_operations(Reader& in, Times* spent) {
 // The operations in [begin, end), which compute each token by itself, block by block.
 //   spent: as for run_operations; what the blocks take at the same time is divided by their threads.
 void run_stretch(const Program& program, const Call& call, const int64_t* begin, const int64_t* end,
-                 const Memory& memory, const Cut& cut, Times* spent) {
+                 const Memory& memory, const TokenBlocks& cut, Times* spent) {
   std::vector<Times> of_blocks(spent != nullptr ? static_cast<size_t>(cut.blocks()) : 0);
   parallel_for(cut.blocks(), 1, [&](int64_t from, int64_t to) {
     thread_local Scratch scratch;
     for (int64_t block = from; block < to; ++block) {
       Memory own = memory;
       own.first = cut.first(block), own.tokens = cut.first(block + 1) - own.first;
-      own.passing_tokens = filled_up(own.tokens);
-      const auto bytes = static_cast<size_t>(program.passing_bytes * own.passing_tokens);
-      own.passing = reinterpret_cast<char*>(scratch.floats(bytes / sizeof(float)));
+      own.temporary_tokens = rounded_up(own.tokens);
+      const auto bytes = static_cast<size_t>(program.temporary_bytes * own.temporary_tokens);
+      own.temporary = reinterpret_cast<char*>(scratch.floats(bytes / sizeof(float)));
       Reader in(program, call, begin, end, own);
       run_operations(in, spent != nullptr ? &of_blocks[static_cast<size_t>(block)] : nullptr);
     }
@@ -363,8 +363,8 @@ void run_stretch(const Program& program, const Call& call, const int64_t* begin,
   if (spent == nullptr) return;
   for (int64_t operation = 0; operation < kCount; ++operation) {
     spent->calls[operation] += of_blocks[0].calls[operation];
-    for (const Times& each : of_blocks) {
-      spent->seconds[operation] += each.seconds[operation] / static_cast<double>(std::min(cut.blocks(), num_threads()));
+    for (const Times& block : of_blocks) {
+      spent->seconds[operation] += block.seconds[operation] / static_cast<double>(std::min(cut.blocks(), num_threads()));
     }
   }
 }
@@ -375,8 +375,8 @@ extern "C" {
 
 // code: `length` numbers. places: of `num_own` slots, as the bytes; see Program.
 void* gridwork_program_new(const int64_t* code, int64_t length, int64_t num_external, const int64_t* places,
-                           int64_t num_own, int64_t lasting_bytes, int64_t passing_bytes) {
-  return new Program{{code, code + length}, num_external, {places, places + num_own}, lasting_bytes, passing_bytes, {}};
+                           int64_t num_own, int64_t persistent_bytes, int64_t temporary_bytes) {
+  return new Program{{code, code + length}, num_external, {places, places + num_own}, persistent_bytes, temporary_bytes, {}};
 }
 
 void gridwork_program_delete(void* program) { delete static_cast<Program*>(program); }
@@ -386,11 +386,11 @@ void gridwork_program_run(void* program_memory, const void* call_memory) {
   const Call& call = *static_cast<const Call*>(call_memory);
   if (call.tokens == 0) return;
   Program& program = *static_cast<Program*>(program_memory);
-  const Cut cut(call.tokens);
-  const int64_t tokens = filled_up(call.tokens);
-  const int64_t lasting = program.lasting_bytes * tokens, passing = cut.blocks() > 1 ? 0 : program.passing_bytes * tokens;
-  char* const own = reinterpret_cast<char*>(program.own.floats(static_cast<size_t>(lasting + passing) / sizeof(float)));
-  const Memory memory{own, tokens, own + lasting, tokens, 0, call.tokens};
+  const TokenBlocks cut(call.tokens);
+  const int64_t tokens = rounded_up(call.tokens);
+  const int64_t persistent = program.persistent_bytes * tokens, temporary = cut.blocks() > 1 ? 0 : program.temporary_bytes * tokens;
+  char* const own = reinterpret_cast<char*>(program.own.floats(static_cast<size_t>(persistent + temporary) / sizeof(float)));
+  const Memory memory{own, tokens, own + persistent, tokens, 0, call.tokens};
   const int64_t* const end = program.code.data() + program.code.size();
   for (const int64_t* at = program.code.data(); at != end;) {
     const int64_t length = *at++;

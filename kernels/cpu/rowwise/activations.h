@@ -4,7 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -65,7 +65,7 @@ struct GeluTanhInSteps {
 
 // Calls body with the function of values of type T: 0 SiLU, 1 GELU by tanh, 2 GELU.
 template <typename T, typename F>
-void by_activation(int64_t kind, const F& body) {
+void dispatch_activation(int64_t kind, const F& body) {
   if (kind == 0) body(Silu<T>());
   else if (kind == 1) body(GeluTanh<T>());
   else body(Gelu());
@@ -73,10 +73,10 @@ void by_activation(int64_t kind, const F& body) {
 
 // As by_activation, of values of type T, with those that no layer is gated by.
 template <typename T, typename F>
-void by_any_activation(int64_t kind, const F& body) {
+void dispatch_any_activation(int64_t kind, const F& body) {
   if (kind == 3) body(Relu());
   else if (kind == 4) body(GeluTanhInSteps<T>());
-  else by_activation<T>(kind, body);
+  else dispatch_activation<T>(kind, body);
 }
 
 // activation(gate) * up of values of type T, rounded where the plain form in PyTorch rounds but for the result.

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -12,7 +12,7 @@ enum class Type : int64_t { float32, bfloat16, float16 };
 
 // Calls `body` with a null pointer to the C++ type.
 template <typename F>
-void by_type(Type type, const F& body) {
+void dispatch_type(Type type, const F& body) {
   switch (type) {
     case Type::bfloat16: return body(static_cast<bf16*>(nullptr));
     case Type::float16: return body(static_cast<f16*>(nullptr));
