@@ -276,7 +276,7 @@ void gridwork::grouped_linear(Type type, const void* x, const Groups& groups, in
 }
 
 void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights,
-                            int64_t kind, void* halves, void* out) {
+                            Activation kind, void* halves, void* out) {
   const int64_t width = weights.features / 2;
 #if defined(GRIDWORK_AMX)
   // Few rows wait for the weights, which the other form reads from one end to the other; not measured with these columns.

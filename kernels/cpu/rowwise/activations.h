@@ -4,6 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/kernels.h"
 #include "common/simd.h"
 
 namespace gridwork {
@@ -63,19 +64,19 @@ struct GeluTanhInSteps {
   }
 };
 
-// Calls body with the function of values of type T: 0 SiLU, 1 GELU by tanh, 2 GELU.
+// Calls body with the function for values of type T, of those that gate linear layers.
 template <typename T, typename F>
-void dispatch_activation(int64_t kind, const F& body) {
-  if (kind == 0) body(Silu<T>());
-  else if (kind == 1) body(GeluTanh<T>());
+void dispatch_activation(Activation kind, const F& body) {
+  if (kind == Activation::silu) body(Silu<T>());
+  else if (kind == Activation::gelu_tanh) body(GeluTanh<T>());
   else body(Gelu());
 }
 
-// As by_activation, of values of type T, with those that no layer is gated by.
+// As dispatch_activation, for all activations.
 template <typename T, typename F>
-void dispatch_any_activation(int64_t kind, const F& body) {
-  if (kind == 3) body(Relu());
-  else if (kind == 4) body(GeluTanhInSteps<T>());
+void dispatch_any_activation(Activation kind, const F& body) {
+  if (kind == Activation::relu) body(Relu());
+  else if (kind == Activation::gelu_tanh_in_steps) body(GeluTanhInSteps<T>());
   else dispatch_activation<T>(kind, body);
 }
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.argmax import argmax
+from gridwork_kernels.device_copies import to_device
 from gridwork_server.sampling.draw import Cuts, DrawSettings, draw_untruncated
 from gridwork_server.sampling.philox import uniforms
 from gridwork_server.sampling.sampled import Observed, Sampled, SampleOutput
