@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from gridwork_kernels import paged_attention
+from gridwork_kernels import cpu_attention
 from gridwork_kernels.experts import PackedExperts
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
@@ -151,13 +151,13 @@ def test_every_error_planted_in_cohorts_is_found_in_16_bits(error: str, loaded: 
 @contextlib.contextmanager
 def _in_kernels_of_16_bits(change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Changes the results of attention in bfloat16, but not in float32."""
-    plain = paged_attention.CpuAttention.attend
+    plain = cpu_attention.CpuAttention.attend
 
     def attend(self: Any, query: torch.Tensor, *arguments: Any) -> torch.Tensor:
         out = plain(self, query, *arguments)
         return change(out) if query.dtype == torch.bfloat16 else out
 
-    with patch.object(paged_attention.CpuAttention, "attend", attend):
+    with patch.object(cpu_attention.CpuAttention, "attend", attend):
         yield
 
 

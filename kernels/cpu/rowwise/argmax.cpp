@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
-#include "scratch.h"
-#include "simd.h"
-#include "thread_pool.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "common/thread_pool.h"
 
 namespace {
 
@@ -37,8 +37,8 @@ float largest(const float* values, int64_t count) {
 
 }  // namespace
 
-// See `gridwork_kernels/row_maxima.py`. values: [rows, width], rows `stride` values apart.  indices, maxima: [rows].
-extern "C" void gridwork_row_maxima(const float* values, int64_t rows, int64_t width, int64_t stride, int64_t* indices,
+// See `gridwork_kernels/argmax.py`. values: [rows, width], rows `stride` values apart.  indices, maxima: [rows].
+extern "C" void gridwork_argmax(const float* values, int64_t rows, int64_t width, int64_t stride, int64_t* indices,
                                     float* maxima) {
   const int64_t parts = (width + kPart - 1) / kPart;
   thread_local Scratch scratch;

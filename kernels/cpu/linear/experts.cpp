@@ -8,10 +8,10 @@
 #include <optional>
 #include <vector>
 
-#include "scratch.h"
-#include "simd.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
 
 namespace {
 
@@ -79,7 +79,7 @@ Tensor experts_in_of(const Tensor x, const Tensor index, const Tensor packed, st
   const int64_t K = values.size(-1), pairs = routing.pairs();
   Tensor out = torch::stable::new_empty(values, {pairs, features});
   if (pairs == 0) return out;
-  by_type(type_of(values), [&]<typename T>(T*) {
+  dispatch_type(type_of(values), [&]<typename T>(T*) {
     thread_local Scratch scratch;
     T* rows = reinterpret_cast<T*>(scratch.floats((static_cast<size_t>(pairs * K) * sizeof(T) + 3) / 4));
     const T* from = data<T>(values);
@@ -127,7 +127,7 @@ Tensor experts_out_of(const Tensor x, const Tensor index, const Tensor weights, 
   const Routing routing(experts, packed.size(0));
   Tensor out = torch::stable::new_empty(values, {routing.tokens(), features});
   if (routing.pairs() == 0) return out;
-  by_type(type_of(values), [&]<typename T>(T*) {
+  dispatch_type(type_of(values), [&]<typename T>(T*) {
     thread_local Scratch scratch;
     const size_t room = static_cast<size_t>(routing.pairs() * features);
     T* rows = reinterpret_cast<T*>(scratch.floats((room * sizeof(T) + 3) / 4));

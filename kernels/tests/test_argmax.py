@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_library
-from gridwork_kernels.row_maxima import reference, row_maxima
+from gridwork_kernels.argmax import argmax, reference
 
 pytestmark = pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 
@@ -40,6 +40,6 @@ def test_rows_that_lie_apart() -> None:
 
 def _check(logits: torch.Tensor) -> None:
     expected = reference(logits) if logits.numel() else (torch.empty(0, dtype=torch.int64), torch.empty(0))
-    for got, wanted in zip(row_maxima(logits), expected, strict=True):
+    for got, wanted in zip(argmax(logits), expected, strict=True):
         assert got.dtype == wanted.dtype and torch.equal(got.nan_to_num(1.5), wanted.nan_to_num(1.5))
         assert torch.equal(got.isnan(), wanted.isnan())

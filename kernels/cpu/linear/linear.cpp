@@ -16,12 +16,12 @@
 #include <optional>
 #include <vector>
 
-#include "linear_tiles.h"
-#include "pieces.h"
-#include "scratch.h"
-#include "simd.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
+#include "common/work_split.h"
+#include "linear/linear_tiles.h"
 
 namespace {
 
@@ -56,7 +56,7 @@ const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
 
 // Values that are multiplied together, one of each kDepth.
 template <typename X, int64_t DEPTH>
-struct Together {
+struct Interleaved {
   X values[DEPTH];
 };
 
@@ -75,8 +75,8 @@ inline int64_t interleave_strip(const float* from, int64_t stride, int64_t rows,
     // Each quarter of the i-th has the four rows of k = 4 * quarter + i.
     const __m512d four[] = {_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd), _mm512_unpacklo_pd(ab_high, cd_high),
                             _mm512_unpackhi_pd(ab_high, cd_high)};
-    each<4>([&](auto i) GRIDWORK_INLINE_LAMBDA {
-      each<4>([&](auto quarter) GRIDWORK_INLINE_LAMBDA {
+    unroll<4>([&](auto i) GRIDWORK_INLINE_LAMBDA {
+      unroll<4>([&](auto quarter) GRIDWORK_INLINE_LAMBDA {
         const __m512 rows_of_k = _mm512_castpd_ps(four[i]);
         _mm_storeu_ps(to + (4 * quarter + i) * kRows + row, _mm512_extractf32x4_ps(rows_of_k, quarter));
       });
@@ -122,14 +122,14 @@ void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* t
 // own memory. Rows far apart would push each other out of the L1 cache, and their pages out of the TLB.
 //   first_tile: of each part; parts of few rows have none.
 template <typename W, typename X>
-const X* in_tiles(const X* x, const std::vector<Part>& parts, int64_t K, std::vector<int64_t>& first_tile) {
-  using Group = Together<X, kDepth<W>>;
+const X* in_tiles(const X* x, const std::vector<GroupRows>& parts, int64_t K, std::vector<int64_t>& first_tile) {
+  using Group = Interleaved<X, kDepth<W>>;
   thread_local Scratch scratch;
   struct TileRows {
     int64_t first, count;
   };
   std::vector<TileRows> tiles;
-  for (const Part& part : parts) {
+  for (const GroupRows& part : parts) {
     first_tile.push_back(static_cast<int64_t>(tiles.size()));
     for (int64_t tile = 0; part.rows > kFewRows && tile < num_tiles(part.rows); ++tile) {
       const int64_t first = first_row(tile, part.rows);
@@ -150,22 +150,22 @@ const X* in_tiles(const X* x, const std::vector<Part>& parts, int64_t K, std::ve
   return copy;
 }
 
-#if defined(GRIDWORK_MATRIX_UNIT)
+#if defined(GRIDWORK_AMX)
 template <typename Out>
-void run_on_unit(const bf16* in, const std::vector<Part>& parts, int64_t padded, const PackedWeights& weights, Out* out) {
-  std::vector<UnitRows> rows;
-  for (const Part& part : parts) rows.emplace_back(in + part.begin * padded, part.rows, padded, parts.size() == 1);
+void run_on_amx(const bf16* in, const std::vector<GroupRows>& parts, int64_t padded, const PackedWeights& weights, Out* out) {
+  std::vector<AmxRows> rows;
+  for (const GroupRows& part : parts) rows.emplace_back(in + part.begin * padded, part.rows, padded, parts.size() == 1);
   // Few rows: four panels, which are computed together when there is one row.
-  const int64_t least = parts[0].rows <= FewRowsProduct<Out>::kMostRows ? 4 : 1;
-  in_pieces_of(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
-    const Part& part = parts[at];
+  const int64_t least = parts[0].rows <= FewRowsProduct<Out>::kMaxRows ? 4 : 1;
+  parallel_group_pieces(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
+    const GroupRows& part = parts[at];
     const PackedWeights own = weights.of(part.group, kPanel * kDepth<bf16>);
     const PanelColumns<Out> columns{static_cast<const bf16*>(own.values), own.bias, out + part.begin * own.features,
                                     padded, own.features};
-    if (part.rows <= FewRowsProduct<Out>::kMostRows) {
+    if (part.rows <= FewRowsProduct<Out>::kMaxRows) {
       FewRowsProduct<Out>(in + part.begin * padded, part.rows, columns).run(begin, end);
     } else {
-      UnitProduct<PanelColumns<Out>>(rows[at], columns).run(begin, end);
+      AmxProduct<PanelColumns<Out>>(rows[at], columns).run(begin, end);
     }
   });
 }
@@ -173,20 +173,20 @@ void run_on_unit(const bf16* in, const std::vector<Part>& parts, int64_t padded,
 
 template <typename X, typename W, typename Out>
 void run(const X* x, const Groups& groups, int64_t K, const PackedWeights& weights, Out* out) {
-  using In = Multiplied<X, W>;
+  using In = ProductType<X, W>;
   const int64_t padded = weights.groups * kDepth<W>;
-  const std::vector<Part> parts = parts_of(groups);
+  const std::vector<GroupRows> parts = groups_with_rows(groups);
   if (parts.empty()) return;
   const In* in = rows_as<In>(x, groups.begins[groups.count], K, padded);
-#if defined(GRIDWORK_MATRIX_UNIT)
-  if constexpr (std::is_same_v<In, bf16>) return run_on_unit(in, parts, padded, weights, out);
+#if defined(GRIDWORK_AMX)
+  if constexpr (std::is_same_v<In, bf16>) return run_on_amx(in, parts, padded, weights, out);
 #endif
   const int64_t most = parts[0].rows, fewest = parts.back().rows;
   std::vector<int64_t> first_tile;
   const In* tiles = most > kFewRows ? in_tiles<W>(in, parts, padded, first_tile) : nullptr;
   // Few rows: four panels at least, which are computed together when there is one row.
-  in_pieces_of(parts, weights.num_panels, fewest > kFewRows ? 1 : 4, [&](size_t at, int64_t begin, int64_t end) {
-    const Part& part = parts[at];
+  parallel_group_pieces(parts, weights.num_panels, fewest > kFewRows ? 1 : 4, [&](size_t at, int64_t begin, int64_t end) {
+    const GroupRows& part = parts[at];
     const PackedWeights own = weights.of(part.group, kPanel * kDepth<W>);
     const In* rows = part.rows > kFewRows ? tiles + first_tile[at] * kRows * padded : in + part.begin * padded;
     Product<In, W, Out>{rows,      static_cast<const W*>(own.values), own.bias, out + part.begin * own.features,
@@ -221,7 +221,7 @@ Tensor pack(const Tensor weight) {
   const bool several = weight.dim() == 3;
   const int64_t layers = several ? weight.size(0) : 1, by_layer = several ? weight.stride(0) : 0;
   Tensor packed;
-  by_type(type_of(weight), [&]<typename W>(W*) {
+  dispatch_type(type_of(weight), [&]<typename W>(W*) {
     constexpr int64_t kTogether = kDepth<W>;
     const int64_t multiple = kMultiple<W>, groups = (K + multiple - 1) / multiple * multiple / kTogether;
     std::vector<int64_t> shape{num_panels, groups, kPanel, kTogether};
@@ -259,8 +259,8 @@ void gridwork::linear(Type type, const void* x, int64_t rows, int64_t K, const P
                       bool float32_out) {
   const int64_t begins[] = {0, rows};
   const Groups all{1, begins};
-  by_type(type, [&]<typename X>(X*) {
-    by_type(weights.type, [&]<typename W>(W*) {
+  dispatch_type(type, [&]<typename X>(X*) {
+    dispatch_type(weights.type, [&]<typename W>(W*) {
       const X* from = static_cast<const X*>(x);
       if (float32_out) run<X, W>(from, all, K, weights, static_cast<float*>(out));
       else run<X, W>(from, all, K, weights, static_cast<X*>(out));
@@ -270,24 +270,24 @@ void gridwork::linear(Type type, const void* x, int64_t rows, int64_t K, const P
 
 void gridwork::grouped_linear(Type type, const void* x, const Groups& groups, int64_t K, const PackedWeights& weights,
                               void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     run<T, T>(static_cast<const T*>(x), groups, K, weights, static_cast<T*>(out));
   });
 }
 
 void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights,
-                            int64_t kind, void* halves, void* out) {
+                            Activation kind, void* halves, void* out) {
   const int64_t width = weights.features / 2;
-#if defined(GRIDWORK_MATRIX_UNIT)
+#if defined(GRIDWORK_AMX)
   // Few rows wait for the weights, which the other form reads from one end to the other; not measured with these columns.
-  if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kUnitRows) {
+  if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kAmxRows) {
     const int64_t padded = weights.groups * kDepth<bf16>;
     const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);
-    by_activation<bf16>(kind, [&]<typename F>(const F& activation) {
+    dispatch_activation<bf16>(kind, [&]<typename F>(const F& activation) {
       const GatedColumns<F> columns{static_cast<const bf16*>(weights.values), weights.bias, static_cast<bf16*>(out),
                                     padded, width, activation};
-      const UnitProduct<GatedColumns<F>> unit(UnitRows(in, rows, padded), columns);
-      in_pieces(width / kPanel, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
+      const AmxProduct<GatedColumns<F>> unit(AmxRows(in, rows, padded), columns);
+      parallel_pieces(width / kPanel, 1, [&](int64_t begin, int64_t end) { unit.run(begin, end); });
     });
     return;
   }

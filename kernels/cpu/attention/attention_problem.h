@@ -13,8 +13,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "rotary.h"
-#include "simd.h"
+#include "attention/rotary.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -98,20 +98,20 @@ struct Heads {
 // lie anywhere, so that no hardware foresees the next one. Lines are asked for one by one while something else is
 // computed, since a core waits for only some at a time; into the second cache, since of the first one's misses it has
 // only few under way, of the second one's more.
-class Ahead {
+class Prefetcher {
  public:
-  Ahead() = default;
-  explicit Ahead(int64_t bytes) : lines_(bytes / kLine) {}
+  Prefetcher() = default;
+  explicit Prefetcher(int64_t bytes) : lines_(bytes / kLine) {}
 
   void add(const void* piece) { pieces_[count_++] = static_cast<const char*>(piece); }
   // The next line, if there is one.
-  GRIDWORK_INLINE void ask() {
+  GRIDWORK_INLINE void prefetch() {
     if (at_ == end_ && !next()) return;
     _mm_prefetch(at_, _MM_HINT_T1);
     at_ += kLine;
   }
-  void ask(int64_t lines) {
-    for (; lines > 0; --lines) ask();
+  void prefetch(int64_t lines) {
+    for (; lines > 0; --lines) prefetch();
   }
 
  private:

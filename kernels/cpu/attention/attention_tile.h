@@ -6,10 +6,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention_problem.h"
-#include "attention_unit.h"
-#include "row_products.h"
-#include "scratch.h"
+#include "attention/attention_amx.h"
+#include "attention/attention_problem.h"
+#include "common/row_products.h"
+#include "common/scratch.h"
 
 namespace gridwork {
 
@@ -23,44 +23,44 @@ constexpr int kSums = kLanes == 16 ? 24 : 12;
 // apart.
 //   ahead: as much is asked for as there is of keys.
 template <typename T, int ROWS, int GROUPS>
-__attribute__((noinline)) void dot(const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-                                   float* score, Ahead* ahead) {
+__attribute__((noinline)) void dot(const ProductType<T>* query, int64_t width, const T* const* keys, int64_t stride,
+                                   float* score, Prefetcher* prefetcher) {
   constexpr int kVecs = GROUPS * kGroupVecs;
   Vec sum[ROWS][kVecs];
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
   });
   for (int64_t d = 0; d < width; d += kDepth<T>) {
-    if (ahead != nullptr) each<GROUPS>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
+    if (prefetcher != nullptr) unroll<GROUPS>([&](auto) GRIDWORK_INLINE_LAMBDA { prefetcher->prefetch(); });
     const T* at[kVecs];
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       at[v] = keys[v / kGroupVecs] + d * stride + v % kGroupVecs * kLanes * kDepth<T>;
     });
     multiply<T, ROWS, kVecs>(query + d, width, at, sum);
   }
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(score + r * kSegment + v * kLanes, sum[r][v]); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(score + r * kSegment + v * kLanes, sum[r][v]); });
   });
 }
 
 // Most rows whose sums of so many groups there are registers for.
-constexpr int dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups * kGroupVecs)); }
+constexpr int max_dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups * kGroupVecs)); }
 
-template <typename T, int GROUPS, int ROWS = dot_rows(GROUPS)>
-void dot_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-            float* score, Ahead* ahead) {
-  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score, ahead);
-  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, ahead);
+template <typename T, int GROUPS, int ROWS = max_dot_rows(GROUPS)>
+void dot_of(int64_t rows, const ProductType<T>* query, int64_t width, const T* const* keys, int64_t stride,
+            float* score, Prefetcher* prefetcher) {
+  if (rows == ROWS) return dot<T, ROWS, GROUPS>(query, width, keys, stride, score, prefetcher);
+  if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, prefetcher);
 }
 
 // All rows, in tiles of about the same number.
 template <typename T, int GROUPS>
-void dot_rows_of(int64_t rows, const Multiplied<T>* query, int64_t width, const T* const* keys, int64_t stride,
-                 float* score, Ahead& ahead) {
-  constexpr int64_t kMost = dot_rows(GROUPS);
-  for (int64_t r = 0, tiles = (rows + kMost - 1) / kMost, some; r < rows; r += some, --tiles) {
+void dot_rows_of(int64_t rows, const ProductType<T>* query, int64_t width, const T* const* keys, int64_t stride,
+                 float* score, Prefetcher& prefetcher) {
+  constexpr int64_t kMax = max_dot_rows(GROUPS);
+  for (int64_t r = 0, tiles = (rows + kMax - 1) / kMax, some; r < rows; r += some, --tiles) {
     some = (rows - r + tiles - 1) / tiles;
-    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, r == 0 ? &ahead : nullptr);
+    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, r == 0 ? &prefetcher : nullptr);
   }
 }
 
@@ -81,14 +81,14 @@ void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t 
 // Scores of all rows for the positions [first, last), rounded out to whole groups.
 template <typename T>
 void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-            const Multiplied<T>* query, int64_t rows, float* score, Ahead& ahead) {
+            const ProductType<T>* query, int64_t rows, float* score, Prefetcher& prefetcher) {
   const int64_t origin = first / kSegment * kSegment, width = p.query_width();
   const bool whole = p.block_size % kGroup == 0;
   thread_local Scratch gathered;
   for (int64_t group = first / kGroup * kGroup; group < last;) {
-    constexpr int64_t kMost = 4;
-    const T* keys[kMost];
-    int64_t left = std::min(kMost, (last - group + kGroup - 1) / kGroup), stride = p.block_size;
+    constexpr int64_t kMax = 4;
+    const T* keys[kMax];
+    int64_t left = std::min(kMax, (last - group + kGroup - 1) / kGroup), stride = p.block_size;
     if (whole) {
       for (int64_t g = 0; g < left; ++g) keys[g] = p.key_at(table_row, group + g * kGroup, head);
     } else {
@@ -98,21 +98,21 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
       left = 1, stride = kGroup;
     }
     // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
-    const bool two = left >= 2 && (rows <= dot_rows(2) || kGroupVecs == 1);
-    const int64_t count = rows <= dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
+    const bool two = left >= 2 && (rows <= max_dot_rows(2) || kGroupVecs == 1);
+    const int64_t count = rows <= max_dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
     float* s = score + (group - origin);
-    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s, ahead);
-    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s, ahead);
-    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s, ahead);
+    if (count == 4) dot_rows_of<T, 4>(rows, query, width, keys, stride, s, prefetcher);
+    else if (count == 2) dot_rows_of<T, 2>(rows, query, width, keys, stride, s, prefetcher);
+    else dot_rows_of<T, 1>(rows, query, width, keys, stride, s, prefetcher);
     group += count * kGroup;
   }
 }
 
 // Softmax weights of scores times a factor. Next to values of 16 bits a few rounding errors of float32 are nothing.
 template <typename T>
-class Exponents {
+class SoftmaxWeight {
  public:
-  Exponents(float scale, float largest) : factor_(set1(scale * kLog2E)), shift_(set1(-largest * kLog2E)) {}
+  SoftmaxWeight(float scale, float largest) : factor_(set1(scale * kLog2E)), shift_(set1(-largest * kLog2E)) {}
   Vec operator()(Vec score) const { return exp2_roughly(fma(score, factor_, shift_)); }
 
  private:
@@ -121,9 +121,9 @@ class Exponents {
 };
 // Those of the largest score are 1.
 template <>
-class Exponents<float> {
+class SoftmaxWeight<float> {
  public:
-  Exponents(float scale, float largest) : factor_(set1(scale)), shift_(set1(largest)) {}
+  SoftmaxWeight(float scale, float largest) : factor_(set1(scale)), shift_(set1(largest)) {}
   Vec operator()(Vec score) const { return exp(sub(mul(score, factor_), shift_)); }
 
  private:
@@ -133,7 +133,7 @@ class Exponents<float> {
 // Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those
 // of [begin, end); their largest score and sum. Weights may stand where the scores stood.
 template <typename T>
-void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t first, int64_t last, int64_t whole,
+void softmax_row(const Problem<T>& p, float* score, ProductType<T>* weight, int64_t first, int64_t last, int64_t whole,
            int64_t begin, int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {
   const int64_t origin = first / kSegment * kSegment;
   const int64_t from = (first - origin) / whole * whole, to = (last - origin + whole - 1) / whole * whole;
@@ -164,10 +164,10 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
   if constexpr (kVecs <= 8) {
     if (begin <= 0 && end >= kSegment && to - from == kSegment) {
       Vec all[kVecs];
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { all[v] = load(score + v * kLanes), most = max(most, all[v]); });
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { all[v] = load(score + v * kLanes), most = max(most, all[v]); });
       largest = reduce_max(most) * scale;
-      const Exponents<T> weight_of(scale, largest);
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      const SoftmaxWeight<T> weight_of(scale, largest);
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
         const Vec w = weight_of(all[v]);
         store(weight + v * kLanes, w);
         sum = add(sum, w);
@@ -176,10 +176,10 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
       return;
     }
   }
-  const auto weigh_seen = [&](const auto& seen) GRIDWORK_INLINE_LAMBDA {
+  const auto softmax_visible = [&](const auto& seen) GRIDWORK_INLINE_LAMBDA {
     for (int64_t j = from; j < to; j += kLanes) most = max(most, seen(j, load(score + j), set1(kMinusInfinity)));
     largest = reduce_max(most) * scale;
-    const Exponents<T> weight_of(scale, largest);
+    const SoftmaxWeight<T> weight_of(scale, largest);
     for (int64_t j = from; j < to; j += kLanes) {
       const Vec w = seen(j, weight_of(load(score + j)), zero());
       store(weight + j, w);
@@ -187,8 +187,8 @@ void weigh(const Problem<T>& p, float* score, Multiplied<T>* weight, int64_t fir
     }
     total = reduce_add(sum);
   };
-  if (begin <= from && end >= to) weigh_seen([](int64_t, Vec v, Vec) GRIDWORK_INLINE_LAMBDA { return v; });
-  else weigh_seen(seen);
+  if (begin <= from && end >= to) softmax_visible([](int64_t, Vec v, Vec) GRIDWORK_INLINE_LAMBDA { return v; });
+  else softmax_visible(seen);
 }
 
 // Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are
@@ -237,38 +237,38 @@ struct SegmentValues {
 //   values: of each group, at the first dimension.  ahead: as much is asked for as there is of these values; or null.
 template <typename T, int ROWS, int VECS>
 __attribute__((noinline)) void sum_groups(const T* const* values, int64_t count, int64_t value_size,
-                                          const Multiplied<T>* weight, bool fresh, float* out, Ahead* ahead) {
+                                          const ProductType<T>* weight, bool fresh, float* out, Prefetcher* prefetcher) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   constexpr int kLines = std::max<int64_t>(1, VECS * kVecValues * static_cast<int64_t>(sizeof(T)) / kLine);
   const int64_t step = kTogether * value_size;
   Vec sum[ROWS][VECS];
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       sum[r][v] = fresh ? zero() : load(out + r * value_size + v * kLanes);
     });
   });
   for (; count > 0; --count) {
     const T* value = *values++;
-    for (const Multiplied<T>* end = weight + kGroup; weight < end; weight += kTogether, value += step) {
-      if (ahead != nullptr) each<kLines>([&](auto) GRIDWORK_INLINE_LAMBDA { ahead->ask(); });
+    for (const ProductType<T>* end = weight + kGroup; weight < end; weight += kTogether, value += step) {
+      if (prefetcher != nullptr) unroll<kLines>([&](auto) GRIDWORK_INLINE_LAMBDA { prefetcher->prefetch(); });
       const T* at[VECS];
-      each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
+      unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
       multiply<T, ROWS, VECS>(weight, kSegment, at, sum);
     }
   }
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(out + r * value_size + v * kLanes, sum[r][v]); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { store(out + r * value_size + v * kLanes, sum[r][v]); });
   });
 }
 
 // The same of the positions [begin, end) of one group, and of vectors of which `count` dimensions are there.
 template <typename T, int ROWS, int VECS>
 __attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t end, int64_t count, int64_t value_size,
-                                        const Multiplied<T>* weight, bool fresh, float* out) {
+                                        const ProductType<T>* weight, bool fresh, float* out) {
   constexpr int64_t kTogether = kDepth<T>, kVecValues = kLanes * kTogether;
   Vec sum[ROWS][VECS];
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       sum[r][v] = fresh ? zero() : load_some(out + r * value_size + v * kLanes, count - v * kLanes);
     });
   });
@@ -282,11 +282,11 @@ __attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t 
       value = copy;
     }
     const T* at[VECS];
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { at[v] = value + v * kVecValues; });
     multiply<T, ROWS, VECS>(weight + position, kSegment, at, sum);
   }
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       store_some(out + r * value_size + v * kLanes, sum[r][v], count - v * kLanes);
     });
   });
@@ -295,8 +295,8 @@ __attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t 
 // The same of the values of [first, last), whose groups are given.
 template <typename T, int ROWS, int VECS>
 void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                const SegmentValues<T>& segment, const Multiplied<T>* weight, int64_t dimension, float* out,
-                Ahead* ahead) {
+                const SegmentValues<T>& segment, const ProductType<T>* weight, int64_t dimension, float* out,
+                Prefetcher* prefetcher) {
   const int64_t origin = first / kSegment * kSegment;
   const int64_t count = std::min<int64_t>(VECS * kLanes, p.value_size - dimension);
   thread_local Scratch gathered;
@@ -314,9 +314,9 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
       if (begin == 0 && end == kGroup) groups = (last - group) / kGroup;
       for (int64_t g = 0; g < groups; ++g) values[g] = segment.groups[i + g] + dimension * kDepth<T>;
     }
-    const Multiplied<T>* weights = weight + group - origin;
+    const ProductType<T>* weights = weight + group - origin;
     if (begin == 0 && end == kGroup && count == VECS * kLanes) {
-      sum_groups<T, ROWS, VECS>(values, groups, p.value_size, weights, fresh, out, ahead);
+      sum_groups<T, ROWS, VECS>(values, groups, p.value_size, weights, fresh, out, prefetcher);
     } else {
       groups = 1;
       sum_edge<T, ROWS, VECS>(values[0], begin, end, count, p.value_size, weights, fresh, out);
@@ -327,13 +327,13 @@ void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t fi
 
 template <typename T, int VECS, int ROWS>
 void sum_values_of(int64_t rows, const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                   const SegmentValues<T>& segment, const Multiplied<T>* weight, int64_t dimension, float* out,
-                   Ahead* ahead) {
+                   const SegmentValues<T>& segment, const ProductType<T>* weight, int64_t dimension, float* out,
+                   Prefetcher* prefetcher) {
   if (rows == ROWS) {
-    return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, segment, weight, dimension, out, ahead);
+    return sum_values<T, ROWS, VECS>(p, table_row, head, first, last, segment, weight, dimension, out, prefetcher);
   }
   if constexpr (ROWS > 1) {
-    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, segment, weight, dimension, out, ahead);
+    sum_values_of<T, VECS, ROWS - 1>(rows, p, table_row, head, first, last, segment, weight, dimension, out, prefetcher);
   }
 }
 
@@ -345,52 +345,52 @@ class TileAttention {
   int64_t rows() const { return tile_.count * p_.group(); }
 
   // One segment into `to`. ahead: what this thread will read after it. The others: the thread's own memory.
-  void segment(int64_t index, const Multiplied<T>* query, float* score, Multiplied<T>* weight, const Partial& to,
-               Ahead& ahead, AttentionUnit<T>& unit) const {
+  void segment(int64_t index, const ProductType<T>* query, float* score, ProductType<T>* weight, const Partial& to,
+               Prefetcher& prefetcher, AmxAttention<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
     // Scores of rows [r, stop), beginning with that one's, to weights.
-    const auto weigh_rows = [&](int64_t r, int64_t stop, float* scores, int64_t whole) {
+    const auto softmax_rows = [&](int64_t r, int64_t stop, float* scores, int64_t whole) {
       const int64_t group = p_.group();
       for (int64_t token = tile_.token + r / group, g = r % group; r < stop; ++r, scores += kSegment) {
         const int64_t length = p_.length[token];
-        weigh(p_, scores, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
+        softmax_row(p_, scores, weight + r * kSegment, begin, end, whole, p_.begin(length), length, length - 1,
               head_ * group + g, to.largest[r], to.total[r]);
         if (++g == group) g = 0, ++token;
       }
     };
-    if constexpr (AttentionUnit<T>::kThere) {
+    if constexpr (AmxAttention<T>::kAvailable) {
       if (unit.takes(p_)) {
         unit.prepare(p_, rows());
         // Few rows at a time, whose scores stay in the L1 cache.
-        unit.scores(p_, row, head_, begin, end, query, score, ahead, [&](int64_t r, int64_t stop, float* scores) {
-          weigh_rows(r, stop, scores, unit.kTwoGroups);
+        unit.scores(p_, row, head_, begin, end, query, score, prefetcher, [&](int64_t r, int64_t stop, float* scores) {
+          softmax_rows(r, stop, scores, unit.kTwoGroups);
         });
-        return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, ahead);
+        return unit.sum_values(p_, row, head_, begin, end, weight, to.sum, prefetcher);
       }
     }
-    scores(p_, row, head_, begin, end, query, rows(), score, ahead);
-    weigh_rows(0, rows(), score, kLanes);
+    scores(p_, row, head_, begin, end, query, rows(), score, prefetcher);
+    softmax_rows(0, rows(), score, kLanes);
     const SegmentValues<T> values(p_, row, head_, begin, end);
     for (int64_t d = 0; d < p_.value_size;) {
       const int64_t left = p_.value_size - d;
       if (rows() <= kSums / 4 && left >= 4 * kLanes) {
-        sum_dimensions<4, kSums / 4>(row, begin, end, values, weight, d, to.sum, ahead), d += 4 * kLanes;
+        sum_dimensions<4, kSums / 4>(row, begin, end, values, weight, d, to.sum, prefetcher), d += 4 * kLanes;
       } else if (left >= 2 * kLanes) {
-        sum_dimensions<2, kSums / 2>(row, begin, end, values, weight, d, to.sum, ahead), d += 2 * kLanes;
+        sum_dimensions<2, kSums / 2>(row, begin, end, values, weight, d, to.sum, prefetcher), d += 2 * kLanes;
       } else {
-        sum_dimensions<1, kSums / 2>(row, begin, end, values, weight, d, to.sum, ahead), d += kLanes;
+        sum_dimensions<1, kSums / 2>(row, begin, end, values, weight, d, to.sum, prefetcher), d += kLanes;
       }
     }
   }
 
   // [rows, query_width()], rotated.
-  void load_queries(Multiplied<T>* query) const {
+  void load_queries(ProductType<T>* query) const {
     const int64_t width = p_.query_width();
     each_row([&](int64_t r, int64_t token, int64_t query_head) {
       const T* from = p_.query + token * p_.query_token_stride + query_head * p_.query_head_stride;
-      Multiplied<T>* to = query + r * width;
+      ProductType<T>* to = query + r * width;
       p_.rotary.apply(from, token, p_.key_size, to);
-      std::fill(to + p_.key_size, to + width, Multiplied<T>{});
+      std::fill(to + p_.key_size, to + width, ProductType<T>{});
     });
   }
 
@@ -445,13 +445,13 @@ class TileAttention {
 
  private:
   // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
-  template <int VECS, int MOST>
+  template <int VECS, int MAX>
   void sum_dimensions(int64_t row, int64_t begin, int64_t end, const SegmentValues<T>& values,
-                      const Multiplied<T>* weight, int64_t dimension, float* sum, Ahead& ahead) const {
-    for (int64_t r = 0, tiles = (rows() + MOST - 1) / MOST, some; r < rows(); r += some, --tiles) {
+                      const ProductType<T>* weight, int64_t dimension, float* sum, Prefetcher& prefetcher) const {
+    for (int64_t r = 0, tiles = (rows() + MAX - 1) / MAX, some; r < rows(); r += some, --tiles) {
       some = (rows() - r + tiles - 1) / tiles;
-      sum_values_of<T, VECS, MOST>(some, p_, row, head_, begin, end, values, weight + r * kSegment, dimension,
-                                   sum + r * p_.value_size, r == 0 ? &ahead : nullptr);
+      sum_values_of<T, VECS, MAX>(some, p_, row, head_, begin, end, values, weight + r * kSegment, dimension,
+                                   sum + r * p_.value_size, r == 0 ? &prefetcher : nullptr);
     }
   }
 

@@ -15,12 +15,12 @@
 #include <optional>
 #include <vector>
 
-#include "pieces.h"
-#include "scratch.h"
-#include "simd.h"
-#include "simd_int.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "common/simd_int.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
+#include "common/work_split.h"
 
 namespace {
 
@@ -32,7 +32,7 @@ constexpr int64_t kGroup = 32;
 constexpr int kRows = kLanes == 16 ? 8 : 4;
 // Panels that are summed at once for one row: with few sums a core waits for each product, and for memory.
 constexpr int kPanels = kLanes == 16 ? 4 : 2;
-constexpr int most_panels(int rows) { return std::max(1, kPanels / rows); }
+constexpr int max_panels(int rows) { return std::max(1, kPanels / rows); }
 // Bytes of weights between those that are used and those that are asked for.
 constexpr int64_t kAhead = 1024;
 
@@ -120,30 +120,30 @@ template <int ROWS, int PANELS>
 void int8_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
   constexpr int kVecs = 2 * PANELS;
   const int64_t K = of.K, groups = K / kGroup;
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
   });
   for (int64_t group = 0; group < groups; ++group) {
     IntVec sum[ROWS][kVecs];
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
       const IntVec begin = of_inputs(of.x_sums[r * groups + group]);
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = begin; });
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = begin; });
     });
 #pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
-      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+      unroll<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
         const auto a = signed_weights(load_int(of.weights<PANELS>(p, k * kPanel)));
         const auto b = signed_weights(load_int(of.weights<PANELS>(p, k * kPanel + 4 * kLanes)));
-        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
           const IntVec x = four(of.x + r * K + k);
           sum[r][2 * p] = add_signed(a, x, sum[r][2 * p]);
           sum[r][2 * p + 1] = add_signed(b, x, sum[r][2 * p + 1]);
         });
       });
     }
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
       const Vec scale = set1(of.x_scales[r * groups + group]);
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = fma(to_float(sum[r][v]), scale, out[r][v]); });
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = fma(to_float(sum[r][v]), scale, out[r][v]); });
     });
   }
 }
@@ -152,22 +152,22 @@ template <int ROWS, int PANELS>
 void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
   constexpr int kVecs = 2 * PANELS;
   const int64_t K = of.K, groups = K / kGroup;
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { out[r][v] = zero(); });
   });
   for (int64_t group = 0; group < groups; ++group) {
     // Eight sums of two products of at most 15 * 127 fit into 16 bits.
     IntVec sum[ROWS][kVecs];
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = int_zero(); });
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = int_zero(); });
     });
 #pragma GCC unroll 1
     for (int64_t k = group * kGroup; k < (group + 1) * kGroup; k += 8) {
-      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+      unroll<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
         const IntVec a = load_int(of.weights<PANELS>(p, k / 2 * kPanel));
         const IntVec b = load_int(of.weights<PANELS>(p, k / 2 * kPanel + 4 * kLanes));
         const IntVec low_a = low_nibbles(a), high_a = high_nibbles(a), low_b = low_nibbles(b), high_b = high_nibbles(b);
-        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
           const IntVec first = four(of.x + r * K + k), second = four(of.x + r * K + k + 4);
           sum[r][2 * p] = add_few(high_a, second, add_few(low_a, first, sum[r][2 * p]));
           sum[r][2 * p + 1] = add_few(high_b, second, add_few(low_b, first, sum[r][2 * p + 1]));
@@ -175,14 +175,14 @@ void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
       });
     }
     Vec own[ROWS], whole[ROWS];
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
       const float scale = of.x_scales[r * groups + group];
       own[r] = set1(scale), whole[r] = set1(of.x_sums[r * groups + group] * scale);
     });
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       const f16* at = of.scales + (v / 2 * groups + group) * 2 * kPanel + v % 2 * kLanes;
       const Vec scale = load(at), offset = load(at + kPanel);
-      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
         out[r][v] = fma(to_float(total(sum[r][v])), mul(own[r], scale), fma(whole[r], offset, out[r][v]));
       });
     });
@@ -230,7 +230,7 @@ struct Product {
   }
 
   // Panels [begin, end), as many at once as there are registers for.
-  template <int ROWS, int PANELS = most_panels(ROWS)>
+  template <int ROWS, int PANELS = max_panels(ROWS)>
   void tiles(int64_t row, int64_t begin, int64_t end) const {
     for (; begin + PANELS <= end; begin += PANELS) tile<ROWS, PANELS>(row, begin);
     if constexpr (PANELS > 1) tiles<ROWS, PANELS / 2>(row, begin, end);
@@ -261,14 +261,14 @@ struct Product {
 // x: [rows of all groups, K].  weights: of the first group; the others' lie behind each other.
 template <typename X, typename Out>
 void multiply_groups(const X* x, const Groups& groups, int64_t K, const QuantizedWeights& weights, Out* out) {
-  const std::vector<Part> parts = parts_of(groups);
+  const std::vector<GroupRows> parts = groups_with_rows(groups);
   if (parts.empty()) return;
   const Quantized all = quantize(x, groups.begins[groups.count], K);
   const int64_t value_bytes = weights.num_panels * panel_bytes_of(weights.four_bits, K);
   const int64_t scale_bytes = weights.num_panels * panel_scales_of(weights.four_bits, K) * (weights.four_bits ? 2 : 4);
   const int64_t fewest = std::min<int64_t>(parts.back().rows, kPanels), features = weights.features;
-  const int64_t least = most_panels(static_cast<int>(fewest));
-  in_pieces_of(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
+  const int64_t least = max_panels(static_cast<int>(fewest));
+  parallel_group_pieces(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
     const auto [group, row, rows] = parts[at];
     const Product<Out> product{all.from(row),
                                static_cast<const char*>(weights.values) + group * value_bytes,
@@ -314,7 +314,7 @@ Tensor int4_linear(const Tensor x, const Tensor packed, const Tensor scales, std
 void gridwork::quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights,
                                 void* out, bool float32_out) {
   const int64_t begins[] = {0, rows};
-  by_type(type, [&]<typename X>(X*) {
+  dispatch_type(type, [&]<typename X>(X*) {
     const X* from = static_cast<const X*>(x);
     if (float32_out) multiply_groups(from, {1, begins}, K, weights, static_cast<float*>(out));
     else multiply_groups(from, {1, begins}, K, weights, static_cast<X*>(out));
@@ -323,7 +323,7 @@ void gridwork::quantized_linear(Type type, const void* x, int64_t rows, int64_t 
 
 void gridwork::grouped_quantized_linear(Type type, const void* x, const Groups& groups, int64_t K,
                                         const QuantizedWeights& weights, void* out) {
-  by_type(type, [&]<typename X>(X*) {
+  dispatch_type(type, [&]<typename X>(X*) {
     multiply_groups(static_cast<const X*>(x), groups, K, weights, static_cast<X*>(out));
   });
 }

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels.h"
-#include "thread_pool.h"
+#include "common/kernels.h"
+#include "common/thread_pool.h"
 
 namespace gridwork {
 
@@ -14,7 +14,7 @@ namespace gridwork {
 // reading on in memory, and short ones in the end, so that threads end together. They are multiples of `least`, but the
 // last.
 template <typename F>
-void in_pieces(int64_t count, int64_t least, const F& body) {
+void parallel_pieces(int64_t count, int64_t least, const F& body) {
   std::vector<int64_t> begins{0};
   while (begins.back() < count) {
     const int64_t left = count - begins.back(), share = left / (2 * num_threads()) / least * least;
@@ -26,25 +26,25 @@ void in_pieces(int64_t count, int64_t least, const F& body) {
 }
 
 // Rows of one group.
-struct Part {
+struct GroupRows {
   int64_t group, begin, rows;
 };
 
 // Groups that have rows, those with the most first, so that threads end together.
-inline std::vector<Part> parts_of(const Groups& groups) {
-  std::vector<Part> parts;
+inline std::vector<GroupRows> groups_with_rows(const Groups& groups) {
+  std::vector<GroupRows> parts;
   for (int64_t group = 0; group < groups.count; ++group) {
     const int64_t begin = groups.begins[group], rows = groups.begins[group + 1] - begin;
     if (rows > 0) parts.push_back({group, begin, rows});
   }
-  std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) { return a.rows > b.rows; });
+  std::stable_sort(parts.begin(), parts.end(), [](const GroupRows& a, const GroupRows& b) { return a.rows > b.rows; });
   return parts;
 }
 
 // Calls body(index of a part, begin, end) for pieces of [0, count) of every part, as in_pieces does.
 template <typename F>
-void in_pieces_of(const std::vector<Part>& parts, int64_t count, int64_t least, const F& body) {
-  in_pieces(static_cast<int64_t>(parts.size()) * count, least, [&](int64_t begin, int64_t end) {
+void parallel_group_pieces(const std::vector<GroupRows>& parts, int64_t count, int64_t least, const F& body) {
+  parallel_pieces(static_cast<int64_t>(parts.size()) * count, least, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t at = begin / count, first = begin % count, some = std::min(count - first, end - begin);
       body(static_cast<size_t>(at), first, first + some);

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "linear_unit.h"
-#include "row_products.h"
-#include "simd.h"
+#include "common/row_products.h"
+#include "common/simd.h"
+#include "linear/linear_amx.h"
 
 namespace gridwork {
 
@@ -26,9 +26,9 @@ constexpr int64_t kStreams = 2;
 // What K is filled up to a multiple of.
 template <typename W>
 constexpr int64_t kMultiple = kDepth<W>;
-#if defined(GRIDWORK_MATRIX_UNIT)
+#if defined(GRIDWORK_AMX)
 template <>
-constexpr int64_t kMultiple<bf16> = 2 * kUnitPairs;
+constexpr int64_t kMultiple<bf16> = 2 * kAmxPairs;
 #endif
 
 // Weights of type W as tiles multiply them when they are widened before: float32, of which kDepth<W> vectors lie behind
@@ -63,7 +63,7 @@ constexpr int64_t kTilesToWiden = 5;
 template <typename W>
 void widen_panel(const W* from, int64_t groups, Widened<W>* to) {
   for (int64_t i = 0; i < groups * kPanel * kDepth<W>; i += kLanes * kDepth<W>) {
-    each<kDepth<W>>([&](auto d) GRIDWORK_INLINE_LAMBDA { store(&to[i].value + d * kLanes, operand(from + i, d)); });
+    unroll<kDepth<W>>([&](auto d) GRIDWORK_INLINE_LAMBDA { store(&to[i].value + d * kLanes, operand(from + i, d)); });
   }
 }
 
@@ -83,7 +83,7 @@ struct Target {
 
   // For the k-th of these groups, of BYTES each.
   template <int64_t BYTES>
-  GRIDWORK_INLINE void ask(int64_t k) const {
+  GRIDWORK_INLINE void prefetch(int64_t k) const {
     constexpr int64_t kLines = BYTES / 64;
     const int64_t apart = (ahead_groups * kLines + kStreams - 1) / kStreams;
     for (int64_t line = k * kLines; line < (k + 1) * kLines; ++line) {
@@ -101,33 +101,33 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
   constexpr int64_t x_step = TILED ? kRows * kDepth<W> : kDepth<W>;
   constexpr int kVecs = 2 * PANELS;
   Vec sum[ROWS][kVecs];
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       sum[r][v] = to.first ? zero() : load(to.partial + r * kPanel + v % 2 * kLanes);
     });
   });
   constexpr int64_t kGroup = kDepth<W> * kPanel;
   for (int64_t k = 0; k < count; ++k) {
     if constexpr (TILED) {
-      if (k < to.ahead_groups) to.template ask<kGroup * sizeof(typename PackedAs<W>::type)>(k);
+      if (k < to.ahead_groups) to.template prefetch<kGroup * sizeof(typename PackedAs<W>::type)>(k);
     } else {
       // What lies behind the end of these panels is the beginning of the next ones.
       constexpr int64_t kSize = sizeof(W), kBytes = kGroup * kSize;
       const bool last = (k + 1) * kBytes + kAhead > panel_stride * kSize;
       const W* asked = w + k * kGroup + (last ? (PANELS - 1) * panel_stride : 0);
-      each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+      unroll<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
         const char* next = reinterpret_cast<const char*>(asked + p * panel_stride) + kAhead;
         for (int64_t i = 0; i < kBytes; i += 64) _mm_prefetch(next + i, _MM_HINT_T0);
       });
     }
     const W* at[kVecs];
-    each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+    unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
       at[v] = w + k * kGroup + v / 2 * panel_stride + v % 2 * kLanes * kDepth<W>;
     });
     multiply<W, ROWS, kVecs>(x + k * x_step, x_stride, at, sum);
   }
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-    each<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+    unroll<PANELS>([&](auto p) GRIDWORK_INLINE_LAMBDA {
       Vec a = sum[r][2 * p], b = sum[r][2 * p + 1];
       if (!to.last) {
         store(to.partial + r * kPanel, a);
@@ -148,16 +148,16 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
 }
 
 // `rows` rows, by a switch over their number.
-template <typename X, typename W, int PANELS, bool TILED, int MOST, typename Out>
+template <typename X, typename W, int PANELS, bool TILED, int MAX, typename Out>
 void tile_of(int64_t rows, const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
-  if (rows == MOST) return tile<X, W, MOST, PANELS, TILED>(x, K, w, count, to);
-  if constexpr (MOST > 1) tile_of<X, W, PANELS, TILED, MOST - 1>(rows, x, K, w, count, to);
+  if (rows == MAX) return tile<X, W, MAX, PANELS, TILED>(x, K, w, count, to);
+  if constexpr (MAX > 1) tile_of<X, W, PANELS, TILED, MAX - 1>(rows, x, K, w, count, to);
 }
 
 // Most rows that sums of so many panels leave registers for.
-constexpr int most_rows(int panels) { return std::max(1, kRows / panels); }
+constexpr int max_rows(int panels) { return std::max(1, kRows / panels); }
 // Up to so many rows wait for the weights, and are computed with several panels at once.
-constexpr int kFewRows = most_rows(2);
+constexpr int kFewRows = max_rows(2);
 
 // Rows are cut into tiles of about the same number: one of a few rows takes nearly as long as a full one.
 int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
@@ -176,7 +176,7 @@ struct Product {
   void few(int64_t panel) const {
     const int64_t feature = panel * kPanel;
     const Target<Out> to{out + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature, nullptr, true, true};
-    tile_of<X, W, PANELS, false, std::min(kFewRows, most_rows(PANELS))>(rows, x, K, packed + panel * K * kPanel,
+    tile_of<X, W, PANELS, false, std::min(kFewRows, max_rows(PANELS))>(rows, x, K, packed + panel * K * kPanel,
                                                                         K / kDepth<W>, to);
   }
 
@@ -230,7 +230,7 @@ struct Product {
     for (int64_t panel = begin; panel < end;) {
       const int64_t left = end - panel;
       // So that enough independent sums hide the latency of the multiply-add.
-      if (rows <= most_rows(4) && left >= 4) few<4>(panel), panel += 4;
+      if (rows <= max_rows(4) && left >= 4) few<4>(panel), panel += 4;
       else if (left >= 2) few<2>(panel), panel += 2;
       else few<1>(panel), panel += 1;
     }

@@ -4,40 +4,40 @@
 
 #include <algorithm>
 
-#include "attention_few_rows.h"
-#include "attention_problem.h"
-#include "matrix_unit.h"
-#include "scratch.h"
+#include "attention/attention_problem.h"
+#include "attention/few_rows_amx.h"
+#include "common/amx.h"
+#include "common/scratch.h"
 
 namespace gridwork {
 
 // A thread's use of the unit, from one tile to the next. Where it has none for a type, nothing.
 template <typename T>
-class AttentionUnit {
+class AmxAttention {
  public:
-  static constexpr bool kThere = false;
+  static constexpr bool kAvailable = false;
 };
 
-#if defined(GRIDWORK_MATRIX_UNIT)
+#if defined(GRIDWORK_AMX)
 // Tile registers 0 to 3 are sums, 4 and 5 queries or softmax weights, 6 and 7 keys or values. Values are summed two
 // groups at a time, since a product that is half as deep takes as long.
 template <>
-class AttentionUnit<bf16> {
+class AmxAttention<bf16> {
  public:
-  static constexpr bool kThere = true;
+  static constexpr bool kAvailable = true;
   // Rows of a tile of tokens, about: tiles of the unit, which use keys and copied values often. With many more, what is
   // kept of them leaves the caches.
-  static constexpr int64_t kFewestRows = 4 * kUnitRows, kMostRows = 12 * kUnitRows;
+  static constexpr int64_t kMinRows = 4 * kAmxRows, kMaxRows = 12 * kAmxRows;
   // Positions whose values are summed together; they begin at multiples of it.
   static constexpr int64_t kTwoGroups = 2 * kGroup;
 
-  static bool takes(const Problem<bf16>& p) { return p.block_size == kGroup && p.value_size % kUnitLanes == 0; }
+  static bool takes(const Problem<bf16>& p) { return p.block_size == kGroup && p.value_size % kAmxLanes == 0; }
 
-  AttentionUnit() = default;
-  AttentionUnit(const AttentionUnit&) = delete;
-  AttentionUnit& operator=(const AttentionUnit&) = delete;
-  ~AttentionUnit() {
-    if (in_use_) release_unit();
+  AmxAttention() = default;
+  AmxAttention(const AmxAttention&) = delete;
+  AmxAttention& operator=(const AmxAttention&) = delete;
+  ~AmxAttention() {
+    if (in_use_) release_tiles();
   }
 
   // Before anything is computed of so many rows. A thread's tiles are all of one problem.
@@ -45,20 +45,20 @@ class AttentionUnit<bf16> {
     if (rows == rows_) return;
     rows_ = rows;
     // Tiles of the same number of rows: the last one may begin earlier and compute some again.
-    tiles_ = (rows + kUnitRows - 1) / kUnitRows;
+    tiles_ = (rows + kAmxRows - 1) / kAmxRows;
     tile_rows_ = (rows + tiles_ - 1) / tiles_;
     // Pieces of the same number of pairs of dimensions.
     const int64_t pairs = p.query_width() / 2;
-    steps_ = (pairs + kUnitPairs - 1) / kUnitPairs;
+    steps_ = (pairs + kAmxPairs - 1) / kAmxPairs;
     while (pairs % steps_ != 0) ++steps_;
     step_pairs_ = pairs / steps_;
     for (int tile = 0; tile < 8; ++tile) {
       const bool weights = tile >= 6, sums = tile < 4;
-      key_shape_.set(tile, weights ? step_pairs_ : tile_rows_, 4 * (weights || sums ? kUnitLanes : step_pairs_));
-      value_shape_.set(tile, weights ? kUnitPairs : tile_rows_, 4 * kUnitLanes);
+      key_shape_.set(tile, weights ? step_pairs_ : tile_rows_, 4 * (weights || sums ? kAmxLanes : step_pairs_));
+      value_shape_.set(tile, weights ? kAmxPairs : tile_rows_, 4 * kAmxLanes);
     }
     if (rows <= kFewRows) return;
-    use_unit(key_shape_);
+    configure_tiles(key_shape_);
     in_use_ = true;
   }
 
@@ -66,25 +66,25 @@ class AttentionUnit<bf16> {
   // once.
   template <typename F>
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
-              float* score, Ahead& ahead, const F& body) const {
+              float* score, Prefetcher& prefetcher, const F& body) const {
     const int64_t width = p.query_width(), begin = first / kGroup * kGroup, origin = first / kSegment * kSegment;
     const bf16* keys[kSegment / kGroup];
     int64_t groups = 0;
     for (int64_t group = begin; group < last; group += kGroup) keys[groups++] = p.key_at(table_row, group, head);
     if (rows_ <= kFewRows) {
-      few_scores(query, rows_, width, steps_, step_pairs_, keys, groups, score + begin - origin, ahead);
+      few_scores(query, rows_, width, steps_, step_pairs_, keys, groups, score + begin - origin, prefetcher);
       return body(0, rows_, score);
     }
-    if (step_pairs_ != kUnitPairs) use_unit(key_shape_);
+    if (step_pairs_ != kAmxPairs) configure_tiles(key_shape_);
     int64_t done = 0;
     each_rows([&]<int TILES>(int64_t r, int64_t second) {
-      Ahead* asked = r == 0 ? &ahead : nullptr;
+      Prefetcher* first_prefetcher = r == 0 ? &prefetcher : nullptr;
       const bf16 *q[2] = {query + r * width, query + second * width};
       for (int64_t g = 0; g < groups; g += 2) {
         float* at = score + begin - origin + g * kGroup;
         float* to[2] = {at, at + (second - r) * kSegment};
-        if (g + 2 <= groups) dot<TILES, 2>(q, width, keys + g, to, asked);
-        else dot<TILES, 1>(q, width, keys + g, to, asked);
+        if (g + 2 <= groups) dot<TILES, 2>(q, width, keys + g, to, first_prefetcher);
+        else dot<TILES, 1>(q, width, keys + g, to, first_prefetcher);
       }
       // Rows that were there before have been computed again.
       const int64_t end = second + tile_rows_;
@@ -95,14 +95,14 @@ class AttentionUnit<bf16> {
 
   // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups.
   void sum_values(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
-                  const bf16* weight, float* out, Ahead& ahead) const {
+                  const bf16* weight, float* out, Prefetcher& prefetcher) const {
     const int64_t origin = first / kSegment * kSegment, begin = (first - origin) / kTwoGroups * kTwoGroups;
     if (rows_ <= kFewRows) {
       const bf16* groups[kSegment / kGroup] = {};
       for (int64_t at = first / kGroup * kGroup; at < last; at += kGroup) {
         groups[(at - origin - begin) / kGroup] = p.value_block(table_row, at, head);
       }
-      return few_weighted_sums(groups, p.value_size, rows_, begin, first - origin, last - origin, weight, out, ahead);
+      return few_weighted_sums(groups, p.value_size, rows_, begin, first - origin, last - origin, weight, out, prefetcher);
     }
     thread_local Scratch scratch;
     const int64_t end = (last - origin + kTwoGroups - 1) / kTwoGroups * kTwoGroups;
@@ -110,13 +110,13 @@ class AttentionUnit<bf16> {
     for (int64_t group = begin; group < end; group += kGroup) {
       bf16* to = values + group * p.value_size;
       const int64_t at = origin + group, from = std::max(first - at, int64_t{0}), until = std::min(last - at, kGroup);
-      ahead.ask(p.value_size * kGroup * static_cast<int64_t>(sizeof(bf16)) / kLine);
+      prefetcher.prefetch(p.value_size * kGroup * static_cast<int64_t>(sizeof(bf16)) / kLine);
       if (from >= until) std::fill_n(to, kGroup * p.value_size, bf16{});
       else copy(p.value_block(table_row, at, head), p.value_size, from, until, to);
     }
-    if (step_pairs_ != kUnitPairs) use_unit(value_shape_);
-    for (int64_t d = 0, count; d < p.value_size; d += count * kUnitLanes) {
-      count = std::min<int64_t>(2, (p.value_size - d) / kUnitLanes);
+    if (step_pairs_ != kAmxPairs) configure_tiles(value_shape_);
+    for (int64_t d = 0, count; d < p.value_size; d += count * kAmxLanes) {
+      count = std::min<int64_t>(2, (p.value_size - d) / kAmxLanes);
       each_rows([&]<int TILES>(int64_t r, int64_t second) {
         const bf16 *w[2] = {weight + r * kSegment, weight + second * kSegment};
         float* to[2] = {out + r * p.value_size + d, out + second * p.value_size + d};
@@ -141,12 +141,12 @@ class AttentionUnit<bf16> {
   // Scores of TILES tiles of rows for GROUPS groups of positions.
   template <int TILES, int GROUPS>
   void dot(const bf16* const (&query)[2], int64_t width, const bf16* const* keys, float* const (&score)[2],
-           Ahead* ahead) const {
+           Prefetcher* prefetcher) const {
     zero_sums<TILES, GROUPS>();
     for (int64_t step = 0; step < steps_; ++step) {
       const int64_t pair = step * 2 * step_pairs_;
       // As many lines as it reads of keys: a pair of dimensions of a group is one.
-      if (ahead != nullptr) ahead->ask(GROUPS * step_pairs_);
+      if (prefetcher != nullptr) prefetcher->prefetch(GROUPS * step_pairs_);
       load_tile<4>(query[0] + pair, 2 * width);
       if constexpr (TILES == 2) load_tile<5>(query[1] + pair, 2 * width);
       load_tile<6>(keys[0] + pair * kGroup, 4 * kGroup);
@@ -167,7 +167,7 @@ class AttentionUnit<bf16> {
       load_tile<4>(weight[0] + group, 2 * kSegment);
       if constexpr (TILES == 2) load_tile<5>(weight[1] + group, 2 * kSegment);
       load_tile<6>(at, 4 * value_size);
-      if constexpr (VECS == 2) load_tile<7>(at + 2 * kUnitLanes, 4 * value_size);
+      if constexpr (VECS == 2) load_tile<7>(at + 2 * kAmxLanes, 4 * value_size);
       add_all<TILES, VECS>();
     }
     store_sums<TILES, VECS>(out, 4 * value_size);
@@ -192,9 +192,9 @@ class AttentionUnit<bf16> {
   template <int TILES, int COLUMNS>
   static GRIDWORK_INLINE void store_sums(float* const (&to)[2], int64_t stride) {
     store_tile<0>(to[0], stride);
-    if constexpr (COLUMNS == 2) store_tile<1>(to[0] + kUnitLanes, stride);
+    if constexpr (COLUMNS == 2) store_tile<1>(to[0] + kAmxLanes, stride);
     if constexpr (TILES == 2) store_tile<2>(to[1], stride);
-    if constexpr (TILES == 2 && COLUMNS == 2) store_tile<3>(to[1] + kUnitLanes, stride);
+    if constexpr (TILES == 2 && COLUMNS == 2) store_tile<3>(to[1] + kAmxLanes, stride);
   }
 
   // A group's values, with zeros for what is not in [begin, end) of it: that may be no number.
@@ -204,7 +204,7 @@ class AttentionUnit<bf16> {
       const uint32_t high = position + 1 >= begin && position + 1 < end ? 0xffff0000 : 0;
       const __m512i mask = _mm512_set1_epi32(static_cast<int>(low | high));
       const int64_t pair = position * value_size;
-      for (int64_t d = 0; d < 2 * value_size; d += 2 * kUnitLanes) {
+      for (int64_t d = 0; d < 2 * value_size; d += 2 * kAmxLanes) {
         _mm512_storeu_si512(to + pair + d, _mm512_and_si512(_mm512_loadu_si512(values + pair + d), mask));
       }
     }
@@ -212,7 +212,7 @@ class AttentionUnit<bf16> {
 
   bool in_use_ = false;
   int64_t rows_ = 0, tiles_ = 0, tile_rows_ = 0, steps_ = 0, step_pairs_ = 0;
-  UnitShape key_shape_, value_shape_;
+  TileConfig key_shape_, value_shape_;
 };
 #endif
 

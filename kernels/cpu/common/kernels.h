@@ -3,16 +3,23 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "common/simd.h"
+#include "program_table.def"
 
 namespace gridwork {
 
-// What memory holds.
-enum class Type : int64_t { float32, bfloat16, float16 };
+#define GRIDWORK_NAME(name) name,
+// Data types of values in memory.
+enum class Type : int64_t { GRIDWORK_TYPES(GRIDWORK_NAME) };
+// Activation functions; see `program_table.def`.
+enum class Activation : int64_t { GRIDWORK_ACTIVATIONS(GRIDWORK_NAME) };
+// How rows are normalised; see `program_table.def`.
+enum class NormKind : int64_t { GRIDWORK_NORMS(GRIDWORK_NAME) };
+#undef GRIDWORK_NAME
 
 // Calls `body` with a null pointer to the C++ type.
 template <typename F>
-void by_type(Type type, const F& body) {
+void dispatch_type(Type type, const F& body) {
   switch (type) {
     case Type::bfloat16: return body(static_cast<bf16*>(nullptr));
     case Type::float16: return body(static_cast<f16*>(nullptr));
@@ -54,7 +61,7 @@ void grouped_linear(Type type, const void* x, const Groups& groups, int64_t K, c
 // activation(gate) * up, where gate and up are the two halves of the features of a linear layer, rounded to `type`
 // each; an even number of whole panels. kind: see gated_activation. halves: memory of [rows, features].
 //   out: [rows, features / 2] in `type`.
-void gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, int64_t kind,
+void gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, Activation kind,
                   void* halves, void* out);
 
 // See quantized_linear.cpp.
@@ -80,13 +87,6 @@ struct Rows {
   int64_t stride;
 };
 
-// What a row is made into:
-//   rms           x / rms(x), rounded, times the weight
-//   rms_plus_one  x / rms(x) * (1 + weight), rounded once
-//   rms_once      x / rms(x) * weight, rounded once
-//   layer         (x - mean) / deviation * weight + bias, rounded once
-enum class NormKind : int64_t { rms, rms_plus_one, rms_once, layer };
-
 // Of rows of `width`; results are contiguous.
 struct Norm {
   NormKind kind;
@@ -106,12 +106,12 @@ void add_and_normalise(Type type, const Rows& a, const Rows& b, int64_t count, c
 // a + b of rows of `width`.
 void add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out);
 
-// activation(gate) * up. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
-void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
+// activation(gate) * up. kind: SiLU, GELU or GELU by tanh.
+void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, Activation kind,
                       void* out);
 
-// activation(x). kind: these, 3 ReLU, 4 GELU by tanh that is rounded after each of its operations.
-void activation(Type type, const Rows& x, int64_t count, int64_t width, int64_t kind, void* out);
+// activation(x), of any kind.
+void activation(Type type, const Rows& x, int64_t count, int64_t width, Activation kind, void* out);
 
 // x * factor, or x / factor.
 void scale(Type type, const Rows& x, int64_t count, int64_t width, float factor, bool divide, void* out);
@@ -137,7 +137,7 @@ struct Attention {
   const void* cos;  // [tokens, rotary_size], or null
   const void* sin;
   int64_t rotary_stride, rotary_size;
-  bool rotary_wide, rotary_interleaved;  // see Rotary
+  bool rotary_float32, rotary_interleaved;  // see Rotary
   const float* sinks;
   const float* slopes;
   int64_t tokens, query_heads, kv_heads, key_size, value_size, block_size, window, chunk;

@@ -4,20 +4,20 @@
 
 #include <algorithm>
 
-#include "activations.h"
-#include "matrix_unit.h"
-#include "scratch.h"
-#include "simd.h"
-#include "thread_pool.h"
+#include "common/amx.h"
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "common/thread_pool.h"
+#include "rowwise/activations.h"
 
 namespace gridwork {
 
 // Output features whose weights lie together.
 constexpr int64_t kPanel = 2 * kLanes;
 
-#if defined(GRIDWORK_MATRIX_UNIT)
+#if defined(GRIDWORK_AMX)
 // Sums of two tiles' rows and a panel.
-constexpr int64_t kUnitSums = 2 * kUnitRows * kPanel;
+constexpr int64_t kAmxSums = 2 * kAmxRows * kPanel;
 
 GRIDWORK_INLINE void store_panel(float* to, Vec first, Vec second) { store(to, first), store(to + kLanes, second); }
 GRIDWORK_INLINE void store_panel(bf16* to, Vec first, Vec second) {
@@ -32,7 +32,7 @@ struct PanelColumns {
   const float* bias;
   Out* out;      // [rows, N]
   int64_t K, N;  // K: a multiple of 2 * kUnitPairs
-  static_assert(kPanel == 2 * kUnitLanes);
+  static_assert(kPanel == 2 * kAmxLanes);
 
   // The panel's, of which there is one.
   const bf16* weights(int64_t panel, int, int64_t k) const { return packed + (panel * K + k) * kPanel; }
@@ -85,7 +85,7 @@ struct GatedColumns {
       for (int half = 0; half < 2; ++half) {
         const float* at = sums + r * kPanel + half * kLanes;
         const Vec gate = rounded(add(load(at), more[0][half]), packed);
-        const Vec up = rounded(add(load(at + kUnitSums), more[1][half]), packed);
+        const Vec up = rounded(add(load(at + kAmxSums), more[1][half]), packed);
         result[half] = gated<bf16>(gate, up, activation);
       }
       store_panel(out + (row + r) * width + feature, result[0], result[1]);
@@ -95,16 +95,16 @@ struct GatedColumns {
 
 // Rows of x as tiles of the unit: all of the same number of rows, one or in pairs. The last ones may begin earlier and
 // compute rows again.
-class UnitRows {
+class AmxRows {
  public:
   // x: [rows, K].  K: a multiple of 2 * kUnitPairs.  copies: whether rows may be copied, into memory that the thread has
   // once.
-  UnitRows(const bf16* x, int64_t rows, int64_t K, bool copies = true) : x_(x), rows_(rows), K_(K) {
-    const int64_t tiles = (rows + kUnitRows - 1) / kUnitRows;
+  AmxRows(const bf16* x, int64_t rows, int64_t K, bool copies = true) : x_(x), rows_(rows), K_(K) {
+    const int64_t tiles = (rows + kAmxRows - 1) / kAmxRows;
     pairs_ = (tiles + 1) / 2;
     in_pair_ = std::min<int64_t>(tiles, 2);
     tile_rows_ = (rows + pairs_ * in_pair_ - 1) / (pairs_ * in_pair_);
-    if (copies && pairs_ > 1 && K * sizeof(bf16) % kCrowded == 0) put_together();
+    if (copies && pairs_ > 1 && K * sizeof(bf16) % kConflictBytes == 0) copy_in_reading_order();
   }
 
   int64_t pairs() const { return pairs_; }
@@ -113,19 +113,19 @@ class UnitRows {
   int64_t first_row(int64_t tile) const { return std::min(tile * tile_rows_, rows_ - tile_rows_); }
   // A tile's values from k on; its rows are `stride` bytes apart.
   const bf16* at(int64_t tile, int64_t k) const {
-    return together_ ? x_ + tile * tile_rows_ * K_ + k * tile_rows_ : x_ + first_row(tile) * K_ + k;
+    return is_copied_ ? x_ + tile * tile_rows_ * K_ + k * tile_rows_ : x_ + first_row(tile) * K_ + k;
   }
-  int64_t stride() const { return (together_ ? kStep : K_) * static_cast<int64_t>(sizeof(bf16)); }
+  int64_t stride() const { return (is_copied_ ? kStep : K_) * static_cast<int64_t>(sizeof(bf16)); }
   // Between one product's values and the next one's.
-  int64_t step() const { return together_ ? tile_rows_ * kStep : kStep; }
+  int64_t step() const { return is_copied_ ? tile_rows_ * kStep : kStep; }
 
  private:
-  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kStep = 2 * kAmxPairs;
   // Rows a multiple of so many bytes apart share one set of places in the L1 cache.
-  static constexpr int64_t kCrowded = 4096;
+  static constexpr int64_t kConflictBytes = 4096;
 
   // A copy in the calling thread's memory in the order of reading: [tiles, K / kStep, tile_rows, kStep].
-  void put_together() {
+  void copy_in_reading_order() {
     thread_local Scratch scratch;
     const int64_t tiles = pairs_ * in_pair_, rows = tile_rows_, K = K_;
     bf16* copy = reinterpret_cast<bf16*>(scratch.floats(static_cast<size_t>(tiles * rows * K + 1) / 2));
@@ -138,23 +138,23 @@ class UnitRows {
         }
       }
     });
-    x_ = copy, together_ = true;
+    x_ = copy, is_copied_ = true;
   }
 
   const bf16* x_;
   int64_t rows_, K_, pairs_, in_pair_, tile_rows_;
-  bool together_ = false;
+  bool is_copied_ = false;
 };
 
 // The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
 // panel, 4 and 5 the rows of x, 6 and 7 the weights.
 template <typename Columns>
-class UnitProduct {
+class AmxProduct {
  public:
-  UnitProduct(const UnitRows& x, const Columns& columns) : x_(x), columns_(columns) {
+  AmxProduct(const AmxRows& x, const Columns& columns) : x_(x), columns_(columns) {
     for (int tile = 0; tile < 6; ++tile) shape_.set(tile, x.tile_rows(), 64);
-    for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kUnitPairs, 64);
-    const int64_t bytes = std::min(kUnitPiece, columns.K) * 64;  // of a pair of tiles, and of a panel
+    for (int tile = 6; tile < 8; ++tile) shape_.set(tile, kAmxPairs, 64);
+    const int64_t bytes = std::min(kAmxPiece, columns.K) * 64;  // of a pair of tiles, and of a panel
     const int64_t most = std::max<int64_t>(1, kRowsBytes / bytes), blocks = (x.pairs() + most - 1) / most;
     block_pairs_ = (x.pairs() + blocks - 1) / blocks;
     columns_together_ = whole() ? std::max<int64_t>(1, kColumnsBytes / (bytes * Columns::kPanels)) : kColumns;
@@ -164,16 +164,16 @@ class UnitProduct {
   void run(int64_t begin, int64_t end) const {
     thread_local Scratch scratch;
     float* sums = scratch.floats(static_cast<size_t>((whole() ? 1 : kColumns * block_pairs_) * kColumnSums));
-    use_unit(shape_);
+    configure_tiles(shape_);
     for (int64_t column = begin; column < end; column += columns_together_) {
       some(column, std::min(end, column + columns_together_), sums);
     }
-    release_unit();
+    release_tiles();
   }
 
  private:
   // K is cut where a piece of a panel would be longer.
-  static constexpr int64_t kUnitPiece = 2048;
+  static constexpr int64_t kAmxPiece = 2048;
   // What is read again and again and shall stay in a core's L2 cache: bytes of a block of rows, and of the columns that are
   // taken together, each read once for many rows.
   static constexpr int64_t kRowsBytes = 1200 << 10, kColumnsBytes = 400 << 10;
@@ -181,37 +181,37 @@ class UnitProduct {
   static constexpr int64_t kColumns = 8;
   // Bytes of weights between those that are used and those that few rows ask for.
   static constexpr int64_t kAhead = 4096;
-  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kStep = 2 * kAmxPairs;
   static constexpr int64_t kStepBytes = kStep * kPanel * static_cast<int64_t>(sizeof(bf16));
-  static constexpr int64_t kColumnSums = Columns::kPanels * kUnitSums;
+  static constexpr int64_t kColumnSums = Columns::kPanels * kAmxSums;
 
   // Weights that will be needed later: so many lines of them with each step.
-  struct Ahead {
+  struct Prefetch {
     const char* at;
     int64_t lines;
   };
 
-  bool whole() const { return columns_.K <= kUnitPiece; }
+  bool whole() const { return columns_.K <= kAmxPiece; }
 
   void some(int64_t begin, int64_t end, float* all_sums) const {
     for (int64_t first = 0; first < x_.pairs(); first += block_pairs_) {
       const int64_t pairs = std::min(block_pairs_, x_.pairs() - first);
-      for (int64_t k = 0; k < columns_.K; k += kUnitPiece) {
+      for (int64_t k = 0; k < columns_.K; k += kAmxPiece) {
         for (int64_t column = begin; column < end; ++column) {
           for (int64_t pair = 0; pair < pairs; ++pair) {
             float* sums = whole() ? all_sums : all_sums + ((column - begin) * block_pairs_ + pair) * kColumnSums;
             const int64_t tile = (first + pair) * x_.in_pair();
             for (int panel = 0; panel < Columns::kPanels; ++panel) {
-              const Ahead ahead = first == 0 ? ahead_of(begin, end, column, panel, k, pair) : Ahead{nullptr, 0};
+              const Prefetch ahead = first == 0 ? prefetch_of(begin, end, column, panel, k, pair) : Prefetch{nullptr, 0};
               const bf16* weights = columns_.weights(column, panel, k);
-              float* to = sums + panel * kUnitSums;
+              float* to = sums + panel * kAmxSums;
               if (x_.pairs() > 1) multiply<2, _MM_HINT_T1>(tile, weights, k, to, ahead);
               else if (x_.in_pair() == 2) multiply<2, _MM_HINT_T0>(tile, weights, k, to, ahead);
               else multiply<1, _MM_HINT_T0>(tile, weights, k, to, ahead);
             }
-            if (k + kUnitPiece < columns_.K) continue;
+            if (k + kAmxPiece < columns_.K) continue;
             columns_.finish(x_.first_row(tile), x_.tile_rows(), column, sums);
-            if (x_.in_pair() == 2) columns_.finish(x_.first_row(tile + 1), x_.tile_rows(), column, sums + kUnitSums / 2);
+            if (x_.in_pair() == 2) columns_.finish(x_.first_row(tile + 1), x_.tile_rows(), column, sums + kAmxSums / 2);
           }
         }
       }
@@ -220,32 +220,32 @@ class UnitProduct {
 
   // Few rows wait for memory: they ask for what lies a little behind. Many, those of the first block, ask together for the
   // panel that is read next.
-  Ahead ahead_of(int64_t begin, int64_t end, int64_t column, int panel, int64_t k, int64_t pair) const {
+  Prefetch prefetch_of(int64_t begin, int64_t end, int64_t column, int panel, int64_t k, int64_t pair) const {
     if (x_.pairs() == 1) {
       return {reinterpret_cast<const char*>(columns_.weights(column, panel, k)) + kAhead, kStepBytes / 64};
     }
-    const int64_t steps = (std::min(kUnitPiece, columns_.K - k) + kStep - 1) / kStep;
+    const int64_t steps = (std::min(kAmxPiece, columns_.K - k) + kStep - 1) / kStep;
     const int64_t pairs = std::min(block_pairs_, x_.pairs()), lines = (kStepBytes / 64 + pairs - 1) / pairs;
-    const bool piece_ends = column + 1 == end && k + kUnitPiece < columns_.K;
-    const bf16* next = piece_ends ? columns_.weights(begin, panel, k + kUnitPiece)
+    const bool piece_ends = column + 1 == end && k + kAmxPiece < columns_.K;
+    const bf16* next = piece_ends ? columns_.weights(begin, panel, k + kAmxPiece)
                                   : columns_.weights(column + 1, panel, column + 1 == end ? 0 : k);
     return {reinterpret_cast<const char*>(next) + pair * steps * lines * 64, lines};
   }
 
   // Tiles of rows, `tile` or it and the next one, times a panel's weights from k to the end of their piece.
   template <int TILES, _mm_hint HINT>
-  void multiply(int64_t tile, const bf16* weights, int64_t k, float* sums, Ahead ahead) const {
+  void multiply(int64_t tile, const bf16* weights, int64_t k, float* sums, Prefetch ahead) const {
     constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
     if (k == 0) {
       zero_tile<0>(), zero_tile<1>();
       if constexpr (TILES == 2) zero_tile<2>(), zero_tile<3>();
     } else {
-      load_tile<0>(sums, kRowBytes), load_tile<1>(sums + kUnitLanes, kRowBytes);
+      load_tile<0>(sums, kRowBytes), load_tile<1>(sums + kAmxLanes, kRowBytes);
       if constexpr (TILES == 2) {
-        load_tile<2>(sums + kUnitSums / 2, kRowBytes), load_tile<3>(sums + kUnitSums / 2 + kUnitLanes, kRowBytes);
+        load_tile<2>(sums + kAmxSums / 2, kRowBytes), load_tile<3>(sums + kAmxSums / 2 + kAmxLanes, kRowBytes);
       }
     }
-    const int64_t end = std::min(columns_.K, k + kUnitPiece), stride = x_.stride(), step = x_.step();
+    const int64_t end = std::min(columns_.K, k + kAmxPiece), stride = x_.stride(), step = x_.step();
     const bf16 *x = x_.at(tile, k), *second = x_.at(tile + TILES - 1, k);
     constexpr int64_t kPairBytes = kPanel * 2 * static_cast<int64_t>(sizeof(bf16));
     for (int64_t at = k; at < end; at += kStep, weights += kStep * kPanel, x += step, second += step) {
@@ -253,7 +253,7 @@ class UnitProduct {
       load_tile<4>(x, stride);
       load_tile<6>(weights, kPairBytes);
       add_tile_products<0, 4, 6>();
-      load_tile<7>(weights + 2 * kUnitLanes, kPairBytes);
+      load_tile<7>(weights + 2 * kAmxLanes, kPairBytes);
       add_tile_products<1, 4, 7>();
       if constexpr (TILES == 2) {
         load_tile<5>(second, stride);
@@ -261,14 +261,14 @@ class UnitProduct {
         add_tile_products<3, 5, 7>();
       }
     }
-    store_tile<0>(sums, kRowBytes), store_tile<1>(sums + kUnitLanes, kRowBytes);
+    store_tile<0>(sums, kRowBytes), store_tile<1>(sums + kAmxLanes, kRowBytes);
     if constexpr (TILES == 2) {
-      store_tile<2>(sums + kUnitSums / 2, kRowBytes), store_tile<3>(sums + kUnitSums / 2 + kUnitLanes, kRowBytes);
+      store_tile<2>(sums + kAmxSums / 2, kRowBytes), store_tile<3>(sums + kAmxSums / 2 + kAmxLanes, kRowBytes);
     }
   }
 
-  UnitRows x_;
-  UnitShape shape_;
+  AmxRows x_;
+  TileConfig shape_;
   Columns columns_;
   int64_t block_pairs_;       // tiles of a block of rows, in pairs
   int64_t columns_together_;  // by which a block is multiplied before the next one
@@ -279,7 +279,7 @@ class UnitProduct {
 template <typename Out>
 class FewRowsProduct {
  public:
-  static constexpr int64_t kMostRows = 2;
+  static constexpr int64_t kMaxRows = 2;
 
   // x: [rows, columns.K]
   FewRowsProduct(const bf16* x, int64_t rows, const PanelColumns<Out>& columns)
@@ -292,7 +292,7 @@ class FewRowsProduct {
   }
 
  private:
-  static constexpr int64_t kStep = 2 * kUnitPairs;
+  static constexpr int64_t kStep = 2 * kAmxPairs;
   static constexpr int64_t kPair = 2 * kPanel;  // weights of a panel for one pair of k
   // Pairs of k whose weights are asked for before they are used.
   static constexpr int64_t kAheadPairs = 16;
@@ -302,7 +302,7 @@ class FewRowsProduct {
     alignas(64) float sums[PANELS * ROWS * kPanel];
     for (; begin + PANELS <= end; begin += PANELS) {
       {
-        const SmallAsZero mode;
+        const FlushDenormals mode;
         some<ROWS, PANELS>(begin, sums);
       }
       for (int64_t panel = 0; panel < PANELS; ++panel) {
@@ -320,41 +320,41 @@ class FewRowsProduct {
     const int64_t K = columns_.K, stride = K * kPanel;
     const bf16* weights = columns_.weights(panel, 0, 0);
     Vec sum[ROWS][kVecs];
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
     });
     for (int64_t k = 0; k < K; k += kStep) {
       // What lies behind the end of these panels is the beginning of the next ones.
       const bool last = k + 2 * kAheadPairs >= K;
       const int64_t ahead = kAheadPairs * kPair + (last ? (PANELS - 1) * stride : 0);
       Vec even[ROWS][kVecs], odd[ROWS][kVecs];
-      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { even[r][v] = zero(), odd[r][v] = zero(); });
+      unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { even[r][v] = zero(), odd[r][v] = zero(); });
       });
 #pragma GCC unroll 1
-      for (int64_t pair = 0; pair < kUnitPairs; ++pair) {
+      for (int64_t pair = 0; pair < kAmxPairs; ++pair) {
         const bf16* at = weights + k * kPanel + pair * kPair;
         Vec x_even[ROWS], x_odd[ROWS];
-        each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
           const bf16* x = x_ + r * K + k + 2 * pair;
           x_even[r] = set1(widen(x[0])), x_odd[r] = set1(widen(x[1]));
         });
-        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+        unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
           const bf16* of = at + v / 2 * stride + v % 2 * 2 * kLanes;
           _mm_prefetch(of + ahead, _MM_HINT_T0);
           const Vec w_even = load_even(of), w_odd = load_odd(of);
-          each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+          unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
             even[r][v] = fma(x_even[r], w_even, even[r][v]);
             odd[r][v] = fma(x_odd[r], w_odd, odd[r][v]);
           });
         });
       }
-      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-        each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = add(sum[r][v], add(even[r][v], odd[r][v])); });
+      unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+        unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = add(sum[r][v], add(even[r][v], odd[r][v])); });
       });
     }
-    each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
-      each<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+    unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA {
         store(sums + (v / 2 * ROWS + r) * kPanel + v % 2 * kLanes, sum[r][v]);
       });
     });

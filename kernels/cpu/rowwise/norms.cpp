@@ -7,9 +7,9 @@
 #include <optional>
 #include <tuple>
 
-#include "simd.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/simd.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
 
 namespace {
 
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> add_layer_norm_of(const Tensor x, const Tensor residu
 }  // namespace
 
 void gridwork::normalise(Type type, const Rows& x, int64_t count, int64_t parts, const Norm& norm, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T* from = static_cast<const T*>(x.data);
     T* to = static_cast<T*>(out);
     over_rows(count, parts * norm.width, [&](int64_t r) {
@@ -148,7 +148,7 @@ void gridwork::normalise(Type type, const Rows& x, int64_t count, int64_t parts,
 
 void gridwork::add_and_normalise(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total,
                                  void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T *ap = static_cast<const T*>(a.data), *bp = static_cast<const T*>(b.data);
     T *totals = static_cast<T*>(total), *to = static_cast<T*>(out);
     over_rows(count, norm.width, [&](int64_t r) {
@@ -160,7 +160,7 @@ void gridwork::add_and_normalise(Type type, const Rows& a, const Rows& b, int64_
 }
 
 void gridwork::add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T *ap = static_cast<const T*>(a.data), *bp = static_cast<const T*>(b.data);
     over_rows(count, width, [&](int64_t r) {
       sum(ap + r * a.stride, bp + r * b.stride, static_cast<T*>(out) + r * width, width);

@@ -1,7 +1,7 @@
 // Vectors of integers for products of 8-bit values: sixteen sums of four products each with AVX-512, eight with AVX2.
 #pragma once
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 

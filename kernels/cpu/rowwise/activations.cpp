@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "activations.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
+#include "rowwise/activations.h"
 
 namespace {
 
@@ -22,22 +22,24 @@ void over_rows(int64_t count, int64_t width, T* out, const F& value) {
   });
 }
 
-// gate, up: the same type, [1, …, rows, width], values of a row contiguous. kind: 0 SiLU, 1 GELU by tanh, 2 GELU.
+// gate, up: the same type, [1, …, rows, width], values of a row contiguous. kind: see
+// Activation.
 Tensor gated_activation_of(const Tensor gate, const Tensor up, int64_t kind) {
   Tensor out = torch::stable::new_empty(gate, shape(gate));
   if (out.numel() == 0) return out;
   gated_activation(type_of(gate), {gate.data_ptr(), gate.stride(-2)}, {up.data_ptr(), up.stride(-2)}, out.size(-2),
-                   out.size(-1), kind, out.data_ptr());
+                   out.size(-1), static_cast<Activation>(kind), out.data_ptr());
   return out;
 }
 
-// x: any shape. kind: see kernels.h.
+// x: any shape. kind: see Activation.
 Tensor activation_of(const Tensor x, int64_t kind) {
   const Tensor values = torch::stable::contiguous(x);
   Tensor out = torch::stable::new_empty(values, shape(values));
   if (out.numel() == 0) return out;
   const int64_t width = out.size(-1);
-  activation(type_of(values), {values.data_ptr(), width}, out.numel() / width, width, kind, out.data_ptr());
+  activation(type_of(values), {values.data_ptr(), width}, out.numel() / width, width, static_cast<Activation>(kind),
+             out.data_ptr());
   return out;
 }
 
@@ -54,11 +56,11 @@ Tensor scale_of(const Tensor x, double factor, bool divide) {
 
 }  // namespace
 
-void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, int64_t kind,
+void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, Activation kind,
                                 void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
-    by_activation<T>(kind, [&](const auto& function) {
+    dispatch_activation<T>(kind, [&](const auto& function) {
       over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
         const Vec a = load_some(gates + r * gate.stride + i, left), b = load_some(ups + r * up.stride + i, left);
         return gated<T>(a, b, function);
@@ -67,10 +69,10 @@ void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int
   });
 }
 
-void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width, int64_t kind, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width, Activation kind, void* out) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T* from = static_cast<const T*>(x.data);
-    by_any_activation<T>(kind, [&](const auto& function) {
+    dispatch_any_activation<T>(kind, [&](const auto& function) {
       over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {
         return function(load_some(from + r * x.stride + i, left));
       });
@@ -79,7 +81,7 @@ void gridwork::activation(Type type, const Rows& x, int64_t count, int64_t width
 }
 
 void gridwork::scale(Type type, const Rows& x, int64_t count, int64_t width, float factor, bool divide, void* out) {
-  by_type(type, [&]<typename T>(T*) {
+  dispatch_type(type, [&]<typename T>(T*) {
     const T* from = static_cast<const T*>(x.data);
     const Vec by = set1(factor);
     over_rows(count, width, static_cast<T*>(out), [&](int64_t r, int64_t i, int64_t left) GRIDWORK_INLINE_LAMBDA {

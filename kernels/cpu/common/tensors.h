@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 namespace gridwork {
 

@@ -4,7 +4,7 @@
 // for in one piece of assembly, since a compiler that loads operands ahead of time keeps sums in memory.
 #pragma once
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -19,12 +19,12 @@ GRIDWORK_INLINE Vec operand(const bf16* p, int odd) { return odd == 0 ? load_eve
 template <int COUNT, int STRIDE>
 GRIDWORK_INLINE void add_products_of_one(const float* p, const Vec* by, Vec* sum) {
   const Vec value = set1(*p);
-  each<COUNT>([&](auto i) GRIDWORK_INLINE_LAMBDA { sum[i * STRIDE] = fma(by[i], value, sum[i * STRIDE]); });
+  unroll<COUNT>([&](auto i) GRIDWORK_INLINE_LAMBDA { sum[i * STRIDE] = fma(by[i], value, sum[i * STRIDE]); });
 }
 template <int COUNT, int STRIDE, int ODD, typename T>
 GRIDWORK_INLINE void add_products_of_vector(const T* p, const Vec* by, Vec* sum) {
   const Vec vector = operand(p, ODD);
-  each<COUNT>([&](auto i) GRIDWORK_INLINE_LAMBDA { sum[i * STRIDE] = fma(by[i], vector, sum[i * STRIDE]); });
+  unroll<COUNT>([&](auto i) GRIDWORK_INLINE_LAMBDA { sum[i * STRIDE] = fma(by[i], vector, sum[i * STRIDE]); });
 }
 
 #else
@@ -102,18 +102,18 @@ GRIDWORK_INLINE Vec operand(const bf16* p, int odd) {
 //   x: rows, `x_stride` values apart.  y: a pointer for each vector.
 template <typename T, int ROWS, int VECS>
 GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
-  each<kDepth<T>>([&](auto d) GRIDWORK_INLINE_LAMBDA {
+  unroll<kDepth<T>>([&](auto d) GRIDWORK_INLINE_LAMBDA {
     // What there are fewer of stays in registers, the others pass.
     if constexpr (ROWS < VECS) {
       Vec value[ROWS];
-      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA { value[r] = set1(x[r * x_stride + d]); });
-      each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
+      unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA { value[r] = set1(x[r * x_stride + d]); });
+      unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA {
         add_products_of_vector<ROWS, VECS, d>(y[v], value, &sum[0][v]);
       });
     } else {
       Vec vector[VECS];
-      each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { vector[v] = operand(y[v], d); });
-      each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+      unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { vector[v] = operand(y[v], d); });
+      unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
         add_products_of_one<VECS, 1>(x + r * x_stride + d, vector, sum[r]);
       });
     }
@@ -125,10 +125,10 @@ GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (
 template <typename T, int ROWS, int VECS>
 GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
   PairVec pairs[VECS];
-  each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { pairs[v] = load_pairs(y[v]); });
-  each<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
+  unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { pairs[v] = load_pairs(y[v]); });
+  unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA {
     const PairVec value = set1_pair(x + r * x_stride);
-    each<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = add_products(value, pairs[v], sum[r][v]); });
+    unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = add_products(value, pairs[v], sum[r][v]); });
   });
 }
 #endif

@@ -10,13 +10,13 @@ from gridwork_kernels import cpu_library
 
 
 def reference(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The plain form of `row_maxima`."""
+    """The plain form of `argmax`."""
     # On a CPU numpy's argmax is several times faster than PyTorch's, on one thread.
     index = torch.from_numpy(logits.numpy().argmax(1)) if logits.device.type == "cpu" else logits.argmax(1)
     return index, logits.gather(1, index[:, None])[:, 0]
 
 
-def row_maxima(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def argmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each row's largest value stands, int64 `[B]`, and what it is, float32 `[B]`; of equal ones the first, and a
     NaN counts as the largest.
 
@@ -36,7 +36,7 @@ def row_maxima(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _compiled() -> Any:
     if cpu_library.load() is None:
         return None
-    function = cpu_library.library().gridwork_row_maxima
+    function = cpu_library.library().gridwork_argmax
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     function.argtypes = [pointer, number, number, number, pointer, pointer]
     function.restype = None

@@ -10,9 +10,9 @@
 #include <optional>
 #include <vector>
 
-#include "attention_tile.h"
-#include "tensors.h"
-#include "thread_pool.h"
+#include "attention/attention_tile.h"
+#include "common/tensors.h"
+#include "common/thread_pool.h"
 
 namespace {
 
@@ -21,10 +21,10 @@ using namespace gridwork;
 // Rows that a tile shall have, about. The unit's have many, where some are left for every thread.
 template <typename T>
 int64_t tile_rows(const Problem<T>& p) {
-  using Unit = AttentionUnit<T>;
-  if constexpr (Unit::kThere) {
+  using Unit = AmxAttention<T>;
+  if constexpr (Unit::kAvailable) {
     const int64_t share = p.tokens * p.query_heads / (num_threads() * 4);
-    if (Unit::takes(p)) return std::clamp(share, Unit::kFewestRows, Unit::kMostRows);
+    if (Unit::takes(p)) return std::clamp(share, Unit::kMinRows, Unit::kMaxRows);
   }
   return kTileRows;
 }
@@ -48,11 +48,11 @@ std::vector<Tile> tiles(const Problem<T>& p) {
 // KV heads that a thread computes together, segment by segment, so that it reads longer pieces of memory: as many as
 // their part of two segments stays in a core's L2 cache, and as leave every thread some of the `pieces` of work.
 template <typename T>
-int64_t heads_together(const Problem<T>& p, int64_t pieces) {
-  constexpr int64_t kMostBytes = 192 << 10;
+int64_t heads_per_task(const Problem<T>& p, int64_t pieces) {
+  constexpr int64_t kMaxBytes = 192 << 10;
   const int64_t head_bytes = kSegment * p.keys_head_stride * static_cast<int64_t>(sizeof(T)) / p.block_size;
   for (int64_t heads = p.kv_heads; heads > 1; --heads) {
-    if (p.kv_heads % heads == 0 && heads * head_bytes <= kMostBytes &&
+    if (p.kv_heads % heads == 0 && heads * head_bytes <= kMaxBytes &&
         pieces * (p.kv_heads / heads) >= num_threads() * 4) {
       return heads;
     }
@@ -62,12 +62,12 @@ int64_t heads_together(const Problem<T>& p, int64_t pieces) {
 
 // Keys of some heads in a segment, and what lies between them: their values.
 template <typename T>
-Ahead ahead_of(const Problem<T>& p, const Tile& tile, const Heads& heads, int64_t segment) {
+Prefetcher prefetcher_of(const Problem<T>& p, const Tile& tile, const Heads& heads, int64_t segment) {
   if (p.block_size != kGroup) return {};
-  Ahead ahead(heads.count * p.keys_head_stride * static_cast<int64_t>(sizeof(T)));
+  Prefetcher prefetcher(heads.count * p.keys_head_stride * static_cast<int64_t>(sizeof(T)));
   const int64_t row = p.sequence[tile.token], first = tile.first(segment) / kGroup * kGroup;
-  for (int64_t at = first; at < tile.last(segment); at += kGroup) ahead.add(p.key_at(row, at, heads.first));
-  return ahead;
+  for (int64_t at = first; at < tile.last(segment); at += kGroup) prefetcher.add(p.key_at(row, at, heads.first));
+  return prefetcher;
 }
 
 // What a thread needs besides results: queries, scores, weights, one segment's partial result and that of all so far;
@@ -81,22 +81,22 @@ class Workspace {
     queries_ = static_cast<size_t>((rows * p.query_width() + 15) / 16 * 16);
     const size_t scores = static_cast<size_t>(rows * kSegment), count = static_cast<size_t>(heads);
     // Where weights are float32, they stand in the place of the scores.
-    constexpr bool kInPlace = std::is_same_v<Multiplied<T>, float>;
+    constexpr bool kInPlace = std::is_same_v<ProductType<T>, float>;
     query_ = scratch.floats(count * queries_ + (kInPlace ? 1 : 2) * scores + (1 + count) * partial_);
     score = query_ + count * queries_;
-    weight = reinterpret_cast<Multiplied<T>*>(kInPlace ? score : score + scores);
+    weight = reinterpret_cast<ProductType<T>*>(kInPlace ? score : score + scores);
     segment_ = score + (kInPlace ? 1 : 2) * scores;
   }
 
   // head: which of them.
-  Multiplied<T>* query(int64_t head) const {
-    return reinterpret_cast<Multiplied<T>*>(query_ + static_cast<size_t>(head) * queries_);
+  ProductType<T>* query(int64_t head) const {
+    return reinterpret_cast<ProductType<T>*>(query_ + static_cast<size_t>(head) * queries_);
   }
   Partial segment() const { return {segment_, rows_}; }
   Partial all(int64_t head) const { return {segment_ + static_cast<size_t>(1 + head) * partial_, rows_}; }
 
   float* score;
-  Multiplied<T>* weight;
+  ProductType<T>* weight;
 
  private:
   int64_t rows_;
@@ -112,7 +112,7 @@ struct Task {
 
 template <typename T>
 void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
-  const int64_t together = heads_together(p, static_cast<int64_t>(tiles.size()));
+  const int64_t together = heads_per_task(p, static_cast<int64_t>(tiles.size()));
   std::vector<Task> tasks;
   for (const Tile& tile : tiles) {
     // Tiles of many rows multiply for longer than they read.
@@ -124,7 +124,7 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
   const auto count = static_cast<int64_t>(tasks.size());
   const int64_t chunk = std::clamp<int64_t>(count / (num_threads() * 8), 1, 16);
   parallel_for(count, chunk, [&](int64_t first, int64_t last) {
-    AttentionUnit<T> unit;
+    AmxAttention<T> unit;
     for (int64_t task = first; task < last; ++task) {
       const auto& [tile, heads] = tasks[static_cast<size_t>(task)];
       const auto of_head = [&, &tile = *tile, &heads = heads](int64_t i) {
@@ -137,19 +137,19 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
       }
       for (int64_t s = 0; s < tile->num_segments(); ++s) {
         const int64_t segment = tile->first_segment() + s;
-        Ahead ahead;
+        Prefetcher prefetcher;
         if (s + 1 < tile->num_segments()) {
-          ahead = ahead_of(p, *tile, heads, segment + 1);
+          prefetcher = prefetcher_of(p, *tile, heads, segment + 1);
         } else if (task + 1 < last) {
           const Task& next = tasks[static_cast<size_t>(task + 1)];
-          ahead = ahead_of(p, *next.tile, next.heads, next.tile->first_segment());
+          prefetcher = prefetcher_of(p, *next.tile, next.heads, next.tile->first_segment());
         }
         // Before the first one there may be nothing to add it to.
         const bool adds = s > 0 || p.sinks != nullptr;
         for (int64_t i = 0; i < heads.count; ++i) {
           const TileAttention<T> attention = of_head(i);
           const Partial to = adds ? own.segment() : own.all(i);
-          attention.segment(segment, own.query(i), own.score, own.weight, to, ahead, unit);
+          attention.segment(segment, own.query(i), own.score, own.weight, to, prefetcher, unit);
           if (adds) attention.add_segment(segment, to, own.all(i));
         }
       }
@@ -161,15 +161,15 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
 // Segments of one tile by several threads: few sequences with long contexts.
 template <typename T>
 void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
-  int64_t segments = 0, most_rows = 0;
+  int64_t segments = 0, max_rows = 0;
   for (const Tile& tile : tiles) {
     segments += tile.num_segments();
-    most_rows = std::max(most_rows, tile.count * p.group());
+    max_rows = std::max(max_rows, tile.count * p.group());
   }
-  const int64_t together = heads_together(p, segments), groups = p.kv_heads / together;
+  const int64_t together = heads_per_task(p, segments), groups = p.kv_heads / together;
   std::vector<int64_t> first_task{0};
   for (const Tile& tile : tiles) first_task.push_back(first_task.back() + tile.num_segments() * groups);
-  const int64_t size = static_cast<int64_t>(Partial::num_floats(most_rows, p.value_size) + 15) / 16 * 16;
+  const int64_t size = static_cast<int64_t>(Partial::num_floats(max_rows, p.value_size) + 15) / 16 * 16;
   thread_local Scratch scratch;
   float* partials = scratch.floats(static_cast<size_t>(segments * p.kv_heads * size));
   // Of a tile, by its index: heads one after the other.
@@ -180,7 +180,7 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
   // Consecutive segments are a thread's, who can ask for all of them but the first before it needs them.
   const int64_t chunk = std::max<int64_t>(1, first_task.back() / (num_threads() * 2));
   parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
-    AttentionUnit<T> unit;
+    AmxAttention<T> unit;
     // What the thread has the queries of: consecutive segments mostly have the same.
     int64_t loaded = -1;
     for (int64_t task = first; task < last; ++task) {
@@ -196,11 +196,11 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
       }
       loaded = queries;
       const int64_t index = tile.first_segment() + s;
-      Ahead ahead;
-      if (task + 1 < last && s + 1 < tile.num_segments()) ahead = ahead_of(p, tile, heads, index + 1);
+      Prefetcher prefetcher;
+      if (task + 1 < last && s + 1 < tile.num_segments()) prefetcher = prefetcher_of(p, tile, heads, index + 1);
       for (int64_t i = 0; i < together; ++i) {
         const TileAttention<T> attention(p, tile, heads.first + i);
-        attention.segment(index, own.query(i), own.score, own.weight, partial(at, heads.first + i, s), ahead, unit);
+        attention.segment(index, own.query(i), own.score, own.weight, partial(at, heads.first + i, s), prefetcher, unit);
       }
     }
   });
@@ -274,10 +274,10 @@ void write(const Problem<T>& p, const Attention& a) {
     }
   };
   // Tokens of one block lie in the same cache lines: threads shall rarely share one.
-  constexpr int64_t kFewTokens = 8, kMostTokens = 32;
+  constexpr int64_t kFewTokens = 8, kMaxTokens = 32;
   const int64_t share = (p.tokens + num_threads() - 1) / num_threads();
   if (p.tokens < 2 * kFewTokens) write_tokens(0, p.tokens);
-  else parallel_for(p.tokens, std::clamp(share, kFewTokens, kMostTokens), write_tokens);
+  else parallel_for(p.tokens, std::clamp(share, kFewTokens, kMaxTokens), write_tokens);
 }
 
 // See `gridwork_kernels/cpu_attention.py` for shapes and meaning; its caller has checked them.
@@ -314,7 +314,7 @@ Tensor paged_attention_of(const Tensor query, std::optional<Tensor> key, std::op
       .sin = sin.has_value() ? sin->data_ptr() : nullptr,
       .rotary_stride = cos.has_value() ? cos->stride(0) : 0,
       .rotary_size = cos.has_value() ? cos->size(1) : 0,
-      .rotary_wide = cos.has_value() && type_of(*cos) == Type::float32,
+      .rotary_float32 = cos.has_value() && type_of(*cos) == Type::float32,
       .rotary_interleaved = interleaved,
       .sinks = sinks.has_value() ? data<float>(*sinks) : nullptr,
       .slopes = slopes.has_value() ? data<float>(*slopes) : nullptr,
@@ -335,7 +335,7 @@ Tensor paged_attention_of(const Tensor query, std::optional<Tensor> key, std::op
 }  // namespace
 
 void gridwork::paged_attention(const Attention& a) {
-  by_type(a.type, [&]<typename T>(T*) {
+  dispatch_type(a.type, [&]<typename T>(T*) {
     const Problem<T> p{
         .query = static_cast<const T*>(a.query),
         .keys = static_cast<T*>(a.keys),
@@ -346,7 +346,7 @@ void gridwork::paged_attention(const Attention& a) {
         .length = a.length,
         .sinks = a.sinks,
         .slopes = a.slopes,
-        .rotary = {a.cos, a.sin, a.rotary_stride, a.rotary_size, a.rotary_wide, a.rotary_interleaved},
+        .rotary = {a.cos, a.sin, a.rotary_stride, a.rotary_size, a.rotary_float32, a.rotary_interleaved},
         .tokens = a.tokens,
         .query_token_stride = a.query_token_stride,
         .query_head_stride = a.query_head_stride,

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -16,13 +16,13 @@ struct Rotary {
   const void* sin = nullptr;
   int64_t stride = 0;
   int64_t size = 0;  // leading dimensions that are rotated, an even number; 0: none
-  bool wide = false;  // cos and sin are float32 in place of T
+  bool float32_angles = false;  // cos and sin are float32 in place of T
   bool interleaved = false;
 
   // One token's head, `width` values, as T or as float32 of the same value. `out` does not overlap `x`.
   template <typename Out>
   void apply(const T* x, int64_t token, int64_t width, Out* out) const {
-    if (wide) turn(x, angles<float>(cos, token), angles<float>(sin, token), out);
+    if (float32_angles) turn(x, angles<float>(cos, token), angles<float>(sin, token), out);
     else turn(x, angles<T>(cos, token), angles<T>(sin, token), out);
     for (int64_t d = size; d < width; ++d) {
       if constexpr (std::is_same_v<Out, T>) out[d] = x[d];

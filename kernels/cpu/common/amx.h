@@ -7,21 +7,21 @@
 #pragma once
 
 #if defined(__AMX_BF16__)
-#define GRIDWORK_MATRIX_UNIT 1
+#define GRIDWORK_AMX 1
 
 #include <cstdint>
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
-constexpr int64_t kUnitRows = 16;
-constexpr int64_t kUnitLanes = 16;
+constexpr int64_t kAmxRows = 16;
+constexpr int64_t kAmxLanes = 16;
 // Pairs that one product sums over.
-constexpr int64_t kUnitPairs = 16;
+constexpr int64_t kAmxPairs = 16;
 
 // What the eight tile registers hold: a thread sets it before it uses them.
-struct alignas(64) UnitShape {
+struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
@@ -33,9 +33,9 @@ struct alignas(64) UnitShape {
   }
 };
 
-GRIDWORK_INLINE void use_unit(const UnitShape& shape) { asm volatile("ldtilecfg %0" : : "m"(shape)); }
+GRIDWORK_INLINE void configure_tiles(const TileConfig& shape) { asm volatile("ldtilecfg %0" : : "m"(shape)); }
 // A thread that keeps tiles in use has more to save when it loses its core.
-GRIDWORK_INLINE void release_unit() { asm volatile("tilerelease"); }
+GRIDWORK_INLINE void release_tiles() { asm volatile("tilerelease"); }
 
 template <int TILE>
 GRIDWORK_INLINE void zero_tile() {
@@ -56,12 +56,12 @@ GRIDWORK_INLINE void add_tile_products() {
 }
 
 // While it lives, vectors take numbers too small for a normal float32 for zero, as the unit does.
-class SmallAsZero {
+class FlushDenormals {
  public:
-  SmallAsZero() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
-  ~SmallAsZero() { _mm_setcsr(before_); }
-  SmallAsZero(const SmallAsZero&) = delete;
-  SmallAsZero& operator=(const SmallAsZero&) = delete;
+  FlushDenormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
 
  private:
   unsigned before_ = _mm_getcsr();

@@ -33,7 +33,7 @@ constexpr int64_t kDepth<bf16> = 2;
 
 // Calls body with the constants 0 … COUNT - 1: no loop any more when the compiler looks for registers.
 template <int COUNT, typename F>
-GRIDWORK_INLINE void each(const F& body) {
+GRIDWORK_INLINE void unroll(const F& body) {
   [&]<int... I>(std::integer_sequence<int, I...>) GRIDWORK_INLINE_LAMBDA {
     (body(std::integral_constant<int, I>{}), ...);
   }(std::make_integer_sequence<int, COUNT>{});
@@ -239,17 +239,17 @@ GRIDWORK_INLINE void store_some(T* p, Vec v, int64_t count) {
 
 // What rows of type X are multiplied in with memory of type W.
 template <typename X, typename W>
-struct MultipliedBy {
+struct ProductTypeOf {
   using type = float;
 };
 #if defined(GRIDWORK_PAIR_PRODUCTS)
 template <>
-struct MultipliedBy<bf16, bf16> {
+struct ProductTypeOf<bf16, bf16> {
   using type = bf16;
 };
 #endif
 template <typename X, typename W = X>
-using Multiplied = typename MultipliedBy<X, W>::type;
+using ProductType = typename ProductTypeOf<X, W>::type;
 
 // Rounded to what memory of type T would hold.
 GRIDWORK_INLINE Vec rounded(Vec v, const float*) { return v; }
@@ -287,7 +287,7 @@ GRIDWORK_INLINE Vec exp2_by(Vec x, const float (&highest)[DEGREE]) {
   x = max(set1(-126.0f), x);
   const Vec r = fraction(x);
   Vec y = set1(highest[0]);
-  each<DEGREE - 1>([&](auto i) GRIDWORK_INLINE_LAMBDA { y = fma(y, r, set1(highest[i + 1])); });
+  unroll<DEGREE - 1>([&](auto i) GRIDWORK_INLINE_LAMBDA { y = fma(y, r, set1(highest[i + 1])); });
   y = fma(y, r, set1(1.0f));
   return scale_by_floor(y, x);
 }

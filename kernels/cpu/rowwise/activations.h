@@ -4,7 +4,8 @@
 #include <cmath>
 #include <type_traits>
 
-#include "simd.h"
+#include "common/kernels.h"
+#include "common/simd.h"
 
 namespace gridwork {
 
@@ -63,20 +64,20 @@ struct GeluTanhInSteps {
   }
 };
 
-// Calls body with the function of values of type T: 0 SiLU, 1 GELU by tanh, 2 GELU.
+// Calls body with the function for values of type T, of those that gate linear layers.
 template <typename T, typename F>
-void by_activation(int64_t kind, const F& body) {
-  if (kind == 0) body(Silu<T>());
-  else if (kind == 1) body(GeluTanh<T>());
+void dispatch_activation(Activation kind, const F& body) {
+  if (kind == Activation::silu) body(Silu<T>());
+  else if (kind == Activation::gelu_tanh) body(GeluTanh<T>());
   else body(Gelu());
 }
 
-// As by_activation, of values of type T, with those that no layer is gated by.
+// As dispatch_activation, for all activations.
 template <typename T, typename F>
-void by_any_activation(int64_t kind, const F& body) {
-  if (kind == 3) body(Relu());
-  else if (kind == 4) body(GeluTanhInSteps<T>());
-  else by_activation<T>(kind, body);
+void dispatch_any_activation(Activation kind, const F& body) {
+  if (kind == Activation::relu) body(Relu());
+  else if (kind == Activation::gelu_tanh_in_steps) body(GeluTanhInSteps<T>());
+  else dispatch_activation<T>(kind, body);
 }
 
 // activation(gate) * up of values of type T, rounded where the plain form in PyTorch rounds but for the result.
