@@ -8,14 +8,13 @@ use tracing::Span;
 
 use super::answer::{Streaming, begin};
 use super::chat_request::ChatRequest;
-use super::choice::Choice;
-use super::chunk::{Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, Identity};
 use super::request::{StreamOptions, num_choices};
 use super::response::{
-    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, FinishReason, Usage,
+    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
 };
 use super::submit::GenerationJob;
-use super::token_text::TokenTexts;
 use crate::chat_template::RenderOptions;
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
@@ -24,6 +23,7 @@ use crate::http::extract::ApiJson;
 use crate::http::headers::Account;
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Answer a conversation
 ///
@@ -112,7 +112,7 @@ async fn answer(
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
-            kind: Kind::Chat,
+            kind: AnswerKind::Chat,
             identity,
             options: stream_options,
             with_logprobs: logprobs.is_some(),
@@ -175,7 +175,7 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
 async fn collect(
     state: &AppState,
     identity: Identity,
-    mut running: Vec<Choice>,
+    mut running: Vec<RunningChoice>,
     account: &mut Account,
     with_logprobs: bool,
 ) -> Result<ChatCompletion, ApiError> {
@@ -202,7 +202,7 @@ async fn collect(
                 content,
             },
             logprobs,
-            finish_reason: FinishReason::from(&finish.reason),
+            finish_reason: OpenAiFinishReason::from(&finish.reason),
         });
     }
     Ok(ChatCompletion {
@@ -213,6 +213,6 @@ async fn collect(
         system_fingerprint: identity.system_fingerprint,
         choices,
         usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
-            .with_cached_tokens(Choice::sum_cached(&running)),
+            .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

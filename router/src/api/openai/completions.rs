@@ -7,19 +7,21 @@ use axum::response::{IntoResponse, Response};
 use tracing::Span;
 
 use super::answer::{Streaming, begin};
-use super::choice::Choice;
-use super::chunk::{Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, Identity};
 use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS};
 use super::request::{StreamOptions, num_choices};
-use super::response::{Completion, CompletionChoice, CompletionLogprobs, FinishReason, Usage};
+use super::response::{
+    Completion, CompletionChoice, CompletionLogprobs, OpenAiFinishReason, Usage,
+};
 use super::submit::GenerationJob;
-use super::token_text::TokenTexts;
 use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Parameters};
 use crate::http::extract::ApiJson;
 use crate::http::headers::Account;
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Go on with a text
 ///
@@ -103,7 +105,7 @@ async fn answer(
     let identity = Identity::new("cmpl", state);
     if stream {
         let streaming = Streaming {
-            kind: Kind::Completion,
+            kind: AnswerKind::Completion,
             identity,
             options: stream_options,
             with_logprobs,
@@ -120,7 +122,7 @@ async fn answer(
 async fn collect(
     state: &AppState,
     identity: Identity,
-    mut running: Vec<Choice>,
+    mut running: Vec<RunningChoice>,
     account: &mut Account,
     with_logprobs: bool,
 ) -> Result<Completion, ApiError> {
@@ -130,7 +132,7 @@ async fn collect(
     for choice in &mut running {
         let mut text = String::new();
         let mut logprobs = with_logprobs.then(CompletionLogprobs::default);
-        let mut finish_reason = FinishReason::Length;
+        let mut finish_reason = OpenAiFinishReason::Length;
         let finish = choice
             .collect(with_logprobs, |piece| {
                 if let Some(logprobs) = &mut logprobs {
@@ -160,6 +162,6 @@ async fn collect(
         system_fingerprint: identity.system_fingerprint,
         choices,
         usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
-            .with_cached_tokens(Choice::sum_cached(&running)),
+            .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

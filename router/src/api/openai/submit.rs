@@ -6,16 +6,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures::future::try_join_all;
 use tracing::Span;
 
-use super::choice::{Choice, Echo};
+use super::choice::{Echo, RunningChoice};
 use super::chunk::Identity;
 use super::text_offsets;
-use super::token_text::TokenTexts;
 use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
 use crate::http::headers::Account;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Choices to generate for a request, with the names of its fields for errors.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl GenerationJob {
         state: &AppState,
         span: &Span,
         account: &mut Account,
-    ) -> Result<Vec<Choice>, ApiError> {
+    ) -> Result<Vec<RunningChoice>, ApiError> {
         if self.parameters.top_p == Some(0.0) {
             // The most likely token alone has at least a probability of 0.
             self.parameters.do_sample = Some(false);
@@ -87,7 +87,13 @@ impl GenerationJob {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
                 let echo = echo.clone();
-                choices.push(Choice::new(index, prompt, events, echo, self.echo_only));
+                choices.push(RunningChoice::new(
+                    index,
+                    prompt,
+                    events,
+                    echo,
+                    self.echo_only,
+                ));
             }
         }
         Ok(choices)

@@ -1,6 +1,6 @@
 //! Requests and answers of this API.
 
-use gridwork_engine::FinishReason as EngineFinishReason;
+use gridwork_engine::FinishReason;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -179,7 +179,7 @@ pub fn check_best_of(best_of: usize, parameters: &Parameters) -> Result<(), ApiE
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum FinishReason {
+pub enum TgiFinishReason {
     /// `max_new_tokens` reached.
     Length,
     /// The model ended the text.
@@ -188,13 +188,13 @@ pub enum FinishReason {
     StopSequence,
 }
 
-impl From<&EngineFinishReason> for FinishReason {
-    fn from(reason: &EngineFinishReason) -> Self {
+impl From<&FinishReason> for TgiFinishReason {
+    fn from(reason: &FinishReason) -> Self {
         match reason {
-            EngineFinishReason::Length => FinishReason::Length,
-            EngineFinishReason::EndOfSequence => FinishReason::EosToken,
-            EngineFinishReason::StopString(_) | EngineFinishReason::StopToken(_) => {
-                FinishReason::StopSequence
+            FinishReason::Length => TgiFinishReason::Length,
+            FinishReason::EndOfSequence => TgiFinishReason::EosToken,
+            FinishReason::StopString(_) | FinishReason::StopToken(_) => {
+                TgiFinishReason::StopSequence
             }
         }
     }
@@ -221,7 +221,7 @@ pub struct PrefillToken {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BestOfSequence {
     pub generated_text: String,
-    pub finish_reason: FinishReason,
+    pub finish_reason: TgiFinishReason,
     pub generated_tokens: u32,
     pub seed: Option<u64>,
     pub prefill: Vec<PrefillToken>,
@@ -232,7 +232,7 @@ pub struct BestOfSequence {
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Details {
-    pub finish_reason: FinishReason,
+    pub finish_reason: TgiFinishReason,
     pub generated_tokens: u32,
     /// Tokens of the prompt that were in the cache already.
     pub cached_tokens: u32,
@@ -257,7 +257,7 @@ pub struct GenerateResponse {
 /// Details of a stream, in its last event.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StreamDetails {
-    pub finish_reason: FinishReason,
+    pub finish_reason: TgiFinishReason,
     pub generated_tokens: u32,
     pub seed: Option<u64>,
     /// Tokens of the prompt.
