@@ -2,6 +2,7 @@
 
 pub mod text_encoder;
 pub mod token_bytes;
+pub mod token_text;
 pub mod tokenizer_file;
 pub mod tokenizer_regex;
 pub mod vocabulary;

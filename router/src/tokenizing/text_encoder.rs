@@ -5,9 +5,9 @@ use std::sync::Arc;
 use gridwork_engine::{ShardTokenizer, TokenizeError};
 use tokenizers::Tokenizer;
 
-use crate::api::openai::TokenTexts;
 use crate::error::{ApiError, ErrorKind};
 use crate::tokenizing::token_bytes::max_bytes_per_token;
+use crate::tokenizing::token_text::TokenTexts;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::{WorkError, WorkerPermit, run_with};
 
