@@ -15,10 +15,10 @@ from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
-from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
+from gridwork_server.paths.isolation_check import IsolationCheck, find_lengths
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
-from gridwork_server.paths.second_opinion import SecondOpinion
+from gridwork_server.paths.rounding_check import RoundingCheck
 from gridwork_server.paths.self_check import (
     compare,
     compare_generated,
@@ -90,12 +90,12 @@ def choose(
             return PagedPath(model, torch.float32, caller.device, name, False, block_size, (), caller.lengths)
         return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes, caller.lengths)
 
-    dependence = DependenceCheck(caller, dtype, sequences[0], group)
+    isolation = IsolationCheck(caller, dtype, sequences[0], group)
 
     def use_attention(of_path: bool) -> None:
         _use_attention(model, attention.NAME if of_path else plain_attention, own_attention)
 
-    opinion = SecondOpinion(model, caller, dtype, sequences, group, use_attention)
+    rounding = RoundingCheck(model, caller, dtype, sequences, group, use_attention)
 
     for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
         if wish not in ("auto", candidate.impl):
@@ -106,7 +106,7 @@ def choose(
             if expected is None:
                 use_attention(False)
                 caller.lengths = caller.lengths or find_lengths(caller, sequences[0])
-                dependence.prepare()
+                isolation.prepare()
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
             use_attention(candidate.paged)
             path = candidate.make()
@@ -115,9 +115,11 @@ def choose(
                     raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
-                judge = functools.partial(opinion.judge, path, expected=expected, twin=candidate.make_wide)
-                _compare_on_all_ranks(path, expected, sequences, dtype, group, judge)
-                dependence.check(path)
+                check = functools.partial(
+                    rounding.check, path, expected=expected, make_float32_path=candidate.make_wide
+                )
+                _compare_on_all_ranks(path, expected, sequences, dtype, group, check)
+                isolation.check(path)
             return path
 
         try:
@@ -154,8 +156,8 @@ def choose(
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 
 
-_Judge = Callable[..., None]
-"""Called with the differences, `found`, and the block size; see SecondOpinion."""
+_Check = Callable[..., None]
+"""Called with the differences, `found`, and the block size; see RoundingCheck."""
 
 
 def _compare_on_all_ranks(
@@ -164,13 +166,13 @@ def _compare_on_all_ranks(
     sequences: list[np.ndarray],
     dtype: torch.dtype,
     group: "RankGroup",
-    judge: _Judge,
+    check: _Check,
 ) -> None:
     """Compares a path with plain `forward()`. Rank 0, which alone has whole logits, decides. Raises PathError on all
     ranks."""
     found: PathError | None = None
     try:
-        _compare(path, expected, sequences, dtype, judge)
+        _compare(path, expected, sequences, dtype, check)
     except PathError as error:
         found = error if group.is_leader else None
     if group.minimum(0 if found else 1) == 0:
@@ -182,7 +184,7 @@ def _compare(
     expected: torch.Tensor,
     sequences: list[np.ndarray],
     dtype: torch.dtype,
-    judge: _Judge,
+    check: _Check,
 ) -> None:
     """Compares a path with plain `forward()`, and gives up its shortcuts one by one while they differ or fail. Raises
     PathError when plain steps of the model's own code differ too."""
@@ -191,7 +193,7 @@ def _compare(
         try:
             differences = compare(path, expected, sequences, dtype, block_size)
             if dtype != torch.float32:
-                judge(found=differences, block_size=block_size)
+                check(found=differences, block_size=block_size)
             return
         except Exception as error:  # an operation may raise anything for arguments that were recorded wrongly
             shortcut = path.give_up_shortcut(one_line(error, typed=True))

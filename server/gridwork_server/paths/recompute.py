@@ -1,4 +1,4 @@
-"""The path of last resort: every token computes its whole sequence again."""
+"""Runs models without any cache: every token recomputes its whole sequence. It is the path of last resort."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RecomputePath(ModelPath):
-    """Runs anything that gives logits for tokens, one sequence at a time, without any cache."""
+    """Path for any model that gives logits for tokens, one sequence at a time."""
 
     name = "solo"
     recomputes_alike = True
@@ -26,7 +26,7 @@ class RecomputePath(ModelPath):
         self.needs = CacheNeeds(0)
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. There is nothing to keep."""
+        """See ModelPath. This path keeps nothing."""
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
@@ -39,7 +39,7 @@ class RecomputePath(ModelPath):
             positions = batch.positions[of_sequence]
             tokens = table.token_ids[sequence, : positions[-1] + 1]
             logits = self._caller.plain(tokens, int(table.num_prompt[sequence]))
-            # Some give those of the last token only.
+            # Some models give only the last token's logits.
             first = int(positions[-1]) + 1 - logits.shape[0]
             for position in positions.tolist():
                 missing = torch.full_like(logits[-1], torch.nan)

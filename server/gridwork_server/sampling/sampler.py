@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.argmax import argmax
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.row_maxima import row_maxima
 from gridwork_server.sampling.draw import Cuts, DrawSettings, draw_untruncated
 from gridwork_server.sampling.parameters import CUTS, NO_DRAFTS, PARAMETERS, Stage
 from gridwork_server.sampling.philox import uniforms
@@ -110,14 +110,14 @@ class Sampler:
         logits = logits.contiguous()
         stages = self._stages[sequence_ids]
         if not stages.any():
-            return Sampled(*row_maxima(logits))
+            return Sampled(*argmax(logits))
         needed = int(np.bitwise_or.reduce(stages, initial=0))
         observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
         for stage, change in self._changes_of_logits.items():
             if needed & stage:
                 change(logits, np.nonzero(stages & stage)[0], sequence_ids)
 
-        tokens, maxima = row_maxima(logits)
+        tokens, maxima = argmax(logits)
         if needed & Stage.DRAW:
             for of_row, draw in ((Stage.DRAW, draw_untruncated), (_OF_DRAWS, draw_truncated)):
                 rows = np.nonzero((stages & _OF_DRAWS) == of_row)[0]

@@ -335,10 +335,10 @@ def _lean_imports(config: ShardConfig) -> Iterator[None]:
         yield
         return
     from gridwork_server.startup import deferred_imports
-    from gridwork_server.startup.import_structure import noted_structure
+    from gridwork_server.startup.import_structure import cached_structure
 
     names = deferred_imports.ON_ONE_RANK + (deferred_imports.ON_CPU if config.device == "cpu" else ())
-    with deferred_imports.deferring(names), noted_structure():
+    with deferred_imports.deferring(names), cached_structure():
         yield
 
 

@@ -54,7 +54,7 @@ def test_the_task_follows_from_the_folder(
 def test_a_task_that_contradicts_the_folder_is_refused(
     tmp_path: Path, wish: str, config: dict[str, Any], would_work: str
 ) -> None:
-    with pytest.raises(ModelError, match=f"--task {wish} does not go with .*{would_work} would work"):
+    with pytest.raises(ModelError, match=f"--task {wish} does not work with .*use {would_work}"):
         choose(wish, tmp_path, config)
 
 
