@@ -12,9 +12,11 @@ from gridwork_kernels.device_copies import to_device
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
+from gridwork_server.model.info import common_info
 from gridwork_server.model.loading import LoadedModel
 from gridwork_server.model.token_bounds import TokenBounds
 from gridwork_server.parallel.group import RankGroup
+from gridwork_server.paths.invariance import invariance_of
 from gridwork_server.paths.memory import cache_budget_bytes
 from gridwork_server.paths.sequence_table import SequenceTable
 from gridwork_server.sampling import Sampler, neutral_parameters, taken
@@ -89,6 +91,33 @@ class Runner:
             f"({size.bytes_per_token} bytes a token)"
         )
         return size
+
+    def info(self) -> "pb.InfoResponse":
+        """Description of the loaded model."""
+        loaded, path = self.loaded, self.path
+        invariance = invariance_of(path, loaded.model, loaded.device, self.group.world_size)
+        info = common_info(loaded, self.group.world_size)
+        info.MergeFrom(
+            pb.InfoResponse(
+                task=pb.TASK_GENERATE,
+                model_impl=path.name,
+                model_impl_reason=loaded.path_reason,
+                attention=path.attention_name,
+                input_vocab_size=loaded.input_vocab_size,
+                max_context_tokens=loaded.max_context_tokens,
+                eos_token_ids=loaded.eos_token_ids,
+                shares_blocks=path.shares_blocks,
+                batch_invariant=invariance.in_batch,
+                replay_invariant=invariance.when_replayed,
+                invariance_reason=invariance.reason,
+                draft_step_tokens=self.draft_step_tokens,
+                generation_defaults=loaded.generation.message(),
+                length_border=loaded.lengths.rule.border if loaded.lengths else 0,
+                lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
+                recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
+            )
+        )
+        return info
 
     def reset(self) -> None:
         """Drops every sequence."""
