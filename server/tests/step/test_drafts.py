@@ -14,15 +14,12 @@ import torch
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
 from gridwork_server.sampling import taken
-from gridwork_server.step.runner import Runner
 
 from .. import models
 from ..driver import Driver, Sequence, sampling
+from ..runners import SizedRunner, driver_for, load_runner
 
 MOST = 5
 LIMITS = pb.WarmupRequest(
@@ -40,28 +37,15 @@ def runner_for(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folders = functools.cache(lambda name: models.save(name, tmp_path_factory.mktemp("models") / name))
 
     @functools.cache
-    def make(name: str, attention: str = "auto", prefix_cache: bool = False) -> Runner:
+    def make(name: str, attention: str = "auto", prefix_cache: bool = False) -> SizedRunner:
         if attention == "cpu" and not cpu_attention.supports(torch.float32):
             pytest.skip("no compiled kernels for this CPU")
-        runner = load_runner(folders(name), attention=attention)
         limits = pb.WarmupRequest()
         limits.CopyFrom(LIMITS)
         limits.prefix_cache = prefix_cache
-        runner.num_blocks = runner.warm_up(limits).num_blocks  # type: ignore[attr-defined]
-        return runner
+        return load_runner(folders(name), limits, attention=attention)
 
     return make
-
-
-def load_runner(folder: Path, **settings: Any) -> Runner:
-    config = ShardConfig(model_path=folder, socket="", dtype="float32", kv_cache_memory_bytes=2**24, **settings)
-    return Runner(load(config, RankGroup()), config, RankGroup())
-
-
-def driver_for(runner: Runner, draft: Draft = lambda _sequence: [], **settings: Any) -> Driver:
-    """Makes a driver with an empty cache."""
-    runner.reset()
-    return Driver(runner.run, runner.num_blocks, draft=draft, **settings)  # type: ignore[attr-defined]
 
 
 def oracle(answers: dict[int, list[int]], wrong: float = 0, seed: int = 0) -> Draft:
@@ -75,9 +59,9 @@ def oracle(answers: dict[int, list[int]], wrong: float = 0, seed: int = 0) -> Dr
     return draft
 
 
-def generate(runner: Runner, requests: list[dict[str, Any]], draft: Draft = lambda _: [], **more: Any) -> Driver:
+def generate(runner: SizedRunner, requests: list[dict[str, Any]], draft: Draft = lambda _: [], **more: Any) -> Driver:
     """Runs requests together."""
-    driver = driver_for(runner, draft, **more)
+    driver = driver_for(runner, draft=draft, **more)
     for request in requests:
         driver.add(wanted=COUNT, **request)
     driver.finish()
@@ -109,7 +93,7 @@ def test_greedy_tokens_are_the_same_whatever_is_drafted(
 def test_drafts_of_a_preempted_sequence_leave_nothing_behind(runner_for: Any) -> None:
     runner = runner_for("gemma3")
     expected = answers_of(generate(runner, [{"prompt": prompt} for prompt in PROMPTS]))
-    driver = driver_for(runner, oracle(expected, 0.3))
+    driver = driver_for(runner, draft=oracle(expected, 0.3))
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     for victim in (0, 3, 2, 1):
         driver.step()
@@ -118,7 +102,7 @@ def test_drafts_of_a_preempted_sequence_leave_nothing_behind(runner_for: Any) ->
             driver.preempt(names[victim])
     assert driver.finish() == expected
     runner.run(pb.Step(id=99, released=range(LIMITS.max_sequences)))
-    blocks = runner.path._window_blocks  # type: ignore[attr-defined]
+    blocks = runner.path._window_blocks
     assert (blocks.tables == blocks.null_block).all()
 
 
@@ -177,7 +161,7 @@ def test_sequences_with_penalties_run_beside_drafts_of_others(runner_for: Any) -
     assert answers_of(drafted) == expected
 
 
-def poisoned(runner: Runner, token: int) -> Any:
+def poisoned(runner: SizedRunner, token: int) -> Any:
     """Makes logits after this token NaN. Returns the embedding, and the token's row before."""
     weight = runner.loaded.model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     before = weight[token].clone()

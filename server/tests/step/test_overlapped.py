@@ -12,8 +12,6 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.model import loading
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.service.worker import Worker
 from gridwork_server.step.overlapped import OverlappedSteps
@@ -21,6 +19,7 @@ from gridwork_server.step.runner import Runner
 
 from .. import models
 from ..driver import Driver, sampling
+from ..runners import load_runner
 
 LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=4, max_total_tokens=60)
 PROMPTS = models.prompts([23, 1, 12, 5])
@@ -31,14 +30,7 @@ COUNT = 12
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Runner:
     """Runner of a model with sliding windows and full attention, which replays decode steps."""
     monkeypatch.setattr(loading, "_decode_sizes", lambda config, device: (1, 2, 4))
-    config = ShardConfig(
-        model_path=models.save("gemma3", tmp_path / "model"),
-        socket="",
-        dtype="float32",
-        kv_cache_memory_bytes=2**23,
-    )
-    runner = Runner(load(config, RankGroup()), config, RankGroup())
-    runner.warm_up(LIMITS)
+    runner = load_runner(models.save("gemma3", tmp_path / "model"), LIMITS, kv_cache_memory_bytes=2**23)
     runner.reset()
     return runner
 

@@ -12,14 +12,11 @@ import torch
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
-from gridwork_server.step.runner import Runner
 
 from .. import models
-from ..driver import Driver, sampling
+from ..driver import sampling
+from ..runners import SizedRunner, driver_for, load_runner
 
 LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=8, max_total_tokens=100)
 PROMPTS = models.prompts([23, 1, 12, 5])
@@ -44,24 +41,12 @@ def expected(folders: Any) -> Any:
     return generate
 
 
-def runner_for(folder: Path, limits: pb.WarmupRequest = LIMITS, **settings: Any) -> Runner:
+def runner_for(folder: Path, limits: pb.WarmupRequest = LIMITS, **settings: Any) -> SizedRunner:
     """Makes a runner in float32 that has been warmed up."""
-    config = ShardConfig(
-        **({"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24} | settings)
-    )
-    group = RankGroup()
-    runner = Runner(load(config, group), config, group)
-    runner.num_blocks = runner.warm_up(limits).num_blocks  # type: ignore[attr-defined]
-    return runner
+    return load_runner(folder, limits, **settings)
 
 
-def driver_for(runner: Runner, **settings: Any) -> Driver:
-    """Makes a driver with an empty cache."""
-    runner.reset()
-    return Driver(runner.run, runner.num_blocks, **settings)  # type: ignore[attr-defined]
-
-
-def generate_together(runner: Runner, **settings: Any) -> list[list[int]]:
+def generate_together(runner: SizedRunner, **settings: Any) -> list[list[int]]:
     """Generates continuations of PROMPTS, in one batch."""
     driver = driver_for(runner, **settings)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
@@ -183,8 +168,8 @@ def test_a_sampled_token_without_an_embedding_fails_its_sequence_alone(folders: 
     tokens = expected("llama")
     rows = max(max(answer) for answer in tokens)
     assert rows > max(max(prompt) for prompt in PROMPTS)
-    runner = Runner(replace(whole.loaded, input_vocab_size=rows), whole.config, whole.group)
-    runner.num_blocks = runner.warm_up(LIMITS).num_blocks  # type: ignore[attr-defined]
+    runner = SizedRunner(replace(whole.loaded, input_vocab_size=rows), whole.config, whole.group)
+    runner.warm_up(LIMITS)
     driver = driver_for(runner)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     results = driver.finish()
@@ -297,13 +282,13 @@ def test_blocks_before_a_window_are_freed(name: str, folders: Any) -> None:
     runner = runner_for(folders(name))
     path: Any = runner.path
     blocks = path._window_blocks
-    assert blocks.num_blocks < runner.num_blocks  # type: ignore[attr-defined]
+    assert blocks.num_blocks < runner.num_blocks
     driver = driver_for(runner, chunk=5)
     driver.add(models.prompts([60])[0], 20)
     most = 0
     while driver.running:
         driver.step()
-        most = max(most, np.count_nonzero(blocks.tables != blocks.null_block))
+        most = max(most, int(np.count_nonzero(blocks.tables != blocks.null_block)))
     # A window of 9 tokens lies in 3 or 4 blocks of 4, while the whole sequence takes 20.
     assert most in (3, 4)
     runner.run(pb.Step(id=99, released=[sequence.id for sequence in driver.finished.values()]))
@@ -317,4 +302,4 @@ def test_layers_with_windows_leave_memory_for_more_tokens(folders: Any) -> None:
     assert (needs.window_tokens, needs.window_bytes_per_token) == (9, needs.bytes_per_token * 2 // 3)
     # One layer of three has full attention: nearly three times as many tokens fit as if all had.
     if_all_did = 2**22 // (needs.bytes_per_token * limits.block_size_tokens)
-    assert runner.num_blocks > 2 * if_all_did  # type: ignore[attr-defined]
+    assert runner.num_blocks > 2 * if_all_did
