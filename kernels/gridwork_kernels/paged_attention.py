@@ -108,7 +108,7 @@ class AttentionOptions:
 
 
 class PagedAttention(Protocol):
-    """One implementation, with the layout of its cache."""
+    """An implementation of paged attention, with the layout of its cache."""
 
     def allocate(
         self,

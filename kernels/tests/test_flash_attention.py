@@ -71,7 +71,7 @@ def pytorch(q: Any, k: Any, v: Any, tokens: Any, keys: Any, max_q: int, max_k: i
 
 @pytest.fixture(params=["version 2", "version 3", "pytorch"])
 def attend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One of the functions, which calls its stand-in."""
+    """A function of a package, which calls its stand-in."""
     if request.param == "pytorch":
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", pytorch)
         return flash_attention.varlen

@@ -12,7 +12,7 @@ BLOCK_SIZE = 4
 NUM_BLOCKS = 40
 NULL_BLOCK = NUM_BLOCKS
 
-# Chunks of prefill that start a sequence or go on with it, and decodes, short and long.
+# Chunks of prefill at the beginning of a sequence and later, and decodes, short and long.
 MIXED = [(5, 5), (1, 1), (7, 26), (1, 38), (1, 9), (12, 13)]
 DECODES = [(1, 1), (1, 17), (1, 30)]
 
@@ -70,7 +70,7 @@ def problem(
 
 
 def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torch.Tensor:
-    """A cache of slots, `[num_slots, num_kv_heads, size]`, as an implementation has it."""
+    """Converts a cache of slots, `[num_slots, num_kv_heads, size]`, to the layout of an implementation."""
     if isinstance(IMPLEMENTATIONS[implementation], SlotAttention):
         return slots.clone()
     blocks = slots.unflatten(0, (-1, BLOCK_SIZE))

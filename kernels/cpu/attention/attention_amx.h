@@ -145,7 +145,7 @@ class AmxAttention<bf16> {
     zero_sums<TILES, GROUPS>();
     for (int64_t step = 0; step < steps_; ++step) {
       const int64_t pair = step * 2 * step_pairs_;
-      // As many lines as this step reads of keys: a pair of dimensions of a group is one line.
+      // Prefetches as many lines as this step reads of keys: a pair of dimensions of a group is one line.
       if (prefetcher != nullptr) prefetcher->prefetch(GROUPS * step_pairs_);
       load_tile<4>(query[0] + pair, 2 * width);
       if constexpr (TILES == 2) load_tile<5>(query[1] + pair, 2 * width);

@@ -120,7 +120,7 @@ class SoftmaxWeight {
   static constexpr float kLog2E = 1.44269504f;
   Vec factor_, shift_;
 };
-// In float32, the weight of the largest score is exactly 1.
+// Exact weights for float32; the weight of the largest score is 1.
 template <>
 class SoftmaxWeight<float> {
  public:

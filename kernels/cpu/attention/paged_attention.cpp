@@ -264,7 +264,7 @@ void write(const Problem<T>& p, const Attention& a) {
     T* plain = reinterpret_cast<T*>(scratch.floats(static_cast<size_t>(kTogether * width)));
     for (int64_t token = first; token < last;) {
       const int64_t slot = a.slots[token], end = token + kTogether;
-      // Whether the next tokens share their groups of values.
+      // A pair of tokens in one group of values is written at once.
       const bool whole = end <= last && slot % p.block_size % kTogether == 0 &&
                          slot % p.block_size + kTogether <= p.block_size && a.slots[end - 1] == slot + kTogether - 1;
       const auto write_heads = [&](auto count) {

@@ -1,8 +1,8 @@
 // Vectors of float32 lanes, with loads from and stores to memory of float32, bfloat16 or float16.
 //
-// Every source is compiled once for each instruction set that it uses, into a library of its own (see `build_cpu.py`). A
-// vector has sixteen lanes with AVX-512 and eight with AVX2. Outside of this file and `simd_int.h`, kernels depend only
-// on the number of lanes, and on whether pairs of bfloat16 can be multiplied.
+// Every source is compiled once for each instruction set that it uses, into a library of its own (see `build_cpu.py`).
+// A vector has sixteen lanes with AVX-512 and eight with AVX2. Outside of this file and `simd_int.h`, kernels depend
+// only on the number of lanes, and on whether pairs of bfloat16 can be multiplied.
 #pragma once
 
 #include <immintrin.h>

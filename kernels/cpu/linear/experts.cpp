@@ -49,7 +49,7 @@ class Routing {
   std::vector<int64_t> begins_, row_;
 };
 
-// One of the two linear layers, for all experts.
+// The first or the second linear layer, for all experts.
 struct Layer {
   // Weights of all experts: in x's type, packed as in linear.cpp; or, with scales, packed as in quantized_linear.cpp,
   // 8 bits as int8 and 4 bits as uint8.

@@ -287,7 +287,7 @@ class FewRowsProduct {
   FewRowsProduct(const bf16* x, int64_t rows, const PanelColumns<Out>& columns)
       : x_(x), rows_(rows), columns_(columns) {}
 
-  // All rows times panels [begin, end).
+  // Multiplies all rows by panels [begin, end).
   void run(int64_t begin, int64_t end) const {
     if (rows_ == 1) panels<1, 4>(begin, end);
     else panels<2, 2>(begin, end);

@@ -63,7 +63,7 @@ struct GeluTanhInSteps {
   }
 };
 
-// Calls body with the function for values of type T, of those that gate linear layers.
+// Calls body with the activation for values of type T; `kind` must be one that gates linear layers.
 template <typename T, typename F>
 void dispatch_activation(Activation kind, const F& body) {
   if (kind == Activation::silu) body(Silu<T>());
@@ -71,7 +71,7 @@ void dispatch_activation(Activation kind, const F& body) {
   else body(Gelu());
 }
 
-// As dispatch_activation, for all activations.
+// Calls body with the activation for values of type T, of any kind.
 template <typename T, typename F>
 void dispatch_any_activation(Activation kind, const F& body) {
   if (kind == Activation::relu) body(Relu());

@@ -45,7 +45,7 @@ class Attend:
 
 @dataclass(eq=False)
 class Node:
-    """One operation."""
+    """An operation of a graph."""
 
     target: Any
     """A `torch._ops.OpOverload`, or `Attend`."""

@@ -114,7 +114,7 @@ def _match_rotated(rewriter: Rewriter, argument: Any, dtype: Any) -> _Turned | N
 
 
 def _match_turned(rewriter: Rewriter, ref: Any, dtype: torch.dtype) -> _Turned | None:
-    """What `ref`, `[1, heads, T, size]` of the type, is made of, where all dimensions are turned."""
+    """The heads and angles of `ref` `[1, heads, T, size]`, if all its dimensions are rotated and it has the type."""
     rounded = rewriter.made_by(ref, aten.to.dtype)
     wide = rounded is not None
     if rounded is not None and (len(rounded.args) != 2 or rounded.kwargs or rounded.dtype != dtype):
