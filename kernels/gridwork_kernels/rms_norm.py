@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gridwork_kernels.program_table import NORMS
-from gridwork_kernels.replace import replace_modules
+from gridwork_kernels.replace import replace_modules, sample_values
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -98,8 +98,8 @@ def _fused(module: nn.Module) -> _FusedNorm | None:
         return None
     if module._forward_hooks or module._forward_pre_hooks or len(inspect.signature(module.forward).parameters) != 1:
         return None
-    # Rows of many magnitudes, so that a wrong epsilon shows, with a mean; pseudo-random values without a generator.
-    x = torch.sin(torch.arange(6 * weight.numel()).view(6, -1) * 12.9898) * 1.5 + 0.5
+    # Rows of many magnitudes, so that a wrong epsilon shows, with a mean.
+    x = sample_values(6, weight.numel()) * 1.5 + 0.5
     x = x * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
     x = x.to(weight.dtype)
     try:

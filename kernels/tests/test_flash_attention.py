@@ -83,7 +83,7 @@ def attend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def clean(layout: PagedLayout, *caches: torch.Tensor) -> None:
-    """Fills unused slots of blocks with NaN, since the stand-in reads whole blocks."""
+    """Replaces the NaN of unused slots by 0, since the stand-in reads whole blocks."""
     for cache in caches:
         cache.nan_to_num_(0)
 

@@ -32,7 +32,7 @@ struct Problem {
   T* out;                   // [tokens, query_heads, value_size]
   const int32_t* tables;    // [sequences, table_stride]: block ids
   const int32_t* sequence;  // [tokens]: row of `tables`; a sequence's tokens are consecutive
-  const int32_t* length;    // [tokens]: position + 1
+  const int32_t* length;    // [tokens]: number of keys it attends to at most, including its own
   const float* sinks;       // [query_heads] or null
   const float* slopes;      // [query_heads] or null
   Rotary<T> rotary;
@@ -99,7 +99,7 @@ struct Heads {
 // Prefetches memory that will be read soon: pieces of equal length, one for each block. Blocks lie anywhere, so the
 // hardware prefetcher cannot predict the next one. Lines are prefetched one by one during other work, since a core has
 // few misses in flight. They go into the L2 cache, which allows more misses in flight than the L1 cache: two cores of
-// Zen 5 read random pieces of 2 KiB at 19 to 22 GB/s that way, and at 12 to 17 into L1. Tried without gain (Emerald
+// Zen 4 read random pieces of 2 KiB at 19 to 22 GB/s that way, and at 12 to 17 into L1. Tried without gain (Emerald
 // Rapids): prefetches into L1 (0.9 times the speed), of every other line (0.8), at two places at a time (1.0), none
 // (0.85), of four lines at a time (1.0), and of the next task's lines (AMX).
 class Prefetcher {

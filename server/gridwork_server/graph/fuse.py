@@ -94,19 +94,16 @@ def _merged(
 
 def _fuse_gated_activations(rewriter: Rewriter) -> None:
     """Fuses activation(gate) * up."""
-    kinds = {aten.silu.default: ACTIVATIONS["silu"], aten.gelu.default: ACTIVATIONS["gelu"]}
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         if node.target != aten.mul.Tensor or len(node.args) != 2:
             continue
         for active, up in (node.args, node.args[::-1]):
-            activation = rewriter.made_by(active, *kinds)
+            activation = rewriter.made_by(active, aten.silu.default, aten.gelu.default)
             other = rewriter.producer.get(up) if isinstance(up, Ref) else None
             if activation is None or other is None or not rewriter.only_use(active) or up in rewriter.changed:
                 continue
-            kind = kinds[activation.target]
-            if activation.kwargs.get("approximate") == "tanh":
-                kind = ACTIVATIONS["gelu_tanh"]
+            kind = _activation_kind(activation)
             if node.shape != activation.shape or node.shape != other.shape or not _is_rows(node.shape):
                 continue
             if not node.dtype == activation.dtype == other.dtype or node.dtype not in FLOATS:
@@ -118,6 +115,16 @@ def _fuse_gated_activations(rewriter: Rewriter) -> None:
     rewriter.rewrite(replacements)
 
 
+_ACTIVATIONS = {aten.silu.default: "silu", aten.gelu.default: "gelu", aten.relu.default: "relu"}
+
+
+def _activation_kind(node: Node) -> int:
+    """The number of a node's activation in the table of programs."""
+    if node.kwargs.get("approximate") == "tanh":
+        return ACTIVATIONS["gelu_tanh"]
+    return ACTIVATIONS[_ACTIVATIONS[node.target]]
+
+
 def _is_rows(shape: Any) -> bool:
     """`[1, …, rows, width]`"""
     return shape is not None and len(shape) >= 2 and all(size == 1 for size in shape[:-2])
@@ -125,19 +132,14 @@ def _is_rows(shape: Any) -> bool:
 
 def _replace_activations(rewriter: Rewriter) -> None:
     """Replaces single activations, including those that are written in several operations."""
-    kinds = {aten.silu.default: ACTIVATIONS["silu"], aten.gelu.default: ACTIVATIONS["gelu"]}
-    kinds[aten.relu.default] = ACTIVATIONS["relu"]
     target = torch.ops.gridwork_cpu.activation.default
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         if node.dtype not in FLOATS or not _is_rows(node.shape):
             continue
         x: Any
-        if node.target in kinds:
-            x = node.args[0]
-            kind = kinds[node.target]
-            if node.kwargs.get("approximate") == "tanh":
-                kind = ACTIVATIONS["gelu_tanh"]
+        if node.target in _ACTIVATIONS:
+            x, kind = node.args[0], _activation_kind(node)
         else:
             x, kind = _match_gelu_in_steps(rewriter, node), ACTIVATIONS["gelu_tanh_in_steps"]
         source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
