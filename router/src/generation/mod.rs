@@ -3,4 +3,6 @@
 pub mod bounds;
 pub mod defaults;
 pub mod parameters;
+pub mod table;
 pub mod validation;
+pub mod values;

@@ -95,13 +95,13 @@ async fn every_value_out_of_range_is_refused_by_name() {
         ("min_p", |p| p.min_p = Some(1.1)),
         ("min_p", |p| p.min_p = Some(f32::NAN)),
         ("max_new_tokens", |p| p.max_new_tokens = Some(0)),
-        ("stop", |p| p.stop = vec!["x".into(); 5]),
-        ("stop", |p| p.stop = vec![String::new()]),
-        ("top_n_tokens", |p| p.top_n_tokens = 6),
-        ("logit_bias", |p| p.logit_bias = vec![(VOCAB, 1.0)]),
-        ("logit_bias", |p| p.logit_bias = vec![(1, 101.0)]),
-        ("logit_bias", |p| p.logit_bias = vec![(1, f32::NAN)]),
-        ("stop_token_ids", |p| p.stop_token_ids = vec![VOCAB]),
+        ("stop", |p| p.stop = Some(vec!["x".into(); 5])),
+        ("stop", |p| p.stop = Some(vec![String::new()])),
+        ("top_n_tokens", |p| p.top_n_tokens = Some(6)),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(VOCAB, 1.0)])),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(1, 101.0)])),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(1, f32::NAN)])),
+        ("stop_token_ids", |p| p.stop_token_ids = Some(vec![VOCAB])),
         ("truncate", |p| p.truncate = Some(0)),
         ("truncate", |p| p.truncate = Some(10)),
     ];
@@ -183,7 +183,7 @@ async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off(
         ..Parameters::default()
     };
     let valid = validate("new a", truncated).await.expect("valid");
-    assert_eq!(valid.prompt_ids, [1]);
+    assert_eq!(valid.prompt_ids(), [1]);
 }
 
 #[tokio::test]
@@ -191,7 +191,10 @@ async fn a_missing_limit_means_the_rest_of_the_context() {
     let valid = validate("a b c", Parameters::default())
         .await
         .expect("valid");
-    assert_eq!((valid.prompt_tokens, valid.request.max_new_tokens), (3, 7));
+    assert_eq!(
+        (valid.prompt_ids().len(), valid.request.max_new_tokens),
+        (3, 7)
+    );
 }
 
 #[tokio::test]
@@ -204,7 +207,7 @@ async fn truncation_keeps_the_end() {
         validate("a b c", parameters)
             .await
             .expect("valid")
-            .prompt_ids,
+            .prompt_ids(),
         [2, 3]
     );
 }

@@ -10,8 +10,9 @@ import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.program import Call, CompiledProgram
+from gridwork_server.attention import LayerKey
 from gridwork_server.graph.nodes import Attend, Node, Ref, Size
-from gridwork_server.graph.operations import Caches, LayerKey, OperationWriter
+from gridwork_server.graph.operations import Caches, OperationWriter
 from gridwork_server.graph.plan import Plan, Segment, features_of
 
 

@@ -6,13 +6,11 @@ import torch
 
 from gridwork_kernels import program
 from gridwork_kernels.program_table import NORMS
+from gridwork_server.attention import LayerKey
 from gridwork_server.graph.nodes import Attend, Node, Ref
 from gridwork_server.graph.plan import Plan, last_dim
 
 aten = torch.ops.aten
-
-LayerKey = tuple[int, int]
-"""A layer's index, and which of its attention calls in one forward pass is meant."""
 
 Caches = dict[LayerKey, tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer."""

@@ -6,10 +6,10 @@ use std::time::Instant;
 use axum::response::Response;
 use tracing::Span;
 
-use super::choice::Choice;
-use super::chunk::{ChunkEncoder, Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, ChunkEncoder, Identity};
 use super::request::StreamOptions;
-use super::stream::{AnswerStream, End, StreamContent};
+use super::stream::{AnswerStream, StreamContent, StreamEnd};
 use crate::http::headers::Account;
 use crate::http::sse;
 use crate::state::AppState;
@@ -23,7 +23,7 @@ pub fn begin(state: &AppState, route: &'static str) -> Account {
 /// An answer that is streamed.
 #[derive(Debug)]
 pub struct Streaming {
-    pub kind: Kind,
+    pub kind: AnswerKind,
     pub identity: Identity,
     pub options: StreamOptions,
     pub with_logprobs: bool,
@@ -34,7 +34,7 @@ impl Streaming {
     pub fn response(
         self,
         state: &AppState,
-        choices: Vec<Choice>,
+        choices: Vec<RunningChoice>,
         mut account: Account,
         span: Span,
     ) -> Response {
@@ -51,13 +51,13 @@ impl Streaming {
         );
         let head = account.clone();
         let prompt_tokens = account.prompt_tokens as u64;
-        let on_end = move |end: End<'_>| match end {
-            End::Complete(finishes) => {
+        let on_end = move |end: StreamEnd<'_>| match end {
+            StreamEnd::Complete(finishes) => {
                 finishes.iter().for_each(|finish| account.add(finish));
                 account.record_success(&span);
             }
-            End::Failed(error) => error.count(),
-            End::Dropped => {
+            StreamEnd::Failed(error) => error.count(),
+            StreamEnd::Dropped => {
                 metrics::counter!("gridwork_request_failures_total", "kind" => "dropped")
                     .increment(1);
             }

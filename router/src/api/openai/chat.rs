@@ -8,13 +8,13 @@ use tracing::Span;
 
 use super::answer::{Streaming, begin};
 use super::chat_request::ChatRequest;
-use super::choice::Choice;
-use super::chunk::{Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, Identity};
+use super::request::{StreamOptions, num_choices};
 use super::response::{
-    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, FinishReason, Usage,
+    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
 };
-use super::submit::{Order, OrderedPrompt};
-use super::token_text::TokenTexts;
+use super::submit::GenerationJob;
 use crate::chat_template::RenderOptions;
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
@@ -23,6 +23,7 @@ use crate::http::extract::ApiJson;
 use crate::http::headers::Account;
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Answer a conversation
 ///
@@ -63,42 +64,41 @@ async fn answer(
     span: Span,
 ) -> Result<Response, ApiError> {
     let mut account = begin(state, "chat_completions");
-    let mut shared = request.take_shared();
     request.check_supported()?;
-    let (mut limit_field, mut limit) = request.limit();
+    let mut parameters = request.take_parameters()?;
+    let (mut limit_field, limit) = request.limit();
+    parameters.max_new_tokens = limit;
     if let Some(config) = request.generation_config.take() {
         if limit.is_none() && config.max_new_tokens.is_some() {
             limit_field = "generation_config.max_new_tokens";
-            limit = config.max_new_tokens;
         }
-        config.apply(&mut shared)?;
+        request.n = request.n.or(config.num_return_sequences);
+        config.apply(&mut parameters)?;
     }
-    let num_choices = shared.num_choices(
+    let num_choices = num_choices(
+        request.n,
         1,
         state.config().max_n,
         state.config().max_concurrent_requests,
     )?;
-    let stream = shared.stream.unwrap_or(false);
-    let stream_options = shared.stream_options()?;
+    let stream = request.stream.unwrap_or(false);
+    let stream_options = StreamOptions::of(stream, request.stream_options)?;
     let logprobs = logprobs(&request)?;
     state.ready()?;
 
     let (text, add_special_tokens) = chat_prompt(state, request).await?;
-    let order = Order {
-        prompts: vec![OrderedPrompt {
-            prompt: Prompt::Text {
-                text,
-                add_special_tokens,
-            },
-            text: None,
+    let job = GenerationJob {
+        prompts: vec![Prompt::Text {
+            text,
+            add_special_tokens,
         }],
         parameters: Parameters {
-            max_new_tokens: limit,
             logprobs: logprobs.is_some(),
-            top_n_tokens: logprobs.unwrap_or(0),
-            ..shared.into_parameters()?
+            top_n_tokens: logprobs,
+            ..parameters
         },
         names: FieldNames {
+            dialect: Dialect::OpenAi,
             prompt: "messages",
             max_new_tokens: limit_field,
             top_n_tokens: "top_logprobs",
@@ -108,11 +108,11 @@ async fn answer(
         echo: false,
         echo_only: false,
     };
-    let choices = order.submit(state, &span, &mut account).await?;
+    let choices = job.submit(state, &span, &mut account).await?;
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
-            kind: Kind::Chat,
+            kind: AnswerKind::Chat,
             identity,
             options: stream_options,
             with_logprobs: logprobs.is_some(),
@@ -175,7 +175,7 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
 async fn collect(
     state: &AppState,
     identity: Identity,
-    mut running: Vec<Choice>,
+    mut running: Vec<RunningChoice>,
     account: &mut Account,
     with_logprobs: bool,
 ) -> Result<ChatCompletion, ApiError> {
@@ -202,7 +202,7 @@ async fn collect(
                 content,
             },
             logprobs,
-            finish_reason: FinishReason::from(&finish.reason),
+            finish_reason: OpenAiFinishReason::from(&finish.reason),
         });
     }
     Ok(ChatCompletion {
@@ -213,6 +213,6 @@ async fn collect(
         system_fingerprint: identity.system_fingerprint,
         choices,
         usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
-            .with_cached_tokens(Choice::sum_cached(&running)),
+            .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

@@ -3,14 +3,15 @@
 use serde_json::{Map, Value};
 
 use super::generation_config::GenerationConfig;
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{NUM_UNREAD_BY_BOTH, openai_request, unread};
 use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
+use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
 use crate::http::unread::Unread;
 
-request! {
+parameter_table! { openai_request =>
     /// A conversation to go on with.
     pub struct ChatRequest {
         /// The conversation so far. When the last message is the assistant's, the answer goes on with it.
@@ -180,15 +181,12 @@ fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiErro
 }
 
 impl Body for ChatRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::unsupported("chat_template"); 27];
-        let (own, both) = all.split_at_mut(4);
-        own[1] = Unread::misplaced("documents", "chat_template_kwargs");
-        own[2] = Unread::unsupported("web_search_options");
-        own[3] = Unread::unsupported("echo");
-        both.copy_from_slice(&UNREAD_BY_BOTH);
-        all
-    };
+    const UNREAD: &'static [Unread] = &unread::<{ NUM_UNREAD_BY_BOTH + 4 }>(&[
+        Unread::unsupported("chat_template"),
+        Unread::misplaced("documents", "chat_template_kwargs"),
+        Unread::unsupported("web_search_options"),
+        Unread::unsupported("echo"),
+    ]);
 }
 
 /// Absent, `null`, `[]` or `{}`.

@@ -7,8 +7,8 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
-use super::response::{ChatLogprobs, CompletionLogprobs, FinishReason};
-use super::token_text::TokenTexts;
+use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
+use crate::tokenizing::token_text::TokenTexts;
 
 /// What a completion with `echo` begins with. The choices of a prompt share it.
 #[derive(Debug, Clone, Default)]
@@ -26,7 +26,7 @@ impl<S: Stream<Item = Result<Event, GenerationError>> + Unpin + Send + 'static> 
 
 /// One text of an answer.
 #[derive(Debug)]
-pub struct Choice<S = Generation> {
+pub struct RunningChoice<S = Generation> {
     pub index: u32,
     /// Which prompt it continues.
     prompt: usize,
@@ -78,12 +78,12 @@ impl Piece {
         }
     }
 
-    pub fn finish_reason(&self) -> Option<FinishReason> {
+    pub fn finish_reason(&self) -> Option<OpenAiFinishReason> {
         let finish = self.token.finish.as_ref()?;
         if !self.shown {
-            return Some(FinishReason::Length);
+            return Some(OpenAiFinishReason::Length);
         }
-        Some(FinishReason::from(&finish.reason))
+        Some(OpenAiFinishReason::from(&finish.reason))
     }
 
     /// Adds this piece's log-probabilities to a chat's.
@@ -102,7 +102,7 @@ impl Piece {
     }
 }
 
-impl<S: Events> Choice<S> {
+impl<S: Events> RunningChoice<S> {
     /// `prompt`: which one it continues. `echo_only`: show nothing of what is generated.
     pub fn new(
         index: u32,

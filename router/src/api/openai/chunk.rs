@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::response::{FinishReason, Usage};
+use super::response::{OpenAiFinishReason, Usage};
 use crate::http::sse::json_string;
 
 /// What all parts of one answer have in common.
@@ -19,12 +19,12 @@ pub struct Identity {
 
 /// Which of the two routes a chunk belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum AnswerKind {
     Chat,
     Completion,
 }
 
-impl Kind {
+impl AnswerKind {
     /// `object` of a chunk.
     fn object(self) -> &'static str {
         match self {
@@ -59,11 +59,11 @@ impl Kind {
 
 /// What a chunk says besides its text.
 #[derive(Debug)]
-pub struct Details<'a, L> {
+pub struct ChunkDetails<'a, L> {
     /// Whether it is the first of its choice.
     pub first: bool,
     pub logprobs: Option<&'a L>,
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<OpenAiFinishReason>,
     /// The usage so far, when every chunk brings it.
     pub usage: Option<Usage>,
 }
@@ -71,7 +71,7 @@ pub struct Details<'a, L> {
 /// Encodes the chunks of one answer as server-sent events.
 #[derive(Debug)]
 pub struct ChunkEncoder {
-    kind: Kind,
+    kind: AnswerKind,
     /// Up to and with the `[` of `choices`.
     head: Vec<u8>,
     /// For each choice: everything before the text of a chunk that is not its first.
@@ -84,7 +84,7 @@ pub struct ChunkEncoder {
 
 impl ChunkEncoder {
     /// `null_usage`: the last chunk will bring the usage, all others have it as `null`.
-    pub fn new(kind: Kind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
+    pub fn new(kind: AnswerKind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
         let mut head = Vec::with_capacity(256);
         head.extend_from_slice(b"data: {\"id\":");
         json_string(&mut head, &identity.id);
@@ -134,7 +134,7 @@ impl ChunkEncoder {
         out: &mut Vec<u8>,
         index: u32,
         text: &str,
-        details: &Details<'_, L>,
+        details: &ChunkDetails<'_, L>,
     ) -> Result<(), serde_json::Error> {
         out.extend_from_slice(&self.head);
         out.extend_from_slice(format!("{{\"index\":{index},").as_bytes());
@@ -184,7 +184,7 @@ mod tests {
         ChatCompletionChunk, ChatLogprobs, CompletionChunk, TokenLogprob,
     };
 
-    fn encoder(kind: Kind, null_usage: bool) -> ChunkEncoder {
+    fn encoder(kind: AnswerKind, null_usage: bool) -> ChunkEncoder {
         let identity = Identity {
             id: "chatcmpl-1".into(),
             created: 1_767_225_600,
@@ -205,7 +205,7 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    const NOTHING: Details<'static, ()> = Details {
+    const NOTHING: ChunkDetails<'static, ()> = ChunkDetails {
         first: false,
         logprobs: None,
         finish_reason: None,
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn text_survives_whatever_it_contains() {
-        let encoder = encoder(Kind::Chat, false);
+        let encoder = encoder(AnswerKind::Chat, false);
         for text in [
             "",
             " Paris",
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_quick_way_writes_what_the_general_way_writes() {
-        for kind in [Kind::Chat, Kind::Completion] {
+        for kind in [AnswerKind::Chat, AnswerKind::Completion] {
             for null_usage in [false, true] {
                 let encoder = encoder(kind, null_usage);
                 let (mut quick, mut general) = (Vec::new(), Vec::new());
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn first_and_last_chunks_of_a_chat() {
-        let encoder = encoder(Kind::Chat, true);
+        let encoder = encoder(AnswerKind::Chat, true);
         let mut out = Vec::new();
         let logprobs = ChatLogprobs {
             content: vec![TokenLogprob {
@@ -259,7 +259,7 @@ mod tests {
                 top_logprobs: Vec::new(),
             }],
         };
-        let first = Details {
+        let first = ChunkDetails {
             first: true,
             logprobs: Some(&logprobs),
             finish_reason: None,
@@ -280,8 +280,8 @@ mod tests {
         assert!(json.as_object().unwrap().contains_key("usage"));
 
         out.clear();
-        let last = Details {
-            finish_reason: Some(FinishReason::Stop),
+        let last = ChunkDetails {
+            finish_reason: Some(OpenAiFinishReason::Stop),
             usage: Some(Usage::new(3, 4)),
             ..NOTHING
         };
@@ -294,17 +294,20 @@ mod tests {
 
     #[test]
     fn chunks_of_a_completion_and_its_usage() {
-        let encoder = encoder(Kind::Completion, false);
+        let encoder = encoder(AnswerKind::Completion, false);
         let mut out = Vec::new();
-        let last = Details {
-            finish_reason: Some(FinishReason::Length),
+        let last = ChunkDetails {
+            finish_reason: Some(OpenAiFinishReason::Length),
             ..NOTHING
         };
         encoder.detailed(&mut out, 1, "end", &last).unwrap();
         let chunk: CompletionChunk = parse(&out);
         assert_eq!(chunk.object, "text_completion");
         assert_eq!(chunk.choices[0].text, "end");
-        assert_eq!(chunk.choices[0].finish_reason, Some(FinishReason::Length));
+        assert_eq!(
+            chunk.choices[0].finish_reason,
+            Some(OpenAiFinishReason::Length)
+        );
         assert_eq!(chunk.usage, None);
 
         out.clear();

@@ -4,8 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{NUM_UNREAD_BY_BOTH, openai_request, unread};
 use crate::error::ApiError;
+use crate::generation::parameters::Prompt;
+use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
 use crate::http::unread::Unread;
 
@@ -29,26 +31,23 @@ pub enum PromptInput {
     TokenLists(Vec<Vec<u32>>),
 }
 
-/// One prompt out of a [`PromptInput`].
-#[derive(Debug, Clone, PartialEq)]
-pub enum OnePrompt {
-    Text(String),
-    Tokens(Vec<u32>),
-}
-
 impl PromptInput {
-    /// The single prompts, in order.
-    pub fn into_prompts(self) -> Vec<OnePrompt> {
+    /// The single prompts, in order. `add_special_tokens` is for texts.
+    pub fn into_prompts(self, add_special_tokens: bool) -> Vec<Prompt> {
+        let from_text = |text| Prompt::Text {
+            text,
+            add_special_tokens,
+        };
         match self {
-            Self::Text(text) => vec![OnePrompt::Text(text)],
-            Self::Texts(texts) => texts.into_iter().map(OnePrompt::Text).collect(),
-            Self::Tokens(tokens) => vec![OnePrompt::Tokens(tokens)],
-            Self::TokenLists(lists) => lists.into_iter().map(OnePrompt::Tokens).collect(),
+            Self::Text(text) => vec![from_text(text)],
+            Self::Texts(texts) => texts.into_iter().map(from_text).collect(),
+            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
+            Self::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
         }
     }
 }
 
-request! {
+parameter_table! { openai_request =>
     /// A text to go on with.
     pub struct CompletionRequest {
         pub prompt: PromptInput,
@@ -138,11 +137,10 @@ impl CompletionRequest {
 }
 
 impl Body for CompletionRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::renamed("max_completion_tokens", "max_tokens"); 24];
-        all.split_at_mut(1).1.copy_from_slice(&UNREAD_BY_BOTH);
-        all
-    };
+    const UNREAD: &'static [Unread] = &unread::<{ NUM_UNREAD_BY_BOTH + 1 }>(&[Unread::renamed(
+        "max_completion_tokens",
+        "max_tokens",
+    )]);
 }
 
 #[cfg(test)]
@@ -150,6 +148,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::generation::parameters::Parameters;
+    use crate::generation::values::{Seed, Stop};
 
     fn request(body: Value) -> CompletionRequest {
         serde_json::from_value(body).unwrap()
@@ -162,19 +162,22 @@ mod tests {
 
     #[test]
     fn a_prompt_may_be_text_or_tokens_one_or_several() {
-        let text = |text: &str| OnePrompt::Text(text.into());
+        let text = |text: &str| Prompt::Text {
+            text: text.into(),
+            add_special_tokens: false,
+        };
         for (prompt, expected) in [
             (json!("a"), vec![text("a")]),
             (json!(["a", "b"]), vec![text("a"), text("b")]),
-            (json!([1, 2]), vec![OnePrompt::Tokens(vec![1, 2])]),
+            (json!([1, 2]), vec![Prompt::Tokens(vec![1, 2])]),
             (
                 json!([[1, 2], [3]]),
-                vec![OnePrompt::Tokens(vec![1, 2]), OnePrompt::Tokens(vec![3])],
+                vec![Prompt::Tokens(vec![1, 2]), Prompt::Tokens(vec![3])],
             ),
         ] {
             let request = request(json!({ "prompt": prompt }));
             request.check_supported(2).unwrap();
-            assert_eq!(request.prompt.into_prompts(), expected);
+            assert_eq!(request.prompt.into_prompts(false), expected);
         }
     }
 
@@ -241,23 +244,34 @@ mod tests {
             "prompt": "a", "stop": ["x", "y"], "seed": -1, "n": 3, "top_k": -1, "logit_bias": {"5": -100},
             "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true, "stop_token_ids": [7],
         }));
-        let shared = request.take_shared();
-        assert_eq!(Vec::<String>::from(shared.stop.unwrap()), ["x", "y"]);
-        assert_eq!(u64::from(shared.seed.unwrap()), u64::MAX);
-        assert_eq!(shared.n, Some(3));
-        assert_eq!(shared.top_k, Some(-1));
-        assert_eq!(shared.logit_bias.unwrap()["5"], -100.0);
-        assert_eq!(shared.stream_options.unwrap().include_usage, Some(true));
-        assert_eq!(shared.stop_token_ids, Some(vec![7]));
-        let request: CompletionRequest =
-            serde_json::from_value(json!({"prompt": "a", "stop": "x", "seed": u64::MAX})).unwrap();
-        assert_eq!(
-            request.seed,
-            Some(super::super::request::Seed::Unsigned(u64::MAX))
-        );
-        assert_eq!(
-            request.stop,
-            Some(super::super::request::Stop::One("x".into()))
-        );
+        assert_eq!(request.n, Some(3));
+        assert_eq!(request.stream_options.unwrap().include_usage, Some(true));
+        let parameters = request.take_parameters().unwrap();
+        let expected = Parameters {
+            stop: Some(vec!["x".into(), "y".into()]),
+            seed: Some(u64::MAX),
+            top_k: Some(0),
+            logit_bias: Some(vec![(5, -100.0)]),
+            ignore_eos: Some(true),
+            stop_token_ids: Some(vec![7]),
+            takes_model_defaults: true,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
+        let body = json!({"prompt": "a", "stop": "x", "seed": u64::MAX});
+        let request: CompletionRequest = serde_json::from_value(body).unwrap();
+        assert_eq!(request.seed, Some(Seed::Unsigned(u64::MAX)));
+        assert_eq!(request.stop, Some(Stop::One("x".into())));
+    }
+
+    #[test]
+    fn nothing_given_means_plain_sampling_without_the_stop_text() {
+        let parameters = request(json!({"prompt": "a"})).take_parameters().unwrap();
+        let expected = Parameters {
+            takes_model_defaults: true,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
+        assert_eq!(parameters.do_sample, None);
     }
 }

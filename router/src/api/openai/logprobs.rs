@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::choice::Echo;
 use super::response::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob};
-use super::token_text::TokenTexts;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// What OpenAI shows for a token that cannot occur: JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;

@@ -18,7 +18,6 @@ mod response;
 mod stream;
 mod submit;
 mod text_offsets;
-mod token_text;
 mod tools;
 mod warm;
 
@@ -33,7 +32,6 @@ pub use completions::{__path_completions, completions};
 pub use embeddings::{__path_embeddings, embeddings};
 pub use models::{__path_model, __path_models, model, models};
 pub use rerank::{__path_rerank, rerank};
-pub use token_text::TokenTexts;
 pub use warm::{__path_load_model, load_model};
 
 /// The routes of this API.

@@ -1,5 +1,6 @@
 //! What this API answers.
 
+use gridwork_engine::FinishReason;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -7,20 +8,20 @@ use utoipa::ToSchema;
 /// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum FinishReason {
+pub enum OpenAiFinishReason {
     /// The model ended it, or a stop sequence or stop token did.
     Stop,
     /// The limit of tokens was reached.
     Length,
 }
 
-impl From<&gridwork_engine::FinishReason> for FinishReason {
-    fn from(reason: &gridwork_engine::FinishReason) -> Self {
+impl From<&FinishReason> for OpenAiFinishReason {
+    fn from(reason: &FinishReason) -> Self {
         match reason {
-            gridwork_engine::FinishReason::Length => Self::Length,
-            gridwork_engine::FinishReason::EndOfSequence
-            | gridwork_engine::FinishReason::StopString(_)
-            | gridwork_engine::FinishReason::StopToken(_) => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::EndOfSequence
+            | FinishReason::StopString(_)
+            | FinishReason::StopToken(_) => Self::Stop,
         }
     }
 }
@@ -66,23 +67,75 @@ impl Usage {
     }
 }
 
-/// Answer of `/v1/chat/completions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ChatCompletion {
-    /// Unique.
-    #[schema(example = "chatcmpl-0123456789abcdef0123456789abcdef")]
-    pub id: String,
-    #[schema(example = "chat.completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Id of the model that answered.
-    pub model: String,
-    /// Version of the server.
-    pub system_fingerprint: String,
+/// Declares the whole answer of a generating route.
+macro_rules! answer {
+    ($(#[$attribute:meta])* $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $answer {
+            /// Unique.
+            #[schema(example = $id)]
+            pub id: String,
+            #[schema(example = $object)]
+            pub object: String,
+            /// Seconds since 1970.
+            pub created: u64,
+            /// Id of the model that answered.
+            pub model: String,
+            /// Version of the server.
+            pub system_fingerprint: String,
+            $(#[$of_choices])*
+            pub choices: Vec<$choice>,
+            pub usage: Usage,
+        }
+    };
+}
+
+answer! {
+    /// Answer of `/v1/chat/completions`.
+    ChatCompletion: id "chatcmpl-0123456789abcdef0123456789abcdef", object "chat.completion", choices:
     /// One for each of `n`, in order.
-    pub choices: Vec<ChatChoice>,
-    pub usage: Usage,
+    ChatChoice
+}
+
+answer! {
+    /// Answer of `/v1/completions`.
+    Completion: id "cmpl-0123456789abcdef0123456789abcdef", object "text_completion", choices:
+    /// `n` for each prompt: those of the first prompt first.
+    CompletionChoice
+}
+
+/// Declares a piece of a streamed answer.
+macro_rules! chunk {
+    ($(#[$attribute:meta])* $chunk:ident: object $object:tt, choices: $choice:ty) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $chunk {
+            /// The same in all chunks of an answer.
+            pub id: String,
+            #[schema(example = $object)]
+            pub object: String,
+            /// Seconds since 1970.
+            pub created: u64,
+            pub model: String,
+            pub system_fingerprint: String,
+            /// One; none in the chunk that brings the usage.
+            pub choices: Vec<$choice>,
+            /// Only with `stream_options.include_usage`: `null` in all chunks but the last.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub usage: Option<Usage>,
+        }
+    };
+}
+
+chunk! {
+    /// A piece of a streamed chat.
+    ChatCompletionChunk: object "chat.completion.chunk", choices: ChatChunkChoice
+}
+
+chunk! {
+    /// A piece of a streamed completion.
+    CompletionChunk: object "text_completion", choices: CompletionChunkChoice
 }
 
 /// One of the texts generated.
@@ -92,7 +145,7 @@ pub struct ChatChoice {
     pub message: AssistantMessage,
     /// When asked for.
     pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: FinishReason,
+    pub finish_reason: OpenAiFinishReason,
 }
 
 /// What the model said.
@@ -131,25 +184,6 @@ pub struct TopLogprob {
     pub bytes: Vec<u8>,
 }
 
-/// Answer of `/v1/completions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Completion {
-    /// Unique.
-    #[schema(example = "cmpl-0123456789abcdef0123456789abcdef")]
-    pub id: String,
-    #[schema(example = "text_completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Id of the model that answered.
-    pub model: String,
-    /// Version of the server.
-    pub system_fingerprint: String,
-    /// `n` for each prompt: those of the first prompt first.
-    pub choices: Vec<CompletionChoice>,
-    pub usage: Usage,
-}
-
 /// One of the texts generated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CompletionChoice {
@@ -157,7 +191,7 @@ pub struct CompletionChoice {
     pub text: String,
     /// When asked for.
     pub logprobs: Option<CompletionLogprobs>,
-    pub finish_reason: FinishReason,
+    pub finish_reason: OpenAiFinishReason,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.
@@ -174,24 +208,6 @@ pub struct CompletionLogprobs {
     pub text_offset: Vec<u64>,
 }
 
-/// A piece of a streamed chat.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ChatCompletionChunk {
-    /// The same in all chunks of an answer.
-    pub id: String,
-    #[schema(example = "chat.completion.chunk")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    pub model: String,
-    pub system_fingerprint: String,
-    /// One; none in the chunk that brings the usage.
-    pub choices: Vec<ChatChunkChoice>,
-    /// Only with `stream_options.include_usage`: `null` in all chunks but the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-}
-
 /// A piece of one of the texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChatChunkChoice {
@@ -199,7 +215,7 @@ pub struct ChatChunkChoice {
     pub delta: Delta,
     pub logprobs: Option<ChatLogprobs>,
     /// Set in the last chunk of this choice.
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<OpenAiFinishReason>,
 }
 
 /// What a chunk adds to the message.
@@ -211,24 +227,6 @@ pub struct Delta {
     pub content: String,
 }
 
-/// A piece of a streamed completion.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct CompletionChunk {
-    /// The same in all chunks of an answer.
-    pub id: String,
-    #[schema(example = "text_completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    pub model: String,
-    pub system_fingerprint: String,
-    /// One; none in the chunk that brings the usage.
-    pub choices: Vec<CompletionChunkChoice>,
-    /// Only with `stream_options.include_usage`: `null` in all chunks but the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-}
-
 /// A piece of one of the texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CompletionChunkChoice {
@@ -236,7 +234,7 @@ pub struct CompletionChunkChoice {
     pub text: String,
     pub logprobs: Option<CompletionLogprobs>,
     /// Set in the last chunk of this choice.
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<OpenAiFinishReason>,
 }
 
 /// Answer of `/v1/models`.

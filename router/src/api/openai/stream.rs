@@ -10,11 +10,11 @@ use gridwork_engine::{Finish, Generation};
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
-use super::choice::{Choice, Events, Piece};
-use super::chunk::{ChunkEncoder, DONE, Details, Kind};
+use super::choice::{Events, Piece, RunningChoice};
+use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
 use super::response::{ChatLogprobs, Usage};
-use super::token_text::TokenTexts;
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::tokenizing::token_text::TokenTexts;
 
 /// What a stream brings besides the text.
 #[derive(Debug, Clone, Default)]
@@ -29,7 +29,7 @@ pub struct StreamContent {
 
 /// How an answer ended.
 #[derive(Debug)]
-pub enum End<'a> {
+pub enum StreamEnd<'a> {
     /// Completely; how each of its choices did, in the order in which they ended.
     Complete(&'a [Finish]),
     Failed(&'a ApiError),
@@ -38,13 +38,13 @@ pub enum End<'a> {
 }
 
 /// Told once how the answer ended.
-pub type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
+pub type OnEnd = Box<dyn FnOnce(StreamEnd<'_>) + Send>;
 
 /// Server-sent events of one answer.
 pub struct AnswerStream<S = Generation> {
-    kind: Kind,
+    kind: AnswerKind,
     encoder: ChunkEncoder,
-    choices: Vec<Choice<S>>,
+    choices: Vec<RunningChoice<S>>,
     content: StreamContent,
     prompt_tokens: u64,
     finishes: Vec<Finish>,
@@ -59,9 +59,9 @@ const FRAME_BYTES: usize = 16 * 1024;
 
 impl<S: Events> AnswerStream<S> {
     pub fn new(
-        kind: Kind,
+        kind: AnswerKind,
         encoder: ChunkEncoder,
-        choices: Vec<Choice<S>>,
+        choices: Vec<RunningChoice<S>>,
         prompt_tokens: u64,
         content: StreamContent,
         on_end: OnEnd,
@@ -112,7 +112,7 @@ impl<S: Events> AnswerStream<S> {
                     Poll::Ready(None) | Poll::Pending => {}
                 }
             }
-            if self.choices.iter().all(Choice::has_ended) {
+            if self.choices.iter().all(RunningChoice::has_ended) {
                 self.finish(out);
             }
         }
@@ -147,7 +147,7 @@ impl<S: Events> AnswerStream<S> {
                     return Ok(());
                 }
             }
-            let details = Details::<()> {
+            let details = ChunkDetails::<()> {
                 first: !std::mem::replace(&mut choice.started, true),
                 logprobs: None,
                 finish_reason,
@@ -157,14 +157,14 @@ impl<S: Events> AnswerStream<S> {
         };
         let texts = TokenTexts::new(tokenizer);
         match self.kind {
-            Kind::Chat => {
+            AnswerKind::Chat => {
                 let first = !std::mem::replace(&mut choice.started, true);
                 let mut logprobs = ChatLogprobs::default();
                 piece.add_to_chat(texts, &mut logprobs);
                 let details = details(first, &logprobs, finish_reason, usage);
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
-            Kind::Completion => {
+            AnswerKind::Completion => {
                 // Log-probabilities come with their text, as far as that is held back.
                 let mut logprobs = std::mem::take(&mut choice.held);
                 piece.add_to_completion(texts, &mut logprobs);
@@ -184,14 +184,14 @@ impl<S: Events> AnswerStream<S> {
     }
 
     fn usage(&self) -> Usage {
-        let generated = self.choices.iter().map(Choice::num_counted).sum();
+        let generated = self.choices.iter().map(RunningChoice::num_counted).sum();
         Usage::new(self.prompt_tokens, generated)
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) {
         let usage = self
             .usage()
-            .with_cached_tokens(Choice::sum_cached(&self.choices));
+            .with_cached_tokens(RunningChoice::sum_cached(&self.choices));
         if self.content.include_usage
             && let Err(error) = self.encoder.usage(out, usage)
         {
@@ -200,7 +200,7 @@ impl<S: Events> AnswerStream<S> {
         out.extend_from_slice(DONE);
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Complete(&self.finishes));
+            on_end(StreamEnd::Complete(&self.finishes));
         }
     }
 
@@ -212,7 +212,7 @@ impl<S: Events> AnswerStream<S> {
         self.choices.clear();
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Failed(&error));
+            on_end(StreamEnd::Failed(&error));
         }
     }
 }
@@ -220,7 +220,7 @@ impl<S: Events> AnswerStream<S> {
 impl<S> Drop for AnswerStream<S> {
     fn drop(&mut self) {
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Dropped);
+            on_end(StreamEnd::Dropped);
         }
     }
 }
@@ -228,10 +228,10 @@ impl<S> Drop for AnswerStream<S> {
 fn details<L: Serialize>(
     first: bool,
     logprobs: &L,
-    finish_reason: Option<super::response::FinishReason>,
+    finish_reason: Option<super::response::OpenAiFinishReason>,
     usage: Option<Usage>,
-) -> Details<'_, L> {
-    Details {
+) -> ChunkDetails<'_, L> {
+    ChunkDetails {
         first,
         logprobs: Some(logprobs),
         finish_reason,

@@ -6,24 +6,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures::future::try_join_all;
 use tracing::Span;
 
-use super::choice::{Choice, Echo};
+use super::choice::{Echo, RunningChoice};
 use super::chunk::Identity;
 use super::text_offsets;
-use super::token_text::TokenTexts;
 use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
 use crate::http::headers::Account;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
-/// What to generate, and how to call things when something is wrong with it.
+/// Choices to generate for a request, with the names of its fields for errors.
 #[derive(Debug)]
-pub struct Order {
-    pub prompts: Vec<OrderedPrompt>,
+pub struct GenerationJob {
+    pub prompts: Vec<Prompt>,
     pub parameters: Parameters,
     pub names: FieldNames,
-    /// Texts for each prompt.
+    /// Choices for each prompt.
     pub num_choices: u32,
     /// Bound of generated tokens that gives way to the context's end, for when the client has set none.
     pub default_limit: Option<u32>,
@@ -33,74 +33,53 @@ pub struct Order {
     pub echo_only: bool,
 }
 
-/// A prompt, and the text that an echo shows for it.
-#[derive(Debug)]
-pub struct OrderedPrompt {
-    pub prompt: Prompt,
-    /// And whether special tokens are written before it; `None`: what its tokens stand for.
-    pub text: Option<(String, bool)>,
-}
+/// Text of a prompt, and whether special tokens are written before it; `None` for tokens.
+type PromptText = Option<(String, bool)>;
 
-impl OrderedPrompt {
-    /// Characters of a text; 0 for tokens.
-    fn num_chars(&self) -> usize {
-        match &self.prompt {
-            Prompt::Text { text, .. } => text.chars().count(),
-            Prompt::Tokens(_) => 0,
-        }
-    }
-}
-
-impl Order {
+impl GenerationJob {
     /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices come in
     /// the order of their indices: those of the first prompt first. `account` gets what is known of the prompts.
     pub async fn submit(
-        self,
+        mut self,
         state: &AppState,
         span: &Span,
         account: &mut Account,
-    ) -> Result<Vec<Choice>, ApiError> {
+    ) -> Result<Vec<RunningChoice>, ApiError> {
+        if self.parameters.top_p == Some(0.0) {
+            // The most likely token alone has at least a probability of 0.
+            self.parameters.do_sample = Some(false);
+            self.parameters.top_p = None;
+        }
         span.record("parameters", format!("{:?}", self.parameters));
-        account.prompt_chars = self.prompts.iter().map(OrderedPrompt::num_chars).sum();
-        let texts: Vec<_> = self
-            .prompts
-            .iter()
-            .map(|prompt| prompt.text.clone())
-            .collect();
+        account.prompt_chars = self.prompts.iter().map(Prompt::num_chars).sum();
+        let texts = self.echoed_texts();
         let validations = self.prompts.into_iter().map(|prompt| {
-            state.validate(
-                prompt.prompt,
-                self.parameters.clone(),
-                &self.names,
-                span.clone(),
-            )
+            state.validate(prompt, self.parameters.clone(), &self.names, span.clone())
         });
-        let mut valid = try_join_all(validations).await?;
+        let valid = try_join_all(validations).await?;
         if self.echo {
-            let of_prompts = valid.iter().zip(&texts);
-            let bytes: usize = of_prompts
-                .map(|(valid, text)| {
-                    let text = text.as_ref().map(|(text, _)| text.as_str());
-                    echo_bytes(valid, text, &self.parameters)
-                })
+            let bytes: usize = valid
+                .iter()
+                .zip(&texts)
+                .map(|(valid, text)| echo_bytes(valid, text.as_ref(), &self.parameters))
                 .sum();
             let bytes = bytes.saturating_mul(self.num_choices as usize);
             check_echo(bytes, state.config().max_echo_bytes)?;
         }
         intake::release_current();
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
-        for (prompt, (valid, text)) in valid.iter_mut().zip(texts).enumerate() {
+        for (prompt, (mut valid, text)) in valid.into_iter().zip(texts).enumerate() {
             if let Some(limit) = self.default_limit {
                 valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
             }
-            account.prompt_tokens += valid.prompt_tokens;
+            account.prompt_tokens += valid.prompt_ids().len();
             account.validation = account.validation.max(valid.validation_time);
             if let Some(seed) = valid.seed {
                 span.record("seed", seed);
             }
             let echo = match self.echo {
                 true => Some(Arc::new(
-                    echo(state, text, &valid.prompt_ids, &self.parameters).await?,
+                    echo(state, text, valid.prompt_ids(), &self.parameters).await?,
                 )),
                 false => None,
             };
@@ -108,18 +87,36 @@ impl Order {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
                 let echo = echo.clone();
-                choices.push(Choice::new(index, prompt, events, echo, self.echo_only));
+                choices.push(RunningChoice::new(
+                    index,
+                    prompt,
+                    events,
+                    echo,
+                    self.echo_only,
+                ));
             }
         }
         Ok(choices)
     }
+
+    /// For each prompt the text that an echo shows.
+    fn echoed_texts(&self) -> Vec<PromptText> {
+        let text = |prompt: &Prompt| match prompt {
+            Prompt::Text {
+                text,
+                add_special_tokens,
+            } if self.echo => Some((text.clone(), *add_special_tokens)),
+            Prompt::Text { .. } | Prompt::Tokens(_) => None,
+        };
+        self.prompts.iter().map(text).collect()
+    }
 }
 
 /// About how many bytes of a prompt one choice repeats.
-fn echo_bytes(valid: &Valid, text: Option<&str>, parameters: &Parameters) -> usize {
-    let num_tokens = valid.prompt_ids.len();
+fn echo_bytes(valid: &Valid, text: Option<&(String, bool)>, parameters: &Parameters) -> usize {
+    let num_tokens = valid.prompt_ids().len();
     // The tokens' own texts are not known yet.
-    let text_bytes = text.map_or(num_tokens * BYTES_PER_TOKEN, str::len);
+    let text_bytes = text.map_or(num_tokens * BYTES_PER_TOKEN, |(text, _)| text.len());
     let logprobs = if parameters.prompt_logprobs {
         num_tokens * BYTES_PER_LOGPROB
     } else {
@@ -149,7 +146,7 @@ fn check_echo(bytes: usize, limit: usize) -> Result<(), ApiError> {
 /// `given`: the prompt when it was a text; else what its tokens stand for is shown.
 async fn echo(
     state: &AppState,
-    given: Option<(String, bool)>,
+    given: PromptText,
     ids: &[u32],
     parameters: &Parameters,
 ) -> Result<Echo, ApiError> {

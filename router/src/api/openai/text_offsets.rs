@@ -1,6 +1,6 @@
 //! Where tokens begin in a text, in characters. All tokens of one character begin where it does.
 
-use super::token_text::TokenTexts;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Of tokens that were made of `text`, which may have special tokens around them that it does not show. `None` when their
 /// bytes are not the text's: then the tokenizer has changed the text before cutting it.

@@ -14,8 +14,8 @@ use tracing::Span;
 
 use super::stream::stream_response;
 use super::types::{
-    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters,
-    GenerateRequest, GenerateResponse, PrefillToken, Token,
+    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateRequest,
+    GenerateResponse, PrefillToken, Token, check_best_of,
 };
 use crate::connections::intake;
 use crate::error::{ApiError, Dialect};
@@ -120,25 +120,28 @@ async fn run(
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
-    let parameters: GenerateParameters = parameters;
     let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
+    check_best_of(best_of, &parameters)?;
     account.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
     let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,
     };
-    let mut valid = state
+    let valid = state
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_tokens;
+    account.prompt_tokens = valid.prompt_ids().len();
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
 
-    let prompt_ids = valid.prompt_ids.clone();
+    let prompt_ids = match valid.request.logprobs.prompt {
+        true => valid.prompt_ids().to_vec(),
+        false => Vec::new(),
+    };
     let mut sequences = Vec::with_capacity(best_of);
     for valid in valid.repeat(best_of) {
         let generation = state.engine().submit(valid.request)?;

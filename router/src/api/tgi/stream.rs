@@ -85,7 +85,7 @@ pub(super) async fn stream_response(
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_tokens;
+    account.prompt_tokens = valid.prompt_ids().len();
     account.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
