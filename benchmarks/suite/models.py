@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suite.paths import BENCHMARKS, ROOT
 from suite.results import DTYPE_BYTES
@@ -108,61 +109,48 @@ def _make(model: Model) -> None:
     partial.rename(model.folder)
 
 
+_COMMON: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "dtype": "bfloat16",
+}
+
+
 def _save_random_llama(folder: Path) -> None:
     """The shape of Llama 3.2 1B, with random weights in bfloat16."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=16384,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        dtype="bfloat16",
-    )
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    _fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+    sizes = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192}
+    depth = {"num_hidden_layers": 16, "num_attention_heads": 32}
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    _save_random(LlamaForCausalLM, LlamaConfig(**_COMMON, **sizes, **depth, rope_parameters=rope), folder)
+    _fill_vocabulary(folder / "tokenizer.json", sizes["vocab_size"])
 
 
 def _save_random_experts(folder: Path) -> None:
-    """The shape of Granite 3.0 1B A400M, 32 experts of which a token passes through 8, as Qwen3 has them, with random
+    """The shape of Granite 3.0 1B A400M, 32 experts of which a token passes through 8, in Qwen3's form, with random
     weights in bfloat16."""
-    import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    sizes = {"vocab_size": 49152, "hidden_size": 1024, "intermediate_size": 512, "moe_intermediate_size": 512}
+    depth = {"num_hidden_layers": 24, "num_attention_heads": 16}
+    experts = {"num_experts": 32, "num_experts_per_tok": 8, "norm_topk_prob": True}
+    config: Any = Qwen3MoeConfig(**_COMMON, **sizes, **depth, **experts)  # type: ignore[call-arg]
+    _save_random(Qwen3MoeForCausalLM, config, folder)
+
+
+def _save_random(model_class: Any, config: Any, folder: Path) -> None:
+    """Saves a model with the same random bfloat16 weights every time."""
+    import torch
+
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(  # type: ignore[call-arg]
-        vocab_size=49152,
-        hidden_size=1024,
-        intermediate_size=512,
-        moe_intermediate_size=512,
-        num_experts=32,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        dtype="bfloat16",
-    )
     torch.set_default_dtype(torch.bfloat16)
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
 
 
 def _fill_vocabulary(tokenizer: Path, vocab_size: int) -> None:

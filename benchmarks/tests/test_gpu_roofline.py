@@ -27,18 +27,10 @@ def test_the_tiny_form_runs_anywhere_and_writes_what_it_prints(
 
 def test_what_the_model_must_read_and_compute_is_counted() -> None:
     assert Shape().block_weights + 2 * Shape().head_weights == pytest.approx(8.03e9, rel=1e-3), "Llama 3.1 8B"
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        config = LlamaConfig(
-            vocab_size=TINY.vocab_size,
-            hidden_size=TINY.hidden_size,
-            intermediate_size=TINY.intermediate_size,
-            num_hidden_layers=TINY.layers,
-            num_attention_heads=TINY.heads,
-            num_key_value_heads=TINY.kv_heads,
-        )
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(TINY.config())
     matrices = [p.numel() for name, p in model.named_parameters() if "norm" not in name]
     assert sum(matrices) == TINY.block_weights + 2 * TINY.head_weights
     assert TINY.decode_bytes(3, 10) - TINY.decode_bytes(0, 0) == 30 * TINY.kv_bytes_per_token

@@ -10,16 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 2048}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, **depth)).save_pretrained(tmp_path)
     return tmp_path
 
 

@@ -22,6 +22,14 @@ def test_the_last_line_prefers_an_error_over_what_follows_it() -> None:
     assert last_line(io.StringIO("")) == "it logged nothing"
 
 
+def end(leader: "subprocess.Popen[bytes]") -> None:
+    members = family(leader.pid)
+    for member in members:
+        member.kill()
+    psutil.wait_procs(members, timeout=10)
+    leader.wait()
+
+
 def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
     orphan = "import subprocess; subprocess.Popen(['sleep', '60']); input()"
     leader = subprocess.Popen(
@@ -35,11 +43,7 @@ def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
         names = sorted(process.name() for process in family(leader.pid))
         assert names == ["sleep", "sleep"]  # one by bash itself, which becomes its last command
     finally:
-        members = family(leader.pid)
-        for member in members:
-            member.kill()
-        psutil.wait_procs(members, timeout=10)
-        leader.wait()
+        end(leader)
 
 
 def test_memory_is_that_of_all_processes_together() -> None:
@@ -53,11 +57,7 @@ def test_memory_is_that_of_all_processes_together() -> None:
         assert [leader.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
         assert 80 << 20 <= pss_bytes(leader.pid) < 200 << 20
     finally:
-        members = family(leader.pid)
-        for member in members:
-            member.kill()
-        psutil.wait_procs(members, timeout=10)
-        leader.wait()
+        end(leader)
 
 
 def test_the_processor_is_named_with_the_flags_that_choose_kernels() -> None:

@@ -60,6 +60,15 @@ class Shape:
         """Tokens of a sequence, with those that it decodes."""
         return max(self.context_tokens, self.prefill_tokens) + 2 * self.steps + 2
 
+    def config(self) -> Any:
+        """The LlamaConfig of the model."""
+        from transformers import LlamaConfig
+
+        sizes = {name: getattr(self, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+        depth = {"num_hidden_layers": self.layers, "num_attention_heads": self.heads}
+        context = {"max_position_embeddings": 2 * self.longest, "num_key_value_heads": self.kv_heads}
+        return LlamaConfig(**sizes, **depth, **context, tie_word_embeddings=False)
+
     @property
     def head_size(self) -> int:
         return self.hidden_size // self.heads
@@ -174,19 +183,10 @@ def matmul_flop_per_s(device: torch.device, shape: Shape) -> float:
 
 def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> Runner:
     """A runner of a model that no file has, as `gridwork_server.model.loading` would make it, and warmed up."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     longest = shape.longest
-    content = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2 * longest,
-        tie_word_embeddings=False,
-    )
+    content = shape.config()
     attention.register()
     torch.manual_seed(0)
     with device:
