@@ -55,6 +55,6 @@ def test_an_encoder_decoder_generates(tmp_path: Path) -> None:
 
 def test_an_older_family_generates(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
+    sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
     config = GPTJConfig(vocab_size=VOCAB_SIZE, **sizes, bos_token_id=None, eos_token_id=0, initializer_range=0.2)
     check(GPTJForCausalLM(config), tmp_path, "does not support Transformers' attention interface")

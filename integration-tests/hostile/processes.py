@@ -1,5 +1,6 @@
 """Faults of one shard, its router and its launcher."""
 
+import functools
 import os
 import shutil
 import signal
@@ -109,7 +110,7 @@ for _what, _order in {
     "endless loop": "spin",
     "holds the interpreter's lock for ever": "deaf",
 }.items():
-    FAULTS.add(f"model code: {_what}")(lambda scene, order=_order: _hangs_until_restarted(scene, order))
+    FAULTS.add(f"model code: {_what}")(functools.partial(_hangs_until_restarted, order=_order))
 
 
 @FAULTS.add("model code: one slow step")
@@ -126,7 +127,7 @@ for _error, _order in {
     "torch.OutOfMemoryError": "gpu-memory",
     "SystemExit": "system-exit",
 }.items():
-    FAULTS.add(f"model code: {_error} in a step")(lambda scene, order=_order: scene.obey(order))
+    FAULTS.add(f"model code: {_error} in a step")(functools.partial(Scene.obey, order=_order))
 
 
 @FAULTS.add("model code: prints 5 MB")
