@@ -1,4 +1,4 @@
-//! Text to tokens: by the tokenizer's file, or by the shard where only Python code can do it.
+//! Tokenizes texts, with the tokenizer's file or, where only Python code can do it, in the shard.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::tokenizing::token_text::TokenTexts;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::{WorkError, WorkerPermit, run_with};
 
-/// Turns text into tokens. Cheap to clone.
+/// Tokenizer of texts. Cheap to clone.
 #[derive(Clone)]
 pub enum TextEncoder {
     Local {
@@ -22,7 +22,7 @@ pub enum TextEncoder {
     },
     Shard {
         shard: ShardTokenizer,
-        /// Knows the texts of tokens, not the tokens of texts.
+        /// Tokenizer that knows the texts of tokens, but cannot tokenize.
         texts: Arc<Tokenizer>,
     },
 }
@@ -31,19 +31,19 @@ pub enum TextEncoder {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded {
     pub ids: Vec<u32>,
-    /// Where each token's text begins and ends, in bytes.
+    /// Begin and end of each token's text, in bytes.
     pub offsets: Vec<(usize, usize)>,
 }
 
 impl Encoded {
-    /// Bytes that it takes.
+    /// Size in memory, in bytes.
     pub fn size_bytes(&self) -> usize {
         size_of_val(self.ids.as_slice()) + size_of_val(self.offsets.as_slice())
     }
 }
 
 impl TextEncoder {
-    /// What a token is called, where the tokenizer knows it.
+    /// Name of a token, if the tokenizer knows it.
     pub fn token_text(&self, id: u32) -> Option<String> {
         let (TextEncoder::Local { tokenizer, .. }
         | TextEncoder::Shard {
@@ -71,7 +71,7 @@ impl TextEncoder {
         }
     }
 
-    /// `field`: the text's name in the request. `permit` is held while it lasts.
+    /// Tokenizes `text`. `field`: its name in the request, for errors. `permit` is held until the text is tokenized.
     pub async fn encode(
         &self,
         text: String,
@@ -118,7 +118,7 @@ impl TextEncoder {
     }
 }
 
-/// The refusal of a text that a tokenizer has given up on.
+/// Error for a text that the tokenizer gave up on.
 pub(crate) fn not_tokenized(error: WorkError, field: &str) -> ApiError {
     match error {
         // Oniguruma counts its steps, and the library that calls it panics at the limit.
@@ -136,8 +136,8 @@ pub(crate) fn not_tokenized(error: WorkError, field: &str) -> ApiError {
     }
 }
 
-/// Where tokens stand in the text that they were made of. A token whose bytes the text does not go on with (a special
-/// one, or one that stands for something else) is given no room.
+/// Begin and end of each token in the text that it was made of, in bytes. A token that the text does not continue with,
+/// such as a special one, gets an empty range.
 fn offsets(tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Vec<(usize, usize)> {
     let texts = TokenTexts::new(tokenizer);
     let mut at = 0;
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn offsets_follow_the_text_and_skip_what_is_not_in_it() {
-        // As it is written for tokenizers that exist as code alone: two ids for one text, and half characters.
+        // As it is written for tokenizers without a tokenizer.json: two ids for one text, and half characters.
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
             "post_processor": null,

@@ -1,4 +1,4 @@
-//! What both generating routes have in common around an answer.
+//! Streamed answers of both generating routes.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,13 +14,13 @@ use crate::http::headers::Account;
 use crate::http::sse;
 use crate::state::AppState;
 
-/// Counts a request on `route` and begins its account.
+/// Counts a request on `route` and starts its accounting.
 pub fn begin(state: &AppState, route: &'static str) -> Account {
     metrics::counter!("gridwork_requests_total", "route" => route).increment(1);
     Account::new(Instant::now(), &state.config().compute_type)
 }
 
-/// An answer that is streamed.
+/// An answer to stream.
 #[derive(Debug)]
 pub struct Streaming {
     pub kind: AnswerKind,
@@ -30,7 +30,7 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// The response whose body is the stream; it records how the answer ended.
+    /// Response with the stream as its body. The stream records how the answer ended.
     pub fn response(
         self,
         state: &AppState,

@@ -126,7 +126,7 @@ async fn answer(
     Ok(response)
 }
 
-/// How many alternatives to show; `None`: no log-probabilities at all.
+/// Number of alternatives to report for each token; `None`: no log-probabilities at all.
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
@@ -138,8 +138,8 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it. Rendered
-/// apart from the threads that serve connections: a template may take long.
+/// Renders the conversation with the model's chat template. Also returns whether the tokenizer's special tokens go
+/// before it. Runs on a worker thread, because a template may take long.
 pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
@@ -168,7 +168,7 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())
     })?;
-    // The template writes them itself.
+    // Special tokens are left to the template.
     Ok((text, request.add_special_tokens.unwrap_or(false)))
 }
 

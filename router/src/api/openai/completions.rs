@@ -82,7 +82,7 @@ async fn answer(
     let job = GenerationJob {
         prompts,
         parameters: Parameters {
-            // The engine always generates; one token is the least.
+            // The engine generates at least one token.
             max_new_tokens: request.max_tokens.map(|tokens| tokens.max(1)),
             logprobs: with_logprobs,
             top_n_tokens: request.logprobs,

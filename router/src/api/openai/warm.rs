@@ -1,4 +1,4 @@
-//! `POST /load_model`: what the chat of Transformers' command line asks before its first message.
+//! Handler of `POST /load_model`, which `transformers chat` calls before its first message.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -12,10 +12,10 @@ use crate::http::extract::{ApiJson, Body};
 use crate::http::unread::Unread;
 use crate::state::AppState;
 
-/// Which model is to be loaded.
+/// Request to load a model.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct LoadModelRequest {
-    /// Any name, or none: there is one model.
+    /// Name of the model. Any name is accepted, because one model is served.
     pub model: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! `/generate` and `/`: the whole text at once.
+//! Handlers of `/generate` and `/`, which answer with the whole text at once.
 
 use std::time::Instant;
 
@@ -70,7 +70,7 @@ pub async fn compat_generate(
         stream,
     } = request;
     let mut parameters = parameters.unwrap_or_default();
-    // Clients of this route have always got the whole text unless they said otherwise.
+    // Clients of this route expect the whole text unless they say otherwise.
     parameters.return_full_text.get_or_insert(true);
     let request = GenerateRequest {
         inputs,
@@ -164,7 +164,7 @@ async fn run(
         .enumerate()
         .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
         .map_or(0, |(index, _)| index);
-    // What one sequence had to compute the others found.
+    // The other sequences find in the cache what the first one computed.
     let cached = |sequence: &Collected| sequence.finish.num_cached_tokens;
     let cached_tokens = sequences.iter().map(cached).min().unwrap_or(0);
     let best = sequences.swap_remove(best);
@@ -184,7 +184,7 @@ async fn run(
     })
 }
 
-/// One sequence that has ended.
+/// A complete sequence.
 struct Collected {
     text: String,
     seed: Option<u64>,
@@ -272,7 +272,7 @@ async fn collect(
     Err(gridwork_engine::GenerationError::Shutdown.into())
 }
 
-/// The text of a token by itself, special or not.
+/// Text of a single token, also of a special one.
 pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
     tokenizer.decode(&[id], false).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! text-generation-inference's own API: `/generate`, `/generate_stream`, `/`, `/tokenize` and `/chat_tokenize`, and
-//! `/invocations`, which takes the bodies of all routes that generate.
+//! The API of text-generation-inference: `/generate`, `/generate_stream`, `/`, `/tokenize` and `/chat_tokenize`, and
+//! `/invocations`, which takes the bodies of all generating routes.
 
 mod generate;
 mod invocations;

@@ -1,4 +1,4 @@
-//! `/generate_stream`: an event for every token.
+//! Handler of `/generate_stream`, which sends an event for every token.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -45,7 +45,7 @@ pub async fn generate_stream(
     }
 }
 
-/// Admits the request, then answers with its stream.
+/// Submits the request and answers with its stream.
 pub(super) async fn stream_response(
     state: &AppState,
     request: GenerateRequest,
@@ -108,13 +108,13 @@ pub(super) async fn stream_response(
     Ok(response)
 }
 
-/// Frames of events, one event for each token.
+/// Stream of frames, with one event for each token.
 struct TokenStream {
     state: AppState,
     generation: Generation,
     span: Span,
     account: Account,
-    /// All text so far.
+    /// Text so far.
     text: String,
     seed: Option<u64>,
     wants_details: bool,
@@ -122,7 +122,7 @@ struct TokenStream {
     ended: bool,
 }
 
-/// Enough for one frame: what is ready beyond it goes into the next.
+/// Maximum size of a frame before further events go into the next one.
 const FRAME_BYTES: usize = 16 * 1024;
 
 impl Stream for TokenStream {
@@ -226,12 +226,12 @@ impl Drop for TokenStream {
 
 fn write_event(out: &mut Vec<u8>, event: &impl serde::Serialize) {
     out.extend_from_slice(b"data: ");
-    // Writing to memory what has only strings, numbers and options in it cannot fail.
+    // Cannot fail: the event has only strings, numbers and options, and is written to memory.
     let _ = serde_json::to_writer(&mut *out, event);
     out.extend_from_slice(b"\n\n");
 }
 
-/// JSON has no infinity: a logprob of a token that cannot be sampled shows as `null`.
+/// Writes a log-probability. JSON has no infinity, so that of an impossible token is `null`.
 fn write_number(out: &mut Vec<u8>, value: f32) {
     let _ = serde_json::to_writer(out, &value);
 }
