@@ -1,10 +1,10 @@
 import json
 from pathlib import Path
 
-import gpu_roofline
 import pytest
 import torch
-from gpu_roofline import TINY, Measured, Shape, main, markdown
+from tools import gpu_roofline
+from tools.gpu_roofline import TINY, Measured, Shape, main, markdown
 
 
 def test_the_tiny_form_runs_anywhere_and_writes_what_it_prints(

@@ -1,5 +1,5 @@
 import pytest
-from load import Answer, percentile, summary
+from suite.load import Answer, percentile, summary
 
 
 def test_percentiles_are_by_nearest_rank() -> None:

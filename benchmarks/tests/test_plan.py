@@ -1,8 +1,8 @@
 import pytest
-from contestants import peer_dtype
-from models import MODELS
-from plan import UnknownName, choose, wanted_tokens
-from workloads import WORKLOADS
+from suite.contestants import peer_dtype
+from suite.models import MODELS
+from suite.plan import UnknownName, choose, wanted_tokens
+from suite.workloads import WORKLOADS
 
 
 def test_nothing_named_means_all_workloads_and_models_without_peers() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from gridwork_server.config import ShardConfig
-from profile_step import Decodes, Operation, Prefills, profile, runner_for, table
+from tools.profile_step import Decodes, Operation, Prefills, profile, runner_for, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 

@@ -1,5 +1,5 @@
-from prompts import chat_prompts, text_of
-from workloads import WORKLOADS
+from suite.prompts import chat_prompts, text_of
+from suite.workloads import WORKLOADS
 
 
 def test_prompts_are_the_same_every_time() -> None:

@@ -1,13 +1,30 @@
+import argparse
 import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from models import read_bytes, weight_bytes
-from report import document, targets_table
-from results import Contestant, Part, Sample, read_all, spread, write
-from targets import all_targets, roofline_ms
+from suite import plots
+from suite.models import read_bytes, weight_bytes
+from suite.report import document, targets_table
+from suite.results import (
+    DATA,
+    PAGES,
+    Contestant,
+    Part,
+    Place,
+    Sample,
+    add_place_options,
+    place,
+    places,
+    read,
+    spread,
+    write,
+)
+from suite.svg import tick_step
+from suite.targets import all_targets, roofline_ms
 
 MACHINE = {"cpu": "a cpu", "cores": 2, "flags": ["avx2"], "memory_gib": 8}
 
@@ -33,9 +50,50 @@ def test_spread_shows_the_median_and_the_extremes() -> None:
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    data = tmp_path / "data/here.json.gz"
     written = part("chat", [speeds("gridwork", 1.5, 2.5), Contestant("vllm-native", failure="no such wheel")])
-    write(written, tmp_path)
-    assert read_all(tmp_path) == [written]
+    write([written], data)
+    assert read(data) == [written]
+
+
+def test_a_run_replaces_its_own_parts_and_keeps_the_others(tmp_path: Path) -> None:
+    data = tmp_path / "here.json.gz"
+    chat, start = part("chat", [speeds("gridwork", 1)]), part("start", [])
+    write([start, chat], data)
+    again = part("chat", [speeds("gridwork", 2)])
+    write([again], data)
+    assert read(data) == [again, start]
+    before = data.read_bytes()
+    write([start], data)
+    assert data.read_bytes() == before
+
+
+def test_a_folder_takes_the_place_of_the_machines_own() -> None:
+    parser = argparse.ArgumentParser()
+    add_place_options(parser)
+    assert place(parser.parse_args(["--folder", "/try"])) == Place(Path("/try/results.json.gz"), Path("/try"))
+    assert place(parser.parse_args(["--machine", "mine"])) == Place(DATA / "mine.json.gz", PAGES / "mine")
+    assert place(parser.parse_args([])).folder == PAGES / "local"
+    assert [found.folder.name for found in places(parser.parse_args([]))] >= ["amx"]
+
+
+def test_plots_are_the_same_for_the_same_results_and_old_ones_go(tmp_path: Path) -> None:
+    two = Contestant("a<b", samples=[*speeds("", 50, 60, level=1).samples, *speeds("", 90, level=8).samples])
+    parts = [part("chat", [two]), part("decode", [speeds("gridwork", 1)]), part("start", [speeds("gridwork", 1)])]
+    parts[2].contestants[0].samples = [Sample(0, 1, ready_s=3.0)]
+    (tmp_path / "old.svg").touch()
+    names = plots.draw(parts, tmp_path)
+    assert names == {"smollm2-135m-chat.svg", "smollm2-135m-start.svg"} == {file.name for file in tmp_path.iterdir()}
+    first = {name: (tmp_path / name).read_text() for name in names}
+    for text in first.values():
+        ElementTree.fromstring(text)
+    plots.draw(parts, tmp_path)
+    assert first == {name: (tmp_path / name).read_text() for name in names}
+
+
+@pytest.mark.parametrize(("highest", "step"), [(5, 1), (5.1, 2), (26, 10), (0.3, 0.1), (4046, 1000), (0, 1)])
+def test_an_axis_has_at_most_five_steps(highest: float, step: float) -> None:
+    assert tick_step(highest) == pytest.approx(step)
 
 
 def test_throughput_is_compared_by_medians_with_the_better_implementation_of_vllm() -> None:

@@ -4,9 +4,9 @@ import sys
 
 import psutil
 import pytest
-from machine import parse_cpuinfo
-from memory import parse_pss, pss_bytes
-from servers import Contestant, ServerFailed, family, last_line, running
+from suite.machine import parse_cpuinfo
+from suite.memory import parse_pss, pss_bytes
+from suite.servers import Contestant, ServerFailed, family, last_line, running
 
 
 def test_a_server_that_ends_is_reported_with_its_error() -> None:

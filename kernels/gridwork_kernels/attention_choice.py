@@ -12,15 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from gridwork_kernels import cpu_attention, flash_attention
-from gridwork_kernels.paged_attention import (
-    SPARE_BLOCKS,
-    AttentionOptions,
-    CpuAttention,
-    PagedAttention,
-    PagedLayout,
-    SlotAttention,
-    reference,
-)
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedAttention, PagedLayout
+from gridwork_kernels.slot_attention import SlotAttention, reference
 from gridwork_kernels.torch_attention import sdpa
 
 
@@ -33,7 +26,7 @@ def _triton(
 
 
 IMPLEMENTATIONS: dict[str, PagedAttention] = {
-    "cpu": CpuAttention(),
+    "cpu": cpu_attention.CpuAttention(),
     "flash-attn": SlotAttention(flash_attention.flash_attn),
     "varlen": SlotAttention(flash_attention.varlen),
     "triton": SlotAttention(_triton),

@@ -5,6 +5,7 @@ import math
 import torch
 
 from gridwork_kernels import cpu_library
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -92,3 +93,50 @@ def paged_attention(
         interleaved,
     )
     return out
+
+
+class CpuAttention:
+    """The compiled CPU kernel, on a cache as it wants it."""
+
+    def allocate(
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        sizes: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See PagedAttention."""
+        keys, values = allocate(num_blocks, block_size, num_kv_heads, *sizes, dtype)
+        keys[-SPARE_BLOCKS:], values[-SPARE_BLOCKS:] = 0, 0
+        return keys, values
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        layout: PagedLayout,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """See PagedAttention."""
+        return paged_attention(
+            query,
+            key,
+            value,
+            keys,
+            values,
+            layout.block_tables,
+            layout.sequence,
+            layout.length,
+            layout.slots,
+            scale=options.scale,
+            window=options.window,
+            chunk=options.chunk,
+            softcap=options.softcap,
+            sinks=options.sinks,
+            slopes=options.slopes,
+        )

@@ -7,17 +7,32 @@ from pathlib import Path
 
 import torch
 
+from gridwork_kernels import program_table
+
 
 @functools.cache
 def load() -> str | None:
     """Registers `torch.ops.gridwork_cpu` and names its instruction set. None where there is no library: on CPUs without
-    AVX2, and where none was built."""
+    AVX2, and where none was built. Raises RuntimeError for a library that was built from another table of programs."""
     path = _path()
     if path is None:
         return None
     torch.ops.load_library(str(path))
+    _check_table(path)
     library().gridwork_set_num_threads.argtypes = [ctypes.c_int64]
     return path.stem.removeprefix(_PREFIX)
+
+
+def _check_table(path: Path) -> None:
+    """Compares the table of recorded programs that the library was built from with this package's."""
+    function = getattr(library(), "gridwork_program_table_hash", None)
+    if function is not None:
+        function.restype = ctypes.c_uint64
+    if function is None or function() != program_table.HASH:
+        raise RuntimeError(
+            f"{path} was built from another version of the table of recorded programs ({program_table.PATH.name}); "
+            "rebuild the CPU kernels with `make build`"
+        )
 
 
 _PREFIX = "_cpu_"

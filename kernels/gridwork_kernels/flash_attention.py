@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, Ragged
 
 PAGE = 256
 """What a block's tokens must be a multiple of in FlashAttention 2, the package's and PyTorch's (`mha_varlen_fwd`)."""
@@ -27,28 +27,14 @@ _HOPPER = 9
 """Compute capability that FlashAttention 3 is for."""
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """A step's sequences as these kernels want them, all int32."""
-
-    tokens: torch.Tensor
-    """`[num_sequences + 1]`: how many tokens of the step lie before each sequence's."""
-    keys: torch.Tensor
-    """`[num_sequences + 1]`: the same of the sequences' lengths."""
-    lengths: torch.Tensor
-    """`[num_sequences]`."""
-    max_tokens: int
-    max_keys: int
-
-    @staticmethod
-    def of(layout: PagedLayout) -> "Ragged":
-        """Made once a step."""
-        if layout.ragged is None:
-            layout.ragged = _fixed(layout) if layout.is_fixed else _ragged(layout)
-        return layout.ragged
+def ragged(layout: PagedLayout) -> Ragged:
+    """The step's sequences as these kernels take them, made once a step."""
+    if layout.ragged is None:
+        layout.ragged = _fixed(layout) if layout.is_fixed else _varying(layout)
+    return layout.ragged
 
 
-def _ragged(layout: PagedLayout) -> Ragged:
+def _varying(layout: PagedLayout) -> Ragged:
     counts = torch.tensor([layout.num_tokens, layout.end], dtype=torch.int32)
     sums = torch.nn.functional.pad(counts.cumsum(1, dtype=torch.int32), (1, 0))
     rows = to_device(torch.cat([sums.flatten(), counts[1]]), layout.slots.device)
@@ -89,7 +75,7 @@ def flash_attn(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
     """By an installed package; for the arguments see `paged_attention.AttendSlots`."""
-    ragged = Ragged.of(layout)
+    sequences = ragged(layout)
     found = package(torch.cuda.get_device_capability(query.device)[0])
     shared = {
         "softmax_scale": options.scale,
@@ -104,10 +90,10 @@ def flash_attn(
             query,
             keys,
             values,
-            cache_seqlens=ragged.lengths,
+            cache_seqlens=sequences.lengths,
             page_table=layout.block_tables,
-            cu_seqlens_q=ragged.tokens,
-            max_seqlen_q=ragged.max_tokens,
+            cu_seqlens_q=sequences.tokens,
+            max_seqlen_q=sequences.max_tokens,
             **shared,
         )
     else:
@@ -115,10 +101,10 @@ def flash_attn(
             query,
             keys,
             values,
-            cu_seqlens_q=ragged.tokens,
-            cu_seqlens_k=ragged.keys,
-            max_seqlen_q=ragged.max_tokens,
-            max_seqlen_k=ragged.max_keys,
+            cu_seqlens_q=sequences.tokens,
+            cu_seqlens_k=sequences.keys,
+            max_seqlen_q=sequences.max_tokens,
+            max_seqlen_k=sequences.max_keys,
             alibi_slopes=options.slopes,
             block_table=layout.block_tables,
             **shared,
@@ -137,21 +123,21 @@ def varlen(
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    ragged = Ragged.of(layout)
+    sequences = ragged(layout)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         out = varlen_attn(
             query,
             pages(keys, layout.block_size),
             pages(values, layout.block_size),
-            ragged.tokens,
-            ragged.keys,
-            ragged.max_tokens,
-            ragged.max_keys,
+            sequences.tokens,
+            sequences.keys,
+            sequences.max_tokens,
+            sequences.max_keys,
             scale=options.scale,
             # (-1, 0) is what its sources call causal without a window.
             window_size=(options.window - 1 if options.window else -1, 0),
             enable_gqa=True,
-            seqused_k=ragged.lengths,
+            seqused_k=sequences.lengths,
             block_table=layout.block_tables,
         )
     assert isinstance(out, torch.Tensor)

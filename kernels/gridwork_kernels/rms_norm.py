@@ -7,6 +7,7 @@ from enum import IntEnum
 import torch
 from torch import nn
 
+from gridwork_kernels.program_table import NORMS
 from gridwork_kernels.replace import replace_modules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -15,11 +16,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class Form(IntEnum):
     """How the normalised values, in float32, are scaled; with the numbers that the kernel has for it."""
 
-    ROUNDED_FIRST = 0
+    ROUNDED_FIRST = NORMS["rms"]
     """Rounded to x's dtype, times the weight: Llama's way."""
-    PLUS_ONE = 1
+    PLUS_ONE = NORMS["rms_plus_one"]
     """Times `1 + weight`, rounded then: Gemma's way."""
-    ROUNDED_LAST = 2
+    ROUNDED_LAST = NORMS["rms_once"]
     """Times the weight, rounded then: OLMo 2's way."""
 
 

@@ -1,12 +1,11 @@
 """Paged attention in PyTorch operations, on any device."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, distance, slots_of, visible
+from gridwork_kernels.paged_attention import AttentionOptions, Gathering, PagedLayout, PrefillChunk
+from gridwork_kernels.slot_attention import distance, slots_of, visible
 
 
 def sdpa(
@@ -15,7 +14,7 @@ def sdpa(
     """In PyTorch operations, on any device: decodes gathered into one padded batch, prefills one by one."""
     gathering = layout.derived.get((options.window, options.chunk))
     if gathering is None:
-        gathering = Gathering.of(layout, options.window, options.chunk)
+        gathering = gathering_of(layout, options.window, options.chunk)
         layout.derived[options.window, options.chunk] = gathering
     num_heads, kv_heads = query.shape[1], keys.shape[1]
     out = query.new_empty(query.shape[0], num_heads, values.shape[2])
@@ -39,60 +38,42 @@ def sdpa(
     return out
 
 
-@dataclass
-class _Prefill:
-    tokens: slice
-    slots: torch.Tensor  # int64 [num_keys]
-    mask: torch.Tensor  # bool [num_tokens, num_keys]
-    distance: torch.Tensor  # int64 [num_tokens, num_keys]
-
-
-@dataclass
-class Gathering:
-    """Where the keys of a step's tokens lie, and which of them each token sees."""
-
-    decode_tokens: torch.Tensor | None  # int64 [num_decodes]
-    decode_slots: torch.Tensor  # int64 [num_decodes, longest]
-    decode_mask: torch.Tensor  # bool [num_decodes, 1, 1, longest]
-    decode_distance: torch.Tensor  # int64 [num_decodes, 1, 1, longest]
-    prefills: list[_Prefill]
-
-    @staticmethod
-    def of(layout: PagedLayout, window: int, chunk: int) -> "Gathering":
-        device = layout.slots.device
-        if layout.is_fixed:
-            rows = torch.arange(len(layout.num_tokens), device=device)
-            ends = layout.length.long()
-            begins = torch.zeros_like(ends)
-            if chunk:
-                begins = (ends - 1) // chunk * chunk
-            elif window:
-                begins = (ends - window).clamp_(min=0)
-            capacity = layout.block_tables.shape[1] * layout.block_size
-            longest = min(capacity, chunk or window or capacity)
-            return Gathering(rows, *_decodes(layout, rows, begins, ends, longest), [])
-        starts = [0]
-        for count in layout.num_tokens:
-            starts.append(starts[-1] + count)
-        decodes = [row for row, count in enumerate(layout.num_tokens) if count == 1]
-        first = [_first(layout.end[row], window, chunk) for row in decodes]
-        numbers = [decodes, [starts[row] for row in decodes], [layout.end[row] for row in decodes], first]
-        rows, tokens, ends, begins = to_device(np.array(numbers, dtype=np.int64), device)
-        longest = max((layout.end[row] - begin for row, begin in zip(decodes, first, strict=True)), default=0)
-        prefills = []
-        for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
-            if count == 1:
-                continue
-            begin = _first(end - count + 1, window, chunk)
-            prefills.append(
-                _Prefill(
-                    slice(starts[row], starts[row + 1]),
-                    slots_of(layout, row, begin, end),
-                    visible(count, end, window, chunk, begin, device),
-                    distance(count, end, begin, device),
-                )
+def gathering_of(layout: PagedLayout, window: int, chunk: int) -> Gathering:
+    """Finds the keys that the step's tokens see."""
+    device = layout.slots.device
+    if layout.is_fixed:
+        rows = torch.arange(len(layout.num_tokens), device=device)
+        ends = layout.length.long()
+        begins = torch.zeros_like(ends)
+        if chunk:
+            begins = (ends - 1) // chunk * chunk
+        elif window:
+            begins = (ends - window).clamp_(min=0)
+        capacity = layout.block_tables.shape[1] * layout.block_size
+        longest = min(capacity, chunk or window or capacity)
+        return Gathering(rows, *_decodes(layout, rows, begins, ends, longest), [])
+    starts = [0]
+    for count in layout.num_tokens:
+        starts.append(starts[-1] + count)
+    decodes = [row for row, count in enumerate(layout.num_tokens) if count == 1]
+    first = [_first(layout.end[row], window, chunk) for row in decodes]
+    numbers = [decodes, [starts[row] for row in decodes], [layout.end[row] for row in decodes], first]
+    rows, tokens, ends, begins = to_device(np.array(numbers, dtype=np.int64), device)
+    longest = max((layout.end[row] - begin for row, begin in zip(decodes, first, strict=True)), default=0)
+    prefills = []
+    for row, (count, end) in enumerate(zip(layout.num_tokens, layout.end, strict=True)):
+        if count == 1:
+            continue
+        begin = _first(end - count + 1, window, chunk)
+        prefills.append(
+            PrefillChunk(
+                slice(starts[row], starts[row + 1]),
+                slots_of(layout, row, begin, end),
+                visible(count, end, window, chunk, begin, device),
+                distance(count, end, begin, device),
             )
-        return Gathering(tokens if decodes else None, *_decodes(layout, rows, begins, ends, longest), prefills)
+        )
+    return Gathering(tokens if decodes else None, *_decodes(layout, rows, begins, ends, longest), prefills)
 
 
 def _decodes(

@@ -13,7 +13,8 @@ if not torch.cuda.is_available():
 from test_paged_attention import DECODES, MIXED, OPTIONS, problem
 
 from gridwork_kernels import triton_attention
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, reference
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+from gridwork_kernels.slot_attention import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

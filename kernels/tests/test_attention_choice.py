@@ -9,7 +9,7 @@ import torch
 
 from gridwork_kernels import attention_choice, cpu_attention, flash_attention
 from gridwork_kernels.attention_choice import ON_GPU, Choice, LayerDemands, Setting, assign, check, choose, limit, trial
-from gridwork_kernels.paged_attention import SlotAttention
+from gridwork_kernels.slot_attention import SlotAttention
 
 CPU = Setting(torch.device("cpu"), torch.float32)
 GPU = Setting(torch.device("cuda"), torch.bfloat16, block_size=256)

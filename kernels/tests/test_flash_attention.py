@@ -9,8 +9,8 @@ from test_paged_attention import BLOCK_SIZE, DECODES, MIXED, OPTIONS, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridwork_kernels import flash_attention
-from gridwork_kernels.flash_attention import Ragged
-from gridwork_kernels.paged_attention import PagedLayout, reference
+from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_kernels.slot_attention import reference
 
 
 def dense(
@@ -117,13 +117,13 @@ def test_a_fixed_step_reads_its_lengths_from_tensors_alone(attend: Any) -> None:
 
 def test_what_kernels_are_told_of_a_step() -> None:
     *_, layout = problem([(5, 5), (1, 9), (7, 20)], 2)
-    ragged = Ragged.of(layout)
+    ragged = flash_attention.ragged(layout)
     assert (ragged.tokens.tolist(), ragged.keys.tolist()) == ([0, 5, 6, 13], [0, 5, 14, 34])
     assert (ragged.lengths.tolist(), ragged.max_tokens, ragged.max_keys) == ([5, 9, 20], 7, 20)
-    assert Ragged.of(layout) is ragged
+    assert flash_attention.ragged(layout) is ragged
     *_, layout = problem(DECODES, 2)
     layout.is_fixed, layout.end = True, []
-    ragged = Ragged.of(layout)
+    ragged = flash_attention.ragged(layout)
     assert (ragged.tokens.tolist(), ragged.keys.tolist()) == ([0, 1, 2, 3], [0, 1, 18, 48])
     assert (ragged.lengths.tolist(), ragged.max_tokens) == ([1, 17, 30], 1)
     assert ragged.max_keys == layout.block_tables.shape[1] * BLOCK_SIZE

@@ -5,7 +5,8 @@ import torch
 
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE, IMPLEMENTATIONS
-from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout, SlotAttention, reference
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout
+from gridwork_kernels.slot_attention import SlotAttention, reference
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.sampling import neutral_parameters
 
 
 def sampling(**settings: Any) -> pb.SamplingParameters:
     """Parameters that change nothing but what is given; greedy unless there is a seed."""
-    neutral: dict[str, Any] = {"temperature": 1, "top_p": 1, "typical_p": 1, "repetition_penalty": 1}
-    return pb.SamplingParameters(**({"greedy": "seed" not in settings} | neutral | settings))
+    return neutral_parameters(**({"greedy": "seed" not in settings} | settings))
 
 
 @dataclass

@@ -178,6 +178,33 @@ def generated(model: Any, prompt: Sequence[int], count: int) -> list[int]:
     return output[0, len(prompt) :].tolist()
 
 
+def marked(source: Path, root: Path) -> Path:
+    """A copy in `root` whose modules create the file `root/has-run` when they are imported."""
+    folder = Path(shutil.copytree(source, root / "marked"))
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        mark = f'\nfrom pathlib import Path as _Path\n\n_Path(r"{root / "has-run"}").touch()\n'
+        file.write_text(text + mark)
+    return folder
+
+
+REFERENCES = ("text_config", "processor_config.json", "preprocessor_config.json")
+"""Parts of a model folder, besides the config itself, that can refer to Python code."""
+
+
+def refer_from(place: str, folder: Path) -> str:
+    """Lets only this part of a `nested_relative` model refer to its code; returns how the launcher names the part."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    reference = {"AutoConfig": "text_settings.NestedTextConfig", "AutoProcessor": "blocks.PlainBlock"}
+    if place == "text_config":
+        config["text_config"]["auto_map"] = reference
+    else:
+        (folder / place).write_text(json.dumps({"auto_map": reference}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return "config.json has text_config.auto_map" if place == "text_config" else f"{place} has auto_map"
+
+
 def _python_tokenizer(folder: Path, name: str) -> None:
     """The words of the usual tokenizer, as a list for a tokenizer in Python; there is no tokenizer.json."""
     tokenizer = tokenizer_file(folder)

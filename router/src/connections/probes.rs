@@ -1,4 +1,4 @@
-//! What a full server still answers.
+//! Probes that a full server still answers.
 
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, header};
@@ -10,7 +10,7 @@ use crate::error::{ApiError, Dialect, ErrorKind};
 /// Routes that are answered when all connections are in use.
 pub const PROBES: [&str; 4] = ["/health", "/ping", "/info", "/metrics"];
 
-/// Answers probes and refuses everything else; either way the connection ends with it.
+/// Answers probes and refuses all other requests. Either way the connection ends.
 pub(super) async fn only_probes(request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let is_probe = reads && PROBES.contains(&request.uri().path());

@@ -1,17 +1,17 @@
-//! Refuses tokens that the model does not know. A tokenizer may know more tokens than its model: some were added to it,
-//! or a tokenizer of another size was put beside the weights.
+//! Refuses tokens that the model has no row for. A tokenizer may know tokens that its model lacks: tokens that were added
+//! later, or those of a tokenizer of another size that lies beside the weights.
 
 use gridwork_proto::v1::InfoResponse;
 use tokenizers::Tokenizer;
 
 use crate::error::ApiError;
 
-/// Number of tokens that the model knows, as inputs and as outputs.
+/// Numbers of tokens that the model takes and gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// Number of tokens that the model can read: rows of its embedding.
+    /// Number of input tokens: rows of the embedding.
     pub inputs: u32,
-    /// Number of tokens that the model can generate: logits.
+    /// Number of output tokens: logits.
     pub outputs: u32,
 }
 
@@ -27,8 +27,8 @@ impl From<&InfoResponse> for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Refuses a prompt with a token that the model cannot read. `needs_logits`: its tokens need log-probabilities too.
-    /// `text` gives a token's text, if the tokenizer knows it.
+    /// Refuses a prompt with a token beyond the embedding. `needs_logits` means that log-probabilities of its tokens are
+    /// requested. `text` returns the text of a token, if the tokenizer knows it.
     pub(crate) fn check_prompt(
         self,
         field: &str,
@@ -45,7 +45,7 @@ impl Vocabulary {
     }
 }
 
-/// Refuses ids from `size` on. The error has the token's text, if `text` knows it.
+/// Refuses ids from `size` on, and names their text.
 pub(crate) fn check(
     field: &str,
     mut ids: impl Iterator<Item = u32>,
@@ -67,7 +67,7 @@ pub(crate) fn check(
     ))
 }
 
-/// Function that gives a token's text in `tokenizer`.
+/// Returns the text of a token in the tokenizer.
 pub(crate) fn text_of(tokenizer: &Tokenizer) -> impl Fn(u32) -> Option<String> {
     |id| tokenizer.id_to_token(id)
 }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_tokens_are_refused_with_text_and_vocabulary_size() {
+    fn a_token_without_a_row_is_named_with_its_text() {
         assert_eq!(refusal(&[0, 11], false, None), None);
         let message = refusal(&[3, 12, 13], false, Some("<new>")).unwrap();
         assert_eq!(
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_embedding_has_as_many_rows_as_logits_by_default() {
+    fn an_unknown_embedding_size_defaults_to_the_logits() {
         let info = InfoResponse {
             vocab_size: 7,
             ..InfoResponse::default()

@@ -1,4 +1,4 @@
-"""Computes batches for the router, as the contract has them."""
+"""Computes batches for the router, in the contract's form."""
 
 import time
 from dataclasses import dataclass
@@ -36,16 +36,16 @@ _OUTPUTS = {
     pb.EncodeRequest.OUTPUT_TOKENS: {Task.FILL_MASK},
     pb.EncodeRequest.OUTPUT_SPARSE: {Task.FILL_MASK},
 }
-"""What each task can be asked for."""
+"""Tasks that have each output."""
 
 
 class BadBatch(Exception):
-    """A batch that breaks the contract. The message says how."""
+    """A batch that violates the contract. The message says how."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch, and what is wanted of it."""
+    """A batch, and the wanted output."""
 
     batch: SequenceBatch
     output: "pb.EncodeRequest.Output"
@@ -53,10 +53,10 @@ class _Job:
     """Indices into the batch, `[num_positions]`, int64."""
     top_n: int
     prompt_lengths: tuple[int, ...]
-    """How many of each sequence's first tokens are a prompt's; empty when none are."""
+    """Number of each sequence's first tokens that belong to a prompt; empty when none do."""
 
     def one(self, index: int) -> "_Job":
-        """The same for one of the sequences."""
+        """The job of a single sequence."""
         start, length = self.batch.starts[index], self.batch.lengths[index]
         mine = (self.positions >= start) & (self.positions < start + length)
         prompts = self.prompt_lengths[index : index + 1]
@@ -64,19 +64,19 @@ class _Job:
 
 
 class EncoderRunner:
-    """Runs in the model's thread."""
+    """Runs an encoder, in the model's thread."""
 
     def __init__(self, loaded: LoadedEncoder) -> None:
         self.loaded = loaded
 
     @torch.inference_mode()
     def encode(self, request: "pb.EncodeRequest") -> "pb.EncodeResponse":
-        """Computes a batch. A sequence that fails by itself has an error in its place. Raises BadBatch."""
+        """Computes a batch. A sequence that fails by itself gets an error in its place. Raises BadBatch."""
         job, unknown = self._job(request)
         started = time.perf_counter()
         try:
             encodings = self._compute(job)
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # a model's code may raise anything
             if self.loaded.device.type != "cpu":
                 raise
             count = len(job.batch.lengths)
@@ -89,7 +89,7 @@ class EncoderRunner:
         return pb.EncodeResponse(encodings=encodings, forward_us=int(elapsed * 1e6))
 
     def info(self) -> "pb.InfoResponse":
-        """What is loaded."""
+        """Description of the loaded model."""
         import transformers
 
         loaded, selection = self.loaded, self.loaded.selection
@@ -147,7 +147,7 @@ class EncoderRunner:
             raise BadBatch("positions must be ascending and lie in the batch")
         if request.output == pb.EncodeRequest.OUTPUT_TOKENS and not 0 < request.top_n <= self.loaded.vocab_size:
             raise BadBatch(f"top_n is {request.top_n}, and the vocabulary has {self.loaded.vocab_size} tokens")
-        # A type that the model has no embedding for would end the process on GPUs.
+        # On GPUs, a type without an embedding would end the process.
         known_types = getattr(self.loaded.config, "type_vocab_size", None) or 0
         if len(types) and (known_types < 2 or types.max() >= known_types):
             types = types[:0]
@@ -202,8 +202,8 @@ class EncoderRunner:
         return encodings
 
     def _sparse(self, job: _Job) -> "list[pb.Encoding]":
-        """SPLADE's vectors (Formal et al. 2021, equation 1 with the maximum of v2), a sequence at a time: the logits of
-        all tokens of a batch would be large."""
+        """Computes SPLADE vectors (Formal et al. 2021, equation 1 with the maximum of v2), a sequence at a time: logits
+        of all tokens of a batch would be large."""
         encodings = []
         for index in range(len(job.batch.lengths)):
             one = job.batch.one(index)
@@ -221,7 +221,7 @@ _NOT_FINITE = "the model's result for this sequence is not finite"
 
 
 def _encoding(values: torch.Tensor) -> "pb.Encoding":
-    """values: `[n]`."""
+    """Encoding of one sequence. values: `[n]`."""
     if not bool(torch.isfinite(values).all()):
         return pb.Encoding(error=_NOT_FINITE)
     return pb.Encoding(values=values.tolist())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gridwork_kernels.program_table import ACTIVATIONS
 from gridwork_server.graph.nodes import Graph, Node, Ref
 from gridwork_server.graph.rewriter import FLOATS, Rewriter
 from gridwork_server.graph.rotary import fuse_rotary
@@ -93,7 +94,7 @@ def _merged(
 
 def _fuse_gated_activations(rewriter: Rewriter) -> None:
     """activation(gate) * up."""
-    kinds = {aten.silu.default: 0, aten.gelu.default: 2}
+    kinds = {aten.silu.default: ACTIVATIONS["silu"], aten.gelu.default: ACTIVATIONS["gelu"]}
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         if node.target != aten.mul.Tensor or len(node.args) != 2:
@@ -103,7 +104,9 @@ def _fuse_gated_activations(rewriter: Rewriter) -> None:
             other = rewriter.producer.get(up) if isinstance(up, Ref) else None
             if activation is None or other is None or not rewriter.only_use(active) or up in rewriter.changed:
                 continue
-            kind = 1 if activation.kwargs.get("approximate") == "tanh" else kinds[activation.target]
+            kind = kinds[activation.target]
+            if activation.kwargs.get("approximate") == "tanh":
+                kind = ACTIVATIONS["gelu_tanh"]
             if node.shape != activation.shape or node.shape != other.shape or not _is_rows(node.shape):
                 continue
             if not node.dtype == activation.dtype == other.dtype or node.dtype not in FLOATS:
@@ -122,7 +125,8 @@ def _is_rows(shape: Any) -> bool:
 
 def _replace_activations(rewriter: Rewriter) -> None:
     """Activations by themselves, also those that are written out in several operations."""
-    kinds = {aten.silu.default: 0, aten.gelu.default: 2, aten.relu.default: 3}
+    kinds = {aten.silu.default: ACTIVATIONS["silu"], aten.gelu.default: ACTIVATIONS["gelu"]}
+    kinds[aten.relu.default] = ACTIVATIONS["relu"]
     target = torch.ops.gridwork_cpu.activation.default
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
@@ -131,9 +135,11 @@ def _replace_activations(rewriter: Rewriter) -> None:
         x: Any
         if node.target in kinds:
             x = node.args[0]
-            kind = 1 if node.kwargs.get("approximate") == "tanh" else kinds[node.target]
+            kind = kinds[node.target]
+            if node.kwargs.get("approximate") == "tanh":
+                kind = ACTIVATIONS["gelu_tanh"]
         else:
-            x, kind = _match_gelu_in_steps(rewriter, node), 4
+            x, kind = _match_gelu_in_steps(rewriter, node), ACTIVATIONS["gelu_tanh_in_steps"]
         source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
         if source is not None and (source.shape, source.dtype) == (node.shape, node.dtype):
             replacements[id(node)] = [rewriter.new(target, (x, kind), node.shape, node.dtype, node.out)]

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridwork_kernels.program import TYPES
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed
 
 aten = torch.ops.aten
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""What values can be, with the number that the compiled library has for it."""
 
 _TOKENS = Size(0, 1, 0)
 _FEWEST = 4

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
-from gridwork_server.graph.native import LayerKey, NativeProgram
+from gridwork_server.attention import LayerKey
+from gridwork_server.graph.native import NativeProgram
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment
 

@@ -1,4 +1,4 @@
-"""The shard's gRPC service. It only passes things on to the model's thread, so that it answers at any time."""
+"""The shard's gRPC service. Calls are passed on to the model's thread, so that the service answers at any time."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 
 
 class ShardService(pb_grpc.ShardServicer):
-    """See the contract for what each call means."""
+    """Serves the calls of the contract, which says what each means."""
 
     def __init__(self, worker: Worker, rank: int) -> None:
         self._worker = worker
@@ -40,7 +40,7 @@ class ShardService(pb_grpc.ShardServicer):
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoResponse:
         await self._require_ready(context)
-        # Not before: the model's thread would be importing them too.
+        # Imported only now: while the model loads, its thread imports them too.
         import torch
         import transformers
 
@@ -106,7 +106,7 @@ class ShardService(pb_grpc.ShardServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "call Warmup first")
         self._run_id += 1
         run_id = self._run_id
-        # What a stream that has not quite ended still has.
+        # Drops sequences of an earlier stream that has not quite ended.
         await asyncio.wrap_future(self._worker.reset())
         # A client waits for the headers before it sends steps, and they would otherwise go with the first result.
         await context.send_initial_metadata(())
@@ -123,7 +123,7 @@ class ShardService(pb_grpc.ShardServicer):
                         break
                     self._worker.run(step, done)
             finally:
-                # Behind the last step, so that its result is not lost.
+                # Queued after the last step, so that its result is not lost.
                 self._worker.call(lambda _runner: loop.call_soon_threadsafe(results.put_nowait, None))
 
         reader = asyncio.create_task(read())
@@ -170,7 +170,8 @@ class ShardService(pb_grpc.ShardServicer):
 
 @contextmanager
 def _files_of_this_user_alone() -> Iterator[None]:
-    """Whatever the umask is: who may open the socket may have the model say anything to others."""
+    """Makes files accessible to this user only, whatever the umask. Anybody who can open the socket can make the model
+    say anything to others."""
     before = os.umask(0o177)
     try:
         yield
@@ -179,7 +180,7 @@ def _files_of_this_user_alone() -> Iterator[None]:
 
 
 def serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
-    """Serves until the process is told to end; returns the exit code."""
+    """Serves until the process is told to end. Returns the exit code."""
     return asyncio.run(_serve(config, otlp_endpoint))
 
 
@@ -213,5 +214,5 @@ async def _serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
     await stop.wait()
     if worker.runner is not None:
         worker.runner.spans.shut_down()
-    # The model's thread may be in the middle of a step; there is nothing to save.
+    # The model's thread may be in the middle of a step. There is nothing to save.
     os._exit(0)

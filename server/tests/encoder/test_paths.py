@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from gridwork_server.encoder import attention
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.selection import select
 from gridwork_server.errors import ModelError
@@ -105,10 +106,8 @@ def test_causal_models_are_told_apart(name: str, is_causal: bool) -> None:
 
 
 def test_a_path_that_gives_other_results_is_stepped_down_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gridwork_server.encoder.attention import AttentionOptions
-
     # Layers that ignore their windows: only sequences longer than a window show it.
-    monkeypatch.setattr(AttentionOptions, "mask", lambda *_: None)
+    monkeypatch.setattr(attention, "visible", lambda *_: None)
     selection = select(models.build("modernbert"), Task.EMBED)
     assert selection.path.name == "padded"
     assert "differ" in selection.reason

@@ -102,7 +102,7 @@ def test_an_encoder_takes_no_steps(shard: ShardProcess) -> None:
 
 def test_what_an_encoder_cannot_be_started_with_is_refused(folder: Path, tmp_path: Path) -> None:
     for arguments, words in [
-        (("--task", "rerank"), "--task embed or --task fill-mask would work"),
+        (("--task", "rerank"), "use --task embed or --task fill-mask"),
         (("--attention", "cpu"), "auto, sdpa or reference"),
     ]:
         with shards(folder, tmp_path, 1, *arguments) as (shard,):

@@ -1,4 +1,4 @@
-"""The task follows from the folder, and a wish that contradicts it is refused with what would work."""
+"""The task follows from the folder, and a wish that contradicts it is refused with the tasks that work."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_task_follows_from_the_folder(
     ],
 )
 def test_a_contradicting_wish_is_refused(tmp_path: Path, wish: str, config: dict[str, Any], would_work: str) -> None:
-    with pytest.raises(ModelError, match=f"--task {wish} does not go with .*{would_work} would work"):
+    with pytest.raises(ModelError, match=f"--task {wish} does not work with .*use {would_work}"):
         choose(wish, tmp_path, config)
 
 

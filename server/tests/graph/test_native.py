@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gridwork_kernels import cpu_attention, cpu_library
+from gridwork_kernels.program import OPERATIONS, Measurement
 from gridwork_server.graph.fuse import replace_scales
-from gridwork_server.graph.native import OPERATIONS, Measurement, NativeProgram, _Place
+from gridwork_server.graph.native import NativeProgram, _Place
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment, features_of
 from gridwork_server.graph.program import Program
@@ -157,9 +158,9 @@ def test_what_lasts_is_not_written_over_by_tokens_that_are_ahead(sizes: tuple[in
     path = loaded(models.save("llama", tmp_path, hidden_size=hidden, intermediate_size=intermediate))
     for native in program_of(path)._native:
         places = native._places
-        assert {place.lasting for place in places} == {True, False}
+        assert {place.is_persistent for place in places} == {True, False}
         for section in native._sections:
-            assert not [pair for pair in _overlaps(native, section) if pair[0].lasting]
+            assert not [pair for pair in _overlaps(native, section) if pair[0].is_persistent]
 
 
 def _overlaps(native: NativeProgram, operations: list[tuple[Node, ...]]) -> list[tuple[_Place, _Place]]:
@@ -175,7 +176,7 @@ def _overlaps(native: NativeProgram, operations: list[tuple[Node, ...]]) -> list
     return [
         (one, other)
         for ((one, _), bytes_of_one), ((other, _), bytes_of_other) in combinations(own.items(), 2)
-        if one.lasting == other.lasting and set(bytes_of_one) & set(bytes_of_other)
+        if one.is_persistent == other.is_persistent and set(bytes_of_one) & set(bytes_of_other)
     ]
 
 

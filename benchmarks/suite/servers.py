@@ -1,0 +1,138 @@
+"""Starting a server, waiting for its first token, and leaving none of its processes behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO
+
+import aiohttp
+import psutil
+
+from suite.load import RequestFailed, Turn, run_load
+from suite.paths import ROOT
+
+START_TIMEOUT_S = 1200
+
+
+@dataclass(frozen=True)
+class Contestant:
+    name: str
+    command: list[str]  # without the port
+    model: str  # what requests name
+    env: dict[str, str] = field(default_factory=dict)  # over this process's
+
+
+class ServerFailed(RuntimeError):
+    """A server ended or was not ready in time; says what it last logged."""
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    ready_s: float  # from the command to its first token
+    pid: int
+    log: IO[str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(own: dict[str, str]) -> dict[str, str]:
+    """This process's, with a contestant's own. How OpenMP's threads wait is left to each of them: `make` has them
+    sleep, for its tests."""
+    inherited = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    return inherited | {"HF_HUB_OFFLINE": "1"} | own
+
+
+@contextmanager
+def running(contestant: Contestant) -> Iterator[Running]:
+    """Starts a server and gives it as soon as it has answered with one token. At the end it and all processes of its
+    session are gone. Raises `ServerFailed`."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = environment(contestant.env)
+    with tempfile.TemporaryFile("w+") as log:
+        started = time.perf_counter()
+        # A session of its own: by it, processes are found whose parent has ended.
+        process = subprocess.Popen(
+            [*contestant.command, "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            _wait_for_first_token(contestant, process, url, started, log)
+            yield Running(url, time.perf_counter() - started, process.pid, log)
+        finally:
+            _end(process)
+
+
+def _wait_for_first_token(
+    contestant: Contestant, process: "subprocess.Popen[bytes]", url: str, started: float, log: IO[str]
+) -> None:
+    while True:
+        try:
+            run_load(url, contestant.model, [(Turn("Hello", 1),)], clients=1, limit_s=START_TIMEOUT_S)
+            return
+        except (aiohttp.ClientError, RequestFailed, OSError) as error:
+            waited_s = time.perf_counter() - started
+            if process.poll() is not None:
+                raise ServerFailed(f"ended with status {process.returncode}: {last_line(log)}") from error
+            if waited_s > START_TIMEOUT_S:
+                raise ServerFailed(f"not ready after {waited_s:.0f} s ({error}): {last_line(log)}") from error
+        # Asking takes time of the cores, too; who needs long is asked less often.
+        time.sleep(0.05 if waited_s < 20 else 0.5)
+
+
+def last_line(log: IO[str]) -> str:
+    """The last line that says something; of a Python traceback, that is the error."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().splitlines() if line.strip()]
+    errors = [line for line in lines if "Error:" in line or "Exception:" in line]
+    return ([*lines, *errors] or ["it logged nothing"])[-1][-300:]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """The process, its descendants, and all others of the session that it leads."""
+    members = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == pid:
+                members.append(process)
+        except OSError:  # gone meanwhile
+            continue
+    try:
+        members += [child for child in psutil.Process(pid).children(recursive=True) if child not in members]
+    except psutil.NoSuchProcess:
+        pass
+    return [member for member in members if member.pid != os.getpid()]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    members = family(process.pid)
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        pass
+    # What it started while it was ending, too.
+    members += [member for member in family(process.pid) if member not in members]
+    for member in members:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(members, timeout=10)
+    process.wait(timeout=10)
