@@ -14,6 +14,7 @@ use super::choice::{Events, Piece, RunningChoice};
 use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
 use super::response::{ChatLogprobs, Usage};
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::http::sse::{self, FRAME_BYTES};
 use crate::tokenizing::token_text::TokenTexts;
 
 /// Parts of a stream besides the text.
@@ -53,9 +54,6 @@ pub struct AnswerStream<S = Generation> {
     /// Index of the choice that the next frame begins with.
     next: usize,
 }
-
-/// Maximum size of a frame before further events go into the next one.
-const FRAME_BYTES: usize = 16 * 1024;
 
 impl<S: Events> AnswerStream<S> {
     pub fn new(
@@ -206,9 +204,8 @@ impl<S: Events> AnswerStream<S> {
 
     /// Ends the answer with an error instead of `[DONE]`, and aborts the choices that still run.
     fn fail(&mut self, out: &mut Vec<u8>, error: ApiError) {
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(error.body(Dialect::OpenAi).to_string().as_bytes());
-        out.extend_from_slice(b"\n\n");
+        // Cannot fail: a JSON value is written to memory.
+        let _ = sse::json_event(out, &error.body(Dialect::OpenAi));
         self.choices.clear();
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {

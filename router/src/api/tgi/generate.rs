@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::future::try_join_all;
-use gridwork_engine::{Event, Finish, Generation};
+use gridwork_engine::{Event, Finish, GeneratedToken, Generation, TopToken};
 use tokenizers::Tokenizer;
 use tracing::Span;
 
@@ -235,27 +235,12 @@ async fn collect(
                     })
                     .collect();
             }
-            Event::Token(token) => {
+            Event::Token(mut token) => {
                 text.push_str(&token.text);
                 if !token.top.is_empty() {
-                    top_tokens.push(
-                        token
-                            .top
-                            .iter()
-                            .map(|top| top_token(tokenizer, top))
-                            .collect(),
-                    );
+                    top_tokens.push(reported_top(tokenizer, &token.top));
                 }
-                tokens.push(Token {
-                    id: token.id,
-                    text: if token.special {
-                        own_text(tokenizer, token.id)
-                    } else {
-                        token.text
-                    },
-                    logprob: token.logprob.unwrap_or(0.0),
-                    special: token.special,
-                });
+                tokens.push(reported(tokenizer, &mut token));
                 if let Some(finish) = token.finish {
                     return Ok(Collected {
                         text,
@@ -272,20 +257,36 @@ async fn collect(
     Err(gridwork_engine::GenerationError::Shutdown.into())
 }
 
-/// Text of a single token, also of a special one.
-pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.decode(&[id], false).unwrap_or_default()
+/// A generated token as answers report it. Takes the text out of `token`.
+pub(super) fn reported(tokenizer: &Tokenizer, token: &mut GeneratedToken) -> Token {
+    let text = std::mem::take(&mut token.text);
+    Token {
+        id: token.id,
+        text: match token.special {
+            true => own_text(tokenizer, token.id),
+            false => text,
+        },
+        logprob: token.logprob.unwrap_or(0.0),
+        special: token.special,
+    }
 }
 
-pub(super) fn top_token(tokenizer: &Tokenizer, top: &gridwork_engine::TopToken) -> Token {
-    let special = tokenizer
-        .get_added_tokens_decoder()
-        .get(&top.id)
-        .is_some_and(|token| token.special);
-    Token {
+/// The most likely tokens at a position as answers report them.
+pub(super) fn reported_top(tokenizer: &Tokenizer, tops: &[TopToken]) -> Vec<Token> {
+    let special = |id: u32| {
+        let added = tokenizer.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
+    };
+    let token = |top: &TopToken| Token {
         id: top.id,
         text: own_text(tokenizer, top.id),
         logprob: top.logprob,
-        special,
-    }
+        special: special(top.id),
+    };
+    tops.iter().map(token).collect()
+}
+
+/// Text of a single token, also of a special one.
+fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.decode(&[id], false).unwrap_or_default()
 }

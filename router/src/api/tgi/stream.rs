@@ -12,14 +12,14 @@ use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
 use tracing::Span;
 
-use super::generate::{own_text, top_token};
+use super::generate::{reported, reported_top};
 use super::types::{ErrorResponse, GenerateRequest, StreamDetails, StreamResponse};
 use crate::connections::intake;
 use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Prompt};
 use crate::http::extract::ApiJson;
 use crate::http::headers::Account;
-use crate::http::sse::{self, json_string};
+use crate::http::sse::{self, FRAME_BYTES, json_string};
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
 
@@ -122,9 +122,6 @@ struct TokenStream {
     ended: bool,
 }
 
-/// Maximum size of a frame before further events go into the next one.
-const FRAME_BYTES: usize = 16 * 1024;
-
 impl Stream for TokenStream {
     type Item = Bytes;
 
@@ -151,7 +148,7 @@ impl Stream for TokenStream {
 }
 
 impl TokenStream {
-    fn write(&mut self, out: &mut Vec<u8>, token: GeneratedToken) {
+    fn write(&mut self, out: &mut Vec<u8>, mut token: GeneratedToken) {
         self.index += 1;
         self.text.push_str(&token.text);
         if token.finish.is_none() && token.top.is_empty() && !token.special {
@@ -171,24 +168,10 @@ impl TokenStream {
             return;
         }
         let tokenizer = self.state.tokenizer().clone();
-        let text = if token.special {
-            own_text(&tokenizer, token.id)
-        } else {
-            token.text
-        };
         let mut event = StreamResponse {
             index: self.index,
-            token: super::types::Token {
-                id: token.id,
-                text,
-                logprob: token.logprob.unwrap_or(0.0),
-                special: token.special,
-            },
-            top_tokens: token
-                .top
-                .iter()
-                .map(|top| top_token(&tokenizer, top))
-                .collect(),
+            token: reported(&tokenizer, &mut token),
+            top_tokens: reported_top(&tokenizer, &token.top),
             generated_text: None,
             details: None,
         };
@@ -205,13 +188,14 @@ impl TokenStream {
             });
             self.ended = true;
         }
-        write_event(out, &event);
+        // Cannot fail: the event has only strings, numbers and options, and is written to memory.
+        let _ = sse::json_event(out, &event);
     }
 
     fn write_error(&mut self, out: &mut Vec<u8>, error: GenerationError) {
         let error = ApiError::from(error);
         error.count();
-        write_event(out, &error.body(Dialect::Tgi));
+        let _ = sse::json_event(out, &error.body(Dialect::Tgi));
         self.ended = true;
     }
 }
@@ -222,13 +206,6 @@ impl Drop for TokenStream {
             metrics::counter!("gridwork_request_failures_total", "kind" => "dropped").increment(1);
         }
     }
-}
-
-fn write_event(out: &mut Vec<u8>, event: &impl serde::Serialize) {
-    out.extend_from_slice(b"data: ");
-    // Cannot fail: the event has only strings, numbers and options, and is written to memory.
-    let _ = serde_json::to_writer(&mut *out, event);
-    out.extend_from_slice(b"\n\n");
 }
 
 /// Writes a log-probability. JSON has no infinity, so that of an impossible token is `null`.
