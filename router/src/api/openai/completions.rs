@@ -2,22 +2,20 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use tracing::Span;
+use axum::response::Response;
 
-use super::answer::{Streaming, begin};
+use super::answer::Streaming;
 use super::choice::Choice;
 use super::chunk::{Identity, Kind};
 use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS, OnePrompt};
 use super::response::{Completion, CompletionChoice, CompletionLogprobs, FinishReason, Usage};
 use super::submit::{Order, OrderedPrompt};
 use super::token_text::TokenTexts;
-use crate::error::{ApiError, Dialect};
+use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
 /// Go on with a text
@@ -27,8 +25,7 @@ use crate::state::AppState;
 /// `data: {"error": …}`, after which the stream ends.
 #[utoipa::path(
     post,
-    path = "/v1/completions",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answer; with `stream`, chunks of it", content(
@@ -43,22 +40,11 @@ use crate::state::AppState;
 )]
 pub async fn completions(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<CompletionRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/completions");
-    match answer(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::OpenAi),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    mut request: CompletionRequest,
-    span: Span,
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let mut account = begin(state, "completions");
+    let mut accounting = arrival.begin(&state);
+    let state = &state;
     let shared = request.take_shared();
     request.check_supported(state.config().max_client_batch_size)?;
     let echo = request.echo.unwrap_or(false);
@@ -99,7 +85,7 @@ async fn answer(
         echo,
         echo_only,
     };
-    let choices = order.submit(state, &span, &mut account).await?;
+    let choices = order.submit(state, &mut accounting).await?;
     let identity = Identity::new("cmpl", state);
     if stream {
         let streaming = Streaming {
@@ -108,13 +94,10 @@ async fn answer(
             options: stream_options,
             with_logprobs,
         };
-        return Ok(streaming.response(state, choices, account, span));
+        return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut account, with_logprobs).await?;
-    account.record_success(&span);
-    let mut response = Json(body).into_response();
-    account.write(response.headers_mut());
-    Ok(response)
+    let body = collect(state, identity, choices, &mut accounting, with_logprobs).await?;
+    Ok(accounting.respond(Json(body)))
 }
 
 fn ordered(prompt: OnePrompt, echo: bool, add_special_tokens: bool) -> OrderedPrompt {
@@ -137,7 +120,7 @@ async fn collect(
     state: &AppState,
     identity: Identity,
     mut running: Vec<Choice>,
-    account: &mut Account,
+    accounting: &mut RequestAccounting,
     with_logprobs: bool,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
@@ -159,7 +142,7 @@ async fn collect(
         if let Some(logprobs) = &mut logprobs {
             logprobs.end_at(choice.num_chars());
         }
-        account.add(&finish);
+        accounting.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(CompletionChoice {
             index: choice.index,
@@ -175,7 +158,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
+        usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(Choice::sum_cached(&running)),
     })
 }

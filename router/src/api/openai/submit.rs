@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::try_join_all;
-use tracing::Span;
 
 use super::choice::{Choice, Echo};
 use super::chunk::Identity;
@@ -14,7 +13,7 @@ use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
-use crate::http::headers::Account;
+use crate::http::accounting::RequestAccounting;
 use crate::state::AppState;
 
 /// What to generate, and how to call things when something is wrong with it.
@@ -53,15 +52,15 @@ impl OrderedPrompt {
 
 impl Order {
     /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices come in
-    /// the order of their indices: those of the first prompt first. `account` gets what is known of the prompts.
+    /// the order of their indices: those of the first prompt first. `accounting` gets what is known of the prompts.
     pub async fn submit(
         self,
         state: &AppState,
-        span: &Span,
-        account: &mut Account,
+        accounting: &mut RequestAccounting,
     ) -> Result<Vec<Choice>, ApiError> {
+        let span = accounting.span.clone();
         span.record("parameters", format!("{:?}", self.parameters));
-        account.prompt_chars = self.prompts.iter().map(OrderedPrompt::num_chars).sum();
+        accounting.prompt_chars = self.prompts.iter().map(OrderedPrompt::num_chars).sum();
         let texts: Vec<_> = self
             .prompts
             .iter()
@@ -93,8 +92,8 @@ impl Order {
             if let Some(limit) = self.default_limit {
                 valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
             }
-            account.prompt_tokens += valid.prompt_tokens;
-            account.validation = account.validation.max(valid.validation_time);
+            accounting.prompt_tokens += valid.prompt_tokens;
+            accounting.validation = accounting.validation.max(valid.validation_time);
             if let Some(seed) = valid.seed {
                 span.record("seed", seed);
             }
