@@ -6,13 +6,13 @@ use gridwork_engine::{Engine, Ready};
 use tokenizers::Tokenizer;
 use tracing::Span;
 
+use crate::api_keys::{self, ApiKeys};
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
-use crate::http::keys::{self, ApiKeys};
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
@@ -176,7 +176,7 @@ impl AppState {
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
         valid.request.place = place.into();
         if self.config().isolate_cache_by_key {
-            valid.request.namespace.tenant = keys::current_tenant();
+            valid.request.namespace.tenant = api_keys::current_tenant();
         }
         Ok(valid)
     }

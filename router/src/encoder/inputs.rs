@@ -77,12 +77,14 @@ pub struct Truncation {
 /// How the inputs of one request become sequences.
 #[derive(Debug, Clone)]
 pub struct Preparation {
-    /// As the client calls the inputs.
+    /// Name of the inputs in the request.
     pub field: &'static str,
-    /// `None`: the route cannot cut.
-    pub truncation: Option<Truncation>,
-    /// Put before each text.
+    /// Maximum number of inputs.
+    pub max_inputs: usize,
+    pub truncation: Truncation,
+    /// Text that is put before each text.
     pub prompt: Option<String>,
+    /// Maximum length of a sequence.
     pub max_tokens: usize,
     pub vocab_size: u32,
 }
@@ -118,7 +120,28 @@ pub(super) fn empty(field: &str) -> ApiError {
     }
 }
 
+/// Refuses an empty array of inputs and one of more than `limit`. `field`: the array's name.
+pub(super) fn check_number(limit: usize, number: usize, field: &str) -> Result<(), ApiError> {
+    if number == 0 {
+        return Err(empty(field));
+    }
+    if number > limit {
+        return Err(ApiError::validation(
+            field,
+            format!(
+                "`{field}` has {number} inputs, and one request may have {limit} (--max-client-batch-size)"
+            ),
+        ));
+    }
+    Ok(())
+}
+
 impl Preparation {
+    /// Refuses an empty array of inputs and one of more than the limit.
+    pub fn check_number(&self, number: usize) -> Result<(), ApiError> {
+        check_number(self.max_inputs, number, self.field)
+    }
+
     /// Tokenizes and checks one input.
     pub fn prepare(
         &self,
@@ -147,12 +170,7 @@ impl Preparation {
                 field,
                 *max_tokens,
                 format!(
-                    "`{field}` must have at most {max_tokens} tokens. Given: {length}{}",
-                    if self.truncation.is_some() {
-                        "; with `truncate` it is cut"
-                    } else {
-                        ""
-                    }
+                    "`{field}` must have at most {max_tokens} tokens. Given: {length}; with `truncate` it is cut"
                 ),
             ));
         }
@@ -259,9 +277,7 @@ impl Preparation {
 
     /// The end to cut off, when cutting is wished for.
     fn cut_at(&self) -> Option<TruncationDirection> {
-        self.truncation
-            .filter(|truncation| truncation.enabled)
-            .map(|truncation| truncation.direction)
+        self.truncation.enabled.then_some(self.truncation.direction)
     }
 }
 

@@ -36,10 +36,11 @@ fn tokenizer() -> Tokenizer {
 fn preparation(max_tokens: usize, direction: Option<TruncationDirection>) -> Preparation {
     Preparation {
         field: "inputs",
-        truncation: Some(Truncation {
+        max_inputs: 32,
+        truncation: Truncation {
             enabled: direction.is_some(),
             direction: direction.unwrap_or_default(),
-        }),
+        },
         prompt: None,
         max_tokens,
         vocab_size: 12,

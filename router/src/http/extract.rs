@@ -6,7 +6,6 @@ use std::marker::PhantomData;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
-use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -14,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::connections::BodyError;
 use crate::connections::intake::{Busy, Counted, FREE_BYTES};
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, ErrorKind};
 use crate::http::body_encoding;
 use crate::http::unread::{self, Unread};
 use crate::state::AppState;
@@ -29,20 +28,13 @@ pub trait Body: DeserializeOwned + Send + 'static {
 pub struct ApiJson<T>(pub T);
 
 impl<T: Body> FromRequest<AppState> for ApiJson<T> {
-    type Rejection = Response;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Response> {
-        let dialect = Dialect::of(request.uri().path());
-        receive(request, state)
-            .await
-            .map(ApiJson)
-            .map_err(|error| error.into_response(dialect))
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let body = read(request, state.config().payload_limit_bytes).await?;
+        let value = off_the_serving_threads(body, state, |body| parse(body)).await??;
+        Ok(ApiJson(value))
     }
-}
-
-async fn receive<T: Body>(request: Request, state: &AppState) -> Result<T, ApiError> {
-    let body = read(request, state.config().payload_limit_bytes).await?;
-    off_the_serving_threads(body, state, |body| parse(body)).await?
 }
 
 /// Reads `body` with `parse`; a large one where it keeps no connection waiting.

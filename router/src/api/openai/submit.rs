@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::try_join_all;
-use tracing::Span;
 
 use super::choice::{Echo, RunningChoice};
 use super::chunk::Identity;
@@ -13,7 +12,7 @@ use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
-use crate::http::headers::Account;
+use crate::http::accounting::RequestAccounting;
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -38,20 +37,20 @@ type PromptText = Option<(String, bool)>;
 
 impl GenerationJob {
     /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices are
-    /// sorted by index, with those of the first prompt first. Counts the prompts in `account`.
+    /// sorted by index, with those of the first prompt first. Counts the prompts in `accounting`.
     pub async fn submit(
         mut self,
         state: &AppState,
-        span: &Span,
-        account: &mut Account,
+        accounting: &mut RequestAccounting,
     ) -> Result<Vec<RunningChoice>, ApiError> {
         if self.parameters.top_p == Some(0.0) {
             // The most likely token alone has at least a probability of 0.
             self.parameters.do_sample = Some(false);
             self.parameters.top_p = None;
         }
+        let span = accounting.span.clone();
         span.record("parameters", format!("{:?}", self.parameters));
-        account.prompt_chars = self.prompts.iter().map(Prompt::num_chars).sum();
+        accounting.prompt_chars = self.prompts.iter().map(Prompt::num_chars).sum();
         let texts = self.echoed_texts();
         let validations = self.prompts.into_iter().map(|prompt| {
             state.validate(prompt, self.parameters.clone(), &self.names, span.clone())
@@ -72,8 +71,8 @@ impl GenerationJob {
             if let Some(limit) = self.default_limit {
                 valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
             }
-            account.prompt_tokens += valid.prompt_ids().len();
-            account.validation = account.validation.max(valid.validation_time);
+            accounting.prompt_tokens += valid.prompt_ids().len();
+            accounting.validation = accounting.validation.max(valid.validation_time);
             if let Some(seed) = valid.seed {
                 span.record("seed", seed);
             }

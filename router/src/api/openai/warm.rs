@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use crate::error::Dialect;
+use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
+use crate::http::route::LISTED;
 use crate::http::unread::Unread;
 use crate::state::AppState;
 
@@ -28,8 +29,7 @@ impl Body for LoadModelRequest {
 /// The answer is one server-sent event, `data: {"status": "ready", …}`.
 #[utoipa::path(
     post,
-    path = "/load_model",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = LoadModelRequest,
     responses(
         (status = 200, description = "It is loaded", content_type = "text/event-stream", body = String),
@@ -39,20 +39,18 @@ impl Body for LoadModelRequest {
 pub async fn load_model(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<LoadModelRequest>,
-) -> Response {
-    if state.encoder().loaded().is_none()
-        && let Err(error) = state.ready()
-    {
-        return error.into_response(Dialect::OpenAi);
+) -> Result<Response, ApiError> {
+    if state.encoder().loaded().is_none() {
+        state.ready()?;
     }
     let name = request
         .model
         .unwrap_or_else(|| state.served_name().to_owned());
     let event = json!({"status": "ready", "model": name, "cached": true});
     let content_type = HeaderValue::from_static("text/event-stream");
-    (
+    let answer = (
         [(header::CONTENT_TYPE, content_type)],
         format!("data: {event}\n\n"),
-    )
-        .into_response()
+    );
+    Ok(answer.into_response())
 }

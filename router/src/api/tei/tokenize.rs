@@ -7,7 +7,7 @@ use axum::response::Response;
 use tokenizers::Tokenizer;
 
 use super::types::{EncoderToken, TokenizeInputs, TokenizeRequest};
-use crate::error::{ApiError, Dialect};
+use crate::error::ApiError;
 use crate::http::extract::ApiJson;
 use crate::http::json_stream;
 use crate::state::AppState;
@@ -17,14 +17,7 @@ use crate::tokenizing::text_encoder::Encoded;
 pub async fn tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<TokenizeRequest>,
-) -> Response {
-    match run(&state, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tei),
-    }
-}
-
-async fn run(state: &AppState, request: TokenizeRequest) -> Result<Response, ApiError> {
+) -> Result<Response, ApiError> {
     let encoder = state.encoder();
     let texts = match request.inputs {
         TokenizeInputs::One(text) => vec![text],

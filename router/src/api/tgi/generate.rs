@@ -1,33 +1,29 @@
 //! Handlers of `/generate` and `/`, which answer with the whole text at once.
 
-use std::time::Instant;
-
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures::StreamExt;
 use futures::future::try_join_all;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, TopToken};
 use tokenizers::Tokenizer;
-use tracing::Span;
 
 use super::stream::stream_response;
 use super::types::{
-    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateRequest,
-    GenerateResponse, PrefillToken, Token, check_best_of,
+    BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
+    PrefillToken, Token, check_best_of,
 };
 use crate::connections::intake;
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, ErrorResponse};
 use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
 /// Continue a text.
 #[utoipa::path(
-    post, path = "/generate", tag = "Text generation", request_body = GenerateRequest,
+    post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "The text", body = GenerateResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -38,20 +34,18 @@ use crate::state::AppState;
 )]
 pub async fn generate(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<GenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/generate");
-    respond(&state, request, span, |response| {
-        Json(response).into_response()
-    })
-    .await
+) -> Result<Response, ApiError> {
+    let mut accounting = arrival.begin(&state);
+    let answer = run(&state, request, &mut accounting).await?;
+    Ok(accounting.respond(Json(answer)))
 }
 
 /// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route; `return_full_text` is true
 /// when left out.
 #[utoipa::path(
-    post, path = "/", tag = "Text generation", request_body = CompatGenerateRequest,
+    post, path = LISTED, request_body = CompatGenerateRequest,
     responses(
         (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", body = Vec<GenerateResponse>),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -60,10 +54,9 @@ pub async fn generate(
 )]
 pub async fn compat_generate(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<CompatGenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/");
+) -> Result<Response, ApiError> {
     let CompatGenerateRequest {
         inputs,
         parameters,
@@ -77,42 +70,20 @@ pub async fn compat_generate(
         parameters: Some(parameters),
     };
     if stream == Some(true) {
-        return match stream_response(&state, request, span).await {
-            Ok(response) => response,
-            Err(error) => error.into_response(Dialect::Tgi),
-        };
+        let accounting = arrival.begin_stream(&state);
+        return stream_response(&state, request, accounting).await;
     }
-    respond(&state, request, span, |response| {
-        Json([response]).into_response()
-    })
-    .await
-}
-
-async fn respond(
-    state: &AppState,
-    request: GenerateRequest,
-    span: Span,
-    encode: impl FnOnce(GenerateResponse) -> Response,
-) -> Response {
-    metrics::counter!("gridwork_requests_total", "route" => "generate").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
-    match run(state, request, &span, &mut account).await {
-        Ok(answer) => {
-            account.record_success(&span);
-            let mut response = encode(answer);
-            account.write(response.headers_mut());
-            response
-        }
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
+    let mut accounting = arrival.begin(&state);
+    let answer = run(&state, request, &mut accounting).await?;
+    Ok(accounting.respond(Json([answer])))
 }
 
 async fn run(
     state: &AppState,
     request: GenerateRequest,
-    span: &Span,
-    account: &mut Account,
+    accounting: &mut RequestAccounting,
 ) -> Result<GenerateResponse, ApiError> {
+    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     let best_of = parameters.best_of(state.config().max_best_of)?;
@@ -122,7 +93,7 @@ async fn run(
     span.record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
     check_best_of(best_of, &parameters)?;
-    account.prompt_chars = inputs.chars().count();
+    accounting.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
     let prompt = Prompt::Text {
         text: inputs,
@@ -132,8 +103,8 @@ async fn run(
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_ids().len();
-    account.validation = valid.validation_time;
+    accounting.prompt_tokens = valid.prompt_ids().len();
+    accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
@@ -154,7 +125,7 @@ async fn run(
     }
     let mut sequences = try_join_all(sequences).await?;
     for sequence in &mut sequences {
-        account.add(&sequence.finish);
+        accounting.add(&sequence.finish);
         if let Some(prefix) = &prefix {
             sequence.text.insert_str(0, prefix);
         }

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -10,22 +9,21 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
-use tracing::Span;
 
 use super::generate::{reported, reported_top};
-use super::types::{ErrorResponse, GenerateRequest, StreamDetails, StreamResponse};
+use super::types::{GenerateRequest, StreamDetails, StreamResponse};
 use crate::connections::intake;
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, Dialect, ErrorResponse};
 use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
+use crate::http::route::{Arrival, LISTED};
 use crate::http::sse::{self, FRAME_BYTES, json_string};
-use crate::observability::telemetry::request_span;
 use crate::state::AppState;
 
 /// Continue a text and stream it, token by token.
 #[utoipa::path(
-    post, path = "/generate_stream", tag = "Text generation", request_body = GenerateRequest,
+    post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "Server-sent events", body = StreamResponse, content_type = "text/event-stream"),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -35,24 +33,20 @@ use crate::state::AppState;
 )]
 pub async fn generate_stream(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<GenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/generate_stream");
-    match stream_response(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
+) -> Result<Response, ApiError> {
+    let accounting = arrival.begin_stream(&state);
+    stream_response(&state, request, accounting).await
 }
 
 /// Submits the request and answers with its stream.
 pub(super) async fn stream_response(
     state: &AppState,
     request: GenerateRequest,
-    span: Span,
+    mut accounting: RequestAccounting,
 ) -> Result<Response, ApiError> {
-    metrics::counter!("gridwork_requests_total", "route" => "generate_stream").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
+    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     if parameters.best_of.is_some_and(|best_of| best_of != 1) {
@@ -71,7 +65,7 @@ pub(super) async fn stream_response(
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(true, state.served_name())?;
-    account.prompt_chars = inputs.chars().count();
+    accounting.prompt_chars = inputs.chars().count();
     let text = if full_text {
         inputs.clone()
     } else {
@@ -85,19 +79,18 @@ pub(super) async fn stream_response(
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_ids().len();
-    account.validation = valid.validation_time;
+    accounting.prompt_tokens = valid.prompt_ids().len();
+    accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
     let generation = state.engine().submit(valid.request)?;
     let mut headers = HeaderMap::new();
-    account.write_for_stream(&mut headers);
+    accounting.write_for_stream(&mut headers);
     let mut response = sse::response(TokenStream {
         state: state.clone(),
         generation,
-        span,
-        account,
+        accounting,
         text,
         seed: valid.seed,
         wants_details,
@@ -112,8 +105,7 @@ pub(super) async fn stream_response(
 struct TokenStream {
     state: AppState,
     generation: Generation,
-    span: Span,
-    account: Account,
+    accounting: RequestAccounting,
     /// Text so far.
     text: String,
     seed: Option<u64>,
@@ -176,14 +168,14 @@ impl TokenStream {
             details: None,
         };
         if let Some(finish) = token.finish {
-            self.account.add(&finish);
-            self.account.record_success(&self.span);
+            self.accounting.add(&finish);
+            self.accounting.record_success();
             event.generated_text = Some(std::mem::take(&mut self.text));
             event.details = self.wants_details.then(|| StreamDetails {
                 finish_reason: (&finish.reason).into(),
                 generated_tokens: finish.num_generated_tokens,
                 seed: self.seed,
-                input_length: self.account.prompt_tokens,
+                input_length: self.accounting.prompt_tokens,
                 cached_tokens: finish.num_cached_tokens,
             });
             self.ended = true;

@@ -297,13 +297,6 @@ pub struct ChatTokenizeResponse {
     pub templated_text: String,
 }
 
-/// Body of an error.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ErrorResponse {
-    pub error: String,
-    pub error_type: String,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

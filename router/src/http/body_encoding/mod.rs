@@ -9,9 +9,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, ErrorKind};
 use crate::state::AppState;
 use decoding::{DecodeError, Decoding, Encoding};
 
@@ -27,7 +27,7 @@ pub async fn decode(State(state): State<AppState>, request: Request, next: Next)
         Ok(encodings) if encodings.is_empty() => return next.run(request).await,
         Ok(encodings) => encodings,
         Err(error) => {
-            let mut response = error.into_response(Dialect::of(request.uri().path()));
+            let mut response = error.into_response();
             let accepted = HeaderValue::from_static("gzip, deflate");
             response
                 .headers_mut()
