@@ -3,12 +3,12 @@
 use serde_json::{Map, Value};
 
 use super::generation_config::GenerationConfig;
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{UNSUPPORTED_BY_BOTH, request};
 use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 request! {
     /// A conversation to go on with.
@@ -180,13 +180,13 @@ fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiErro
 }
 
 impl Body for ChatRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::unsupported("chat_template"); 27];
+    const UNSUPPORTED: &'static [UnsupportedField] = &{
+        let mut all = [UnsupportedField::unsupported("chat_template"); 27];
         let (own, both) = all.split_at_mut(4);
-        own[1] = Unread::misplaced("documents", "chat_template_kwargs");
-        own[2] = Unread::unsupported("web_search_options");
-        own[3] = Unread::unsupported("echo");
-        both.copy_from_slice(&UNREAD_BY_BOTH);
+        own[1] = UnsupportedField::misplaced("documents", "chat_template_kwargs");
+        own[2] = UnsupportedField::unsupported("web_search_options");
+        own[3] = UnsupportedField::unsupported("echo");
+        both.copy_from_slice(&UNSUPPORTED_BY_BOTH);
         all
     };
 }

@@ -4,10 +4,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{UNSUPPORTED_BY_BOTH, request};
 use crate::error::ApiError;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 /// Generated tokens when the client gives no limit, as OpenAI has it.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -138,9 +138,9 @@ impl CompletionRequest {
 }
 
 impl Body for CompletionRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::renamed("max_completion_tokens", "max_tokens"); 24];
-        all.split_at_mut(1).1.copy_from_slice(&UNREAD_BY_BOTH);
+    const UNSUPPORTED: &'static [UnsupportedField] = &{
+        let mut all = [UnsupportedField::renamed("max_completion_tokens", "max_tokens"); 24];
+        all.split_at_mut(1).1.copy_from_slice(&UNSUPPORTED_BY_BOTH);
         all
     };
 }

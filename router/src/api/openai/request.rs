@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::generation::parameters::Parameters;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 /// Sequences that end the text.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
@@ -184,30 +184,30 @@ fn logit_bias(given: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError>
 }
 
 /// Fields of other servers that neither route reads.
-pub const UNREAD_BY_BOTH: [Unread; 23] = [
-    Unread::unsupported("guided_json"),
-    Unread::unsupported("guided_regex"),
-    Unread::unsupported("guided_choice"),
-    Unread::unsupported("guided_grammar"),
-    Unread::unsupported("structured_outputs"),
-    Unread::unsupported("json_schema"),
-    Unread::unsupported("regex"),
-    Unread::unsupported("ebnf"),
-    Unread::unsupported("grammar"),
-    Unread::unsupported("min_tokens"),
-    Unread::unsupported("bad_words"),
-    Unread::unsupported("allowed_token_ids"),
-    Unread::unsupported("logits_processors"),
-    Unread::unsupported("use_beam_search"),
-    Unread::unsupported("prompt_logprobs"),
-    Unread::unsupported("prompt_embeds"),
-    Unread::unsupported("truncate_prompt_tokens"),
-    Unread::unsupported("adapter_id"),
-    Unread::unsupported("lora_path"),
-    Unread::unsupported("mirostat"),
-    Unread::unsupported("dry_multiplier"),
-    Unread::unsupported("xtc_probability"),
-    Unread::renamed("max_new_tokens", "max_tokens"),
+pub const UNSUPPORTED_BY_BOTH: [UnsupportedField; 23] = [
+    UnsupportedField::unsupported("guided_json"),
+    UnsupportedField::unsupported("guided_regex"),
+    UnsupportedField::unsupported("guided_choice"),
+    UnsupportedField::unsupported("guided_grammar"),
+    UnsupportedField::unsupported("structured_outputs"),
+    UnsupportedField::unsupported("json_schema"),
+    UnsupportedField::unsupported("regex"),
+    UnsupportedField::unsupported("ebnf"),
+    UnsupportedField::unsupported("grammar"),
+    UnsupportedField::unsupported("min_tokens"),
+    UnsupportedField::unsupported("bad_words"),
+    UnsupportedField::unsupported("allowed_token_ids"),
+    UnsupportedField::unsupported("logits_processors"),
+    UnsupportedField::unsupported("use_beam_search"),
+    UnsupportedField::unsupported("prompt_logprobs"),
+    UnsupportedField::unsupported("prompt_embeds"),
+    UnsupportedField::unsupported("truncate_prompt_tokens"),
+    UnsupportedField::unsupported("adapter_id"),
+    UnsupportedField::unsupported("lora_path"),
+    UnsupportedField::unsupported("mirostat"),
+    UnsupportedField::unsupported("dry_multiplier"),
+    UnsupportedField::unsupported("xtc_probability"),
+    UnsupportedField::renamed("max_new_tokens", "max_tokens"),
 ];
 
 /// Declares a request: its own fields, then those of [`Shared`]. (`#[serde(flatten)]` would do the same, but errors

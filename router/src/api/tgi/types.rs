@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation::parameters::Parameters;
 use crate::http::extract::{Body, object};
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateRequest {
@@ -36,41 +36,41 @@ pub struct CompatGenerateRequest {
 }
 
 impl Body for GenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 impl Body for CompatGenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 /// The parameters, where they would not be read.
-const MISPLACED: &[Unread] = &[
-    Unread::misplaced("best_of", "parameters"),
-    Unread::misplaced("temperature", "parameters"),
-    Unread::misplaced("repetition_penalty", "parameters"),
-    Unread::misplaced("frequency_penalty", "parameters"),
-    Unread::misplaced("presence_penalty", "parameters"),
-    Unread::misplaced("top_k", "parameters"),
-    Unread::misplaced("top_p", "parameters"),
-    Unread::misplaced("min_p", "parameters"),
-    Unread::misplaced("typical_p", "parameters"),
-    Unread::misplaced("do_sample", "parameters"),
-    Unread::misplaced("max_new_tokens", "parameters"),
-    Unread::misplaced("return_full_text", "parameters"),
-    Unread::misplaced("stop", "parameters"),
-    Unread::misplaced("stop_token_ids", "parameters"),
-    Unread::misplaced("truncate", "parameters"),
-    Unread::misplaced("watermark", "parameters"),
-    Unread::misplaced("details", "parameters"),
-    Unread::misplaced("decoder_input_details", "parameters"),
-    Unread::misplaced("seed", "parameters"),
-    Unread::misplaced("top_n_tokens", "parameters"),
-    Unread::misplaced("grammar", "parameters"),
-    Unread::misplaced("adapter_id", "parameters"),
-    Unread::misplaced("logit_bias", "parameters"),
-    Unread::misplaced("ignore_eos", "parameters"),
-    Unread::misplaced("skip_special_tokens", "parameters"),
-    Unread::misplaced("cache_salt", "parameters"),
+const MISPLACED: &[UnsupportedField] = &[
+    UnsupportedField::misplaced("best_of", "parameters"),
+    UnsupportedField::misplaced("temperature", "parameters"),
+    UnsupportedField::misplaced("repetition_penalty", "parameters"),
+    UnsupportedField::misplaced("frequency_penalty", "parameters"),
+    UnsupportedField::misplaced("presence_penalty", "parameters"),
+    UnsupportedField::misplaced("top_k", "parameters"),
+    UnsupportedField::misplaced("top_p", "parameters"),
+    UnsupportedField::misplaced("min_p", "parameters"),
+    UnsupportedField::misplaced("typical_p", "parameters"),
+    UnsupportedField::misplaced("do_sample", "parameters"),
+    UnsupportedField::misplaced("max_new_tokens", "parameters"),
+    UnsupportedField::misplaced("return_full_text", "parameters"),
+    UnsupportedField::misplaced("stop", "parameters"),
+    UnsupportedField::misplaced("stop_token_ids", "parameters"),
+    UnsupportedField::misplaced("truncate", "parameters"),
+    UnsupportedField::misplaced("watermark", "parameters"),
+    UnsupportedField::misplaced("details", "parameters"),
+    UnsupportedField::misplaced("decoder_input_details", "parameters"),
+    UnsupportedField::misplaced("seed", "parameters"),
+    UnsupportedField::misplaced("top_n_tokens", "parameters"),
+    UnsupportedField::misplaced("grammar", "parameters"),
+    UnsupportedField::misplaced("adapter_id", "parameters"),
+    UnsupportedField::misplaced("logit_bias", "parameters"),
+    UnsupportedField::misplaced("ignore_eos", "parameters"),
+    UnsupportedField::misplaced("skip_special_tokens", "parameters"),
+    UnsupportedField::misplaced("cache_salt", "parameters"),
 ];
 
 /// Everything is optional, and may be `null`; fields that nobody knows are ignored.
