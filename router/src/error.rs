@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_has_the_code_that_openais_clients_look_for() {
+    fn a_prompt_that_is_too_long_has_the_code_that_openai_clients_look_for() {
         let error = ApiError::too_long("prompt", 8, "`prompt` must have at most 7 tokens");
         assert_eq!(error.status(Dialect::OpenAi), 400);
         let body = error.body(Dialect::OpenAi);
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn overload_says_when_to_come_back() {
+    fn overload_is_429_with_retry_after() {
         let error = ApiError::from(SubmitError::Overloaded {
             limit: 3,
             retry_after_s: 2,

@@ -106,7 +106,7 @@ mod tests {
     use super::no_route;
 
     #[test]
-    fn a_base_url_that_is_wrong_is_told_the_right_one() {
+    fn a_wrong_base_url_is_answered_with_the_right_one() {
         for path in ["/chat/completions", "/v1/v1/models", "/api/embeddings"] {
             assert!(no_route(path).contains("ends in /v1"), "{path}");
         }

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_come_alone_and_in_arrays() {
+    fn inputs_are_single_or_in_arrays() {
         let text = |text: &str| Input::Text(text.into());
         for (json, items, is_single) in [
             (r#""a""#, vec![text("a")], true),

@@ -91,13 +91,13 @@ pub struct Preparation {
 
 /// What sentence-transformers does with a text before it is tokenized, as the model's files say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct Normalization {
     /// Take white space off both ends.
     pub strips: bool,
     pub lower_cases: bool,
 }
 
-impl Reading {
+impl Normalization {
     /// The text as it is tokenized.
     pub fn apply(self, text: &str) -> Cow<'_, str> {
         // Python counts these separators as white space too.
@@ -147,7 +147,7 @@ impl Preparation {
         &self,
         tokenizer: &Tokenizer,
         input: Input,
-        reading: Reading,
+        normalization: Normalization,
     ) -> Result<EncodeSequence, ApiError> {
         let sequence = match input {
             Input::Tokens(ids) => self.tokens(ids)?,
@@ -155,8 +155,10 @@ impl Preparation {
             Input::Pair(first, second) if first.is_empty() && second.is_empty() => {
                 return Err(empty(self.field));
             }
-            Input::Text(text) => self.texts(tokenizer, text.into(), None, reading)?,
-            Input::Pair(first, second) => self.texts(tokenizer, first, Some(second), reading)?,
+            Input::Text(text) => self.texts(tokenizer, text.into(), None, normalization)?,
+            Input::Pair(first, second) => {
+                self.texts(tokenizer, first, Some(second), normalization)?
+            }
         };
         let length = sequence.token_ids.len();
         if length == 0 {
@@ -181,11 +183,11 @@ impl Preparation {
 
     /// How many of a sequence's first tokens the prompt makes up, as sentence-transformers counts them: with the special
     /// tokens before it, without one behind it.
-    pub fn prompt_length(&self, tokenizer: &Tokenizer, reading: Reading) -> u32 {
+    pub fn prompt_length(&self, tokenizer: &Tokenizer, normalization: Normalization) -> u32 {
         let Some(prompt) = self.prompt.as_ref().filter(|prompt| !prompt.is_empty()) else {
             return 0;
         };
-        let Ok(encoding) = tokenizer.encode(&*reading.apply(prompt), true) else {
+        let Ok(encoding) = tokenizer.encode(&*normalization.apply(prompt), true) else {
             return 0;
         };
         let ends_special = encoding.get_special_tokens_mask().last() == Some(&1);
@@ -211,13 +213,13 @@ impl Preparation {
         tokenizer: &Tokenizer,
         mut first: Arc<str>,
         second: Option<String>,
-        reading: Reading,
+        normalization: Normalization,
     ) -> Result<EncodeSequence, ApiError> {
         if let Some(prompt) = &self.prompt {
             first = [prompt.as_str(), &first].concat().into();
         }
-        let first = reading.apply(&first);
-        let second = second.as_deref().map(|text| reading.apply(text));
+        let first = normalization.apply(&first);
+        let second = second.as_deref().map(|text| normalization.apply(text));
         let failed = |error: tokenizers::Error| {
             let field = self.field;
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))

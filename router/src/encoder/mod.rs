@@ -20,7 +20,7 @@ use crate::tokenizing::text_encoder::not_tokenized;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
 pub use files::{DefaultPrompt, EncoderFiles, Sources};
-pub use inputs::{Input, Preparation, Reading, Truncation, TruncationDirection};
+pub use inputs::{Input, Normalization, Preparation, Truncation, TruncationDirection};
 pub use ranking::check_query;
 pub use scores::label_scores;
 pub use task::{pipeline_tag, task_name};
@@ -139,8 +139,8 @@ impl EncoderService {
     }
 
     /// What is done to a text before it is tokenized.
-    pub fn reading(&self) -> Reading {
-        self.files.reading
+    pub fn normalization(&self) -> Normalization {
+        self.files.normalization
     }
 
     /// The token to be filled in and what it looks like.
@@ -211,12 +211,12 @@ impl EncoderService {
         let place = self.encoder.reserve()?;
         let started = Instant::now();
         let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());
-        let reading = self.files.reading;
+        let normalization = self.files.normalization;
         let excludes_prompt = self.loaded().is_some_and(|info| info.excludes_prompt);
         let preparing = self.workers.run(bytes, move || {
             let chars: usize = inputs.iter().map(Input::num_chars).sum();
             let prompt_length = match excludes_prompt {
-                true => preparation.prompt_length(&tokenizer, reading),
+                true => preparation.prompt_length(&tokenizer, normalization),
                 false => 0,
             };
             let prepared = inputs
@@ -224,7 +224,7 @@ impl EncoderService {
                 .map(|input| {
                     input.check(&slow, field)?;
                     let is_text = !matches!(input, Input::Tokens(_));
-                    let mut sequence = preparation.prepare(&tokenizer, input, reading)?;
+                    let mut sequence = preparation.prepare(&tokenizer, input, normalization)?;
                     sequence.prompt_length = if is_text { prompt_length } else { 0 };
                     Ok(sequence)
                 })

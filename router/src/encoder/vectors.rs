@@ -86,13 +86,13 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_of_no_length_stays_as_it_is() {
+    fn a_zero_vector_stays_as_it_is() {
         let shape = VectorShape::new(None, None, &info()).expect("a shape");
         assert_eq!(shape.apply(vec![0.0; 3]), [0.0; 3]);
     }
 
     #[test]
-    fn more_dimensions_than_there_are_are_refused() {
+    fn zero_or_too_many_dimensions_are_refused() {
         for dimensions in [0, 4] {
             let error = VectorShape::new(Some(dimensions), None, &info()).expect_err("a refusal");
             assert!(error.message.contains("1 to 3"), "{error}");

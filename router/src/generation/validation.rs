@@ -11,7 +11,7 @@ use tracing::Span;
 use crate::error::ApiError;
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
-use crate::tokenizing::text_encoder::{Encoded, TextEncoder};
+use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
 
@@ -143,7 +143,7 @@ impl Validator {
         text: String,
         add_special_tokens: bool,
         field: &str,
-    ) -> Result<Encoded, ApiError> {
+    ) -> Result<TokenizedText, ApiError> {
         let permit = self.workers.permit(text.len()).await?;
         self.encoder
             .encode(text, add_special_tokens, field, permit)

@@ -15,13 +15,13 @@ use crate::connections::BodyError;
 use crate::connections::intake::{Busy, Counted, FREE_BYTES};
 use crate::error::{ApiError, ErrorKind};
 use crate::http::body_encoding;
-use crate::http::unread::{self, Unread};
+use crate::http::unsupported::{self, UnsupportedField};
 use crate::state::AppState;
 
 /// What a body may be parsed as.
 pub trait Body: DeserializeOwned + Send + 'static {
     /// Fields beside those of the type that are refused rather than ignored.
-    const UNREAD: &'static [Unread];
+    const UNSUPPORTED: &'static [UnsupportedField];
 }
 
 /// The body, parsed.
@@ -139,7 +139,7 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
-    unread::check(body, T::UNREAD)?;
+    unsupported::check(body, T::UNSUPPORTED)?;
     Ok(value)
 }
 
@@ -250,7 +250,8 @@ mod tests {
     }
 
     impl Body for Outer {
-        const UNREAD: &'static [Unread] = &[Unread::misplaced("top_k", "parameters")];
+        const UNSUPPORTED: &'static [UnsupportedField] =
+            &[UnsupportedField::misplaced("top_k", "parameters")];
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_names_its_field_by_path() {
+    fn a_wrong_type_is_named_by_the_path_of_its_field() {
         let error = error(r#"{"inputs": "x", "parameters": {"top_k": "many"}}"#);
         assert_eq!(
             (error.kind, error.field.as_deref()),
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_called_what_json_calls_them() {
+    fn messages_use_the_names_of_json_types() {
         for (parameters, message) in [
             (
                 r#"{"top_k": -1}"#,
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_apart_from_a_wrong_type() {
+    fn bad_json_and_wrong_types_are_different_errors() {
         for body in [
             "",
             "{",

@@ -7,4 +7,4 @@ pub mod extract;
 pub mod json_stream;
 pub mod route;
 pub mod sse;
-pub mod unread;
+pub mod unsupported;

@@ -115,7 +115,7 @@ mod tests {
     use futures::stream;
 
     #[test]
-    fn strings_parse_back() {
+    fn json_strings_parse_back() {
         for text in [
             "",
             "plain",
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_are_passed_on_under_the_right_headers() {
+    async fn frames_are_sent_unchanged_with_the_headers_of_a_stream() {
         let response = response(stream::iter([
             Bytes::from("data: 1\n\n"),
             Bytes::from("data: 2\n\n"),

@@ -3,13 +3,13 @@
 use serde_json::{Map, Value};
 
 use super::generation_config::GenerationConfig;
-use super::request::{NUM_UNREAD_BY_BOTH, openai_request, unread};
+use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
 use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
 use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 parameter_table! { openai_request =>
     /// A conversation to answer.
@@ -182,12 +182,13 @@ fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiErro
 }
 
 impl Body for ChatRequest {
-    const UNREAD: &'static [Unread] = &unread::<{ NUM_UNREAD_BY_BOTH + 4 }>(&[
-        Unread::unsupported("chat_template"),
-        Unread::misplaced("documents", "chat_template_kwargs"),
-        Unread::unsupported("web_search_options"),
-        Unread::unsupported("echo"),
-    ]);
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &unsupported_fields::<{ NUM_UNSUPPORTED_BY_BOTH + 4 }>(&[
+            UnsupportedField::unsupported("chat_template"),
+            UnsupportedField::misplaced("documents", "chat_template_kwargs"),
+            UnsupportedField::unsupported("web_search_options"),
+            UnsupportedField::unsupported("echo"),
+        ]);
 }
 
 /// Whether a value is absent, `null`, `[]` or `{}`.

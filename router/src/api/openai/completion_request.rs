@@ -4,12 +4,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::{NUM_UNREAD_BY_BOTH, openai_request, unread};
+use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
 use crate::error::ApiError;
 use crate::generation::parameters::Prompt;
 use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 /// Maximum number of generated tokens when the client gives none; OpenAI's default.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -137,10 +137,11 @@ impl CompletionRequest {
 }
 
 impl Body for CompletionRequest {
-    const UNREAD: &'static [Unread] = &unread::<{ NUM_UNREAD_BY_BOTH + 1 }>(&[Unread::renamed(
-        "max_completion_tokens",
-        "max_tokens",
-    )]);
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &unsupported_fields::<{ NUM_UNSUPPORTED_BY_BOTH + 1 }>(&[UnsupportedField::renamed(
+            "max_completion_tokens",
+            "max_tokens",
+        )]);
 }
 
 #[cfg(test)]

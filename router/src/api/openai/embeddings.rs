@@ -14,7 +14,7 @@ use crate::encoder::{Preparation, VectorShape};
 use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::{Arrival, LISTED};
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// What to embed, and how to answer it.
@@ -38,7 +38,8 @@ pub struct EmbeddingRequest {
 }
 
 impl Body for EmbeddingRequest {
-    const UNREAD: &'static [Unread] = &[Unread::renamed("inputs", "input")];
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &[UnsupportedField::renamed("inputs", "input")];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_of_little_endian_floats() {
+    fn base64_encodes_little_endian_floats() {
         let Vector::Base64(text) = in_format(vec![1.0, -2.0], EncodingFormat::Base64) else {
             panic!("base64");
         };

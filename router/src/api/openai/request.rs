@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::generation::table::UNSUPPORTED;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 /// Parts of a stream besides the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
@@ -64,12 +64,12 @@ impl StreamOptions {
 }
 
 /// Fields of other servers that a route does not read: `own`, and those that neither route reads. `N` is their number.
-pub const fn unread<const N: usize>(own: &[Unread]) -> [Unread; N] {
-    let mut all = [Unread::renamed("max_new_tokens", "max_tokens"); N];
-    assert!(N == NUM_UNREAD_BY_BOTH + own.len());
+pub const fn unsupported_fields<const N: usize>(own: &[UnsupportedField]) -> [UnsupportedField; N] {
+    let mut all = [UnsupportedField::renamed("max_new_tokens", "max_tokens"); N];
+    assert!(N == NUM_UNSUPPORTED_BY_BOTH + own.len());
     let mut i = 0;
     while i < UNSUPPORTED.len() {
-        all[i] = Unread::unsupported(UNSUPPORTED[i]);
+        all[i] = UnsupportedField::unsupported(UNSUPPORTED[i]);
         i += 1;
     }
     let mut i = 0;
@@ -81,7 +81,7 @@ pub const fn unread<const N: usize>(own: &[Unread]) -> [Unread; N] {
 }
 
 /// Number of fields of other servers that neither route reads.
-pub const NUM_UNREAD_BY_BOTH: usize = UNSUPPORTED.len() + 1;
+pub const NUM_UNSUPPORTED_BY_BOTH: usize = UNSUPPORTED.len() + 1;
 
 /// Declares a request: its own fields, those that both generating routes have, and those of the table of parameters.
 /// (`#[serde(flatten)]` would do the same, but errors could then no longer name the field.)

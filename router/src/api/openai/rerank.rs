@@ -11,7 +11,7 @@ use crate::encoder::{Preparation, check_query, label_scores};
 use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::{Arrival, LISTED};
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// What to order, and by what.
@@ -36,11 +36,11 @@ pub struct RerankDocumentsRequest {
 }
 
 impl Body for RerankDocumentsRequest {
-    const UNREAD: &'static [Unread] = &[
-        Unread::renamed("texts", "documents"),
-        Unread::unsupported("rank_fields"),
-        Unread::unsupported("max_tokens_per_doc"),
-        Unread::unsupported("max_chunks_per_doc"),
+    const UNSUPPORTED: &'static [UnsupportedField] = &[
+        UnsupportedField::renamed("texts", "documents"),
+        UnsupportedField::unsupported("rank_fields"),
+        UnsupportedField::unsupported("max_tokens_per_doc"),
+        UnsupportedField::unsupported("max_chunks_per_doc"),
     ];
 }
 

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::LISTED;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// Request to load a model.
@@ -21,7 +21,7 @@ pub struct LoadModelRequest {
 }
 
 impl Body for LoadModelRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// Tell that the model is loaded

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::error::{ApiError, ErrorKind, ErrorResponse};
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::LISTED;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// What `/decode` takes.
@@ -20,7 +20,7 @@ pub struct DecodeRequest {
 }
 
 impl Body for DecodeRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// The tokens of one text or of several.

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_come_best_first_as_probabilities_or_as_they_are() {
+    fn labels_come_best_first_as_probabilities_or_logits() {
         let predictions = labels(vec![0.0, 1.0], false, &names());
         assert_eq!(predictions[0].label, "good");
         let e = std::f32::consts::E;

@@ -11,7 +11,7 @@ use crate::error::ApiError;
 use crate::http::extract::ApiJson;
 use crate::http::json_stream;
 use crate::state::AppState;
-use crate::tokenizing::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::TokenizedText;
 
 /// What an encoder sees of texts: a list of tokens for each.
 pub async fn tokenize(
@@ -32,7 +32,7 @@ pub async fn tokenize(
     let mut texts_of_tokens = Vec::with_capacity(texts.len());
     for text in texts {
         let text = prompt.clone() + &text;
-        let text = encoder.reading().apply(&text).into_owned();
+        let text = encoder.normalization().apply(&text).into_owned();
         let encoded = state
             .validator()
             .encode(text.clone(), add_special_tokens, "inputs")
@@ -43,7 +43,10 @@ pub async fn tokenize(
 }
 
 /// The JSON of an array of arrays of [`EncoderToken`].
-fn respond(tokenizer: Arc<Tokenizer>, texts: Vec<(String, Encoded)>) -> Result<Response, ApiError> {
+fn respond(
+    tokenizer: Arc<Tokenizer>,
+    texts: Vec<(String, TokenizedText)>,
+) -> Result<Response, ApiError> {
     let held_bytes = texts
         .iter()
         .map(|(text, encoded)| text.len() + encoded.size_bytes())

@@ -8,7 +8,7 @@ use crate::api::inputs::{Inputs, InputsForm, unless_missing};
 use crate::encoder::{Input, TruncationDirection};
 use crate::error::ApiError;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 /// A text, a pair of texts, or an array of arrays of one or two texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,7 @@ pub struct EmbedRequest {
 }
 
 impl Body for EmbedRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// What `/rerank` takes.
@@ -88,7 +88,7 @@ pub struct RerankTextsRequest {
 }
 
 impl Body for RerankTextsRequest {
-    const UNREAD: &'static [Unread] = &[Unread::unsupported("top_n")];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[UnsupportedField::unsupported("top_n")];
 }
 
 /// A text's place in the ranking.
@@ -161,7 +161,7 @@ impl PredictRequest {
 }
 
 impl Body for PredictRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// A label, or a token for a mask.
@@ -190,7 +190,7 @@ pub struct SimilarityRequest {
 }
 
 impl Body for SimilarityRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -217,7 +217,7 @@ pub struct TokenizeRequest {
 }
 
 impl Body for TokenizeRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn predictions_are_of_texts_and_pairs() {
+    fn inputs_of_predict_are_texts_and_pairs() {
         let read = |json: &str| serde_json::from_str::<PredictInputs>(json).ok();
         let pair = Input::Pair("a".into(), "b".into());
         let one = Input::Text("a".into());

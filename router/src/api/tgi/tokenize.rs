@@ -10,7 +10,7 @@ use crate::http::extract::ApiJson;
 use crate::http::json_stream;
 use crate::http::route::LISTED;
 use crate::state::AppState;
-use crate::tokenizing::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::TokenizedText;
 
 /// Tokenize a text, special tokens included.
 #[utoipa::path(
@@ -70,7 +70,7 @@ async fn tokens(
 /// A text and its tokens.
 struct Tokens {
     text: String,
-    encoded: Encoded,
+    encoded: TokenizedText,
 }
 
 impl Tokens {

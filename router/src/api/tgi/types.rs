@@ -8,7 +8,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::generation::parameters::Parameters;
 use crate::generation::table::parameter_table;
 use crate::http::extract::{Body, object};
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateRequest {
@@ -35,11 +35,11 @@ pub struct CompatGenerateRequest {
 }
 
 impl Body for GenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 impl Body for CompatGenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 macro_rules! tgi_parameters {
@@ -66,9 +66,9 @@ macro_rules! tgi_parameters {
         }
 
         /// Parameters at the top level of a body, where they are not read.
-        const MISPLACED: &[Unread] = &[
-            $(Unread::misplaced(stringify!($own), "parameters"),)*
-            $($(Unread::misplaced(stringify!($field), "parameters"),)?)*
+        const MISPLACED: &[UnsupportedField] = &[
+            $(UnsupportedField::misplaced(stringify!($own), "parameters"),)*
+            $($(UnsupportedField::misplaced(stringify!($field), "parameters"),)?)*
         ];
 
         impl $parameters {

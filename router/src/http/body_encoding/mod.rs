@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_undone_from_the_last_one_on() {
+    fn the_last_encoding_is_undone_first() {
         use Encoding::{Deflate, Gzip};
         assert_eq!(of(&[]), Ok(vec![]));
         assert_eq!(of(&["identity"]), Ok(vec![]));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_and_too_many_are_refused() {
+    fn unknown_encodings_and_too_many_are_refused() {
         for value in ["br", "zstd", "gzip, br", "compress"] {
             assert!(of(&[value]).unwrap_err().contains("gzip or deflate"));
         }
