@@ -3,9 +3,11 @@
 //! [`run`] takes its socket and its shutdown signal from the caller, so that a test runs the real server in a line.
 
 mod api;
+mod api_keys;
 mod chat_template;
 pub mod cli;
 pub mod connections;
+pub mod docs;
 mod encoder;
 mod error;
 mod generation;
@@ -146,6 +148,7 @@ pub async fn run(
     let mut server = tokio::spawn(connections::serve(
         listener,
         server::app(state),
+        api::routes::dialect_of,
         config.connections,
         Intake::new(config.http.payload_limit_bytes),
         async move {

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn each_question_is_answered_and_what_it_says_is_shown() {
+    async fn each_question_is_answered_and_its_news_are_kept() {
         let supervision = Supervision::default();
         supervision.include(vec![Arc::default()]);
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -22,6 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Version, header};
+use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -29,6 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 use crate::connections::intake::Intake;
+use crate::error::Dialect;
 pub use body::BodyError;
 use body::{AnswerBody, RequestBody};
 use connection::{Connection, Connections, End, Listed};
@@ -61,9 +63,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const PROBE_CONNECTIONS: usize = 32;
 
 /// Serves `app` on `listener` until `stop` resolves, and returns when every answer in progress has been sent.
+/// `dialect_of`: dialect of the errors of a path.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
+    dialect_of: fn(&str) -> Dialect,
     limits: Limits,
     intake: Intake,
     stop: impl Future<Output = ()>,
@@ -71,6 +75,7 @@ pub async fn serve(
     let connections = Connections::new(limits);
     let server = Server {
         app,
+        dialect_of,
         intake,
         limits,
         connections: connections.clone(),
@@ -118,6 +123,7 @@ fn is_of_the_client(error: &io::Error) -> bool {
 
 struct Server {
     app: Router,
+    dialect_of: fn(&str) -> Dialect,
     intake: Intake,
     limits: Limits,
     connections: Arc<Connections>,
@@ -135,9 +141,8 @@ impl Server {
         }
         let connection = self.connections.add(is_full);
         let app = if is_full {
-            self.app
-                .clone()
-                .layer(axum::middleware::from_fn(probes::only_probes))
+            let only_probes = from_fn_with_state(self.dialect_of, probes::only_probes);
+            self.app.clone().layer(only_probes)
         } else {
             self.app.clone()
         };

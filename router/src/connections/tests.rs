@@ -63,7 +63,14 @@ async fn start(limits: Limits) -> TestServer {
     let stopped = async move {
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(listener, app, limits, Intake::new(1 << 20), stopped));
+    let task = tokio::spawn(serve(
+        listener,
+        app,
+        |_| Dialect::Tgi,
+        limits,
+        Intake::new(1 << 20),
+        stopped,
+    ));
     TestServer {
         address,
         stop,

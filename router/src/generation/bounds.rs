@@ -1,4 +1,4 @@
-//! The bounds of every parameter, checked before anything is tokenized.
+//! Checks the bounds of every parameter, before the prompt is tokenized.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -14,7 +14,7 @@ use crate::tokenizing::vocabulary;
 pub struct ValidationLimits {
     pub max_stop_sequences: usize,
     pub max_top_n_tokens: u32,
-    /// `None`: whatever leaves room for one generated token.
+    /// Maximum number of tokens of a prompt; `None`: all that leave room for one generated token.
     pub max_input_tokens: Option<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! What the model's generation config says of requests that leave something out.
+//! Defaults from the model's generation config, for parameters that a request leaves out.
 
 use gridwork_proto::v1::{InfoResponse, SamplingParameters};
 use serde::Serialize;
@@ -21,7 +21,7 @@ macro_rules! declare_defaults {
             transformers $transformers:tt
         }
     )*) => {
-        /// The defaults of the OpenAI routes that differ from the API's own, as the model's generation config has them.
+        /// Defaults of the OpenAI routes from the model's generation config, where they differ from the API's own.
         #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
         pub struct Defaults {
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +43,7 @@ macro_rules! declare_defaults {
                 })
             }
 
-            /// Fills in what the request has left out.
+            /// Fills in the parameters that the request leaves out.
             pub fn fill(&self, parameters: &mut Parameters) {
                 // Greedy is the default where the config says so, for requests that say nothing about sampling.
                 if self.do_sample == Some(false) && !parameters.asks_for_sampling() {
@@ -61,13 +61,13 @@ macro_rules! declare_defaults {
 
 parameter_table! { declare_defaults => }
 
-/// Keys of the generation config that would change answers and are not used.
+/// Keys of the generation config that would change answers and are ignored.
 pub fn ignored(info: &InfoResponse) -> Vec<String> {
     let defaults = info.generation_defaults.as_ref();
     defaults.map_or_else(Vec::new, |defaults| defaults.ignored.clone())
 }
 
-/// Adds what the generation config says of single tokens, whatever the API.
+/// Adds the generation config's biases of single tokens. They apply to every API.
 pub fn add_biases(info: &InfoResponse, sampling: &mut SamplingParameters) {
     if let Some(defaults) = &info.generation_defaults {
         sampling.logit_bias_tokens.extend(&defaults.bias_tokens);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gets_what_it_leaves_out() {
+    fn defaults_fill_parameters_that_are_left_out() {
         let mut parameters = Parameters::default();
         defaults().fill(&mut parameters);
         assert_eq!(
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_requests_own_fields_win() {
+    fn parameters_of_the_request_override_defaults() {
         let own = Parameters {
             temperature: Some(0.0),
             top_k: Some(0),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_is_the_default_where_the_config_says_so_and_the_request_says_nothing() {
+    fn a_greedy_default_gives_way_to_sampling_parameters() {
         let greedy = Defaults {
             do_sample: Some(false),
             ..Defaults::default()
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_must_not_come_are_added_to_a_requests_own_biases() {
+    fn biases_of_the_config_are_added_to_the_requests() {
         let info = InfoResponse {
             generation_defaults: Some(GenerationDefaults {
                 bias_tokens: vec![3],

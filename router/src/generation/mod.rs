@@ -1,4 +1,4 @@
-//! One generation request of whichever API: its parameters, their bounds and defaults, and its validation.
+//! A generation request of any API: its parameters, their bounds and defaults, and its validation.
 
 pub mod bounds;
 pub mod defaults;

@@ -1,4 +1,4 @@
-//! A generation request as every API means it, before it is validated.
+//! Prompt and parameters of a generation request in the form that all APIs share, before validation.
 
 use gridwork_engine::GenerationRequest;
 
@@ -8,7 +8,7 @@ use crate::generation::table::parameter_table;
 /// The text or tokens to continue.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
-    /// `add_special_tokens`: as the tokenizer's configuration has it (a chat template brings its own).
+    /// A text. `add_special_tokens`: add those of the tokenizer's configuration (chat templates write their own).
     Text {
         text: String,
         add_special_tokens: bool,
@@ -17,7 +17,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// Characters of a text; 0 for tokens.
+    /// Number of characters of a text; 0 for tokens.
     pub fn num_chars(&self) -> usize {
         match self {
             Prompt::Text { text, .. } => text.chars().count(),

@@ -29,7 +29,8 @@ macro_rules! parameter_table {
                 meaning {}
                 openai {}
                 tgi {
-                    /// Sample. When false and none of the fields that ask for sampling is given, the most likely token is taken.
+                    /// Sample. When false and none of the fields that ask for sampling is given, the most likely token
+                    /// is taken.
                     #[schema(default = false)]
                     do_sample: bool;
                 }
@@ -85,12 +86,12 @@ macro_rules! parameter_table {
                     check within(-2.0..=2.0, ">= -2.0 and <= 2.0");
                 }
                 openai {
-                    /// Subtracted from the logits of tokens as often as the text so far contains them.
+                    /// Subtracted from the logits of tokens for each time that the text so far contains them.
                     #[schema(default = 0.0, minimum = -2.0, maximum = 2.0)]
                     frequency_penalty: f32;
                 }
                 tgi {
-                    /// Subtracted from the logits of tokens as often as the text so far contains them.
+                    /// Subtracted from the logits of tokens for each time that the text so far contains them.
                     #[schema(default = 0.0, minimum = -2.0, maximum = 2.0)]
                     frequency_penalty: f32;
                 }
@@ -145,13 +146,14 @@ macro_rules! parameter_table {
                     check within(above_up_to(0.0, 1.0), "> 0.0 and <= 1.0");
                 }
                 openai {
-                    /// Sample from the most likely tokens that together have this probability; 1 is off, 0 takes the most
-                    /// likely one.
+                    /// Sample from the most likely tokens that together have this probability; 1 is off, 0 takes the
+                    /// most likely one.
                     #[schema(default = 1.0, minimum = 0.0, maximum = 1.0)]
                     top_p: f32;
                 }
                 tgi {
-                    /// Sample from the most likely tokens that together have this probability; 1 is off. Asks for sampling.
+                    /// Sample from the most likely tokens that together have this probability; 1 is off. Asks for
+                    /// sampling.
                     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
                     top_p: f32;
                 }
@@ -172,7 +174,8 @@ macro_rules! parameter_table {
                     typical_p: f32;
                 }
                 tgi {
-                    /// Sample from the most typical tokens that together have this probability; 1 is off. Asks for sampling.
+                    /// Sample from the most typical tokens that together have this probability; 1 is off. Asks for
+                    /// sampling.
                     #[schema(exclusive_minimum = 0.0, maximum = 1.0)]
                     typical_p: f32;
                 }
@@ -188,12 +191,14 @@ macro_rules! parameter_table {
                     check within(0.0..=1.0, ">= 0.0 and <= 1.0");
                 }
                 openai {
-                    /// Sample from tokens that have at least this fraction of the most likely token's probability; 0 is off.
+                    /// Sample from tokens that have at least this fraction of the most likely token's probability; 0 is
+                    /// off.
                     #[schema(default = 0.0, minimum = 0.0, maximum = 1.0)]
                     min_p: f32;
                 }
                 tgi {
-                    /// Sample from tokens that have at least this fraction of the most likely token's probability. Asks for sampling.
+                    /// Sample from tokens that have at least this fraction of the most likely token's probability. Asks
+                    /// for sampling.
                     #[schema(minimum = 0.0, maximum = 1.0)]
                     min_p: f32;
                 }
@@ -221,7 +226,7 @@ macro_rules! parameter_table {
                 }
                 openai {}
                 tgi {
-                    /// Most tokens to generate; what is left of the context when left out.
+                    /// Maximum number of tokens to generate. Left out: the rest of the context.
                     #[schema(minimum = 1, example = 20)]
                     max_new_tokens: u32;
                 }
@@ -235,7 +240,8 @@ macro_rules! parameter_table {
                     check stop_sequences;
                 }
                 openai {
-                    /// Sequences that end the text; they are not part of it, unless `include_stop_str_in_output` is set.
+                    /// Sequences that end the text; they are not part of it, unless `include_stop_str_in_output` is
+                    /// set.
                     stop: $crate::generation::values::Stop => $crate::generation::values::stop_sequences;
                 }
                 tgi {
@@ -243,7 +249,7 @@ macro_rules! parameter_table {
                     stop: Vec<String>;
                 }
                 transformers {
-                    /// One text or several.
+                    /// Sequences that end the text, one or several.
                     stop_strings: Vec<String>;
                 }
             }
@@ -254,7 +260,7 @@ macro_rules! parameter_table {
                     sets stop.include_in_output or false;
                 }
                 openai {
-                    /// Let the text end with the stop sequence that was found.
+                    /// End the text with the stop sequence that was found.
                     #[schema(default = false)]
                     include_stop_str_in_output: bool;
                 }
@@ -268,12 +274,12 @@ macro_rules! parameter_table {
                     check cache_salt;
                 }
                 openai {
-                    /// Share the cache of prompts only with requests that give the same: for tenants that must not learn from
-                    /// the time of an answer what others asked. Any text of 1 to 512 bytes.
+                    /// Share cached prompts only with requests that have the same salt, so that tenants cannot learn
+                    /// from the time of an answer what others asked. Any text of 1 to 512 bytes.
                     cache_salt: String;
                 }
                 tgi {
-                    /// Share the cache of prompts only with requests that give the same. Any text of 1 to 512 bytes.
+                    /// Share cached prompts only with requests that have the same salt. Any text of 1 to 512 bytes.
                     cache_salt: String;
                 }
                 transformers {}
@@ -286,7 +292,7 @@ macro_rules! parameter_table {
                 }
                 openai {}
                 tgi {
-                    /// Report so many of the most likely tokens at every position.
+                    /// Number of most likely tokens to report at every position.
                     #[schema(default = 0, minimum = 0)]
                     top_n_tokens: u32;
                 }
@@ -330,18 +336,18 @@ macro_rules! parameter_table {
                 }
             }
 
-            /// Go on after an end-of-sequence token.
+            /// Continue after an end-of-sequence token.
             ignore_eos: bool {
                 meaning {
                     sets stop.ignore_eos or false;
                 }
                 openai {
-                    /// Go on after an end-of-sequence token.
+                    /// Continue after an end-of-sequence token.
                     #[schema(default = false)]
                     ignore_eos: bool;
                 }
                 tgi {
-                    /// Go on after an end-of-sequence token.
+                    /// Continue after an end-of-sequence token.
                     #[schema(default = false)]
                     ignore_eos: bool;
                 }

@@ -1,4 +1,4 @@
-//! Checks a request against every bound and tokenizes it, off the threads that serve connections.
+//! Validates and tokenizes requests, off the threads that serve connections.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tracing::Span;
 use crate::error::ApiError;
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
-use crate::tokenizing::text_encoder::{Encoded, TextEncoder};
+use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
 
@@ -23,28 +23,28 @@ pub struct Validator {
     workers: Workers,
 }
 
-/// A request that the engine can be given.
+/// A request that the engine accepts.
 #[derive(Debug, Clone)]
 pub struct Valid {
     pub request: GenerationRequest,
-    /// `None` when nothing is random.
+    /// Seed to report; `None` when the generation is greedy.
     pub seed: Option<u64>,
     pub validation_time: Duration,
 }
 
 impl Valid {
-    /// The prompt's tokens.
+    /// Token ids of the prompt.
     pub fn prompt_ids(&self) -> &[u32] {
         &self.request.token_ids
     }
 
-    /// The same request `count` times. From the second on they have other seeds and no place of their own yet.
+    /// Repeats the request `count` times. All but the first have other seeds and no reserved place.
     pub fn repeat(mut self, count: usize) -> Vec<Valid> {
         let place = std::mem::take(&mut self.request.place);
         let first_seed = self.seed;
         let mut copies = vec![self; count];
         for (i, copy) in copies.iter_mut().enumerate() {
-            // With a seed of the client's own, the further ones follow from it.
+            // Further seeds follow from the first, which may be the client's own.
             if let Some(seed) = first_seed {
                 let seed = seed.wrapping_add(i as u64);
                 copy.seed = Some(seed);
@@ -67,7 +67,7 @@ impl Validator {
         }
     }
 
-    /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the field as `names` has it.
+    /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the fields as in `names`.
     pub async fn validate(
         &self,
         prompt: Prompt,
@@ -99,7 +99,7 @@ impl Validator {
         })
     }
 
-    /// Refuses a text that has too many bytes to fit, whatever its tokens are: before it costs anything.
+    /// Refuses a text that has too many bytes to fit, before it is tokenized.
     fn check_bytes(
         &self,
         prompt: &Prompt,
@@ -137,13 +137,13 @@ impl Validator {
         }
     }
 
-    /// Tokenizes a bounded number of texts at once, off the threads that serve connections.
+    /// Tokenizes a text on a worker thread. The number of texts at a time is limited.
     pub async fn encode(
         &self,
         text: String,
         add_special_tokens: bool,
         field: &str,
-    ) -> Result<Encoded, ApiError> {
+    ) -> Result<TokenizedText, ApiError> {
         let permit = self.workers.permit(text.len()).await?;
         self.encoder
             .encode(text, add_special_tokens, field, permit)
@@ -239,7 +239,7 @@ fn fit(
     };
     parameters.write(&mut request);
     if request.sampling.temperature == 0.0 {
-        // Greedy: the shard would divide by it.
+        // Such a request is greedy, but the shard divides by the temperature.
         request.sampling.temperature = 1.0;
     }
     Ok(Valid {

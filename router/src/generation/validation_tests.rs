@@ -74,7 +74,7 @@ async fn validate(text: &str, parameters: Parameters) -> Result<Valid, ApiError>
 type Change = fn(&mut Parameters);
 
 #[tokio::test]
-async fn every_value_out_of_range_is_refused_by_name() {
+async fn values_out_of_range_are_refused_by_name() {
     let cases: Vec<(&str, Change)> = vec![
         ("temperature", |p| p.temperature = Some(-0.1)),
         ("temperature", |p| p.temperature = Some(f32::NAN)),
@@ -119,7 +119,7 @@ async fn every_value_out_of_range_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_into_the_context_is_told_apart() {
+async fn requests_beyond_the_context_have_their_own_error_kind() {
     for (text, max_new_tokens, field) in [
         ("a b", Some(9), "max_new_tokens"),
         ("a b", Some(u32::MAX), "max_new_tokens"),
@@ -143,7 +143,7 @@ async fn what_does_not_fit_into_the_context_is_told_apart() {
 }
 
 #[tokio::test]
-async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused() {
+async fn empty_long_and_unknown_prompts_are_refused() {
     for text in ["", &"a ".repeat(10)] {
         let error = validate(text, Parameters::default())
             .await
@@ -167,7 +167,7 @@ async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused()
 }
 
 #[tokio::test]
-async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+async fn a_token_unknown_to_the_model_is_refused_unless_truncated() {
     let error = validate("a new", Parameters::default())
         .await
         .expect_err("refused");
@@ -187,7 +187,7 @@ async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off(
 }
 
 #[tokio::test]
-async fn a_missing_limit_means_the_rest_of_the_context() {
+async fn max_new_tokens_defaults_to_the_rest_of_the_context() {
     let valid = validate("a b c", Parameters::default())
         .await
         .expect("valid");
@@ -213,7 +213,7 @@ async fn truncation_keeps_the_end() {
 }
 
 #[tokio::test]
-async fn temperature_zero_is_greedy_and_repeated_requests_differ_in_seed() {
+async fn temperature_zero_is_greedy_and_repeats_have_other_seeds() {
     let greedy = Parameters {
         temperature: Some(0.0),
         ..Parameters::default()

@@ -23,7 +23,7 @@ pub enum Stop {
 pub enum Seed {
     /// Fits into a signed integer; a negative one counts as its two's complement.
     Signed(i64),
-    /// Does not.
+    /// Does not fit into a signed integer.
     Unsigned(u64),
 }
 

@@ -11,7 +11,7 @@ use crate::tokenizing::token_text::TokenTexts;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::{WorkError, WorkerPermit, run_with};
 
-/// Turns text into tokens. Cheap to clone.
+/// Tokenizer of texts. Cheap to clone.
 #[derive(Clone)]
 pub enum TextEncoder {
     Local {
@@ -29,13 +29,13 @@ pub enum TextEncoder {
 
 /// The tokens of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
+pub struct TokenizedText {
     pub ids: Vec<u32>,
     /// Byte range of each token's text.
     pub offsets: Vec<(usize, usize)>,
 }
 
-impl Encoded {
+impl TokenizedText {
     /// Number of bytes of memory that it uses.
     pub fn size_bytes(&self) -> usize {
         size_of_val(self.ids.as_slice()) + size_of_val(self.offsets.as_slice())
@@ -78,7 +78,7 @@ impl TextEncoder {
         add_special_tokens: bool,
         field: &str,
         permit: WorkerPermit,
-    ) -> Result<Encoded, ApiError> {
+    ) -> Result<TokenizedText, ApiError> {
         let refused = |cause: &dyn std::fmt::Display| {
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {cause}"))
         };
@@ -97,7 +97,7 @@ impl TextEncoder {
                     .await
                     .map_err(|error| not_tokenized(error, field))?;
                 let encoding = encoded.map_err(|error| refused(&error))?;
-                Ok(Encoded {
+                Ok(TokenizedText {
                     ids: encoding.get_ids().to_vec(),
                     offsets: encoding.get_offsets().to_vec(),
                 })
@@ -112,7 +112,7 @@ impl TextEncoder {
                     }
                 })?;
                 let offsets = offsets(texts, &ids, &text);
-                Ok(Encoded { ids, offsets })
+                Ok(TokenizedText { ids, offsets })
             }
         }
     }

@@ -1,9 +1,9 @@
-//! What a single token stands for, as log-probabilities show it.
+//! Text and bytes of single tokens, as log-probabilities report them.
 
 use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
 
-/// Bytes and texts of single tokens.
+/// Lookup of single tokens' texts and bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenTexts<'a> {
     tokenizer: &'a Tokenizer,
@@ -18,7 +18,7 @@ impl<'a> TokenTexts<'a> {
         }
     }
 
-    /// The token's bytes, which need not be whole characters; empty for an id that the tokenizer does not know.
+    /// Bytes of a token. They need not be whole characters, and are empty for an unknown id.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
         let added = self.tokenizer.get_added_vocabulary();
         if let Some(text) = added.simple_id_to_token(id) {
@@ -37,7 +37,7 @@ impl<'a> TokenTexts<'a> {
         }
     }
 
-    /// Whether it is one of the tokenizer's special tokens.
+    /// Whether the token is one of the tokenizer's special tokens.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
         added
@@ -45,7 +45,7 @@ impl<'a> TokenTexts<'a> {
             .is_some_and(|text| added.is_special_token(&text))
     }
 
-    /// The token's text and bytes; parts of characters show as U+FFFD in the text.
+    /// Text and bytes of a token. Parts of characters are U+FFFD in the text.
     pub fn text_and_bytes(&self, id: u32) -> (String, Vec<u8>) {
         let bytes = self.bytes(id);
         (String::from_utf8_lossy(&bytes).into_owned(), bytes)
@@ -60,8 +60,8 @@ fn is_byte_level(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-/// Byte that a character of GPT-2's byte-level alphabet stands for: printable bytes of Latin-1 stand for themselves,
-/// the others have the characters from U+0100 on, in order.
+/// Byte for a character of GPT-2's byte-level alphabet. Printable bytes of Latin-1 stand for themselves; the others
+/// have the characters from U+0100 on, in order.
 fn byte_of(character: char) -> Option<u8> {
     let code = u32::from(character);
     let byte = match code {
@@ -74,7 +74,7 @@ fn byte_of(character: char) -> Option<u8> {
     u8::try_from(byte).ok()
 }
 
-/// The byte of a token like `<0x0A>`.
+/// Byte of a token like `<0x0A>`.
 fn fallback_byte(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2)

@@ -2,11 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use tracing::Span;
+use axum::response::Response;
 
-use super::answer::{Streaming, begin};
+use super::answer::Streaming;
 use super::chat_request::ChatRequest;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
@@ -19,9 +17,9 @@ use crate::chat_template::RenderOptions;
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -32,8 +30,7 @@ use crate::tokenizing::token_text::TokenTexts;
 /// `data: {"error": …}`, after which the stream ends.
 #[utoipa::path(
     post,
-    path = "/v1/chat/completions",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = ChatRequest,
     responses(
         (status = 200, description = "The answer; with `stream`, chunks of it", content(
@@ -48,22 +45,11 @@ use crate::tokenizing::token_text::TokenTexts;
 )]
 pub async fn chat_completions(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<ChatRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/chat/completions");
-    match answer(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::OpenAi),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    mut request: ChatRequest,
-    span: Span,
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let mut account = begin(state, "chat_completions");
+    let mut accounting = arrival.begin(&state);
+    let state = &state;
     request.check_supported()?;
     let mut parameters = request.take_parameters()?;
     let (mut limit_field, limit) = request.limit();
@@ -108,7 +94,7 @@ async fn answer(
         echo: false,
         echo_only: false,
     };
-    let choices = job.submit(state, &span, &mut account).await?;
+    let choices = job.submit(state, &mut accounting).await?;
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
@@ -117,16 +103,20 @@ async fn answer(
             options: stream_options,
             with_logprobs: logprobs.is_some(),
         };
-        return Ok(streaming.response(state, choices, account, span));
+        return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut account, logprobs.is_some()).await?;
-    account.record_success(&span);
-    let mut response = Json(body).into_response();
-    account.write(response.headers_mut());
-    Ok(response)
+    let body = collect(
+        state,
+        identity,
+        choices,
+        &mut accounting,
+        logprobs.is_some(),
+    )
+    .await?;
+    Ok(accounting.respond(Json(body)))
 }
 
-/// How many alternatives to show; `None`: no log-probabilities at all.
+/// Number of alternatives to report for each token; `None`: no log-probabilities at all.
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
@@ -138,8 +128,8 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it. Rendered
-/// apart from the threads that serve connections: a template may take long.
+/// Renders the conversation with the model's chat template. Also returns whether the tokenizer's special tokens go
+/// before it. Runs on a worker thread, because a template may take long.
 pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
@@ -168,7 +158,7 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())
     })?;
-    // The template writes them itself.
+    // Special tokens are left to the template.
     Ok((text, request.add_special_tokens.unwrap_or(false)))
 }
 
@@ -176,7 +166,7 @@ async fn collect(
     state: &AppState,
     identity: Identity,
     mut running: Vec<RunningChoice>,
-    account: &mut Account,
+    accounting: &mut RequestAccounting,
     with_logprobs: bool,
 ) -> Result<ChatCompletion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
@@ -193,7 +183,7 @@ async fn collect(
                 content.push_str(&piece.text());
             })
             .await?;
-        account.add(&finish);
+        accounting.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(ChatChoice {
             index: choice.index,
@@ -212,7 +202,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
+        usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

@@ -1,12 +1,12 @@
-//! Chunks of a stream, encoded by hand: everything that is the same in all chunks of an answer is written once, so that
-//! a token costs three copies.
+//! Encodes the chunks of a stream by hand. The parts that all chunks of an answer share are encoded once, so that a
+//! token costs three copies.
 
 use serde::Serialize;
 
 use super::response::{OpenAiFinishReason, Usage};
 use crate::http::sse::json_string;
 
-/// What all parts of one answer have in common.
+/// Fields that all chunks of an answer share.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub id: String,
@@ -17,7 +17,7 @@ pub struct Identity {
     pub system_fingerprint: String,
 }
 
-/// Which of the two routes a chunk belongs to.
+/// Kind of an answer: the two generating routes have chunks of different forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerKind {
     Chat,
@@ -25,7 +25,7 @@ pub enum AnswerKind {
 }
 
 impl AnswerKind {
-    /// `object` of a chunk.
+    /// Value of a chunk's field `object`.
     fn object(self) -> &'static str {
         match self {
             Self::Chat => "chat.completion.chunk",
@@ -33,7 +33,7 @@ impl AnswerKind {
         }
     }
 
-    /// Between a choice's index and its text, in the first chunk of a choice.
+    /// JSON between a choice's index and its text, in the first chunk of a choice.
     fn before_first_text(self) -> &'static str {
         match self {
             Self::Chat => r#""delta":{"role":"assistant","content":"#,
@@ -41,7 +41,7 @@ impl AnswerKind {
         }
     }
 
-    /// And in all others.
+    /// JSON between a choice's index and its text, in all further chunks.
     fn before_text(self) -> &'static str {
         match self {
             Self::Chat => r#""delta":{"content":"#,
@@ -57,14 +57,14 @@ impl AnswerKind {
     }
 }
 
-/// What a chunk says besides its text.
+/// Fields of a chunk besides its text.
 #[derive(Debug)]
 pub struct ChunkDetails<'a, L> {
-    /// Whether it is the first of its choice.
+    /// Whether this is the choice's first chunk.
     pub first: bool,
     pub logprobs: Option<&'a L>,
     pub finish_reason: Option<OpenAiFinishReason>,
-    /// The usage so far, when every chunk brings it.
+    /// Usage so far, when every chunk reports it.
     pub usage: Option<Usage>,
 }
 
@@ -72,18 +72,18 @@ pub struct ChunkDetails<'a, L> {
 #[derive(Debug)]
 pub struct ChunkEncoder {
     kind: AnswerKind,
-    /// Up to and with the `[` of `choices`.
+    /// Beginning of every chunk, through the `[` of `choices`.
     head: Vec<u8>,
-    /// For each choice: everything before the text of a chunk that is not its first.
+    /// Beginning of a chunk that only adds text, for each choice; not for its first chunk.
     plain_heads: Vec<Box<[u8]>>,
-    /// Everything after the text of a chunk that has nothing but text.
+    /// End of a chunk that only adds text.
     plain_tail: Vec<u8>,
     /// Whether chunks without usage say `"usage":null`.
     null_usage: bool,
 }
 
 impl ChunkEncoder {
-    /// `null_usage`: the last chunk will bring the usage, all others have it as `null`.
+    /// An encoder for one answer. `null_usage`: only the last chunk has the usage, and all others say `null`.
     pub fn new(kind: AnswerKind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
         let mut head = Vec::with_capacity(256);
         head.extend_from_slice(b"data: {\"id\":");
@@ -119,7 +119,7 @@ impl ChunkEncoder {
         }
     }
 
-    /// A chunk with nothing but text, not the first of its choice.
+    /// Writes a chunk that only adds text. It must not be the first of its choice.
     pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str) {
         if let Some(head) = self.plain_heads.get(index as usize) {
             out.extend_from_slice(head);
@@ -128,7 +128,7 @@ impl ChunkEncoder {
         }
     }
 
-    /// Any chunk of a choice.
+    /// Writes any chunk of a choice.
     pub fn detailed<L: Serialize>(
         &self,
         out: &mut Vec<u8>,
@@ -154,7 +154,7 @@ impl ChunkEncoder {
         self.end(out, details.usage)
     }
 
-    /// The chunk without choices that brings the usage of the whole answer.
+    /// Writes the chunk without choices that reports the usage of the whole answer.
     pub fn usage(&self, out: &mut Vec<u8>, usage: Usage) -> Result<(), serde_json::Error> {
         out.extend_from_slice(&self.head);
         out.extend_from_slice(b"]");
@@ -213,7 +213,7 @@ mod tests {
     };
 
     #[test]
-    fn text_survives_whatever_it_contains() {
+    fn text_is_escaped_and_parses_back() {
         let encoder = encoder(AnswerKind::Chat, false);
         for text in [
             "",
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_way_writes_what_the_general_way_writes() {
+    fn the_fast_path_writes_the_same_as_the_general_one() {
         for kind in [AnswerKind::Chat, AnswerKind::Completion] {
             for null_usage in [false, true] {
                 let encoder = encoder(kind, null_usage);

@@ -1,20 +1,20 @@
-//! Body of `/v1/completions`, and which of it this version serves.
+//! Body of `/v1/completions`, and the check for fields that this version does not support.
 
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::{NUM_UNREAD_BY_BOTH, openai_request, unread};
+use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
 use crate::error::ApiError;
 use crate::generation::parameters::Prompt;
 use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
-/// Generated tokens when the client gives no limit, as OpenAI has it.
+/// Maximum number of generated tokens when the client gives none; OpenAI's default.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// What to go on with: one prompt or several, each as text or as token ids.
+/// One prompt to continue or several, each as text or as token ids.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 #[serde(
     untagged,
@@ -32,7 +32,7 @@ pub enum PromptInput {
 }
 
 impl PromptInput {
-    /// The single prompts, in order. `add_special_tokens` is for texts.
+    /// The single prompts, in order. `add_special_tokens` applies to texts.
     pub fn into_prompts(self, add_special_tokens: bool) -> Vec<Prompt> {
         let from_text = |text| Prompt::Text {
             text,
@@ -48,19 +48,19 @@ impl PromptInput {
 }
 
 parameter_table! { openai_request =>
-    /// A text to go on with.
+    /// A text to continue.
     pub struct CompletionRequest {
         pub prompt: PromptInput,
-        /// Most tokens to generate for each choice. 0 is allowed with `echo`: then only the prompt comes back.
+        /// Maximum number of tokens to generate for each choice. 0 is allowed with `echo` and returns only the prompt.
         #[schema(default = 16, minimum = 0)]
         pub max_tokens: Option<u32>,
-        /// Answer with the log-probability of every token, and of so many most likely tokens at its position.
+        /// Answer with the log-probability of every token, and of this many most likely tokens at its position.
         #[schema(minimum = 0)]
         pub logprobs: Option<u32>,
-        /// Begin the text with the prompt; with `logprobs`, the prompt's tokens get theirs too.
+        /// Begin the text with the prompt. With `logprobs`, the prompt's tokens have log-probabilities too.
         #[schema(default = false)]
         pub echo: Option<bool>,
-        /// The same as `n`: this version generates no texts that it does not return.
+        /// Must equal `n`: this version returns every text that it generates.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
         /// Not supported: put it into the prompt, in the form that the model was trained on.
@@ -71,7 +71,7 @@ parameter_table! { openai_request =>
 }
 
 impl CompletionRequest {
-    /// Refuses what this version cannot do, naming the field. `max_prompts`: most prompts in one request.
+    /// Refuses fields that this version does not support. `max_prompts`: maximum number of prompts in a request.
     pub fn check_supported(&self, max_prompts: usize) -> Result<(), ApiError> {
         if let Some(suffix) = &self.suffix
             && !suffix.is_null()
@@ -137,10 +137,11 @@ impl CompletionRequest {
 }
 
 impl Body for CompletionRequest {
-    const UNREAD: &'static [Unread] = &unread::<{ NUM_UNREAD_BY_BOTH + 1 }>(&[Unread::renamed(
-        "max_completion_tokens",
-        "max_tokens",
-    )]);
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &unsupported_fields::<{ NUM_UNSUPPORTED_BY_BOTH + 1 }>(&[UnsupportedField::renamed(
+            "max_completion_tokens",
+            "max_tokens",
+        )]);
 }
 
 #[cfg(test)]
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_may_be_text_or_tokens_one_or_several() {
+    fn prompts_are_text_or_tokens_one_or_several() {
         let text = |text: &str| Prompt::Text {
             text: text.into(),
             add_special_tokens: false,
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn other_prompts_are_refused() {
+    fn prompts_of_other_types_are_refused() {
         for prompt in [
             json!(5),
             json!(["a", 1]),
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_refused_by_name() {
+    fn unsupported_fields_are_refused_by_name() {
         assert_eq!(
             refused_field(json!({"prompt": "a", "suffix": "b"})),
             "suffix"
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_fields_take_every_accepted_form() {
+    fn parameters_are_read_in_every_accepted_form() {
         let mut request = request(json!({
             "prompt": "a", "stop": ["x", "y"], "seed": -1, "n": 3, "top_k": -1, "logit_bias": {"5": -100},
             "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true, "stop_token_ids": [7],
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_given_means_plain_sampling_without_the_stop_text() {
+    fn parameters_are_neutral_when_nothing_is_given() {
         let parameters = request(json!({"prompt": "a"})).take_parameters().unwrap();
         let expected = Parameters {
             takes_model_defaults: true,

@@ -2,11 +2,9 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use tracing::Span;
+use axum::response::Response;
 
-use super::answer::{Streaming, begin};
+use super::answer::Streaming;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
 use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS};
@@ -17,9 +15,9 @@ use super::response::{
 use super::submit::GenerationJob;
 use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Parameters};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -30,8 +28,7 @@ use crate::tokenizing::token_text::TokenTexts;
 /// `data: {"error": …}`, after which the stream ends.
 #[utoipa::path(
     post,
-    path = "/v1/completions",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answer; with `stream`, chunks of it", content(
@@ -46,22 +43,11 @@ use crate::tokenizing::token_text::TokenTexts;
 )]
 pub async fn completions(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<CompletionRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/completions");
-    match answer(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::OpenAi),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    mut request: CompletionRequest,
-    span: Span,
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let mut account = begin(state, "completions");
+    let mut accounting = arrival.begin(&state);
+    let state = &state;
     request.check_supported(state.config().max_client_batch_size)?;
     let parameters = request.take_parameters()?;
     let echo = request.echo.unwrap_or(false);
@@ -82,7 +68,7 @@ async fn answer(
     let job = GenerationJob {
         prompts,
         parameters: Parameters {
-            // The engine always generates; one token is the least.
+            // The engine generates at least one token.
             max_new_tokens: request.max_tokens.map(|tokens| tokens.max(1)),
             logprobs: with_logprobs,
             top_n_tokens: request.logprobs,
@@ -101,7 +87,7 @@ async fn answer(
         echo,
         echo_only: request.max_tokens == Some(0),
     };
-    let choices = job.submit(state, &span, &mut account).await?;
+    let choices = job.submit(state, &mut accounting).await?;
     let identity = Identity::new("cmpl", state);
     if stream {
         let streaming = Streaming {
@@ -110,20 +96,17 @@ async fn answer(
             options: stream_options,
             with_logprobs,
         };
-        return Ok(streaming.response(state, choices, account, span));
+        return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut account, with_logprobs).await?;
-    account.record_success(&span);
-    let mut response = Json(body).into_response();
-    account.write(response.headers_mut());
-    Ok(response)
+    let body = collect(state, identity, choices, &mut accounting, with_logprobs).await?;
+    Ok(accounting.respond(Json(body)))
 }
 
 async fn collect(
     state: &AppState,
     identity: Identity,
     mut running: Vec<RunningChoice>,
-    account: &mut Account,
+    accounting: &mut RequestAccounting,
     with_logprobs: bool,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
@@ -145,7 +128,7 @@ async fn collect(
         if let Some(logprobs) = &mut logprobs {
             logprobs.end_at(choice.num_chars());
         }
-        account.add(&finish);
+        accounting.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(CompletionChoice {
             index: choice.index,
@@ -161,7 +144,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
+        usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

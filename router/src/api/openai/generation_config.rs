@@ -1,4 +1,4 @@
-//! `generation_config` of a chat: settings of Transformers' `generate()`, as its command line sends them.
+//! Reads the `generation_config` of a chat: settings of Transformers' `generate()`, as its command line sends them.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error};
@@ -45,7 +45,7 @@ macro_rules! generation_config {
 }
 
 parameter_table! { generation_config =>
-    /// The settings that are read. All others are refused, unless they would change nothing.
+    /// Settings of `generate()` that are read. Others are refused, unless they would change nothing.
     #[derive(Debug, Clone, Default, PartialEq, ToSchema)]
     pub struct GenerationConfig {
         pub num_return_sequences: Option<u32>,
@@ -54,7 +54,7 @@ parameter_table! { generation_config =>
     }
 }
 
-/// Settings that say nothing about the text: how it is computed, what else is returned, where the object comes from.
+/// Settings that do not affect the text: how to compute it, further results, the origin of the object.
 const WITHOUT_EFFECT: [&str; 21] = [
     "_from_model_config",
     "assistant_confidence_threshold",
@@ -115,7 +115,7 @@ impl GenerationConfig {
             };
             match name.as_str() {
                 "num_return_sequences" => config.num_return_sequences = read(&name, value)?,
-                // `generate()` does not look at it either.
+                // `generate()` ignores it too.
                 "max_length" if max_new_tokens_given => {}
                 name if WITHOUT_EFFECT.contains(&name)
                     || name.starts_with("output_")
@@ -127,7 +127,7 @@ impl GenerationConfig {
         Ok(config)
     }
 
-    /// Puts the settings where the request itself has none; `num_return_sequences` is left to the caller.
+    /// Fills the parameters that the request itself does not give. `num_return_sequences` is left to the caller.
     pub fn apply(mut self, parameters: &mut Parameters) -> Result<(), ApiError> {
         if let Some(name) = self.unread.first() {
             let field = format!("generation_config.{name}");
@@ -137,7 +137,7 @@ impl GenerationConfig {
         self.do_sample = if parameters.asks_for_sampling() {
             None
         } else {
-            // As in `generate()`, where the most likely token is taken unless sampling is asked for.
+            // As in `generate()`, which takes the most likely token unless `do_sample` is set.
             Some(self.do_sample.unwrap_or(false))
         };
         parameters.fill_from(self.into_parameters()?);
@@ -145,7 +145,7 @@ impl GenerationConfig {
     }
 }
 
-/// Reads a setting. A list may also be given as its only item.
+/// Reads a setting. A single item may stand for a list of one.
 fn read<T: DeserializeOwned>(name: &str, value: Value) -> Result<Option<T>, String> {
     let given = value.to_string();
     serde_json::from_value(value.clone())
@@ -154,7 +154,7 @@ fn read<T: DeserializeOwned>(name: &str, value: Value) -> Result<Option<T>, Stri
         .map_err(|_| format!("`{name}` cannot be {given}"))
 }
 
-/// Whether a setting that is not read is off.
+/// Whether an unknown setting is off.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_transformers_sends_is_read_from_its_text() {
+    fn the_text_of_a_json_object_is_read() {
         let text = "{\n  \"do_sample\": false,\n  \"max_new_tokens\": 20,\n  \"temperature\": 0.5,\n  \
                     \"transformers_version\": \"5.24.0\"\n}\n";
         let config: GenerationConfig = serde_json::from_value(json!(text)).unwrap();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_requests_own_fields_win() {
+    fn fields_of_the_request_override_the_config() {
         let own = Parameters {
             temperature: Some(2.0),
             ..Parameters::default()
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_would_change_the_text_are_refused_by_name() {
+    fn unsupported_settings_are_refused_by_name() {
         for name in [
             "num_beams",
             "no_repeat_ngram_size",
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_are_off_or_without_effect_are_accepted() {
+    fn settings_that_are_off_or_have_no_effect_are_accepted() {
         applied(
             json!({
                 "num_beams": 1, "no_repeat_ngram_size": 0, "penalty_alpha": null, "bad_words_ids": [],

@@ -1,16 +1,16 @@
 //! Fields that both generating routes of this API accept, as clients send them.
 //!
-//! Everything optional may also be `null`. Fields that nobody knows are ignored, as OpenAI's clients expect; what other
-//! servers read and this one does not is refused, as far as the answer would be another.
+//! Optional fields may also be `null`. Unknown fields are ignored, as OpenAI's clients expect. Fields that other
+//! servers read and this one does not are refused when they would change the answer.
 
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::generation::table::UNSUPPORTED;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
-/// What a stream brings besides the text.
+/// Parts of a stream besides the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 pub struct StreamOptions {
     /// Send a last chunk with empty `choices` and the `usage` of the whole request.
@@ -23,8 +23,8 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// Texts to generate for each prompt, from the request's `n`. `num_prompts` of them must be able to run at all beside
-/// each other.
+/// Number of choices for each prompt, from the request's `n`. The choices of all prompts together must fit into
+/// `max_concurrent` requests.
 pub fn num_choices(
     n: Option<u32>,
     num_prompts: usize,
@@ -64,12 +64,12 @@ impl StreamOptions {
 }
 
 /// Fields of other servers that a route does not read: `own`, and those that neither route reads. `N` is their number.
-pub const fn unread<const N: usize>(own: &[Unread]) -> [Unread; N] {
-    let mut all = [Unread::renamed("max_new_tokens", "max_tokens"); N];
-    assert!(N == NUM_UNREAD_BY_BOTH + own.len());
+pub const fn unsupported_fields<const N: usize>(own: &[UnsupportedField]) -> [UnsupportedField; N] {
+    let mut all = [UnsupportedField::renamed("max_new_tokens", "max_tokens"); N];
+    assert!(N == NUM_UNSUPPORTED_BY_BOTH + own.len());
     let mut i = 0;
     while i < UNSUPPORTED.len() {
-        all[i] = Unread::unsupported(UNSUPPORTED[i]);
+        all[i] = UnsupportedField::unsupported(UNSUPPORTED[i]);
         i += 1;
     }
     let mut i = 0;
@@ -81,7 +81,7 @@ pub const fn unread<const N: usize>(own: &[Unread]) -> [Unread; N] {
 }
 
 /// Number of fields of other servers that neither route reads.
-pub const NUM_UNREAD_BY_BOTH: usize = UNSUPPORTED.len() + 1;
+pub const NUM_UNSUPPORTED_BY_BOTH: usize = UNSUPPORTED.len() + 1;
 
 /// Declares a request: its own fields, those that both generating routes have, and those of the table of parameters.
 /// (`#[serde(flatten)]` would do the same, but errors could then no longer name the field.)
@@ -101,19 +101,19 @@ macro_rules! openai_request {
         #[derive(Debug, Clone, PartialEq, serde::Deserialize, utoipa::ToSchema)]
         pub struct $request {
             $($own)*
-            /// Any name, or none: there is one model.
+            /// Name of the model. Any name is accepted, because one model is served.
             pub model: Option<String>,
-            /// Answer with server-sent events, a chunk for each piece of text, and `[DONE]` at the end.
+            /// Answer with server-sent events: a chunk for each piece of text, and `[DONE]` at the end.
             #[schema(default = false)]
             pub stream: Option<bool>,
-            /// What a stream brings besides the text.
+            /// Parts of a stream besides the text.
             #[serde(default, deserialize_with = "crate::http::extract::object")]
             pub stream_options: Option<$crate::api::openai::request::StreamOptions>,
-            /// How many texts to generate for each prompt, with different seeds.
+            /// Number of choices to generate for each prompt, with different seeds.
             #[schema(default = 1, minimum = 1, maximum = 128)]
             pub n: Option<u32>,
-            /// Write the tokenizer's special tokens before the prompt: on for completions, off for chats, whose
-            /// template brings them.
+            /// Write the tokenizer's special tokens before the prompt. On for completions; off for chats, whose
+            /// template writes them.
             pub add_special_tokens: Option<bool>,
             $($(
                 $(#[$field_attribute])*

@@ -1,4 +1,4 @@
-//! A streamed answer: the pieces of all its choices, in the order in which they come, as server-sent events.
+//! A streamed answer: the pieces of all choices as server-sent events, in the order of their arrival.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,30 +14,31 @@ use super::choice::{Events, Piece, RunningChoice};
 use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
 use super::response::{ChatLogprobs, Usage};
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::http::sse::{self, FRAME_BYTES};
 use crate::tokenizing::token_text::TokenTexts;
 
-/// What a stream brings besides the text.
+/// Parts of a stream besides the text.
 #[derive(Debug, Clone, Default)]
 pub struct StreamContent {
-    /// Tokenizer to show log-probabilities with, when they were asked for.
+    /// Tokenizer for the texts of tokens, when log-probabilities are requested.
     pub logprobs: Option<Arc<Tokenizer>>,
-    /// A last chunk with the usage.
+    /// Send a last chunk with the usage.
     pub include_usage: bool,
-    /// The usage so far in every chunk.
+    /// Report the usage so far in every chunk.
     pub continuous_usage: bool,
 }
 
 /// How an answer ended.
 #[derive(Debug)]
 pub enum StreamEnd<'a> {
-    /// Completely; how each of its choices did, in the order in which they ended.
+    /// Complete. Holds the result of each choice, in the order in which they ended.
     Complete(&'a [Finish]),
     Failed(&'a ApiError),
-    /// The client went away.
+    /// The client closed the connection.
     Dropped,
 }
 
-/// Told once how the answer ended.
+/// Called once, with how the answer ended.
 pub type OnEnd = Box<dyn FnOnce(StreamEnd<'_>) + Send>;
 
 /// Server-sent events of one answer.
@@ -50,12 +51,9 @@ pub struct AnswerStream<S = Generation> {
     finishes: Vec<Finish>,
     on_end: Option<OnEnd>,
     ended: bool,
-    /// The choice that the next frame begins with.
+    /// Index of the choice that the next frame begins with.
     next: usize,
 }
-
-/// Enough for one frame: what is ready beyond it goes into the next.
-const FRAME_BYTES: usize = 16 * 1024;
 
 impl<S: Events> AnswerStream<S> {
     pub fn new(
@@ -79,16 +77,16 @@ impl<S: Events> AnswerStream<S> {
         }
     }
 
-    /// Writes what is ready to `out`; `Pending` when nothing is.
+    /// Writes the pieces that are ready to `out`; `Pending` when none is.
     fn poll_events(&mut self, context: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
         let mut ready = true;
-        // Round after round, so that choices interleave as their tokens come.
+        // One piece of each choice in a round, so that choices interleave.
         while ready && !self.ended && out.len() < FRAME_BYTES {
             let first = std::mem::take(&mut self.next);
-            // Those before it have not been asked in this round.
+            // The choices before `first` have not been polled in this round.
             ready = first > 0;
             for position in first..self.choices.len() {
-                // An echo may be long, and there may be many.
+                // Echoes may be long, and there may be many choices.
                 if out.len() >= FRAME_BYTES {
                     self.next = position;
                     break;
@@ -165,7 +163,7 @@ impl<S: Events> AnswerStream<S> {
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
             AnswerKind::Completion => {
-                // Log-probabilities come with their text, as far as that is held back.
+                // Log-probabilities of text that is held back wait for their text.
                 let mut logprobs = std::mem::take(&mut choice.held);
                 piece.add_to_completion(texts, &mut logprobs);
                 if finish_reason.is_some() {
@@ -204,11 +202,10 @@ impl<S: Events> AnswerStream<S> {
         }
     }
 
-    /// The answer ends with an error instead of `[DONE]`; choices still running are aborted.
+    /// Ends the answer with an error instead of `[DONE]`, and aborts the choices that still run.
     fn fail(&mut self, out: &mut Vec<u8>, error: ApiError) {
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(error.body(Dialect::OpenAi).to_string().as_bytes());
-        out.extend_from_slice(b"\n\n");
+        // Cannot fail: a JSON value is written to memory.
+        let _ = sse::json_event(out, &error.body(Dialect::OpenAi));
         self.choices.clear();
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {

@@ -119,7 +119,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 #[tokio::test]
-async fn a_chat_has_its_role_first_its_finish_last_and_then_done() {
+async fn a_chat_begins_with_its_role_and_ends_with_finish_reason_and_done() {
     let (sender, choice) = choice(0);
     for text in ["", "Par", "is"] {
         send(&sender, token(0, text));
@@ -181,7 +181,7 @@ async fn choices_interleave_as_their_tokens_come() {
 }
 
 #[tokio::test]
-async fn usage_comes_last_or_with_every_chunk() {
+async fn usage_is_in_the_last_chunk_or_in_every_chunk() {
     let script = || {
         let (sender, choice) = choice(0);
         send(&sender, token(0, "a"));
@@ -217,7 +217,7 @@ async fn usage_comes_last_or_with_every_chunk() {
 }
 
 #[tokio::test]
-async fn a_failure_is_an_event_and_the_end() {
+async fn a_failure_ends_the_stream_with_an_error_event() {
     let (sender, one) = choice(0);
     let (other, two) = choice(1);
     send(&sender, token(0, "a"));
@@ -238,7 +238,7 @@ async fn a_failure_is_an_event_and_the_end() {
 }
 
 #[tokio::test]
-async fn every_token_comes_with_its_logprob_even_without_text() {
+async fn tokens_without_text_still_report_their_logprob() {
     let (sender, choice) = choice(0);
     send(&sender, token(0, ""));
     send(&sender, last(1, "ab", FinishReason::Length));
@@ -310,7 +310,7 @@ fn with_logprobs() -> StreamContent {
 }
 
 #[tokio::test]
-async fn log_probabilities_come_with_text_that_was_held_back() {
+async fn logprobs_wait_for_text_that_is_held_back() {
     let (sender, choice) = choice(0);
     send(&sender, token_at(0, false, token(0, "a")));
     send(&sender, token_at(1, true, token(1, "")));
@@ -329,7 +329,7 @@ async fn log_probabilities_come_with_text_that_was_held_back() {
 }
 
 #[tokio::test]
-async fn tokens_of_a_stop_string_stand_at_the_end_of_the_text() {
+async fn tokens_of_a_stop_string_have_the_offset_of_the_texts_end() {
     let (sender, choice) = choice(0);
     send(&sender, token_at(0, true, token(0, "")));
     send(&sender, token_at(1, true, token(1, "")));
@@ -344,7 +344,7 @@ async fn tokens_of_a_stop_string_stand_at_the_end_of_the_text() {
 }
 
 #[tokio::test]
-async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
+async fn echo_only_shows_nothing_generated() {
     let (sender, events) = unbounded();
     let echo = Echo {
         text: "ab".into(),
@@ -365,7 +365,7 @@ async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
 }
 
 #[tokio::test]
-async fn a_stream_waits_when_nothing_is_ready() {
+async fn a_stream_is_pending_while_no_token_is_ready() {
     let (sender, choice) = choice(0);
     let (mut stream, end) = answer(AnswerKind::Chat, vec![choice], StreamContent::default());
     let waited = tokio::time::timeout(Duration::from_millis(10), stream.next()).await;
@@ -378,7 +378,7 @@ async fn a_stream_waits_when_nothing_is_ready() {
 }
 
 #[tokio::test]
-async fn many_long_echoes_do_not_wait_in_one_frame() {
+async fn long_echoes_are_spread_over_frames() {
     let echo = Arc::new(Echo {
         text: "x".repeat(FRAME_BYTES),
         ids: vec![0],

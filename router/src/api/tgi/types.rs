@@ -1,4 +1,4 @@
-//! Requests and answers of this API.
+//! Bodies of this API's requests and answers.
 
 use gridwork_engine::FinishReason;
 use serde::{Deserialize, Serialize};
@@ -8,14 +8,14 @@ use crate::error::{ApiError, ErrorKind};
 use crate::generation::parameters::Parameters;
 use crate::generation::table::parameter_table;
 use crate::http::extract::{Body, object};
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct GenerateRequest {
     /// The text to continue.
     #[schema(example = "My name is Olivier and I")]
     pub inputs: String,
-    /// How to continue it.
+    /// Parameters of the generation.
     #[serde(default, deserialize_with = "object")]
     pub parameters: Option<GenerateParameters>,
 }
@@ -25,7 +25,7 @@ pub struct CompatGenerateRequest {
     /// The text to continue.
     #[schema(example = "My name is Olivier and I")]
     pub inputs: String,
-    /// How to continue it.
+    /// Parameters of the generation.
     #[serde(default, deserialize_with = "object")]
     pub parameters: Option<GenerateParameters>,
     /// Answer with server-sent events, as `/generate_stream` does.
@@ -35,11 +35,11 @@ pub struct CompatGenerateRequest {
 }
 
 impl Body for GenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 impl Body for CompatGenerateRequest {
-    const UNREAD: &'static [Unread] = MISPLACED;
+    const UNSUPPORTED: &'static [UnsupportedField] = MISPLACED;
 }
 
 macro_rules! tgi_parameters {
@@ -65,10 +65,10 @@ macro_rules! tgi_parameters {
             $($($(#[$field_attribute])* pub $field: Option<$field_type>,)?)*
         }
 
-        /// The parameters, where they would not be read.
-        const MISPLACED: &[Unread] = &[
-            $(Unread::misplaced(stringify!($own), "parameters"),)*
-            $($(Unread::misplaced(stringify!($field), "parameters"),)?)*
+        /// Parameters at the top level of a body, where they are not read.
+        const MISPLACED: &[UnsupportedField] = &[
+            $(UnsupportedField::misplaced(stringify!($own), "parameters"),)*
+            $($(UnsupportedField::misplaced(stringify!($field), "parameters"),)?)*
         ];
 
         impl $parameters {
@@ -84,14 +84,14 @@ macro_rules! tgi_parameters {
 }
 
 parameter_table! { tgi_parameters =>
-    /// Everything is optional, and may be `null`; fields that nobody knows are ignored.
+    /// Every field is optional and may be `null`. Unknown fields are ignored.
     #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
     #[serde(default)]
     pub struct GenerateParameters {
-        /// Generate so many sequences with different seeds, and answer with the one of highest mean log-probability.
+        /// Generate this many sequences with different seeds, and answer with the one of highest mean log-probability.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
-        /// Begin `generated_text` with `inputs`. Left out: no, but on `/` yes.
+        /// Begin `generated_text` with `inputs`. Left out: only on `/`.
         pub return_full_text: Option<bool>,
         /// Not supported; must be false.
         #[schema(default = false)]
@@ -111,7 +111,7 @@ parameter_table! { tgi_parameters =>
 }
 
 impl GenerateParameters {
-    /// The parameters that all APIs share. `logprobs`: whether the answer will show those of the generated tokens.
+    /// Parameters in the form that all APIs share. `logprobs`: report the log-probabilities of generated tokens.
     pub fn translate(self, logprobs: bool, served: &str) -> Result<Parameters, ApiError> {
         if self.watermark == Some(true) {
             return Err(ApiError::validation(
@@ -137,7 +137,7 @@ impl GenerateParameters {
         let prompt_logprobs = self.decoder_input_details.unwrap_or(false);
         let parameters = self.into_table()?;
         let do_sample = parameters.do_sample.unwrap_or(false) || parameters.asks_for_sampling();
-        // As text-generation-inference, which takes nothing of how to sample from the model's files.
+        // As in text-generation-inference, the model's generation config does not matter for sampling.
         Ok(Parameters {
             do_sample: Some(do_sample),
             include_stop: Some(true),
@@ -147,7 +147,7 @@ impl GenerateParameters {
         })
     }
 
-    /// Number of sequences to generate; checked before everything else.
+    /// Number of sequences to generate. Checked before all other parameters.
     pub fn best_of(&self, max_best_of: usize) -> Result<usize, ApiError> {
         let best_of = self.best_of.unwrap_or(1) as usize;
         if best_of == 0 || best_of > max_best_of {
@@ -160,7 +160,7 @@ impl GenerateParameters {
     }
 }
 
-/// Refuses several sequences that would be the same.
+/// Refuses several sequences that would all be the same.
 pub fn check_best_of(best_of: usize, parameters: &Parameters) -> Result<(), ApiError> {
     if best_of > 1 && parameters.do_sample != Some(true) {
         return Err(ApiError::validation(
@@ -180,7 +180,7 @@ pub fn check_best_of(best_of: usize, parameters: &Parameters) -> Result<(), ApiE
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TgiFinishReason {
-    /// `max_new_tokens` reached.
+    /// `max_new_tokens` was reached.
     Length,
     /// The model ended the text.
     EosToken,
@@ -203,7 +203,7 @@ impl From<&FinishReason> for TgiFinishReason {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Token {
     pub id: u32,
-    /// Text that the token adds; for a special token its own name.
+    /// Text that the token adds; the name of a special token.
     pub text: String,
     pub logprob: f32,
     /// Whether it is one of the tokenizer's special tokens.
@@ -214,7 +214,7 @@ pub struct Token {
 pub struct PrefillToken {
     pub id: u32,
     pub text: String,
-    /// `null` for the first token.
+    /// Natural logarithm of the probability; `null` for the first token.
     pub logprob: Option<f32>,
 }
 
@@ -234,11 +234,11 @@ pub struct BestOfSequence {
 pub struct Details {
     pub finish_reason: TgiFinishReason,
     pub generated_tokens: u32,
-    /// Tokens of the prompt that were in the cache already.
+    /// Number of prompt tokens that were in the cache already.
     pub cached_tokens: u32,
-    /// `null` when nothing was random.
+    /// Seed of the random numbers; `null` when the generation was greedy.
     pub seed: Option<u64>,
-    /// Empty unless `decoder_input_details` was asked for.
+    /// The prompt's tokens. Empty unless `decoder_input_details` is set.
     pub prefill: Vec<PrefillToken>,
     pub tokens: Vec<Token>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,23 +260,23 @@ pub struct StreamDetails {
     pub finish_reason: TgiFinishReason,
     pub generated_tokens: u32,
     pub seed: Option<u64>,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub input_length: usize,
-    /// Those of them that were in the cache already.
+    /// Number of prompt tokens that were in the cache already.
     pub cached_tokens: u32,
 }
 
 /// One event of a stream.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct StreamResponse {
-    /// From 1 on.
+    /// Position of the token in the generated text, from 1.
     pub index: u32,
     pub token: Token,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub top_tokens: Vec<Token>,
-    /// The whole text, in the last event.
+    /// The whole text; in the last event only.
     pub generated_text: Option<String>,
-    /// In the last event, when `details` was asked for.
+    /// Set in the last event when `details` is set.
     pub details: Option<StreamDetails>,
 }
 
@@ -284,24 +284,17 @@ pub struct StreamResponse {
 pub struct SimpleToken {
     pub id: u32,
     pub text: String,
-    /// Byte offset in the text.
+    /// Offset of the token's begin in the text, in bytes.
     pub start: usize,
     pub stop: usize,
 }
 
-/// What the model sees of a conversation.
+/// Prompt of a conversation, and its tokens.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ChatTokenizeResponse {
     pub tokenize_response: Vec<SimpleToken>,
-    /// The prompt that the chat template makes of the conversation.
+    /// The prompt that the chat template renders.
     pub templated_text: String,
-}
-
-/// Body of an error.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct ErrorResponse {
-    pub error: String,
-    pub error_type: String,
 }
 
 #[cfg(test)]
@@ -309,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_parameter_is_refused_where_it_would_not_be_read() {
+    fn parameters_at_the_top_level_are_refused() {
         let parameters = format!("{:?}", GenerateParameters::default());
         let fields: Vec<_> = parameters
             .split(['{', ','])

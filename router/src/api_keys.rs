@@ -1,20 +1,16 @@
-//! Keys of the API: who may ask, and whose cached prompts are whose.
+//! API keys that are accepted, the keys that a request sends, and the tenant whose request a task handles.
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::http::{HeaderMap, header};
 
-use crate::error::{ApiError, Dialect, ErrorKind};
-use crate::http::credentials;
-use crate::state::AppState;
+/// Headers that hold nothing but the key: Anthropic's clients send the first, Azure's the second.
+const KEY_HEADERS: [&str; 2] = ["x-api-key", "api-key"];
 
 tokio::task_local! {
-    /// Of the request that the current task handles.
+    /// Tenant whose request the current task handles.
     static TENANT: u32;
 }
 
-/// Keys that are accepted. Each is a tenant.
+/// Accepted API keys. Each is a tenant.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct ApiKeys(Vec<String>);
 
@@ -56,10 +52,10 @@ impl ApiKeys {
         self.0.len()
     }
 
-    /// Which key `headers` give: its place in the list. Takes as long for a nearly right key as for a wrong one.
-    fn find(&self, headers: &HeaderMap) -> Option<u32> {
+    /// Index of the accepted key that `headers` send. Takes as long for a nearly right key as for a wrong one.
+    pub fn find(&self, headers: &HeaderMap) -> Option<u32> {
         let mut found = None;
-        for given in credentials::keys(headers) {
+        for given in sent_keys(headers) {
             for (index, key) in (0..).zip(&self.0) {
                 if equal_in_constant_time(given, key.as_bytes()) {
                     found = Some(index);
@@ -79,33 +75,36 @@ fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && std::hint::black_box(difference) == 0
 }
 
-/// Everything that is POSTed needs a key, when there are keys.
-pub async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let keys = &state.config().api_keys;
-    if keys.is_empty() || request.method() != Method::POST {
-        return next.run(request).await;
-    }
-    match keys.find(request.headers()) {
-        Some(tenant) => TENANT.scope(tenant, next.run(request)).await,
-        None => {
-            let message = format!(
-                "the API key is missing or wrong; {}",
-                credentials::HOW_TO_SEND
-            );
-            ApiError::new(ErrorKind::Unauthorized, message)
-                .into_response(Dialect::of(request.uri().path()))
-        }
-    }
+/// Runs `handling` as the handling of a request of `tenant`.
+pub async fn as_tenant<T>(tenant: u32, handling: impl Future<Output = T>) -> T {
+    TENANT.scope(tenant, handling).await
 }
 
-/// Whose request the current task handles, by the key that was sent with it; `None` without keys.
+/// Tenant whose request the current task handles, by its API key; `None` without keys.
 pub fn current_tenant() -> Option<u32> {
     TENANT.try_with(|tenant| *tenant).ok()
 }
 
+/// Every key that a request sends. Any of them may be the right one: clients without a key send a made-up one.
+fn sent_keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let bearers = headers.get_all(header::AUTHORIZATION).into_iter();
+    let bearers = bearers.filter_map(|value| bearer_token(value.as_bytes()));
+    let others = KEY_HEADERS
+        .into_iter()
+        .flat_map(|name| headers.get_all(name))
+        .map(|value| value.as_bytes());
+    bearers.chain(others)
+}
+
+/// Token after the scheme `Bearer`, which may be written in any case (RFC 9110, section 11.1).
+fn bearer_token(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)
+}
+
 #[cfg(test)]
 mod tests {
-    use axum::http::{HeaderValue, header};
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
 
@@ -146,5 +145,41 @@ mod tests {
             let message = ApiKeys::parse(text).expect_err(text);
             assert!(message.contains("visible ASCII"), "{message}");
         }
+    }
+
+    fn found(headers: &[(&'static str, &'static str)]) -> Vec<String> {
+        let map: HeaderMap = headers
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect();
+        sent_keys(&map)
+            .map(|key| String::from_utf8_lossy(key).into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn only_the_scheme_may_be_written_in_any_case() {
+        for header in ["Bearer Key", "bearer Key", "BEARER Key"] {
+            assert_eq!(found(&[("authorization", header)]), ["Key"]);
+        }
+        for header in ["Basic Key", "Bearer", "Key", ""] {
+            assert_eq!(found(&[("authorization", header)]), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn every_header_with_a_key_counts() {
+        for name in ["x-api-key", "api-key"] {
+            assert_eq!(found(&[(name, "Key")]), ["Key"]);
+        }
+        assert_eq!(
+            found(&[("x-api-key", "a"), ("authorization", "Bearer b")]),
+            ["b", "a"]
+        );
     }
 }

@@ -6,13 +6,13 @@ use crate::error::ApiError;
 
 /// What is done to each vector.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Shape {
+pub struct VectorShape {
     /// Keep so many of the first numbers.
     dimensions: usize,
     normalize: bool,
 }
 
-impl Shape {
+impl VectorShape {
     /// `normalize` left out: as the model's files say.
     pub fn new(
         dimensions: Option<u32>,
@@ -27,7 +27,7 @@ impl Shape {
                 format!("`dimensions` must be 1 to {size}. Given: {dimensions}"),
             ));
         }
-        Ok(Shape {
+        Ok(VectorShape {
             dimensions: dimensions as usize,
             normalize: normalize.unwrap_or(info.normalizes),
         })
@@ -79,22 +79,22 @@ mod tests {
 
     #[test]
     fn a_vector_is_cut_before_it_is_normalized() {
-        let shape = Shape::new(Some(2), None, &info()).expect("a shape");
+        let shape = VectorShape::new(Some(2), None, &info()).expect("a shape");
         assert_eq!(shape.apply(vec![3.0, 4.0, 12.0]), [0.6, 0.8]);
-        let plain = Shape::new(None, Some(false), &info()).expect("a shape");
+        let plain = VectorShape::new(None, Some(false), &info()).expect("a shape");
         assert_eq!(plain.apply(vec![3.0, 4.0, 12.0]), [3.0, 4.0, 12.0]);
     }
 
     #[test]
-    fn a_vector_of_no_length_stays_as_it_is() {
-        let shape = Shape::new(None, None, &info()).expect("a shape");
+    fn a_zero_vector_stays_as_it_is() {
+        let shape = VectorShape::new(None, None, &info()).expect("a shape");
         assert_eq!(shape.apply(vec![0.0; 3]), [0.0; 3]);
     }
 
     #[test]
-    fn more_dimensions_than_there_are_are_refused() {
+    fn zero_or_too_many_dimensions_are_refused() {
         for dimensions in [0, 4] {
-            let error = Shape::new(Some(dimensions), None, &info()).expect_err("a refusal");
+            let error = VectorShape::new(Some(dimensions), None, &info()).expect_err("a refusal");
             assert!(error.message.contains("1 to 3"), "{error}");
         }
     }

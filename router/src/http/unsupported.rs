@@ -8,7 +8,7 @@ use crate::error::ApiError;
 
 /// A field of a body that is not read, and what to tell who sends it.
 #[derive(Debug, Clone, Copy)]
-pub struct Unread {
+pub struct UnsupportedField {
     pub name: &'static str,
     pub remedy: Remedy,
 }
@@ -24,10 +24,10 @@ pub enum Remedy {
     Rename(&'static str),
 }
 
-impl Unread {
+impl UnsupportedField {
     /// A field that another server reads and this one cannot.
     pub const fn unsupported(name: &'static str) -> Self {
-        Unread {
+        UnsupportedField {
             name,
             remedy: Remedy::LeaveOut,
         }
@@ -35,7 +35,7 @@ impl Unread {
 
     /// A field that has another name here.
     pub const fn renamed(name: &'static str, here: &'static str) -> Self {
-        Unread {
+        UnsupportedField {
             name,
             remedy: Remedy::Rename(here),
         }
@@ -43,7 +43,7 @@ impl Unread {
 
     /// A field that stands in `object` here.
     pub const fn misplaced(name: &'static str, object: &'static str) -> Self {
-        Unread {
+        UnsupportedField {
             name,
             remedy: Remedy::MoveInto(object),
         }
@@ -62,7 +62,7 @@ impl Unread {
 
 /// Refuses `body`, a JSON object that has been parsed before, when it has one of `fields` with a value that asks for
 /// something.
-pub fn check(body: &[u8], fields: &[Unread]) -> Result<(), ApiError> {
+pub fn check(body: &[u8], fields: &[UnsupportedField]) -> Result<(), ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     match deserializer.deserialize_map(Finder(fields)) {
         Ok(Some(field)) => Err(field.error()),
@@ -70,10 +70,10 @@ pub fn check(body: &[u8], fields: &[Unread]) -> Result<(), ApiError> {
     }
 }
 
-struct Finder<'a>(&'a [Unread]);
+struct Finder<'a>(&'a [UnsupportedField]);
 
 impl<'de, 'a> Visitor<'de> for Finder<'a> {
-    type Value = Option<&'a Unread>;
+    type Value = Option<&'a UnsupportedField>;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("an object")
@@ -110,10 +110,10 @@ fn asks_for_something(value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    const FIELDS: &[Unread] = &[
-        Unread::unsupported("guided_json"),
-        Unread::renamed("max_new_tokens", "max_tokens"),
-        Unread::misplaced("top_p", "parameters"),
+    const FIELDS: &[UnsupportedField] = &[
+        UnsupportedField::unsupported("guided_json"),
+        UnsupportedField::renamed("max_new_tokens", "max_tokens"),
+        UnsupportedField::misplaced("top_p", "parameters"),
     ];
 
     fn refused(body: &str) -> Option<String> {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_asks_for_something_is_refused_with_its_remedy() {
+    fn an_unsupported_field_is_refused_with_advice() {
         for (body, words) in [
             (r#"{"a": [1], "guided_json": {}}"#, "leave it out"),
             (r#"{"max_new_tokens": 5, "b": 1}"#, "called `max_tokens`"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn neutral_values_and_inner_fields_are_not() {
+    fn neutral_values_and_inner_fields_are_accepted() {
         for body in [
             "{}",
             r#"{"guided_json": null}"#,
