@@ -135,7 +135,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
             .unwrap_or(u32::MAX)
             .min(limits.max_total_tokens - 1),
         max_total_tokens: limits.max_total_tokens,
-        max_batch_prefill_tokens: limits.max_batch_tokens,
+        max_batch_prefill_tokens: limits.max_batch_prefill_tokens,
         max_batch_total_tokens: limits.capacity_tokens,
         max_batch_size: limits.max_sequences,
         max_client_batch_size: config.max_client_batch_size,

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use gridwork_engine::{
-    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, Reserved, StopConditions,
+    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, ReservedPermit,
+    StopConditions,
 };
 use tracing::Span;
 
@@ -58,7 +59,7 @@ impl Valid {
             .map(|i| {
                 let mut copy = self.clone();
                 if i == 0 {
-                    copy.request.place = std::mem::take(&mut self.request.place);
+                    copy.request.permit = std::mem::take(&mut self.request.permit);
                 } else if copy.seed.is_some() {
                     // With a seed of the client's own, the further ones follow from it.
                     let seed = self.request.sampling.seed.wrapping_add(i as u64);
@@ -250,7 +251,7 @@ fn fit(
         },
         skip_special_tokens: parameters.skip_special_tokens,
         queue_timeout: None,
-        place: Reserved::default(),
+        permit: ReservedPermit::default(),
         span,
     };
     Ok(Valid {
