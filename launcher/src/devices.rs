@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use crate::cli::{Device, ProcessArgs};
+use gridwork_settings::{Device, Processes};
+
 use crate::error::LauncherError;
 
 /// The machine's NVIDIA GPUs.
@@ -90,7 +91,7 @@ pub struct Placement {
 
 impl Placement {
     /// `cores`: processors that this process may use.
-    pub fn choose(args: &ProcessArgs, gpus: &Gpus, cores: u32) -> Result<Self, LauncherError> {
+    pub fn choose(args: &Processes, gpus: &Gpus, cores: u32) -> Result<Self, LauncherError> {
         let device = args.device.unwrap_or(if gpus.visible > 0 {
             Device::Cuda
         } else {
@@ -140,10 +141,9 @@ impl Placement {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use gridwork_settings::try_parse;
 
     use super::*;
-    use crate::cli::Cli;
 
     fn gpus(visible: u32) -> Gpus {
         Gpus {
@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn choose(args: &[&str], visible: u32) -> Result<Placement, LauncherError> {
-        let cli = Cli::parse_from([&["gridwork", "--model-id", "m"], args].concat());
+        let cli = try_parse([&["gridwork", "--model-id", "m"], args].concat()).unwrap();
         Placement::choose(&cli.processes, &gpus(visible), 8)
     }
 

@@ -2,12 +2,13 @@
 
 use std::process::Command;
 
-use crate::cli::ProcessArgs;
+use gridwork_settings::Processes;
+
 use crate::devices::Gpus;
 use crate::programs::Wanted;
 
 /// Versions, platform, programs and GPU, a line each.
-pub fn describe(processes: &ProcessArgs, gpus: &Gpus) -> String {
+pub fn describe(processes: &Processes, gpus: &Gpus) -> String {
     let (server, router) = (Wanted::server(processes), Wanted::router(processes));
     let found = |wanted: Wanted<'_>| match wanted.find() {
         Ok(program) => program.join(" "),

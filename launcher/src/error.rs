@@ -19,6 +19,12 @@ pub enum LauncherError {
         tried: Vec<String>,
     },
 
+    #[error("{0}")]
+    Setting(String),
+
+    #[error("{0:?} is not UTF-8, and settings are passed on as JSON; rename the file or folder")]
+    NotUtf8(PathBuf),
+
     #[error(
         "port {port} of {hostname} is already in use. Stop what listens there, or choose another port with --port"
     )]

@@ -14,10 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
+use gridwork_settings::LogLevel;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-
-use crate::cli::LogLevel;
 
 pub use escape::visible;
 pub use line::{Line, Record};

@@ -1,11 +1,10 @@
 //! `gridwork`: the program that people start. It fetches or checks the model, starts the router and the shards, watches
 //! them, and ends them in order.
 
-mod cli;
+mod commands;
 mod devices;
 mod environment;
 mod error;
-mod files;
 mod logs;
 mod model;
 mod native_types;
@@ -15,7 +14,6 @@ mod process;
 mod programs;
 mod readiness;
 mod safetensors_check;
-mod settings;
 mod shard_environment;
 mod shutdown;
 mod sockets;
@@ -25,14 +23,14 @@ use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cli::Cli;
+use commands::LaunchPlan;
 use devices::{Gpus, Placement};
 use error::LauncherError;
+use gridwork_settings::{Cli, open_files};
 use logs::{Format, Log};
 use model::{Fitness, Source, Trust};
 use native_types::NativeTypes;
 use programs::Wanted;
-use settings::Settings;
 use shutdown::Signals;
 use sockets::Sockets;
 
@@ -41,8 +39,8 @@ const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    let cli = cli::parse_command_line();
-    if cli.output.env {
+    let cli = gridwork_settings::parse_command_line();
+    if cli.report.env {
         let text = environment::describe(&cli.processes, &Gpus::detect());
         // A reader that went away does not care.
         let _ = writeln!(stdout(), "{text}");
@@ -74,7 +72,7 @@ fn say(text: String) {
 /// Everything happens on this thread: children are bound to the thread that started them (see [`process`]).
 fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
     let io = |what| move |source| LauncherError::Io { what, source };
-    let format = Format::for_stdout(cli.output.json_output);
+    let format = Format::for_stdout(cli.report.json_output);
     let log = Log::start(cli.output.log_level, format, stdout())
         .map_err(io("cannot start a thread for the log"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -101,9 +99,16 @@ async fn launch(
     for warning in cli.legacy.warnings() {
         log.warn(warning);
     }
-    if let Err(error) = files::raise_limit() {
+    let file_limit = open_files::raise_limit().unwrap_or_else(|error| {
         log.warn(format!("the limit of open files cannot be raised: {error}"));
-    }
+        open_files::limit()
+    });
+    open_files::max_connections(
+        cli.http.max_connections,
+        cli.limits.max_concurrent_requests,
+        file_limit,
+    )
+    .map_err(LauncherError::Setting)?;
     let model_id = cli.model.model_id.clone().unwrap_or_default();
     let source = model::locate(&model_id)?;
     let server = Wanted::server(&cli.processes).find();
@@ -130,7 +135,7 @@ async fn launch(
     let compute_type = std::env::var("COMPUTE_TYPE")
         .ok()
         .filter(|text| !text.is_empty());
-    let settings = Settings {
+    let plan = LaunchPlan {
         model_id,
         model_path: model.path,
         tokenizer: model.tokenizer,
@@ -143,13 +148,14 @@ async fn launch(
     log.info(format!(
         "Gridwork {} starts {} with {} on {}",
         env!("CARGO_PKG_VERSION"),
-        settings.model_id,
+        plan.model_id,
         match placement.num_shard {
             1 => "one shard".to_owned(),
             n => format!("{n} shards"),
         },
-        settings.compute_type
+        plan.compute_type
     ));
-    log.debug(format!("{:?}", settings.cli));
-    supervisor::run(&settings, &sockets, log, signals, began).await
+    log.debug(format!("{:?}", plan.cli));
+    plan.check(&sockets)?;
+    supervisor::run(&plan, &sockets, log, signals, began).await
 }

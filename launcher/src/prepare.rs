@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use gridwork_settings::Cli;
 use serde::Deserialize;
 
-use crate::cli::Cli;
+use crate::commands::{PreparedTokenizer, prepare_command};
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::model::verdict::{self, Known};
 use crate::model::{Fitness, ModelError, Source, Trust, check_folder};
 use crate::process::{Child, Exit};
-use crate::settings::{PreparedTokenizer, Settings};
 use crate::shutdown::Signals;
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ pub async fn folder_of(
         Source::Hub(name) => name,
     };
     log.info(format!("preparing {name}"));
-    let spec = Settings::prepare_command(cli, server, &name);
+    let spec = prepare_command(cli, server, &name);
     let child = Child::start(&spec, log)?;
     let exit = tokio::select! {
         exit = child.wait() => exit,

@@ -5,12 +5,14 @@
 //! child: children are started from the main thread, which the runtime of the launcher lives on.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use std::os::unix::process::ExitStatusExt;
-
+use gridwork_settings::Secret;
 use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,6 +32,8 @@ pub struct CommandSpec {
     /// The program and its first arguments.
     pub program: Vec<String>,
     pub args: Vec<OsString>,
+    /// JSON that the child reads from the file behind `--settings`.
+    pub settings: Option<Secret>,
     /// Variables added to the launcher's own.
     pub env: Vec<(String, String)>,
     /// Variables taken away.
@@ -94,15 +98,15 @@ impl Child {
 
     /// The same, with something to read at stdin.
     pub fn start_with(spec: &CommandSpec, log: &Log, stdin: Stdio) -> Result<Self, LauncherError> {
-        let mut child =
-            command(spec)
-                .stdin(stdin)
-                .spawn()
-                .map_err(|source| LauncherError::Spawn {
-                    tag: spec.tag.clone(),
-                    program: spec.program.join(" "),
-                    source,
-                })?;
+        let cannot = |source| LauncherError::Spawn {
+            tag: spec.tag.clone(),
+            program: spec.program.join(" "),
+            source,
+        };
+        let settings = spec.settings.as_ref().map(|json| file_in_memory(&json.0));
+        let settings = settings.transpose().map_err(cannot)?;
+        let mut command = command(spec, settings.as_ref());
+        let mut child = command.stdin(stdin).spawn().map_err(cannot)?;
         let tag = spec.tag.clone();
         let pid = child.id().map_or(0, |pid| pid as i32);
         let (stdout, stderr) = (Output::default(), Output::default());
@@ -200,7 +204,23 @@ fn signal_group(leader: i32, signal: i32) {
     }
 }
 
-fn command(spec: &CommandSpec) -> Command {
+/// A file with `text` that has no name and exists only in memory: settings can hold keys, which must appear neither in
+/// the list of processes, nor in an environment that a child passes on, nor on a disk.
+fn file_in_memory(text: &str) -> io::Result<File> {
+    // SAFETY: the name is a C string.
+    let descriptor =
+        unsafe { libc::memfd_create(c"gridwork-settings".as_ptr(), libc::MFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    file.write_all(text.as_bytes())?;
+    Ok(file)
+}
+
+/// `settings` is the file that the child inherits; it must stay open until the child has been started.
+fn command(spec: &CommandSpec, settings: Option<&File>) -> Command {
     let (program, first_args) = match spec.program.split_first() {
         Some((program, rest)) => (program.as_str(), rest),
         None => ("", &[][..]),
@@ -214,6 +234,12 @@ fn command(spec: &CommandSpec) -> Command {
     command
         .args(first_args)
         .args(&spec.args)
+        .args(settings.into_iter().flat_map(|file| {
+            [
+                "--settings".to_owned(),
+                format!("/dev/fd/{}", file.as_raw_fd()),
+            ]
+        }))
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -222,12 +248,18 @@ fn command(spec: &CommandSpec) -> Command {
     for name in &spec.env_remove {
         command.env_remove(name);
     }
+    let settings = settings.map(File::as_raw_fd);
     // SAFETY: getpid always succeeds.
     let launcher = unsafe { libc::getpid() };
     // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if let Some(descriptor) = settings
+                && libc::fcntl(descriptor, libc::F_SETFD, 0) != 0
+            {
                 return Err(io::Error::last_os_error());
             }
             // The launcher may have died between fork and prctl: nobody would send the signal any more.

@@ -3,7 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::cli::ProcessArgs;
+use gridwork_settings::Processes;
+
 use crate::error::LauncherError;
 
 /// A program that is looked for.
@@ -20,7 +21,7 @@ pub struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     /// The program of the shards, which also prepares models.
-    pub fn server(processes: &'a ProcessArgs) -> Self {
+    pub fn server(processes: &'a Processes) -> Self {
         Self {
             name: "gridwork-server",
             flag: "--server-command",
@@ -30,7 +31,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// The program of the router.
-    pub fn router(processes: &'a ProcessArgs) -> Self {
+    pub fn router(processes: &'a Processes) -> Self {
         Self {
             name: "gridwork-router",
             flag: "--router-command",

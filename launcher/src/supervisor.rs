@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::commands::LaunchPlan;
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::Exit;
 use crate::readiness::{Board, RouterProbe};
-use crate::settings::Settings;
 use crate::shutdown::{Request, Signals};
 use crate::sockets::Sockets;
 
@@ -62,15 +62,15 @@ pub enum Fault {
 ///
 /// Must be called on the main thread (see [`crate::process`]). `began`: when the command was given.
 pub async fn run(
-    settings: &Settings,
+    plan: &LaunchPlan,
     sockets: &Sockets,
     log: &Log,
     signals: &mut Signals,
     began: Instant,
 ) -> Result<(), LauncherError> {
     let board = Board::new(log.clone());
-    let startup_timeout = Duration::from_secs(settings.cli.processes.startup_timeout);
-    let http = &settings.cli.http;
+    let startup_timeout = Duration::from_secs(plan.cli.timeouts.startup_timeout);
+    let http = &plan.cli.http;
     let probe = RouterProbe::new(&http.hostname, http.port);
     let url = probe.url();
     let served = Served::new(probe.clone());
@@ -78,15 +78,15 @@ pub async fn run(
         log: log.clone(),
         served: served.clone(),
         stop,
-        max_restarts: settings.cli.processes.max_restarts,
+        max_restarts: plan.cli.processes.max_restarts,
     };
     let (stop_router, router_stop) = watch::channel(Stop::No);
     let (stop_shards, shards_stop) = watch::channel(Stop::No);
     let (router_ready, mut router_is_ready) = watch::channel(false);
     let (shards_ready, mut shards_are_ready) = watch::channel(false);
     let notes = Notes::default();
-    let router = Router::new(settings, sockets, log, &board, probe, notes.clone());
-    let shards = ShardGroup::new(settings, sockets, log, &board, notes.clone());
+    let router = Router::new(plan, sockets, log, &board, probe, notes.clone());
+    let shards = ShardGroup::new(plan, sockets, log, &board, notes.clone());
     let router_life = keeper(router_stop).keep(router, router_ready);
     let shards_life = keeper(shards_stop).keep(shards, shards_ready);
     tokio::pin!(router_life, shards_life);
@@ -127,7 +127,7 @@ pub async fn run(
                 waiting = false;
                 served.note();
                 let seconds = began.elapsed().as_secs_f64();
-                log.info(format!("{} is ready at {url} after {seconds:.1} s", settings.model_id));
+                log.info(format!("{} is ready at {url} after {seconds:.1} s", plan.model_id));
             }
             () = &mut deadline, if waiting && !stopping && !served.noted() => {
                 break LauncherError::StartupTimeout {
@@ -145,7 +145,7 @@ pub async fn run(
                         log.info(format!("{request}: ending"));
                         stop_shards.send_replace(Stop::Gracefully);
                     } else {
-                        let seconds = settings.cli.http.graceful_termination_timeout;
+                        let seconds = plan.cli.http.graceful_termination_timeout;
                         log.info(format!("{request}: ending, running requests are given {seconds} s"));
                     }
                     stop_router.send_replace(Stop::Gracefully);

@@ -1,11 +1,10 @@
 //! One line of a child: read as a log record where it is one, shown in the same form as all others.
 
-use clap::ValueEnum;
+use gridwork_settings::LogLevel;
 use serde_json::{Value, json};
 
 use super::escape::{visible, visible_json};
 use super::{Fields, Format, time};
-use crate::cli::LogLevel;
 
 /// A log line in parts.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +44,7 @@ fn parse_record(text: &str) -> Option<(Record, bool)> {
     let Value::Object(mut object) = serde_json::from_str(text).ok()? else {
         return None;
     };
-    let level = LogLevel::from_str(object.get("level")?.as_str()?, true).ok()?;
+    let level = LogLevel::from_name(object.get("level")?.as_str()?)?;
     let Value::String(message) = object.get("message")?.clone() else {
         return None;
     };

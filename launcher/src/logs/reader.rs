@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gridwork_settings::LogLevel;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Line, Log, Record};
-use crate::cli::LogLevel;
 
 /// A longer line is shown in pieces of this many bytes.
 const MAX_LINE_BYTES: usize = 1 << 20;

@@ -7,11 +7,11 @@ use tokio::sync::Mutex;
 use super::Fault;
 use super::router_link::{Notes, RouterLink};
 use super::unit::Unit;
+use crate::commands::LaunchPlan;
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::Child;
 use crate::readiness::{Answer, Board, RouterProbe};
-use crate::settings::Settings;
 use crate::sockets::Sockets;
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -21,7 +21,7 @@ const EXTRA_GRACE: Duration = Duration::from_secs(5);
 
 /// The one process that clients talk to.
 pub struct Router<'a> {
-    settings: &'a Settings,
+    plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
     board: &'a Board,
@@ -33,7 +33,7 @@ pub struct Router<'a> {
 
 impl<'a> Router<'a> {
     pub fn new(
-        settings: &'a Settings,
+        plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
         board: &'a Board,
@@ -41,7 +41,7 @@ impl<'a> Router<'a> {
         notes: Notes,
     ) -> Self {
         Self {
-            settings,
+            plan,
             sockets,
             log,
             board,
@@ -54,7 +54,7 @@ impl<'a> Router<'a> {
 
     /// Returns when the router has been silent for too long.
     async fn silence(&self) -> Fault {
-        let limit = Duration::from_secs(self.settings.cli.processes.router_hang_timeout);
+        let limit = Duration::from_secs(self.plan.cli.processes.router_hang_timeout);
         if let Some(link) = &self.link
             && let Ok(silent) = link.lock().await.until_silent(limit, &self.notes).await
         {
@@ -90,7 +90,7 @@ impl Unit for Router<'_> {
     }
 
     fn start(&mut self) -> Result<(), LauncherError> {
-        let spec = self.settings.router_command(self.sockets);
+        let spec = self.plan.router_command(self.sockets);
         let (link, stdin) = RouterLink::pair().map_err(|source| LauncherError::Io {
             what: "cannot make a socket for the router",
             source,
@@ -124,6 +124,6 @@ impl Unit for Router<'_> {
     }
 
     fn grace(&self) -> Duration {
-        Duration::from_secs(self.settings.cli.http.graceful_termination_timeout) + EXTRA_GRACE
+        Duration::from_secs(self.plan.cli.http.graceful_termination_timeout) + EXTRA_GRACE
     }
 }

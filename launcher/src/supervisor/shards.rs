@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use gridwork_settings::Device;
+
 use super::Fault;
 use super::router_link::{Hang, Notes};
 use super::unit::Unit;
-use crate::cli::Device;
+use crate::commands::LaunchPlan;
 use crate::error::LauncherError;
 use crate::logs::Log;
 use crate::process::Child;
 use crate::readiness::{Answer, Board, ShardProbe};
-use crate::settings::Settings;
 use crate::sockets::{Meeting, Sockets, free_port};
 
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
@@ -22,7 +23,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// All ranks of the model.
 pub struct ShardGroup<'a> {
-    settings: &'a Settings,
+    plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
     board: &'a Board,
@@ -33,14 +34,14 @@ pub struct ShardGroup<'a> {
 
 impl<'a> ShardGroup<'a> {
     pub fn new(
-        settings: &'a Settings,
+        plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
         board: &'a Board,
         notes: Notes,
     ) -> Self {
         Self {
-            settings,
+            plan,
             sockets,
             log,
             board,
@@ -52,14 +53,14 @@ impl<'a> ShardGroup<'a> {
 
     /// In a file, where all ranks use this machine's memory; for GPUs, whose library keeps asking, at a port.
     fn meeting(&self) -> Result<Meeting, LauncherError> {
-        let processes = &self.settings.cli.processes;
+        let processes = &self.plan.cli.processes;
         let is_here = matches!(
             processes.master_addr.as_str(),
             "127.0.0.1" | "localhost" | "::1"
         );
         match processes.master_port {
             Some(port) => Ok(Meeting::Port(port)),
-            None if is_here && self.settings.placement.device == Device::Cpu => {
+            None if is_here && self.plan.placement.device == Device::Cpu => {
                 let file = self.sockets.meeting_file();
                 file.map(Meeting::File).map_err(LauncherError::MeetingFile)
             }
@@ -71,7 +72,7 @@ impl<'a> ShardGroup<'a> {
 
     /// Asks all ranks, and looks for their sockets, until one is silent for too long or cannot be reached any more.
     async fn first_silent(&self) -> Fault {
-        let hang_timeout = Duration::from_secs(self.settings.cli.processes.shard_hang_timeout);
+        let hang_timeout = Duration::from_secs(self.plan.cli.processes.shard_hang_timeout);
         let mut silences = vec![Silence::default(); self.ranks.len()];
         self.notes.trouble.send_replace(None);
         loop {
@@ -137,7 +138,7 @@ impl<'a> ShardGroup<'a> {
 
     /// Remembers the sockets, so that they can be put back.
     fn keep_sockets(&self) {
-        for rank in 0..self.settings.placement.num_shard {
+        for rank in 0..self.plan.placement.num_shard {
             if let Err(error) = self.sockets.keep(rank) {
                 let path = self.sockets.path(rank);
                 let path = path.display();
@@ -182,7 +183,7 @@ impl Silence {
 
 impl Unit for ShardGroup<'_> {
     fn name(&self) -> &'static str {
-        if self.settings.placement.num_shard == 1 {
+        if self.plan.placement.num_shard == 1 {
             "the shard"
         } else {
             "all shards"
@@ -202,8 +203,8 @@ impl Unit for ShardGroup<'_> {
             })?;
         self.sockets.remove_stale();
         let meeting = self.meeting()?;
-        for rank in 0..self.settings.placement.num_shard {
-            let spec = self.settings.shard_command(rank, self.sockets, &meeting);
+        for rank in 0..self.plan.placement.num_shard {
+            let spec = self.plan.shard_command(rank, self.sockets, &meeting);
             let probe = ShardProbe::new(&self.sockets.path(rank)).map_err(|error| {
                 LauncherError::Spawn {
                     tag: spec.tag.clone(),
@@ -228,7 +229,7 @@ impl Unit for ShardGroup<'_> {
     }
 
     async fn ready(&self) -> Result<(), Fault> {
-        let seconds = self.settings.cli.processes.startup_timeout;
+        let seconds = self.plan.cli.timeouts.startup_timeout;
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             let mut all_ready = true;

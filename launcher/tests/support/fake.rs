@@ -18,6 +18,7 @@ use gridwork_proto::v1::{
     EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
     StepResult, WarmupRequest, WarmupResponse,
 };
+use gridwork_settings::RouterSettings;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Names the folder through which test and stand-ins talk.
@@ -66,6 +67,12 @@ impl Fake {
         self.args[at + 1].clone()
     }
 
+    /// The JSON that the launcher has passed, when it has passed any.
+    fn settings(&self) -> Option<String> {
+        let is_given = self.args.iter().any(|arg| arg == "--settings");
+        is_given.then(|| fs::read_to_string(self.value("--settings")).unwrap())
+    }
+
     /// What the test wrote for this role, empty when nothing.
     fn orders(&self) -> String {
         let path = self.folder.join(format!("{}.orders", self.role));
@@ -92,6 +99,10 @@ impl Fake {
         fs::write(path, environment.join("\n")).unwrap();
         let path = self.folder.join(format!("{}.arguments", self.role));
         fs::write(path, self.args.join("\n")).unwrap();
+        if let Some(settings) = self.settings() {
+            let path = self.folder.join(format!("{}.settings", self.role));
+            fs::write(path, settings).unwrap();
+        }
         for order in orders.lines() {
             match order.split_once(' ') {
                 Some(("print", text)) => println!("{text}"),
@@ -126,8 +137,8 @@ impl Fake {
     }
 
     fn be_router(&self) {
-        let port = self.value("--port").parse::<u16>().unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let settings = RouterSettings::from_json(&self.settings().unwrap()).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", settings.http.port)).unwrap();
         self.obey_at_start();
         let runtime = runtime();
         let term = self.end_at_sigterm(&runtime);

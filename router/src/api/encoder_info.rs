@@ -58,7 +58,7 @@ pub struct EncoderInfo {
 
 impl EncoderInfo {
     pub fn new(state: &AppState, info: &InfoResponse) -> Self {
-        let (config, encoder) = (state.config(), state.encoder());
+        let (settings, encoder) = (state.settings(), state.encoder());
         let (task, model_pipeline_tag) = match info.task() {
             Task::Embed => ("embed", "feature-extraction"),
             Task::Classify => ("classify", "text-classification"),
@@ -69,8 +69,8 @@ impl EncoderInfo {
         let embeds = info.task() == Task::Embed;
         let max_input_tokens = encoder.max_input_tokens(info);
         EncoderInfo {
-            model_id: config.model_id.clone(),
-            model_sha: config.revision.clone(),
+            model_id: settings.launch.model_id.clone(),
+            model_sha: settings.launch.revision.clone(),
             task,
             model_pipeline_tag,
             model_type: info.model_type.clone(),
@@ -87,12 +87,12 @@ impl EncoderInfo {
             labels: (!info.labels.is_empty()).then(|| info.labels.clone()),
             max_input_tokens,
             max_input_length: max_input_tokens,
-            max_concurrent_requests: config.max_concurrent_requests,
+            max_concurrent_requests: settings.limits.max_concurrent_requests,
             max_batch_tokens: encoder.limits().max_batch_tokens,
             max_batch_size: encoder.limits().max_batch_size,
             max_client_batch_size: encoder.limits().max_client_batch_size,
             auto_truncate: encoder.limits().auto_truncate,
-            validation_workers: config.validation_workers,
+            validation_workers: settings.limits.validation_workers,
             router: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
             sha: option_env!("GRIDWORK_GIT_SHA"),

@@ -104,9 +104,10 @@ pub async fn info(State(state): State<AppState>) -> Response {
         Err(error) => return error.into_uncounted_response(Dialect::Tgi),
     };
     let (config, info, limits) = (state.config(), &ready.info, &ready.limits);
+    let (launch, asked) = (&config.settings.launch, &config.settings.limits);
     Json(Info {
-        model_id: config.model_id.clone(),
-        model_sha: config.revision.clone(),
+        model_id: launch.model_id.clone(),
+        model_sha: launch.revision.clone(),
         model_pipeline_tag: Some("text-generation".into()),
         model_type: info.model_type.clone(),
         model_dtype: info.dtype.clone(),
@@ -125,12 +126,12 @@ pub async fn info(State(state): State<AppState>) -> Response {
         generation_defaults: Defaults::of(info),
         generation_config_ignored: generation_defaults::ignored(info),
         max_context_tokens: info.max_context_tokens,
-        max_concurrent_requests: config.max_concurrent_requests,
-        max_n: config.max_n,
-        max_best_of: config.max_best_of,
-        max_stop_sequences: config.max_stop_sequences,
-        max_top_n_tokens: config.max_top_n_tokens,
-        max_input_tokens: config
+        max_concurrent_requests: asked.max_concurrent_requests,
+        max_n: asked.max_n,
+        max_best_of: asked.max_best_of,
+        max_stop_sequences: asked.max_stop_sequences,
+        max_top_n_tokens: asked.max_top_n_tokens,
+        max_input_tokens: asked
             .max_input_tokens
             .unwrap_or(u32::MAX)
             .min(limits.max_total_tokens - 1),
@@ -139,7 +140,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
         max_batch_total_tokens: limits.capacity_tokens,
         max_batch_size: limits.max_sequences,
         max_client_batch_size: config.max_client_batch_size,
-        validation_workers: config.validation_workers,
+        validation_workers: asked.validation_workers,
         block_size: limits.block_size_tokens,
         prefix_cache: limits.prefix_cache,
         isolate_cache_by_key: config.isolate_cache_by_key,

@@ -41,7 +41,7 @@ impl<T: Body> FromRequest<AppState> for ApiJson<T> {
 }
 
 async fn receive<T: Body>(request: Request, state: &AppState) -> Result<T, ApiError> {
-    let body = read(request, state.config().payload_limit_bytes).await?;
+    let body = read(request, state.settings().http.payload_limit).await?;
     off_the_serving_threads(body, state, |body| parse(body)).await?
 }
 

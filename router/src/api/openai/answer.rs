@@ -17,7 +17,7 @@ use crate::state::AppState;
 /// Counts a request on `route` and begins its account.
 pub fn begin(state: &AppState, route: &'static str) -> Account {
     metrics::counter!("gridwork_requests_total", "route" => route).increment(1);
-    Account::new(Instant::now(), &state.config().compute_type)
+    Account::new(Instant::now(), &state.settings().launch.compute_type)
 }
 
 /// An answer that is streamed.

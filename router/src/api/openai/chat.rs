@@ -75,8 +75,8 @@ async fn answer(
     }
     let num_choices = shared.num_choices(
         1,
-        state.config().max_n,
-        state.config().max_concurrent_requests,
+        state.settings().limits.max_n,
+        state.settings().limits.max_concurrent_requests,
     )?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;

@@ -65,8 +65,8 @@ async fn answer(
     let prompts: Vec<_> = request.prompt.into_prompts();
     let num_choices = shared.num_choices(
         prompts.len(),
-        state.config().max_n,
-        state.config().max_concurrent_requests,
+        state.settings().limits.max_n,
+        state.settings().limits.max_concurrent_requests,
     )?;
     let stream = shared.stream.unwrap_or(false);
     let stream_options = shared.stream_options()?;

@@ -53,7 +53,10 @@ impl Account {
         let mut response = Json(answer).into_response();
         let ms = |time: Duration| time.as_millis().to_string();
         for (name, value) in [
-            ("x-compute-type", state.config().compute_type.clone()),
+            (
+                "x-compute-type",
+                state.settings().launch.compute_type.clone(),
+            ),
             ("x-compute-time", total.as_secs_f64().to_string()),
             ("x-compute-characters", usage.chars.to_string()),
             ("x-compute-tokens", usage.tokens.to_string()),

@@ -36,7 +36,7 @@ async fn pass_on(
     target: impl FnOnce(&[u8]) -> Target,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let limit_bytes = state.config().payload_limit_bytes;
+    let limit_bytes = state.settings().http.payload_limit;
     let whole = Request::from_parts(parts.clone(), body);
     let bytes = match extract::read(whole, limit_bytes).await {
         Ok(bytes) => bytes,

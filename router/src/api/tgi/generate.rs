@@ -95,7 +95,7 @@ async fn respond(
     encode: impl FnOnce(GenerateResponse) -> Response,
 ) -> Response {
     metrics::counter!("gridwork_requests_total", "route" => "generate").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
+    let mut account = Account::new(Instant::now(), &state.settings().launch.compute_type);
     match run(state, request, &span, &mut account).await {
         Ok(answer) => {
             account.record_success(&span);
@@ -115,7 +115,7 @@ async fn run(
 ) -> Result<GenerateResponse, ApiError> {
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
-    let best_of = parameters.best_of(state.config().max_best_of)?;
+    let best_of = parameters.best_of(state.settings().limits.max_best_of)?;
     let wants_details =
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);

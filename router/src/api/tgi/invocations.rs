@@ -26,7 +26,7 @@ use crate::state::AppState;
 )]
 pub async fn invocations(State(state): State<AppState>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let limit_bytes = state.config().payload_limit_bytes;
+    let limit_bytes = state.settings().http.payload_limit;
     let whole = Request::from_parts(parts.clone(), body);
     let bytes = match extract::read(whole, limit_bytes).await {
         Ok(bytes) => bytes,

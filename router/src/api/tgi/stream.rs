@@ -52,7 +52,7 @@ pub(super) async fn stream_response(
     span: Span,
 ) -> Result<Response, ApiError> {
     metrics::counter!("gridwork_requests_total", "route" => "generate_stream").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
+    let mut account = Account::new(Instant::now(), &state.settings().launch.compute_type);
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     if parameters.best_of.is_some_and(|best_of| best_of != 1) {
