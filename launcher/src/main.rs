@@ -1,38 +1,27 @@
 //! `gridwork`: the program that people start. It fetches or checks the model, starts the router and the shards, watches
 //! them, and ends them in order.
 
-mod commands;
-mod devices;
-mod environment;
 mod error;
+mod launch;
 mod logs;
+mod machine;
 mod model;
-mod native_types;
-mod prepare;
-mod private_folder;
 mod process;
-mod programs;
-mod readiness;
-mod safetensors_check;
-mod shard_environment;
-mod shutdown;
-mod sockets;
 mod supervisor;
 
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use commands::LaunchPlan;
-use devices::{Gpus, Placement};
 use error::LauncherError;
 use gridwork_settings::{Cli, open_files};
+use launch::{LaunchPlan, prepare};
 use logs::{Format, Log};
-use model::{Fitness, Source, Trust};
-use native_types::NativeTypes;
-use programs::Wanted;
-use shutdown::Signals;
-use sockets::Sockets;
+use machine::{Gpus, Placement, report};
+use model::{Fitness, NativeTypes, Source, Trust};
+use process::programs::Wanted;
+use process::signals::Signals;
+use process::sockets::{self, Sockets};
 
 /// How long a stalled terminal may hold up the end.
 const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
@@ -41,7 +30,7 @@ fn main() -> ExitCode {
     let began = Instant::now();
     let cli = gridwork_settings::parse_command_line();
     if cli.report.env {
-        let text = environment::describe(&cli.processes, &Gpus::detect());
+        let text = report::describe(&cli.processes, &Gpus::detect());
         // A reader that went away does not care.
         let _ = writeln!(stdout(), "{text}");
         return ExitCode::SUCCESS;
@@ -157,5 +146,6 @@ async fn launch(
     ));
     log.debug(format!("{:?}", plan.cli));
     plan.check(&sockets)?;
-    supervisor::run(&plan, &sockets, log, signals, began).await
+    supervisor::run(&plan, &sockets, log, signals, began).await?;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::native_types::NativeTypes;
+use super::native_types::NativeTypes;
 
 /// Raise it with the writer's.
 const FORMAT: u32 = 1;

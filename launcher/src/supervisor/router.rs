@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::Fault;
+use super::fault::{Fault, StartError};
+use super::readiness::{Answer, RouterProbe, StartupReport};
 use super::router_link::{Notes, RouterLink};
-use super::unit::Unit;
-use crate::commands::LaunchPlan;
-use crate::error::LauncherError;
+use super::supervised::Supervised;
+use crate::launch::LaunchPlan;
 use crate::logs::Log;
 use crate::process::Child;
-use crate::readiness::{Answer, Board, RouterProbe};
-use crate::sockets::Sockets;
+use crate::process::sockets::Sockets;
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,7 +23,7 @@ pub struct Router<'a> {
     plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
-    board: &'a Board,
+    report: &'a StartupReport,
     probe: RouterProbe,
     notes: Notes,
     process: Vec<Child>,
@@ -36,7 +35,7 @@ impl<'a> Router<'a> {
         plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
-        board: &'a Board,
+        report: &'a StartupReport,
         probe: RouterProbe,
         notes: Notes,
     ) -> Self {
@@ -44,7 +43,7 @@ impl<'a> Router<'a> {
             plan,
             sockets,
             log,
-            board,
+            report,
             probe,
             notes,
             process: Vec::new(),
@@ -71,7 +70,7 @@ impl<'a> Router<'a> {
     async fn healthy(&self) {
         loop {
             let answer = self.probe.ask(ASK_TIMEOUT).await;
-            self.board.note("router", &answer);
+            self.report.note("router", &answer);
             if answer == Answer::Ready {
                 return;
             }
@@ -80,7 +79,7 @@ impl<'a> Router<'a> {
     }
 }
 
-impl Unit for Router<'_> {
+impl Supervised for Router<'_> {
     fn name(&self) -> &'static str {
         "the router"
     }
@@ -89,12 +88,9 @@ impl Unit for Router<'_> {
         "the requests that it was serving are lost"
     }
 
-    fn start(&mut self) -> Result<(), LauncherError> {
+    fn start(&mut self) -> Result<(), StartError> {
         let spec = self.plan.router_command(self.sockets);
-        let (link, stdin) = RouterLink::pair().map_err(|source| LauncherError::Io {
-            what: "cannot make a socket for the router",
-            source,
-        })?;
+        let (link, stdin) = RouterLink::pair().map_err(StartError::RouterLink)?;
         self.link = Some(link);
         self.process = vec![Child::start_with(&spec, self.log, stdin.into())?];
         Ok(())

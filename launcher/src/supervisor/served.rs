@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::readiness::RouterProbe;
+use super::readiness::RouterProbe;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 

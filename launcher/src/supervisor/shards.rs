@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use gridwork_settings::Device;
 
-use super::Fault;
+use super::fault::{Fault, StartError};
+use super::readiness::{Answer, ShardProbe, StartupReport};
 use super::router_link::{Hang, Notes};
-use super::unit::Unit;
-use crate::commands::LaunchPlan;
-use crate::error::LauncherError;
+use super::supervised::Supervised;
+use crate::launch::LaunchPlan;
 use crate::logs::Log;
 use crate::process::Child;
-use crate::readiness::{Answer, Board, ShardProbe};
-use crate::sockets::{Meeting, Sockets, free_port};
+use crate::process::sockets::{Meeting, SocketError, Sockets, free_port};
 
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
 const ASK_EVERY_RUNNING: Duration = Duration::from_secs(2);
@@ -26,7 +25,7 @@ pub struct ShardGroup<'a> {
     plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
-    board: &'a Board,
+    report: &'a StartupReport,
     notes: Notes,
     ranks: Vec<Child>,
     probes: Vec<ShardProbe>,
@@ -37,14 +36,14 @@ impl<'a> ShardGroup<'a> {
         plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
-        board: &'a Board,
+        report: &'a StartupReport,
         notes: Notes,
     ) -> Self {
         Self {
             plan,
             sockets,
             log,
-            board,
+            report,
             notes,
             ranks: Vec::new(),
             probes: Vec::new(),
@@ -52,7 +51,7 @@ impl<'a> ShardGroup<'a> {
     }
 
     /// In a file, where all ranks use this machine's memory; for GPUs, whose library keeps asking, at a port.
-    fn meeting(&self) -> Result<Meeting, LauncherError> {
+    fn meeting(&self) -> Result<Meeting, SocketError> {
         let processes = &self.plan.cli.processes;
         let is_here = matches!(
             processes.master_addr.as_str(),
@@ -62,11 +61,11 @@ impl<'a> ShardGroup<'a> {
             Some(port) => Ok(Meeting::Port(port)),
             None if is_here && self.plan.placement.device == Device::Cpu => {
                 let file = self.sockets.meeting_file();
-                file.map(Meeting::File).map_err(LauncherError::MeetingFile)
+                file.map(Meeting::File).map_err(SocketError::MeetingFile)
             }
             None => free_port()
                 .map(Meeting::Port)
-                .map_err(LauncherError::MasterPort),
+                .map_err(SocketError::MasterPort),
         }
     }
 
@@ -89,7 +88,7 @@ impl<'a> ShardGroup<'a> {
                         ));
                     }
                     Err(source) => {
-                        return Fault::SocketGone {
+                        return Fault::SocketLost {
                             tag: tag.to_owned(),
                             path: self.sockets.path(rank),
                             source,
@@ -181,7 +180,7 @@ impl Silence {
     }
 }
 
-impl Unit for ShardGroup<'_> {
+impl Supervised for ShardGroup<'_> {
     fn name(&self) -> &'static str {
         if self.plan.placement.num_shard == 1 {
             "the shard"
@@ -194,10 +193,10 @@ impl Unit for ShardGroup<'_> {
         "running requests go on after that"
     }
 
-    fn start(&mut self) -> Result<(), LauncherError> {
+    fn start(&mut self) -> Result<(), StartError> {
         self.sockets
             .make_folder()
-            .map_err(|source| LauncherError::SocketFolder {
+            .map_err(|source| SocketError::Folder {
                 folder: self.sockets.path(0),
                 source,
             })?;
@@ -205,12 +204,10 @@ impl Unit for ShardGroup<'_> {
         let meeting = self.meeting()?;
         for rank in 0..self.plan.placement.num_shard {
             let spec = self.plan.shard_command(rank, self.sockets, &meeting);
-            let probe = ShardProbe::new(&self.sockets.path(rank)).map_err(|error| {
-                LauncherError::Spawn {
-                    tag: spec.tag.clone(),
-                    program: spec.program.join(" "),
-                    source: std::io::Error::other(error),
-                }
+            let path = self.sockets.path(rank);
+            let probe = ShardProbe::new(&path).map_err(|error| SocketError::NoAddress {
+                reason: error.to_string(),
+                path,
             })?;
             self.probes.push(probe);
             self.ranks.push(Child::start(&spec, self.log)?);
@@ -235,7 +232,7 @@ impl Unit for ShardGroup<'_> {
             let mut all_ready = true;
             for (tag, probe) in self.by_rank() {
                 let answer = probe.ask(ASK_TIMEOUT).await;
-                self.board.note(tag, &answer);
+                self.report.note(tag, &answer);
                 all_ready &= answer == Answer::Ready;
                 if let Answer::Failed(message) = answer {
                     return Err(failed(tag, message));
@@ -248,7 +245,7 @@ impl Unit for ShardGroup<'_> {
             if Instant::now() >= deadline {
                 return Err(Fault::NotReady {
                     seconds,
-                    states: self.board.describe(),
+                    states: self.report.describe(),
                 });
             }
             tokio::time::sleep(ASK_EVERY_STARTING).await;

@@ -8,11 +8,50 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use crate::error::LauncherError;
-use crate::private_folder::PrivateFolder;
+use super::private_folder::PrivateFolder;
 
 /// Longest path of a unix socket: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// A socket or port that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error(
+        "port {port} of {hostname} is already in use; stop what listens there, or choose another port with --port"
+    )]
+    PortInUse { hostname: String, port: u16 },
+    #[error("cannot listen on {hostname}:{port}: {source}; check --hostname and --port")]
+    CannotListen {
+        hostname: String,
+        port: u16,
+        source: io::Error,
+    },
+    #[error("cannot make the sockets of the shards in {}: {source}; name another place with --shard-uds-path", .folder.display())]
+    Folder { folder: PathBuf, source: io::Error },
+    #[error(
+        "the socket path {} is {length} bytes long, {limit} are allowed; name a shorter one with --shard-uds-path",
+        .path.display()
+    )]
+    PathTooLong {
+        path: PathBuf,
+        length: usize,
+        limit: usize,
+    },
+    #[error("{} exists and is not a socket left over by a shard; remove it, or name another place with --shard-uds-path", .0.display())]
+    PathTaken(PathBuf),
+    #[error(
+        "another server uses the socket {}; stop it, or name another place with --shard-uds-path", .0.display()
+    )]
+    InUse(PathBuf),
+    #[error("cannot find a free port for the shards to meet: {0}; name one with --master-port")]
+    MasterPort(io::Error),
+    #[error(
+        "cannot make the file that the shards meet in: {0}; name another place with --shard-uds-path"
+    )]
+    MeetingFile(io::Error),
+    #[error("{} is no address of a shard: {reason}; name another place with --shard-uds-path", .path.display())]
+    NoAddress { path: PathBuf, reason: String },
+}
 
 /// Where the ranks of a group find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,14 +74,14 @@ pub struct Sockets {
 impl Sockets {
     /// `given` is a path that `-0`, `-1`, … are added to; without it, a temporary folder that only this user can enter.
     /// Checks that the sockets can be made.
-    pub fn prepare(given: Option<&Path>, count: u32) -> Result<Self, LauncherError> {
+    pub fn prepare(given: Option<&Path>, count: u32) -> Result<Self, SocketError> {
         let (prefix, private) = match given {
             Some(prefix) => (absolute(prefix), None),
             None => {
                 let parent = std::env::temp_dir();
                 PrivateFolder::remove_left_over(&parent);
                 let private =
-                    PrivateFolder::make(&parent).map_err(|source| LauncherError::SocketFolder {
+                    PrivateFolder::make(&parent).map_err(|source| SocketError::Folder {
                         folder: parent,
                         source,
                     })?;
@@ -151,9 +190,9 @@ fn socket_path(prefix: &Path, rank: u32) -> PathBuf {
     path.into()
 }
 
-fn check(prefix: &Path, count: u32) -> Result<(), LauncherError> {
+fn check(prefix: &Path, count: u32) -> Result<(), SocketError> {
     let folder = prefix.parent().unwrap_or(Path::new("/"));
-    check_writable(folder).map_err(|source| LauncherError::SocketFolder {
+    check_writable(folder).map_err(|source| SocketError::Folder {
         folder: folder.to_owned(),
         source,
     })?;
@@ -161,17 +200,17 @@ fn check(prefix: &Path, count: u32) -> Result<(), LauncherError> {
         let path = socket_path(prefix, rank);
         let length = path.as_os_str().as_bytes().len();
         if length > MAX_SOCKET_PATH_BYTES {
-            return Err(LauncherError::SocketPathTooLong {
+            return Err(SocketError::PathTooLong {
                 path,
                 length,
                 limit: MAX_SOCKET_PATH_BYTES,
             });
         }
         if UnixStream::connect(&path).is_ok() {
-            return Err(LauncherError::SocketInUse(path));
+            return Err(SocketError::InUse(path));
         }
         if path.symlink_metadata().is_ok() && !is_socket(&path) {
-            return Err(LauncherError::SocketPathTaken(path));
+            return Err(SocketError::PathTaken(path));
         }
     }
     Ok(())
@@ -197,9 +236,9 @@ fn check_writable(folder: &Path) -> io::Result<()> {
 }
 
 /// Checks that the router will be able to listen, by listening for a moment.
-pub fn check_port(hostname: &str, port: u16) -> Result<(), LauncherError> {
+pub fn check_port(hostname: &str, port: u16) -> Result<(), SocketError> {
     let host = hostname.trim_start_matches('[').trim_end_matches(']');
-    let cannot = |source| LauncherError::CannotListen {
+    let cannot = |source| SocketError::CannotListen {
         hostname: hostname.to_owned(),
         port,
         source,
@@ -207,7 +246,7 @@ pub fn check_port(hostname: &str, port: u16) -> Result<(), LauncherError> {
     let addresses: Vec<_> = (host, port).to_socket_addrs().map_err(cannot)?.collect();
     match TcpListener::bind(&addresses[..]) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(LauncherError::PortInUse {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => Err(SocketError::PortInUse {
             hostname: hostname.to_owned(),
             port,
         }),
@@ -247,7 +286,7 @@ mod tests {
         let listener = UnixListener::bind(folder.path().join("s-1")).unwrap();
         assert!(matches!(
             Sockets::prepare(Some(&prefix), 2),
-            Err(LauncherError::SocketInUse(_))
+            Err(SocketError::InUse(_))
         ));
         drop(listener);
         assert!(folder.path().join("s-1").exists());
@@ -309,7 +348,7 @@ mod tests {
         let prefix = folder.path().join("s");
         assert!(matches!(
             Sockets::prepare(Some(&prefix), 1),
-            Err(LauncherError::SocketPathTaken(_))
+            Err(SocketError::PathTaken(_))
         ));
         assert!(folder.path().join("s-0").exists());
     }
@@ -318,13 +357,13 @@ mod tests {
     fn impossible_places_are_refused() {
         assert!(matches!(
             Sockets::prepare(Some(Path::new("/no/such/folder/s")), 1),
-            Err(LauncherError::SocketFolder { .. })
+            Err(SocketError::Folder { .. })
         ));
         let folder = tempfile::tempdir().unwrap();
         let long = folder.path().join("x".repeat(100));
         assert!(matches!(
             Sockets::prepare(Some(&long), 1),
-            Err(LauncherError::SocketPathTooLong { .. })
+            Err(SocketError::PathTooLong { .. })
         ));
     }
 
@@ -334,11 +373,11 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         assert!(matches!(
             check_port("127.0.0.1", port),
-            Err(LauncherError::PortInUse { .. })
+            Err(SocketError::PortInUse { .. })
         ));
         assert!(matches!(
             check_port("no such host", port),
-            Err(LauncherError::CannotListen { .. })
+            Err(SocketError::CannotListen { .. })
         ));
         check_port("127.0.0.1", free_port().unwrap()).unwrap();
     }

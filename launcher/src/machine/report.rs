@@ -4,8 +4,8 @@ use std::process::Command;
 
 use gridwork_settings::Processes;
 
-use crate::devices::Gpus;
-use crate::programs::Wanted;
+use super::Gpus;
+use crate::process::programs::Wanted;
 
 /// Versions, platform, programs and GPU, a line each.
 pub fn describe(processes: &Processes, gpus: &Gpus) -> String {

@@ -1,5 +1,7 @@
 //! The commands that start the children. They follow from the command line and from what the launcher has looked up.
 
+pub mod prepare;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -8,11 +10,14 @@ use gridwork_settings::{
 };
 use serde::Serialize;
 
-use crate::devices::Placement;
-use crate::error::LauncherError;
-use crate::process::CommandSpec;
-use crate::shard_environment::ShardEnvironment;
-use crate::sockets::{Meeting, Sockets};
+use crate::machine::Placement;
+use crate::process::sockets::{Meeting, Sockets};
+use crate::process::{CommandSpec, ShardEnvironment};
+
+/// A path that has no form in JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not UTF-8, and settings are passed on as JSON; rename the file or folder")]
+pub struct NotUtf8(PathBuf);
 
 /// Everything that the commands of router and shards are made from.
 #[derive(Debug)]
@@ -151,7 +156,7 @@ impl LaunchPlan {
     }
 
     /// Refuses paths that have no form in JSON.
-    pub fn check(&self, sockets: &Sockets) -> Result<(), LauncherError> {
+    pub fn check(&self, sockets: &Sockets) -> Result<(), NotUtf8> {
         let socket = sockets.path(0);
         let tokenizer = self.tokenizer.as_ref().map(|made| made.path.as_path());
         let paths = [
@@ -166,7 +171,7 @@ impl LaunchPlan {
             .flatten()
             .find(|path| path.to_str().is_none())
         {
-            Some(path) => Err(LauncherError::NotUtf8(path.to_owned())),
+            Some(path) => Err(NotUtf8(path.to_owned())),
             None => Ok(()),
         }
     }

@@ -5,7 +5,14 @@ use std::path::{Path, PathBuf};
 
 use gridwork_settings::Processes;
 
-use crate::error::LauncherError;
+/// A program that is nowhere.
+#[derive(Debug, thiserror::Error)]
+#[error("{program} was not found in {}; install it, or name it with {flag}", .tried.join(", "))]
+pub struct ProgramNotFound {
+    program: &'static str,
+    flag: &'static str,
+    tried: Vec<String>,
+}
 
 /// A program that is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +49,7 @@ impl<'a> Wanted<'a> {
 
     /// Returns the program and its first arguments. Looked for: what the flag says; beside this executable; in PATH; in
     /// `.venv/bin` of the folders above this executable.
-    pub fn find(&self) -> Result<Vec<String>, LauncherError> {
+    pub fn find(&self) -> Result<Vec<String>, ProgramNotFound> {
         let executable = std::env::current_exe().ok();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -53,7 +60,7 @@ impl<'a> Wanted<'a> {
         &self,
         executable: Option<&Path>,
         path: &[PathBuf],
-    ) -> Result<Vec<String>, LauncherError> {
+    ) -> Result<Vec<String>, ProgramNotFound> {
         let mut tried = Vec::new();
         if let Some(given) = self.given {
             if let Some(found) = find_given(given, path) {
@@ -82,8 +89,8 @@ impl<'a> Wanted<'a> {
         Err(self.not_found(tried))
     }
 
-    fn not_found(&self, tried: Vec<String>) -> LauncherError {
-        LauncherError::ProgramNotFound {
+    fn not_found(&self, tried: Vec<String>) -> ProgramNotFound {
+        ProgramNotFound {
             program: self.name,
             flag: self.flag,
             tried,

@@ -1,62 +1,36 @@
 //! Starts everything at once, says when it is ready, keeps it running, and ends it in the right order.
 
 mod backoff;
+mod fault;
+mod readiness;
 mod router;
 mod router_link;
 mod served;
 mod shards;
-mod unit;
+mod supervised;
 
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::commands::LaunchPlan;
-use crate::error::LauncherError;
+use crate::launch::LaunchPlan;
 use crate::logs::Log;
-use crate::process::Exit;
-use crate::readiness::{Board, RouterProbe};
-use crate::shutdown::{Request, Signals};
-use crate::sockets::Sockets;
+use crate::process::signals::{Request, Signals};
+use crate::process::sockets::Sockets;
+use readiness::{RouterProbe, StartupReport};
 
 pub use backoff::Backoff;
+pub use fault::SupervisorError;
 use router::Router;
 use router_link::Notes;
 use served::Served;
 use shards::ShardGroup;
-use unit::{Keeper, Stop};
+use supervised::{Stop, Supervisor};
 
 /// How long killed processes are waited for.
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// What the router is given to hear that no shard will come back, and then to answer its clients.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
-
-/// What went wrong with a running part.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    #[error("{}", .0.reason())]
-    Ended(Box<Exit>),
-    #[error("{tag}: {message}")]
-    Failed { tag: String, message: String },
-    #[error("{tag} has not answered for {seconds} s ({flag})")]
-    Hung {
-        tag: String,
-        seconds: u64,
-        flag: &'static str,
-    },
-    #[error("{0}")]
-    Overdue(String),
-    #[error("{}: the socket of {tag} is gone, and cannot be put back: {source}", .path.display())]
-    SocketGone {
-        tag: String,
-        path: std::path::PathBuf,
-        source: std::io::Error,
-    },
-    #[error("not ready after {seconds} s (--startup-timeout). {states}")]
-    NotReady { seconds: u64, states: String },
-    #[error("{0}")]
-    NotStarted(Box<LauncherError>),
-}
 
 /// Runs the router and the shards until a signal ends them or they cannot be kept running.
 ///
@@ -67,14 +41,14 @@ pub async fn run(
     log: &Log,
     signals: &mut Signals,
     began: Instant,
-) -> Result<(), LauncherError> {
-    let board = Board::new(log.clone());
+) -> Result<(), SupervisorError> {
+    let report = StartupReport::new(log.clone());
     let startup_timeout = Duration::from_secs(plan.cli.timeouts.startup_timeout);
     let http = &plan.cli.http;
     let probe = RouterProbe::new(&http.hostname, http.port);
     let url = probe.url();
     let served = Served::new(probe.clone());
-    let keeper = |stop| Keeper {
+    let supervisor = |stop| Supervisor {
         log: log.clone(),
         served: served.clone(),
         stop,
@@ -85,10 +59,10 @@ pub async fn run(
     let (router_ready, mut router_is_ready) = watch::channel(false);
     let (shards_ready, mut shards_are_ready) = watch::channel(false);
     let notes = Notes::default();
-    let router = Router::new(plan, sockets, log, &board, probe, notes.clone());
-    let shards = ShardGroup::new(plan, sockets, log, &board, notes.clone());
-    let router_life = keeper(router_stop).keep(router, router_ready);
-    let shards_life = keeper(shards_stop).keep(shards, shards_ready);
+    let router = Router::new(plan, sockets, log, &report, probe, notes.clone());
+    let shards = ShardGroup::new(plan, sockets, log, &report, notes.clone());
+    let router_life = supervisor(router_stop).supervise(router, router_ready);
+    let shards_life = supervisor(shards_stop).supervise(shards, shards_ready);
     tokio::pin!(router_life, shards_life);
 
     let all_ready = async {
@@ -130,14 +104,14 @@ pub async fn run(
                 log.info(format!("{} is ready at {url} after {seconds:.1} s", plan.model_id));
             }
             () = &mut deadline, if waiting && !stopping && !served.noted() => {
-                break LauncherError::StartupTimeout {
+                break SupervisorError::StartupTimeout {
                     seconds: startup_timeout.as_secs(),
-                    states: board.describe(),
+                    states: report.describe(),
                 };
             }
-            _ = remind.tick(), if waiting && !stopping => board.remind(),
+            _ = remind.tick(), if waiting && !stopping => report.remind(),
             request = signals.next() => match request {
-                Request::Interrupt if stopping => break LauncherError::Interrupted,
+                Request::Interrupt if stopping => break SupervisorError::Interrupted,
                 _ if stopping => log.info("already ending; press Ctrl-C once more to drop running requests"),
                 request => {
                     stopping = true;
@@ -153,7 +127,7 @@ pub async fn run(
             },
         }
     };
-    if !router_ended && !matches!(failure, LauncherError::Interrupted) && served.ask().await {
+    if !router_ended && !matches!(failure, SupervisorError::Interrupted) && served.ask().await {
         notes.ends.send_replace(Some(failure.to_string()));
         let mut knows = notes.knows.subscribe();
         let told = async {

@@ -166,7 +166,7 @@ fn read_answer(answer: &str) -> Answer {
 
 /// What every part said last, shown while people wait. Cheap to clone.
 #[derive(Clone)]
-pub struct Board {
+pub struct StartupReport {
     log: Log,
     states: Arc<Mutex<States>>,
 }
@@ -183,7 +183,7 @@ struct Part {
     shown_at: Option<Instant>,
 }
 
-impl Board {
+impl StartupReport {
     pub fn new(log: Log) -> Self {
         Self {
             log,
@@ -288,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shard = ShardProbe::new(&folder.path().join("none")).unwrap();
         assert_eq!(shard.ask(Duration::from_secs(5)).await, Answer::Unreachable);
-        let router = RouterProbe::new("127.0.0.1", crate::sockets::free_port().unwrap());
+        let router = RouterProbe::new("127.0.0.1", crate::process::sockets::free_port().unwrap());
         assert_eq!(
             router.ask(Duration::from_secs(5)).await,
             Answer::Unreachable

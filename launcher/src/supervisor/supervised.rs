@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{Backoff, Fault, Served};
-use crate::error::LauncherError;
+use super::fault::{Fault, StartError, SupervisorError};
+use super::{Backoff, Served};
 use crate::logs::Log;
 use crate::process::{Child, Exit};
 
@@ -21,13 +21,13 @@ pub enum Stop {
 }
 
 /// Something that is started, watched and restarted as a whole: the router, or the group of shards.
-pub trait Unit {
+pub trait Supervised {
     /// For the log.
     fn name(&self) -> &'static str;
     /// What its end means for requests, for the log.
     fn consequence(&self) -> &'static str;
     /// Starts its processes.
-    fn start(&mut self) -> Result<(), LauncherError>;
+    fn start(&mut self) -> Result<(), StartError>;
     /// Its running processes.
     fn children(&self) -> &[Child];
     /// Forgets its processes, killing those that still run.
@@ -40,8 +40,8 @@ pub trait Unit {
     fn grace(&self) -> Duration;
 }
 
-/// Keeps one unit running.
-pub struct Keeper {
+/// Keeps one part running.
+pub struct Supervisor {
     pub log: Log,
     /// Whether anything has been served: before that, any fault ends the launcher.
     pub served: Served,
@@ -50,13 +50,13 @@ pub struct Keeper {
     pub max_restarts: u32,
 }
 
-impl Keeper {
-    /// Runs `unit` until it is told to stop, or cannot be kept running. No process of it is left when this returns.
-    pub async fn keep(
+impl Supervisor {
+    /// Runs `part` until it is told to stop, or cannot be kept running. No process of it is left when this returns.
+    pub async fn supervise(
         mut self,
-        mut unit: impl Unit,
+        mut part: impl Supervised,
         is_ready: watch::Sender<bool>,
-    ) -> Result<(), LauncherError> {
+    ) -> Result<(), SupervisorError> {
         let mut backoff = Backoff::default();
         let mut failed_restarts = 0;
         let mut restarting = false;
@@ -64,11 +64,11 @@ impl Keeper {
             let began = Instant::now();
             let mut ready_at = None;
             let mut stop = self.stop.clone();
-            let name = unit.name();
+            let name = part.name();
             let fault = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop != Stop::No) => None,
-                fault = live(&mut unit, || {
+                fault = live(&mut part, || {
                     ready_at = Some(Instant::now());
                     is_ready.send_replace(true);
                     if restarting {
@@ -78,13 +78,13 @@ impl Keeper {
                 }) => Some(fault),
             };
             let Some(fault) = fault else {
-                self.end(&mut unit).await;
+                self.end(&mut part).await;
                 return Ok(());
             };
             is_ready.send_replace(false);
-            self.kill_rest(&mut unit, &fault).await;
+            self.kill_rest(&mut part, &fault).await;
             if !self.served.ask().await {
-                return Err(LauncherError::Fault(fault));
+                return Err(fault.into());
             }
             if ready_at.is_some() {
                 failed_restarts = 0;
@@ -92,7 +92,7 @@ impl Keeper {
                 failed_restarts += 1;
             }
             if failed_restarts >= self.max_restarts.max(1) {
-                return Err(LauncherError::GaveUp {
+                return Err(SupervisorError::GaveUp {
                     name: name.to_owned(),
                     restarts: failed_restarts,
                     last: fault,
@@ -102,7 +102,7 @@ impl Keeper {
             self.log.error(format!(
                 "{fault}. Starting {name} again in {} s; {}",
                 pause.as_secs_f64(),
-                unit.consequence()
+                part.consequence()
             ));
             restarting = true;
             tokio::select! {
@@ -113,14 +113,14 @@ impl Keeper {
         }
     }
 
-    /// Ends the unit as it was told to.
-    async fn end(&mut self, unit: &mut impl Unit) {
-        for child in unit.children() {
+    /// Ends the part as it was told to.
+    async fn end(&mut self, part: &mut impl Supervised) {
+        for child in part.children() {
             child.terminate();
         }
         // Before anything was served there is nothing to finish, and loading may not notice a signal.
         let grace = match self.served.noted() {
-            true => unit.grace(),
+            true => part.grace(),
             false => GRACE_WHILE_STARTING,
         };
         let mut stop = self.stop.clone();
@@ -128,35 +128,35 @@ impl Keeper {
             biased;
             _ = stop.wait_for(|stop| *stop == Stop::Now) => {}
             () = tokio::time::sleep(grace) => {
-                let name = unit.name();
+                let name = part.name();
                 self.log.warn(format!("{name} did not end in time and is killed"));
             }
-            () = all_ended(unit.children()) => {}
+            () = all_ended(part.children()) => {}
         }
-        for child in unit.children() {
+        for child in part.children() {
             child.kill();
         }
-        all_ended(unit.children()).await;
-        for exit in unit.children().iter().filter_map(Child::ended) {
+        all_ended(part.children()).await;
+        for exit in part.children().iter().filter_map(Child::ended) {
             self.show_held_back(&exit);
         }
-        unit.clear();
+        part.clear();
     }
 
-    /// After a fault: what still runs of the unit is of no use.
-    async fn kill_rest(&self, unit: &mut impl Unit, fault: &Fault) {
-        for child in unit.children() {
+    /// After a fault: what still runs of the part is of no use.
+    async fn kill_rest(&self, part: &mut impl Supervised, fault: &Fault) {
+        for child in part.children() {
             child.kill();
         }
-        all_ended(unit.children()).await;
-        for exit in unit.children().iter().filter_map(Child::ended) {
+        all_ended(part.children()).await;
+        for exit in part.children().iter().filter_map(Child::ended) {
             match fault {
                 // Told by whoever reports the fault.
                 Fault::Ended(cause) if cause.tag == exit.tag => {}
                 _ => self.show_held_back(&exit),
             }
         }
-        unit.clear();
+        part.clear();
     }
 
     fn show_held_back(&self, exit: &Exit) {
@@ -166,26 +166,26 @@ impl Keeper {
     }
 }
 
-/// One life of a unit, from its start to what ended it.
-async fn live(unit: &mut impl Unit, on_ready: impl FnOnce()) -> Fault {
-    if let Err(error) = unit.start() {
-        return Fault::NotStarted(Box::new(error));
+/// One life of a part, from its start to what ended it.
+async fn live(part: &mut impl Supervised, on_ready: impl FnOnce()) -> Fault {
+    if let Err(error) = part.start() {
+        return error.into();
     }
     let fault = tokio::select! {
         biased;
-        exit = first_end(unit.children()) => return Fault::Ended(Box::new(exit)),
+        exit = first_end(part.children()) => return Fault::Ended(Box::new(exit)),
         fault = async {
-            match unit.ready().await {
+            match part.ready().await {
                 Ok(()) => {
                     on_ready();
-                    unit.watch().await
+                    part.watch().await
                 }
                 Err(fault) => fault,
             }
         } => fault,
     };
     // A process that says it has failed is about to end, with the reason in full.
-    let settled = tokio::time::timeout(Duration::from_secs(1), first_end(unit.children()));
+    let settled = tokio::time::timeout(Duration::from_secs(1), first_end(part.children()));
     match (&fault, settled.await) {
         (Fault::Failed { .. }, Ok(exit)) if exit.fatal.is_some() => Fault::Ended(Box::new(exit)),
         _ => fault,

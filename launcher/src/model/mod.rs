@@ -2,6 +2,8 @@
 //! is started, so that a mistake is told within a second.
 
 mod bounds;
+mod native_types;
+mod safetensors_check;
 mod tokenizer_file;
 pub mod verdict;
 mod weights;
@@ -12,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::native_types::NativeTypes;
-use crate::safetensors_check::{self, Damage};
+pub use native_types::NativeTypes;
+use safetensors_check::Damage;
 use weights::{WeightFiles, weight_files};
 
 /// Why a model cannot be served, and what to do.

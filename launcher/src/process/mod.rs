@@ -4,6 +4,12 @@
 //! kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started the
 //! child: children are started from the main thread, which the runtime of the launcher lives on.
 
+mod private_folder;
+pub mod programs;
+mod shard_environment;
+pub mod signals;
+pub mod sockets;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,12 +23,20 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::error::LauncherError;
 use crate::logs::{Log, Output, Record, read_output};
-use crate::shard_environment::ShardEnvironment;
+pub use shard_environment::ShardEnvironment;
 
 /// After a process has ended, how long its last output is waited for. A helper of its own may hold the pipe open.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
+
+/// A child that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {tag} ({program}): {source}")]
+pub struct ChildError {
+    pub tag: String,
+    pub program: String,
+    pub source: io::Error,
+}
 
 /// How to start a child.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,13 +106,13 @@ pub struct Child {
 
 impl Child {
     /// Starts a child, its output shown in `log` and remembered. Call from the main thread (see the module).
-    pub fn start(spec: &CommandSpec, log: &Log) -> Result<Self, LauncherError> {
+    pub fn start(spec: &CommandSpec, log: &Log) -> Result<Self, ChildError> {
         Self::start_with(spec, log, Stdio::null())
     }
 
     /// The same, with something to read at stdin.
-    pub fn start_with(spec: &CommandSpec, log: &Log, stdin: Stdio) -> Result<Self, LauncherError> {
-        let cannot = |source| LauncherError::Spawn {
+    pub fn start_with(spec: &CommandSpec, log: &Log, stdin: Stdio) -> Result<Self, ChildError> {
+        let cannot = |source| ChildError {
             tag: spec.tag.clone(),
             program: spec.program.join(" "),
             source,

@@ -6,15 +6,23 @@ use std::time::Duration;
 use gridwork_settings::Cli;
 use serde::Deserialize;
 
-use crate::commands::{PreparedTokenizer, prepare_command};
-use crate::error::LauncherError;
+use super::{PreparedTokenizer, prepare_command};
 use crate::logs::Log;
 use crate::model::verdict::{self, Known};
 use crate::model::{Fitness, ModelError, Source, Trust, check_folder};
-use crate::process::{Child, Exit};
-use crate::shutdown::Signals;
+use crate::process::signals::Signals;
+use crate::process::{Child, ChildError, Exit};
 
 const GRACE: Duration = Duration::from_secs(5);
+
+/// A model that could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Child(#[from] ChildError),
+}
 
 /// The last line that `gridwork-server prepare` prints.
 #[derive(Debug, Deserialize)]
@@ -45,7 +53,7 @@ pub async fn folder_of(
     trust: &Trust,
     log: &Log,
     signals: &mut Signals,
-) -> Result<Option<Model>, LauncherError> {
+) -> Result<Option<Model>, PrepareError> {
     let name = match source {
         Source::Folder(folder) if fitness == Fitness::Ready => {
             return Ok(Some(Model {

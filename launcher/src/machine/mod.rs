@@ -1,11 +1,30 @@
 //! Which GPUs there are, told from the environment and the kernel's device files: no library of the vendor is loaded.
 
+pub mod report;
+
 use std::fs;
 use std::path::Path;
 
 use gridwork_settings::{Device, Processes};
 
-use crate::error::LauncherError;
+/// Shards that do not fit on the machine.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error(
+        "--num-shard {shards} needs as many GPUs, {visible} visible; lower --num-shard, or check CUDA_VISIBLE_DEVICES"
+    )]
+    TooFewDevices { shards: u32, visible: u32 },
+    #[error(
+        "--device cuda, but no NVIDIA GPU is visible; check CUDA_VISIBLE_DEVICES and that the container was given the GPU \
+         (docker: --gpus all), or use --device cpu"
+    )]
+    NoDevice,
+    #[error(
+        "--cpu-threads {threads} is more than the {cores} cores that may be used, and threads that share a core wait for \
+         each other; give {cores} or less, or leave it out"
+    )]
+    TooManyThreads { threads: u32, cores: u32 },
+}
 
 /// The machine's NVIDIA GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +110,7 @@ pub struct Placement {
 
 impl Placement {
     /// `cores`: processors that this process may use.
-    pub fn choose(args: &Processes, gpus: &Gpus, cores: u32) -> Result<Self, LauncherError> {
+    pub fn choose(args: &Processes, gpus: &Gpus, cores: u32) -> Result<Self, DeviceError> {
         let device = args.device.unwrap_or(if gpus.visible > 0 {
             Device::Cuda
         } else {
@@ -104,17 +123,17 @@ impl Placement {
         let num_shard = args.num_shard.unwrap_or(by_default);
         if device == Device::Cuda {
             if gpus.visible == 0 {
-                return Err(LauncherError::NoDevice);
+                return Err(DeviceError::NoDevice);
             }
             if num_shard > gpus.visible {
-                return Err(LauncherError::TooFewDevices {
+                return Err(DeviceError::TooFewDevices {
                     shards: num_shard,
                     visible: gpus.visible,
                 });
             }
         }
         if let Some(threads) = args.cpu_threads.filter(|threads| *threads > cores) {
-            return Err(LauncherError::TooManyThreads { threads, cores });
+            return Err(DeviceError::TooManyThreads { threads, cores });
         }
         // Told to the shards even when one has all: they do not see that a control group allows fewer cores.
         let shared = (device == Device::Cpu).then(|| (cores / num_shard).max(1));
@@ -152,7 +171,7 @@ mod tests {
         }
     }
 
-    fn choose(args: &[&str], visible: u32) -> Result<Placement, LauncherError> {
+    fn choose(args: &[&str], visible: u32) -> Result<Placement, DeviceError> {
         let cli = try_parse([&["gridwork", "--model-id", "m"], args].concat()).unwrap();
         Placement::choose(&cli.processes, &gpus(visible), 8)
     }
@@ -194,11 +213,11 @@ mod tests {
     fn more_shards_than_gpus_are_refused() {
         assert!(matches!(
             choose(&["--num-shard", "3"], 2),
-            Err(LauncherError::TooFewDevices { .. })
+            Err(DeviceError::TooFewDevices { .. })
         ));
         assert!(matches!(
             choose(&["--device", "cuda"], 0),
-            Err(LauncherError::NoDevice)
+            Err(DeviceError::NoDevice)
         ));
         assert_eq!(choose(&["--num-shard", "3"], 0).unwrap().num_shard, 3);
     }
