@@ -1,4 +1,4 @@
-//! `gridwork`: the program that people start. It fetches or checks the model, starts the router and the shards, watches
+//! `gridwork`, the program that people start. It fetches or checks the model, starts the router and the shards, watches
 //! them, and ends them in order.
 
 mod error;
@@ -23,7 +23,7 @@ use process::programs::Wanted;
 use process::signals::Signals;
 use process::sockets::{self, Sockets};
 
-/// How long a stalled terminal may hold up the end.
+/// Maximum time that a stalled terminal may delay the end.
 const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     let cli = gridwork_settings::parse_command_line();
     if cli.report.env {
         let text = report::describe(&cli.processes, &Gpus::detect());
-        // A reader that went away does not care.
+        // Nobody is left to tell if the reader has closed the pipe.
         let _ = writeln!(stdout(), "{text}");
         return ExitCode::SUCCESS;
     }
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes to stderr, which may be a pipe that nobody reads: the end does not wait for it for ever.
+/// Writes to stderr. It may be a pipe that nobody reads, so that the wait is bounded.
 fn say(text: String) {
     let (done, written) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -58,7 +58,7 @@ fn say(text: String) {
     let _ = written.recv_timeout(LAST_LINES_WAIT);
 }
 
-/// Everything happens on this thread: children are bound to the thread that started them (see [`process`]).
+/// Runs everything on this thread: children are bound to the thread that started them (see [`process`]).
 fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
     let io = |what| move |source| LauncherError::Io { what, source };
     let format = Format::for_stdout(cli.report.json_output);

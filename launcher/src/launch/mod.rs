@@ -26,7 +26,7 @@ pub struct LaunchPlan {
     /// Name by which the user called the model.
     pub model_id: String,
     pub model_path: PathBuf,
-    /// Where the router finds a tokenizer.json that the model's folder lacks.
+    /// Tokenizer for the router, when the model's folder lacks a tokenizer.json.
     pub tokenizer: Option<PreparedTokenizer>,
     pub placement: Placement,
     pub compute_type: String,
@@ -39,7 +39,7 @@ pub struct LaunchPlan {
 pub struct PreparedTokenizer {
     /// Its folder.
     pub path: PathBuf,
-    /// Whether it turns text into tokens; else only tokens into text, and the shard does the other.
+    /// Whether it turns text into tokens. If not, it turns tokens into text, and the shard tokenizes.
     pub encodes: bool,
 }
 
@@ -75,8 +75,8 @@ pub fn prepare_command(cli: &Cli, server: &[String], source: &str) -> CommandSpe
 }
 
 impl LaunchPlan {
-    /// `gridwork-server serve`: the shard of `rank`, which meets the others at `meeting`. Its rank and its socket stand on
-    /// the command line, for people who look at processes.
+    /// `gridwork-server serve`: the shard of `rank`, which meets the others at `meeting`. Its rank and its socket stand
+    /// on the command line, for people who look at processes.
     pub fn shard_command(&self, rank: u32, sockets: &Sockets, meeting: &Meeting) -> CommandSpec {
         let Cli {
             model, processes, ..
@@ -128,8 +128,8 @@ impl LaunchPlan {
         }
     }
 
-    /// `gridwork-router`. It fetches nothing and reads no variable of ours, so that secrets in the environment are not for
-    /// it; the keys of the API are in its settings.
+    /// `gridwork-router`. It fetches nothing and reads no variable of ours, so that secrets in the environment are not
+    /// for it; the keys of the API are in its settings.
     pub fn router_command(&self, sockets: &Sockets) -> CommandSpec {
         let settings = RouterSettings::new(
             &self.cli,
@@ -186,7 +186,7 @@ fn json(settings: &impl Serialize) -> Secret {
     Secret(serde_json::to_string(settings).unwrap_or_default())
 }
 
-/// Python must write its lines as they are printed, for the log to be live.
+/// Variables of all Python processes. Python must write its lines as they are printed, for the log to be live.
 fn server_environment(cli: &Cli) -> Vec<(String, String)> {
     let mut env = vec![("PYTHONUNBUFFERED".to_owned(), "1".to_owned())];
     if let Some(folder) = &cli.model.huggingface_hub_cache {
@@ -196,8 +196,8 @@ fn server_environment(cli: &Cli) -> Vec<(String, String)> {
     env
 }
 
-/// What is `given`, and that memory be asked for in huge pages: of small ones, weights and the cache have more than a CPU
-/// remembers the places of, which is felt on virtual machines above all.
+/// Adds huge pages to the tunables that are `given`: with small pages, weights and cache have more pages than the TLB
+/// of a CPU holds, which costs most on virtual machines.
 fn with_huge_pages(given: &str) -> String {
     const NAME: &str = "glibc.malloc.hugetlb";
     let mut tunables: Vec<_> = given.split(':').filter(|one| !one.is_empty()).collect();

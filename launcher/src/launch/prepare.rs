@@ -1,4 +1,5 @@
-//! Turns what `--model-id` names into a local folder, by `gridwork-server prepare` where it is not one already.
+//! Turns the model that `--model-id` names into a local folder. `gridwork-server prepare` does it where there is no
+//! folder yet.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,9 +29,9 @@ pub enum PrepareError {
 #[derive(Debug, Deserialize)]
 struct Prepared {
     model_path: PathBuf,
-    /// Of a folder without tokenizer.json.
+    /// Folder of a tokenizer.json, for a model without one.
     tokenizer_path: Option<PathBuf>,
-    /// Whether that turns text into tokens.
+    /// Whether that tokenizer turns text into tokens.
     #[serde(default)]
     tokenizer_encodes: bool,
 }
@@ -39,12 +40,12 @@ struct Prepared {
 #[derive(Debug)]
 pub struct Model {
     pub path: PathBuf,
-    /// `None`: it has a tokenizer.json.
+    /// `None`: the folder has a tokenizer.json.
     pub tokenizer: Option<PreparedTokenizer>,
 }
 
-/// Returns the folder, checked, or `None` when a signal came first. `fitness`: of a folder that was there already, which
-/// is not checked again when it is ready, or known to be.
+/// Returns the folder, checked, or `None` when a signal came first. `fitness` is that of a local folder, which
+/// is not checked again when it is ready, or when an earlier start left a verdict.
 pub async fn folder_of(
     source: Source,
     fitness: Fitness,
@@ -106,7 +107,7 @@ pub async fn folder_of(
     }
 }
 
-/// A folder of whose tokenizer an earlier start has left a verdict.
+/// Returns the model of a folder for whose tokenizer an earlier start has left a verdict.
 fn known(folder: &Path, fitness: Fitness, cli: &Cli, trust: &Trust) -> Option<Model> {
     if !matches!(fitness, Fitness::NoTokenizer | Fitness::UnsureTokenizer) {
         return None;
@@ -124,7 +125,7 @@ fn known(folder: &Path, fitness: Fitness, cli: &Cli, trust: &Trust) -> Option<Mo
     })
 }
 
-/// The folder that was prepared, or why there is none.
+/// Returns the prepared folder, or the reason why there is none.
 fn read_result(exit: &Exit) -> Result<Prepared, String> {
     if !exit.status.is_some_and(|status| status.success()) {
         return Err(match &exit.fatal {

@@ -1,7 +1,7 @@
-//! One log out of many: the launcher's own lines and those of its children, each with a tag that tells whose it is.
+//! Merges the launcher's own log lines with those of its children. The tag of each line names its process.
 //!
-//! A thread of its own writes to stdout. When nobody reads there (a stalled terminal, a full pipe), lines are dropped and
-//! counted: neither the children nor the supervision ever wait for a reader.
+//! A thread of its own writes to stdout. When nobody reads there (a stalled terminal, a full pipe), lines are dropped
+//! and counted: neither the children nor the supervision ever wait for a reader.
 
 mod escape;
 mod line;
@@ -22,11 +22,11 @@ pub use escape::visible;
 pub use line::{Line, Record};
 pub use reader::{Output, read_output};
 
-/// Maximum number of bytes of lines that wait to be written: of the children, and of the launcher itself.
+/// Maximum number of bytes of waiting lines: first of the children, then of the launcher itself.
 const MAX_WAITING_BYTES: usize = 8 << 20;
 const MAX_OWN_WAITING_BYTES: usize = 1 << 20;
 
-/// How lines are written.
+/// Form of written lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format {
     pub json: bool,
@@ -45,25 +45,25 @@ impl Format {
 }
 
 enum Message {
-    /// With its bytes among the waiting ones, given back once it is written.
+    /// A line, with its share of the waiting bytes, which is given back once it is written.
     Line(String, OwnedSemaphorePermit),
     End(std_mpsc::Sender<()>),
 }
 
-/// Where lines are sent to. Cheap to clone.
+/// Sender of log lines. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
     lines: mpsc::UnboundedSender<Message>,
     places: Arc<Semaphore>,
     own_places: Arc<Semaphore>,
-    /// Lines that there was no place for, since the last one that was written.
+    /// Number of dropped lines since the last one that was written.
     dropped: Arc<AtomicU64>,
     least: LogLevel,
     format: Format,
 }
 
 impl Log {
-    /// Starts the writing thread. `least`: least severe of the launcher's own lines to show.
+    /// Starts the writing thread. `least` is the minimum severity of the launcher's own lines.
     pub fn start(
         least: LogLevel,
         format: Format,
@@ -120,7 +120,7 @@ impl Log {
         }
     }
 
-    /// Shows a line of a child, or counts it where too many are waiting to be written.
+    /// Shows a line of a child, or drops and counts it if too many bytes wait.
     pub fn child(&self, tag: &str, line: &Line) {
         let text = match line {
             Line::Record(record) => record.render(tag, self.format),
@@ -143,7 +143,7 @@ impl Log {
     }
 }
 
-/// The launcher's own.
+/// Writes one of the launcher's own lines.
 fn own_line(level: LogLevel, message: String, format: Format) -> String {
     let record = Record {
         timestamp: time::now(),

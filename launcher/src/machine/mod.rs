@@ -1,4 +1,5 @@
-//! Which GPUs there are, told from the environment and the kernel's device files: no library of the vendor is loaded.
+//! GPUs of this machine, and the placement of shards on them. The environment and the kernel's device files tell: no
+//! library of the vendor is loaded.
 
 pub mod report;
 
@@ -29,14 +30,14 @@ pub enum DeviceError {
 /// The machine's NVIDIA GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpus {
-    /// How many processes may use.
+    /// Number of GPUs that processes may use.
     pub visible: u32,
-    /// Name of the first, empty when not known.
+    /// Name of the first GPU; empty when unknown.
     pub name: String,
 }
 
 impl Gpus {
-    /// Looks at `CUDA_VISIBLE_DEVICES`, else `NVIDIA_VISIBLE_DEVICES`, else `/dev/nvidia0` and on.
+    /// Reads `CUDA_VISIBLE_DEVICES`, else `NVIDIA_VISIBLE_DEVICES`, else counts `/dev/nvidia0` and on.
     pub fn detect() -> Self {
         let variable = |name| std::env::var(name).ok();
         let visible = count_visible(
@@ -53,8 +54,8 @@ impl Gpus {
     }
 }
 
-/// Variables that are `None` are not set; `existing` is `None` where there is a driver but no telling how many GPUs.
-/// A list can name fewer devices than exist, never more.
+/// Counts visible GPUs. A variable that is not set is `None`; `existing` is `None` where a driver does not tell its
+/// number of GPUs. A list can name fewer devices than exist, never more.
 fn count_visible(existing: Option<u32>, cuda: Option<&str>, nvidia: Option<&str>) -> u32 {
     let named = |list| existing.map_or(count_list(list), |n| n.min(count_list(list)));
     match (cuda, nvidia) {
@@ -64,7 +65,7 @@ fn count_visible(existing: Option<u32>, cuda: Option<&str>, nvidia: Option<&str>
     }
 }
 
-/// Devices up to the first that is not one: CUDA ignores what follows `-1`.
+/// Counts devices up to the first invalid one: CUDA ignores everything after `-1`.
 fn count_list(list: &str) -> u32 {
     list.split(',')
         .map(str::trim)
@@ -88,7 +89,7 @@ fn device_files() -> Option<u32> {
     (!uncountable).then_some(numbered)
 }
 
-/// The kernel driver's own description.
+/// Returns the name in the kernel driver's description of the first GPU.
 fn first_name() -> Option<String> {
     let gpu = fs::read_dir("/proc/driver/nvidia/gpus")
         .ok()?
@@ -99,17 +100,17 @@ fn first_name() -> Option<String> {
     Some(line.trim().to_owned())
 }
 
-/// Where the shards run and how many there are.
+/// Device and number of the shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     pub device: Device,
     pub num_shard: u32,
-    /// Threads that each shard is told to compute with; `None` leaves it to the shard.
+    /// Number of threads of each shard; `None` leaves it to the shard.
     pub cpu_threads: Option<u32>,
 }
 
 impl Placement {
-    /// `cores`: processors that this process may use.
+    /// Chooses device, shards and threads. `cores` is the number of processors that this process may use.
     pub fn choose(args: &Processes, gpus: &Gpus, cores: u32) -> Result<Self, DeviceError> {
         let device = args.device.unwrap_or(if gpus.visible > 0 {
             Device::Cuda
@@ -144,7 +145,7 @@ impl Placement {
         })
     }
 
-    /// The `COMPUTE_TYPE` that the router reports: `cpu`, or `2-nvidia-h200`.
+    /// Value of the header `x-compute-type`: `cpu`, or `2-nvidia-h200`.
     pub fn compute_type(&self, gpus: &Gpus) -> String {
         match self.device {
             Device::Cpu => "cpu".to_owned(),

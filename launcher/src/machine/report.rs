@@ -1,4 +1,4 @@
-//! What `gridwork --env` prints, to go with a report of a problem.
+//! The report of `gridwork --env`, to attach to a description of a problem.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use gridwork_settings::Processes;
 use super::Gpus;
 use crate::process::programs::Wanted;
 
-/// Versions, platform, programs and GPU, a line each.
+/// Returns versions, platform, programs and GPU, a line each.
 pub fn describe(processes: &Processes, gpus: &Gpus) -> String {
     let (server, router) = (Wanted::server(processes), Wanted::router(processes));
     let found = |wanted: Wanted<'_>| match wanted.find() {

@@ -1,5 +1,5 @@
-//! What `--model-id` names, and whether the folder it comes to can be served. Everything here is checked before any process
-//! is started, so that a mistake is told within a second.
+//! Finds the model that `--model-id` names, and checks whether its folder can be served, before any process
+//! is started: a mistake is reported within a second.
 
 mod bounds;
 mod native_types;
@@ -18,64 +18,64 @@ pub use native_types::NativeTypes;
 use safetensors_check::Damage;
 use weights::{WeightFiles, weight_files};
 
-/// Why a model cannot be served, and what to do.
+/// A model that cannot be served. The message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("--model-id {0}: there is no such file or folder. Check the path")]
+    #[error("--model-id {0}: there is no such file or folder; check the path")]
     NoSuchPath(String),
     #[error(
         "--model-id {0} is neither a folder, nor a .gguf file, nor a name on the Hugging Face hub (`name` or `org/name`)"
     )]
     NotAName(String),
     #[error(
-        "{} has no config.json. Give the folder that holds the model's config.json, tokenizer.json and weights", .0.display()
+        "{} has no config.json; give the folder that holds the model's config.json, tokenizer.json and weights", .0.display()
     )]
     NoConfig(PathBuf),
     #[error("{} cannot be read: {source}", .path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("{} is not valid JSON ({source}). Download it again", .path.display())]
+    #[error("{} is not valid JSON ({source}); download it again", .path.display())]
     BadJson {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{} is not a JSON object. Download it again", .0.display())]
+    #[error("{} is not a JSON object; download it again", .0.display())]
     NotAnObject(PathBuf),
     #[error(
         "{} has no tokenizer: neither tokenizer.json nor a file that one can be made of (tokenizer.model, vocab.json and \
-         merges.txt, vocab.txt, *.tiktoken, tokenizer_config.json). Download the model again", .0.display()
+         merges.txt, vocab.txt, *.tiktoken, tokenizer_config.json); download the model again", .0.display()
     )]
     NoTokenizer(PathBuf),
     #[error(
-        "{} has no weights: neither model.safetensors nor model.safetensors.index.json. Download the model again", .0.display()
+        "{} has no weights: neither model.safetensors nor model.safetensors.index.json; download the model again", .0.display()
     )]
     NoWeights(PathBuf),
     #[error(
-        "{} is a pickle file, which can run code when it is loaded. Convert it with \
+        "{} is a pickle file, which can run code when it is loaded; convert it with \
          `AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package, or pass \
          --allow-pickle-weights to have nothing but tensors read from it", .folder.join(.file).display()
     )]
     OnlyPickle { folder: PathBuf, file: String },
-    #[error("{} was prepared and cannot be served yet ({fitness:?}). Remove it, and start again", .folder.display())]
+    #[error("{} was prepared and cannot be served yet ({fitness:?}); remove it, and start again", .folder.display())]
     StillUnfit { folder: PathBuf, fitness: Fitness },
-    #[error("{} is missing, and {} lists it. Download it again", .folder.join(.file).display(), .index)]
+    #[error("{} is missing, and {} lists it; download it again", .folder.join(.file).display(), .index)]
     MissingPart {
         folder: PathBuf,
         file: String,
         index: &'static str,
     },
-    #[error("{} {damage}. Download it again", .path.display())]
+    #[error("{} {damage}; download it again", .path.display())]
     Damaged { path: PathBuf, damage: Damage },
     #[error(
-        "{} leads out of the model's folder, to {}. Only links inside the folder are followed: put the file itself there",
+        "{} leads out of the model's folder, to {}; only links inside the folder are followed: put the file itself there",
         .path.display(), .target.display()
     )]
     LeadsOut { path: PathBuf, target: PathBuf },
-    #[error("{} is neither a file nor a folder. Remove it from the model's folder", .0.display())]
+    #[error("{} is neither a file nor a folder; remove it from the model's folder", .0.display())]
     NotAFile(PathBuf),
-    #[error("{}: a model's folder has at most 100,000 files, 16 folders deep. Give the folder of one model", .0.display())]
+    #[error("{}: a model's folder has at most 100,000 files, 16 folders deep; give the folder of one model", .0.display())]
     TooManyFiles(PathBuf),
     #[error(
-        "{}, {key}: `{name}` leads out of the model's folder. Names in it must be of files in the folder", .path.display()
+        "{}, {key}: `{name}` leads out of the model's folder; names in it must be of files in the folder", .path.display()
     )]
     NameLeadsOut {
         path: PathBuf,
@@ -88,7 +88,7 @@ pub enum ModelError {
     )]
     ForeignCode { path: PathBuf, name: String },
     #[error(
-        "the model needs Python code of its own ({} has {key}). If you trust its author, pass --trust-remote-code",
+        "the model needs Python code of its own ({} has {key}); if you trust its author, pass --trust-remote-code",
         .path.display()
     )]
     CustomCode { path: PathBuf, key: String },
@@ -96,7 +96,7 @@ pub enum ModelError {
     Prepare { model_id: String, reason: String },
 }
 
-/// Where a model comes from.
+/// Source of a model.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder on this machine, used as it is.
@@ -107,7 +107,7 @@ pub enum Source {
     Hub(String),
 }
 
-/// Tells what `model_id` names. What looks like a path is never looked up on the hub.
+/// Finds the source that `model_id` names. A name that looks like a path is never looked up on the hub.
 pub fn locate(model_id: &str) -> Result<Source, ModelError> {
     let path = expand_home(model_id);
     if path.is_dir() {
@@ -148,7 +148,7 @@ fn expand_home(path: &str) -> PathBuf {
     }
 }
 
-/// What the user allows a model to do.
+/// Permissions that the user gives a model.
 #[derive(Debug, Default)]
 pub struct Trust {
     /// The user trusts the model's author: its Python code may run.
@@ -166,7 +166,7 @@ impl Trust {
     }
 }
 
-/// What a folder without fault still needs before it can be served.
+/// Preparation that a sound folder still needs before it can be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fitness {
     Ready,
@@ -181,7 +181,7 @@ pub enum Fitness {
 }
 
 impl Fitness {
-    /// For a folder that was prepared and still is not fit.
+    /// Returns the error for a folder that was prepared and still is not ready.
     pub fn error(self, folder: &Path) -> ModelError {
         ModelError::StillUnfit {
             folder: folder.to_owned(),
@@ -268,7 +268,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelErro
     })
 }
 
-/// Where a config, or a config inside it, names classes of its own: `text_config.auto_map`.
+/// Returns where a config, or a config inside it, names classes of its own: `text_config.auto_map`.
 fn custom_code_key(config: &Value) -> Option<String> {
     let nested = |name: String, value: &Value| Some(format!("{name}.{}", custom_code_key(value)?));
     match config {
@@ -289,7 +289,7 @@ fn custom_code_key(config: &Value) -> Option<String> {
     }
 }
 
-/// `"file.Class"`, or for tokenizers `["file.Slow", null]`.
+/// Reads `"file.Class"`, or for tokenizers `["file.Slow", null]`.
 fn names_a_class(value: &Value) -> bool {
     match value {
         Value::String(name) => !name.is_empty(),

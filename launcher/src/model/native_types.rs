@@ -1,8 +1,8 @@
-//! Which model types the installed Transformers brings itself.
+//! Model types that the installed Transformers supports with its own code.
 //!
 //! Many models on the hub still carry the Python code that they were first published with, though Transformers has long
-//! taken them up; they need no trust. Only the names of folders are read here. Should the answer be wrong, no code of a
-//! model runs for it: the shard loads without trust, and refuses.
+//! adopted them; they need no trust. Only names of folders are read here. Even if the answer is wrong, no code of a
+//! model runs: the shard loads without trust, and refuses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 /// The model types of one installation.
 #[derive(Debug, Default)]
 pub struct NativeTypes {
-    /// Folders `transformers/models` that were found.
+    /// The folders `transformers/models` of the installation.
     folders: Vec<PathBuf>,
 }
 
 impl NativeTypes {
-    /// Looks in the Python environment that the program of the shards lies in.
+    /// Searches the Python environment of the shards' program.
     pub fn of_server(server: &[String]) -> Self {
         let Some(environment) = server
             .first()
@@ -36,7 +36,7 @@ impl NativeTypes {
         Self { folders }
     }
 
-    /// Whether the installation is of this version of Transformers.
+    /// Tells whether the installation is of this version of Transformers.
     pub fn are_of_version(&self, version: &str) -> bool {
         let name = format!("../../transformers-{version}.dist-info");
         let is_plain = !version.contains('/') && !self.folders.is_empty();
@@ -47,7 +47,7 @@ impl NativeTypes {
                 .all(|folder| folder.join(&name).is_dir())
     }
 
-    /// Whether models of this type are loaded by Transformers' own code.
+    /// Tells whether Transformers' own code loads models of this type.
     pub fn contain(&self, model_type: &str) -> bool {
         let name = model_type.replace('-', "_");
         let plain = !name.is_empty()

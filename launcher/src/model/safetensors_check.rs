@@ -1,7 +1,7 @@
 //! Checks that a safetensors file is whole, from its header and its size alone. No weights are read.
 //!
-//! Format: eight bytes with the header's length (little endian), the header (a JSON object from tensor name to dtype, shape
-//! and data_offsets; `__metadata__` is free), then the tensors' bytes without gaps.
+//! Format: eight bytes with the header's length (little endian), the header (a JSON object from tensor name to dtype,
+//! shape and data_offsets; `__metadata__` is free), then the tensors' bytes without gaps.
 //! <https://huggingface.co/docs/safetensors/index#format>
 
 use std::collections::HashMap;
@@ -12,10 +12,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// The longest header that the format allows, bytes.
+/// Maximum length of a header in the format, bytes.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// What is wrong with a file; a sentence's end, to be put after the file's name.
+/// A fault of a file. Its text follows the file's name.
 #[derive(Debug, thiserror::Error)]
 pub enum Damage {
     #[error("cannot be read: {0}")]

@@ -1,8 +1,8 @@
 //! Child processes that cannot outlive the launcher.
 //!
-//! Each is the leader of a process group of its own, so that Ctrl-C in a terminal reaches the launcher alone, and asks the
-//! kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started the
-//! child: children are started from the main thread, which the runtime of the launcher lives on.
+//! Each is the leader of a process group of its own, so that Ctrl-C in a terminal reaches the launcher alone, and asks
+//! the kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started
+//! the child: children are started from the main thread, which the runtime of the launcher lives on.
 
 mod private_folder;
 pub mod programs;
@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use crate::logs::{Log, Output, Record, read_output};
 pub use shard_environment::ShardEnvironment;
 
-/// After a process has ended, how long its last output is waited for. A helper of its own may hold the pipe open.
+/// Maximum wait for the last output of a process that has ended. One of its helpers may hold the pipe open.
 const LAST_OUTPUT_WAIT: Duration = Duration::from_secs(1);
 
 /// A child that could not be started.
@@ -41,7 +41,7 @@ pub struct ChildError {
 /// How to start a child.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandSpec {
-    /// Names the child in the log.
+    /// Name of the child in the log.
     pub tag: String,
     /// The program and its first arguments.
     pub program: Vec<String>,
@@ -50,9 +50,9 @@ pub struct CommandSpec {
     pub settings: Option<Secret>,
     /// Variables added to the launcher's own.
     pub env: Vec<(String, String)>,
-    /// Variables taken away.
+    /// Variables removed from it.
     pub env_remove: Vec<&'static str>,
-    /// Which of the launcher's own it gets; `None`: all.
+    /// Choice among the launcher's own variables; `None`: all.
     pub env_kept: Option<ShardEnvironment>,
 }
 
@@ -61,14 +61,14 @@ pub struct CommandSpec {
 pub struct Exit {
     pub tag: String,
     pub status: Option<ExitStatus>,
-    /// The log line that says why, not shown yet.
+    /// Log line with the reason, not shown yet.
     pub fatal: Option<Record>,
     pub last_stdout_line: String,
     pub last_stderr_line: String,
 }
 
 impl Exit {
-    /// One sentence for people: the child's own reason where it gave one.
+    /// Describes the end for people, with the child's own reason where it gave one.
     pub fn reason(&self) -> String {
         let tag = &self.tag;
         if let Some(record) = &self.fatal {
@@ -105,12 +105,12 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a child, its output shown in `log` and remembered. Call from the main thread (see the module).
+    /// Starts a child, whose output goes to `log`. Must be called on the main thread (see the module).
     pub fn start(spec: &CommandSpec, log: &Log) -> Result<Self, ChildError> {
         Self::start_with(spec, log, Stdio::null())
     }
 
-    /// The same, with something to read at stdin.
+    /// Does the same, with `stdin` for the child.
     pub fn start_with(spec: &CommandSpec, log: &Log, stdin: Stdio) -> Result<Self, ChildError> {
         let cannot = |source| ChildError {
             tag: spec.tag.clone(),
@@ -156,7 +156,7 @@ impl Child {
         Ok(Self { tag, pid, exit })
     }
 
-    /// Waits until it has ended. May be called again and from several places.
+    /// Waits until it has ended. May be called more than once.
     pub async fn wait(&self) -> Exit {
         let mut exit = self.exit.clone();
         let ended = match exit.wait_for(Option::is_some).await {
@@ -172,12 +172,12 @@ impl Child {
         })
     }
 
-    /// How it ended, if it has.
+    /// Returns how it ended, if it has.
     pub fn ended(&self) -> Option<Exit> {
         self.exit.borrow().clone()
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         if self.ended().is_none() && self.pid > 0 {
             // SAFETY: plain system call. The process has not been reported as ended, so the id is still its own.
@@ -185,14 +185,14 @@ impl Child {
         }
     }
 
-    /// Ends it and its helpers at once.
+    /// Kills it and its helpers.
     pub fn kill(&self) {
         if self.ended().is_none() {
             signal_group(self.pid, libc::SIGKILL);
         }
     }
 
-    /// Asks it to end, and ends it when it has not after `grace`.
+    /// Sends SIGTERM, and kills it if it still runs after `grace`.
     pub async fn stop(&self, grace: Duration) -> Exit {
         self.terminate();
         match tokio::time::timeout(grace, self.wait()).await {
@@ -218,7 +218,7 @@ fn signal_group(leader: i32, signal: i32) {
     }
 }
 
-/// A file with `text` that has no name and exists only in memory: settings can hold keys, which must appear neither in
+/// Makes a file with `text` that exists only in memory. Settings can hold keys, which must appear neither in
 /// the list of processes, nor in an environment that a child passes on, nor on a disk.
 fn file_in_memory(text: &str) -> io::Result<File> {
     // SAFETY: the name is a C string.

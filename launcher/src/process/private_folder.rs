@@ -1,4 +1,4 @@
-//! A temporary folder that only this user can enter, and that is removed even after a launcher that was killed.
+//! A temporary folder that only this user can enter. A later launcher removes it if this one is killed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 const PREFIX: &str = "gridwork-";
-/// A file that the folder's launcher has locked for as long as it lives.
+/// File that the folder's launcher keeps locked as long as it lives.
 const LOCK: &str = "lock";
 const OWNER_ONLY: u32 = 0o700;
 
-/// Removed, with everything in it, when dropped.
+/// The folder. It is removed, with everything in it, when this is dropped.
 #[derive(Debug)]
 pub struct PrivateFolder {
     folder: tempfile::TempDir,
@@ -35,7 +35,7 @@ impl PrivateFolder {
         self.folder.path()
     }
 
-    /// Makes the folder once more, under its name, when somebody has removed it.
+    /// Makes the folder again, under the same name, when somebody has removed it.
     pub fn make_again(&self) -> io::Result<()> {
         if self.path().is_dir() {
             return Ok(());
@@ -61,7 +61,7 @@ impl PrivateFolder {
     }
 }
 
-/// Whatever the umask is.
+/// Sets the permissions of the folder, whatever the umask is.
 fn close_to_others(folder: &Path) -> io::Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(OWNER_ONLY))
 }
@@ -96,7 +96,7 @@ fn is_left_over(folder: &Path) -> bool {
             .is_ok_and(|file| lock(&file))
 }
 
-/// Whether nobody else has locked it.
+/// Locks the file, and tells whether nobody else had locked it.
 fn lock(file: &File) -> bool {
     // SAFETY: plain system call on a descriptor that is open.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) == 0 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use gridwork_settings::Processes;
 
-/// A program that is nowhere.
+/// A program that was not found.
 #[derive(Debug, thiserror::Error)]
 #[error("{program} was not found in {}; install it, or name it with {flag}", .tried.join(", "))]
 pub struct ProgramNotFound {
@@ -14,13 +14,13 @@ pub struct ProgramNotFound {
     tried: Vec<String>,
 }
 
-/// A program that is looked for.
+/// A program to find.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
     pub name: &'static str,
-    /// The flag that names it, for messages.
+    /// Flag that names it, for messages.
     pub flag: &'static str,
-    /// What the flag or its variable says: a path, a name in PATH, or a command with arguments.
+    /// Value of the flag or its variable: a path, a name in PATH, or a command with arguments.
     pub given: Option<&'a str>,
     /// Whether it may lie in the Python environment of a source checkout.
     pub in_venv: bool,
@@ -47,7 +47,7 @@ impl<'a> Wanted<'a> {
         }
     }
 
-    /// Returns the program and its first arguments. Looked for: what the flag says; beside this executable; in PATH; in
+    /// Returns the program and its first arguments. Places, in order: the flag's value; beside this executable; PATH;
     /// `.venv/bin` of the folders above this executable.
     pub fn find(&self) -> Result<Vec<String>, ProgramNotFound> {
         let executable = std::env::current_exe().ok();
@@ -98,7 +98,7 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// `given` as a whole, else as a command with arguments.
+/// Reads `given` as the path of a program, else as a command with arguments.
 fn find_given(given: &str, path: &[PathBuf]) -> Option<Vec<String>> {
     let whole = resolve(given, path).map(|program| vec![program]);
     whole.or_else(|| {

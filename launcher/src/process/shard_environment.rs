@@ -1,4 +1,4 @@
-//! What shards see of the launcher's environment. They run a model's Python code: keys and tokens are none of its business.
+//! Choice of the variables that shards get. They run a model's Python code, which must not see keys and tokens.
 
 /// Variables that a shard needs, where they are set.
 const NAMES: [&str; 28] = [
@@ -32,7 +32,8 @@ const NAMES: [&str; 28] = [
     "TOKENIZERS_PARALLELISM",
 ];
 
-/// Beginnings of the names of others: of the C library, Python, PyTorch and what it calls, Transformers and the hub's cache.
+/// Prefixes of further variables: of the C library, Python, PyTorch and its libraries, Transformers and the hub's
+/// cache.
 const PREFIXES: [&str; 37] = [
     "LC_",
     "LD_",
@@ -73,7 +74,7 @@ const PREFIXES: [&str; 37] = [
     "OTEL_",
 ];
 
-/// Words that no variable has in its name that a shard needs.
+/// Words in the names of variables that hold secrets.
 const SECRET_WORDS: [&str; 8] = [
     "TOKEN",
     "SECRET",
@@ -85,20 +86,20 @@ const SECRET_WORDS: [&str; 8] = [
     "HEADERS",
 ];
 
-/// Names that look like those.
+/// Names with such a word that hold no secret.
 const NO_SECRETS: [&str; 2] = ["TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_IMPLICIT_TOKEN"];
 
-/// Which variables shards get.
+/// Rule for the variables of shards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardEnvironment {
-    /// What the user wants them to have (`--shard-env`).
+    /// Variables that the user adds (`--shard-env`).
     pub also: Vec<String>,
-    /// Whether they may run Python code that comes with the model: then they get no headers for the collector of traces.
+    /// Whether shards run Python code of the model: then they get no headers for the collector of traces.
     pub runs_code: bool,
 }
 
 impl ShardEnvironment {
-    /// Whether a variable is passed on.
+    /// Tells whether a variable is passed on.
     pub fn keeps(&self, name: &str) -> bool {
         if self.also.iter().any(|also| also == name) {
             return true;

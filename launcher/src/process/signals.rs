@@ -5,14 +5,14 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What was asked for.
+/// A signal that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// SIGINT: Ctrl-C.
     Interrupt,
     /// SIGTERM.
     Terminate,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: the terminal was closed.
     Hangup,
 }
 
@@ -26,17 +26,17 @@ impl fmt::Display for Request {
     }
 }
 
-/// The signals, from the moment this is made.
+/// The signals that arrive after this is made.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    /// Absent under `nohup`, which has it ignored.
+    /// Absent under `nohup`, which makes the process ignore it.
     hangup: Option<Signal>,
 }
 
 impl Signals {
-    /// Must be called inside the runtime.
+    /// Starts to listen. Must be called inside the runtime.
     pub fn listen() -> io::Result<Self> {
         let hangup = if is_ignored(libc::SIGHUP) {
             None
@@ -50,7 +50,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Request {
         let hangup = async {
             match &mut self.hangup {
@@ -67,7 +67,8 @@ impl Signals {
 }
 
 fn is_ignored(signal: i32) -> bool {
-    // SAFETY: an all-zero sigaction is a valid value to be overwritten, and a null pointer asks without changing anything.
+    // SAFETY: an all-zero sigaction is a valid value to be overwritten, and a null pointer asks without changing
+    // anything.
     unsafe {
         let mut current: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut current) == 0

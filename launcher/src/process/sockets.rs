@@ -1,4 +1,4 @@
-//! Places of the shards' sockets, and of the port that they meet at.
+//! Paths of the shards' sockets, and the file or port at which ranks meet.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use super::private_folder::PrivateFolder;
 
-/// Longest path of a unix socket: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
+/// Maximum length of a unix socket's path: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
 
-/// A socket or port that cannot be had.
+/// A socket or port that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error(
@@ -56,24 +56,24 @@ pub enum SocketError {
 /// Where the ranks of a group find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meeting {
-    /// At this port of `--master-addr`.
+    /// A port of `--master-addr`.
     Port(u16),
-    /// In this file, which nobody but this user can open.
+    /// A file that only this user can open.
     File(PathBuf),
 }
 
-/// One socket a shard. They are removed when this is dropped.
+/// The sockets of all shards. They are removed when this is dropped.
 #[derive(Debug)]
 pub struct Sockets {
     prefix: PathBuf,
     count: u32,
-    /// Removed with everything in it when dropped.
+    /// The folder of the sockets, unless the user gave a prefix.
     private: Option<PrivateFolder>,
 }
 
 impl Sockets {
-    /// `given` is a path that `-0`, `-1`, … are added to; without it, a temporary folder that only this user can enter.
-    /// Checks that the sockets can be made.
+    /// Checks that the sockets can be made. `given` is a path that `-0`, `-1`, … are added to; without it, they get a
+    /// temporary folder that only this user can enter.
     pub fn prepare(given: Option<&Path>, count: u32) -> Result<Self, SocketError> {
         let (prefix, private) = match given {
             Some(prefix) => (absolute(prefix), None),
@@ -97,26 +97,26 @@ impl Sockets {
         })
     }
 
-    /// Where the shard of `rank` listens.
+    /// Path of the socket of `rank`.
     pub fn path(&self, rank: u32) -> PathBuf {
         socket_path(&self.prefix, rank)
     }
 
-    /// A second name of the socket of `rank`, by which it can be given its first one again.
+    /// Second name of the socket of `rank`, from which its first name can be restored.
     fn kept(&self, rank: u32) -> PathBuf {
         let mut path = self.path(rank).into_os_string();
         path.push(".kept");
         path.into()
     }
 
-    /// Makes the private folder again when it is gone.
+    /// Makes the private folder again when it was removed.
     pub fn make_folder(&self) -> io::Result<()> {
         self.private
             .as_ref()
             .map_or(Ok(()), PrivateFolder::make_again)
     }
 
-    /// A new, empty file for ranks to meet in.
+    /// Makes a new, empty file for ranks to meet in.
     pub fn meeting_file(&self) -> io::Result<PathBuf> {
         let path = self.meeting_path();
         match fs::remove_file(&path) {
@@ -138,7 +138,7 @@ impl Sockets {
         path.into()
     }
 
-    /// Remembers the socket of `rank`, which exists.
+    /// Gives the socket of `rank`, which must exist, its second name.
     pub fn keep(&self, rank: u32) -> io::Result<()> {
         let kept = self.kept(rank);
         if is_socket(&kept) {
@@ -147,7 +147,7 @@ impl Sockets {
         fs::hard_link(self.path(rank), kept)
     }
 
-    /// Whether the socket of `rank` was removed, and is there again. An error: it is not.
+    /// Restores the socket of `rank` if it was removed, and tells whether it was. An error: it cannot be restored.
     pub fn put_back(&self, rank: u32) -> io::Result<bool> {
         let (path, kept) = (self.path(rank), self.kept(rank));
         let inode = |path: &Path| path.symlink_metadata().map(|data| (data.dev(), data.ino()));
@@ -225,7 +225,7 @@ fn is_socket(path: &Path) -> bool {
         .is_ok_and(|data| data.file_type().is_socket())
 }
 
-/// Permissions do not tell for root or on read-only mounts: a file is made and removed again.
+/// Makes a file and removes it again: permissions are no answer for root and on read-only mounts.
 fn check_writable(folder: &Path) -> io::Result<()> {
     let probe = folder.join(format!(".gridwork-{}", std::process::id()));
     OpenOptions::new()
@@ -254,7 +254,7 @@ pub fn check_port(hostname: &str, port: u16) -> Result<(), SocketError> {
     }
 }
 
-/// A port of this machine that nobody listens on now.
+/// Returns a port of this machine that nobody listens on now.
 pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

@@ -1,4 +1,4 @@
-//! Starts everything at once, says when it is ready, keeps it running, and ends it in the right order.
+//! Starts router and shards at once, reports when they are ready, keeps them running, and ends them in order.
 
 mod backoff;
 mod fault;
@@ -27,14 +27,14 @@ use served::Served;
 use shards::ShardGroup;
 use supervised::{Stop, Supervisor};
 
-/// How long killed processes are waited for.
+/// Maximum wait for killed processes.
 const KILL_WAIT: Duration = Duration::from_secs(5);
-/// What the router is given to hear that no shard will come back, and then to answer its clients.
+/// Time for the router to learn that no shard will come back, and then to answer its clients.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// Runs the router and the shards until a signal ends them or they cannot be kept running.
 ///
-/// Must be called on the main thread (see [`crate::process`]). `began`: when the command was given.
+/// Must be called on the main thread (see [`crate::process`]). `began` is the time of the command.
 pub async fn run(
     plan: &LaunchPlan,
     sockets: &Sockets,
@@ -66,14 +66,14 @@ pub async fn run(
     tokio::pin!(router_life, shards_life);
 
     let all_ready = async {
-        // An error means that a life has ended, which is seen below.
+        // An error means that a supervisor has returned, which the loop below handles.
         let shards = shards_are_ready.wait_for(|ready| *ready).await.is_ok();
         let router = router_is_ready.wait_for(|ready| *ready).await.is_ok();
         if !(shards && router) {
             std::future::pending::<()>().await;
         }
     };
-    // From here on: a download may take its time.
+    // The time counts from here: a download may take long.
     let deadline = tokio::time::sleep(startup_timeout);
     tokio::pin!(all_ready, deadline);
     let mut remind = tokio::time::interval(Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! Asks the parts how they are, and shows what they are doing until all are ready.
+//! Health checks of router and shards, and the report of their progress until all are ready.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,36 +17,36 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::logs::Log;
 
-/// A part that says nothing new is mentioned again after this time.
+/// Time after which a part without news is mentioned again.
 const REMIND_EVERY: Duration = Duration::from_secs(10);
-/// A part that says something new all the time (a percentage) is shown no more often than this.
+/// Minimum time between two lines of a part whose news never stop (a percentage).
 const CHANGE_EVERY: Duration = Duration::from_secs(1);
 const STARTING: &str = "starting";
-/// Most bytes of the router's answer that are read.
+/// Maximum number of bytes to read of the router's answer.
 const MAX_ANSWER_BYTES: u64 = 1 << 16;
 
-/// How a part answered.
+/// Answer of a part to a health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// Nobody listens yet, or no longer.
     Unreachable,
     /// Somebody listens and gives no answer in time.
     Silent,
-    /// Not ready, and what it is doing.
+    /// The part is not ready, and does this.
     Busy(String),
     Ready,
-    /// Will not become ready, and why.
+    /// The part will not become ready, for this reason.
     Failed(String),
 }
 
-/// Asks one shard.
+/// Checks the health of one shard.
 #[derive(Debug, Clone)]
 pub struct ShardProbe {
     client: ShardClient<Channel>,
 }
 
 impl ShardProbe {
-    /// Does not connect yet. Must be called inside the runtime.
+    /// Makes a probe, which does not connect yet. Must be called inside the runtime.
     pub fn new(socket: &Path) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display()))?;
         Ok(Self {
@@ -79,7 +79,7 @@ impl ShardProbe {
     }
 }
 
-/// Asks the router by HTTP, as its clients would.
+/// Checks the health of the router over HTTP, as its clients would.
 #[derive(Debug, Clone)]
 pub struct RouterProbe {
     host: String,
@@ -94,7 +94,7 @@ impl RouterProbe {
         }
     }
 
-    /// Where people can reach it from this machine.
+    /// URL of the router for people on this machine.
     pub fn url(&self) -> String {
         if self.host.contains(':') {
             format!("http://[{}]:{}", self.host, self.port)
@@ -111,7 +111,7 @@ impl RouterProbe {
         }
     }
 
-    /// Whether the router knows the model, as it does from the moment it is ready and while shards are restarted.
+    /// Tells whether the router knows the model: it does once it is ready, and while shards are restarted.
     pub async fn has_loaded(&self, timeout: Duration) -> bool {
         match tokio::time::timeout(timeout, self.get("/info")).await {
             Ok(Ok(answer)) => read_answer(&answer) == Answer::Ready,
@@ -135,7 +135,7 @@ impl RouterProbe {
     }
 }
 
-/// The address to connect to when a server listens on `hostname`.
+/// Returns the address to connect to when a server listens on `hostname`.
 fn reachable_host(hostname: &str) -> String {
     let host = hostname.trim_start_matches('[').trim_end_matches(']');
     match host.parse::<IpAddr>() {
@@ -145,7 +145,7 @@ fn reachable_host(hostname: &str) -> String {
     }
 }
 
-/// Reads an HTTP answer: 200 is ready, anything else tells why not.
+/// Reads an HTTP answer: 200 means ready, any other status comes with the reason.
 fn read_answer(answer: &str) -> Answer {
     let status = answer.split_whitespace().nth(1).unwrap_or_default();
     if status == "200" {
@@ -164,7 +164,7 @@ fn read_answer(answer: &str) -> Answer {
     }
 }
 
-/// What every part said last, shown while people wait. Cheap to clone.
+/// The last answer of every part, shown while people wait. Cheap to clone.
 #[derive(Clone)]
 pub struct StartupReport {
     log: Log,
@@ -198,7 +198,7 @@ impl StartupReport {
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes an answer, and shows it when it is news.
+    /// Notes an answer, and logs it when it is new.
     pub fn note(&self, tag: &str, answer: &Answer) {
         let (doing, ready) = match answer {
             Answer::Unreachable => (STARTING.to_owned(), false),
@@ -227,7 +227,7 @@ impl StartupReport {
         }
     }
 
-    /// Shows who is waited for, when nothing was shown for a while.
+    /// Logs the parts that are not ready, when nothing was logged for a while.
     pub fn remind(&self) {
         let now = Instant::now();
         let mut states = self.states();
@@ -239,7 +239,7 @@ impl StartupReport {
         self.log.info(self.describe());
     }
 
-    /// Who is not ready, and what each said last.
+    /// Returns the parts that are not ready, with their last answers.
     pub fn describe(&self) -> String {
         let states = self.states();
         let waiting: Vec<String> = states

@@ -1,4 +1,4 @@
-//! The router, as the launcher sees it.
+//! The router as a supervised part.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::process::sockets::Sockets;
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The router ends by itself when its time to finish requests is up; it is killed this much later.
+/// Time after which the router is killed, beyond its time to finish requests: it ends by itself before.
 const EXTRA_GRACE: Duration = Duration::from_secs(5);
 
 /// The one process that clients talk to.
@@ -106,7 +106,7 @@ impl Supervised for Router<'_> {
         self.notes.hang.send_replace(None);
     }
 
-    /// Has no time-out of its own: the router is ready when the shards are, which have one.
+    /// Has no timeout: the router is ready when the shards are, which have one.
     async fn ready(&self) -> Result<(), Fault> {
         tokio::select! {
             () = self.healthy() => Ok(()),
@@ -114,7 +114,7 @@ impl Supervised for Router<'_> {
         }
     }
 
-    /// Its health is not asked for any more once it was ready: while shards are restarted it is rightly not healthy.
+    /// Does not ask for its health: while shards are restarted the router is rightly not healthy.
     async fn watch(&self) -> Fault {
         self.silence().await
     }

@@ -16,11 +16,11 @@ use crate::process::sockets::{Meeting, SocketError, Sockets, free_port};
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
 const ASK_EVERY_RUNNING: Duration = Duration::from_secs(2);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// From when on `/health` tells of a shard that does not answer.
+/// Silence of a shard after which `/health` reports it.
 const TELL_AFTER: Duration = Duration::from_secs(15);
 const GRACE: Duration = Duration::from_secs(10);
 
-/// All ranks of the model.
+/// The processes of all ranks.
 pub struct ShardGroup<'a> {
     plan: &'a LaunchPlan,
     sockets: &'a Sockets,
@@ -50,7 +50,8 @@ impl<'a> ShardGroup<'a> {
         }
     }
 
-    /// In a file, where all ranks use this machine's memory; for GPUs, whose library keeps asking, at a port.
+    /// Chooses where ranks meet: in a file if all ranks use this machine's memory, at a port for GPUs, whose library
+    /// keeps asking.
     fn meeting(&self) -> Result<Meeting, SocketError> {
         let processes = &self.plan.cli.processes;
         let is_here = matches!(
@@ -69,7 +70,7 @@ impl<'a> ShardGroup<'a> {
         }
     }
 
-    /// Asks all ranks, and looks for their sockets, until one is silent for too long or cannot be reached any more.
+    /// Checks all ranks and their sockets until one is silent for too long or cannot be reached any more.
     async fn first_silent(&self) -> Fault {
         let hang_timeout = Duration::from_secs(self.plan.cli.processes.shard_hang_timeout);
         let mut silences = vec![Silence::default(); self.ranks.len()];
@@ -121,21 +122,21 @@ impl<'a> ShardGroup<'a> {
         }
     }
 
-    /// Waits until the router says that a step of these shards is overdue.
+    /// Waits until the router reports an overdue step of these shards.
     async fn first_overdue(&self) -> Fault {
         let ready_at = Instant::now();
         let mut hangs = self.notes.hang.subscribe();
-        // What it says of the group before this one is no news.
+        // Reports about the previous group are old.
         let of_these = |hang: &Hang| hang.since > ready_at;
         let hang = hangs.wait_for(|hang| hang.as_ref().is_some_and(of_these));
         match hang.await.as_deref() {
             Ok(Some(hang)) => Fault::Overdue(hang.reason.clone()),
-            // The sender is a part of this.
+            // The sender is a field of `self`, so the channel stays open.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 
-    /// Remembers the sockets, so that they can be put back.
+    /// Keeps a second name of each socket, so that it can be put back.
     fn keep_sockets(&self) {
         for rank in 0..self.plan.placement.num_shard {
             if let Err(error) = self.sockets.keep(rank) {
@@ -154,7 +155,7 @@ impl<'a> ShardGroup<'a> {
     }
 }
 
-/// How long a shard has been silent.
+/// Time that a shard has been silent for.
 #[derive(Debug, Clone)]
 struct Silence {
     seen: Duration,
@@ -171,7 +172,7 @@ impl Default for Silence {
 }
 
 impl Silence {
-    /// Adds what has passed since the last look, but for a pause of this process (SIGSTOP, a frozen container).
+    /// Adds the time since the last call, except a pause of this process (SIGSTOP, a frozen container).
     fn goes_on(&mut self) -> Duration {
         let passed = self.looked_at.elapsed();
         self.looked_at = Instant::now();

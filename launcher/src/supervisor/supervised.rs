@@ -1,4 +1,5 @@
-//! One part and its lives: started, waited for, watched, and started again when it ends.
+//! Runs the router or the group of shards: starts it, waits until it is ready, watches it, and restarts it when it
+//! ends.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use super::{Backoff, Served};
 use crate::logs::Log;
 use crate::process::{Child, Exit};
 
-/// Between SIGTERM and SIGKILL, before anything was served.
+/// Time between SIGTERM and SIGKILL, before anything was served.
 const GRACE_WHILE_STARTING: Duration = Duration::from_secs(2);
 
-/// Whether and how a part is to end.
+/// Order to end, if there is one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
     No,
@@ -20,38 +21,38 @@ pub enum Stop {
     Now,
 }
 
-/// Something that is started, watched and restarted as a whole: the router, or the group of shards.
+/// A part that is started, watched and restarted as a whole: the router, or the group of shards.
 pub trait Supervised {
-    /// For the log.
+    /// Name for the log.
     fn name(&self) -> &'static str;
-    /// What its end means for requests, for the log.
+    /// Effect of its end on requests, for the log.
     fn consequence(&self) -> &'static str;
     /// Starts its processes.
     fn start(&mut self) -> Result<(), StartError>;
-    /// Its running processes.
+    /// Returns its running processes.
     fn children(&self) -> &[Child];
     /// Forgets its processes, killing those that still run.
     fn clear(&mut self);
-    /// Waits until it is ready. Its processes' end is seen by others.
+    /// Waits until it is ready. [`Supervisor`] notices when its processes end.
     async fn ready(&self) -> Result<(), Fault>;
-    /// Looks for what is wrong though its processes run.
+    /// Returns when something is wrong although its processes run.
     async fn watch(&self) -> Fault;
-    /// How long its processes are given between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     fn grace(&self) -> Duration;
 }
 
 /// Keeps one part running.
 pub struct Supervisor {
     pub log: Log,
-    /// Whether anything has been served: before that, any fault ends the launcher.
+    /// Tells whether anything has been served: before that, any fault ends the launcher.
     pub served: Served,
     pub stop: watch::Receiver<Stop>,
-    /// Restarts in a row without becoming ready, before giving up.
+    /// Maximum number of restarts in a row that do not become ready.
     pub max_restarts: u32,
 }
 
 impl Supervisor {
-    /// Runs `part` until it is told to stop, or cannot be kept running. No process of it is left when this returns.
+    /// Runs `part` until it is told to stop or cannot be kept running. None of its processes is left when this returns.
     pub async fn supervise(
         mut self,
         mut part: impl Supervised,
@@ -113,7 +114,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends the part as it was told to.
+    /// Ends the part as ordered.
     async fn end(&mut self, part: &mut impl Supervised) {
         for child in part.children() {
             child.terminate();
@@ -143,7 +144,7 @@ impl Supervisor {
         part.clear();
     }
 
-    /// After a fault: what still runs of the part is of no use.
+    /// Kills the processes that still run after a fault.
     async fn kill_rest(&self, part: &mut impl Supervised, fault: &Fault) {
         for child in part.children() {
             child.kill();
@@ -151,7 +152,7 @@ impl Supervisor {
         all_ended(part.children()).await;
         for exit in part.children().iter().filter_map(Child::ended) {
             match fault {
-                // Told by whoever reports the fault.
+                // The report of the fault shows it.
                 Fault::Ended(cause) if cause.tag == exit.tag => {}
                 _ => self.show_held_back(&exit),
             }
@@ -166,7 +167,7 @@ impl Supervisor {
     }
 }
 
-/// One life of a part, from its start to what ended it.
+/// Runs a part once, from its start to the fault that ended it.
 async fn live(part: &mut impl Supervised, on_ready: impl FnOnce()) -> Fault {
     if let Err(error) = part.start() {
         return error.into();
@@ -192,7 +193,7 @@ async fn live(part: &mut impl Supervised, on_ready: impl FnOnce()) -> Fault {
     }
 }
 
-/// Waits for the first of `children` to end; for ever when there are none.
+/// Waits until the first of `children` ends; for ever when there are none.
 async fn first_end(children: &[Child]) -> Exit {
     let mut ends: Vec<_> = children
         .iter()

@@ -1,8 +1,8 @@
 //! Stand-ins for the router, the shards and `gridwork-server prepare`: small enough to start in milliseconds, and told
 //! by a file how to behave.
 //!
-//! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture -- …`,
-//! and the test of that name calls [`run_if_asked`].
+//! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture --
+//! …`, and the test of that name calls [`run_if_asked`].
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

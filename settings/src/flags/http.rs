@@ -62,8 +62,8 @@ pub struct Http {
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     pub client_idle_timeout: u64,
 
-    /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on OpenAI's
-    /// routes, 32 on others]
+    /// Maximum number of prompts, or inputs of an encoder, in one request [default: 128 prompts, 2048 inputs on
+    /// OpenAI's routes, 32 on others]
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
     pub max_client_batch_size: Option<usize>,

@@ -1,5 +1,5 @@
-//! Flags of text-generation-inference that have no mechanism here. Flags that would change a model's answers if they were
-//! ignored are refused. The others are accepted with a warning, so that a deployment can move over.
+//! Flags of text-generation-inference that have no mechanism here. Flags that would change a model's answers if they
+//! were ignored are refused. The others are accepted with a warning, so that a deployment can move over.
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 

@@ -1,9 +1,9 @@
 //! The flags, grouped by the programs that read them. Every flag is also an environment variable; flags and variables
 //! keep the names of text-generation-inference.
 //!
-//! Three variables are not the flag in upper case: `GRIDWORK_HOSTNAME`, because container runtimes set `HOSTNAME` to the
-//! container's name; `GRIDWORK_SERVER` for `--server-command` and `GRIDWORK_ROUTER` for `--router-command`. `--env` has
-//! none, because `ENV` is often set to something else.
+//! Three variables are not the flag in upper case: `GRIDWORK_HOSTNAME`, because container runtimes set `HOSTNAME` to
+//! the container's name; `GRIDWORK_SERVER` for `--server-command` and `GRIDWORK_ROUTER` for `--router-command`. `--env`
+//! has none, because `ENV` is often set to something else.
 
 mod batching;
 mod http;

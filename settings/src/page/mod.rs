@@ -8,10 +8,10 @@ use crate::flags::{ALIASES, Effect};
 
 const HEAD: &str = "# Flags of `gridwork`
 
-<!-- Written by `make docs` from settings/: change the flags in settings/src/flags and the notes in settings/src/page. -->
+<!-- `make docs` writes this page from the flags in settings/src/flags and the notes in settings/src/page. -->
 
-Every flag can also be given as the environment variable beside it; a flag wins over its variable. `gridwork --help` prints
-the same list.
+Every flag can also be given as the environment variable beside it; a flag wins over its variable. `gridwork --help`
+prints the same list.
 ";
 
 /// Notes that follow the table of a heading.
