@@ -64,8 +64,8 @@ pub async fn chat_completions(
     let num_choices = num_choices(
         request.n,
         1,
-        state.config().max_n,
-        state.config().max_concurrent_requests,
+        state.settings().limits.max_n,
+        state.settings().limits.max_concurrent_requests,
     )?;
     let stream = request.stream.unwrap_or(false);
     let stream_options = StreamOptions::of(stream, request.stream_options)?;

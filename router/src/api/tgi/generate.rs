@@ -86,7 +86,7 @@ async fn run(
     let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
-    let best_of = parameters.best_of(state.config().max_best_of)?;
+    let best_of = parameters.best_of(state.settings().limits.max_best_of)?;
     let wants_details =
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
