@@ -140,7 +140,10 @@ class Stream:
 
 @contextmanager
 def shards(model: Path, folder: Path, world_size: int = 1, **settings: Any) -> Iterator[list[ShardProcess]]:
-    """Starts a group of shards, not yet ready. They are killed at the end of the context. settings: fields of ShardConfig."""
+    """Starts a group of shards, not yet ready. They are killed at the end of the context.
+
+    settings: fields of ShardConfig.
+    """
     port = free_port()
     group = [
         ShardProcess(
