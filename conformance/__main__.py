@@ -1,8 +1,8 @@
-"""Serves a tiny random model of every type of Transformers and compares it with Transformers itself.
+"""Serves a tiny random model of every type of Transformers and compares its output with Transformers itself.
 
     python -m conformance [--section SECTION] ... [--write FILE] [TYPE ...]
 
-Prints a line for every type; the exit code is 1 when one is wrong. `--write` makes the table of docs/models.md.
+Prints a line for every type. The exit code is 1 when a type is wrong. `--write` writes the page docs/models.md.
 """
 
 import argparse
@@ -19,11 +19,11 @@ SECTIONS = ("causal", "seq2seq", "encoders", "tensor-parallel", "scaled-rope", "
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Runs the chosen sections; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="model types; all when none is given")
+    parser.add_argument("types", nargs="*", help="model types; default: all")
     parser.add_argument("--section", choices=SECTIONS, action="append", dest="sections")
-    parser.add_argument("--model-impl", default="auto", help="path to serve them on")
+    parser.add_argument("--model-impl", default="auto", help="path that serves the models")
     parser.add_argument("--write", type=Path, metavar="FILE", help="file for the tables")
     arguments = parser.parse_args()
     import torch

@@ -1,8 +1,8 @@
-"""Every encoder type of the installed Transformers on Gridwork's paths, compared with plain `forward()`.
+"""Compares every encoder type of the installed Transformers on Gridwork's paths with plain `forward()`.
 
-Goes over the types that Transformers maps to masked language models, and those that it maps to sequence classifiers but
-not to causal language models; makes a tiny random model of each from its own default config; and compares the hidden
-states of the path that the shard would choose with those of one sequence at a time. Run it alone for a table:
+The types are those that Transformers maps to masked language models, and those that it maps to sequence classifiers but
+not to causal language models. Each gets a tiny random model from its own default config. The hidden states of the path
+that the shard would choose are compared with those of one sequence at a time. To run this section alone:
 
     python -m conformance --section encoders [TYPE ...]
 """
@@ -25,36 +25,36 @@ from gridwork_server.errors import ModelError
 from gridwork_server.model.task import Task
 from transformers.models.auto import modeling_auto
 
-#: Largest absolute difference that counts as the same, in float32.
+#: Absolute differences below this count as equal, in float32.
 LARGEST_DIFFERENCE = 1e-5
 
 VOCAB_SIZE = 160
 
-#: What a type needs beside the general shrinking, and why.
+#: Settings that a type needs beside the general shrinking, and why.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    # Its embeddings are made of factors whose product must be the hidden size, and of position axes likewise.
+    # The sizes of its embedding axes must add up to the hidden size, and its position axes must multiply to the length.
     "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"]},
-    # The number of layers is given by blocks.
+    # Its number of layers follows from its blocks.
     "funnel": {"block_sizes": [1, 1]},
-    # Attention heads are divided by a ratio, which must leave some.
+    # Its attention heads are divided by a ratio, which must leave at least one.
     "convbert": {"head_ratio": 2},
-    # By default it is to be told its vocabulary.
+    # Its default config has no vocabulary.
     "esm": {"vocab_size": VOCAB_SIZE, "pad_token_id": 1, "mask_token_id": 2},
-    # Its heads must make up the hidden size.
+    # Its heads times their size must equal the hidden size.
     "esmc": {"head_dim": 8},
-    # Its layout has six coordinates, which share the hidden size.
+    # Its layout has six coordinates, between which the hidden size is divided.
     "lilt": {"hidden_size": 48},
-    # Experts of languages, of which one must be the default.
+    # It has an expert for each language, and one language must be the default.
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }
 
-#: Types without text of their own to encode, and why they are left out.
+#: Types that are left out, and why.
 LEFT_OUT = {
     "canine": "takes the code points of characters, and has no vocabulary",
     "layoutlmv2": "needs pictures of pages",
     "layoutlmv3": "needs pictures of pages",
     "mistral4": "a decoder, whose type Transformers maps to another class to generate with",
-    "perceiver": "takes bytes through a preprocessor of its own, in no hidden state a token",
+    "perceiver": "takes bytes through its own preprocessor, without a hidden state for each token",
     "t5gemma2": "an encoder and a decoder, without a class for the encoder by itself",
     "tapas": "needs the cells of a table for each token",
 }
@@ -68,18 +68,18 @@ class Row:
     path: str
     """`flat`, `padded`, `single`, `left out` or `failed`."""
     difference: float | None
-    """Largest absolute one of the hidden states; None when there was nothing to compare."""
+    """Largest absolute difference of the hidden states; None when nothing was compared."""
     reason: str
-    """Why no faster path, or what failed."""
+    """Why no faster path is chosen, or what failed."""
 
     @property
     def is_right(self) -> bool:
-        """Whether the type can be served with the right results."""
+        """Whether the type is served with the right results."""
         return self.difference is not None and self.difference < LARGEST_DIFFERENCE
 
 
 def encoder_types() -> list[str]:
-    """The types that are gone over."""
+    """Names of all encoder types."""
     masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     classifiers = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -87,7 +87,7 @@ def encoder_types() -> list[str]:
 
 
 def conformance_encoders(only: list[str] | None = None) -> Iterator[Row]:
-    """A row for each type, as they are computed."""
+    """Computes the rows of all types, or of `only` these, one after another."""
     for model_type in encoder_types():
         if only and model_type not in only:
             continue
@@ -125,7 +125,7 @@ def _row(model_type: str) -> Row:
 
 
 def _runs(plain: SinglePath, length: int) -> bool:
-    """Whether the model takes sequences of this length at all: some fail on very short ones."""
+    """Whether the model takes sequences of this length. Some models fail on very short ones."""
     try:
         with torch.inference_mode():
             plain.hidden_states(SequenceBatch.of([[10] * length]))
@@ -135,7 +135,7 @@ def _runs(plain: SinglePath, length: int) -> bool:
 
 
 def tiny_model(model_type: str) -> Any:
-    """A random model of a type, from its default config with small numbers; in float32."""
+    """A random float32 model of a type, from its default config with small sizes."""
     config_class = transformers.CONFIG_MAPPING[model_type]
     config = config_class(**(_shrunk(config_class()) | EXCEPTIONS.get(model_type, {})))
     text_encoding: Any = modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING
@@ -148,17 +148,17 @@ def tiny_model(model_type: str) -> Any:
     else:
         model = model_class(config)
     with torch.no_grad():
-        # Far from zero, so that attention is not the same for all tokens; and norms are not all ones.
+        # Larger weights make attention differ between tokens, and norms differ from one.
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.1 if parameter.dim() == 1 else 0.15))
-        # What trained models have for padding.
+        # Trained models have zeros for padding.
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0
     return model.float().eval()
 
 
-#: Integer attributes of configs, by what their names say, and what becomes of them.
+#: Patterns of the names of integer settings, with the largest value for each.
 _SIZES: list[tuple[str, int]] = [
     (r"(^|_)vocab_size$", VOCAB_SIZE),
     (r"(^|_)(type_vocab_size|num_token_types)$", 2),
@@ -175,7 +175,7 @@ _LAYERS = r"^(num_hidden_layers|num_layers|n_layers|n_layer|(en|de)coder_layers|
 
 
 def _shrunk(config: Any) -> dict[str, Any]:
-    """Settings that make a model of this config tiny; every kind of layer is kept."""
+    """Settings for a tiny model of this config that keeps every kind of layer."""
     settings: dict[str, Any] = {}
     for name, value in vars(config).items():
         if isinstance(value, transformers.PretrainedConfig):
@@ -187,7 +187,7 @@ def _shrunk(config: Any) -> dict[str, Any]:
         elif name == "num_key_value_heads":
             settings[name] = 4 if value == getattr(config, "num_attention_heads", None) else 2
         elif name.endswith("_token_id") and value >= VOCAB_SIZE:
-            # Special tokens stay apart from each other, below those that the comparison uses.
+            # Special tokens stay distinct, and below the tokens of the comparison.
             settings[name] = value % 7 + 1
         else:
             size = next((size for pattern, size in _SIZES if re.search(pattern, name)), None)
@@ -199,7 +199,7 @@ def _shrunk(config: Any) -> dict[str, Any]:
 
 
 def _num_layers(config: Any) -> int:
-    """Two, or as many as it takes until every kind of layer has occurred."""
+    """Two layers, or more until every kind of layer has occurred."""
     kinds = getattr(config, "layer_types", None)
     if not isinstance(kinds, list):
         return 2

@@ -23,27 +23,27 @@ LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequence
 
 @dataclass
 class Verdict:
-    """What became of one model type."""
+    """Result of one model type."""
 
     model_type: str
     path: str = ""
     reason: str = ""
-    """Why not a faster path."""
+    """Why no faster path is chosen."""
     exact: bool = False
     error: str = ""
-    """Why it is not served, or not exact."""
+    """Why the type is not served, or not exact."""
     reference_error: str = ""
-    """Why Transformers itself gives no tokens."""
+    """Why Transformers itself generates no tokens."""
     path_in_16_bits: str = ""
-    """The path in bfloat16; empty when it is not served so."""
+    """The path in bfloat16; empty when the type is not served in it."""
     reason_in_16_bits: str = ""
-    """Why not the path that it has in float32."""
+    """Why the path differs from that of float32."""
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
 
 def prompts(seed: int = 0) -> list[list[int]]:
-    """Prompts of different lengths; tokens that configs use as special ones are left out."""
+    """Prompts of different lengths, without tokens that configs use as special ones."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(5, VOCAB_SIZE - 10, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
 
@@ -55,7 +55,8 @@ Change = Callable[[PretrainedConfig], PretrainedConfig]
 
 
 def build(model_type: str, folder: Path, kind: Any, change: Change = lambda same: same) -> type[PreTrainedModel]:
-    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ; change: of its config."""
+    """Saves a tiny random model of the type and returns its class. kind: CAUSAL or SEQ2SEQ; change: edits its
+    config."""
     config = change(tiny_config(model_type))
     config.forced_eos_token_id = None
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
@@ -70,16 +71,16 @@ def build(model_type: str, folder: Path, kind: Any, change: Change = lambda same
 
 
 def reference_tokens(folder: Path, model_class: Any, is_stateful: bool = False) -> list[list[int]]:
-    """What `generate()` gives for every prompt alone. is_stateful: whether modules keep what a prompt leaves there."""
+    """Tokens of `generate()` for every prompt alone. is_stateful: whether modules keep state between prompts."""
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-    # Some keep state in their modules and would begin a prompt with what the last one left there.
+    # A copy for each prompt: modules with state would carry it from one prompt into the next.
     fresh = copy.deepcopy if is_stateful or getattr(model, "_is_stateful", False) else lambda same: same
     return [greedy(fresh(model), prompt, NUM_NEW_TOKENS) for prompt in prompts()]
 
 
 @torch.inference_mode()
 def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
-    """The tokens that `generate()` gives, whatever would end them."""
+    """Exactly `count` greedy tokens of `generate()`; no token ends them."""
     out: Any = model.generate(  # type: ignore[operator]
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -95,13 +96,13 @@ def greedy(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
 
 
 def shard_config(folder: Path, **settings: Any) -> ShardConfig:
-    """In float32, with a small cache, unless settings say otherwise."""
+    """A config in float32 with a small cache, and these settings."""
     given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24}
     return ShardConfig(**(given | settings))
 
 
 def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[int]]:
-    """What the shard gives for all of them at once, joining one after another."""
+    """Tokens of the shard for all prompts at once; a prompt joins with each step."""
     from gridwork_server.model.loading import load
     from gridwork_server.step.runner import Runner
 
@@ -123,7 +124,7 @@ def served_tokens(folder: Path, verdict: Verdict, **settings: Any) -> list[list[
 
 
 def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **settings: Any) -> None:
-    """Which path is chosen in bfloat16. Never raises."""
+    """Fills in the path that is chosen in bfloat16. Never raises."""
     from gridwork_server.model.loading import load
 
     try:
@@ -137,7 +138,7 @@ def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **set
 
 
 def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
-    """What goes wrong in bfloat16 in Transformers itself."""
+    """The error of Transformers itself in bfloat16; empty when there is none."""
     model = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
     try:
         greedy(model, prompts()[0], 1)
@@ -152,7 +153,7 @@ def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
 
 
 def check(model_type: str, folder: Path, kind: Any = CAUSAL, change: Change | None = None, **settings: Any) -> Verdict:
-    """Builds, serves and compares. change: of the config. Never raises."""
+    """Builds and serves a type, and compares its tokens. change: edits the config. Never raises."""
     verdict = Verdict(model_type)
     started = time.monotonic()
     try:
@@ -179,6 +180,6 @@ def check(model_type: str, folder: Path, kind: Any = CAUSAL, change: Change | No
 
 
 def first_line(error: Exception) -> str:
-    """A short form of an error, for a table."""
+    """The error in one line of up to 300 characters, for a table."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 300 else text[:300] + " …"

@@ -1,5 +1,5 @@
-"""Plants errors into the paths of every causal type: the self-check must find each of them, in 16 bits too, and refuse
-nothing that has none."""
+"""Plants errors into the paths of every causal type. The self-check must find each error, in 16 bits too, and must
+accept every path without one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,26 +20,27 @@ from tests.planted_errors import BATCHED, PAGED
 from .generation import CAUSAL, build, first_line, shard_config
 
 LEAST_EFFECT = 2e-3
-"""What changes the logits of float32 by less of their spread is no error in that model."""
+"""Share of the logits' spread. An error that changes the float32 logits by less does not count in that model."""
 
 
 @dataclass
 class Planted:
-    """What was found in one type."""
+    """Result of one type."""
 
     model_type: str
     path: str
     effects: dict[str, float] = field(default_factory=dict)
-    """By error that changes the logits: by how much in float32, as a share of their spread; infinity where the model's
-    code fails with it."""
+    """For each error that changes the logits: the change in float32, as a share of their spread; infinity where the
+    model's code fails."""
     missed: dict[str, float] = field(default_factory=dict)
-    """Those of them that the self-check in bfloat16 does not find."""
+    """Effects of the errors that the self-check in bfloat16 does not find."""
     refused: str = ""
-    """Why the path is refused in bfloat16 without any error."""
+    """Why the path is refused in bfloat16 without an error; empty when it is accepted."""
 
 
 def plant(model_type: str, folder: Path) -> Planted | None:
-    """None for types that run on other paths than `paged` and `batched` with padding, or not in bfloat16."""
+    """Plants every error into a type. None when it runs neither on `paged` nor on padded `batched`, or not in
+    bfloat16."""
     build(model_type, folder, CAUSAL)
     exact = load(shard_config(folder), RankGroup())
     path = exact.path.name
@@ -50,7 +51,7 @@ def plant(model_type: str, folder: Path) -> Planted | None:
     try:
         rounded = load(shard_config(folder, dtype="bfloat16"), RankGroup())
     except ModelError:
-        return None  # the table of types says so
+        return None  # the table of types has the reason
     in_float32, in_16_bits = _Check(exact, path), _Check(rounded, path)
     for name, error in errors.items():
         with error():
@@ -70,10 +71,10 @@ def _is_padded(path: Any) -> bool:
 
 
 class _Check:
-    """The self-check of one model, with what is computed without the path computed once."""
+    """The self-check of one model. What does not depend on the path is computed once."""
 
     def __init__(self, loaded: LoadedModel, path: str) -> None:
-        """path: the one to check, whatever the model runs on."""
+        """path: the path to check, which need not be the model's own."""
         model: Any = loaded.model
         self._loaded, self._model = loaded, model
         self._own = model.config._attn_implementation == attention.NAME
@@ -96,20 +97,20 @@ class _Check:
         return BatchedPath(Caller(self._model, self._loaded.device), self._plain, "padded")
 
     def effect(self) -> float:
-        """By how much of their spread the path's logits differ from those of `forward()`."""
+        """Difference of the path's logits from those of `forward()`, as a share of their spread."""
         try:
             given = self_check.path_logits(self._path(self._loaded.dtype), self._sequences)
             found = self_check.differences(given, self._expected)
-        except Exception:  # whatever a model's code makes of the error
+        except Exception:  # a model's code may raise anything with the error
             return float("inf")
         return 0.0 if found is None else found.largest
 
     def refusal(self) -> str:
-        """Why the path is not taken; empty when it is."""
+        """Why the path is refused; empty when it is accepted."""
         try:
             path = self._path(self._loaded.dtype)
             found = self_check.compare(path, self._expected, self._sequences, self._loaded.dtype)
             self._rounding.check(path, found, self._expected, lambda: self._path(torch.float32), 4)
-        except Exception as error:  # whatever a model's code makes of the error
+        except Exception as error:  # a model's code may raise anything with the error
             return first_line(error)
         return ""

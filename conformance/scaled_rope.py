@@ -1,4 +1,4 @@
-"""Rotary embeddings whose frequencies depend on how long a sequence is, for every type that has rotary embeddings."""
+"""Configs whose rotary frequencies depend on the length of a sequence, for every type with rotary embeddings."""
 
 import math
 from typing import Any
@@ -9,23 +9,23 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from .shrink import tiny_config
 
 LIMIT = 20
-"""Length that prompts and answers cross: see generation.PROMPT_LENGTHS."""
+"""Length at which frequencies change. Prompts and answers cross it: see generation.PROMPT_LENGTHS."""
 
 KINDS = ("longrope", "dynamic")
 
 
 LEFT_OUT: dict[str, str] = {
-    "phi4_multimodal": "generate() drops all keys at the limit and goes on from the last token alone",
+    "phi4_multimodal": "generate() drops all keys at the limit and continues from the last token alone",
 }
-"""By type: why what Transformers' own `generate()` gives beyond the limit is nothing to compare with."""
+"""Types whose own `generate()` is no reference beyond the limit, and why."""
 
 
 class NotScaledError(Exception):
-    """A type has no rotary embeddings that could be scaled so; the message says why."""
+    """A type has no rotary embeddings that can be scaled in this way; the message gives the reason."""
 
 
 def scaled(config: PretrainedConfig, kind: str) -> PretrainedConfig:
-    """The same config with frequencies that change at LIMIT tokens. kind: one of KINDS. Raises NotScaledError."""
+    """The config with frequencies that change at LIMIT tokens. kind: one of KINDS. Raises NotScaledError."""
     text = config.get_text_config()
     parameters = getattr(text, "rope_parameters", None)
     if not isinstance(parameters, dict) or not parameters:
@@ -80,7 +80,7 @@ def _num_frequencies(config: PretrainedConfig) -> int:
 
 
 def types() -> list[str]:
-    """The causal types that have rotary parameters."""
+    """Names of the causal types with rotary parameters."""
     from transformers.models.auto import modeling_auto
 
     found: list[str] = []
@@ -88,6 +88,6 @@ def types() -> list[str]:
         try:
             if name not in LEFT_OUT and getattr(tiny_config(name).get_text_config(), "rope_parameters", None):
                 found.append(name)
-        except Exception:  # no default config: the causal section says so
+        except Exception:  # no default config, which the causal section reports
             continue
     return found

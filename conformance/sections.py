@@ -1,4 +1,4 @@
-"""The parts of a conformance run, and what they found."""
+"""The sections of a conformance run, and their results."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from conformance.tensor_parallel import Outcome
 
 @dataclass
 class Found:
-    """What a run found, by section."""
+    """Results of a run, by section."""
 
     generators: dict[str, list[Verdict]] = field(default_factory=dict)
     encoders: list[Row] = field(default_factory=list)
@@ -33,8 +33,8 @@ class Found:
     planted: list[Planted] = field(default_factory=list)
 
     def wrong(self) -> list[str]:
-        """Types that give another answer than Transformers, or none where Transformers does, and those whose self-check
-        is wrong."""
+        """Types whose answer differs from Transformers' or is missing where Transformers has one, and types whose
+        self-check is wrong."""
         generators = [v for verdicts in self.generators.values() for v in verdicts] + self.scaled_rope
         return [
             *(v.model_type for v in generators if not v.exact and not v.reference_error),
@@ -45,7 +45,7 @@ class Found:
 
 
 def generators(section: str, only: list[str], folder: Path, **settings: Any) -> list[Verdict]:
-    """Every type that generates text: `causal` or `seq2seq`."""
+    """Checks every type that generates text. section: `causal` or `seq2seq`."""
     verdicts = []
     for name in _types(section):
         if only and name not in only:
@@ -60,7 +60,7 @@ def generators(section: str, only: list[str], folder: Path, **settings: Any) -> 
 
 
 def scaled_rope(only: list[str], folder: Path) -> list[Verdict]:
-    """Every causal type with rotary embeddings, whose frequencies change at a length that prompts and answers cross."""
+    """Checks every causal type with rotary embeddings, with frequencies that change at LIMIT tokens."""
     verdicts = []
     for name in scaled_rope_types():
         if only and name not in only:
@@ -80,7 +80,7 @@ def _types(section: str) -> list[str]:
     if section == "causal":
         return sorted(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     names = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    # The mapping has models that read speech too; those read no text by themselves.
+    # The mapping also has models of speech, which take no text alone.
     return sorted(name for name in names if CONFIG_MAPPING[name]().is_encoder_decoder and not _hears(name))
 
 
@@ -90,7 +90,7 @@ def _hears(model_type: str) -> bool:
 
 
 def encoders(only: list[str]) -> list[Row]:
-    """Every encoder type."""
+    """Checks every encoder type."""
     rows = []
     for row in conformance_encoders(only or None):
         rows.append(row)
@@ -99,7 +99,7 @@ def encoders(only: list[str]) -> list[Row]:
 
 
 def tensor_parallel(only: list[str], folder: Path) -> list[Outcome]:
-    """Every causal type with a tensor-parallel plan, over two ranks."""
+    """Checks every causal type with a tensor-parallel plan over two ranks."""
     file = folder / "tensor-parallel.json"
     command = [sys.executable, "-m", "conformance.tensor_parallel", "--json", str(file), *only]
     subprocess.run(command, check=False, cwd=Path(__file__).parent.parent)
@@ -107,7 +107,7 @@ def tensor_parallel(only: list[str], folder: Path) -> list[Outcome]:
 
 
 def planted(only: list[str], folder: Path) -> list[Planted]:
-    """Every causal type that is paged or batched with padding, with errors planted into its path."""
+    """Plants errors into the path of every causal type that is paged, or batched with padding."""
     results = []
     for name in _types("causal"):
         if name in CANNOT_GENERATE or (only and name not in only):

@@ -1,7 +1,7 @@
-"""Shrinks the default config of any model type to one of a tiny model that keeps its kinds of layers.
+"""Shrinks the default config of any model type to that of a tiny model with all kinds of layers.
 
-Nothing here knows a model type. What an integer of a config means is told from its name, which the families of
-Transformers share; per-layer lists are cut to the first layer of every kind.
+The rules know no model types. They tell the meaning of an integer from its name, which the families of Transformers
+share, and cut per-layer lists to the first layer of every kind.
 """
 
 import re
@@ -21,7 +21,7 @@ _SIZES: list[tuple[str, int]] = [
     (r"(^|_)vocab_size|^n_words$|^num_embeddings$|_vocab_size$", VOCAB_SIZE),
     (r"per_layer_input$", 16),
     (r"index_topk$", 6),
-    (r"index_n_heads$", 16),  # enough that scores, which are rectified, are seldom all zero
+    (r"index_n_heads$", 16),  # with fewer heads all scores, which are rectified, are often zero
     (
         r"^(max_position_embeddings|n_positions|n_ctx|max_seq_len(gth)?|seq_length|max_target_positions)$",
         CONTEXT_TOKENS,
@@ -50,7 +50,7 @@ _SIZES: list[tuple[str, int]] = [
     (r"(period|interval|frequency|every_n_layers|every_n|_step)$", 2),
     (r"first_k_dense_replace$|^num_dense_layers$|^num_hash_layers$", 1),
 ]
-"""Name of an integer in a config, and what it becomes when it is larger."""
+"""Patterns of the names of integers, with the largest value for each. The first match counts."""
 
 _LAYER_COUNTS = (
     r"^(num_hidden_layers|n_layers?|num_layers|num_decoder_layers|encoder_layers|decoder_layers|num_blocks"
@@ -65,7 +65,7 @@ _SHARED_KV = {
 }
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    # Without these the default config has layers of one kind only, or is none that its own model accepts.
+    # Without these the config has layers of one kind only, or its own model refuses it.
     "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -121,7 +121,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "axial_pos_shape": [16, 16],
         "axial_pos_embds_dim": [32, 32],
     },
-    # Its projections are rounded up to multiples of 64.
+    # It rounds its projections up to multiples of 64.
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -137,8 +137,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
     },
 }
-"""By model type, wherever a config of it is nested: what the rules cannot know. A dictionary in the place of a nested
-config has the changes of that."""
+"""Settings by model type that the rules cannot know, wherever a config of this type is nested. A dictionary in the
+place of a nested config holds the changes of that config."""
 
 
 CANNOT_GENERATE: dict[str, str] = {
@@ -148,7 +148,7 @@ CANNOT_GENERATE: dict[str, str] = {
     "musicgen": "its causal model takes the config of its decoder alone, and writes audio codebooks",
     "musicgen_melody": "its causal model takes the config of its decoder alone, and writes audio codebooks",
 }
-"""By model type: why Transformers' own `generate()` makes no text of tokens with it."""
+"""Types with which Transformers' own `generate()` makes no text, and why."""
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
@@ -157,15 +157,15 @@ def tiny_config(model_type: str) -> PretrainedConfig:
 
 
 def shrink(config: PretrainedConfig, changes: dict[str, Any] | None = None) -> PretrainedConfig:
-    """A config of the same class with small sizes. changes: what the rules cannot know, besides EXCEPTIONS."""
+    """A config of the same class with small sizes. changes: settings besides EXCEPTIONS that the rules cannot know."""
     changes = EXCEPTIONS.get(config.model_type, {}) | (changes or {})
     return type(config)(**_settings(config, changes))
 
 
 def _settings(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, Any]:
-    """What to construct the small config with: only what differs from the default, for the class to derive the rest."""
+    """Arguments of the small config: only those that differ from the default. The class derives the rest."""
     settings: dict[str, Any] = {}
-    # Attributes that differ by layer cannot be read from the config itself.
+    # From vars(), since attributes that differ by layer cannot be read from the config itself.
     values = {
         name: value
         for name, value in vars(config).items()
@@ -182,7 +182,7 @@ def _settings(config: PretrainedConfig, changes: dict[str, Any]) -> dict[str, An
             settings[name] = [_small(name, value[i]) for i in keep]
         elif isinstance(value, bool):
             if name == "is_decoder":
-                settings[name] = True  # an encoder's layers look ahead: generating with them means nothing
+                settings[name] = True  # an encoder's layers look ahead, so that generation has no meaning
         elif isinstance(value, int):
             small = len(keep) if re.search(_LAYER_COUNTS, name) else _small(name, value)
             if name == "head_dim" and value == values.get("qk_rope_head_dim"):
@@ -220,7 +220,7 @@ def _num_layers(values: dict[str, Any]) -> int:
 
 
 def _kept_layers(values: dict[str, Any], num_layers: int) -> list[int]:
-    """Indices of the layers to keep: the first of every kind, at least two."""
+    """Indices of the kept layers: the first of every kind, at least two and at most _MAX_LAYERS."""
     lists = [value for value in values.values() if isinstance(value, list | tuple) and len(value) == num_layers > 0]
     seen: set[str] = set()
     keep = []
@@ -239,9 +239,8 @@ def _kept_layers(values: dict[str, Any], num_layers: int) -> list[int]:
 
 @torch.no_grad()
 def randomise(model: PreTrainedModel, seed: int = 0) -> None:
-    """Widens the initial values, in place, so that every layer matters for the answer: the usual ones make a model
-    whose answers depend on the last token alone. Parameters of one dimension (biases, norms, gates) get a little
-    noise."""
+    """Widens the initial values in place, so that every layer affects the answer. With the usual values the answer
+    depends on the last token alone. Parameters of one dimension (biases, norms, gates) get a little noise."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The page of docs/models.md."""
+"""Writes the page docs/models.md."""
 
 import platform
 
@@ -35,7 +35,7 @@ PyTorch {torch}, Python {python}, {machine}.
 
 
 def page(found: Found) -> str:
-    """The whole page, in Markdown."""
+    """The whole page in Markdown."""
     ranks = {outcome.model_type: outcome for outcome in found.tensor_parallel}
     parts = [
         _INTRODUCTION.format(

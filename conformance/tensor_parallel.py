@@ -1,9 +1,9 @@
-"""Whether two ranks give the logits of one, for every causal language model type with a tensor-parallel plan.
+"""Compares the logits of two ranks with those of one, for every causal type with a tensor-parallel plan.
 
     python -m conformance.tensor_parallel [--world-size N] [--json FILE] [TYPE ...]
 
-Prints a line a type: `TYPE  exact: SHARE`, `TYPE  refused: REASON` or `TYPE  WRONG: WHAT`, where the share is of the
-weights' bytes that a rank has at most. Exits with 1 when one is wrong.
+Prints a line for each type: `TYPE  exact: SHARE`, `TYPE  refused: REASON` or `TYPE  WRONG: ERROR`. The share is the
+largest part of the weight bytes on one rank. The exit code is 1 when a type is wrong.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from gridwork_server.text import one_line
 from conformance.shrink import CANNOT_GENERATE, VOCAB_SIZE, randomise, tiny_config
 
 _START_S, _JOB_S, _OTHER_RANK_S = 120, 120, 20
-"""How long the ranks may take to start, for a model, and once one of them has failed."""
+"""Time limits: for the start of the ranks, for a model, and for other ranks after one has failed."""
 
 _TOLERANCE = 1e-4
-"""Of the largest logit."""
+"""Largest difference of logits, as a share of the largest logit."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one type."""
+    """Result of one type."""
 
     model_type: str
     verdict: str
@@ -44,7 +44,7 @@ class Outcome:
 
 
 def types_with_a_plan() -> list[str]:
-    """Every type that generates text and whose config, or text config, has a tensor-parallel plan, by name."""
+    """Names of the types that generate text and have a tensor-parallel plan in their config or text config."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -59,28 +59,28 @@ def types_with_a_plan() -> list[str]:
 
 
 def prompts() -> list[torch.Tensor]:
-    """`[1, length]` token ids: longer than the windows of the tiny models, and a single one."""
+    """Token ids, `[1, length]`: two prompts longer than the windows of the tiny models, and a single token."""
     generator = torch.Generator().manual_seed(7)
     return [torch.randint(3, VOCAB_SIZE, (1, length), generator=generator) for length in (31, 12, 1)]
 
 
 @torch.inference_mode()
 def logits_of(model: Any) -> list[torch.Tensor]:
-    """By prompt: `[length, vocab]` of a forward pass without a cache."""
+    """Logits of each prompt, `[length, vocab]`, by a forward pass without a cache."""
     return [model(input_ids=prompt, use_cache=False).logits[0].float() for prompt in prompts()]
 
 
 class Ranks:
-    """Processes that are started once for many models."""
+    """Rank processes, started once for many models."""
 
     def __init__(self, world_size: int, folder: Path) -> None:
-        """folder: for what the ranks give back."""
+        """folder: for the logits of the ranks."""
         self.logits = folder / "logits.pt"
         self._world_size = world_size
         self._processes: list[subprocess.Popen[str]] = []
 
     def run(self, job: dict[str, str]) -> list[dict[str, Any]]:
-        """What each rank says of a model: why it is `refused` or has `failed`, or its `weight_bytes` and `notes`."""
+        """Runs a model; returns each rank's answer: why it `refused` or `failed`, or its `weight_bytes` and `notes`."""
         if not self._processes:
             self._start()
         for process in self._processes:
@@ -92,7 +92,7 @@ class Ranks:
             assert process.stdout is not None
             waiting = _OTHER_RANK_S if any("failed" in answer for answer in answers) else _JOB_S
             answers.append(_read(process.stdout, waiting))
-        # After a failure the ranks may wait for different things of each other; after a refusal of one only, too.
+        # After a failure, or a refusal by some ranks only, the ranks may be out of step: the next model gets new ones.
         if any("failed" in answer for answer in answers) or len({"refused" in answer for answer in answers}) > 1:
             self.stop()
         return answers
@@ -127,7 +127,7 @@ class Ranks:
 
 
 def _read(stream: IO[str], timeout_s: float) -> dict[str, Any]:
-    """One line of JSON, or what kept it."""
+    """One line of JSON, or `failed` with the reason."""
     if not select.select([stream], [], [], timeout_s)[0]:
         return {"failed": f"no answer within {timeout_s:.0f} s"}
     line = stream.readline()
@@ -135,7 +135,7 @@ def _read(stream: IO[str], timeout_s: float) -> dict[str, Any]:
 
 
 def check(model_type: str, folder: Path, ranks: Ranks) -> Outcome:
-    """Compares the split model with the whole one."""
+    """Compares the split model of a type with the whole one."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -163,7 +163,7 @@ def check(model_type: str, folder: Path, ranks: Ranks) -> Outcome:
 
 
 def _difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> str | None:
-    """What is wrong with logits; None when nothing is."""
+    """Describes the first difference of the logits; None when they are equal."""
     for one, other in zip(expected, got, strict=True):
         if one.shape != other.shape or not torch.isfinite(other).all():
             return f"logits of {list(other.shape)}, not {list(one.shape)}, or not finite"
@@ -174,14 +174,14 @@ def _difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> str | 
 
 
 def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
-    """Loads and runs this rank's part of one model after another, as told on stdin."""
+    """Loads and runs this rank's part of each model that stdin names."""
     import torch.distributed as dist
     from gridwork_server.errors import ModelError
     from gridwork_server.parallel.group import RankGroup
     from gridwork_server.parallel.loading import load_part
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # nothing that a library prints may come between the answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print to stderr, and only answers reach stdout
 
     def answer(**content: Any) -> None:
         answers.write(json.dumps(content) + "\n")
@@ -212,11 +212,11 @@ def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Checks the types, or runs one rank; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("types", nargs="*", help="model types; all with a plan when none is given")
+    parser.add_argument("types", nargs="*", help="model types; default: all with a plan")
     parser.add_argument("--world-size", type=int, default=2, help="number of ranks")
-    parser.add_argument("--json", type=Path, help="file to write the outcomes into")
+    parser.add_argument("--json", type=Path, help="file for the outcomes")
     parser.add_argument("--rank", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -229,7 +229,7 @@ def main() -> int:
         rank, world_size, rendezvous, output = arguments.rank
         run_rank(int(rank), int(world_size), rendezvous, Path(output))
         sys.stderr.flush()
-        os._exit(0)  # the threads of a process group that still stands may abort the interpreter's own way out
+        os._exit(0)  # threads of the open process group may abort the interpreter's exit
     outcomes = []
     with tempfile.TemporaryDirectory() as folder:
         ranks = Ranks(arguments.world_size, Path(folder))

@@ -1,9 +1,9 @@
 """Compiles the CPU kernels of `cpu/` into shared libraries inside the package, one for each instruction set.
 
-Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with; uses PyTorch's stable ABI. A library
-is left as it is when it is newer than its sources. Which one is loaded is decided where it runs
-(`gridwork_kernels/cpu_library.py`). Products and sums are fused only where a source says so: elsewhere they are rounded
-as in PyTorch.
+Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with, whose stable ABI it uses. Arguments
+are names of instruction sets; without any, all are built. A library that is newer than its sources stays as it is.
+`gridwork_kernels/cpu_library.py` chooses the library at run time. Products and sums are fused only where a source says
+so; elsewhere they are rounded as in PyTorch.
 """
 
 import os
@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 CPU = HERE / "cpu"
 SOURCES = sorted(CPU.rglob("*.cpp"))
 BUILD = HERE / "build"
-"""Objects, so that a change of one source compiles that alone."""
+"""Object files, so that a change of one source compiles only that source."""
 PACKAGE = HERE / "gridwork_kernels"
 HEADERS = [*CPU.rglob("*.h"), PACKAGE / "program_table.def"]
 
@@ -34,9 +34,9 @@ AMX = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
 class Library:
     flags: tuple[str, ...]
     like: str | None = None
-    """Another library, of which it has the objects of all sources that do not include `header`."""
+    """Another library. This one links its objects of all sources that do not include `header`."""
     header: str = ""
-    """What alone makes use of the flags that it has beyond those of `like`."""
+    """The only header that uses the flags that `like` lacks."""
 
 
 LIBRARIES = {
@@ -88,13 +88,13 @@ def main(wanted: Sequence[str]) -> int:
 
 
 def _compiled_for(isa: str, source: Path) -> str:
-    """The library whose object of this source it has."""
+    """The library whose object of this source is linked."""
     library = LIBRARIES[isa]
     return isa if library.like is None or library.header in _included(source) else library.like
 
 
 def _included(source: Path) -> set[str]:
-    """Names of the kernels' own headers that a source includes, directly or not."""
+    """Names of the kernels' own headers that a source includes, directly or indirectly."""
     direct = {*re.findall(r'^#include "(.+)"$', source.read_text(), re.MULTILINE)}
     return direct.union(*(_included(path) for path in HEADERS if _name(path) in direct))
 

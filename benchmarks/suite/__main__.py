@@ -1,13 +1,12 @@
-"""The benchmarks: Gridwork, and peers that are installed beside it, measured in turns on this machine.
+"""Measures Gridwork and the peers installed beside it, in turns on this machine, and writes tables and plots.
 
     make bench                                                     Gridwork alone
     make bench PEERS="vllm transformers-serve generate"            with the peers
     make bench WORKLOADS="start chat" MODELS=smollm2-135m ROUNDS=1 CLIENTS="1 32"
     make bench-report                                              tables and plots again, from the raw results
 
-Each round starts one server after the other, asks all workloads, and stops it. Raw samples go to
-docs/benchmarks/results, a file for each workload and model; the tables are made from these. Nothing else should run on
-the machine.
+Each round starts one server after another, runs all workloads on it, and stops it. Raw samples go to benchmarks/data,
+one file for each machine; tables and plots are made from it. Nothing else should run on the machine.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from suite.plan import Plan, UnknownName, choose
 
 
 def measure(plan: Plan, data: Path) -> None:
-    """Measures and writes the samples."""
+    """Measures the plan and writes the samples to `data`."""
     print(f"this will take about {minutes(plan.estimate_s())}, by a rough guess for 2 cores", file=sys.stderr)
     started = time.perf_counter()
     for done, model in enumerate(plan.models):
@@ -38,7 +37,7 @@ def measure(plan: Plan, data: Path) -> None:
 
 
 def minutes(seconds: float) -> str:
-    """For people."""
+    """A duration for people to read."""
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     run.add_argument("--models", default="", help="names; default: all")
     run.add_argument("--rounds", default="", help="default: 3")
     run.add_argument("--clients", default="", help="numbers of clients, in place of each workload's own")
-    run.add_argument("--estimate", action="store_true", help="only say how long it would take")
+    run.add_argument("--estimate", action="store_true", help="only print the estimated time")
     commands.add_parser("report", help="write results.md from raw results, of all machines by default")
     for command in commands.choices.values():
         results.add_place_options(command)
@@ -69,7 +68,7 @@ def main() -> None:
     if args.estimate:
         print(f"about {minutes(plan.estimate_s())}, by a rough guess for 2 cores")
         return
-    # So that servers are ended when this is, however it is ended.
+    # SIGTERM must end the servers, too: as an exception it passes through their `with` blocks.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     measure(plan, results.place(args).data)
 

@@ -1,5 +1,7 @@
-"""Who is measured: Gridwork in its variants, in bfloat16, and the peers, each started as it is fastest on this CPU, all
-with the same memory for keys and values."""
+"""The contestants: Gridwork's variants in bfloat16, and the peers with the settings that are fastest on this CPU.
+
+All have the same memory for keys and values.
+"""
 
 import importlib.metadata
 import os
@@ -24,7 +26,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "transformers-serve": ("transformers-serve",),
     "generate": ("generate",),
 }
-"""What PEERS= of `make bench` may name, and the contestants that each stands for."""
+"""Names that PEERS= of `make bench` accepts, and the contestants that each stands for."""
 
 OWN = {
     "gridwork": (),
@@ -32,33 +34,33 @@ OWN = {
     "gridwork-int8": ("--quantize", "int8"),
     "gridwork-speculate": ("--speculate", "8"),
 }
-"""Gridwork's variants and the flags of each."""
+"""Gridwork's variants, with the flags of each."""
 
 TRANSFORMERS_PAGE_TOKENS = 256
-"""Tokens in a block of the cache of `transformers serve`."""
+"""Block size of the cache of `transformers serve`."""
 
 
 class NotAvailable(RuntimeError):
-    """This contestant cannot be measured here; says why."""
+    """This contestant cannot be measured here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contestant in one run: how it is started, and how that reads in a table."""
+    """A contestant of one run, with its version and note for the tables."""
 
     contestant: Contestant
     version: str
-    note: str  # what it runs without, or in, or ""
+    note: str  # missing libraries, and the dtype unless it is bfloat16
     dtype: str = "bfloat16"
 
 
 def names(peers: list[str]) -> list[str]:
-    """All contestants of a run, Gridwork's first."""
+    """All contestants of a run, Gridwork's variants first."""
     return [*OWN, *dict.fromkeys(name for peer in peers for name in PEERS[peer])]
 
 
 def entry(name: str, model: Path, kv_gib: int) -> Entry:
-    """How to start the contestant for a model folder. Raises `NotAvailable`."""
+    """The command of the contestant for a model folder. Raises `NotAvailable`."""
     if name in OWN:
         return _gridwork(name, model, kv_gib)
     if name == "transformers-serve":
@@ -69,8 +71,8 @@ def entry(name: str, model: Path, kv_gib: int) -> Entry:
 
 
 def peer_dtype(flags: Collection[str]) -> str:
-    """What peers run in on a CPU with these flags: where it lacks AVX-512, their products of bfloat16 are emulated, and
-    several times as slow as those of float32."""
+    """The dtype of peers on a CPU with these flags. Without AVX-512 their bfloat16 products are emulated and several
+    times slower than float32."""
     return "bfloat16" if "avx512f" in flags else "float32"
 
 
@@ -119,10 +121,10 @@ def _vllm(name: str, model: Path, kv_gib: int) -> Entry:
     env = {
         "PATH": _path(environment),
         "LD_PRELOAD": ":".join(str(library) for library in libraries if library.exists()),
-        # Otherwise it leaves one core to the rest of the system.
+        # By default vLLM leaves one core to the rest of the system.
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{(os.cpu_count() or 1) - 1}",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_gib),
-        # What it compiled at its first start is there at the next.
+        # Keeps compiled code between starts.
         "VLLM_CACHE_ROOT": str(environment / "compiled"),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -133,14 +135,14 @@ def _vllm(name: str, model: Path, kv_gib: int) -> Entry:
 
 
 def readable(contestant: Contestant) -> str:
-    """The command as one would type it, with what it needs of the environment, and without this machine's folders."""
+    """The command as a user would type it, with its environment variables and without this machine's folders."""
     env = [f"{key}={value}" for key, value in contestant.env.items() if key not in ("PATH", "VLLM_CACHE_ROOT")]
     command = [Path(contestant.command[0]).name, *contestant.command[1:]]
     return " ".join([*env, *command]).replace(f"{ROOT}/", "")
 
 
 def generate(model: Path) -> Entry:
-    """The program that measures `generate()`; it is no server. Raises `NotAvailable`."""
+    """The command of the program that measures `generate()`, which is not a server. Raises `NotAvailable`."""
     environment = _environment("transformers-serve")
     dtype = peer_dtype(this_machine().flags)
     command = [str(environment / "bin/python"), str(BENCHMARKS / "tools/generate_peer.py"), str(model), dtype]

@@ -1,5 +1,8 @@
-"""A closed loop of streaming clients for any server of OpenAI's `/v1/completions`: each sends its next request when its
-last one has been answered. Only fields that every server accepts are sent."""
+"""A closed loop of streaming clients for any server of OpenAI's `/v1/completions`.
+
+A client sends its next request when the previous one is answered. Requests contain only fields that every server
+accepts.
+"""
 
 import asyncio
 import json
@@ -14,14 +17,14 @@ import aiohttp
 
 @dataclass(frozen=True)
 class Turn:
-    """What the user says, and how long an answer is wanted."""
+    """A user's text, and the length of the answer in tokens."""
 
     text: str
     max_tokens: int
 
 
 Conversation = tuple[Turn, ...]
-"""Each turn sends all that was said before it; a plain request is a conversation of one turn."""
+"""Turns, each of which sends the whole conversation before it. A plain request is a conversation of one turn."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +38,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Load:
-    """What one run over all conversations gave."""
+    """Figures of one run over all conversations."""
 
     tokens_per_s: float
     ttft_ms: float  # median
     ttft_p99_ms: float
     tpot_ms: float  # median
     num_tokens: int
-    prompt_tokens: float  # of a prompt, on average
+    prompt_tokens: float  # mean over the prompts
     seconds: float
 
 
 class RequestFailed(RuntimeError):
-    """The server refused or broke off an answer."""
+    """The server refused a request or broke off its answer."""
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str, max_tokens: int) -> Answer:
@@ -75,7 +78,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str
             if "error" in event:
                 raise RequestFailed(str(event["error"])[:300])
             usage = event.get("usage") or usage
-            # The last event may say only why the answer ended.
+            # The last event may hold a finish reason and no text.
             if event.get("choices") and (
                 event["choices"][0].get("text") or not event["choices"][0].get("finish_reason")
             ):
@@ -91,7 +94,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str
 
 
 def summary(answers: Sequence[Answer], seconds: float) -> Load:
-    """Medians and sums over answers that were given within `seconds`."""
+    """Medians and sums over the answers of a run that took `seconds`."""
     num_tokens = sum(answer.num_tokens for answer in answers)
     # An answer of one token has no time between tokens.
     tpots_s = [answer.tpot_s for answer in answers if answer.num_tokens > 1] or [math.nan]
@@ -107,7 +110,7 @@ def summary(answers: Sequence[Answer], seconds: float) -> Load:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all values do not exceed (the nearest-rank method)."""
+    """The smallest value that at least `share` of all values do not exceed (nearest-rank method)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -136,10 +139,10 @@ async def _run(url: str, model: str, conversations: Sequence[Conversation], clie
 
 
 def run_load(url: str, model: str, conversations: Sequence[Conversation], clients: int, limit_s: float = 1800) -> Load:
-    """Answers all `conversations` with `clients` at once; raises `RequestFailed`, an `aiohttp.ClientError` or a
+    """Sends all `conversations` with `clients` at once. Raises `RequestFailed`, an `aiohttp.ClientError`, or a
     `TimeoutError` when a request is not answered within `limit_s`."""
     try:
         return asyncio.run(_run(url, model, conversations, clients, limit_s))
     except BaseExceptionGroup as errors:
-        # Which of the clients failed first does not matter.
+        # One client's error is enough; which one it is does not matter.
         raise errors.exceptions[0] from None

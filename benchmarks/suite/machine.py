@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""The processor, memory and bandwidth of the machine that results are measured on."""
 
 import os
 import platform
@@ -11,14 +11,14 @@ import psutil
 
 from suite.paths import BENCHMARKS
 
-_TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
+_KERNEL_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8")
 
 
 @dataclass(frozen=True)
 class Machine:
     cpu: str
     cores: int
-    flags: tuple[str, ...]  # those that decide which kernels can run
+    flags: tuple[str, ...]  # CPU flags that decide which kernels can run
     memory_gib: int
 
 
@@ -36,7 +36,7 @@ def memory_gb_s() -> float:
 
 
 def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
-    """The processor's name and its telling flags, from the text of /proc/cpuinfo."""
+    """The processor's name and its flags that matter here, from the text of /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
@@ -44,7 +44,7 @@ def parse_cpuinfo(text: str) -> tuple[str, tuple[str, ...]]:
             fields.setdefault(key.strip(), value.strip())
     known = fields.get("flags", fields.get("Features", "")).split()
     name = fields.get("model name", platform.machine())
-    # Virtual machines often hide the model's number, which the family and model still tell.
+    # Virtual machines often hide the model's name; family and model number identify it all the same.
     if "cpu family" in fields:
         name += f" (family {fields['cpu family']}, model {fields.get('model', '?')})"
-    return name, tuple(flag for flag in _TELLING_FLAGS if flag in known)
+    return name, tuple(flag for flag in _KERNEL_FLAGS if flag in known)

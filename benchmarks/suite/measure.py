@@ -1,4 +1,4 @@
-"""Measuring a plan: one server after the other, round after round, every sample kept."""
+"""Runs a plan: in each round one server after another, and every sample is kept."""
 
 import json
 import re
@@ -27,7 +27,7 @@ MEMORY_KV_GIB = 1
 
 
 class Run:
-    """One run of a plan on one model; fills a part for each workload, and writes it after every turn."""
+    """One run of a plan on one model. It fills a part for each workload, and writes all after every turn."""
 
     def __init__(self, plan: Plan, model: Model, data: Path) -> None:
         self._plan = plan
@@ -66,7 +66,7 @@ class Run:
             results.write(self._parts.values(), self._data)
 
     def _turn(self, index: int, name: str, workloads: list[Workload], kv_gib: int) -> None:
-        """One start of one server."""
+        """Starts one server, runs these workloads on it, and stops it."""
         records = {workload.name: self._record(workload.name, name) for workload in workloads}
         workloads = [workload for workload in workloads if not records[workload.name].failure]
         if not workloads:
@@ -121,13 +121,13 @@ class Run:
             _say(f"    {workload.name} {level}: {figures}, {load.seconds:.0f} s")
 
     def _generate(self, index: int, workloads: list[Workload]) -> None:
-        """`generate()` is no server: a program of its own runs all batches."""
+        """Runs the batches of `generate()`, which is not a server, in a program of its own."""
         for workload in workloads:
             record = self._record(workload.name, "generate")
             if record.failure:
                 continue
             _say("  generate")
-            # All at once is what static batches are not for.
+            # Static batches do not take all requests at once.
             levels = [level for level in workload.levels if level != OFFLINE_REQUESTS]
             requests = {
                 level: [conversation[0] for conversation in workload.make(level, self._model.part)] for level in levels
@@ -157,7 +157,8 @@ def _describe(record: results.Contestant, entry: contestants.Entry) -> None:
 
 
 def static_batches(command: list[str], env: dict[str, str], requests: dict[int, list[Turn]]) -> list[float]:
-    """Seconds that `generate()` takes for the requests of each batch size. Raises `ServerFailed`."""
+    """Seconds that `generate()` takes for the requests of each batch size. Raises `ServerFailed` when the program
+    fails."""
     jobs = [
         {"prompts": [turn.text for turn in turns], "max_tokens": [turn.max_tokens for turn in turns], "batch": batch}
         for batch, turns in requests.items()
@@ -178,7 +179,7 @@ def static_batches(command: list[str], env: dict[str, str], requests: dict[int, 
 
 
 def _shown(failure: str) -> str:
-    """As it may stand in a table: short, in one line, without this machine's folders."""
+    """The failure for a table: short, in one line, without this machine's folders."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", failure)
     return " ".join(plain.replace(f"{ROOT}/", "").split())[:300]
 

@@ -1,5 +1,7 @@
-"""The memory of a server: the proportional set size (PSS) of all its processes together, which counts a page that
-several of them share once, and pages of mapped files while they are in memory."""
+"""The memory of a server: the proportional set size (PSS) of all its processes together.
+
+PSS counts a page once when several of them share it, and counts pages of mapped files while they are in memory.
+"""
 
 import threading
 from pathlib import Path
@@ -10,19 +12,19 @@ INTERVAL_S = 1.0
 
 
 def pss_bytes(pid: int) -> int:
-    """Of the process and all that belong to it, now."""
+    """PSS of the process and all processes that belong to it, now."""
     total = 0
     for process in family(pid):
         try:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except OSError:  # gone meanwhile
+        except OSError:  # ended meanwhile
             continue
         total += parse_pss(text)
     return total
 
 
 def parse_pss(smaps_rollup: str) -> int:
-    """Bytes, from the text of /proc/PID/smaps_rollup."""
+    """The PSS in bytes, from the text of /proc/PID/smaps_rollup."""
     for line in smaps_rollup.splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) << 10
@@ -30,7 +32,7 @@ def parse_pss(smaps_rollup: str) -> int:
 
 
 class Peak:
-    """The highest PSS while it is entered, looked at once a second and at the end; 0 when it is not to `watch`."""
+    """The highest PSS inside the `with` block, read once a second and at the end; 0 unless `watch` is set."""
 
     def __init__(self, pid: int, watch: bool) -> None:
         self.bytes = 0

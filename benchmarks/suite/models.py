@@ -1,6 +1,9 @@
-"""The models that are measured, as folders that every server loads: the default model, and a Llama of 1.2 billion and a
-mixture of experts of 1.3 billion random weights. None ends an answer by itself, so that all servers give answers of the
-lengths that were asked for without a field that only some of them know."""
+"""The measured models, as folders that every server loads: the default model, a Llama with 1.2 billion random weights,
+and a mixture of experts with 1.3 billion.
+
+No model ends an answer by itself. All servers so give answers of the requested length, without a field that only some
+of them know.
+"""
 
 import argparse
 import json
@@ -12,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from suite.paths import BENCHMARKS, ROOT
 from suite.results import DTYPE_BYTES
@@ -24,10 +28,10 @@ FOLDER = ROOT / ".cache/benchmarks"
 class Model:
     name: str
     about: str
-    part: float  # of a workload's requests; a slow model is asked fewer
-    prefill_tokens_per_s: float  # on two cores, to foretell how long a run takes
+    part: float  # share of a workload's requests; slow models get fewer
+    prefill_tokens_per_s: float  # on two cores, to estimate the time of a run
     decode_tokens_per_s: float  # at one client
-    workloads: tuple[str, ...] = ()  # those that it is measured with; none: all that are for it
+    workloads: tuple[str, ...] = ()  # workloads it is measured with; empty: all that fit
 
     @property
     def folder(self) -> Path:
@@ -45,7 +49,7 @@ MODELS = {
 
 
 def prepare(model: Model) -> Path:
-    """Makes the folder, once, in a process of its own (PyTorch's memory is gone afterwards)."""
+    """Makes the folder once, in a process of its own, which gives PyTorch's memory back."""
     if not (model.folder / "config.json").exists():
         print(f"making {model.about} in {model.folder}", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "suite.models", model.name], check=True, cwd=BENCHMARKS)
@@ -57,7 +61,7 @@ def weight_bytes(folder: Path) -> int:
 
 
 def read_bytes(folder: Path) -> int:
-    """Of the weights, what a token passes through: all, but of a mixture's experts those that are chosen."""
+    """Weight bytes that one token passes through: all, except experts that are not chosen."""
     config = json.loads((folder / "config.json").read_text())
     all_experts = config.get("num_experts") or config.get("num_local_experts")
     if not all_experts:
@@ -72,7 +76,7 @@ def read_bytes(folder: Path) -> int:
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Names of a safetensors file's tensors, and where each begins and ends, in bytes."""
+    """Names of the tensors of a safetensors file, with the bytes at which each begins and ends."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(length))
@@ -83,7 +87,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def kv_bytes_per_token(folder: Path, dtype: str = "bfloat16") -> int:
-    """Keys and values of a token in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     config = json.loads((folder / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return 2 * DTYPE_BYTES[dtype] * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
@@ -108,65 +112,57 @@ def _make(model: Model) -> None:
     partial.rename(model.folder)
 
 
+_COMMON: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "dtype": "bfloat16",
+}
+
+
 def _save_random_llama(folder: Path) -> None:
     """The shape of Llama 3.2 1B, with random weights in bfloat16."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=16384,
-        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        dtype="bfloat16",
-    )
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    _fill_vocabulary(folder / "tokenizer.json", config.vocab_size)
+    sizes: dict[str, Any] = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192}
+    depth: dict[str, Any] = {"num_hidden_layers": 16, "num_attention_heads": 32}
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    _save_random(LlamaForCausalLM, LlamaConfig(**_COMMON, **sizes, **depth, rope_parameters=rope), folder)
+    _fill_vocabulary(folder / "tokenizer.json", sizes["vocab_size"])
 
 
 def _save_random_experts(folder: Path) -> None:
-    """The shape of Granite 3.0 1B A400M, 32 experts of which a token passes through 8, as Qwen3 has them, with random
+    """The shape of Granite 3.0 1B A400M, 32 experts of which a token passes through 8, in Qwen3's form, with random
     weights in bfloat16."""
-    import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+    sizes: dict[str, Any] = {
+        "vocab_size": 49152,
+        "hidden_size": 1024,
+        "intermediate_size": 512,
+        "moe_intermediate_size": 512,
+    }
+    depth: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16}
+    experts: dict[str, Any] = {"num_experts": 32, "num_experts_per_tok": 8, "norm_topk_prob": True}
+    config: Any = Qwen3MoeConfig(**_COMMON, **sizes, **depth, **experts)  # type: ignore[call-arg]
+    _save_random(Qwen3MoeForCausalLM, config, folder)
+
+
+def _save_random(model_class: Any, config: Any, folder: Path) -> None:
+    """Saves a model with the same random bfloat16 weights every time."""
+    import torch
+
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(  # type: ignore[call-arg]
-        vocab_size=49152,
-        hidden_size=1024,
-        intermediate_size=512,
-        moe_intermediate_size=512,
-        num_experts=32,
-        num_experts_per_tok=8,
-        norm_topk_prob=True,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=64,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        dtype="bfloat16",
-    )
     torch.set_default_dtype(torch.bfloat16)
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
 
 
 def _fill_vocabulary(tokenizer: Path, vocab_size: int) -> None:
-    """Gives each id that the tokenizer does not know a word of its own, so that every token of an answer is text."""
+    """Adds a word for each id that the tokenizer lacks, so that every token of an answer is text."""
     values = json.loads(tokenizer.read_text())
     vocab = values["model"]["vocab"]
     for index in range(len(vocab), vocab_size):
@@ -180,7 +176,7 @@ def _never_ends(folder: Path) -> None:
         values = json.loads((folder / name).read_text())
         values["eos_token_id"] = None
         (folder / name).write_text(json.dumps(values, indent=2))
-    # Some servers ask the tokenizer.
+    # Some servers read the token from the tokenizer's settings.
     file = folder / "tokenizer_config.json"
     values = json.loads(file.read_text())
     values["eos_token"] = None

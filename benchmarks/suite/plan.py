@@ -1,4 +1,4 @@
-"""What a run measures, chosen by names, and how long that will take."""
+"""Chooses what a run measures, by names, and estimates its time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from suite.models import MODELS, Model
 from suite.workloads import WORKLOADS, Workload
 
 WITHOUT_CLIENTS = ("start", "context", "memory")
-"""Workloads whose levels are something else than a number of clients."""
+"""Workloads whose levels are not numbers of clients."""
 
 _START_S = {"gridwork": 10.0, "transformers-serve": 20.0, "vllm": 150.0, "generate": 15.0}
 """Seconds until the first token, on two cores."""
@@ -18,7 +18,7 @@ _CHARACTERS_PER_TOKEN = 4.6
 
 
 class UnknownName(ValueError):
-    """The user named something that is not there; says what is."""
+    """The user gave an unknown name; the message lists the known ones."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Plan:
     rounds: int
 
     def contestants(self, workload: Workload) -> list[str]:
-        """The names of those that take part, in the order of their turns."""
+        """Names of the contestants that take part, in the order of their turns."""
         return [name for name in names(list(self.peers)) if _takes_part(name, workload)]
 
     def of(self, model: Model) -> list[Workload]:
-        """The workloads that are for this model."""
+        """The workloads that this model is measured with."""
         return [
             workload
             for workload in self.workloads
@@ -42,11 +42,12 @@ class Plan:
         ]
 
     def served(self, workload: Workload) -> bool:
-        """Whether it is measured with the others in one start of each server; memory needs a smaller cache."""
+        """Whether it shares one start of each server with other workloads. `memory` does not: it needs a smaller
+        cache."""
         return workload.name != "memory"
 
     def estimate_s(self) -> float:
-        """Roughly, on two cores: from the tokens to compute and typical speeds of Gridwork and slower peers."""
+        """Estimated seconds on two cores, from the tokens to compute and typical speeds."""
         return sum(self._model_s(model) for model in self.models) * self.rounds
 
     def _model_s(self, model: Model) -> float:
@@ -60,8 +61,10 @@ class Plan:
 
 
 def choose(peers: str, workloads: str, models: str, rounds: str, clients: str) -> Plan:
-    """From lists of names, separated by spaces or commas; empty: all workloads and models, three rounds, no peers, and
-    each workload's own numbers of clients. Raises `UnknownName`."""
+    """Makes a plan from lists of names, separated by spaces or commas. Raises `UnknownName`.
+
+    Empty: all workloads and models, three rounds, no peers, and each workload's own numbers of clients.
+    """
     chosen = [WORKLOADS[name] for name in _known("WORKLOADS", workloads, WORKLOADS) or WORKLOADS]
     numbers = tuple(_positive("CLIENTS", word) for word in _words(clients))
     if numbers:
@@ -105,7 +108,7 @@ def _start_s(name: str) -> float:
 
 
 def wanted_tokens(conversations: Iterable[Conversation]) -> int:
-    """Tokens of all answers together."""
+    """Requested tokens of all answers together."""
     return sum(turn.max_tokens for conversation in conversations for turn in conversation)
 
 

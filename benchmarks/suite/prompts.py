@@ -48,14 +48,14 @@ _SENTENCES = tuple(
 )
 
 _CHARACTERS_PER_TOKEN = 4.6
-"""Of this text, with the tokenizer of SmolLM2; only lengths that need not be exact are made with it."""
+"""Characters a token of this text with SmolLM2's tokenizer, for lengths that need not be exact."""
 
 NUM_PROMPTS = 128
 
 
 def chat_prompts(count: int, seed: int) -> list[str]:
-    """Between a line and about 600 tokens each; no two begin alike, nor those of another seed, so that no cache of
-    prefixes helps."""
+    """Prompts of a line to about 600 tokens. All begin differently, with other seeds too, so that no prefix cache
+    helps."""
     made = []
     for index in range(count):
         paragraphs = (0, 1, 0, 2, 1, 4, 0, 7)[index % 8]
@@ -66,12 +66,12 @@ def chat_prompts(count: int, seed: int) -> list[str]:
 
 
 def question(index: int) -> str:
-    """One of a few lines that end a prompt."""
+    """One of eight lines that end a prompt."""
     return _QUESTIONS[index % len(_QUESTIONS)]
 
 
 def text_of(num_tokens: int, seed: int) -> str:
-    """Sentences in an order of their own for each seed, about `num_tokens` tokens (within a tenth)."""
+    """Sentences in an order that depends on the seed: `num_tokens` tokens, within a tenth."""
     order = random.Random(seed)
     parts = [f"Document {seed}."]
     characters = len(parts[0])
@@ -82,5 +82,5 @@ def text_of(num_tokens: int, seed: int) -> str:
 
 
 def output_tokens(index: int) -> int:
-    """Tokens to ask for with prompt `index`: 8, 16, … 64, mixed."""
+    """Requested tokens of prompt `index`: 8, 16, … 64, mixed."""
     return 8 * (1 + (index * 5) % 8)

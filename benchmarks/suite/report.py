@@ -1,4 +1,4 @@
-"""Tables in Markdown from the raw results: what was to be reached, then every workload."""
+"""Writes results.md of a machine: the table of targets, then a section for every workload."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -18,17 +18,16 @@ def write(place: Place) -> None:
 
 
 def document(parts: list[Part], drawn: Collection[str] = (), readme: str = "README.md") -> str:
-    """All of results.md, with those plots that were drawn. readme: where that page lies from there."""
+    """The text of results.md. drawn: file names of its plots; readme: relative path of the page about benchmarks."""
     order = {name: index for index, name in enumerate(WORKLOADS)}
     parts = sorted(parts, key=lambda part: (order.get(part.workload, len(order)), part.model))
     lines = [
         "# Results",
         "",
-        f"Written by `make bench`; how it measures is told in [README.md]({readme}). Figures are medians over the",
-        "rounds, with the lowest and the highest in parentheses. Only figures of one table belong together: they come",
-        "from one run.",
+        f"Written by `make bench`, as [README.md]({readme}) describes. Figures are medians over the rounds, with the",
+        "lowest and the highest in parentheses. Compare figures of one table only: they come from one run.",
         "",
-        "## What is to be reached",
+        "## Targets",
         "",
         *_dtypes(parts),
         "",
@@ -46,7 +45,7 @@ def document(parts: list[Part], drawn: Collection[str] = (), readme: str = "READ
 
 
 def _dtypes(parts: list[Part]) -> list[str]:
-    """What the figures are in."""
+    """Sentences that name the dtypes of the contestants."""
     others = sorted({each.name for part in parts for each in part.contestants if each.dtype != "bfloat16"})
     if not others:
         return ["On two cores, in bfloat16."]
@@ -57,7 +56,7 @@ def _dtypes(parts: list[Part]) -> list[str]:
 
 
 def targets_table(targets: Iterable[Target]) -> list[str]:
-    """A line for each target; one that was not measured says why."""
+    """Lines of a table with all targets. A target without a value gives the reason."""
     lines = ["| figure | against | at least | reached | |", "|---|---|---|---|---|"]
     for target in targets:
         value = target.value or f"– ({_cell(target.missing or 'not measured')})"
@@ -67,7 +66,7 @@ def targets_table(targets: Iterable[Target]) -> list[str]:
 
 
 def heading(part: Part) -> list[str]:
-    """What was asked, where and when."""
+    """Lines that describe the workload, the machine and the date."""
     about = WORKLOADS[part.workload].about if part.workload in WORKLOADS else part.workload
     machine = part.machine
     where = f"{machine['cores']} cores of {machine['cpu']}, {', '.join(machine['flags'])}, {machine['memory_gib']} GiB"
@@ -79,7 +78,7 @@ def heading(part: Part) -> list[str]:
 
 
 def table(part: Part) -> list[str]:
-    """The figures of one part."""
+    """Lines of a table with the figures of one part, and notes about its contestants."""
     kind = {"start": _start, "memory": _memory, "context": _context}.get(part.workload, _loads)
     lines = kind(part)
     for contestant in part.contestants:
@@ -161,7 +160,7 @@ def _plots(part: Part, drawn: Collection[str]) -> list[str]:
 
 
 def _commands(parts: list[Part]) -> list[str]:
-    """Once for each contestant and model."""
+    """One line for each contestant and model."""
     seen: dict[tuple[str, str], str] = {}
     for part in parts:
         for contestant in part.contestants:

@@ -21,24 +21,24 @@ DEFAULT_MACHINE = "local"
 """Name of a machine that has none. Git ignores its results."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-"""Those that contestants run in."""
+"""Bytes of an element, for the dtypes that contestants run in."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement in one round; what it does not tell is None and left out of the file."""
+    """One measurement in one round. None: not measured; the file leaves it out."""
 
     round: int
-    level: int  # clients, size of the batch, or tokens of context
+    level: int  # number of clients, batch size, or tokens of context
     tokens_per_s: float | None = None
     ttft_ms: float | None = None
     ttft_p99_ms: float | None = None
     tpot_ms: float | None = None
     prompt_tokens: float | None = None
-    missing_tokens: int | None = None  # fewer than were asked for; 0 makes figures comparable
+    missing_tokens: int | None = None  # requested minus generated; figures are comparable when it is 0
     ready_s: float | None = None
     peak_bytes: int | None = None
-    kv_bytes: int | None = None  # what the server was given for keys and values
+    kv_bytes: int | None = None  # capacity of the KV cache
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Contestant:
     note: str = ""
     dtype: str = "bfloat16"
     command: str = ""
-    failure: str = ""  # why there are no samples, or no more of them
+    failure: str = ""  # why samples are missing
     samples: list[Sample] = field(default_factory=list)
 
     def values(self, metric: str, level: int) -> list[float]:
-        """Of all rounds."""
+        """The metric at this level in all rounds that measured it."""
         found = (getattr(sample, metric) for sample in self.samples if sample.level == level)
         return [value for value in found if value is not None]
 
@@ -66,7 +66,7 @@ class Contestant:
 
 @dataclass
 class Part:
-    """A workload on a model."""
+    """The results of one workload on one model."""
 
     workload: str
     model: str
@@ -74,9 +74,9 @@ class Part:
     machine: dict[str, Any]
     weight_bytes: int
     kv_bytes_per_token: int
-    bandwidth_gb_s: list[float] = field(default_factory=list)  # one for each round
+    bandwidth_gb_s: list[float] = field(default_factory=list)  # one value for each round
     contestants: list[Contestant] = field(default_factory=list)
-    read_bytes: int | None = None  # of the weights, what a token reads; None: all
+    read_bytes: int | None = None  # weight bytes that one token reads; None: all weights
 
     def contestant(self, name: str) -> Contestant | None:
         return next((contestant for contestant in self.contestants if contestant.name == name), None)
@@ -156,7 +156,7 @@ def places(args: argparse.Namespace) -> list[Place]:
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The median, and the lowest and highest when they differ from it."""
+    """The median as text, with the lowest and the highest value when they differ from it."""
     if not values:
         return "–"
     low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))

@@ -1,4 +1,4 @@
-"""Starting a server, waiting for its first token, and leaving none of its processes behind."""
+"""Starts a server, waits for its first token, and ends all of its processes."""
 
 import os
 import signal
@@ -23,13 +23,13 @@ START_TIMEOUT_S = 1200
 @dataclass(frozen=True)
 class Contestant:
     name: str
-    command: list[str]  # without the port
-    model: str  # what requests name
-    env: dict[str, str] = field(default_factory=dict)  # over this process's
+    command: list[str]  # without `--port`
+    model: str  # `model` of the requests
+    env: dict[str, str] = field(default_factory=dict)  # in addition to this process's
 
 
 class ServerFailed(RuntimeError):
-    """A server ended or was not ready in time; says what it last logged."""
+    """A server ended or was not ready in time; the message holds its last log line."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ def free_port() -> int:
 
 
 def environment(own: dict[str, str]) -> dict[str, str]:
-    """This process's, with a contestant's own. How OpenMP's threads wait is left to each of them: `make` has them
-    sleep, for its tests."""
+    """This process's environment with a contestant's own variables. OMP_WAIT_POLICY is left out: `make` sets it for its
+    tests, and each contestant has its own default."""
     inherited = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     return inherited | {"HF_HUB_OFFLINE": "1"} | own
 
 
 @contextmanager
 def running(contestant: Contestant) -> Iterator[Running]:
-    """Starts a server and gives it as soon as it has answered with one token. At the end it and all processes of its
-    session are gone. Raises `ServerFailed`."""
+    """Starts a server and yields it once it has answered with one token. At the end it is stopped with all processes of
+    its session. Raises `ServerFailed`."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = environment(contestant.env)
     with tempfile.TemporaryFile("w+") as log:
         started = time.perf_counter()
-        # A session of its own: by it, processes are found whose parent has ended.
+        # In a session of its own, by which `family` finds processes whose parent has ended.
         process = subprocess.Popen(
             [*contestant.command, "--port", str(port)],
             stdin=subprocess.DEVNULL,
@@ -92,12 +92,12 @@ def _wait_for_first_token(
                 raise ServerFailed(f"ended with status {process.returncode}: {last_line(log)}") from error
             if waited_s > START_TIMEOUT_S:
                 raise ServerFailed(f"not ready after {waited_s:.0f} s ({error}): {last_line(log)}") from error
-        # Asking takes time of the cores, too; who needs long is asked less often.
+        # Probes take CPU time, too: a server that needs long is probed less often.
         time.sleep(0.05 if waited_s < 20 else 0.5)
 
 
 def last_line(log: IO[str]) -> str:
-    """The last line that says something; of a Python traceback, that is the error."""
+    """The last line that is not empty. The error line of a Python traceback takes precedence."""
     log.seek(0)
     lines = [line.strip() for line in log.read().splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line or "Exception:" in line]
@@ -111,7 +111,7 @@ def family(pid: int) -> list[psutil.Process]:
         try:
             if os.getsid(process.pid) == pid:
                 members.append(process)
-        except OSError:  # gone meanwhile
+        except OSError:  # ended meanwhile
             continue
     try:
         members += [child for child in psutil.Process(pid).children(recursive=True) if child not in members]
@@ -127,7 +127,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(timeout=30)
     except subprocess.TimeoutExpired:
         pass
-    # What it started while it was ending, too.
+    # Includes processes that it started while it was ending.
     members += [member for member in family(process.pid) if member not in members]
     for member in members:
         try:

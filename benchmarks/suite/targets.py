@@ -1,4 +1,4 @@
-"""What Gridwork is to reach on two cores in bfloat16, and what of it a set of results shows."""
+"""The targets of Gridwork on two cores in bfloat16, and the values that a set of results reaches."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _CACHE_OFF = "ourselves, prefix cache off"
 
 @dataclass(frozen=True)
 class Target:
-    """A line of the table. `value` is None when what it needs was not measured; `missing` says what that was."""
+    """A line of the table. `value` is None when a measurement is missing; `missing` names it."""
 
     figure: str
     against: str
@@ -40,7 +40,7 @@ class Results:
         return contestant.median(metric, level) if contestant else None
 
     def peers(self, workload: str, model: str, prefix: str = "") -> list[str]:
-        """Contestants of a part that are not Gridwork, and whose names begin like this."""
+        """Contestants of a part, without Gridwork's, whose names begin with the prefix."""
         part = self.part(workload, model)
         names = [contestant.name for contestant in part.contestants] if part else []
         return [name for name in names if not name.startswith("gridwork") and name.startswith(prefix)]
@@ -48,7 +48,7 @@ class Results:
     def best(
         self, workload: str, model: str, names: list[str], metric: str, level: int, choose: "Choose"
     ) -> tuple[float | None, str]:
-        """The best median of these contestants, and whose it is."""
+        """The best median of these contestants, with the name of its contestant."""
         found = [(self.median(workload, model, name, metric, level), name) for name in names]
         measured = [(value, name) for value, name in found if value is not None]
         return choose(measured) if measured else (None, "")
@@ -61,7 +61,7 @@ class Choose(Protocol):
 
 
 def all_targets(parts: Iterable[Part]) -> list[Target]:
-    """The whole table, in the order in which it was set."""
+    """All targets, in the order of the table."""
     r = Results(parts)
     lines: list[Target] = []
     for model, wanted in ((SMALL, 1.3), (LARGE, 1.1)):
@@ -98,7 +98,7 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
 
 
 def _why(r: Results, workload: str, model: str, *prefixes: str) -> str:
-    """What is missing of a part for a comparison of Gridwork and those whose names begin so."""
+    """Reason why a part lacks the comparison of contestants with these prefixes."""
     part = r.part(workload, model)
     if part is None:
         return "not measured"
@@ -144,8 +144,8 @@ def _tpot(r: Results, model: str, wanted: float) -> Target:
 
 
 def roofline_ms(part: Part, kv_tokens: float = 0) -> float | None:
-    """The least time that a token at batch 1 can take: the weights that it passes through, and keys and
-    values of its context, read once."""
+    """Lower bound of the time of a token at batch 1: one read of the weights that it passes through, and of its
+    context's keys and values."""
     if not part.bandwidth_gb_s:
         return None
     gb_s = sorted(part.bandwidth_gb_s)[len(part.bandwidth_gb_s) // 2]
@@ -198,14 +198,14 @@ def _memory(r: Results) -> Target:
 
 
 def beyond_bytes(part: Part, contestant: Contestant) -> float | None:
-    """Peak memory less the weights and what was given for keys and values."""
+    """Peak memory minus the weights and the capacity of the KV cache."""
     level = next(iter(contestant.levels()), 0)
     peak, kv = contestant.median("peak_bytes", level), contestant.median("kv_bytes", level)
     return None if peak is None or kv is None else peak - weight_bytes(part, contestant) - kv
 
 
 def weight_bytes(part: Part, contestant: Contestant) -> int:
-    """Of the weights in the dtype in which it runs; in their file they are bfloat16."""
+    """Bytes of the weights in the contestant's dtype. Their file is in bfloat16."""
     return part.weight_bytes * DTYPE_BYTES[contestant.dtype] // DTYPE_BYTES["bfloat16"]
 
 
@@ -217,7 +217,7 @@ def _int8(r: Results) -> Target:
 
 
 def _context(r: Results, model: str) -> Target:
-    """Time per token against bytes per token, each beside those of the shortest context; the worst of all lengths."""
+    """Growth of the time per token over growth of the bytes per token, from the shortest context; the worst length."""
     figure, against = f"decode at 128 to 8k tokens of context, {model}", "growth of the bytes read (weights and KV)"
     part = r.part("context", model)
     ours = part.contestant("gridwork") if part else None
@@ -228,7 +228,7 @@ def _context(r: Results, model: str) -> Target:
 
 
 def context_growth(part: Part, contestant: Contestant) -> list[tuple[float, float]]:
-    """For each length but the shortest: how much longer a token takes, and how many more bytes it needs."""
+    """Ratios of the time and of the bytes per token to those of the shortest context, for each longer one."""
     points = []
     for level in contestant.levels():
         tpot_ms, tokens = contestant.median("tpot_ms", level), contestant.median("prompt_tokens", level)

@@ -1,5 +1,7 @@
-"""What the servers are asked: conversations of text in mixed lengths, for each number of clients other ones, so that
-none has been seen before by a server that caches prefixes. The same for every server and in every round."""
+"""The workloads: conversations in mixed lengths, the same for every server and in every round.
+
+Each number of clients has its own texts, so that a server that caches prefixes has seen none of them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +14,12 @@ from suite.prompts import chat_prompts, output_tokens, question, text_of
 class Workload:
     name: str
     about: str
-    levels: tuple[int, ...]  # numbers of clients; for `context` tokens of the prompt
+    levels: tuple[int, ...]  # numbers of clients; for `context`, tokens of the prompt
     make: Callable[[int, float], list[Conversation]]
-    """The conversations for a number of clients, and a part of them for slow models: never fewer than clients."""
-    peers: bool = True  # whether others than Gridwork are measured
-    variants: tuple[str, ...] = ()  # contestants that take part in this workload only
-    models: tuple[str, ...] = ()  # those that it is for; none: all
+    """Makes the conversations for a level, and the given share of them for slow models, at least one a client."""
+    peers: bool = True  # whether peers are measured, too
+    variants: tuple[str, ...] = ()  # contestants that take part in this workload alone
+    models: tuple[str, ...] = ()  # models it fits; empty: all
 
 
 def _count(clients: int, part: float) -> int:
@@ -38,14 +40,14 @@ def _long_prompt(clients: int, part: float) -> list[Conversation]:
 
 
 def _shared_prompt(clients: int, part: float) -> list[Conversation]:
-    # A new system prompt for each number of clients: the first users of each compute it.
+    # Each number of clients has its own system prompt, which its first users compute.
     system = f"You help the readers of these texts. {text_of(800, seed=77 + clients)}"
     texts = chat_prompts(max(clients, round(part * 2 * clients)), seed=500 + clients)
     return [(Turn(f"{system}\n\nUser {i}: {text[:300]}\n", 16 + 8 * (i % 4)),) for i, text in enumerate(texts)]
 
 
 def _conversation(about_tokens: int, seed: int, index: int) -> Conversation:
-    """Eight turns about a text of so many tokens."""
+    """Eight turns about a text of about this many tokens."""
     opening = text_of(about_tokens, seed=seed + index)
     questions = [f"\n\nUser: {question(index + turn)}\nAssistant:" for turn in range(8)]
     return tuple(Turn(opening + text if turn == 0 else text, 16) for turn, text in enumerate(questions))
@@ -60,13 +62,13 @@ def _long_conversation(clients: int, part: float) -> list[Conversation]:
 
 
 OFFLINE_OUTPUTS = (8, 128, 16, 48, 24, 96, 32, 64)
-"""Tokens of the answers offline, mixed: a static batch is as slow as its longest."""
+"""Tokens of the answers of `offline`, mixed: a static batch is as slow as its longest answer."""
 
 OFFLINE_REQUESTS = 64
 
 
 def _offline(clients: int, part: float) -> list[Conversation]:
-    # Two batches at least: within one there is nothing that could take the place of what has ended.
+    # At least two batches: within one, no waiting request could replace one that has ended.
     texts = chat_prompts(min(OFFLINE_REQUESTS, max(2 * clients, 32, round(part * OFFLINE_REQUESTS))), seed=900)
     return [(Turn(f"{clients}. {text[:800]}", OFFLINE_OUTPUTS[i % 8]),) for i, text in enumerate(texts)]
 
@@ -80,7 +82,7 @@ def _context(tokens: int, part: float) -> list[Conversation]:
 
 
 def _memory(clients: int, part: float) -> list[Conversation]:
-    # Together nearly as many tokens as a cache of 1 GiB holds for SmolLM2-135M, all of them at once.
+    # All at once, with nearly as many tokens as a cache of 1 GiB holds for SmolLM2-135M.
     return [(Turn(text_of(1750, seed=4000 + i), 64),) for i in range(clients)]
 
 

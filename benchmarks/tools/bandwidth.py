@@ -1,8 +1,8 @@
-"""The memory bandwidth of this machine: the fastest of several reads of 2 GiB with all cores, in GB/s (10^9 bytes).
+"""Memory bandwidth of this machine: the fastest of several reads of 2 GiB with all cores, in GB/s (10^9 bytes).
 
-Decoding at batch 1 reads every weight once per token, so that weight bytes over this figure is the least time a token
-can take. Two ways of reading are tried, since either may miss the limit on some machine: a sum, and a product of a
-matrix and a vector. Runs as a program, so that its memory is gone afterwards.
+Decoding at batch 1 reads every weight once per token: weight bytes over this figure are the lower bound of its time.
+Two ways of reading are tried, since either may miss the limit on some machine: a sum, and a product of a matrix and a
+vector.
 """
 
 import argparse
@@ -14,7 +14,7 @@ REPEATS = 8
 
 
 def measure() -> float:
-    """GB/s."""
+    """The bandwidth in GB/s."""
     import torch
 
     columns = 4096

@@ -1,10 +1,10 @@
-"""What the `batched` path makes of many clients: tokens per second with 16 clients beside those with one.
+"""Throughput of the `batched` path: tokens per second with 16 clients over those with one client.
 
     make bench-batched
 
-Makes random models of about 100 million parameters of two families without the attention interface, gives them the
-default model's tokenizer, serves each, and asks for the same answers with one client and with 16. Medians over the
-rounds are printed as a Markdown table. Nothing else should run on the machine.
+Makes random models of about 100 million parameters of two families without the attention interface, with the default
+model's tokenizer, serves each, and sends short prompts with one client and with 16. Prints a Markdown table of medians
+over the rounds. Nothing else should run on the machine.
 """
 
 import argparse
@@ -47,13 +47,13 @@ def build(family: str, tokenizer: Path, folder: Path) -> int:
 
 
 def measure(model: Path, gridwork: Path, dtype: str) -> tuple[Load, Load]:
-    """One client's figures, and those of many."""
+    """Figures with one client, and with CLIENTS of them."""
     command = [str(gridwork), "--model-id", str(model), "--dtype", dtype, "--hostname", "127.0.0.1"]
-    # Short prompts: what is measured is how decodes share a batch.
+    # Short prompts, since the subject is how decodes share a batch.
     texts = chat_prompts(64, seed=1)[::2]
     requests = [(Turn(text[:200], 64),) for text in texts]
     with running(Contestant("gridwork", command, str(model))) as server:
-        run_load(server.url, str(model), requests[:4], clients=4)  # warm
+        run_load(server.url, str(model), requests[:4], clients=4)  # warm-up
         one = run_load(server.url, str(model), requests[::4], clients=1)
         return one, run_load(server.url, str(model), requests, clients=CLIENTS)
 

@@ -1,8 +1,10 @@
-"""Measures `generate()` with static batches, in an environment of its own, on a model's folder in the dtype that is
-named behind it; reads jobs from the standard input and prints the seconds of each as a JSON list.
+"""Measures `generate()` with static batches, in an environment of its own.
 
-A job: {"prompts": [str], "max_tokens": [int], "batch": int}. A batch is padded to its longest prompt and runs until its
-longest answer is complete, as static batches do; the benchmarks' models never end an answer themselves.
+    generate_peer.py MODEL_FOLDER DTYPE < jobs.json
+
+Reads jobs from the standard input and prints the seconds of each as a JSON list. A job: {"prompts": [str],
+"max_tokens": [int], "batch": int}. A batch is padded to its longest prompt and runs until its longest answer is
+complete; the benchmarks' models never end an answer themselves.
 """
 
 import json
@@ -12,7 +14,7 @@ from typing import Any
 
 
 def run(model: Any, tokenizer: Any, prompts: list[str], max_tokens: list[int], batch: int) -> float:
-    """Seconds for all prompts in batches of `batch`, in the order in which they come."""
+    """Seconds for all prompts, in order, in batches of `batch`."""
     started = time.perf_counter()
     for first in range(0, len(prompts), batch):
         inputs = tokenizer(prompts[first : first + batch], return_tensors="pt", padding=True)
@@ -28,7 +30,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], padding_side="left")
     dtype = getattr(torch, sys.argv[2])
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=dtype, attn_implementation="sdpa").eval()
-    run(model, tokenizer, ["Count to ten, slowly."] * 4, [8] * 4, 4)  # warm
+    run(model, tokenizer, ["Count to ten, slowly."] * 4, [8] * 4, 4)  # warm-up
     print(json.dumps([run(model, tokenizer, job["prompts"], job["max_tokens"], job["batch"]) for job in jobs]))
 
 

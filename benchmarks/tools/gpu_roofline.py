@@ -1,13 +1,13 @@
-"""How close to what a GPU can do the shard comes: decoding against its memory, prefill against its matrix units.
+"""Compares the shard with a GPU's limits: decoding with its memory bandwidth, prefill with its matrix units.
 
     .venv/bin/python benchmarks/tools/gpu_roofline.py
     .venv/bin/python benchmarks/tools/gpu_roofline.py --block-size 256 --attention varlen
-    .venv/bin/python benchmarks/tools/gpu_roofline.py --tiny --device cpu     # only that it runs
+    .venv/bin/python benchmarks/tools/gpu_roofline.py --tiny --device cpu     # a smoke test
 
-The model is a Llama of 8 billion random bfloat16 weights, made on the device; no file is read. First every attention
-implementation is compared with the reference in shapes that models have, then the limits of this GPU are measured, then
-steps of the real runner: its model, cache, sampler, and what goes to the host. Prints Markdown, and with --json the
-same as JSON.
+The model is a Llama of 8 billion random bfloat16 weights, made on the device; no file is read. The program first
+compares every attention implementation with the reference in shapes of real models, then measures the limits of this
+GPU, then steps of the real runner: model, cache, sampler and transfers to the host. Prints Markdown, and with --json
+the same as JSON.
 """
 
 import argparse
@@ -40,7 +40,7 @@ GREEDY = pb.SamplingParameters(greedy=True, temperature=1, top_p=1, typical_p=1,
 
 @dataclass(frozen=True)
 class Shape:
-    """Of the model, and of what is measured with it."""
+    """Sizes of the model and of the measurements."""
 
     vocab_size: int = 128_256
     hidden_size: int = 4096
@@ -51,14 +51,25 @@ class Shape:
     batch: int = 64
     context_tokens: int = 2048
     prefill_tokens: int = 8192
-    matrix: int = 8192  # rows and columns of the product that tells the peak
+    matrix: int = 8192  # rows and columns of the product that measures the peak
     copied_bytes: int = 4 << 30
     steps: int = 30
 
     @property
     def longest(self) -> int:
-        """Tokens of a sequence, with those that it decodes."""
+        """Maximum tokens of a sequence, prompt and decoded ones."""
         return max(self.context_tokens, self.prefill_tokens) + 2 * self.steps + 2
+
+    def config(self) -> Any:
+        """The LlamaConfig of the model."""
+        from transformers import LlamaConfig
+
+        sizes: dict[str, Any] = {
+            name: getattr(self, name) for name in ("vocab_size", "hidden_size", "intermediate_size")
+        }
+        depth: dict[str, Any] = {"num_hidden_layers": self.layers, "num_attention_heads": self.heads}
+        context: dict[str, Any] = {"max_position_embeddings": 2 * self.longest, "num_key_value_heads": self.kv_heads}
+        return LlamaConfig(**sizes, **depth, **context, tie_word_embeddings=False)
 
     @property
     def head_size(self) -> int:
@@ -66,7 +77,7 @@ class Shape:
 
     @property
     def block_weights(self) -> int:
-        """Weights of the layers, without embeddings and head."""
+        """Number of weights in the layers, without embeddings and head."""
         attended = self.hidden_size * self.head_size * 2 * (self.heads + self.kv_heads)
         return self.layers * (attended + 3 * self.hidden_size * self.intermediate_size)
 
@@ -76,15 +87,15 @@ class Shape:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """In 16 bits."""
+        """Bytes of one token's keys and values in 16 bits."""
         return 2 * 2 * self.layers * self.kv_heads * self.head_size
 
     def decode_bytes(self, batch: int, context_tokens: int) -> int:
-        """What a decode step must read at least."""
+        """Minimum bytes that a decode step reads."""
         return 2 * (self.block_weights + self.head_weights) + batch * context_tokens * self.kv_bytes_per_token
 
     def prefill_flop(self, tokens: int) -> int:
-        """Of one prompt: each token with every weight of the layers and with the tokens before it; one row of
+        """FLOP of one prompt: each token with every weight of the layers and with the tokens before it, and one row of
         logits."""
         attended = 4 * self.layers * self.heads * self.head_size * tokens * (tokens + 1) // 2
         return 2 * (tokens * self.block_weights + self.head_weights) + attended
@@ -115,11 +126,11 @@ class Measured:
     reached: float
     unit: str
     share: float
-    """Of what was measured as this device's limit."""
+    """`reached` over the measured limit of this device."""
 
 
 def parity(setting: Setting, shape: Shape) -> dict[str, dict[str, str]]:
-    """By implementation and shape of a layer: `agrees`, or why it cannot be used."""
+    """For each implementation and layer shape: `agrees`, or the reason why it cannot be used."""
     plain = LayerDemands(shape.heads, shape.kv_heads, shape.head_size, shape.head_size)
     layers = {
         "this model": plain,
@@ -136,7 +147,7 @@ def parity(setting: Setting, shape: Shape) -> dict[str, dict[str, str]]:
 
 
 def best_seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """The fastest of several runs, after one that does not count."""
+    """Seconds of the fastest of several runs, one warm-up run included."""
     return min(_timed(run, device) for _ in range(repeats + 1))
 
 
@@ -154,7 +165,7 @@ def _wait(device: torch.device) -> None:
 
 
 def bandwidth_bytes_per_s(device: torch.device, shape: Shape) -> float:
-    """Of copying, reads and writes counted, or of reading alone: whichever is more."""
+    """The higher bandwidth of copying (reads and writes counted) and of reading alone."""
     source = torch.ones(shape.copied_bytes // 2, dtype=torch.bfloat16, device=device)
 
     def copy() -> None:
@@ -167,26 +178,17 @@ def bandwidth_bytes_per_s(device: torch.device, shape: Shape) -> float:
 
 
 def matmul_flop_per_s(device: torch.device, shape: Shape) -> float:
-    """Of a product of two large matrices in bfloat16."""
+    """FLOP/s of a product of two large matrices in bfloat16."""
     a, b = (torch.randn(shape.matrix, shape.matrix, dtype=torch.bfloat16, device=device) for _ in range(2))
     return float(2 * shape.matrix**3 / best_seconds(lambda: a @ b, device, 10))
 
 
 def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> Runner:
-    """A runner of a model that no file has, as `gridwork_server.model.loading` would make it, and warmed up."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    """A warmed-up runner of a random model, made as `gridwork_server.model.loading` would make it."""
+    from transformers import AutoModelForCausalLM
 
     longest = shape.longest
-    content = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2 * longest,
-        tie_word_embeddings=False,
-    )
+    content = shape.config()
     attention.register()
     torch.manual_seed(0)
     with device:
@@ -239,7 +241,7 @@ def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
 
 
 class Sequences:
-    """Sequences that have been given their blocks, and go on together."""
+    """Sequences with all their blocks, which decode together."""
 
     def __init__(self, runner: Runner, count: int, prompt_tokens: int, shape: Shape) -> None:
         self._device, self._ids = runner.loaded.device, range(count)
@@ -257,7 +259,7 @@ class Sequences:
                 self.prefill_ms += self._run([step])
 
     def decode(self, count: int) -> float:
-        """So many tokens of each; the milliseconds that one took. Steps are sent ahead, as the router does."""
+        """Decodes `count` tokens of each; returns the milliseconds a step. Steps are sent ahead, as by the router."""
         ones = [1] * len(self._ids)
         step = pb.Step(sequence_ids=self._ids, num_tokens=ones, num_new_blocks=[0] * len(ones))
         return self._run([step] * count) / count
@@ -281,19 +283,19 @@ class Sequences:
 
 
 def decode(runner: Runner, shape: Shape, batch: int, context_tokens: int, bandwidth: float) -> Measured:
-    """The mean step of sequences that have about so much context."""
+    """The mean decode step of `batch` sequences with about `context_tokens` each."""
     sequences = Sequences(runner, batch, context_tokens, shape)
     sequences.decode(shape.steps)
     ms = sequences.decode(shape.steps)
     sequences.release()
-    # In the middle of the steps that count.
+    # The context in the middle of the measured steps.
     bytes_per_s = shape.decode_bytes(batch, context_tokens + 3 * shape.steps // 2) / (ms / 1e3)
     what = f"decode, {batch} × {context_tokens} tokens"
     return Measured(what, ms, bytes_per_s / 1e12, "TB/s", bytes_per_s / bandwidth)
 
 
 def prefill(runner: Runner, shape: Shape, flop_per_s: float) -> Measured:
-    """A prompt in one step, the fastest of several."""
+    """The prefill of a prompt in one step, the fastest of four."""
     times = []
     for _ in range(4):
         sequences = Sequences(runner, 1, shape.prefill_tokens, shape)
@@ -305,7 +307,7 @@ def prefill(runner: Runner, shape: Shape, flop_per_s: float) -> Measured:
 
 
 def measure(shape: Shape, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything, as it goes into JSON."""
+    """Runs all measurements; returns what --json writes."""
     found = parity(Setting(device, torch.bfloat16, args.block_size), shape)
     bandwidth, flop_per_s = bandwidth_bytes_per_s(device, shape), matmul_flop_per_s(device, shape)
     runner = runner_for(shape, device, args)
@@ -330,7 +332,7 @@ def measure(shape: Shape, device: torch.device, args: argparse.Namespace) -> dic
 
 
 def markdown(result: dict[str, Any]) -> list[str]:
-    """Two tables and what they were measured on."""
+    """Two tables, and a line about the device."""
     shapes = list(next(iter(result["parity"].values())))
     lines = [
         f"{result['device']}, PyTorch {result['torch']}, attention {result['attention']}, decode steps as graphs: "
@@ -352,10 +354,10 @@ def markdown(result: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs it all; 1 when an implementation ran but gave something else than the reference."""
+    """Runs all measurements. Returns 1 when an attention implementation differs from the reference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--tiny", action="store_true", help="a model that runs anywhere, whose figures mean nothing")
+    parser.add_argument("--tiny", action="store_true", help="tiny model that runs anywhere; its figures mean nothing")
     parser.add_argument("--attention", default="auto", help="as the shard has it")
     parser.add_argument("--block-size", type=int, default=16, metavar="TOKENS")
     parser.add_argument("--cuda-graphs", type=parse_sizes, metavar="SIZES", help="as the shard has it")

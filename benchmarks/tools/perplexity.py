@@ -1,4 +1,4 @@
-"""What `--quantize` costs in quality: the perplexity of a model on a text, as a Markdown table.
+"""Cost of `--quantize` in quality: the perplexity of a model on a text, as a Markdown table.
 
 .venv/bin/python benchmarks/tools/perplexity.py --model-id .cache/models/SmolLM2-135M-Instruct
 """
@@ -19,7 +19,7 @@ TEXT = Path(__file__).resolve().parents[1] / "text/bridges.txt"
 
 @torch.inference_mode()
 def perplexity(folder: Path, text: str, dtype: str, quantize: str | None) -> float:
-    """By the model's own forward(), with the linear layers that the shard would use."""
+    """Perplexity of the text by the model's own forward(), with the linear layers that the shard would use."""
     config = ShardConfig(model_path=folder, socket="", dtype=dtype, quantize=quantize, model_impl="solo")
     model = load(config, RankGroup()).model
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids

@@ -1,11 +1,11 @@
-"""Where the time of a step goes in the shard: the real runner, without a server, under PyTorch's profiler.
+"""Profiles steps of the shard's runner, without a server, with PyTorch's profiler.
 
     .venv/bin/python benchmarks/tools/profile_step.py --model-id FOLDER --batch 8 --context 512
     .venv/bin/python benchmarks/tools/profile_step.py --model-id FOLDER --batch 4 --prefill 128
 
-First runs the steps without the profiler, for the time that they really take, then again with it. Prints a Markdown
-table of operations by the time they take themselves, and what lies between them (Python above all). Those of native
-programs are counted by the programs.
+Runs the steps without the profiler first, for their real time, then again with it. Prints a Markdown table of
+operations by their own time, and the time between operations (Python above all). Native programs count their operations
+themselves.
 """
 
 import argparse
@@ -36,12 +36,12 @@ GREEDY = pb.SamplingParameters(greedy=True, temperature=1, top_p=1, typical_p=1,
 @dataclass(frozen=True)
 class Operation:
     name: str
-    calls: float  # of a step
-    own_ms: float  # of a step, without the operations that it calls
+    calls: float  # in a step
+    own_ms: float  # in a step, without the operations that it calls
 
 
 def runner_for(config: ShardConfig, batch: int, total_tokens: int) -> Runner:
-    """Loaded, and with a cache for that many sequences of that length."""
+    """A runner with a cache for `batch` sequences of `total_tokens`."""
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
     limits = pb.WarmupRequest(
@@ -55,7 +55,7 @@ def runner_for(config: ShardConfig, batch: int, total_tokens: int) -> Runner:
 
 
 class Prefills:
-    """Steps that compute `batch` whole prompts of `length` tokens, other ones each time."""
+    """Steps that prefill `batch` prompts of `length` tokens, with new prompts in each step."""
 
     def __init__(self, runner: Runner, batch: int, length: int) -> None:
         self._runner = runner
@@ -64,7 +64,7 @@ class Prefills:
         self._count = 0
 
     def step(self) -> float:
-        """The milliseconds it took."""
+        """Runs one step; returns its milliseconds."""
         blocks = -(-(self._length + 1) // BLOCK)
         self._count += 1
         step = pb.Step(
@@ -85,12 +85,12 @@ class Prefills:
 
 
 class Decodes:
-    """Decode steps of `batch` sequences that have `context` tokens when they begin."""
+    """Decode steps of `batch` sequences with `context` tokens at the beginning."""
 
     def __init__(self, runner: Runner, batch: int, context: int, total_tokens: int) -> None:
         self._runner = runner
         self._ids = range(batch)
-        # All blocks at once: how they are handed out is the router's work.
+        # Each sequence gets all of its blocks at once; allocation is the router's work.
         blocks = -(-(total_tokens + 1) // BLOCK)
         for sequence in self._ids:
             tokens = [(7 * position + 13 * sequence) % runner.loaded.vocab_size for position in range(context)]
@@ -105,7 +105,7 @@ class Decodes:
                 done += count
 
     def step(self) -> float:
-        """One token for every sequence; the milliseconds it took."""
+        """Decodes one token of every sequence; returns the step's milliseconds."""
         ones = [1] * len(self._ids)
         started = time.perf_counter()
         _run(self._runner, pb.Step(sequence_ids=self._ids, num_tokens=ones, num_new_blocks=[0] * len(ones)))
@@ -118,7 +118,7 @@ def _run(runner: Runner, step: "pb.Step") -> None:
 
 
 def profile(steps: Prefills | Decodes, count: int) -> tuple[float, list[Operation]]:
-    """Milliseconds of a step under the profiler, and its operations, the slowest first."""
+    """Mean milliseconds of a step under the profiler, and its operations, slowest first."""
     measured = program.Measurement() if cpu_library.load() else None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         with measured or nullcontext():
@@ -137,7 +137,7 @@ def profile(steps: Prefills | Decodes, count: int) -> tuple[float, list[Operatio
 
 
 def table(step_ms: float, profiled_ms: float, operations: Sequence[Operation], rows: int) -> list[str]:
-    """Markdown; shares are of the step under the profiler, which makes every call of an operation a little longer."""
+    """A Markdown table. Shares are of the step under the profiler, which makes every call a little longer."""
     lines = [
         f"A step takes {step_ms:.2f} ms, and {profiled_ms:.2f} ms under the profiler.",
         "",
@@ -187,7 +187,7 @@ def main() -> None:
         attention=args.attention,
         fuse=not args.disable_fusion,
     )
-    # A step to warm up, and each step twice, without and with the profiler.
+    # One warm-up step, then each step twice, without and with the profiler.
     total_tokens = (args.prefill or args.context + 2 * args.steps) + 2
     runner = runner_for(config, args.batch, total_tokens)
     steps: Prefills | Decodes

@@ -24,14 +24,14 @@ LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequence
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a habit's model."""
+    """Returns the folder of a habit's model."""
     root = tmp_path_factory.mktemp("custom")
     return functools.cache(lambda habit: custom_models.build(habit, root / habit))
 
 
 @pytest.fixture(scope="module")
 def expected(folders: Callable[[str], Path]) -> Callable[[str], list[list[int]]]:
-    """Gives a habit's greedy answers to PROMPTS by plain forward()."""
+    """Returns a habit's greedy answers to PROMPTS by plain forward()."""
 
     @functools.cache
     def answers(habit: str) -> list[list[int]]:
@@ -53,7 +53,7 @@ PAGED = ("contract", "python_tokenizer")
 
 
 @pytest.mark.parametrize("habit", custom_models.HABITS)
-def test_prompts_answered_together_give_the_tokens_of_the_models_own_forward(
+def test_batched_prompts_give_the_tokens_of_forward(
     habit: str, folders: Callable[[str], Path], expected: Callable[[str], list[list[int]]]
 ) -> None:
     runner = loaded(folders(habit))
@@ -63,12 +63,12 @@ def test_prompts_answered_together_give_the_tokens_of_the_models_own_forward(
     names = []
     for prompt in PROMPTS:
         names.append(driver.add(prompt, COUNT))
-        driver.step()  # so that sequences join others that run
+        driver.step()  # so that sequences join running ones
     results = driver.finish()
     assert [results[name] for name in names] == expected(habit)
 
 
-def test_what_drops_the_keywords_is_noticed(folders: Callable[[str], Path]) -> None:
+def test_layers_that_drop_keywords_are_refused_on_the_paged_path(folders: Callable[[str], Path]) -> None:
     reason = loaded(folders("drops_kwargs")).loaded.path_reason
     assert "not paged" in reason
     assert "keyword" in reason
@@ -77,7 +77,7 @@ def test_what_drops_the_keywords_is_noticed(folders: Callable[[str], Path]) -> N
 
 
 @pytest.mark.parametrize("habit", [name for name, habit in custom_models.HABITS.items() if habit.config_class])
-def test_without_trust_a_shard_refuses_and_names_the_file(
+def test_a_shard_without_trust_refuses_and_names_the_file(
     habit: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = custom_models.marked(folders(habit), tmp_path)

@@ -1,4 +1,4 @@
-"""One model type of every kind, served and compared with `generate()`. `make conformance` goes over all of them."""
+"""One model type of every kind, served and compared with `generate()`. `make conformance` covers all types."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from conformance.generation import CAUSAL, SEQ2SEQ, check
 from conformance.scaled_rope import scaled
 
-#: By type: the path it runs on, and what it stands for.
+#: The path of each type, and the kind that it stands for.
 CAUSAL_TYPES = {
     "llama": ("paged", "grouped-query attention and rotary positions"),
     "gpt2": ("paged", "learned positions and fused projections"),
@@ -20,24 +20,24 @@ CAUSAL_TYPES = {
     "diffllama": ("paged", "layers that attend twice"),
     "mixtral": ("paged", "a mixture of experts"),
     "opt": ("paged", "positions made from the mask"),
-    "deepseek_v32": ("batched", "an index that chooses keys"),
-    "deepseek_v4": ("batched", "a cache whose make-up changes with its length"),
+    "deepseek_v32": ("batched", "sparse attention with an index that selects keys"),
+    "deepseek_v4": ("batched", "a cache whose layout changes with its length"),
     "doge": ("batched", "a mask of its own"),
     "bloom": ("batched", "ALiBi"),
     "gptj": ("batched", "an older family"),
     "gpt_neo": ("batched", "local attention"),
-    "bart": ("batched", "positions that cannot be told apart in a padded batch"),
+    "bart": ("batched", "positions that do not skip padding"),
     "rwkv": ("batched", "recurrent state alone"),
     "mamba": ("batched", "a mask for the prompt only"),
-    "recurrent_gemma": ("batched", "state that modules keep themselves"),
+    "recurrent_gemma": ("batched", "state inside the modules"),
     "jamba": ("batched", "state-space layers beside attention"),
     "qwen3_next": ("batched", "gated delta nets beside attention"),
     "lfm2_moe": ("batched", "short convolutions beside attention"),
     "openai-gpt": ("solo", "no cache at all"),
-    "xlnet": ("solo", "inputs that only its own preparation for generating makes"),
+    "xlnet": ("solo", "inputs that only its own prepare_inputs_for_generation() makes"),
 }
 
-#: By type, and kind of rotary embeddings whose frequencies depend on the length: the path it runs on.
+#: The path of each type, and kind of rotary frequencies that depend on the length.
 SCALED_TYPES = {
     ("phi3", "longrope"): "paged",
     ("phimoe", "longrope"): "paged",
@@ -59,7 +59,7 @@ SEQ2SEQ_TYPES = {
 
 
 @pytest.mark.parametrize(("model_type", "path"), [(name, path) for name, (path, _kind) in CAUSAL_TYPES.items()])
-def test_a_type_of_each_kind_gives_the_tokens_of_generate(model_type: str, path: str, tmp_path: Path) -> None:
+def test_a_causal_type_gives_the_tokens_of_generate(model_type: str, path: str, tmp_path: Path) -> None:
     verdict = check(model_type, tmp_path, CAUSAL)
     assert verdict.exact, verdict
     assert verdict.path == path, verdict.reason
@@ -74,9 +74,7 @@ def test_an_encoder_decoder_gives_the_tokens_of_generate(model_type: str, path: 
 
 
 @pytest.mark.parametrize(("model_type", "kind"), SCALED_TYPES)
-def test_frequencies_that_depend_on_the_length_are_each_sequences_own(
-    model_type: str, kind: str, tmp_path: Path
-) -> None:
+def test_length_dependent_frequencies_are_per_sequence(model_type: str, kind: str, tmp_path: Path) -> None:
     verdict = check(model_type, tmp_path, CAUSAL, change=lambda config: scaled(config, kind))
     assert verdict.exact, verdict
     assert verdict.path == SCALED_TYPES[model_type, kind], verdict.reason

@@ -1,4 +1,4 @@
-"""The largest logit of each row, for sequences that take the most likely token."""
+"""The largest logit of each row, for greedy sequences."""
 
 import ctypes
 import functools
@@ -17,8 +17,8 @@ def reference(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def argmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each row's largest value stands, int64 `[B]`, and what it is, float32 `[B]`; of equal ones the first, and a
-    NaN counts as the largest.
+    """Returns the index of each row's largest value, int64 `[B]`, and the value, float32 `[B]`. Of equal values the
+    first counts, and NaN is larger than any number.
 
     logits: float32 `[B, vocab_size]` with `vocab_size` of at least 1, a row's values contiguous.
     """
@@ -26,7 +26,7 @@ def argmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if compiled is None:
         return reference(logits)
     rows, width = logits.shape
-    # Called as a plain function: an operation of PyTorch's takes several times as long for one row.
+    # A plain function call: a PyTorch operation takes several times as long for one row.
     indices, maxima = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
     compiled(logits.data_ptr(), rows, width, logits.stride(0), indices.data_ptr(), maxima.data_ptr())
     return indices, maxima

@@ -1,11 +1,11 @@
-"""Paged attention by FlashAttention's kernels: those of its packages, and those that PyTorch brings.
+"""Paged attention by the kernels of FlashAttention's packages, and by PyTorch's copy of them.
 
-Dao 2023, "FlashAttention-2"; Shah et al. 2024, "FlashAttention-3". All of them read a cache of blocks `[num_blocks,
-block_size, num_kv_heads, size]`, which is what a cache of slots is, seen by its blocks. The causal mask is aligned to
-a sequence's last key, and a window counts the keys before the token's own.
+Dao 2023, "FlashAttention-2"; Shah et al. 2024, "FlashAttention-3". All kernels read a cache of blocks `[num_blocks,
+block_size, num_kv_heads, size]`, which is a view of the cache of slots. The causal mask is aligned to a sequence's last
+key, and a window counts the keys before the token's own.
 
-Written by the sources of flash-attn, of flash_attn_interface (FlashAttention-3) and of PyTorch 2.15, and not run on a
-GPU yet: what a kernel cannot do after all is noticed when it is tried (`attention_choice`).
+Written against the sources of flash-attn, flash_attn_interface (FlashAttention-3) and PyTorch 2.15, and not run on a
+GPU yet: `attention_choice` tries each kernel before it is used.
 """
 
 import functools
@@ -21,14 +21,14 @@ from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, Ragged
 
 PAGE = 256
-"""What a block's tokens must be a multiple of in FlashAttention 2, the package's and PyTorch's (`mha_varlen_fwd`)."""
+"""The block size must be a multiple of this in FlashAttention 2, of the package and of PyTorch (`mha_varlen_fwd`)."""
 
 _HOPPER = 9
-"""Compute capability that FlashAttention 3 is for."""
+"""The compute capability that FlashAttention 3 supports."""
 
 
 def ragged(layout: PagedLayout) -> Ragged:
-    """The step's sequences as these kernels take them, made once a step."""
+    """The step's sequences in the form of these kernels, computed once a step."""
     if layout.ragged is None:
         layout.ragged = _fixed(layout) if layout.is_fixed else _varying(layout)
     return layout.ragged
@@ -43,7 +43,7 @@ def _varying(layout: PagedLayout) -> Ragged:
 
 
 def _fixed(layout: PagedLayout) -> Ragged:
-    """Of tensors on the device alone. The longest length is what a table has room for."""
+    """Uses only tensors on the device. The maximum length is the capacity of a block table."""
     tokens = torch.arange(len(layout.num_tokens) + 1, dtype=torch.int32, device=layout.slots.device)
     keys = torch.nn.functional.pad(layout.length.cumsum(0, dtype=torch.int32), (1, 0))
     return Ragged(tokens, keys, layout.length, 1, layout.block_tables.shape[1] * layout.block_size)
@@ -56,12 +56,12 @@ class Package:
     name: str
     version: int
     attend: Callable[..., Any]
-    """`flash_attn_varlen_func` of version 2, `flash_attn_with_kvcache` of version 3: those that read blocks."""
+    """`flash_attn_varlen_func` of version 2, `flash_attn_with_kvcache` of version 3, which read blocks."""
 
 
 @functools.cache
 def package(major: int) -> Package:
-    """The package for GPUs of such a compute capability. Raises ImportError with the reason when there is none."""
+    """The package for a compute capability's major number. Raises ImportError with the reason when there is none."""
     # Version 3 takes blocks of any size.
     if major == _HOPPER and importlib.util.find_spec("flash_attn_interface"):
         module = importlib.import_module("flash_attn_interface")
@@ -74,7 +74,7 @@ def package(major: int) -> Package:
 def flash_attn(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """By an installed package; for the arguments see `paged_attention.AttendSlots`."""
+    """Attends by an installed package; for the arguments see `paged_attention.AttendSlots`."""
     sequences = ragged(layout)
     found = package(torch.cuda.get_device_capability(query.device)[0])
     shared = {
@@ -115,10 +115,10 @@ def flash_attn(
 def varlen(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """By `torch.nn.attention.varlen`; for the arguments see `paged_attention.AttendSlots`.
+    """Attends by `torch.nn.attention.varlen`; for the arguments see `paged_attention.AttendSlots`.
 
-    PyTorch would prefer cuDNN, which plans anew for every number of tokens and longest length: hardly two steps of a
-    server have the same.
+    PyTorch would prefer cuDNN, which plans anew for every number of tokens and maximum length. Hardly two steps of a
+    server share these.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
@@ -134,7 +134,7 @@ def varlen(
             sequences.max_tokens,
             sequences.max_keys,
             scale=options.scale,
-            # (-1, 0) is what its sources call causal without a window.
+            # (-1, 0) means causal without a window in its sources.
             window_size=(options.window - 1 if options.window else -1, 0),
             enable_gqa=True,
             seqused_k=sequences.lengths,
@@ -145,5 +145,5 @@ def varlen(
 
 
 def pages(slots: torch.Tensor, block_size: int) -> torch.Tensor:
-    """`[num_blocks, block_size, num_kv_heads, size]` of `[num_slots, num_kv_heads, size]`, in the same memory."""
+    """Views `[num_slots, num_kv_heads, size]` as `[num_blocks, block_size, num_kv_heads, size]`."""
     return slots.unflatten(0, (-1, block_size))

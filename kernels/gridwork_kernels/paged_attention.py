@@ -1,9 +1,8 @@
-"""Paged attention: what every implementation takes and gives, and the definition.
+"""Paged attention: the interface and the data that all implementations share.
 
-All implementations take the same arguments and give the same result up to rounding; `reference` is what the others
-are tested against. Every query token attends to the cached keys of its sequence up to its own position, or to the
-last `window` of them. How keys and values lie in the cache is an implementation's own matter. Which one is used is
-chosen in `attention_choice`.
+All implementations take the same arguments and give the same result up to rounding. Every query token attends to the
+cached keys of its sequence up to its own position, or to the last `window` of them. An implementation defines the
+layout of its cache. `attention_choice` chooses the implementation.
 """
 
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Protocol
 import torch
 
 SPARE_BLOCKS = 2
-"""Blocks of a cache behind those that sequences are given: one that stays zero, then one that padding is written to."""
+"""Blocks of a cache after those for sequences: one that stays zero, then one that padding is written to."""
 
 
 @dataclass(frozen=True)
@@ -60,56 +59,56 @@ class Gathering:
 
 @dataclass
 class PagedLayout:
-    """Where one step's tokens and their sequences' keys lie; shared by all layers.
+    """The places of one step's tokens and of their sequences' keys in the cache, for all layers.
 
-    Tokens of a sequence are consecutive, in the order of their positions. Every tensor is on the model's device.
+    Tokens of a sequence are consecutive and in order. Every tensor is on the model's device.
     """
 
     block_tables: torch.Tensor
-    """int32 `[num_sequences, max_blocks]`, at least as wide as the longest sequence needs."""
+    """int32 `[num_sequences, max_blocks]`, wide enough for the longest sequence."""
     sequence: torch.Tensor
     """int32 `[num_tokens]`: row of block_tables."""
     length: torch.Tensor
     """int32 `[num_tokens]`: position + 1."""
     slots: torch.Tensor
-    """int64 `[num_tokens]`: where the token's own key and value are written."""
+    """int64 `[num_tokens]`: the slot that the token's key and value are written to."""
     block_size: int
     num_tokens: list[int]
-    """Tokens of each sequence, in order; their sum is num_tokens of the tensors."""
+    """Number of tokens of each sequence, in order."""
     end: list[int]
-    """Length of each sequence when the step is done; empty when `is_fixed`."""
+    """Length of each sequence after the step; empty when `is_fixed`."""
     null_slot: int
-    """A slot that is always zero: padding points to it, so that nothing stale (a NaN above all) is ever read."""
+    """A slot that is always zero. Padding points to it, so that no stale value, such as NaN, is read."""
     is_fixed: bool = False
-    """Whether the step is one token of each sequence in buffers that are filled anew before it is run again: lengths
-    are known on the device alone, and nothing may depend on them but the contents of tensors."""
+    """Whether the step is one token of each sequence, in buffers that are refilled before each replay. Lengths are then
+    known on the device only, and only the contents of tensors may depend on them."""
     derived: dict[tuple[int, int], Gathering] = field(default_factory=dict)
-    """Indices and masks of the `sdpa` form, by window and chunk; made once a step."""
+    """Indices and masks of `sdpa`, by window and chunk; computed once a step."""
     ragged: Ragged | None = None
-    """What the `flash-attn` and `varlen` forms take; made once a step."""
+    """Arguments of `flash-attn` and `varlen`; computed once a step."""
     tiles: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Tiles of the `triton` form, by tokens that one has at most; made once a step."""
+    """Tiles of `triton`, by the maximum number of tokens of a tile; computed once a step."""
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What distinguishes one layer's attention."""
+    """Properties of one layer's attention."""
 
     scale: float
     window: int = 0
-    """Only the last so many keys, the token's own included; 0: all."""
+    """Number of most recent keys that a token sees, including its own; 0 for all."""
     chunk: int = 0
-    """Only keys of the token's own chunk of so many positions; 0: no chunks. Not together with a window."""
+    """Positions of a chunk, outside of which a token sees no keys; 0 for no chunks. Excludes a window."""
     softcap: float = 0.0
-    """Scores become `softcap * tanh(score / softcap)`; 0: they stay."""
+    """Scores become `softcap * tanh(score / softcap)`; 0 for unchanged scores."""
     sinks: torch.Tensor | None = None
-    """float32 `[num_heads]`: one more logit for each head, without a value."""
+    """float32 `[num_heads]`: an additional logit without a value for each head."""
     slopes: torch.Tensor | None = None
-    """float32 `[num_heads]`: what a step of distance to a key takes off its score (ALiBi)."""
+    """float32 `[num_heads]`: subtracted from a score for each position of distance to the key (ALiBi)."""
 
 
 class PagedAttention(Protocol):
-    """One implementation, and the cache that it works on."""
+    """An implementation of paged attention, with the layout of its cache."""
 
     def allocate(
         self,
@@ -120,8 +119,8 @@ class PagedAttention(Protocol):
         dtype: torch.dtype,
         device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, of undefined content but for the last `SPARE_BLOCKS`, which are zero. sizes: of a
-        key and of a value."""
+        """A layer's keys and values. The last `SPARE_BLOCKS` are zero, the others undefined. sizes: of a key and of a
+        value."""
 
     def attend(
         self,
@@ -133,9 +132,10 @@ class PagedAttention(Protocol):
         layout: PagedLayout,
         options: AttentionOptions,
     ) -> torch.Tensor:
-        """Writes key and value (None: they stand there already) into the cache, then attends. query: `[num_tokens,
-        num_heads, key_size]`, key and value likewise; returns `[num_tokens, num_heads, value_size]` in its dtype."""
+        """Writes key and value into the cache, unless they are None and there already, then attends. query:
+        `[num_tokens, num_heads, key_size]`; key, value: `[num_tokens, num_kv_heads, size]`. Returns `[num_tokens,
+        num_heads, value_size]` in query's dtype."""
 
 
 AttendSlots = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout, AttentionOptions], torch.Tensor]
-"""(query, keys `[num_slots, num_kv_heads, key_size]`, values likewise, layout, options) -> attended."""
+"""(query, keys `[num_slots, num_kv_heads, key_size]`, values likewise, layout, options) -> output."""

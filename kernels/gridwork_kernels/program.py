@@ -120,7 +120,7 @@ _EXTERNAL = 1 + program_table.NUM_LAYOUTS * len(program_table.LAYOUT)
 
 
 def _layout_numbers(layout: PagedLayout) -> tuple[int, ...]:
-    """In the order of the table's layout."""
+    """The fields of a layout, in the order of the table."""
     tables = layout.block_tables
     return (
         tables.data_ptr(),

@@ -9,7 +9,7 @@ from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttendSlots, Attentio
 
 @dataclass(frozen=True)
 class SlotAttention:
-    """An implementation on a cache of slots, `[num_slots, num_kv_heads, size]`."""
+    """An implementation with a cache of slots, `[num_slots, num_kv_heads, size]`."""
 
     function: AttendSlots
 
@@ -50,7 +50,7 @@ class SlotAttention:
 def reference(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """The definition, sequence by sequence, in float32."""
+    """The definition of paged attention, sequence by sequence, in float32."""
     group = query.shape[1] // keys.shape[1]
     out = query.new_empty(*query.shape[:2], values.shape[2])
     first = 0
@@ -75,7 +75,7 @@ def reference(
 
 
 def slots_of(layout: PagedLayout, row: int, begin: int, end: int) -> torch.Tensor:
-    """int64 `[end - begin]`: where a sequence's keys from position `begin` on lie."""
+    """int64 `[end - begin]`: slots of a sequence's keys from position `begin` on."""
     positions = torch.arange(begin, end, device=layout.slots.device)
     blocks = layout.block_tables[row].long()[positions // layout.block_size]
     return blocks * layout.block_size + positions % layout.block_size
@@ -92,5 +92,5 @@ def visible(count: int, end: int, window: int, chunk: int, begin: int, device: t
 
 
 def distance(count: int, end: int, begin: int, device: torch.device) -> torch.Tensor:
-    """int64 `[count, end - begin]`: how far the last `count` positions are from those from `begin` on."""
+    """int64 `[count, end - begin]`: distances of the last `count` positions from the positions from `begin` on."""
     return torch.arange(end - count, end, device=device)[:, None] - torch.arange(begin, end, device=device)

@@ -11,7 +11,7 @@ from gridwork_kernels.slot_attention import distance, slots_of, visible
 def sdpa(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """In PyTorch operations, on any device: decodes gathered into one padded batch, prefills one by one."""
+    """Attends by PyTorch operations: decodes are gathered into one padded batch, prefills are computed one by one."""
     gathering = layout.derived.get((options.window, options.chunk))
     if gathering is None:
         gathering = gathering_of(layout, options.window, options.chunk)
@@ -19,7 +19,7 @@ def sdpa(
     num_heads, kv_heads = query.shape[1], keys.shape[1]
     out = query.new_empty(query.shape[0], num_heads, values.shape[2])
     if gathering.decode_tokens is not None:
-        # The heads that share a KV head become its queries, so that keys need not be repeated.
+        # The heads that share a KV head become its queries, which avoids repeating keys.
         q = query.index_select(0, gathering.decode_tokens).unflatten(1, (kv_heads, num_heads // kv_heads))
         k = _gather(keys, gathering.decode_slots)
         v = _gather(values, gathering.decode_slots)
@@ -79,7 +79,7 @@ def gathering_of(layout: PagedLayout, window: int, chunk: int) -> Gathering:
 def _decodes(
     layout: PagedLayout, rows: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slots, mask and distances of the keys from `begins` up to `ends`, each int64 `[num_decodes]`, filled up to
+    """Slots, mask and distances of the keys from `begins` up to `ends`, each int64 `[num_decodes]`, padded to
     `longest`."""
     positions = begins[:, None] + torch.arange(longest, device=rows.device)
     valid = positions < ends[:, None]
@@ -91,14 +91,14 @@ def _decodes(
 
 
 def _first(length: int, window: int, chunk: int) -> int:
-    """First position that the last token of so many sees."""
+    """First position that the last token of a sequence of `length` sees."""
     if chunk:
         return (length - 1) // chunk * chunk
     return max(0, length - window) if window else 0
 
 
 def _gather(cache: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """`[batch, num_kv_heads, num_keys, size]` of a cache `[num_slots, num_kv_heads, size]`."""
+    """Gathers `[batch, num_kv_heads, num_keys, size]` from a cache `[num_slots, num_kv_heads, size]`."""
     flat = cache.view(cache.shape[0], -1).index_select(0, slots.flatten())
     return flat.view(*slots.shape, *cache.shape[1:]).transpose(1, 2)
 
@@ -113,7 +113,7 @@ def _attend(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     if not options.softcap and sinks is None and bias is None:
-        # torch.broadcast_shapes would import sympy, which takes as long as all else that a start imports.
+        # torch.broadcast_shapes would import sympy, which takes as long as all other imports of a start.
         expanded = mask.expand(*np.broadcast_shapes(mask.shape, (*q.shape[:-1], k.shape[-2])))
         return torch.nn.functional.scaled_dot_product_attention(
             q, k.expand(*q.shape[:2], *k.shape[2:]), v.expand(*q.shape[:2], *v.shape[2:]), expanded, scale=options.scale

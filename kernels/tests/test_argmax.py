@@ -1,4 +1,4 @@
-"""The compiled search for the largest logit beside the plain one."""
+"""The compiled argmax against its plain form."""
 
 import pytest
 import torch
@@ -13,16 +13,16 @@ WIDTHS = (1, 7, 16, 4095, 4096, 4097, 49152, 128256)
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 70])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_it_finds_what_the_plain_form_finds(rows: int, width: int) -> None:
+def test_equals_the_plain_form(rows: int, width: int) -> None:
     logits = torch.randn(rows, width)
     _check(logits)
     _check(-logits.abs() - 1e30)
-    _check(logits.round())  # many equal ones
+    _check(logits.round())  # many equal values
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_values_that_are_no_numbers(value: float, width: int) -> None:
+def test_nan_and_infinity(value: float, width: int) -> None:
     for place in {0, width // 2, width - 1}:
         logits = torch.randn(3, width)
         logits[1, place] = value
@@ -32,7 +32,7 @@ def test_values_that_are_no_numbers(value: float, width: int) -> None:
     _check(torch.full((2, width), value))
 
 
-def test_rows_that_lie_apart() -> None:
+def test_rows_with_a_stride() -> None:
     wide = torch.randn(5, 9000)
     _check(wide[:, 100:8000])
     _check(wide[::2])

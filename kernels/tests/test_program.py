@@ -1,4 +1,4 @@
-"""The table of recorded programs, the writer, and what the compiled library refuses to read."""
+"""The table of recorded programs, the writer, and the checks of the compiled library."""
 
 from typing import Any
 

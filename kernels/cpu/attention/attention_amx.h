@@ -1,5 +1,5 @@
-// Scores and weighted sums of a tile on the CPU's matrix unit, for bfloat16 in blocks of kGroup positions: there keys
-// and values lie as the unit takes them.
+// Scores and weighted sums of a tile on AMX, for bfloat16 in blocks of kGroup positions, which have AMX's layout of
+// keys and values.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace gridwork {
 
-// A thread's use of the unit, from one tile to the next. Where it has none for a type, nothing.
+// A thread's use of AMX for consecutive tiles of attention. Without AMX, and for other types, it is not available.
 template <typename T>
 class AmxAttention {
  public:
@@ -19,16 +19,16 @@ class AmxAttention {
 };
 
 #if defined(GRIDWORK_AMX)
-// Tile registers 0 to 3 are sums, 4 and 5 queries or softmax weights, 6 and 7 keys or values. Values are summed two
-// groups at a time, since a product that is half as deep takes as long.
+// Tile registers 0 to 3 hold sums, 4 and 5 queries or softmax weights, 6 and 7 keys or values. Values are summed over
+// two groups at a time, since a tile product over one group takes as long.
 template <>
 class AmxAttention<bf16> {
  public:
   static constexpr bool kAvailable = true;
-  // Rows of a tile of tokens, about: tiles of the unit, which use keys and copied values often. With many more, what is
-  // kept of them leaves the caches.
+  // Limits of the approximate number of rows of a tile of tokens. Several tile registers of rows reuse keys and copied
+  // values; with many more rows, their data leaves the caches.
   static constexpr int64_t kMinRows = 4 * kAmxRows, kMaxRows = 12 * kAmxRows;
-  // Positions whose values are summed together; they begin at multiples of it.
+  // Positions that one tile product sums values over; they begin at multiples of it.
   static constexpr int64_t kTwoGroups = 2 * kGroup;
 
   static bool takes(const Problem<bf16>& p) { return p.block_size == kGroup && p.value_size % kAmxLanes == 0; }
@@ -40,14 +40,14 @@ class AmxAttention<bf16> {
     if (in_use_) release_tiles();
   }
 
-  // Before anything is computed of so many rows. A thread's tiles are all of one problem.
+  // Must be called before a tile of `rows` rows is computed. All tiles of a thread belong to the same problem.
   void prepare(const Problem<bf16>& p, int64_t rows) {
     if (rows == rows_) return;
     rows_ = rows;
-    // Tiles of the same number of rows: the last one may begin earlier and compute some again.
+    // Tiles have equal numbers of rows; the last one may overlap the previous one and compute some rows again.
     tiles_ = (rows + kAmxRows - 1) / kAmxRows;
     tile_rows_ = (rows + tiles_ - 1) / tiles_;
-    // Pieces of the same number of pairs of dimensions.
+    // Steps have equal numbers of pairs of dimensions.
     const int64_t pairs = p.query_width() / 2;
     steps_ = (pairs + kAmxPairs - 1) / kAmxPairs;
     while (pairs % steps_ != 0) ++steps_;
@@ -62,8 +62,8 @@ class AmxAttention<bf16> {
     in_use_ = true;
   }
 
-  // As `scores`, but for some rows after the other, in the same place: body(begin, end, scores) is called for each row
-  // once.
+  // Computes the same scores as the function `scores`, but some rows at a time, in the same memory. Calls body(begin,
+  // end, scores) once for each row.
   template <typename F>
   void scores(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last, const bf16* query,
               float* score, Prefetcher& prefetcher, const F& body) const {
@@ -86,14 +86,14 @@ class AmxAttention<bf16> {
         if (g + 2 <= groups) dot<TILES, 2>(q, width, keys + g, to, first_prefetcher);
         else dot<TILES, 1>(q, width, keys + g, to, first_prefetcher);
       }
-      // Rows that were there before have been computed again.
+      // An overlapping tile has computed some finished rows again.
       const int64_t end = second + tile_rows_;
       body(done, end, score + (done - r) * kSegment);
       done = end;
     });
   }
 
-  // Weighted sums of the values of [first, last) for all rows; weights are there for whole kTwoGroups.
+  // Computes weighted sums of the values of [first, last) for all rows. Weights exist for multiples of kTwoGroups.
   void sum_values(const Problem<bf16>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
                   const bf16* weight, float* out, Prefetcher& prefetcher) const {
     const int64_t origin = first / kSegment * kSegment, begin = (first - origin) / kTwoGroups * kTwoGroups;
@@ -127,7 +127,7 @@ class AmxAttention<bf16> {
   }
 
  private:
-  // Calls body for all rows: with the first row of two tiles, or of one.
+  // Calls body for all tiles, two at a time, with their first rows.
   template <typename F>
   void each_rows(const F& body) const {
     const int64_t most = rows_ - tile_rows_;
@@ -138,14 +138,14 @@ class AmxAttention<bf16> {
     }
   }
 
-  // Scores of TILES tiles of rows for GROUPS groups of positions.
+  // Computes scores of TILES tiles of rows for GROUPS groups of positions.
   template <int TILES, int GROUPS>
   void dot(const bf16* const (&query)[2], int64_t width, const bf16* const* keys, float* const (&score)[2],
            Prefetcher* prefetcher) const {
     zero_sums<TILES, GROUPS>();
     for (int64_t step = 0; step < steps_; ++step) {
       const int64_t pair = step * 2 * step_pairs_;
-      // As many lines as it reads of keys: a pair of dimensions of a group is one.
+      // Prefetches as many lines as this step reads of keys: a pair of dimensions of a group is one line.
       if (prefetcher != nullptr) prefetcher->prefetch(GROUPS * step_pairs_);
       load_tile<4>(query[0] + pair, 2 * width);
       if constexpr (TILES == 2) load_tile<5>(query[1] + pair, 2 * width);
@@ -156,8 +156,8 @@ class AmxAttention<bf16> {
     store_sums<TILES, GROUPS>(score, 4 * kSegment);
   }
 
-  // Weighted sums of TILES tiles of rows for VECS times kUnitLanes dimensions, over the positions [begin, end) of a
-  // segment.
+  // Computes weighted sums of TILES tiles of rows for VECS times kAmxLanes dimensions, over the positions [begin, end)
+  // of a segment.
   template <int TILES, int VECS>
   void sum(const bf16* values, int64_t value_size, int64_t begin, int64_t end, const bf16* const (&weight)[2],
            float* const (&out)[2]) const {
@@ -197,7 +197,7 @@ class AmxAttention<bf16> {
     if constexpr (TILES == 2 && COLUMNS == 2) store_tile<3>(to[1] + kAmxLanes, stride);
   }
 
-  // A group's values, with zeros for what is not in [begin, end) of it: that may be no number.
+  // Copies a group's values, with zeros outside of [begin, end), where values may be NaN.
   static void copy(const bf16* values, int64_t value_size, int64_t begin, int64_t end, bf16* to) {
     for (int64_t position = 0; position < kGroup; position += 2) {
       const uint32_t low = position >= begin && position < end ? 0xffff : 0;

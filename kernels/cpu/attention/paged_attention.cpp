@@ -1,9 +1,10 @@
-// Attention over a paged cache, in float32 with an online softmax, and the writing of new keys and values into it.
+// Attention over a paged cache, in float32 with an online softmax. New keys and values are written into the cache
+// first.
 //
 // Work is cut into tiles of consecutive tokens of one sequence with all query heads of one KV head, and into segments
-// of the context, which start at fixed positions. A row's (one token's, one head's) result is the same whatever else is
-// in its tile and whichever thread computes which segment: sums run over dimensions, and over the keys of a segment, in
-// their order; segments are put together in theirs; what a row does not see adds exact zeros.
+// of the context, which start at fixed positions. A row is one query head of one token. Its result does not depend on
+// the other rows of its tile, nor on the thread that computes a segment: sums run over dimensions, and over the keys of
+// a segment, in a fixed order; segments are merged in order; positions that a row does not see add exact zeros.
 
 #include <algorithm>
 #include <cstring>
@@ -18,7 +19,7 @@ namespace {
 
 using namespace gridwork;
 
-// Rows that a tile shall have, about. The unit's have many, where some are left for every thread.
+// Approximate number of rows of a tile. With AMX tiles are larger, as long as every thread gets some.
 template <typename T>
 int64_t tile_rows(const Problem<T>& p) {
   using Unit = AmxAttention<T>;
@@ -45,8 +46,9 @@ std::vector<Tile> tiles(const Problem<T>& p) {
   return tiles;
 }
 
-// KV heads that a thread computes together, segment by segment, so that it reads longer pieces of memory: as many as
-// their part of two segments stays in a core's L2 cache, and as leave every thread some of the `pieces` of work.
+// Number of KV heads that one task computes, segment by segment: several heads make longer contiguous reads. Limits:
+// the heads' keys and values of two segments stay in a core's L2 cache, and every thread gets some of the `pieces` of
+// work.
 template <typename T>
 int64_t heads_per_task(const Problem<T>& p, int64_t pieces) {
   constexpr int64_t kMaxBytes = 192 << 10;
@@ -60,7 +62,7 @@ int64_t heads_per_task(const Problem<T>& p, int64_t pieces) {
   return 1;
 }
 
-// Keys of some heads in a segment, and what lies between them: their values.
+// Prefetches the keys of some heads in a segment, and their values, which lie in between.
 template <typename T>
 Prefetcher prefetcher_of(const Problem<T>& p, const Tile& tile, const Heads& heads, int64_t segment) {
   if (p.block_size != kGroup) return {};
@@ -70,8 +72,8 @@ Prefetcher prefetcher_of(const Problem<T>& p, const Tile& tile, const Heads& hea
   return prefetcher;
 }
 
-// What a thread needs besides results: queries, scores, weights, one segment's partial result and that of all so far;
-// queries and the last one for each of some heads.
+// A thread's own memory: scores, weights and one segment's partial result, and for each of some heads the queries and
+// the merged partial result.
 template <typename T>
 class Workspace {
  public:
@@ -80,7 +82,7 @@ class Workspace {
     partial_ = (Partial::num_floats(rows, p.value_size) + 15) / 16 * 16;
     queries_ = static_cast<size_t>((rows * p.query_width() + 15) / 16 * 16);
     const size_t scores = static_cast<size_t>(rows * kSegment), count = static_cast<size_t>(heads);
-    // Where weights are float32, they stand in the place of the scores.
+    // Weights in float32 replace the scores in place.
     constexpr bool kInPlace = std::is_same_v<ProductType<T>, float>;
     query_ = scratch.floats(count * queries_ + (kInPlace ? 1 : 2) * scores + (1 + count) * partial_);
     score = query_ + count * queries_;
@@ -88,7 +90,7 @@ class Workspace {
     segment_ = score + (kInPlace ? 1 : 2) * scores;
   }
 
-  // head: which of them.
+  // head: index among the heads of the task.
   ProductType<T>* query(int64_t head) const {
     return reinterpret_cast<ProductType<T>*>(query_ + static_cast<size_t>(head) * queries_);
   }
@@ -104,7 +106,7 @@ class Workspace {
   float *query_, *segment_;
 };
 
-// A tile's attention for some heads.
+// Attention of a tile for some heads.
 struct Task {
   const Tile* tile;
   Heads heads;
@@ -115,11 +117,11 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
   const int64_t together = heads_per_task(p, static_cast<int64_t>(tiles.size()));
   std::vector<Task> tasks;
   for (const Tile& tile : tiles) {
-    // Tiles of many rows multiply for longer than they read.
+    // Tiles of many rows are limited by multiplications, not by reads.
     const int64_t count = tile.count == 1 ? together : 1;
     for (int64_t head = 0; head < p.kv_heads; head += count) tasks.push_back({&tile, {head, count}});
   }
-  // The longest contexts come last in a prompt: they are taken first, so that threads end together.
+  // The last tiles of a prompt have the longest contexts. They go first, so that threads finish together.
   std::reverse(tasks.begin(), tasks.end());
   const auto count = static_cast<int64_t>(tasks.size());
   const int64_t chunk = std::clamp<int64_t>(count / (num_threads() * 8), 1, 16);
@@ -144,7 +146,7 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
           const Task& next = tasks[static_cast<size_t>(task + 1)];
           prefetcher = prefetcher_of(p, *next.tile, next.heads, next.tile->first_segment());
         }
-        // Before the first one there may be nothing to add it to.
+        // The first segment is not merged, unless there are sinks.
         const bool adds = s > 0 || p.sinks != nullptr;
         for (int64_t i = 0; i < heads.count; ++i) {
           const TileAttention<T> attention = of_head(i);
@@ -158,7 +160,7 @@ void attend_whole(const Problem<T>& p, const std::vector<Tile>& tiles) {
   });
 }
 
-// Segments of one tile by several threads: few sequences with long contexts.
+// Computes the segments of a tile on several threads, for few sequences with long contexts.
 template <typename T>
 void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
   int64_t segments = 0, max_rows = 0;
@@ -172,16 +174,16 @@ void attend_split(const Problem<T>& p, const std::vector<Tile>& tiles) {
   const int64_t size = static_cast<int64_t>(Partial::num_floats(max_rows, p.value_size) + 15) / 16 * 16;
   thread_local Scratch scratch;
   float* partials = scratch.floats(static_cast<size_t>(segments * p.kv_heads * size));
-  // Of a tile, by its index: heads one after the other.
+  // Partial result of a tile, by its index, for a head and a segment.
   const auto partial = [&, first = first_task.data()](size_t at, int64_t head, int64_t s) {
     const int64_t index = first[at] * together + head * tiles[at].num_segments() + s;
     return Partial(partials + index * size, tiles[at].count * p.group());
   };
-  // Consecutive segments are a thread's, who can ask for all of them but the first before it needs them.
+  // A thread takes consecutive segments, so that it can prefetch all of them but the first.
   const int64_t chunk = std::max<int64_t>(1, first_task.back() / (num_threads() * 2));
   parallel_for(first_task.back(), chunk, [&](int64_t first, int64_t last) {
     AmxAttention<T> unit;
-    // What the thread has the queries of: consecutive segments mostly have the same.
+    // The tile and heads whose queries are loaded: consecutive segments mostly share them.
     int64_t loaded = -1;
     for (int64_t task = first; task < last; ++task) {
       const auto next_tile = std::upper_bound(first_task.begin(), first_task.end(), task);
@@ -230,12 +232,12 @@ void attend(const Problem<T>& p) {
   else attend_whole(p, all);
 }
 
-// New keys (rotated) and values to their slots.
+// Writes new keys, rotated, and values to their slots.
 template <typename T>
 void write(const Problem<T>& p, const Attention& a) {
   constexpr int64_t kTogether = kDepth<T>;
   const int64_t width = p.query_width();
-  // One head of COUNT tokens, whose slots are consecutive, from `token` on. plain: memory of as many keys.
+  // Writes one head of COUNT tokens with consecutive slots, from `token` on. plain: memory for COUNT keys.
   const auto write_head = [&]<int64_t COUNT>(std::integral_constant<int64_t, COUNT>, int64_t token, int64_t head,
                                              T* plain) {
     const int64_t block = a.slots[token] / p.block_size, offset = a.slots[token] % p.block_size;
@@ -262,7 +264,7 @@ void write(const Problem<T>& p, const Attention& a) {
     T* plain = reinterpret_cast<T*>(scratch.floats(static_cast<size_t>(kTogether * width)));
     for (int64_t token = first; token < last;) {
       const int64_t slot = a.slots[token], end = token + kTogether;
-      // Tokens whose values lie together.
+      // A pair of tokens in one group of values is written at once.
       const bool whole = end <= last && slot % p.block_size % kTogether == 0 &&
                          slot % p.block_size + kTogether <= p.block_size && a.slots[end - 1] == slot + kTogether - 1;
       const auto write_heads = [&](auto count) {
@@ -273,7 +275,7 @@ void write(const Problem<T>& p, const Attention& a) {
       else write_heads(std::integral_constant<int64_t, 1>{});
     }
   };
-  // Tokens of one block lie in the same cache lines: threads shall rarely share one.
+  // Tokens of a block share cache lines, which threads should rarely have in common.
   constexpr int64_t kFewTokens = 8, kMaxTokens = 32;
   const int64_t share = (p.tokens + num_threads() - 1) / num_threads();
   if (p.tokens < 2 * kFewTokens) write_tokens(0, p.tokens);

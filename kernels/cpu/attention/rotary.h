@@ -7,19 +7,19 @@
 
 namespace gridwork {
 
-// x * cos + turned(x) * sin, where `turned` takes the partner of each dimension, the first one of two negated: of
-// dimension i that is i + size / 2, or, interleaved, 2i and 2i + 1 are partners. Computed in T and rounded after each
-// operation, or, where the angles are float32, in float32 and rounded once.
+// Computes x * cos + swapped(x) * sin. `swapped` exchanges each dimension with its partner, and negates the first of
+// the two. Partners are dimensions i and i + size / 2, or, if interleaved, 2i and 2i + 1. Computed in T and rounded
+// after each operation; with float32 angles, computed in float32 and rounded once.
 template <typename T>
 struct Rotary {
-  const void* cos = nullptr;  // [tokens, size], row stride below
+  const void* cos = nullptr;  // [tokens, size], with the stride below
   const void* sin = nullptr;
   int64_t stride = 0;
-  int64_t size = 0;  // leading dimensions that are rotated, an even number; 0: none
-  bool float32_angles = false;  // cos and sin are float32 in place of T
+  int64_t size = 0;  // number of leading dimensions to rotate, which is even; 0 for none
+  bool float32_angles = false;  // whether cos and sin are float32, not T
   bool interleaved = false;
 
-  // One token's head, `width` values, as T or as float32 of the same value. `out` does not overlap `x`.
+  // Rotates one head of a token, `width` values. `out` has type T or float32, and must not overlap `x`.
   template <typename Out>
   void apply(const T* x, int64_t token, int64_t width, Out* out) const {
     if (float32_angles) turn(x, angles<float>(cos, token), angles<float>(sin, token), out);
@@ -68,7 +68,7 @@ struct Rotary {
     return both<A, Out>(mul(x, c), mul(negated_even(swapped_pairs(x)), s));
   }
 
-  // The sum of two products, each rounded as the angles' type has it; to T where storing it does not do that.
+  // The sum of two products, each rounded to the type of the angles. The sum is rounded to T, unless storing it rounds.
   template <typename A, typename Out>
   static Vec both(Vec straight, Vec crossed) {
     const A* product = nullptr;

@@ -1,9 +1,10 @@
-// The matrix unit of CPUs that have one (AMX): products of tiles of bfloat16, summed in float32.
+// AMX: products of tiles of bfloat16, summed in float32.
 //
-// A tile register holds up to 16 rows of 64 bytes. One product adds, to the sums of `rows` rows and 16 features, those
-// of 16 pairs: x's tile has a row of 16 consecutive pairs for each row, the weights' tile a row of 16 features' pairs
-// for each pair, which is how packed weights, keys and values lie. Sums of the pairs' first and second values are kept
-// apart within a product and added to the result at its end, so that a result is the same for any number of rows.
+// A tile register holds up to 16 rows of 64 bytes. One tile product adds 16 pairs to the sums of `rows` rows and 16
+// features. In x's tile, each row holds 16 consecutive pairs of one row of x. In the weights' tile, each row holds one
+// pair of 16 features, which is the layout of packed weights, keys and values. Within a product, the pairs' first and
+// second values are summed separately, and both sums are added at its end, so a result is the same for any number of
+// rows.
 #pragma once
 
 #if defined(__AMX_BF16__)
@@ -17,10 +18,10 @@ namespace gridwork {
 
 constexpr int64_t kAmxRows = 16;
 constexpr int64_t kAmxLanes = 16;
-// Pairs that one product sums over.
+// Number of pairs that one tile product sums over.
 constexpr int64_t kAmxPairs = 16;
 
-// What the eight tile registers hold: a thread sets it before it uses them.
+// Shapes of the eight tile registers. A thread must set them before it uses the registers.
 struct alignas(64) TileConfig {
   uint8_t palette = 1;
   uint8_t start_row = 0;
@@ -34,7 +35,7 @@ struct alignas(64) TileConfig {
 };
 
 GRIDWORK_INLINE void configure_tiles(const TileConfig& shape) { asm volatile("ldtilecfg %0" : : "m"(shape)); }
-// A thread that keeps tiles in use has more to save when it loses its core.
+// A thread that holds tiles has more state to save when it loses its core.
 GRIDWORK_INLINE void release_tiles() { asm volatile("tilerelease"); }
 
 template <int TILE>
@@ -55,7 +56,7 @@ GRIDWORK_INLINE void add_tile_products() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(SUM), "i"(X), "i"(WEIGHTS));
 }
 
-// While it lives, vectors take numbers too small for a normal float32 for zero, as the unit does.
+// While it exists, vector instructions treat subnormal numbers as zero, as AMX does.
 class FlushDenormals {
  public:
   FlushDenormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }

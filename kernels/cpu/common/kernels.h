@@ -1,4 +1,4 @@
-// The kernels as functions of plain memory: what the operations of `gridwork_cpu` and recorded programs call.
+// The kernels as functions on plain memory, called by the operations of `gridwork_cpu` and by recorded programs.
 #pragma once
 
 #include <cstdint>
@@ -27,16 +27,16 @@ void dispatch_type(Type type, const F& body) {
   }
 }
 
-// Weights of a linear layer; see linear.cpp for how they lie.
+// Packed weights of a linear layer; linear.cpp describes the layout.
 struct PackedWeights {
   Type type;
   const void* values;
   int64_t num_panels;
-  int64_t groups;     // of consecutive k that lie together
+  int64_t groups;     // groups of contiguous k
   int64_t features;   // of the output
   const float* bias;  // [features] or null
 
-  // The weights of another layer of the same shape, behind so many others. group_values: in one of `groups`.
+  // The weights of another layer of the same shape, which follow in memory. group_values: number of values in a group.
   PackedWeights of(int64_t layer, int64_t group_values) const {
     const int64_t bytes = num_panels * groups * group_values * (type == Type::float32 ? 4 : 2);
     return {type,   static_cast<const char*>(values) + layer * bytes,  num_panels, groups, features,
@@ -48,23 +48,23 @@ struct PackedWeights {
 void linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, void* out,
             bool float32_out);
 
-// Rows that are multiplied with weights of their own, group by group: those of one are [begins[i], begins[i + 1]).
+// Groups of rows, each with its own weights: group i has the rows [begins[i], begins[i + 1]).
 struct Groups {
   int64_t count;
   const int64_t* begins;
 };
 
-// Several layers of the same shape, whose weights and biases lie behind each other; `weights` are the first one's.
-// x: [rows, K] in `type`, which is the weights'.  out: [rows, features].
+// Several layers of the same shape, whose weights and biases are contiguous; `weights` are the first layer's.
+// x: [rows, K] in `type`, which is also the weights' type.  out: [rows, features].
 void grouped_linear(Type type, const void* x, const Groups& groups, int64_t K, const PackedWeights& weights, void* out);
 
-// activation(gate) * up, where gate and up are the two halves of the features of a linear layer, rounded to `type`
-// each; an even number of whole panels. kind: see gated_activation. halves: memory of [rows, features].
+// activation(gate) * up, where gate and up are the two halves of a linear layer's features, each rounded to `type`.
+// Both halves are whole panels. kind: see gated_activation. halves: memory for [rows, features].
 //   out: [rows, features / 2] in `type`.
 void gated_linear(Type type, const void* x, int64_t rows, int64_t K, const PackedWeights& weights, Activation kind,
                   void* halves, void* out);
 
-// See quantized_linear.cpp.
+// Quantized weights of a linear layer; quantized_linear.cpp describes the layout.
 struct QuantizedWeights {
   bool four_bits;
   const void* values;
@@ -77,29 +77,29 @@ struct QuantizedWeights {
 void quantized_linear(Type type, const void* x, int64_t rows, int64_t K, const QuantizedWeights& weights, void* out,
                       bool float32_out);
 
-// As grouped_linear.
+// See grouped_linear.
 void grouped_quantized_linear(Type type, const void* x, const Groups& groups, int64_t K,
                               const QuantizedWeights& weights, void* out);
 
-// Consecutive values of each of `count` rows, `stride` values apart.
+// Rows of contiguous values, `stride` values apart.
 struct Rows {
   const void* data;
   int64_t stride;
 };
 
-// Of rows of `width`; results are contiguous.
+// A norm of rows of `width` values. Its results are contiguous.
 struct Norm {
   NormKind kind;
-  const void* weight;  // null, as the bias can be: layer alone
+  const void* weight;  // may be null, as the bias may, for layer norms only
   const void* bias;
   int64_t width;
   float eps;
 };
 
-// parts: rows in each of the `count` rows of x.
+// parts: number of rows of `width` in each of the `count` rows of x.
 void normalise(Type type, const Rows& x, int64_t count, int64_t parts, const Norm& norm, void* out);
 
-// total = a + b, out = its norm.
+// Sets total = a + b, and out to the norm of total.
 void add_and_normalise(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total,
                        void* out);
 
@@ -121,7 +121,7 @@ struct Attention {
   Type type;
   const void* query;
   int64_t query_token_stride, query_head_stride;
-  const void* key;  // null: keys and values stand in the cache already
+  const void* key;  // null where keys and values are in the cache already
   int64_t key_token_stride, key_head_stride;
   const void* value;
   int64_t value_token_stride, value_head_stride;

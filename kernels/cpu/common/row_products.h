@@ -1,7 +1,7 @@
-// Rows of values times vectors of others, summed in registers: what linear layers and attention spend their time with.
+// The innermost loop of linear layers and attention: products of rows and vectors, summed in registers.
 //
-// AVX2 has sixteen registers, of which twelve hold sums. There, an operand is loaded and multiplied with all that it is
-// for in one piece of assembly, since a compiler that loads operands ahead of time keeps sums in memory.
+// AVX2 has sixteen registers, of which twelve hold sums. The load of an operand and all its multiplications are
+// therefore one piece of assembly: a compiler that loads operands earlier spills sums to memory.
 #pragma once
 
 #include "common/simd.h"
@@ -12,7 +12,7 @@ namespace gridwork {
 
 GRIDWORK_INLINE Vec operand(const float* p, int) { return load(p); }
 GRIDWORK_INLINE Vec operand(const f16* p, int) { return load(p); }
-// The values of pairs at an even place, or at an odd one.
+// The even or the odd values of pairs.
 GRIDWORK_INLINE Vec operand(const bf16* p, int odd) { return odd == 0 ? load_even(p) : load_odd(p); }
 
 // sum[i * STRIDE] += by[i] * the value at `p`, or the vector there.
@@ -35,7 +35,7 @@ alignas(32) constexpr uint32_t kUpperHalves[8] = {0xffff0000, 0xffff0000, 0xffff
 #define GRIDWORK_PRODUCT(i) "\n\tvfmadd231ps %[operand], %[by" #i "], %[sum" #i "]"
 #define GRIDWORK_SUM(i) [sum##i] "+x"(sum##i)
 #define GRIDWORK_BY(i) [by##i] "x"(by[i])
-// LOAD: brings what lies at [memory] into [operand].
+// LOAD: an instruction that loads [memory] into [operand].
 #define GRIDWORK_ADD_PRODUCTS(LOAD, MEMORY)                                                                            \
   static_assert(COUNT >= 1 && COUNT <= 3);                                                                             \
   Vec operand, sum0 = sum[0];                                                                                          \
@@ -98,12 +98,12 @@ GRIDWORK_INLINE Vec operand(const bf16* p, int odd) {
 
 #endif
 
-// sum[r][v] += the r-th row's kDepth values, one by one, times those of the v-th vector that lie together.
+// Adds to sum[r][v] the products of the r-th row's kDepth values and the v-th vector's.
 //   x: rows, `x_stride` values apart.  y: a pointer for each vector.
 template <typename T, int ROWS, int VECS>
 GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
   unroll<kDepth<T>>([&](auto d) GRIDWORK_INLINE_LAMBDA {
-    // What there are fewer of stays in registers, the others pass.
+    // The operands that are fewer stay in registers.
     if constexpr (ROWS < VECS) {
       Vec value[ROWS];
       unroll<ROWS>([&](auto r) GRIDWORK_INLINE_LAMBDA { value[r] = set1(x[r * x_stride + d]); });
@@ -121,7 +121,7 @@ GRIDWORK_INLINE void multiply(const float* x, int64_t x_stride, const T* const (
 }
 
 #if defined(GRIDWORK_PAIR_PRODUCTS)
-// The same of pairs at once.
+// The same, with one product for each pair.
 template <typename T, int ROWS, int VECS>
 GRIDWORK_INLINE void multiply(const bf16* x, int64_t x_stride, const bf16* const (&y)[VECS], Vec (&sum)[ROWS][VECS]) {
   PairVec pairs[VECS];

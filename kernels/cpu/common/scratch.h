@@ -1,4 +1,4 @@
-// Memory of one thread, kept from call to call, aligned to cache lines.
+// Memory of one thread that is kept from call to call, aligned to cache lines.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ class Scratch {
  public:
   ~Scratch() { std::free(memory_); }
 
-  // Room for `count` floats, of undefined content; what was there before is gone.
+  // Memory for `count` floats, with undefined content. Invalidates earlier memory.
   float* floats(size_t count) {
     if (count > size_) {
       std::free(memory_);

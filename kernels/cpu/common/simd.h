@@ -1,8 +1,8 @@
-// A vector of float32 lanes, from and to memory of float32, bfloat16 or float16.
+// Vectors of float32 lanes, with loads from and stores to memory of float32, bfloat16 or float16.
 //
-// Every source is compiled once for each instruction set that it makes use of (see `build_cpu.py`), for a library of its
-// own: what is here is then sixteen lanes of AVX-512 or eight of AVX2. Beside this file and `simd_int.h`, the kernels ask
-// for the number of lanes alone, and whether pairs of bfloat16 can be multiplied.
+// Every source is compiled once for each instruction set that it uses, into a library of its own (see `build_cpu.py`).
+// A vector has sixteen lanes with AVX-512 and eight with AVX2. Outside of this file and `simd_int.h`, kernels depend
+// only on the number of lanes, and on whether pairs of bfloat16 can be multiplied.
 #pragma once
 
 #include <immintrin.h>
@@ -14,7 +14,7 @@
 
 namespace gridwork {
 
-// Kept apart by type, so that functions can be overloaded by what memory holds.
+// Types of 16-bit values in memory, so that functions can be overloaded.
 struct bf16 {
   uint16_t bits;
 };
@@ -22,7 +22,7 @@ struct f16 {
   uint16_t bits;
 };
 
-// Values that lie together where they are summed over: bfloat16 in pairs, as CPUs multiply them.
+// Number of contiguous values along the dimension of a sum: bfloat16 lies in pairs, as CPUs multiply it.
 template <typename T>
 constexpr int64_t kDepth = 1;
 template <>
@@ -31,7 +31,7 @@ constexpr int64_t kDepth<bf16> = 2;
 #define GRIDWORK_INLINE inline __attribute__((always_inline))
 #define GRIDWORK_INLINE_LAMBDA __attribute__((always_inline))
 
-// Calls body with the constants 0 … COUNT - 1: no loop any more when the compiler looks for registers.
+// Calls body with the constants 0 … COUNT - 1. The loop is unrolled before the compiler allocates registers.
 template <int COUNT, typename F>
 GRIDWORK_INLINE void unroll(const F& body) {
   [&]<int... I>(std::integer_sequence<int, I...>) GRIDWORK_INLINE_LAMBDA {
@@ -61,27 +61,26 @@ GRIDWORK_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 GRIDWORK_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 GRIDWORK_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 GRIDWORK_INLINE Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
-// The second operand is the result when either is NaN.
+// Returns the second operand when either is NaN.
 GRIDWORK_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 GRIDWORK_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 GRIDWORK_INLINE Vec round(Vec v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-// v * 2^n for the largest whole number that is not above n.
+// v * 2^floor(n).
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) { return _mm512_scalef_ps(v, n); }
-// v less the largest whole number that is not above it.
+// v - floor(v).
 GRIDWORK_INLINE Vec fraction(Vec v) { return _mm512_reduce_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-// v * 2^n for the largest whole number that is not above n, where neither v nor the result is too small for a normal
-// number.
+// v * 2^floor(n), where both v and the result are normal numbers.
 GRIDWORK_INLINE Vec scale_by_floor(Vec v, Vec n) { return scale_by_power(v, n); }
-// Lanes 2i and 2i + 1 in each other's place.
+// Exchanges lanes 2i and 2i + 1.
 GRIDWORK_INLINE Vec swapped_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
 GRIDWORK_INLINE Vec negated(Vec v) { return _mm512_xor_ps(v, _mm512_set1_ps(-0.0f)); }
-// With lanes 2i negated.
+// Negates lanes 2i.
 GRIDWORK_INLINE Vec negated_even(Vec v) {
   return _mm512_xor_ps(v, _mm512_castsi512_ps(_mm512_set1_epi64(0x80000000)));
 }
 GRIDWORK_INLINE float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 GRIDWORK_INLINE float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
-// Lanes [0, count) of `a`, the others of `b`.
+// Lanes [0, count) of `a`, and the other lanes of `b`.
 GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
   const __mmask16 mask = count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
   return _mm512_mask_mov_ps(b, mask, a);
@@ -91,7 +90,7 @@ GRIDWORK_INLINE Vec widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_ep
 
 // Rounds to the nearest bfloat16, ties to even; NaN stays NaN.
 #if defined(__AVX512BF16__)
-// What is too small for a normal number becomes 0.
+// Numbers below the smallest normal number become 0.
 GRIDWORK_INLINE __m256i narrow_bf16(Vec v) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)); }
 #else
 GRIDWORK_INLINE __m256i narrow_bf16(Vec v) {
@@ -117,14 +116,14 @@ GRIDWORK_INLINE void store(f16* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// The even, the odd ones of 2 * kLanes consecutive values.
+// The even values, and the odd values, of 2 * kLanes consecutive ones.
 GRIDWORK_INLINE Vec load_even(const bf16* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16)); }
 GRIDWORK_INLINE Vec load_odd(const bf16* p) {
   return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 #if defined(__AVX512BF16__)
-// Pairs of consecutive values, one for each lane.
+// A pair of consecutive values in each lane.
 using PairVec = __m512bh;
 
 GRIDWORK_INLINE PairVec load_pairs(const bf16* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
@@ -133,7 +132,7 @@ GRIDWORK_INLINE PairVec set1_pair(const bf16* p) {
   std::memcpy(&bits, p, sizeof bits);
   return reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits));
 }
-// c + both products of each pair.
+// c plus both products of each pair.
 GRIDWORK_INLINE Vec add_products(PairVec a, PairVec b, Vec c) { return _mm512_dpbf16_ps(c, a, b); }
 #define GRIDWORK_PAIR_PRODUCTS 1
 #endif
@@ -157,7 +156,7 @@ GRIDWORK_INLINE Vec round(Vec v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEARE
 GRIDWORK_INLINE Vec power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
-// In two halves, so that results below the smallest normal number come out right; |n| <= 250.
+// Multiplies twice, so that results below the smallest normal number are correct; |n| <= 250.
 GRIDWORK_INLINE Vec scale_by_power(Vec v, Vec n) {
   const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
   return mul(mul(v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
@@ -190,7 +189,7 @@ GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
 
 GRIDWORK_INLINE Vec widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
 
-// The nearest bfloat16 in the upper half of each lane, whatever in the lower one.
+// The nearest bfloat16 in the upper half of each lane; the lower half is undefined.
 GRIDWORK_INLINE __m256i nearest_bf16(Vec v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -220,7 +219,7 @@ GRIDWORK_INLINE Vec load_even(const bf16* p) { return _mm256_castsi256_ps(_mm256
 
 #endif
 
-// The first `count` values; the other lanes are 0.
+// Loads the first `count` values; the other lanes are 0.
 template <typename T>
 GRIDWORK_INLINE Vec load_some(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
@@ -237,7 +236,7 @@ GRIDWORK_INLINE void store_some(T* p, Vec v, int64_t count) {
   if (count > 0) std::memcpy(p, all, static_cast<size_t>(count) * sizeof(T));
 }
 
-// What rows of type X are multiplied in with memory of type W.
+// The type in which rows of type X are multiplied by memory of type W.
 template <typename X, typename W>
 struct ProductTypeOf {
   using type = float;
@@ -251,7 +250,7 @@ struct ProductTypeOf<bf16, bf16> {
 template <typename X, typename W = X>
 using ProductType = typename ProductTypeOf<X, W>::type;
 
-// Rounded to what memory of type T would hold.
+// Rounds to the type of the second argument, which may be null.
 GRIDWORK_INLINE Vec rounded(Vec v, const float*) { return v; }
 GRIDWORK_INLINE Vec rounded(Vec v, const bf16*) { return round_to_bf16(v); }
 GRIDWORK_INLINE Vec rounded(Vec v, const f16*) {
@@ -279,9 +278,9 @@ GRIDWORK_INLINE Vec exp(Vec x) {
   return scale_by_power(y, n);
 }
 
-// 2^x: a polynomial on [0, 1), fitted for the least relative error and 1 at 0, times a power of two.
-// 2^-126 below that; x is not above 127; NaN stays NaN.
-//   highest: the polynomial's coefficients, but for that 1.
+// 2^x: a polynomial on [0, 1), fitted for the smallest relative error with 1 at 0, times a power of two. Below -126 the
+// result is 2^-126; x must not exceed 127; NaN stays NaN.
+//   highest: the polynomial's coefficients except the constant 1.
 template <int DEGREE>
 GRIDWORK_INLINE Vec exp2_by(Vec x, const float (&highest)[DEGREE]) {
   x = max(set1(-126.0f), x);
@@ -291,11 +290,11 @@ GRIDWORK_INLINE Vec exp2_by(Vec x, const float (&highest)[DEGREE]) {
   y = fma(y, r, set1(1.0f));
   return scale_by_floor(y, x);
 }
-// To 3e-6.
+// 2^x to a relative error of 3e-6.
 GRIDWORK_INLINE Vec exp2_roughly(Vec x) {
   return exp2_by<4>(x, {1.34266892e-2f, 5.22424662e-2f, 2.41280209e-1f, 6.93044844e-1f});
 }
-// To 2e-7.
+// 2^x to a relative error of 2e-7.
 GRIDWORK_INLINE Vec exp2_closely(Vec x) {
   return exp2_by<5>(x, {1.86713019e-3f, 9.01703006e-3f, 5.57999133e-2f, 2.40164450e-1f, 6.93151312e-1f});
 }

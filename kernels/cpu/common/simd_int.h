@@ -1,4 +1,4 @@
-// Vectors of integers for products of 8-bit values: sixteen sums of four products each with AVX-512, eight with AVX2.
+// Vectors of integers for products of 8-bit values: sixteen sums of four products with AVX-512, eight with AVX2.
 #pragma once
 
 #include "common/simd.h"
@@ -15,9 +15,9 @@ GRIDWORK_INLINE IntVec set_int(int32_t v) { return _mm512_set1_epi32(v); }
 GRIDWORK_INLINE Vec to_float(IntVec v) { return _mm512_cvtepi32_ps(v); }
 GRIDWORK_INLINE IntVec add_int16(IntVec a, IntVec b) { return _mm512_add_epi16(a, b); }
 GRIDWORK_INLINE IntVec add_int32(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
-// 16-bit sums of two products each of an unsigned and a signed byte; they must not exceed 16 bits.
+// 16-bit sums of two products of an unsigned and a signed byte; sums must fit into 16 bits.
 GRIDWORK_INLINE IntVec pairs(IntVec u, IntVec s) { return _mm512_maddubs_epi16(u, s); }
-// 32-bit sums of neighbouring 16-bit values.
+// 32-bit sums of adjacent 16-bit values.
 GRIDWORK_INLINE IntVec sum_pairs(IntVec v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
 GRIDWORK_INLINE IntVec magnitude(IntVec v) { return _mm512_abs_epi8(v); }
 // v where `sign` is positive, -v where it is negative.
@@ -26,7 +26,7 @@ GRIDWORK_INLINE IntVec with_sign(IntVec v, IntVec sign) {
 }
 GRIDWORK_INLINE IntVec low_nibbles(IntVec v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
 GRIDWORK_INLINE IntVec high_nibbles(IntVec v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
-// Whole numbers of at most 127.
+// Stores whole numbers of at most 127.
 GRIDWORK_INLINE void store_int8(int8_t* p, Vec whole) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
 }
@@ -55,8 +55,8 @@ GRIDWORK_INLINE void store_int8(int8_t* p, Vec whole) {
 
 #endif
 
-// sum + the four products in each lane of unsigned and signed bytes, of which no two together exceed 16 bits.
-//   add_few: the same, for as few that all sums of two stay below 16 bits; `total` of it is the sum.
+// add_products adds the four products of unsigned and signed bytes in each lane; the sum of two products must fit into
+// 16 bits. add_few does the same while sums fit into 16 bits, and `total` gives its sums.
 #if defined(__AVX512VNNI__)
 GRIDWORK_INLINE IntVec add_products(IntVec u, IntVec s, IntVec sum) { return _mm512_dpbusd_epi32(sum, u, s); }
 GRIDWORK_INLINE IntVec add_few(IntVec u, IntVec s, IntVec sum) { return add_products(u, s, sum); }
@@ -67,11 +67,11 @@ GRIDWORK_INLINE IntVec add_few(IntVec u, IntVec s, IntVec sum) { return add_int1
 GRIDWORK_INLINE IntVec total(IntVec sum) { return sum_pairs(sum); }
 #endif
 
-// Products of signed bytes of weights and inputs, added up over some inputs:
-//   of_inputs(total): what the sum begins with; `total` is that of the inputs;
-//   signed_weights(w): weights as `add_signed` multiplies with them.
+// Sums of products of signed bytes of weights and inputs:
+//   of_inputs(total): the start value of a sum, where `total` is the sum of the inputs;
+//   signed_weights(w): weights in the form that `add_signed` takes.
 #if defined(__AVX512VNNI__)
-// Weights are multiplied as w + 128, which is unsigned.
+// Weights are multiplied as w + 128, which is unsigned. The start value corrects for it.
 GRIDWORK_INLINE IntVec of_inputs(float total) { return set_int(-128 * static_cast<int32_t>(total)); }
 GRIDWORK_INLINE IntVec signed_weights(IntVec w) { return _mm512_xor_si512(w, _mm512_set1_epi8(-128)); }
 GRIDWORK_INLINE IntVec add_signed(IntVec w, IntVec v, IntVec sum) { return add_products(w, v, sum); }

@@ -1,4 +1,4 @@
-// What the kernels share of PyTorch's stable ABI.
+// Access to tensors through PyTorch's stable ABI.
 #pragma once
 
 #include <cstdint>

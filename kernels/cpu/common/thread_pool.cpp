@@ -15,10 +15,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long a worker looks for the next loop before it sleeps. Loops of one forward pass follow each other within some
-// tens of microseconds, and waking a thread takes as long.
+// Time for which a worker polls for the next loop before it sleeps. Loops of one forward pass follow each other within
+// some tens of microseconds, and waking a thread takes as long.
 constexpr auto kSpin = std::chrono::microseconds(100);
-// How often it looks before it asks for the time.
+// Number of polls between reads of the clock.
 constexpr int kLooks = 64;
 
 inline void pause() {
@@ -31,7 +31,7 @@ class Pool {
  public:
   int64_t threads() const { return threads_.load(std::memory_order_relaxed); }
 
-  // Workers beyond the number stay asleep: they look at it before they take anything.
+  // Workers beyond the number stay asleep: they compare their index with it before they take a chunk.
   void set_threads(int64_t count) {
     std::lock_guard lock(mutex_);
     for (; started_ < count - 1; ++started_) std::thread([this, index = started_] { work(index); }).detach();
@@ -44,7 +44,7 @@ class Pool {
       if (count > 0) body(context, 0, count);
       return;
     }
-    // Nothing of the last loop is left to be claimed, and all that was claimed is done: nobody reads these.
+    // All chunks of the previous loop are done, so no thread reads these fields.
     body_.store(body, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
     count_.store(count, std::memory_order_relaxed);
@@ -61,7 +61,7 @@ class Pool {
   }
 
  private:
-  // Takes chunks of a loop while there are any.
+  // Takes chunks of a loop until none is left.
   void take(uint32_t loop) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (static_cast<uint32_t>(ticket >> 32) == loop) {
@@ -70,7 +70,7 @@ class Pool {
       if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
         continue;
       }
-      // From here on until it is done, the loop cannot end, and all of this belongs to it.
+      // The loop cannot end before this chunk is done, so the fields below belong to it.
       const uint32_t chunks = chunks_.load(std::memory_order_relaxed), index = chunks - left;
       const int64_t count = count_.load(std::memory_order_relaxed), chunk = chunk_.load(std::memory_order_relaxed);
       auto* body = body_.load(std::memory_order_relaxed);
@@ -80,7 +80,7 @@ class Pool {
     }
   }
 
-  // Until every chunk is done: those of others may be under way, or their thread may have lost its core.
+  // Waits until every chunk is done. Other threads may still compute chunks, or may have lost their core.
   void wait(uint32_t chunks) {
     const auto start = Clock::now();
     while (true) {
@@ -118,23 +118,23 @@ class Pool {
   int64_t started_ = 0;
   std::atomic<int64_t> threads_{1};
 
-  // The loop that runs: written before `ticket_`, and read by who has claimed a chunk of it.
+  // The current loop: written before `ticket_`, and read by threads that have claimed a chunk of it.
   std::atomic<void (*)(void*, int64_t, int64_t)> body_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int64_t> count_{0}, chunk_{1};
   std::atomic<uint32_t> chunks_{0};
   uint32_t loop_ = 0;
-  // A second caller computes its loop by itself.
+  // Set while a loop runs. A second caller runs its loop alone.
   std::atomic_flag busy_;
 
-  // Number of the loop in the upper half, chunks that nobody has claimed in the lower.
+  // Upper half: number of the loop. Lower half: number of unclaimed chunks.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<uint32_t> done_{0};
-  // What sleeping workers wait on.
+  // Number of the last loop; sleeping workers wait for it to change.
   alignas(64) std::atomic<uint32_t> published_{0};
 };
 
-// Never destroyed: its threads run until the process ends.
+// The pool is never destroyed: its threads run until the process ends.
 Pool& pool() {
   static Pool* pool = new Pool;
   return *pool;

@@ -1,8 +1,8 @@
-// Threads that share out the chunks of one loop at a time.
+// A pool of threads that run the chunks of one loop at a time.
 //
 // OpenMP gives every thread a fixed share and waits for the slowest: when another process has taken a core, each of a
-// model's hundreds of short loops waits until that core is free again. Here a chunk goes to whoever asks for the next
-// one, the caller among them, so that a thread that is not running is not waited for.
+// model's hundreds of short loops waits until that core is free again. Here a thread that is ready, or the caller,
+// takes the next chunk, so that nothing waits for a thread that is not running.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 namespace gridwork {
 
 // Calls `run(context, first, last)` for consecutive ranges of at most `chunk` that together are [0, count), from
-// several threads at once, and returns when all have returned. `run` must not throw.
+// several threads at once, and returns when all calls have returned. `run` must not throw.
 void parallel_for(int64_t count, int64_t chunk, void (*run)(void*, int64_t, int64_t), void* context);
 
 // The same, for a lambda.
@@ -21,7 +21,7 @@ void parallel_for(int64_t count, int64_t chunk, const F& body) {
       const_cast<F*>(&body));
 }
 
-// Threads that take part, the caller included; at least 1.
+// Number of threads that run loops, the caller included; at least 1.
 int64_t num_threads();
 
 }  // namespace gridwork

@@ -1,4 +1,4 @@
-// How a layer is shared out between threads.
+// Splits the work of a layer over threads.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 
 namespace gridwork {
 
-// Calls body(begin, end) for pieces of [0, count), which threads take one after the other: long ones at first, for
-// reading on in memory, and short ones in the end, so that threads end together. They are multiples of `least`, but the
-// last.
+// Calls body(begin, end) for pieces of [0, count), which threads take in order. The first pieces are long, for
+// sequential reads, and the last ones short, so that threads finish together. All pieces but the last are multiples of
+// `least`.
 template <typename F>
 void parallel_pieces(int64_t count, int64_t least, const F& body) {
   std::vector<int64_t> begins{0};
@@ -25,12 +25,12 @@ void parallel_pieces(int64_t count, int64_t least, const F& body) {
   });
 }
 
-// Rows of one group.
+// The rows of one group.
 struct GroupRows {
   int64_t group, begin, rows;
 };
 
-// Groups that have rows, those with the most first, so that threads end together.
+// The groups that have rows, in descending order of rows, so that threads finish together.
 inline std::vector<GroupRows> groups_with_rows(const Groups& groups) {
   std::vector<GroupRows> parts;
   for (int64_t group = 0; group < groups.count; ++group) {
@@ -41,7 +41,7 @@ inline std::vector<GroupRows> groups_with_rows(const Groups& groups) {
   return parts;
 }
 
-// Calls body(index of a part, begin, end) for pieces of [0, count) of every part, as in_pieces does.
+// Calls body(index of a part, begin, end) for pieces of [0, count) of every part, as parallel_pieces does.
 template <typename F>
 void parallel_group_pieces(const std::vector<GroupRows>& parts, int64_t count, int64_t least, const F& body) {
   parallel_pieces(static_cast<int64_t>(parts.size()) * count, least, [&](int64_t begin, int64_t end) {

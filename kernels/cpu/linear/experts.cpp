@@ -1,8 +1,8 @@
-// Layers of which each token passes through some, a mixture of experts (Shazeer et al. 2017, "Outrageously Large Neural
-// Networks: The Sparsely-Gated Mixture-of-Experts Layer").
+// Mixtures of experts, in which each token passes through some of the layers (Shazeer et al. 2017, "Outrageously Large
+// Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer").
 //
-// A pair is a token and one of its experts. Between the two layers of the experts rows are pairs, those of an expert
-// behind each other, tokens of one expert in their order. A pair's result does not depend on the others.
+// A pair is a token and one of its experts. Between the two layers of the experts, each row belongs to one pair. Rows
+// are sorted by expert, and the rows of one expert by token. A pair's result does not depend on the other pairs.
 
 #include <algorithm>
 #include <optional>
@@ -19,10 +19,10 @@ using namespace gridwork;
 
 constexpr int64_t kChunkValues = 16384;
 
-// Pairs by expert.
+// Sorts pairs by expert.
 class Routing {
  public:
-  // index: int64 [tokens, chosen]. Pairs of experts that are not there belong to no group, and their rows come last.
+  // index: int64 [tokens, chosen]. Pairs whose expert does not exist belong to no group, and their rows come last.
   Routing(const Tensor& index, int64_t experts)
       : chosen_(index.size(-1)), begins_(static_cast<size_t>(experts + 1)), row_(static_cast<size_t>(index.numel())) {
     const int64_t* expert = data<int64_t>(index);
@@ -40,7 +40,7 @@ class Routing {
   int64_t pairs() const { return static_cast<int64_t>(row_.size()); }
   int64_t tokens() const { return pairs() / chosen_; }
   int64_t chosen() const { return chosen_; }
-  // Rows of pairs whose experts are there.
+  // Number of pairs whose expert exists; their rows come first.
   int64_t rows() const { return begins_.back(); }
   int64_t row(int64_t token, int64_t which) const { return row_[static_cast<size_t>(token * chosen_ + which)]; }
 
@@ -49,16 +49,16 @@ class Routing {
   std::vector<int64_t> begins_, row_;
 };
 
-// One of the two layers of all experts.
+// The first or the second linear layer, for all experts.
 struct Layer {
-  // As linear.cpp has them, in x's type; or, with scales, as quantized_linear.cpp has them, 8 bits as int8, 4 as uint8;
-  // those of experts behind each other.
+  // Weights of all experts: in x's type, packed as in linear.cpp; or, with scales, packed as in quantized_linear.cpp,
+  // 8 bits as int8 and 4 bits as uint8.
   Tensor packed;
   std::optional<Tensor> scales;
   std::optional<Tensor> bias;  // float32 [experts, features]
   int64_t features;
 
-  // x: [pairs, K] by expert.  out: [pairs, features].
+  // x: [pairs, K], sorted by expert.  out: [pairs, features].
   void multiply(Type type, const void* x, const Groups& groups, int64_t K, void* out) const {
     const float* added = bias.has_value() ? data<float>(*bias) : nullptr;
     if (scales.has_value()) {
@@ -71,7 +71,7 @@ struct Layer {
   }
 };
 
-// x: [tokens, K].  index: int64 [tokens, chosen].  The others: see Layer.  Returns [pairs, features] in x's type.
+// x: [tokens, K].  index: int64 [tokens, chosen].  For the others see Layer.  Returns [pairs, features] in x's type.
 Tensor experts_in_of(const Tensor x, const Tensor index, const Tensor packed, std::optional<Tensor> scales,
                      std::optional<Tensor> bias, int64_t features) {
   const Tensor values = torch::stable::contiguous(x), experts = torch::stable::contiguous(index);
@@ -97,7 +97,7 @@ Tensor experts_in_of(const Tensor x, const Tensor index, const Tensor packed, st
   return out;
 }
 
-// out[token] = the sum of its pairs' rows times their weights: in W, and rounded to it, each; summed in float32.
+// Sets out[token] to the weighted sum of its pairs' rows. Products are rounded to W, and summed in float32.
 //   rows: [pairs, width].  weights: [tokens, chosen].  out: [tokens, width].
 template <typename T, typename W>
 void sum_pairs(const Routing& routing, const T* rows, const W* weights, int64_t width, T* out) {
@@ -118,7 +118,7 @@ void sum_pairs(const Routing& routing, const T* rows, const W* weights, int64_t 
   });
 }
 
-// x: [pairs, K] as experts_in gives them.  weights: [tokens, chosen], in x's type or float32.  Returns [tokens,
+// x: [pairs, K], as returned by experts_in.  weights: [tokens, chosen], in x's type or float32.  Returns [tokens,
 // features].
 Tensor experts_out_of(const Tensor x, const Tensor index, const Tensor weights, const Tensor packed,
                       std::optional<Tensor> scales, std::optional<Tensor> bias, int64_t features) {

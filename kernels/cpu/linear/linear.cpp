@@ -1,16 +1,16 @@
 // Linear layer with packed weights in bfloat16, float16 or float32, summed in float32.
 //
-// Packed weights: [ceil(N / W), ceil(K / D), W, D], panels of W = 2 * kLanes output features, of which D = kDepth
-// consecutive k lie together. What is beyond N or K is zero; K is filled up to what is multiplied at once.
+// Packed weights have the shape [ceil(N / W), ceil(K / D), W, D]: panels of W = 2 * kLanes output features, in which
+// D = kDepth consecutive k of a feature are contiguous. Padding of N and K is zero; K is padded to the number of values
+// that one step multiplies.
 //
-// Where the CPU has a matrix unit (AMX), bfloat16 is multiplied there, or, for one row or two, as there; else where it
-// multiplies pairs of bfloat16 (AVX512-BF16), in pairs. Elsewhere, and for x in float32, weights are widened: when they
-// are used, or, for many rows, a panel once for a block of them. A bfloat16 is the upper half of the float32 of the same
-// value.
+// With AMX, bfloat16 is multiplied by AMX, or, for one or two rows, by vector instructions with the same result. With
+// AVX512-BF16 alone, it is multiplied in pairs. Otherwise, and for x in float32, weights are converted to float32: when
+// they are used, or, for many rows, once for a block of rows. A bfloat16 is the upper half of the float32 of its value.
 //
-// Every output element is one chain of multiply-adds over k = 0 .. K-1, or of a matrix unit's products, whatever the
-// number of rows: a row's result does not depend on the other rows of the batch. Where K is cut into pieces, sums are
-// put aside unrounded.
+// Every output is one chain of multiply-adds over k = 0 .. K-1, or of AMX's products, for any number of rows: a row's
+// result does not depend on the other rows of the batch. Where K is cut into pieces, sums are kept unrounded in
+// between.
 
 #include <algorithm>
 #include <optional>
@@ -27,7 +27,7 @@ namespace {
 
 using namespace gridwork;
 
-// x, [rows, K], with rows of `padded` values, those beyond K zero: x itself, or a copy in a thread's own memory.
+// Returns x [rows, K] with rows padded by zeros to `padded` values: x itself, or a copy in the thread's own memory.
 template <typename To, typename X>
 const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
   if constexpr (std::is_same_v<X, To>) {
@@ -54,25 +54,26 @@ const To* rows_as(const X* x, int64_t rows, int64_t K, int64_t padded) {
   return copy;
 }
 
-// Values that are multiplied together, one of each kDepth.
+// DEPTH consecutive values of a row, which are multiplied in one step.
 template <typename X, int64_t DEPTH>
 struct Interleaved {
   X values[DEPTH];
 };
 
-// to[k * kRows + r] = from[r * stride + k] for sixteen k of values of 32 bits, four rows at a time. Returns how many rows are done.
+// Sets to[k * kRows + r] = from[r * stride + k] for sixteen k of 32-bit values, four rows at a time. Returns the number
+// of rows that are done.
 inline int64_t interleave_strip(const float* from, int64_t stride, int64_t rows, float* to) {
   int64_t row = 0;
 #if defined(__AVX512F__)
   static_assert(kRows % 4 == 0);
   for (; row < rows; row += 4) {
-    // The last one in place of those that there are not.
+    // Missing rows are replaced by the last one.
     const auto load_row = [&](int64_t r) { return _mm512_loadu_ps(from + std::min(row + r, rows - 1) * stride); };
     const __m512 a = load_row(0), b = load_row(1), c = load_row(2), d = load_row(3);
     const auto pairs = [](__m512 v) { return _mm512_castps_pd(v); };
     const __m512d ab = pairs(_mm512_unpacklo_ps(a, b)), cd = pairs(_mm512_unpacklo_ps(c, d));
     const __m512d ab_high = pairs(_mm512_unpackhi_ps(a, b)), cd_high = pairs(_mm512_unpackhi_ps(c, d));
-    // Each quarter of the i-th has the four rows of k = 4 * quarter + i.
+    // Each quarter of the i-th vector holds the four rows of k = 4 * quarter + i.
     const __m512d four[] = {_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd), _mm512_unpacklo_pd(ab_high, cd_high),
                             _mm512_unpackhi_pd(ab_high, cd_high)};
     unroll<4>([&](auto i) GRIDWORK_INLINE_LAMBDA {
@@ -97,11 +98,11 @@ inline int64_t interleave_strip(const float* from, int64_t stride, int64_t rows,
   return row;
 }
 
-// to[k * kRows + r] = from[r * stride + k] for `rows` rows, at most kRows, and `count` k. What is beyond `rows` is
-// undefined.
+// Sets to[k * kRows + r] = from[r * stride + k] for `rows` rows, at most kRows, and `count` k. Values of further rows
+// are undefined.
 template <typename T>
 void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* to) {
-  // So many k of all rows: whole lines of both.
+  // k of all rows that are copied together: whole cache lines on both sides.
   constexpr int64_t kStrip = 64 / sizeof(T);
   for (int64_t first = 0; first < count; first += kStrip) {
     const int64_t last = std::min(count, first + kStrip);
@@ -118,9 +119,10 @@ void interleave(const T* from, int64_t stride, int64_t rows, int64_t count, T* t
   }
 }
 
-// x, [rows, K], as tiles read it, from one end of memory to the other: [tiles, K / kDepth, kRows, kDepth], in a thread's
-// own memory. Rows far apart would push each other out of the L1 cache, and their pages out of the TLB.
-//   first_tile: of each part; parts of few rows have none.
+// Copies x [rows, K] into the thread's own memory in the order in which tiles read it:
+// [tiles, K / kDepth, kRows, kDepth]. Rows that lie far apart would evict each other from the L1 cache, and their pages
+// from the TLB.
+//   first_tile: index of each part's first tile; parts of few rows have no tiles.
 template <typename W, typename X>
 const X* in_tiles(const X* x, const std::vector<GroupRows>& parts, int64_t K, std::vector<int64_t>& first_tile) {
   using Group = Interleaved<X, kDepth<W>>;
@@ -152,10 +154,11 @@ const X* in_tiles(const X* x, const std::vector<GroupRows>& parts, int64_t K, st
 
 #if defined(GRIDWORK_AMX)
 template <typename Out>
-void run_on_amx(const bf16* in, const std::vector<GroupRows>& parts, int64_t padded, const PackedWeights& weights, Out* out) {
+void run_on_amx(const bf16* in, const std::vector<GroupRows>& parts, int64_t padded, const PackedWeights& weights,
+                Out* out) {
   std::vector<AmxRows> rows;
   for (const GroupRows& part : parts) rows.emplace_back(in + part.begin * padded, part.rows, padded, parts.size() == 1);
-  // Few rows: four panels, which are computed together when there is one row.
+  // Pieces for few rows have at least four panels, which one row is multiplied by at once.
   const int64_t least = parts[0].rows <= FewRowsProduct<Out>::kMaxRows ? 4 : 1;
   parallel_group_pieces(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
     const GroupRows& part = parts[at];
@@ -184,8 +187,9 @@ void run(const X* x, const Groups& groups, int64_t K, const PackedWeights& weigh
   const int64_t most = parts[0].rows, fewest = parts.back().rows;
   std::vector<int64_t> first_tile;
   const In* tiles = most > kFewRows ? in_tiles<W>(in, parts, padded, first_tile) : nullptr;
-  // Few rows: four panels at least, which are computed together when there is one row.
-  parallel_group_pieces(parts, weights.num_panels, fewest > kFewRows ? 1 : 4, [&](size_t at, int64_t begin, int64_t end) {
+  // Pieces for few rows have at least four panels, which one row is multiplied by at once.
+  const int64_t least = fewest > kFewRows ? 1 : 4;
+  parallel_group_pieces(parts, weights.num_panels, least, [&](size_t at, int64_t begin, int64_t end) {
     const GroupRows& part = parts[at];
     const PackedWeights own = weights.of(part.group, kPanel * kDepth<W>);
     const In* rows = part.rows > kFewRows ? tiles + first_tile[at] * kRows * padded : in + part.begin * padded;
@@ -196,7 +200,7 @@ void run(const X* x, const Groups& groups, int64_t K, const PackedWeights& weigh
 }
 
 // x: [..., K] in the weights' type or float32.  packed: see above.  bias: float32 [N].  Returns [..., N] in x's type,
-// or, not rounded, in float32.
+// or unrounded in float32.
 Tensor linear_of(const Tensor x, const Tensor packed, std::optional<Tensor> bias, int64_t out_features,
                  bool float32_out) {
   const Tensor rows = torch::stable::contiguous(x);
@@ -213,7 +217,7 @@ Tensor linear_of(const Tensor x, const Tensor packed, std::optional<Tensor> bias
   return out;
 }
 
-// weight: [N, K], or [layers, N, K] for each of them, of any of the types and strides.  Returns the packed form in the
+// weight: [N, K], or [layers, N, K] for several layers, of any type and any strides.  Returns the packed form in the
 // same type.
 Tensor pack(const Tensor weight) {
   const int64_t N = weight.size(-2), K = weight.size(-1), num_panels = (N + kPanel - 1) / kPanel;
@@ -230,7 +234,7 @@ Tensor pack(const Tensor weight) {
     const W* weights = data<W>(weight);
     W* const all = mutable_data<W>(packed);
     parallel_for(layers * num_panels, 1, [&](int64_t begin, int64_t end) {
-      constexpr int64_t kStrip = 64;  // values of k whose place in the panel stays in the L1 cache
+      constexpr int64_t kStrip = 64;  // number of k whose part of the panel stays in the L1 cache
       for (int64_t at = begin; at < end; ++at) {
         const W* in = weights + at / num_panels * by_layer;
         W* const out = all + at * groups * kTogether * kPanel;
@@ -279,7 +283,8 @@ void gridwork::gated_linear(Type type, const void* x, int64_t rows, int64_t K, c
                             Activation kind, void* halves, void* out) {
   const int64_t width = weights.features / 2;
 #if defined(GRIDWORK_AMX)
-  // Few rows wait for the weights, which the other form reads from one end to the other; not measured with these columns.
+  // Few rows are limited by memory, and plain columns read the weights sequentially. Gated columns were not measured
+  // there.
   if (type == Type::bfloat16 && weights.type == Type::bfloat16 && rows > 2 * kAmxRows) {
     const int64_t padded = weights.groups * kDepth<bf16>;
     const bf16* in = rows_as<bf16>(static_cast<const bf16*>(x), rows, K, padded);

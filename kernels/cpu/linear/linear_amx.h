@@ -1,5 +1,4 @@
-// The product of rows and packed weights on the matrix unit (AMX), and what it is made into: outputs as they are, or
-// gates times their factors.
+// Multiplies rows by packed weights on AMX, and finishes the sums: plain outputs, or gated activations.
 #pragma once
 
 #include <algorithm>
@@ -12,11 +11,11 @@
 
 namespace gridwork {
 
-// Output features whose weights lie together.
+// Output features of a panel, whose weights are contiguous.
 constexpr int64_t kPanel = 2 * kLanes;
 
 #if defined(GRIDWORK_AMX)
-// Sums of two tiles' rows and a panel.
+// Sums of two tiles of rows with one panel.
 constexpr int64_t kAmxSums = 2 * kAmxRows * kPanel;
 
 GRIDWORK_INLINE void store_panel(float* to, Vec first, Vec second) { store(to, first), store(to + kLanes, second); }
@@ -24,7 +23,7 @@ GRIDWORK_INLINE void store_panel(bf16* to, Vec first, Vec second) {
   _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
 }
 
-// What a column of the product is: a panel as it is.
+// A column of the product is one panel; its sums are outputs.
 template <typename Out>
 struct PanelColumns {
   static constexpr int kPanels = 1;
@@ -34,10 +33,10 @@ struct PanelColumns {
   int64_t K, N;  // K: a multiple of 2 * kUnitPairs
   static_assert(kPanel == 2 * kAmxLanes);
 
-  // The panel's, of which there is one.
+  // Weights of the column's only panel from k on.
   const bf16* weights(int64_t panel, int, int64_t k) const { return packed + (panel * K + k) * kPanel; }
 
-  // Sums of so many rows, [rows, kPanel], to their place.
+  // Adds the bias to the sums [rows, kPanel] and writes them to the output.
   void finish(int64_t row, int64_t rows, int64_t panel, const float* sums) const {
     const int64_t feature = panel * kPanel, left = N - feature;
     Vec more[2] = {zero(), zero()};
@@ -57,7 +56,7 @@ struct PanelColumns {
   }
 };
 
-// A panel of gates and the panel that they are multiplied with.
+// A column of the product is two panels: gates, and the features that their activations are multiplied by.
 template <typename F>
 struct GatedColumns {
   static constexpr int kPanels = 2;
@@ -71,7 +70,7 @@ struct GatedColumns {
     return packed + ((column + up * (width / kPanel)) * K + k) * kPanel;
   }
 
-  // sums: of the gates, and those of the others kUnitSums values later.
+  // sums: of the gates; the other panel's sums follow kAmxSums values later.
   void finish(int64_t row, int64_t rows, int64_t column, const float* sums) const {
     const int64_t feature = column * kPanel;
     Vec more[2][2];
@@ -93,12 +92,12 @@ struct GatedColumns {
   }
 };
 
-// Rows of x as tiles of the unit: all of the same number of rows, one or in pairs. The last ones may begin earlier and
-// compute rows again.
+// Rows of x as tiles with equal numbers of rows: a single tile, or pairs of tiles. The last tiles may overlap the
+// previous ones and compute some rows again.
 class AmxRows {
  public:
-  // x: [rows, K].  K: a multiple of 2 * kUnitPairs.  copies: whether rows may be copied, into memory that the thread has
-  // once.
+  // x: [rows, K].  K: a multiple of 2 * kAmxPairs.  copies: whether rows may be copied, into memory of which the thread
+  // has one instance.
   AmxRows(const bf16* x, int64_t rows, int64_t K, bool copies = true) : x_(x), rows_(rows), K_(K) {
     const int64_t tiles = (rows + kAmxRows - 1) / kAmxRows;
     pairs_ = (tiles + 1) / 2;
@@ -111,20 +110,20 @@ class AmxRows {
   int64_t in_pair() const { return in_pair_; }
   int64_t tile_rows() const { return tile_rows_; }
   int64_t first_row(int64_t tile) const { return std::min(tile * tile_rows_, rows_ - tile_rows_); }
-  // A tile's values from k on; its rows are `stride` bytes apart.
+  // Values of a tile from k on. Rows are `stride` bytes apart.
   const bf16* at(int64_t tile, int64_t k) const {
     return is_copied_ ? x_ + tile * tile_rows_ * K_ + k * tile_rows_ : x_ + first_row(tile) * K_ + k;
   }
   int64_t stride() const { return (is_copied_ ? kStep : K_) * static_cast<int64_t>(sizeof(bf16)); }
-  // Between one product's values and the next one's.
+  // Distance from one tile product's values to the next, in values.
   int64_t step() const { return is_copied_ ? tile_rows_ * kStep : kStep; }
 
  private:
   static constexpr int64_t kStep = 2 * kAmxPairs;
-  // Rows a multiple of so many bytes apart share one set of places in the L1 cache.
+  // Rows that are a multiple of this many bytes apart map to the same set of the L1 cache.
   static constexpr int64_t kConflictBytes = 4096;
 
-  // A copy in the calling thread's memory in the order of reading: [tiles, K / kStep, tile_rows, kStep].
+  // Copies x into the calling thread's memory, in the order of reading: [tiles, K / kStep, tile_rows, kStep].
   void copy_in_reading_order() {
     thread_local Scratch scratch;
     const int64_t tiles = pairs_ * in_pair_, rows = tile_rows_, K = K_;
@@ -146,8 +145,8 @@ class AmxRows {
   bool is_copied_ = false;
 };
 
-// The product on the matrix unit. Tiles 0 to 3 are sums of up to two times 16 rows and the two tiles of weights of a
-// panel, 4 and 5 the rows of x, 6 and 7 the weights.
+// Computes the product on AMX. Tile registers 0 to 3 hold sums of up to two tiles of rows with the two tiles of a
+// panel's weights, 4 and 5 rows of x, 6 and 7 weights.
 template <typename Columns>
 class AmxProduct {
  public:
@@ -160,7 +159,7 @@ class AmxProduct {
     columns_together_ = whole() ? std::max<int64_t>(1, kColumnsBytes / (bytes * Columns::kPanels)) : kColumns;
   }
 
-  // All rows times columns [begin, end).
+  // Multiplies all rows by columns [begin, end).
   void run(int64_t begin, int64_t end) const {
     thread_local Scratch scratch;
     float* sums = scratch.floats(static_cast<size_t>((whole() ? 1 : kColumns * block_pairs_) * kColumnSums));
@@ -172,20 +171,20 @@ class AmxProduct {
   }
 
  private:
-  // K is cut where a piece of a panel would be longer.
+  // Maximum length of a piece of K.
   static constexpr int64_t kAmxPiece = 2048;
-  // What is read again and again and shall stay in a core's L2 cache: bytes of a block of rows, and of the columns that are
-  // taken together, each read once for many rows.
+  // Bytes that should stay in a core's L2 cache: a block of rows, and the columns that a block is multiplied by before
+  // the next block.
   static constexpr int64_t kRowsBytes = 1200 << 10, kColumnsBytes = 400 << 10;
-  // Columns together where K is cut.
+  // Columns that are multiplied together where K is cut into pieces.
   static constexpr int64_t kColumns = 8;
-  // Bytes of weights between those that are used and those that few rows ask for.
+  // Prefetch distance for few rows, in bytes of weights.
   static constexpr int64_t kAhead = 4096;
   static constexpr int64_t kStep = 2 * kAmxPairs;
   static constexpr int64_t kStepBytes = kStep * kPanel * static_cast<int64_t>(sizeof(bf16));
   static constexpr int64_t kColumnSums = Columns::kPanels * kAmxSums;
 
-  // Weights that will be needed later: so many lines of them with each step.
+  // Weights to prefetch: `lines` cache lines with each step.
   struct Prefetch {
     const char* at;
     int64_t lines;
@@ -202,7 +201,8 @@ class AmxProduct {
             float* sums = whole() ? all_sums : all_sums + ((column - begin) * block_pairs_ + pair) * kColumnSums;
             const int64_t tile = (first + pair) * x_.in_pair();
             for (int panel = 0; panel < Columns::kPanels; ++panel) {
-              const Prefetch ahead = first == 0 ? prefetch_of(begin, end, column, panel, k, pair) : Prefetch{nullptr, 0};
+              const Prefetch none{nullptr, 0};
+              const Prefetch ahead = first == 0 ? prefetch_of(begin, end, column, panel, k, pair) : none;
               const bf16* weights = columns_.weights(column, panel, k);
               float* to = sums + panel * kAmxSums;
               if (x_.pairs() > 1) multiply<2, _MM_HINT_T1>(tile, weights, k, to, ahead);
@@ -218,8 +218,9 @@ class AmxProduct {
     }
   }
 
-  // Few rows wait for memory: they ask for what lies a little behind. Many, those of the first block, ask together for the
-  // panel that is read next.
+  // Few rows are limited by memory, and prefetch a short distance ahead. Of many rows, the first block prefetches the
+  // panel that is read next. With prefetches by every block, a tile product took 11 to 15 ns in place of 10 to 13, as
+  // the weights were in the L2 cache already. A core gets 11 to 17 GB/s from memory however it prefetches.
   Prefetch prefetch_of(int64_t begin, int64_t end, int64_t column, int panel, int64_t k, int64_t pair) const {
     if (x_.pairs() == 1) {
       return {reinterpret_cast<const char*>(columns_.weights(column, panel, k)) + kAhead, kStepBytes / 64};
@@ -232,7 +233,7 @@ class AmxProduct {
     return {reinterpret_cast<const char*>(next) + pair * steps * lines * 64, lines};
   }
 
-  // Tiles of rows, `tile` or it and the next one, times a panel's weights from k to the end of their piece.
+  // Multiplies one or two tiles of rows, from `tile` on, by a panel's weights, from k to the end of the piece.
   template <int TILES, _mm_hint HINT>
   void multiply(int64_t tile, const bf16* weights, int64_t k, float* sums, Prefetch ahead) const {
     constexpr int64_t kRowBytes = kPanel * static_cast<int64_t>(sizeof(float));
@@ -270,12 +271,13 @@ class AmxProduct {
   AmxRows x_;
   TileConfig shape_;
   Columns columns_;
-  int64_t block_pairs_;       // tiles of a block of rows, in pairs
-  int64_t columns_together_;  // by which a block is multiplied before the next one
+  int64_t block_pairs_;       // pairs of tiles in a block of rows
+  int64_t columns_together_;  // columns that a block is multiplied by before the next block
 };
 
-// The product of one row or two by vectors, with the unit's order of sums and its rounding: the same results to the bit,
-// so that a row does not depend on how many there are. So few wait for memory, which vectors read faster than tiles do.
+// Multiplies one or two rows with vector instructions, with AMX's order of summation and its rounding. Results are
+// equal bit for bit, and a row's result does not depend on the number of rows. So few rows are limited by memory, which
+// vector loads read faster than tile loads.
 template <typename Out>
 class FewRowsProduct {
  public:
@@ -285,7 +287,7 @@ class FewRowsProduct {
   FewRowsProduct(const bf16* x, int64_t rows, const PanelColumns<Out>& columns)
       : x_(x), rows_(rows), columns_(columns) {}
 
-  // All rows times panels [begin, end).
+  // Multiplies all rows by panels [begin, end).
   void run(int64_t begin, int64_t end) const {
     if (rows_ == 1) panels<1, 4>(begin, end);
     else panels<2, 2>(begin, end);
@@ -294,7 +296,7 @@ class FewRowsProduct {
  private:
   static constexpr int64_t kStep = 2 * kAmxPairs;
   static constexpr int64_t kPair = 2 * kPanel;  // weights of a panel for one pair of k
-  // Pairs of k whose weights are asked for before they are used.
+  // Prefetch distance, in pairs of k.
   static constexpr int64_t kAheadPairs = 16;
 
   template <int ROWS, int PANELS>
@@ -312,8 +314,7 @@ class FewRowsProduct {
     if constexpr (PANELS > 1) panels<ROWS, PANELS / 2>(begin, end);
   }
 
-  // sums: [PANELS, ROWS, kPanel].  A function of its own, so that nothing in it is computed before small numbers are taken
-  // for zero.
+  // sums: [PANELS, ROWS, kPanel].  It is not inlined, so that no computation moves before the change of rounding mode.
   template <int ROWS, int PANELS>
   __attribute__((noinline)) void some(int64_t panel, float* sums) const {
     constexpr int kVecs = 2 * PANELS;
@@ -324,7 +325,7 @@ class FewRowsProduct {
       unroll<kVecs>([&](auto v) GRIDWORK_INLINE_LAMBDA { sum[r][v] = zero(); });
     });
     for (int64_t k = 0; k < K; k += kStep) {
-      // What lies behind the end of these panels is the beginning of the next ones.
+      // The next panels begin after the end of these.
       const bool last = k + 2 * kAheadPairs >= K;
       const int64_t ahead = kAheadPairs * kPair + (last ? (PANELS - 1) * stride : 0);
       Vec even[ROWS][kVecs], odd[ROWS][kVecs];

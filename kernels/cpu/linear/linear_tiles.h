@@ -1,4 +1,5 @@
-// The product of rows and packed weights by vectors, tile by tile of rows; see linear.cpp for how weights lie.
+// Multiplies rows by packed weights with vector instructions, one tile of rows at a time. linear.cpp describes the
+// layout of packed weights.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +10,24 @@
 
 namespace gridwork {
 
-// Rows of one panel that are summed at once: as many as there are registers for.
+// Rows of a tile: the maximum whose sums with one panel fit into the registers.
 constexpr int kRows = kLanes == 16 ? 12 : 6;
-// Tiles of so many rows that go through all panels together: they shall stay in a core's L2 cache.
+// Tiles of a block. A block is multiplied by all panels before the next block, and stays in a core's L2 cache.
 constexpr int64_t kBlockTiles = 96 / kRows;
-// Most of K for which a panel and the rows of a tile, of values of type X, stay in the L1 cache beside their sums.
+// Maximum length of a piece of K: a panel's piece, a tile's rows of type X and their sums then stay in the L1 cache.
 template <typename X, typename W>
 constexpr int64_t kPiece = (26 << 10) / (kPanel * sizeof(W) + kRows * sizeof(X));
 
-// Bytes before their use that weights of few rows are asked for, in each panel: the more places are read at once, the more
-// does a core by itself foresee.
+// Prefetch distance for few rows, in bytes, in each of the panels that are multiplied together: with more concurrent
+// streams, the hardware prefetcher does more of the work. 2 or 8 KiB, or the second cache, gave 0.9 to 1.0 times the
+// speed (Emerald Rapids); one panel at a time was as slow as no prefetch. On Zen 3, 4 to 16 KiB gave 0.94 to 1.08
+// times.
 constexpr int64_t kAhead = 4096;
-// Places that weights of many rows are asked for at, for the same reason.
+// Concurrent prefetch streams for many rows, for the same reason. Four or eight were as fast, or slower (Emerald
+// Rapids).
 constexpr int64_t kStreams = 2;
 
-// What K is filled up to a multiple of.
+// K is padded to a multiple of this.
 template <typename W>
 constexpr int64_t kMultiple = kDepth<W>;
 #if defined(GRIDWORK_AMX)
@@ -31,15 +35,15 @@ template <>
 constexpr int64_t kMultiple<bf16> = 2 * kAmxPairs;
 #endif
 
-// Weights of type W as tiles multiply them when they are widened before: float32, of which kDepth<W> vectors lie behind
-// each other.
+// Weights of type W that were converted to float32 before the multiplication: kDepth<W> contiguous vectors for each
+// vector of packed weights.
 template <typename W>
 struct Widened {
   float value;
 };
 template <typename W>
 constexpr int64_t kDepth<Widened<W>> = kDepth<W>;
-// What lies in the packed weights.
+// The type of the packed weights that W was converted from.
 template <typename W>
 struct PackedAs {
   using type = W;
@@ -56,10 +60,11 @@ GRIDWORK_INLINE void add_products_of_vector(const Widened<W>* p, const Vec* by, 
   add_products_of_vector<COUNT, STRIDE, 0>(&p->value + D * kLanes, by, sum);
 }
 
-// So many tiles of rows pay for widening a panel.
+// Minimum number of tiles for which converting a panel once to float32 pays. Fewer tiles convert weights as they use
+// them. On Zen 4 the conversion made no difference; on Zen 1 it gave 1.1 times the speed.
 constexpr int64_t kTilesToWiden = 5;
 
-// `groups` of kDepth k of a panel.
+// Converts `groups` groups of kDepth k of a panel to float32.
 template <typename W>
 void widen_panel(const W* from, int64_t groups, Widened<W>* to) {
   for (int64_t i = 0; i < groups * kPanel * kDepth<W>; i += kLanes * kDepth<W>) {
@@ -67,21 +72,20 @@ void widen_panel(const W* from, int64_t groups, Widened<W>* to) {
   }
 }
 
-// Where a tile's sums begin and end.
+// The start values and the destination of a tile's sums.
 template <typename Out>
 struct Target {
-  Out* out;          // first row and feature
+  Out* out;          // at the first row and feature
   int64_t stride;    // between rows
-  int64_t features;  // from the first one on
+  int64_t features;  // remaining ones, from the first one on
   const float* bias; // of the first feature, or null
-  float* partial;    // [rows, kPanel]: sums of the pieces so far
-  bool first, last;  // whether this is the first, the last piece
-  // Weights that will be needed next, as so many groups of k of a panel: they are asked for while this tile is
-  // computed.
+  float* partial;    // [rows, kPanel]: sums over the previous pieces of K
+  bool first, last;  // whether this is the first piece of K, and the last
+  // Weights to prefetch while this tile is computed, and their number of groups of k.
   const void* ahead = nullptr;
   int64_t ahead_groups = 0;
 
-  // For the k-th of these groups, of BYTES each.
+  // Prefetches the k-th of these groups, of BYTES each.
   template <int64_t BYTES>
   GRIDWORK_INLINE void prefetch(int64_t k) const {
     constexpr int64_t kLines = BYTES / 64;
@@ -92,9 +96,9 @@ struct Target {
   }
 };
 
-// ROWS rows of x times PANELS consecutive panels, over `count` groups of kDepth k.
-//   x: [ROWS, K], or, if TILED, as `in_tiles` has it.  w: the first panel at the first k.
-// A function of its own, since all of them in one take the compiler minutes.
+// Multiplies ROWS rows of x by PANELS consecutive panels, over `count` groups of kDepth k.
+//   x: [ROWS, K], or, if TILED, in the layout of `in_tiles`.  w: the first panel at the first k.
+// It is not inlined: one function that contains all variants takes minutes to compile.
 template <typename X, typename W, int ROWS, int PANELS, bool TILED, typename Out>
 __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
   const int64_t x_stride = TILED ? kDepth<W> : K, panel_stride = K * kPanel;
@@ -111,7 +115,7 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
     if constexpr (TILED) {
       if (k < to.ahead_groups) to.template prefetch<kGroup * sizeof(typename PackedAs<W>::type)>(k);
     } else {
-      // What lies behind the end of these panels is the beginning of the next ones.
+      // The next panels begin after the end of these.
       constexpr int64_t kSize = sizeof(W), kBytes = kGroup * kSize;
       const bool last = (k + 1) * kBytes + kAhead > panel_stride * kSize;
       const W* asked = w + k * kGroup + (last ? (PANELS - 1) * panel_stride : 0);
@@ -147,31 +151,31 @@ __attribute__((noinline)) void tile(const X* x, int64_t K, const W* w, int64_t c
   });
 }
 
-// `rows` rows, by a switch over their number.
+// Calls `tile` for `rows` rows, with their number as a constant.
 template <typename X, typename W, int PANELS, bool TILED, int MAX, typename Out>
 void tile_of(int64_t rows, const X* x, int64_t K, const W* w, int64_t count, const Target<Out>& to) {
   if (rows == MAX) return tile<X, W, MAX, PANELS, TILED>(x, K, w, count, to);
   if constexpr (MAX > 1) tile_of<X, W, PANELS, TILED, MAX - 1>(rows, x, K, w, count, to);
 }
 
-// Most rows that sums of so many panels leave registers for.
+// Maximum number of rows whose sums with `panels` panels fit into the registers.
 constexpr int max_rows(int panels) { return std::max(1, kRows / panels); }
-// Up to so many rows wait for the weights, and are computed with several panels at once.
+// Maximum number of rows that are limited by memory. They are multiplied by several panels at once.
 constexpr int kFewRows = max_rows(2);
 
-// Rows are cut into tiles of about the same number: one of a few rows takes nearly as long as a full one.
+// Tiles have about the same number of rows: a tile of few rows takes nearly as long as a full one.
 int64_t num_tiles(int64_t rows) { return (rows + kRows - 1) / kRows; }
 int64_t first_row(int64_t tile, int64_t rows) { return tile * rows / num_tiles(rows); }
 
 template <typename X, typename W, typename Out>
 struct Product {
-  const X* x;  // [rows, K]; more than kFewRows rows: see `in_tiles`
+  const X* x;  // [rows, K]; for more than kFewRows rows in the layout of `in_tiles`
   const W* packed;
   const float* bias;
   Out* out;  // [rows, N]
   int64_t rows, K, N;  // K: a multiple of kDepth
 
-  // All rows, which are few, times PANELS panels.
+  // Multiplies all rows, at most kFewRows, by PANELS panels.
   template <int PANELS>
   void few(int64_t panel) const {
     const int64_t feature = panel * kPanel;
@@ -180,7 +184,7 @@ struct Product {
                                                                         K / kDepth<W>, to);
   }
 
-  // Tiles [begin, end) times one panel.
+  // Multiplies tiles [begin, end) by one panel.
   void many(int64_t begin, int64_t end, int64_t panel) const {
     if constexpr (std::is_same_v<X, float> && !std::is_same_v<W, float>) {
       if (end - begin >= kTilesToWiden) return many_as<Widened<W>>(begin, end, panel);
@@ -188,14 +192,14 @@ struct Product {
     many_as<W>(begin, end, panel);
   }
 
-  // The same, piece by piece of K: the piece of the panel, as it is or widened, stays in the L1 cache.
+  // Multiplies in pieces of K: a piece of the panel, as packed or converted to float32, stays in the L1 cache.
   template <typename As>
   void many_as(int64_t begin, int64_t end, int64_t panel) const {
     constexpr bool kWiden = !std::is_same_v<As, W>;
     alignas(64) float partial[kBlockTiles * kRows * kPanel];
     alignas(64) As widened[kWiden ? (kPiece<X, As> + kDepth<W>) * kPanel : 1];
     const int64_t feature = panel * kPanel;
-    // Pieces of about the same length.
+    // Pieces have about the same length.
     const int64_t pieces = (K + kPiece<X, As> - 1) / kPiece<X, As>;
     const int64_t most = (K / kDepth<W> + pieces - 1) / pieces * kDepth<W>;
     for (int64_t k = 0; k < K; k += most) {
@@ -209,7 +213,7 @@ struct Product {
         const int64_t row = first_row(tile, rows), count = first_row(tile + 1, rows) - row;
         Target<Out> to{out + row * N + feature, N, N - feature, bias == nullptr ? nullptr : bias + feature,
                        partial + (tile - begin) * kRows * kPanel, k == 0, k + piece == K};
-        // The next piece lies behind this one. Each of the tiles asks for its share of it.
+        // The next piece follows this one in memory. Each tile prefetches its share of it.
         to.ahead_groups = (groups - ahead + end - tile - 1) / (end - tile);
         to.ahead = weights + (groups + ahead) * kDepth<W> * kPanel;
         ahead += to.ahead_groups;
@@ -218,7 +222,7 @@ struct Product {
     }
   }
 
-  // All rows times panels [begin, end).
+  // Multiplies all rows by panels [begin, end).
   void panels(int64_t begin, int64_t end) const {
     if (rows > kFewRows) {
       const int64_t tiles = num_tiles(rows);
@@ -229,7 +233,7 @@ struct Product {
     }
     for (int64_t panel = begin; panel < end;) {
       const int64_t left = end - panel;
-      // So that enough independent sums hide the latency of the multiply-add.
+      // Several panels give enough independent sums to hide the latency of multiply-add.
       if (rows <= max_rows(4) && left >= 4) few<4>(panel), panel += 4;
       else if (left >= 2) few<2>(panel), panel += 2;
       else few<1>(panel), panel += 1;

@@ -1,13 +1,14 @@
-// Linear layers with 8-bit and 4-bit weights; inputs are quantized to 8 bits, each group of 32 values by its largest.
+// Linear layers with 8-bit and 4-bit weights. Inputs are quantized to 8 bits, each group of 32 values by its largest
+// magnitude.
 //
-// Sums of 8-bit products are whole numbers, and exact; groups are added in their order: a row's result does not depend
-// on the other rows, nor on the instruction set.
+// Sums of 8-bit products are exact whole numbers, and groups are added in order: a row's result does not depend on the
+// other rows, nor on the instruction set.
 //
 // int8: one scale for each output feature, weight = scale * q, q in [-127, 127].
 //   packed: [ceil(N / W), K / 4, W, 4] int8: panels of W = 2 * kLanes features, four consecutive k of a feature
 //     together.
 // int4: a scale and an offset for each feature and group of 32 k, weight = scale * q + offset, q in [0, 15].
-//   packed: [ceil(N / W), K / 8, W, 4] uint8: lower halves are k = 0..3 of eight, upper ones k = 4..7.
+//   packed: [ceil(N / W), K / 8, W, 4] uint8: lower halves are k = 0..3 of eight, upper halves k = 4..7.
 //   scales: [ceil(N / W), K / 32, 2, W] float16: scales, then offsets.
 
 #include <algorithm>
@@ -28,19 +29,19 @@ using namespace gridwork;
 
 constexpr int64_t kPanel = 2 * kLanes;
 constexpr int64_t kGroup = 32;
-// Rows of one panel that are summed at once.
+// Maximum number of rows of a tile.
 constexpr int kRows = kLanes == 16 ? 8 : 4;
-// Panels that are summed at once for one row: with few sums a core waits for each product, and for memory.
+// Panels that one row is multiplied by at once: with few sums, a core waits for each product, and for memory.
 constexpr int kPanels = kLanes == 16 ? 4 : 2;
 constexpr int max_panels(int rows) { return std::max(1, kPanels / rows); }
-// Bytes of weights between those that are used and those that are asked for.
+// Prefetch distance, in bytes of weights.
 constexpr int64_t kAhead = 1024;
 
-// Rows of x in 8 bits.
+// Rows of x, quantized to 8 bits.
 struct Quantized {
   const int8_t* values;  // [rows, K]
   const float* scales;   // [rows, K / kGroup]
-  const float* sums;     // [rows, K / kGroup]: of each group's values
+  const float* sums;     // [rows, K / kGroup]: the sum of each group's values
   int64_t K;
 
   Quantized from(int64_t row) const {
@@ -54,11 +55,11 @@ void quantize_group(const T* x, int8_t* values, float* scale, float* sum) {
   for (int64_t k = 0; k < kGroup; k += kLanes) {
     const Vec v = load(x + k);
     most = max(most, max(v, sub(zero(), v)));
-    total = add(total, mul(v, zero()));  // not zero when a value is infinite or no number
+    total = add(total, mul(v, zero()));  // not zero when a value is infinite or NaN
   }
   const float odd = reduce_add(total);
   const float largest = odd == 0.0f ? reduce_max(most) : 0.0f;
-  // Values that are no numbers cannot be expressed in 8 bits: all results of the row become what they are.
+  // NaN and infinity do not exist in 8 bits. The scale takes their value, which makes all results of the row NaN.
   *scale = largest / 127.0f + odd;
   const Vec inverse = set1(largest > 0 ? 127.0f / largest : 0.0f);
   Vec all = zero();
@@ -92,17 +93,17 @@ GRIDWORK_INLINE IntVec four(const int8_t* p) {
   return set_int(bits);
 }
 
-// What a tile multiplies: ROWS rows with PANELS consecutive panels.
+// Operands of a tile: ROWS rows and PANELS consecutive panels.
 struct Operands {
   const int8_t* x;       // [ROWS, K]
   const float* x_scales; // [ROWS, K / kGroup]
-  const float* x_sums;   // likewise
+  const float* x_sums;   // [ROWS, K / kGroup]
   const uint8_t* packed; // of the first panel
   const f16* scales;     // int4: of the first panel, [PANELS, K / kGroup, 2, kPanel]
   int64_t K, panel_bytes;
 
-  // A piece of a panel that begins `offset` bytes after its beginning.  Asks for one that will be needed soon: behind
-  // the end of these panels lies the beginning of the next ones.
+  // Weights of a panel, `offset` bytes after its beginning.  Prefetches weights that are needed soon: the next panels
+  // begin after the end of these.
   template <int PANELS>
   GRIDWORK_INLINE const uint8_t* weights(int panel, int64_t offset) const {
     const int64_t behind = offset + kAhead < panel_bytes ? 0 : (PANELS - 1) * panel_bytes;
@@ -112,7 +113,7 @@ struct Operands {
   }
 };
 
-// A tile's results so far, in float32, by row and half of a panel.
+// A tile's sums in float32, by row and half panel.
 template <int ROWS, int PANELS>
 using Sums = Vec[ROWS][2 * PANELS];
 
@@ -189,7 +190,7 @@ void int4_tile(const Operands& of, Sums<ROWS, PANELS>& out) {
   }
 }
 
-// Bytes of a panel's weights, and how many scales it has.
+// Bytes of a panel's weights, and the number of its scales.
 int64_t panel_bytes_of(bool four_bits, int64_t K) { return (four_bits ? K / 2 : K) * kPanel; }
 int64_t panel_scales_of(bool four_bits, int64_t K) { return four_bits ? K / kGroup * 2 * kPanel : kPanel; }
 
@@ -229,14 +230,14 @@ struct Product {
     }
   }
 
-  // Panels [begin, end), as many at once as there are registers for.
+  // Multiplies by panels [begin, end), as many at once as the registers allow.
   template <int ROWS, int PANELS = max_panels(ROWS)>
   void tiles(int64_t row, int64_t begin, int64_t end) const {
     for (; begin + PANELS <= end; begin += PANELS) tile<ROWS, PANELS>(row, begin);
     if constexpr (PANELS > 1) tiles<ROWS, PANELS / 2>(row, begin, end);
   }
 
-  // By a switch over the number of rows.
+  // Calls `tiles` with the number of rows as a constant.
   template <int ROWS>
   void tiles_of(int64_t count, int64_t row, int64_t begin, int64_t end) const {
     if (count == ROWS) return tiles<ROWS>(row, begin, end);
@@ -245,7 +246,7 @@ struct Product {
 
   void panels(int64_t begin, int64_t end) const {
     if (rows <= kRows) return tiles_of<kRows>(rows, 0, begin, end);
-    // Rows whose values stay in the L2 cache go through all panels together.
+    // A block of rows stays in the L2 cache while it is multiplied by all panels.
     constexpr int64_t kBlock = 64;
     for (int64_t first = 0; first < rows; first += kBlock) {
       const int64_t last = std::min(rows, first + kBlock);
@@ -258,7 +259,7 @@ struct Product {
   }
 };
 
-// x: [rows of all groups, K].  weights: of the first group; the others' lie behind each other.
+// x: [rows of all groups, K].  weights: of the first group; those of the other groups follow.
 template <typename X, typename Out>
 void multiply_groups(const X* x, const Groups& groups, int64_t K, const QuantizedWeights& weights, Out* out) {
   const std::vector<GroupRows> parts = groups_with_rows(groups);
@@ -297,8 +298,8 @@ Tensor run(const Tensor& x, const Tensor& packed, const Tensor& scales, const st
   return out;
 }
 
-// x: [..., K].  packed, scales: see above; int8's scales float32 [ceil(N / W) * W].  bias: float32 [N].  Returns [...,
-// N] in x's type, or in float32.
+// x: [..., K].  packed, scales: see above; scales of int8 are float32 [ceil(N / W) * W].  bias: float32 [N].  Returns
+// [..., N] in x's type, or in float32.
 Tensor int8_linear(const Tensor x, const Tensor packed, const Tensor scales, std::optional<Tensor> bias,
                    int64_t out_features, bool float32_out) {
   return run(x, packed, scales, bias, out_features, float32_out, false);

@@ -1,11 +1,11 @@
 // Runs a recorded program: the operations of a forward pass in one call, without Python, PyTorch's dispatcher or its
 // allocator between them.
 //
-// A program is a list of whole numbers, which `gridwork_kernels/program.py` writes. It consists of sections. Each section
-// begins with its length, the count of the numbers that follow; the length is negative where attention makes tokens
-// depend on each other. Each operation is its number, the number of its data type, and its operands, in the order of
-// `program_table.def`. An operand names memory by a slot: the first `num_external` slots are given with each call, the
-// others are parts of the program's own memory.
+// A program is a list of whole numbers, which `gridwork_kernels/program.py` writes. It consists of sections. Each
+// section begins with its length, the count of the numbers that follow; the length is negative where attention makes
+// tokens depend on each other. Each operation is its number, the number of its data type, and its operands, in the
+// order of `program_table.def`. An operand names memory by a slot: the first `num_external` slots are given with each
+// call, the others are parts of the program's own memory.
 //
 // Between one attention and the next, operations compute each token independently. A call with many tokens runs such a
 // section block by block: one thread takes a block of tokens through all operations of the section. Threads then do not
@@ -97,16 +97,16 @@ int64_t rounded_up(int64_t tokens) { return (tokens + kTokenAlignment - 1) / kTo
 
 // Limits of a block's tokens. The maximum is the number of rows that linear layers multiply by all their weights before
 // they begin the next rows. AMX needs more: with fewer rows it waits for the weights, which every block reads.
-// Without AMX, blocks of 48 to 192 tokens were equally fast (Zen 4, Zen 5).
+// Without AMX, blocks of 48 to 192 tokens were equally fast (Zen 5).
 #if defined(GRIDWORK_AMX)
 constexpr int64_t kMaxBlockTokens = 320, kMinBlockTokens = 192;
 #else
 constexpr int64_t kMaxBlockTokens = 96, kMinBlockTokens = 32;
 #endif
 
-// Cuts a call's tokens into blocks, each for one thread. Where each thread has several blocks, the last block of each is
-// cut in half: cores are not equally fast at all times, and a slower core then keeps the others waiting for less. Shorter
-// last blocks, or short blocks throughout, were no faster.
+// Cuts a call's tokens into blocks, each for one thread. Where each thread has several blocks, the last block of each
+// is cut in half: cores are not equally fast at all times, and a slower core then keeps the others waiting for less.
+// Shorter last blocks, or short blocks throughout, were no faster.
 class TokenBlocks {
  public:
   explicit TokenBlocks(int64_t tokens) : tokens_(tokens) {
@@ -159,8 +159,8 @@ int64_t bytes_of(int64_t values, Type type, bool float32 = false) {
   return values * static_cast<int64_t>(value_bytes(float32 ? Type::float32 : type));
 }
 
-// An operand of kind `rows`: the first token's values begin `offset` values after the slot's start, and the next token's
-// values `stride` values later.
+// An operand of kind `rows`: the first token's values begin `offset` values after the slot's start, and the next
+// token's values `stride` values later.
 struct Operand {
   Tensor slot;
   int64_t offset, stride;
@@ -368,8 +368,9 @@ const int64_t* first_error(const Program& program, const int64_t* begin, const i
 const int64_t* first_error(const Program& program) {
   const int64_t *at = program.code.data(), *const end = at + program.code.size();
   while (at < end) {
+    const int64_t left = end - at - 1;
+    if (*at > left || *at < -left) return at;
     const int64_t length = std::abs(*at);
-    if (length < 0 || length > end - at - 1) return at;
     if (const int64_t* error = first_error(program, at + 1, at + 1 + length)) return error;
     at += 1 + length;
   }

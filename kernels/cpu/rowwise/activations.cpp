@@ -1,4 +1,4 @@
-// activation(x), activation(gate) * up, and x times a number, rounded where the plain forms in PyTorch round.
+// activation(x), activation(gate) * up, and x times a number, with the roundings of the plain forms in PyTorch.
 
 #include <algorithm>
 
@@ -12,7 +12,7 @@ using namespace gridwork;
 
 constexpr int64_t kChunkValues = 8192;
 
-// value(row, first of a vector's lanes, how many of the row are left) of each vector of the rows.
+// Sets each vector of the rows to value(row, index of the first lane, number of values left in the row).
 template <typename T, typename F>
 void over_rows(int64_t count, int64_t width, T* out, const F& value) {
   parallel_for(count, std::max<int64_t>(1, kChunkValues / width), [&](int64_t first, int64_t last) {
@@ -43,7 +43,7 @@ Tensor activation_of(const Tensor x, int64_t kind) {
   return out;
 }
 
-// x: any shape, divided by the factor or multiplied with it.
+// x: any shape; divided by the factor, or multiplied by it.
 Tensor scale_of(const Tensor x, double factor, bool divide) {
   const Tensor values = torch::stable::contiguous(x);
   Tensor out = torch::stable::new_empty(values, shape(values));
@@ -56,8 +56,8 @@ Tensor scale_of(const Tensor x, double factor, bool divide) {
 
 }  // namespace
 
-void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, Activation kind,
-                                void* out) {
+void gridwork::gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width,
+                                Activation kind, void* out) {
   dispatch_type(type, [&]<typename T>(T*) {
     const T *gates = static_cast<const T*>(gate.data), *ups = static_cast<const T*>(up.data);
     dispatch_activation<T>(kind, [&](const auto& function) {

@@ -9,8 +9,7 @@
 
 namespace gridwork {
 
-// exp(-x), for what will be rounded to T: next to bfloat16 a few rounding errors of float32 are nothing. Then it is
-// within 2^-126 and 2^126.
+// exp(-x) for results that are rounded to T. For bfloat16 an approximation between 2^-126 and 2^126 is exact enough.
 template <typename T>
 GRIDWORK_INLINE Vec exp_of_negative(Vec x) {
   if constexpr (std::is_same_v<T, bf16>) return exp2_closely(min(set1(126.0f), mul(set1(-1.44269504f), x)));
@@ -33,7 +32,7 @@ struct GeluTanh {
   }
 };
 
-// GELU itself, by the error function.
+// GELU by the error function.
 struct Gelu {
   GRIDWORK_INLINE Vec operator()(Vec x) const {
     alignas(64) float v[kLanes];
@@ -44,11 +43,11 @@ struct Gelu {
 };
 
 struct Relu {
-  // A NaN stays one.
+  // NaN stays NaN.
   GRIDWORK_INLINE Vec operator()(Vec x) const { return max(zero(), x); }
 };
 
-// The tanh form of GELU as some models write it out, 0.5 x (1 + tanh(y)), of values of type T: each operation rounds.
+// The tanh form of GELU as some models write it, 0.5 x (1 + tanh(y)): each operation rounds to T.
 template <typename T>
 struct GeluTanhInSteps {
   GRIDWORK_INLINE Vec operator()(Vec x) const {
@@ -57,14 +56,14 @@ struct GeluTanhInSteps {
     const Vec cubed = rounded(mul(rounded(mul(x, x), type), x), type);
     const Vec inner = rounded(add(x, rounded(mul(set1(0.044715f), cubed), type)), type);
     const Vec y = rounded(mul(set1(0.7978845608f), inner), type);
-    // tanh(y) = (1 - e) / (1 + e), 1 or -1 far before e is infinite.
+    // tanh(y) = (1 - e) / (1 + e), which reaches 1 or -1 long before e is infinite.
     const Vec e = exp(mul(set1(-2.0f), min(set1(20.0f), max(set1(-20.0f), y))));
     const Vec tanh = rounded(div(sub(set1(1.0f), e), add(set1(1.0f), e)), type);
     return mul(rounded(mul(set1(0.5f), x), type), rounded(add(set1(1.0f), tanh), type));
   }
 };
 
-// Calls body with the function for values of type T, of those that gate linear layers.
+// Calls body with the activation for values of type T; `kind` must be one that gates linear layers.
 template <typename T, typename F>
 void dispatch_activation(Activation kind, const F& body) {
   if (kind == Activation::silu) body(Silu<T>());
@@ -72,7 +71,7 @@ void dispatch_activation(Activation kind, const F& body) {
   else body(Gelu());
 }
 
-// As dispatch_activation, for all activations.
+// Calls body with the activation for values of type T, of any kind.
 template <typename T, typename F>
 void dispatch_any_activation(Activation kind, const F& body) {
   if (kind == Activation::relu) body(Relu());
@@ -80,7 +79,7 @@ void dispatch_any_activation(Activation kind, const F& body) {
   else dispatch_activation<T>(kind, body);
 }
 
-// activation(gate) * up of values of type T, rounded where the plain form in PyTorch rounds but for the result.
+// activation(gate) * up for values of type T. The activation is rounded as in PyTorch, the product is not rounded.
 template <typename T, typename F>
 GRIDWORK_INLINE Vec gated(Vec gate, Vec up, const F& activation) {
   return mul(rounded(activation(gate), static_cast<const T*>(nullptr)), up);

@@ -1,4 +1,4 @@
-// The largest value of each row, and where it stands first.
+// The largest value of each row, and the index where it occurs first.
 
 #include <algorithm>
 #include <cmath>
@@ -12,12 +12,12 @@ namespace {
 
 using namespace gridwork;
 
-// Values that one thread looks at together; a vocabulary is many of them.
+// Number of values of a part, which one thread searches. A vocabulary has many parts.
 constexpr int64_t kPart = 4096;
-// Fewer are done before another thread has been woken.
+// Maximum number of parts that the calling thread searches alone, in less time than it takes to wake another thread.
 constexpr int64_t kFewParts = 64;
 
-// The largest of `count` values, or NaN if one of them is.
+// The largest of `count` values, or NaN if any value is NaN.
 float largest(const float* values, int64_t count) {
   Vec most = set1(-std::numeric_limits<float>::infinity()), odd = zero();
   int64_t i = 0;

@@ -1,6 +1,6 @@
-// Normalisation of each row, alone or of a sum that is wanted too, in float32, rounded where the plain forms in PyTorch
-// round: by the root of the mean square (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"), and by mean
-// and variance (Ba, Kiros and Hinton 2016, "Layer Normalization").
+// Norms of rows, and of sums of rows that are outputs too, in float32, with the roundings of the plain forms in
+// PyTorch: RMS norms (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization"), and layer norms (Ba, Kiros and
+// Hinton 2016, "Layer Normalization").
 
 #include <algorithm>
 #include <cmath>
@@ -15,10 +15,11 @@ namespace {
 
 using namespace gridwork;
 
-// Values that are worth sharing out over threads.
+// Number of values of a chunk of work.
 constexpr int64_t kChunkValues = 16384;
 
-// The sum of term(i, lanes' values) over a row; lanes behind its end have 0 values, whose terms `term` must leave out.
+// Sums term(values, sum, number of values left) over a row. Lanes after the end of the row hold 0, and `term` must not
+// add anything for them.
 template <typename T, typename F>
 GRIDWORK_INLINE float summed(const T* x, int64_t width, const F& term) {
   Vec even = zero(), odd = zero();
@@ -101,7 +102,7 @@ std::tuple<Tensor, Tensor> added_and_normed(const Tensor& x, const Tensor& resid
   return {total, out};
 }
 
-// form: 0 rms, 1 rms_plus_one, 2 rms_once.
+// form: a NormKind other than layer.
 Norm rms(const Tensor& weight, double eps, int64_t form) {
   return {static_cast<NormKind>(form), weight.data_ptr(), nullptr, weight.size(0), static_cast<float>(eps)};
 }

@@ -20,6 +20,7 @@ from gridwork_server.encoder.selection import Selection
 from gridwork_server.errors import ModelError
 from gridwork_server.model import code, dequantizing, loading
 from gridwork_server.model.context_length import context_tokens
+from gridwork_server.model.load_errors import check_shapes, load_errors
 from gridwork_server.model.task import Task
 from gridwork_server.text import one_line, some
 
@@ -104,13 +105,8 @@ def _load(
     dtype: torch.dtype,
     quantized: QuantizedCheckpoint | None,
 ) -> Any:
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
     auto_class, arguments = _auto_class(model_config, task)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # `info` has all that Transformers would report
-    try:
+    with load_errors(config.model_path, f"to {task}", quantized):
         model, info = auto_class.from_pretrained(
             config.model_path,
             config=model_config,
@@ -121,24 +117,8 @@ def _load(
             trust_remote_code=config.trust_remote_code,
             **arguments,
         )
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
-    except FileNotFoundError as error:
-        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
-    except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
-        if quantized is not None:
-            message = f"{quantized}, and Transformers cannot load them: {one_line(error)}"
-            raise ModelError(message) from error
-        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
-    if info["mismatched_keys"]:
-        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
-        raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {some(shapes)}; they are not "
-            "of one model, download it again"
-        )
+    check_shapes(info, config.model_path)
     # Embedding does not use the pooler, which a checkpoint may lack.
     missing = [key for key in info["missing_keys"] if not (task == Task.EMBED and "pooler" in key)]
     if missing:

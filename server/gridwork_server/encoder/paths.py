@@ -193,7 +193,7 @@ class FlatPath:
         self._reference = reference
         self._is_causal = getattr(model.config, "is_causal", True) is not False
         self.heads_together = True
-        """Whether the head takes several sequences at once."""
+        """True if the head takes several sequences at once."""
         self.windows: set[int] = set()
         """Sliding windows of layers that have run."""
         if not getattr(model, "_supports_attention_backend", False):

@@ -45,11 +45,11 @@ class Pooling:
     layers: list[nn.Module] = field(default_factory=list)
     """Layers that are applied to the pooled vector."""
     normalizes: bool = True
-    """Whether the vectors are meant to have length 1. The router normalizes them."""
+    """True if the vectors are meant to have length 1. The router normalizes them."""
     max_input_tokens: int | None = None
     """Maximum length of a sequence by the files."""
     excludes_prompt: bool = False
-    """Whether pooling skips a prompt's tokens."""
+    """True if pooling skips a prompt's tokens."""
 
     def pool(
         self, hidden: torch.Tensor, batch: SequenceBatch, prompt_lengths: Sequence[int] | None = None
@@ -125,7 +125,7 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
         elif kind != "Dropout":
             raise ModelError(
                 f"{folder / 'modules.json'} has the module `{module.get('type')}`, which this version does not run; it "
-                f"runs Transformer, Pooling and, behind it, {', '.join(_LAYERS)}"
+                f"runs Transformer, Pooling and, after it, {', '.join(_LAYERS)}"
             )
     # A normalization at the end is left to the router.
     normalizes = bool(layers) and isinstance(layers[-1], Normalize)

@@ -15,7 +15,7 @@ class Positions:
     """Form of a model's `position_ids`."""
 
     is_argument: bool
-    """Whether `forward()` takes `position_ids`."""
+    """True if `forward()` takes `position_ids`."""
     offset: int
     """Number of a sequence's first position: 0, or one more than the padding token for RoBERTa and its relatives."""
     capacity: int | None

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server import PROTOCOL_VERSION, __version__
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.loading import LoadedEncoder
+from gridwork_server.model.info import common_info
 from gridwork_server.model.task import Task
 
 _TASKS = {
@@ -90,40 +90,28 @@ class EncoderRunner:
 
     def info(self) -> "pb.InfoResponse":
         """Description of the loaded model."""
-        import transformers
-
         loaded, selection = self.loaded, self.loaded.selection
-        device = str(loaded.device)
-        if loaded.device.type == "cuda":
-            device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
-        return pb.InfoResponse(
-            protocol_version=PROTOCOL_VERSION,
-            shard_version=__version__,
-            model_type=loaded.config.model_type,
-            model_impl=selection.path.name,
-            model_impl_reason=selection.reason,
-            attention=selection.attention,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
-            vocab_size=loaded.vocab_size,
-            max_context_tokens=loaded.max_input_tokens,
-            num_parameters=loaded.num_parameters,
-            weight_bytes=loaded.weight_bytes,
-            world_size=1,
-            transformers_version=transformers.__version__,
-            torch_version=torch.__version__,
-            task=_TASKS[loaded.task],
-            embedding_size=loaded.embedding_size,
-            labels=loaded.labels,
-            max_input_tokens=loaded.max_input_tokens,
-            normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
-            label_score=_LABEL_SCORES[loaded.label_score],
-            excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
+        info = common_info(loaded)
+        info.MergeFrom(
+            pb.InfoResponse(
+                task=_TASKS[loaded.task],
+                model_impl=selection.path.name,
+                model_impl_reason=selection.reason,
+                attention=selection.attention,
+                max_context_tokens=loaded.max_input_tokens,
+                max_input_tokens=loaded.max_input_tokens,
+                embedding_size=loaded.embedding_size,
+                labels=loaded.labels,
+                label_score=_LABEL_SCORES[loaded.label_score],
+                normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
+                excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
+            )
         )
+        return info
 
     def _job(self, request: "pb.EncodeRequest") -> tuple[_Job, dict[int, int]]:
-        """What is to be computed, and which sequences have a token that the model does not: it is computed as another
-        one, for which there will be no result. Raises BadBatch."""
+        """Checks a request. Returns the job, and an unknown token of each sequence that has one, by index. Such a
+        token is replaced, and its sequence gets an error. Raises BadBatch."""
         token_ids = np.array(request.token_ids, dtype=np.int64)
         types = np.array(request.token_type_ids, dtype=np.int64)
         positions = np.array(request.positions, dtype=np.int64)

@@ -39,12 +39,12 @@ class Selection:
 
     path: EncoderPath
     reason: str
-    """Why no faster path was selected; empty for the fastest."""
+    """Reason why no faster path was selected; empty for the fastest."""
     attention: str
     """Attention implementation, for people to read."""
     positions: positions.Positions
     is_causal: bool
-    """Whether a token's hidden state does not depend on later tokens."""
+    """True if a token's hidden state does not depend on later tokens."""
 
 
 class _Refused(Exception):
@@ -171,7 +171,7 @@ class _Check:
             raise _Refused(f"its results differ from those of plain forward() by {error:.1e}")
 
     def is_causal(self) -> bool:
-        """Whether the hidden states of a sequence's first tokens do not depend on its last one."""
+        """Returns whether the hidden states of a sequence's first tokens do not depend on its last one."""
         if self._task != Task.EMBED:
             return False
         batch = self._batch([min(6, self._capacity)])

@@ -19,12 +19,13 @@ from gridwork_server.model.code import find_model_class, read_config
 from gridwork_server.model.context_length import context_tokens
 from gridwork_server.model.generation_defaults import GenerationDefaults
 from gridwork_server.model.generation_defaults import read as read_generation_defaults
+from gridwork_server.model.load_errors import check_shapes, load_errors
 from gridwork_server.model.token_bounds import embedding_rows
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
 from gridwork_server.startup import deferred_imports
-from gridwork_server.text import one_line, some
+from gridwork_server.text import some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -42,7 +43,7 @@ class LoadedModel:
     device: torch.device
     path: ModelPath
     path_reason: str
-    """Why no faster path was chosen; empty for the fastest."""
+    """Reason why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     eos_token_ids: list[int]
     generation: GenerationDefaults
@@ -208,14 +209,9 @@ def _load_whole(
     dtype: torch.dtype,
     quantized: QuantizedCheckpoint | None,
 ) -> nn.Module:
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
     model: nn.Module
     info: dict[str, Any]
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # `info` has all that Transformers would report
-    try:
+    with load_errors(config.model_path, f"as {model_class.__name__}", quantized):
         try:
             model, info = _from_pretrained(model_class, model_config, config, dtype)
         except NotImplementedError:
@@ -223,26 +219,8 @@ def _load_whole(
             if not deferred_imports.import_effects():
                 raise
             model, info = _from_pretrained(model_class, model_config, config, dtype)
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
-    except FileNotFoundError as error:
-        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
-    except Exception as error:  # a config's values and a model's own code may raise anything
-        if quantized is not None:
-            raise ModelError(f"{quantized}, and Transformers cannot load them: {one_line(error)}") from error
-        raise ModelError(
-            f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
-            "its code is at fault"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
-    if info["mismatched_keys"]:
-        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
-        raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {some(shapes)}; they are not of one "
-            "model, download it again"
-        )
+    check_shapes(info, config.model_path)
     if info["missing_keys"]:
         raise ModelError(
             f"the weights in {config.model_path} lack {some(info['missing_keys'])}; the folder is incomplete, "
@@ -260,7 +238,7 @@ def _choose_compiled(
     from gridwork_server.model.compile import Compiled, cache_folder
 
     folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
-    logger.info(f"compiling, or reading what was compiled before from {folder}")
+    logger.info(f"compiling, or reading compiled code from {folder}")
     compiled = Compiled(model, folder)
     try:
         return choose(model, "paged", config.attention, dtype, device, group)

@@ -1,4 +1,4 @@
-"""What every way of running a model, a path, offers to those who run steps and to those who check it."""
+"""The interface of paths, which are the ways of running a model: for running steps and for checking the path."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -44,28 +44,28 @@ class ModelPath(ABC):
     """Attention implementation, for people to read."""
     needs: CacheNeeds
     notes: Sequence[str] = ()
-    """How the path runs, for people to read."""
+    """Remarks on how the path runs, for people to read."""
 
     shares_blocks: bool = False
-    """Whether several sequences may hold the same block, so that its tokens are computed once."""
+    """True if several sequences may hold the same block, so that its tokens are computed once."""
     takes_drafts: bool = False
-    """Whether a decode may compute several tokens, and the last of them again in the next step."""
+    """True if a decode may compute several tokens, and the last of them again in the next step."""
     takes_device_tokens: bool = False
-    """Whether a step may have input tokens that are on the device alone (`StepBatch.device_tokens`)."""
+    """True if a step may have input tokens that are on the device alone (`StepBatch.device_tokens`)."""
     takes_positions: bool = False
-    """Whether `logits_at` works: the model is told positions other than those in the cache."""
+    """True if `logits_at` works, so that the model can be told positions other than those in the cache."""
     allocates_cache: bool = False
-    """Whether `allocate` takes all memory of the cache at once, which `cache_bytes` then tells."""
+    """True if `allocate` takes all memory of the cache at once, which `cache_bytes` then tells."""
     has_paged_attention: bool = False
-    """Whether layers attend by an implementation in `gridwork_kernels`, which `attention_name` names."""
+    """True if layers attend by an implementation in `gridwork_kernels`, which `attention_name` names."""
     recomputes_alike: bool = False
-    """Whether tokens that are computed again are computed in calls of the same lengths as the first time."""
+    """True if tokens that are computed again are computed in calls of the same lengths as the first time."""
     check_block_size: int = 4
     """Block size of the cache that the path is checked with."""
 
     @property
     def is_recorded(self) -> bool:
-        """Whether recorded operations run in place of the model's code."""
+        """True if recorded operations run in place of the model's code."""
         return False
 
     @property

@@ -41,7 +41,7 @@ class Choice:
 
     path: ModelPath
     reason: str
-    """Why no faster path was chosen; empty for the fastest."""
+    """Reason why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     lengths: CallLengths | None = None
     """Modules of the model that depend on how many tokens are computed together."""
@@ -54,7 +54,7 @@ class _Candidate:
     """Description for the log."""
     paged: bool
     odd: bool
-    """Whether the path is for models that give other tokens with a cache than without, so that it is compared with
+    """True if the path is for models that give other tokens with a cache than without, so that it is compared with
     `generate()`."""
     make: Callable[[], ModelPath]
     make_wide: Callable[[], ModelPath]

@@ -188,7 +188,7 @@ class DecodeGraphs:
         self.sizes = sizes
 
     def takes(self, num_sequences: int, num_tokens: int) -> bool:
-        """Whether a step is replayed: it has one token of each sequence, and a size that holds it is ready."""
+        """Returns whether a step is replayed: it has one token of each sequence, and a size that holds it is ready."""
         return num_sequences == num_tokens and bool(self.sizes) and num_sequences <= self.sizes[-1]
 
     def run(

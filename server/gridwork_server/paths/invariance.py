@@ -1,4 +1,4 @@
-"""Whether a request's logits depend on anything besides its own tokens, for people to know what they can rely on."""
+"""Finds out whether a request's logits depend on more than its own tokens, for people to know what to rely on."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ class Invariance:
     """Equal however a request's tokens are divided into steps: as chunks of a prompt, after a preemption or a restart,
     after a cached prefix, as drafts."""
     reason: str
-    """Why a promise is not made; empty when both are."""
+    """Reason why a promise is not made; empty when both are."""
 
 
 def invariance_of(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> Invariance:

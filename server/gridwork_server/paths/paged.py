@@ -260,7 +260,7 @@ class PagedPath(ModelPath):
             return self._call_model(tokens, at, rows, self._step(batch, table))[0]
 
     def replays(self, num_sequences: int, num_tokens: int) -> bool:
-        """Whether a step with these numbers of sequences and tokens is replayed."""
+        """Returns whether a step with these numbers of sequences and tokens is replayed."""
         return self._decodes is not None and self._may_replay and self._decodes.takes(num_sequences, num_tokens)
 
     @contextmanager
@@ -383,7 +383,7 @@ def _places(tables: np.ndarray, batch: "StepBatch", width: int, block_size: int)
 
 
 def keeps_logits(model: "nn.Module") -> bool:
-    """Whether `forward()` takes `logits_to_keep`."""
+    """Returns whether `forward()` takes `logits_to_keep`."""
     from inspect import signature
 
     return "logits_to_keep" in signature(model.forward).parameters

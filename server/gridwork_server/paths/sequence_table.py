@@ -41,7 +41,7 @@ class StepBatch:
     num_drafts: np.ndarray
     """int64 [B]: number of drafts, which are a sequence's last tokens."""
     has_drafts: bool
-    """Whether any token is a draft."""
+    """True if any token is a draft."""
     input_ids: np.ndarray
     """int64 [T]"""
     positions: np.ndarray

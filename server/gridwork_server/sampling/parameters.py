@@ -45,7 +45,7 @@ class Parameter:
     stage: Stage
     """Stage that applies the parameter. Greedy sequences skip `DRAW` and `TRUNCATION`."""
     is_cut: bool = False
-    """Whether a draw is told the value, to drop tokens by it."""
+    """True if a draw drops tokens by the value."""
     allows_drafts: bool = True
     """False when a token depends on all tokens before it, so that a step cannot compute drafts of the sequence."""
     costly: float | None = None

@@ -73,7 +73,7 @@ class Sampled:
 
     @property
     def can_be_read(self) -> bool:
-        """Whether `read` returns without waiting, after `start_reading`."""
+        """True if `read` returns without waiting, after `start_reading`."""
         return self._copied is None or self._copied.query()
 
     def read(self) -> SampleOutput:

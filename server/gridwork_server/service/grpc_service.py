@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 from loguru import logger
 
-from gridwork_server import PROTOCOL_VERSION, __version__, logs
+from gridwork_server import logs
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
 from gridwork_server.config import ShardConfig
@@ -40,50 +40,10 @@ class ShardService(pb_grpc.ShardServicer):
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoResponse:
         await self._require_ready(context)
-        # Imported only now: while the model loads, its thread imports them too.
-        import torch
-        import transformers
-
-        from gridwork_server.paths.invariance import invariance_of
-
         if self._worker.encoder is not None:
             return self._worker.encoder.info()
-        runner = self._worker.runner
-        assert runner is not None
-        loaded = runner.loaded
-        device = str(loaded.device)
-        if loaded.device.type == "cuda":
-            device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
-        invariance = invariance_of(runner.path, loaded.model, loaded.device, runner.group.world_size)
-        return pb.InfoResponse(
-            protocol_version=PROTOCOL_VERSION,
-            shard_version=__version__,
-            model_type=loaded.config.model_type,
-            model_impl=runner.path.name,
-            model_impl_reason=loaded.path_reason,
-            attention=runner.path.attention_name,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
-            vocab_size=loaded.vocab_size,
-            input_vocab_size=loaded.input_vocab_size,
-            max_context_tokens=loaded.max_context_tokens,
-            eos_token_ids=loaded.eos_token_ids,
-            num_parameters=loaded.num_parameters,
-            weight_bytes=loaded.weight_bytes,
-            world_size=runner.group.world_size,
-            transformers_version=transformers.__version__,
-            torch_version=torch.__version__,
-            task=pb.TASK_GENERATE,
-            shares_blocks=runner.path.shares_blocks,
-            batch_invariant=invariance.in_batch,
-            replay_invariant=invariance.when_replayed,
-            invariance_reason=invariance.reason,
-            draft_step_tokens=runner.draft_step_tokens,
-            generation_defaults=loaded.generation.message(),
-            length_border=loaded.lengths.rule.border if loaded.lengths else 0,
-            lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
-            recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
-        )
+        assert self._worker.runner is not None
+        return self._worker.runner.info()
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:
         await self._require_generator(context)
@@ -108,7 +68,7 @@ class ShardService(pb_grpc.ShardServicer):
         run_id = self._run_id
         # Drops sequences of an earlier stream that has not quite ended.
         await asyncio.wrap_future(self._worker.reset())
-        # A client waits for the headers before it sends steps, and they would otherwise go with the first result.
+        # A client waits for the headers before it sends steps. By default they are sent with the first result.
         await context.send_initial_metadata(())
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[pb.StepResult | None] = asyncio.Queue()

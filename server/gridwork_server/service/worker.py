@@ -67,7 +67,7 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether loading has succeeded."""
+        """True if loading has succeeded."""
         return self._runner is not None or self._encoder is not None
 
     def encode(self, request: "pb.EncodeRequest") -> "Future[pb.EncodeResponse]":
@@ -101,7 +101,7 @@ class Worker:
 
         def run() -> None:
             assert self._runner is not None
-            # From here on the future cannot be cancelled. A call whose client disconnects would cancel it.
+            # A call whose client disconnects cancels its future, which is not possible from here on.
             if not future.set_running_or_notify_cancel():
                 return
             try:

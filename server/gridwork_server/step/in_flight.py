@@ -14,7 +14,7 @@ class InFlightStep:
     """A step between its beginning and its end. n sequences are sampled for, with k positions in all."""
 
     result: "pb.StepResult"
-    """What is known of the result already: failures and log-probabilities of prompts."""
+    """The result, which has failures and log-probabilities of prompts so far."""
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """int64 `[n]`: sequences that the step samples for."""
     positions: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -25,14 +25,14 @@ class InFlightStep:
     """int64 `[n]`: positions of each sequence, one more than its drafts; None: one each, since the step has no
     drafts."""
     sampled: Sampled | None = None
-    """On rank 0, when anything is sampled."""
+    """Sampled tokens; None on other ranks than 0, and when nothing is sampled."""
     started: float = 0.0
     computed: float = 0.0
     """When the forward pass was called and when it returned, in seconds of the performance counter."""
-    gone: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    released: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     """bool `[n]`: the sequence was released after the step had begun; its id may mean another one by now."""
     had_failed: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """bool `[n]`: the sequence is gone and had failed before."""
+    """bool `[n]`: the sequence was released and had failed before."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -41,17 +41,17 @@ class InFlightStep:
 
     @property
     def can_be_read(self) -> bool:
-        """Whether the step can be finished without waiting."""
+        """True if the step can be finished without waiting."""
         return self.sampled is None or self.sampled.can_be_read
 
     def forget(self, ids: np.ndarray, failed: np.ndarray) -> None:
         """Notes that the next step gives these ids away. ids: int64; failed: bool, by sequence id."""
-        self.gone = np.isin(self.ids, ids)
-        self.had_failed = self.gone & failed[self.ids]
+        self.released = np.isin(self.ids, ids)
+        self.had_failed = self.released & failed[self.ids]
 
     def tokens_for(self, batch: StepBatch) -> DeviceTokens | None:
         """Input tokens of the next step that this one samples; None when there are none."""
-        expected = np.flatnonzero(~self.gone)
+        expected = np.flatnonzero(~self.released)
         source = expected[np.argsort(self.ids[expected])]
         if len(source) == 0 or self.sampled is None:
             return None

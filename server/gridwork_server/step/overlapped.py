@@ -39,12 +39,12 @@ class OverlappedSteps:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a step is in flight."""
+        """True if a step is in flight."""
         return self._in_flight is not None
 
     @property
     def is_computed(self) -> bool:
-        """Whether the step in flight can be finished without waiting."""
+        """True if the step in flight can be finished without waiting."""
         return self._in_flight is None or self._in_flight[0].can_be_read
 
     def flush(self) -> None:

@@ -12,9 +12,11 @@ from gridwork_kernels.device_copies import to_device
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
+from gridwork_server.model.info import common_info
 from gridwork_server.model.loading import LoadedModel
 from gridwork_server.model.token_bounds import TokenBounds
 from gridwork_server.parallel.group import RankGroup
+from gridwork_server.paths.invariance import invariance_of
 from gridwork_server.paths.memory import cache_budget_bytes
 from gridwork_server.paths.sequence_table import SequenceTable
 from gridwork_server.sampling import Sampler, neutral_parameters, taken
@@ -48,7 +50,7 @@ class Runner:
         has_encoder = bool(loaded.config.is_encoder_decoder)
         self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
         self._reasons: dict[int, str] = {}
-        """By sequence id: why the sequence cannot be computed, until a result has told it."""
+        """Reasons why sequences cannot be computed, by id, until a result has told them."""
 
     @property
     def draft_step_tokens(self) -> int:
@@ -89,6 +91,33 @@ class Runner:
             f"({size.bytes_per_token} bytes a token)"
         )
         return size
+
+    def info(self) -> "pb.InfoResponse":
+        """Description of the loaded model."""
+        loaded, path = self.loaded, self.path
+        invariance = invariance_of(path, loaded.model, loaded.device, self.group.world_size)
+        info = common_info(loaded, self.group.world_size)
+        info.MergeFrom(
+            pb.InfoResponse(
+                task=pb.TASK_GENERATE,
+                model_impl=path.name,
+                model_impl_reason=loaded.path_reason,
+                attention=path.attention_name,
+                input_vocab_size=loaded.input_vocab_size,
+                max_context_tokens=loaded.max_context_tokens,
+                eos_token_ids=loaded.eos_token_ids,
+                shares_blocks=path.shares_blocks,
+                batch_invariant=invariance.in_batch,
+                replay_invariant=invariance.when_replayed,
+                invariance_reason=invariance.reason,
+                draft_step_tokens=self.draft_step_tokens,
+                generation_defaults=loaded.generation.message(),
+                length_border=loaded.lengths.rule.border if loaded.lengths else 0,
+                lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
+                recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
+            )
+        )
+        return info
 
     def reset(self) -> None:
         """Drops every sequence."""
@@ -139,13 +168,13 @@ class Runner:
             result.add_prompt_logprobs(begun.result, self.table, batch, logits, kept)
         begun.ids = ids[batch.samples]
         begun.positions = batch.positions[batch.sampled] + 1
-        begun.gone = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
+        begun.released = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
         if batch.has_drafts:
             begun.counts = batch.num_drafts[batch.samples] + 1
             begun.inputs = batch.input_ids[batch.sampled]
         else:
             self.table.expect_tokens(begun.ids)
-        # On a device, even an empty sample is read, to know when the step has been computed.
+        # An empty sample is read too where steps overlap, to know when the step has been computed.
         if self.group.is_leader and (len(batch.sampled) or self.path.takes_device_tokens):
             if len(kept) != len(batch.sampled):
                 logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
@@ -196,10 +225,10 @@ class Runner:
 
     def _take_tokens(self, begun: InFlightStep, output: "SampleOutput | None") -> None:
         """Appends sampled tokens to their sequences, and reports them. output: on rank 0."""
-        ids, here = begun.ids, ~begun.gone
+        ids, here = begun.ids, ~begun.released
         tokens, failed = self._agreed(begun, output)
         # A sequence may have failed in the step before, after this one had begun.
-        dead = np.where(begun.gone, begun.had_failed, self.table.failed[ids])
+        dead = np.where(begun.released, begun.had_failed, self.table.failed[ids])
         result.add_internal_failures(begun.result, ids[dead])
         if begun.counts is None:
             good = ~dead & ~failed

@@ -1,4 +1,4 @@
-"""The token tables behind penalties and biases."""
+"""Token tables of penalties and biases."""
 
 import numpy as np
 import torch

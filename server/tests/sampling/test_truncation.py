@@ -50,15 +50,15 @@ SETTINGS = {
 
 
 def kept_sets(logits: torch.Tensor, params: Parameters, level: int) -> list[set[int] | None]:
-    """What stays of each row; None where the level's candidates did not suffice."""
+    """Tokens that are kept of each row; None where the level's candidates did not suffice."""
     kept = truncate(logits, logits.amax(1, keepdim=True), settings_for([params] * len(logits)), level)
     rows = zip(kept.tokens, kept.weights, kept.complete, strict=True)
     return [set(tokens[weights > 0].tolist()) if complete else None for tokens, weights, complete in rows]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_what_stays_is_what_transformers_keeps(name):
-    """Exactly, but for a rare token whose place in the mass is a matter of rounding."""
+def test_the_kept_tokens_are_those_that_transformers_keeps(name):
+    """Exactly, except for a rare token whose place in the mass depends on rounding."""
     logits = peaked_logits(16, VOCAB, seed=3)
     differing = 0
     for row, kept in zip(logits, kept_sets(logits, SETTINGS[name], VOCAB), strict=True):
@@ -73,7 +73,7 @@ def test_what_stays_is_what_transformers_keeps(name):
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("level", [64, 512])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_fewer_candidates_keep_the_same_or_say_that_they_do_not_suffice(name, level, coarse):
+def test_fewer_candidates_keep_the_same_tokens_or_report_that_they_do_not_suffice(name, level, coarse):
     if SETTINGS[name].top_k >= level:
         pytest.skip("top-k is never tried with so few candidates")
     logits = peaked_logits(32, VOCAB, seed=5, coarse=coarse)
@@ -88,7 +88,7 @@ def test_a_peaked_distribution_needs_few_candidates(name):
 
 
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
-def test_the_levels_change_no_token(coarse):
+def test_levels_change_no_token(coarse):
     params = list(SETTINGS.values()) * 10
     logits = peaked_logits(len(params), VOCAB, seed=11, coarse=coarse)
     maxima, rows = logits.amax(1), torch.arange(len(params))
