@@ -1,8 +1,8 @@
-//! Tells the launcher how the router is, over the socket that it was started with, and hears how the shards are.
+//! Health reports to the launcher, over the socket that the router was started with, and news of the shards from it.
 //!
-//! The socket has no name that anybody could remove, and no client can keep the launcher from being answered: it is one
-//! end of a pair, which the launcher passes as stdin. A line with JSON comes for each question ([`Question`]), and a line
-//! goes back ([`Report`]). Answers come from the threads that serve clients, so that a router whose threads are all stuck is silent.
+//! The socket is one end of a pair, which the launcher passes as stdin. It has no name that anybody could remove, and no
+//! client can keep the launcher from being answered. For each line of JSON with a [`Question`] a line with a [`Report`]
+//! goes back. The threads that serve clients write the reports, so a router whose threads are all stuck is silent.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,40 +14,39 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// What the launcher says when it asks.
+/// Question of the launcher, with its news of the shards.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Question {
-    /// What is wrong with a shard, for people; absent: nothing that the launcher knows of.
+    /// Trouble of a shard, as a text for people; absent when the launcher knows of none.
     shards: Option<String>,
-    /// Why everything ends; absent: it does not.
+    /// Reason why launcher, router and shards end; absent while they run.
     ends: Option<String>,
 }
 
-/// What it is told.
+/// Answer to the launcher.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The shard that does not answer, for people.
+    /// Shard that does not answer, as a text for people.
     hang: Option<String>,
-    /// How long ago that was noticed.
+    /// Time since that was noticed.
     hang_ms: u64,
-    /// How long a task that runs every second has not run.
+    /// Time since the last run of a task that runs every second.
     silent_ms: u64,
 }
 
-/// What is known of the shards. Cheap to clone.
+/// State of the shards, as router and launcher know it. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Supervision {
-    /// Of the tasks that drive a shard, once there are any.
+    /// Vital signs of the tasks that drive a shard, once there are any.
     vitals: Arc<OnceLock<Vec<Arc<Vitals>>>>,
-    /// What the launcher has said of the shards.
+    /// Trouble of a shard, from the launcher's last question.
     told: Arc<Mutex<Option<String>>>,
 }
 
 impl Supervision {
-    /// From now on these are reported of too.
+    /// Includes these tasks in the reports. To be called once.
     pub fn include(&self, vitals: Vec<Arc<Vitals>>) {
-        // Called once.
         let _ = self.vitals.set(vitals);
     }
 
@@ -55,7 +54,7 @@ impl Supervision {
         self.vitals.get().into_iter().flatten()
     }
 
-    /// Why requests are not answered now: a shard that hangs, by what router or launcher know.
+    /// Reason why requests are not answered now: a shard that hangs, as router or launcher know.
     pub fn trouble(&self) -> Option<String> {
         let hang = self.vitals().find_map(|vitals| vitals.hang());
         if let Some(hang) = hang {
@@ -65,7 +64,7 @@ impl Supervision {
         told.clone()
     }
 
-    /// Answers the launcher at the other end of stdin until it is gone.
+    /// Answers the launcher at the other end of stdin until the connection is lost.
     pub fn answer_at_stdin(&self) -> io::Result<()> {
         let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
         let socket = std::os::unix::net::UnixStream::from(socket);
@@ -73,9 +72,9 @@ impl Supervision {
         let socket = UnixStream::from_std(socket)?;
         let supervision = self.clone();
         tokio::spawn(async move {
-            // Ends when the launcher does, and with it this process.
+            // The connection ends with the launcher, and so does this process.
             if let Err(error) = supervision.answer(socket).await {
-                tracing::debug!("the launcher is gone: {error}");
+                tracing::debug!("lost the launcher: {error}");
             }
         });
         Ok(())

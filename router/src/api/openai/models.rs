@@ -73,7 +73,7 @@ fn max_model_len(state: &AppState) -> Option<u32> {
     }
 }
 
-/// When this was first called: the routes do it when they are made. In seconds since 1970.
+/// Time of the first call, in seconds since 1970. The first call is made when the server starts.
 pub fn started_s() -> u64 {
     static SINCE: OnceLock<u64> = OnceLock::new();
     *SINCE.get_or_init(unix_time_s)

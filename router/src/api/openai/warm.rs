@@ -1,4 +1,4 @@
-//! `POST /load_model`: what the chat of Transformers' command line asks before its first message.
+//! `POST /load_model`, which `transformers chat` asks before its first message.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -13,10 +13,10 @@ use crate::http::route::LISTED;
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// Which model is to be loaded.
+/// Body of `/load_model`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct LoadModelRequest {
-    /// Any name, or none: there is one model.
+    /// Any name, or none: one model is served.
     pub model: Option<String>,
 }
 
