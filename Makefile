@@ -85,7 +85,8 @@ $(VENV)/.stamp-proto: $(PROTO) server/generate_proto.py $(VENV)/.stamp-packages
 	@$(VENV)/bin/python server/generate_proto.py
 	@touch $@
 
-$(VENV)/.stamp-kernels: $(wildcard kernels/cpu/*) kernels/build_cpu.py $(VENV)/.stamp-packages
+$(VENV)/.stamp-kernels: $(shell find kernels/cpu -type f) kernels/gridwork_kernels/program_table.def \
+    kernels/build_cpu.py $(VENV)/.stamp-packages
 	$(say) "Building the CPU kernels"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	@touch $@
@@ -142,18 +143,19 @@ $(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) 
 
 fmt: python-dev ## Format Rust and Python
 	@cargo fmt --all
-	@$(VENV)/bin/ruff format server kernels integration-tests benchmarks
-	@$(VENV)/bin/ruff check --fix server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks
 
 lint: python-dev ## Formatting, lints and types, without changing anything
 	$(say) "Rust: formatting and lints"
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(say) "Python: formatting, lints and types"
-	@$(VENV)/bin/ruff format --check server kernels integration-tests benchmarks
-	@$(VENV)/bin/ruff check server kernels integration-tests benchmarks
+	@$(VENV)/bin/ruff format --check server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff check server kernels integration-tests conformance benchmarks
 	@cd server && ../$(VENV)/bin/mypy
 	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
+	@$(VENV)/bin/mypy --config-file mypy.ini conformance
 	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
 
 test: build lint unit integration ## Every check and test
@@ -163,7 +165,7 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests
+	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests conformance/tests
 
 integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
@@ -175,7 +177,7 @@ test-hostile: build python-dev ## Hostile clients and faults beside bystanders; 
 
 conformance: python-dev ## Every model type of Transformers against Transformers itself; writes docs/models.md
 	$(say) "Conformance over every model type"
-	@cd integration-tests && ../$(VENV)/bin/python -m conformance --write ../docs/models.md
+	@$(VENV)/bin/python -m conformance --write docs/models.md
 
 nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
@@ -187,13 +189,16 @@ nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile 
 # The peers that `make bench` measures beside Gridwork: any of vllm (both of its implementations; vllm-native or
 # vllm-transformers: one), transformers-serve and generate.
 PEERS ?=
-# Parts of a run; empty: all of them, or the default of each (`benchmarks/suite.py measure --help`).
+# Parts of a run; empty: all of them, or the default of each (`cd benchmarks && ../.venv/bin/python -m suite measure --help`).
 WORKLOADS ?=
 MODELS ?=
 ROUNDS ?=
 CLIENTS ?=
-# Where raw results, tables and plots are written.
-BENCH_FOLDER ?= docs/benchmarks
+# The machine's name: raw results are benchmarks/data/NAME.json.gz, tables and plots are in docs/benchmarks/NAME. `make
+# bench` calls it `local` when it has none, and `make bench-report` takes all machines.
+BENCH_MACHINE ?=
+# A folder for all of these, in place of the two.
+BENCH_FOLDER ?=
 
 PEER_ENVIRONMENTS := .cache/peers
 PEER_LOCKS := benchmarks/requirements
@@ -210,31 +215,24 @@ $(PEER_ENVIRONMENTS)/transformers-serve/.stamp: $(PEER_LOCKS)/transformers-serve
 	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
 	@touch $@
 
-$(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/install-vllm | $(UV) $(VENV)/bin/python
+$(PEER_ENVIRONMENTS)/vllm/.stamp: $(PEER_LOCKS)/vllm.lock benchmarks/tools/install-vllm | $(UV) $(VENV)/bin/python
 	$(say) "Installing vLLM for CPU into $(@D) (once, 6 GB)"
-	@benchmarks/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
-	@touch $@
-
-$(PEER_ENVIRONMENTS)/plots/.stamp: $(PEER_LOCKS)/plots.lock | $(UV) $(VENV)/bin/python
-	$(say) "Installing matplotlib into $(@D)"
-	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
-	@$(UV) pip install --python $(@D)/bin/python --quiet --require-hashes -r $<
+	@benchmarks/tools/install-vllm $(UV) $(VENV)/bin/python $< $(@D)
 	@touch $@
 
 # Its `vllm bench serve` is one of the clients of the nightly tests.
 vllm-client: $(PEER_ENVIRONMENTS)/vllm/.stamp
 
-bench: build python-dev $(PEER_ENVIRONMENTS)/plots/.stamp $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
-	@$(VENV)/bin/python benchmarks/suite.py measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" --models "$(MODELS)" \
-	    --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --folder "$(BENCH_FOLDER)"
-	@$(MAKE) --no-print-directory bench-report
+bench: build python-dev $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers-serve generate" beside it; writes docs/benchmarks
+	@cd benchmarks && ../$(VENV)/bin/python -m suite measure --peers "$(PEERS)" --workloads "$(WORKLOADS)" \
+	    --models "$(MODELS)" --rounds "$(ROUNDS)" --clients "$(CLIENTS)" --machine "$(BENCH_MACHINE)" --folder "$(abspath $(BENCH_FOLDER))"
+	@$(MAKE) --no-print-directory bench-report BENCH_MACHINE="$(or $(BENCH_MACHINE),local)"
 
-bench-report: $(PEER_ENVIRONMENTS)/plots/.stamp python-dev ## Tables and plots from docs/benchmarks/results, without measuring
-	@$(PEER_ENVIRONMENTS)/plots/bin/python benchmarks/plots.py --folder "$(BENCH_FOLDER)"
-	@$(VENV)/bin/python benchmarks/suite.py report --folder "$(BENCH_FOLDER)"
+bench-report: python-dev ## Tables and plots from benchmarks/data, without measuring
+	@cd benchmarks && ../$(VENV)/bin/python -m suite report --machine "$(BENCH_MACHINE)" --folder "$(abspath $(BENCH_FOLDER))"
 
 bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
-	@$(VENV)/bin/python benchmarks/batched_path.py
+	@cd benchmarks && ../$(VENV)/bin/python -m tools.batched_path
 
 bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead

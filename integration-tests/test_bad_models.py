@@ -58,10 +58,14 @@ def test_a_hub_name_while_offline_and_not_cached(tmp_path: Path) -> None:
     assert "offline" in message.lower() or "HF_HUB_OFFLINE" in message
 
 
-def test_a_folder_without_config(tiny: TinyModels, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [("config.json", "config.json"), ("tokenizer.json", "tokenizer"), ("model.safetensors", "safetensors")],
+)
+def test_a_folder_without_a_file_is_refused(file: str, named: str, tiny: TinyModels, tmp_path: Path) -> None:
     folder = copied(tiny("llama"), tmp_path / "model")
-    (folder / "config.json").unlink()
-    assert "config.json" in run_to_failure("--model-id", folder)
+    (folder / file).unlink()
+    assert named in run_to_failure("--model-id", folder)
 
 
 def test_a_config_that_is_not_json(tiny: TinyModels, tmp_path: Path) -> None:
@@ -75,18 +79,6 @@ def test_a_config_of_an_unknown_type(tiny: TinyModels, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "from_the_future"}))
     assert "from_the_future" in run_to_failure("--model-id", folder)
-
-
-def test_a_folder_without_tokenizer(tiny: TinyModels, tmp_path: Path) -> None:
-    folder = copied(tiny("llama"), tmp_path / "model")
-    (folder / "tokenizer.json").unlink()
-    assert "tokenizer" in run_to_failure("--model-id", folder)
-
-
-def test_a_folder_without_weights(tiny: TinyModels, tmp_path: Path) -> None:
-    folder = copied(tiny("llama"), tmp_path / "model")
-    (folder / "model.safetensors").unlink()
-    assert "safetensors" in run_to_failure("--model-id", folder)
 
 
 def test_a_truncated_safetensors_file(tiny: TinyModels, tmp_path: Path) -> None:

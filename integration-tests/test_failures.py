@@ -61,15 +61,19 @@ class Bystanders:
                 assert answer.text == alone.text
 
 
+def error_of(server: Server, word: str) -> str:
+    """The error of a request with this word in its prompt, which must fail with 424."""
+    response = server.client.post("/generate", {"inputs": f"bad {word} day", "parameters": {"max_new_tokens": 4}})
+    assert response.status_code == 424, response.text
+    error: str = response.json()["error"]
+    return error
+
+
 def test_nan_logits_fail_only_their_own_request(server: Server) -> None:
     restarts = server.client.metric("gridwork_shard_restarts_total")
     with Bystanders(server):
         for _ in range(3):
-            response = server.client.post(
-                "/generate", {"inputs": f"bad {NAN} day", "parameters": {"max_new_tokens": 4}}
-            )
-            assert response.status_code == 424, response.text
-            assert "NaN" in response.json()["error"]
+            assert "NaN" in error_of(server, NAN)
             response = server.client.post("/v1/completions", {"prompt": f"bad {NAN} day", "max_tokens": 4})
             assert response.status_code == 500
             assert "NaN" in response.json()["error"]["message"]
@@ -105,11 +109,7 @@ def check_exceptions(server: Server) -> None:
     alone = server.client.ok("/v1/completions", crowd)
     with Bystanders(server):
         for _ in range(2):
-            response = server.client.post(
-                "/generate", {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}
-            )
-            assert response.status_code == 424, response.text
-            assert "RuntimeError: DefaultCPUAllocator: can't allocate memory" in response.json()["error"]
+            assert "RuntimeError: DefaultCPUAllocator: can't allocate memory" in error_of(server, RAISE)
             assert server.client.ok("/v1/completions", crowd)["choices"] == alone["choices"]
     assert server.client.metric("gridwork_shard_restarts_total") == restarts
     check_idle(server)

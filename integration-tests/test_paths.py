@@ -23,15 +23,8 @@ def expected(model: Any, tokenizer: Tokenizer) -> list[list[int]]:
     answers = []
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer.encode(prompt).ids])
-        out = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=COUNT,
-            min_new_tokens=COUNT,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        length: dict[str, Any] = {"max_new_tokens": COUNT, "min_new_tokens": COUNT, "eos_token_id": None}
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **length)
         answers.append(out[0, -COUNT:].tolist())
     return answers
 
@@ -62,15 +55,6 @@ def test_an_encoder_decoder_generates(tmp_path: Path) -> None:
 
 def test_an_older_family_generates(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = GPTJConfig(
-        vocab_size=VOCAB_SIZE,
-        n_embd=64,
-        n_layer=3,
-        n_head=4,
-        rotary_dim=8,
-        n_positions=512,
-        bos_token_id=None,
-        eos_token_id=0,
-        initializer_range=0.2,
-    )
+    sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
+    config = GPTJConfig(vocab_size=VOCAB_SIZE, **sizes, bos_token_id=None, eos_token_id=0, initializer_range=0.2)
     check(GPTJForCausalLM(config), tmp_path, "does not support Transformers' attention interface")

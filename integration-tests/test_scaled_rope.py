@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.models import VOCAB_SIZE, cache_bytes_per_token, tokenizer_file
-from support.reference import TIE_MARGIN
+from support.models import LLAMA_LIKE, cache_bytes_per_token, tokenizer_file
+from support.reference import greedy
 from support.server import Server, wait_for
 from support.text import text_of_tokens
 from tokenizers import Tokenizer
@@ -21,17 +21,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Pretrain
 LIMIT = 64
 
 _SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": None,
+    **LLAMA_LIKE,
     "eos_token_id": None,
-    "pad_token_id": 0,
     "initializer_range": 0.2,
-    "tie_word_embeddings": False,
 }
 
 _LONG_FACTORS = [1, 1.5, 2, 3, 5, 8, 12, 20]
@@ -39,8 +31,7 @@ _LONG_FACTORS = [1, 1.5, 2, 3, 5, 8, 12, 20]
 
 def _longrope(limit: int) -> Callable[[], PretrainedConfig]:
     return lambda: Phi3Config(  # type: ignore[call-arg]
-        **_SIZES,
-        max_position_embeddings=2048,
+        **_SIZES | {"max_position_embeddings": 2048},
         original_max_position_embeddings=limit,
         rope_scaling={"type": "longrope", "short_factor": [1] * 8, "long_factor": _LONG_FACTORS},
     )
@@ -52,8 +43,7 @@ MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     "longrope-600": _longrope(600),
     # Keeps what it has computed; beyond the limit every length has frequencies of its own.
     "dynamic": lambda: LlamaConfig(
-        **_SIZES,
-        max_position_embeddings=LIMIT,
+        **_SIZES | {"max_position_embeddings": LIMIT},
         rope_parameters={"rope_type": "dynamic", "factor": 16.0, "rope_theta": 10000.0},
     ),
 }
@@ -99,23 +89,8 @@ class Reference:
     def case(self, prompt: str, max_new_tokens: int) -> Case:
         """By a copy of the model that has seen nothing else: rotary embeddings remember the longest sequence so far."""
         if (prompt, max_new_tokens) not in self._cases:
-            ids = torch.tensor([self.tokenizer.encode(prompt).ids])
-            out = copy.deepcopy(self._model).generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=0,
-                output_scores=True,
-                return_dict_in_generate=True,
-            )
-            answer = out.sequences[0, ids.shape[1] :].tolist()
-            for position, scores in enumerate(out.scores):
-                best = scores[0].topk(2).values
-                if (best[0] - best[1]).item() < TIE_MARGIN * max(1.0, best[0].abs().item()):
-                    answer = answer[:position]
-                    break
-            self._cases[prompt, max_new_tokens] = Case(prompt, max_new_tokens, answer)
+            known, _ = greedy(copy.deepcopy(self._model), self.tokenizer.encode(prompt).ids, max_new_tokens)
+            self._cases[prompt, max_new_tokens] = Case(prompt, max_new_tokens, known)
         return self._cases[prompt, max_new_tokens]
 
     def mixed(self) -> list[Case]:

@@ -1,4 +1,4 @@
-"""The programs of benchmarks/ import each other by name, as they do when one of them is run."""
+"""Puts benchmarks/ on the path, as `make bench` does for `suite` and `tools`."""
 
 import sys
 from pathlib import Path

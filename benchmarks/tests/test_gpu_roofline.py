@@ -1,15 +1,13 @@
 import json
 from pathlib import Path
 
-import gpu_roofline
 import pytest
 import torch
-from gpu_roofline import TINY, Measured, Shape, main, markdown
+from tools import gpu_roofline
+from tools.gpu_roofline import TINY, Measured, Shape, main, markdown
 
 
-def test_the_tiny_form_runs_anywhere_and_writes_what_it_prints(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tiny_form_runs_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
     assert main(["--tiny", "--device", "cpu", "--json", str(file)]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -25,29 +23,21 @@ def test_the_tiny_form_runs_anywhere_and_writes_what_it_prints(
     assert set(result["parity"]["sdpa"].values()) == {"agrees"}
 
 
-def test_what_the_model_must_read_and_compute_is_counted() -> None:
+def test_bytes_and_flop_of_the_model_are_counted() -> None:
     assert Shape().block_weights + 2 * Shape().head_weights == pytest.approx(8.03e9, rel=1e-3), "Llama 3.1 8B"
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        config = LlamaConfig(
-            vocab_size=TINY.vocab_size,
-            hidden_size=TINY.hidden_size,
-            intermediate_size=TINY.intermediate_size,
-            num_hidden_layers=TINY.layers,
-            num_attention_heads=TINY.heads,
-            num_key_value_heads=TINY.kv_heads,
-        )
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(TINY.config())
     matrices = [p.numel() for name, p in model.named_parameters() if "norm" not in name]
     assert sum(matrices) == TINY.block_weights + 2 * TINY.head_weights
     assert TINY.decode_bytes(3, 10) - TINY.decode_bytes(0, 0) == 30 * TINY.kv_bytes_per_token
-    # One token attends to itself alone: two products of a head's size for each head.
+    # One token attends to itself alone: two products of the head size for each head.
     attended = TINY.layers * TINY.heads * TINY.head_size * 4
     assert TINY.prefill_flop(1) == 2 * (TINY.block_weights + TINY.head_weights) + attended
 
 
-def test_an_implementation_that_is_wrong_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_implementation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(shape: Shape, device: torch.device, args: object) -> dict[str, object]:
         return {
             "device": "cpu",

@@ -1,5 +1,5 @@
 import pytest
-from load import Answer, percentile, summary
+from suite.load import Answer, percentile, summary
 
 
 def test_percentiles_are_by_nearest_rank() -> None:
@@ -12,6 +12,6 @@ def test_a_summary_counts_all_tokens_and_takes_medians() -> None:
     load = summary(answers, seconds=3.0)
     assert load.tokens_per_s == pytest.approx(11)
     assert load.ttft_ms == pytest.approx(200) and load.ttft_p99_ms == pytest.approx(900)
-    # An answer of one token says nothing of the time between tokens.
+    # An answer of one token has no time between tokens.
     assert load.tpot_ms == pytest.approx(20)
     assert load.prompt_tokens == pytest.approx(30)

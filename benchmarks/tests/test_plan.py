@@ -1,11 +1,11 @@
 import pytest
-from contestants import peer_dtype
-from models import MODELS
-from plan import UnknownName, choose, wanted_tokens
-from workloads import WORKLOADS
+from suite.contestants import peer_dtype
+from suite.models import MODELS
+from suite.plan import UnknownName, choose, wanted_tokens
+from suite.workloads import WORKLOADS
 
 
-def test_nothing_named_means_all_workloads_and_models_without_peers() -> None:
+def test_the_default_plan_has_all_workloads_and_models_without_peers() -> None:
     plan = choose("", "", "", "", "")
     assert [workload.name for workload in plan.workloads] == list(WORKLOADS)
     assert len(plan.models) == 3 and plan.rounds == 3 and plan.peers == ()
@@ -30,7 +30,7 @@ def test_parts_of_a_run_are_chosen_by_name_with_spaces_or_commas() -> None:
         (("", "", "", "", "1 many"), "CLIENTS: 'many' is not a whole number of at least 1"),
     ],
 )
-def test_an_unknown_name_is_refused_with_what_would_work(arguments: tuple[str, ...], message: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UnknownName) as refused:
         choose(*arguments)
     assert str(refused.value).startswith(message)
@@ -46,14 +46,14 @@ def test_each_workload_has_its_contestants_in_turn() -> None:
     assert plan.contestants(WORKLOADS["context"]) == ["gridwork"]
 
 
-def test_one_implementation_of_vllm_can_be_named_and_none_runs_twice() -> None:
+def test_one_implementation_of_vllm_can_be_chosen_and_none_runs_twice() -> None:
     chat = WORKLOADS["chat"]
     assert choose("vllm-native", "", "", "", "").contestants(chat) == ["gridwork", "vllm-native"]
     both = choose("vllm-native vllm", "", "", "", "").contestants(chat)
     assert both == ["gridwork", "vllm-native", "vllm-transformers"]
 
 
-def test_peers_run_in_float32_where_their_products_of_bfloat16_are_emulated() -> None:
+def test_peers_run_in_float32_where_bfloat16_is_emulated() -> None:
     assert peer_dtype(("avx2",)) == "float32"
     assert peer_dtype(("avx2", "avx512f", "avx512_bf16")) == "bfloat16"
 
@@ -64,7 +64,7 @@ def test_more_rounds_and_peers_take_longer() -> None:
     assert choose("vllm", "chat", "smollm2-135m", "1", "1").estimate_s() > 3 * alone
 
 
-def test_a_slow_model_is_asked_less_but_never_less_than_its_clients() -> None:
+def test_slow_models_get_fewer_requests_but_one_a_client() -> None:
     for workload in WORKLOADS.values():
         for level in workload.levels:
             whole, part = workload.make(level, 1.0), workload.make(level, 0.25)

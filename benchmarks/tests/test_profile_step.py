@@ -1,25 +1,24 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gridwork_server.config import ShardConfig
-from profile_step import Decodes, Operation, Prefills, profile, runner_for, table
+from tools.profile_step import Decodes, Operation, Prefills, profile, runner_for, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "max_position_embeddings": 2048,
+    }
+    depth: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, **depth)).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -28,12 +27,12 @@ def config_of(folder: Path) -> ShardConfig:
 
 
 def test_the_operations_of_real_decodes_are_counted(llama: Path) -> None:
-    # More than one chunk of prefill, and two sequences.
+    # Two sequences, each with more than one chunk of prefill.
     runner = runner_for(config_of(llama), 2, 700)
     steps = Decodes(runner, batch=2, context=600, total_tokens=700)
     _ms, operations = profile(steps, 3)
     by_name = {operation.name: operation for operation in operations}
-    # Seven linear layers in each of two, and the head.
+    # Seven linear layers in each of two decoder layers, and the head.
     assert by_name["aten::linear"].calls == 15
     assert runner.table.num_known[:2].tolist() == [604, 604]
 

@@ -1,5 +1,5 @@
-from prompts import chat_prompts, text_of
-from workloads import WORKLOADS
+from suite.prompts import chat_prompts, text_of
+from suite.workloads import WORKLOADS
 
 
 def test_prompts_are_the_same_every_time() -> None:
@@ -9,7 +9,7 @@ def test_prompts_are_the_same_every_time() -> None:
         assert workload.make(8, 1.0) == workload.make(8, 1.0)
 
 
-def test_no_prompt_begins_like_one_of_other_clients_so_that_no_cache_helps() -> None:
+def test_all_prompts_begin_differently() -> None:
     beginnings = [
         conversation[0].text[:24] for clients in (1, 8, 32, 64) for conversation in WORKLOADS["chat"].make(clients, 1.0)
     ]
@@ -21,5 +21,5 @@ def test_users_of_a_shared_prompt_share_it() -> None:
     assert len({text[:3000] for text in texts}) == 1 and len(set(texts)) == len(texts)
 
 
-def test_a_text_has_about_the_length_that_was_asked_for() -> None:
+def test_a_text_has_about_the_requested_length() -> None:
     assert 1900 * 4.6 < len(text_of(2000, seed=1)) < 2100 * 4.6

@@ -1,13 +1,30 @@
+import argparse
 import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from models import read_bytes, weight_bytes
-from report import document, targets_table
-from results import Contestant, Part, Sample, read_all, spread, write
-from targets import all_targets, roofline_ms
+from suite import plots
+from suite.models import read_bytes, weight_bytes
+from suite.report import document, targets_table
+from suite.results import (
+    DATA,
+    PAGES,
+    Contestant,
+    Part,
+    Place,
+    Sample,
+    add_place_options,
+    place,
+    places,
+    read,
+    spread,
+    write,
+)
+from suite.svg import tick_step
+from suite.targets import all_targets, roofline_ms
 
 MACHINE = {"cpu": "a cpu", "cores": 2, "flags": ["avx2"], "memory_gib": 8}
 
@@ -32,13 +49,54 @@ def test_spread_shows_the_median_and_the_extremes() -> None:
     assert spread([2.0]) == "2.0" and spread([]) == "–"
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+def test_written_results_are_read_back(tmp_path: Path) -> None:
+    data = tmp_path / "data/here.json.gz"
     written = part("chat", [speeds("gridwork", 1.5, 2.5), Contestant("vllm-native", failure="no such wheel")])
-    write(written, tmp_path)
-    assert read_all(tmp_path) == [written]
+    write([written], data)
+    assert read(data) == [written]
 
 
-def test_throughput_is_compared_by_medians_with_the_better_implementation_of_vllm() -> None:
+def test_a_run_replaces_its_own_parts_and_keeps_the_others(tmp_path: Path) -> None:
+    data = tmp_path / "here.json.gz"
+    chat, start = part("chat", [speeds("gridwork", 1)]), part("start", [])
+    write([start, chat], data)
+    again = part("chat", [speeds("gridwork", 2)])
+    write([again], data)
+    assert read(data) == [again, start]
+    before = data.read_bytes()
+    write([start], data)
+    assert data.read_bytes() == before
+
+
+def test_the_folder_option_overrides_the_machine() -> None:
+    parser = argparse.ArgumentParser()
+    add_place_options(parser)
+    assert place(parser.parse_args(["--folder", "/try"])) == Place(Path("/try/results.json.gz"), Path("/try"))
+    assert place(parser.parse_args(["--machine", "mine"])) == Place(DATA / "mine.json.gz", PAGES / "mine")
+    assert place(parser.parse_args([])).folder == PAGES / "local"
+    assert [found.folder.name for found in places(parser.parse_args([]))] >= ["amx"]
+
+
+def test_plots_are_deterministic_and_replace_old_ones(tmp_path: Path) -> None:
+    two = Contestant("a<b", samples=[*speeds("", 50, 60, level=1).samples, *speeds("", 90, level=8).samples])
+    parts = [part("chat", [two]), part("decode", [speeds("gridwork", 1)]), part("start", [speeds("gridwork", 1)])]
+    parts[2].contestants[0].samples = [Sample(0, 1, ready_s=3.0)]
+    (tmp_path / "old.svg").touch()
+    names = plots.draw(parts, tmp_path)
+    assert names == {"smollm2-135m-chat.svg", "smollm2-135m-start.svg"} == {file.name for file in tmp_path.iterdir()}
+    first = {name: (tmp_path / name).read_text() for name in names}
+    for text in first.values():
+        ElementTree.fromstring(text)
+    plots.draw(parts, tmp_path)
+    assert first == {name: (tmp_path / name).read_text() for name in names}
+
+
+@pytest.mark.parametrize(("highest", "step"), [(5, 1), (5.1, 2), (26, 10), (0.3, 0.1), (4046, 1000), (0, 1)])
+def test_an_axis_has_at_most_five_steps(highest: float, step: float) -> None:
+    assert tick_step(highest) == pytest.approx(step)
+
+
+def test_throughput_is_compared_with_vllms_better_median() -> None:
     contestants = [speeds("gridwork", 10, 60, 26), speeds("vllm-native", 5), speeds("vllm-transformers", 20)]
     [line] = lines([part("chat", contestants)], "tokens per second, 1 client, smollm2-135m")
     assert line.endswith("| best of vLLM: vllm-transformers | 1.3 times | 1.30 times (26 against 20) | yes |")
@@ -47,7 +105,7 @@ def test_throughput_is_compared_by_medians_with_the_better_implementation_of_vll
     assert line.endswith("| 1.24 times (26 against 21) | **no** |")
 
 
-def test_a_peer_that_failed_is_in_the_tables_with_its_reason() -> None:
+def test_tables_have_the_reason_of_a_failed_peer() -> None:
     failed = [Contestant(name, failure="ended with status 1: no|pe") for name in ("vllm-transformers", "vllm-native")]
     parts = [part("chat", [speeds("gridwork", 10), *failed])]
     text = document(parts)
@@ -56,11 +114,11 @@ def test_a_peer_that_failed_is_in_the_tables_with_its_reason() -> None:
     assert "– (vllm-transformers: ended with status 1: no\\|pe)" in line
 
 
-def test_what_was_not_measured_says_so() -> None:
+def test_missing_measurements_are_named() -> None:
     assert all("– (not measured" in line for line in targets_table(all_targets([]))[2:])
 
 
-def test_offline_is_compared_with_static_batches_at_the_same_size_and_all_at_once() -> None:
+def test_offline_is_compared_at_the_batch_size_and_all_at_once() -> None:
     ours = Contestant("gridwork", samples=[*speeds("", 50, level=4).samples, *speeds("", 90, level=64).samples])
     found = lines([part("offline", [ours, speeds("generate", 25, level=4)])], "offline")
     assert found[0].startswith(
@@ -70,19 +128,19 @@ def test_offline_is_compared_with_static_batches_at_the_same_size_and_all_at_onc
     assert found[1].endswith("| 3.60 times (90 against 25) | yes |")
 
 
-def test_the_least_time_of_a_token_is_its_bytes_over_the_median_bandwidth() -> None:
+def test_the_roofline_is_bytes_over_median_bandwidth() -> None:
     assert roofline_ms(part("chat", [])) == pytest.approx(13.5)
     assert roofline_ms(part("chat", []), kv_tokens=1000) == pytest.approx((270e6 + 23.04e6) / 20e6)
 
 
-def test_memory_is_counted_beyond_weights_and_cache() -> None:
+def test_memory_excludes_weights_and_cache() -> None:
     def peak(name: str, beyond_mib: int) -> Contestant:
         peak_bytes = 270_000_000 + (1 << 30) + (beyond_mib << 20)
         return Contestant(name, samples=[Sample(0, 25, peak_bytes=peak_bytes, kv_bytes=1 << 30)])
 
     [line] = lines([part("memory", [peak("gridwork", 400), peak("vllm-native", 1000)])], "memory")
     assert line.endswith("| 0.40 times (400 against 1000) | yes |")
-    # Weights of a peer that runs in float32 take twice as much.
+    # A peer in float32 has twice the weight bytes.
     wide = peak("vllm-native", 1000)
     wide.dtype, wide.samples = (
         "float32",
@@ -93,7 +151,7 @@ def test_memory_is_counted_beyond_weights_and_cache() -> None:
     assert "vllm-native in float32, since this processor has no AVX-512" in document(parts)
 
 
-def test_context_grows_with_the_bytes_that_are_read() -> None:
+def test_context_growth_is_relative_to_bytes_read() -> None:
     def at(tokens: int, tpot_ms: float) -> Sample:
         return Sample(0, tokens, tpot_ms=tpot_ms, prompt_tokens=tokens)
 
@@ -112,7 +170,7 @@ def test_answers_that_are_too_short_are_marked() -> None:
     assert "10.0, 7 tokens too few" in document([part("chat", [short])])
 
 
-def test_of_a_mixture_a_token_reads_the_experts_that_are_chosen(tmp_path: Path) -> None:
+def test_a_token_of_a_mixture_reads_only_chosen_experts(tmp_path: Path) -> None:
     header = {
         "__metadata__": {"format": "pt"},
         "model.layers.0.mlp.experts.3.up_proj.weight": {"dtype": "BF16", "shape": [20], "data_offsets": [0, 40]},

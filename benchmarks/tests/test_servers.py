@@ -4,9 +4,9 @@ import sys
 
 import psutil
 import pytest
-from machine import parse_cpuinfo
-from memory import parse_pss, pss_bytes
-from servers import Contestant, ServerFailed, family, last_line, running
+from suite.machine import parse_cpuinfo
+from suite.memory import parse_pss, pss_bytes
+from suite.servers import Contestant, ServerFailed, family, last_line, running
 
 
 def test_a_server_that_ends_is_reported_with_its_error() -> None:
@@ -16,13 +16,21 @@ def test_a_server_that_ends_is_reported_with_its_error() -> None:
             pass
 
 
-def test_the_last_line_prefers_an_error_over_what_follows_it() -> None:
+def test_the_last_line_prefers_an_error() -> None:
     assert last_line(io.StringIO("a\nValueError: wrong\nbye\n\n")) == "ValueError: wrong"
     assert last_line(io.StringIO("a\nb\n\n")) == "b"
     assert last_line(io.StringIO("")) == "it logged nothing"
 
 
-def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
+def end(leader: "subprocess.Popen[bytes]") -> None:
+    members = family(leader.pid)
+    for member in members:
+        member.kill()
+    psutil.wait_procs(members, timeout=10)
+    leader.wait()
+
+
+def test_orphans_are_found_by_their_session() -> None:
     orphan = "import subprocess; subprocess.Popen(['sleep', '60']); input()"
     leader = subprocess.Popen(
         ["bash", "-c", f'{sys.executable} -c "{orphan}" </dev/null; echo left; sleep 60'],
@@ -33,18 +41,14 @@ def test_processes_whose_parent_has_ended_are_found_by_their_session() -> None:
     try:
         assert leader.stdout is not None and leader.stdout.readline() == b"left\n"
         names = sorted(process.name() for process in family(leader.pid))
-        assert names == ["sleep", "sleep"]  # one by bash itself, which becomes its last command
+        assert names == ["sleep", "sleep"]  # bash itself becomes its last command
     finally:
-        members = family(leader.pid)
-        for member in members:
-            member.kill()
-        psutil.wait_procs(members, timeout=10)
-        leader.wait()
+        end(leader)
 
 
-def test_memory_is_that_of_all_processes_together() -> None:
+def test_memory_is_summed_over_all_processes() -> None:
     assert parse_pss("55e0-7ffd ---p 00000000 00:00 0 [rollup]\nRss: 90 kB\nPss: 12 kB\nPss_Dirty: 4 kB\n") == 12288
-    # One write each: what print() writes may be mixed with what the other one does.
+    # One write each: print() of two processes may interleave.
     holder = "import os; held = b'x' * (40 << 20); os.write(1, b'ready' + bytes([10])); input()"
     two = f'{sys.executable} -c "{holder}" < <(sleep 60) & {sys.executable} -c "{holder}" < <(sleep 60); wait'
     leader = subprocess.Popen(["bash", "-c", two], start_new_session=True, stdout=subprocess.PIPE)
@@ -53,11 +57,7 @@ def test_memory_is_that_of_all_processes_together() -> None:
         assert [leader.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
         assert 80 << 20 <= pss_bytes(leader.pid) < 200 << 20
     finally:
-        members = family(leader.pid)
-        for member in members:
-            member.kill()
-        psutil.wait_procs(members, timeout=10)
-        leader.wait()
+        end(leader)
 
 
 def test_the_processor_is_named_with_the_flags_that_choose_kernels() -> None:

@@ -1,9 +1,11 @@
 """Faults of one shard, its router and its launcher."""
 
+import functools
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -43,6 +45,16 @@ def _hangs_until_restarted(scene: Scene, order: str) -> None:
         wait_for(is_told, 30, "/health is 503, and says that the shard does not answer")
 
 
+def _pauses(processes: Callable[[], list[int]]) -> None:
+    """Stops the first process for a second, which must not restart it."""
+    before = processes()
+    os.kill(before[0], signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(before[0], signal.SIGCONT)
+    time.sleep(1)
+    assert processes() == before, "it was restarted for nothing"
+
+
 def _socket(scene: Scene) -> Path:
     command = scene.server.shards()[0].cmdline()
     return Path(command[command.index("--socket") + 1])
@@ -78,12 +90,7 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("shard: SIGSTOP for a second")
 def _(scene: Scene) -> None:
-    before = scene.shard_ids()
-    os.kill(before[0], signal.SIGSTOP)
-    time.sleep(1)
-    os.kill(before[0], signal.SIGCONT)
-    time.sleep(1)
-    assert scene.shard_ids() == before, "it was restarted for nothing"
+    _pauses(scene.shard_ids)
 
 
 @FAULTS.add("model code: exits the process")
@@ -98,19 +105,12 @@ def _(scene: Scene) -> None:
         scene.obey("segfault")
 
 
-@FAULTS.add("model code: sleeps for ever")
-def _(scene: Scene) -> None:
-    _hangs_until_restarted(scene, "hang")
-
-
-@FAULTS.add("model code: endless loop")
-def _(scene: Scene) -> None:
-    _hangs_until_restarted(scene, "spin")
-
-
-@FAULTS.add("model code: holds the interpreter's lock for ever")
-def _(scene: Scene) -> None:
-    _hangs_until_restarted(scene, "deaf")
+for _what, _order in {
+    "sleeps for ever": "hang",
+    "endless loop": "spin",
+    "holds the interpreter's lock for ever": "deaf",
+}.items():
+    FAULTS.add(f"model code: {_what}")(functools.partial(_hangs_until_restarted, order=_order))
 
 
 @FAULTS.add("model code: one slow step")
@@ -121,24 +121,13 @@ def _(scene: Scene) -> None:
     assert scene.shard_ids() == before, "it was restarted for nothing"
 
 
-@FAULTS.add("model code: RuntimeError in a step")
-def _(scene: Scene) -> None:
-    scene.obey("raise")
-
-
-@FAULTS.add("model code: MemoryError in a step")
-def _(scene: Scene) -> None:
-    scene.obey("memory")
-
-
-@FAULTS.add("model code: torch.OutOfMemoryError in a step")
-def _(scene: Scene) -> None:
-    scene.obey("gpu-memory")
-
-
-@FAULTS.add("model code: SystemExit in a step")
-def _(scene: Scene) -> None:
-    scene.obey("system-exit")
+for _error, _order in {
+    "RuntimeError": "raise",
+    "MemoryError": "memory",
+    "torch.OutOfMemoryError": "gpu-memory",
+    "SystemExit": "system-exit",
+}.items():
+    FAULTS.add(f"model code: {_error} in a step")(functools.partial(Scene.obey, order=_order))
 
 
 @FAULTS.add("model code: prints 5 MB")
@@ -212,12 +201,7 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("router: SIGSTOP for a second")
 def _(scene: Scene) -> None:
-    before = scene.router_ids()
-    os.kill(before[0], signal.SIGSTOP)
-    time.sleep(1)
-    os.kill(before[0], signal.SIGCONT)
-    time.sleep(1)
-    assert scene.router_ids() == before, "it was restarted for nothing"
+    _pauses(scene.router_ids)
 
 
 @FAULTS.add("router and shard: kill -9 at once", cuts_connections=True)

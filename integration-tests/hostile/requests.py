@@ -34,6 +34,13 @@ def _is_served(scene: Scene, within_s: float = 5.0) -> None:
     assert time.monotonic() - began < 30, "a short request waited for half a minute"
 
 
+def _send_and_close(scene: Scene, count: int, content: bytes) -> None:
+    for _ in range(count):
+        connection = clients.connect(scene.port)
+        connection.sendall(content)
+        connection.close()
+
+
 def _running(scene: Scene) -> float:
     return scene.server.client.metric("gridwork_running_sequences")
 
@@ -72,15 +79,8 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("streams: large echoes that nobody reads leave places to others")
 def _(scene: Scene) -> None:
-    body = {
-        "prompt": "boat " * 800,
-        "n": 2,
-        "best_of": 2,
-        "echo": True,
-        "stream": True,
-        "max_tokens": 60,
-        "logprobs": 5,
-    }
+    body = {"prompt": "boat " * 800, "n": 2, "best_of": 2, "echo": True, "stream": True, "max_tokens": 60}
+    body["logprobs"] = 5
     connections = []
     try:
         for _ in range(24):
@@ -142,18 +142,12 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("connections: bodies shorter than they were said to be")
 def _(scene: Scene) -> None:
-    for _ in range(20):
-        connection = clients.connect(scene.port)
-        connection.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
-        connection.close()
+    _send_and_close(scene, 20, b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{}")
 
 
 @FAULTS.add("connections: closed in the middle of a header")
 def _(scene: Scene) -> None:
-    for _ in range(50):
-        connection = clients.connect(scene.port)
-        connection.sendall(b"POST /generate HT")
-        connection.close()
+    _send_and_close(scene, 50, b"POST /generate HT")
 
 
 @FAULTS.add("connections: 30 of random bytes")

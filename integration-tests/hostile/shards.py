@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,29 +13,18 @@ from .faults import Faults, Scene
 FAULTS = Faults()
 
 
-def _signal_rank(scene: Scene, rank: int, which: int) -> None:
-    with scene.restarting(scene.shard_ids):
-        os.kill(scene.shard_ids()[rank], which)
+def _signal_rank(rank: int, which: signal.Signals) -> Callable[[Scene], None]:
+    def inject(scene: Scene) -> None:
+        with scene.restarting(scene.shard_ids):
+            os.kill(scene.shard_ids()[rank], which)
+
+    return inject
 
 
-@FAULTS.add("two shards: kill -9 of rank 0")
-def _(scene: Scene) -> None:
-    _signal_rank(scene, 0, signal.SIGKILL)
-
-
-@FAULTS.add("two shards: kill -9 of rank 1")
-def _(scene: Scene) -> None:
-    _signal_rank(scene, 1, signal.SIGKILL)
-
-
-@FAULTS.add("two shards: SIGSTOP of rank 1")
-def _(scene: Scene) -> None:
-    _signal_rank(scene, 1, signal.SIGSTOP)
-
-
-@FAULTS.add("two shards: SIGSTOP of rank 0")
-def _(scene: Scene) -> None:
-    _signal_rank(scene, 0, signal.SIGSTOP)
+FAULTS.add("two shards: kill -9 of rank 0")(_signal_rank(0, signal.SIGKILL))
+FAULTS.add("two shards: kill -9 of rank 1")(_signal_rank(1, signal.SIGKILL))
+FAULTS.add("two shards: SIGSTOP of rank 1")(_signal_rank(1, signal.SIGSTOP))
+FAULTS.add("two shards: SIGSTOP of rank 0")(_signal_rank(0, signal.SIGSTOP))
 
 
 @FAULTS.add("two shards: the socket of rank 1 is removed")

@@ -19,18 +19,17 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+
+from .trap import TrapConfig, TrapEmbedding, TrapForCausalLM
 
 
-class TrapConfig(LlamaConfig):
+class HostileTrapConfig(TrapConfig):
     model_type = "hostile_trap"
 
-    def __init__(self, orders="", nan_token=None, kill_token=None, step_delay_s=0.0, **kwargs):
+    def __init__(self, orders="", kill_twice_token=None, **kwargs):
         super().__init__(**kwargs)
         self.orders = orders
-        self.nan_token = nan_token
-        self.kill_token = kill_token
-        self.step_delay_s = step_delay_s
+        self.kill_twice_token = kill_twice_token
 
 
 def obey(order):
@@ -65,11 +64,8 @@ def obey(order):
         print("\\x1b[31m red", file=sys.stderr, flush=True)
 
 
-class TrapEmbedding(torch.nn.Embedding):
-    trap = None
-
+class HostileTrapEmbedding(TrapEmbedding):
     def forward(self, token_ids):
-        time.sleep(self.trap.step_delay_s)
         orders = Path(self.trap.orders)
         if orders.exists():
             order = orders.read_text()
@@ -77,22 +73,15 @@ class TrapEmbedding(torch.nn.Embedding):
             print("obeying", order, flush=True)
             obey(order)
         # Twice in a row: the model may come upon a single one by itself.
-        kills = (token_ids == self.trap.kill_token).flatten()
+        kills = (token_ids == self.trap.kill_twice_token).flatten()
         if (kills[1:] & kills[:-1]).any():
             os._exit(13)
-        hidden = super().forward(token_ids)
-        return hidden.masked_fill((token_ids == self.trap.nan_token).unsqueeze(-1), float("nan"))
+        return super().forward(token_ids)
 
 
-class TrapForCausalLM(LlamaForCausalLM):
-    config_class = TrapConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        embedding = TrapEmbedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        embedding.trap = config
-        self.model.embed_tokens = embedding
-        self.post_init()
+class HostileTrapForCausalLM(TrapForCausalLM):
+    config_class = HostileTrapConfig
+    embedding_class = HostileTrapEmbedding
 '''
 
 
@@ -103,13 +92,18 @@ class Trap:
         self.folder = models.trap_model(folder, step_delay_s)
         self._orders = folder.parent / f"{folder.name}.orders"
         config = json.loads((folder / "config.json").read_text())
+        classes = {"AutoConfig": "HostileTrapConfig", "AutoModelForCausalLM": "HostileTrapForCausalLM"}
         config |= {
             "model_type": "hostile_trap",
+            "architectures": [classes["AutoModelForCausalLM"]],
+            "auto_map": {name: f"hostile_trap.{value}" for name, value in classes.items()},
             "orders": str(self._orders),
-            "auto_map": {"AutoConfig": "trap.TrapConfig", "AutoModelForCausalLM": "trap.TrapForCausalLM"},
+            "kill_twice_token": config["kill_token"],
+            # No token by itself does what it does in the other trap.
+            **dict.fromkeys(("kill_token", "raise_token", "raise_in_a_crowd_token"), -1),
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2))
-        (folder / "trap.py").write_text(_CODE)
+        (folder / "hostile_trap.py").write_text(_CODE)
 
     def order(self, what: str) -> None:
         """From the next step on; obeyed once."""

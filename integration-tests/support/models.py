@@ -81,7 +81,7 @@ _COMMON: dict[str, Any] = {
     "initializer_range": 0.1,
     "tie_word_embeddings": False,
 }
-_LLAMA_LIKE: dict[str, Any] = _COMMON | {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 3,
@@ -89,17 +89,18 @@ _LLAMA_LIKE: dict[str, Any] = _COMMON | {
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT_TOKENS,
 }
+LLAMA_LIKE: dict[str, Any] = _COMMON | SIZES
 
 FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt2": lambda: GPT2Config(**_COMMON, n_positions=CONTEXT_TOKENS, n_embd=64, n_layer=2, n_head=4),
-    "llama": lambda: LlamaConfig(**_LLAMA_LIKE),
-    "qwen2": lambda: Qwen2Config(**_LLAMA_LIKE),
-    "qwen3": lambda: Qwen3Config(**_LLAMA_LIKE, head_dim=32),
-    "mistral": lambda: MistralConfig(**_LLAMA_LIKE, sliding_window=SLIDING_WINDOW),
-    "gemma": lambda: GemmaConfig(**_LLAMA_LIKE | {"num_key_value_heads": 1}, head_dim=16),
-    "gemma2": lambda: Gemma2Config(**_LLAMA_LIKE, head_dim=32, query_pre_attn_scalar=24, sliding_window=SLIDING_WINDOW),
+    "llama": lambda: LlamaConfig(**LLAMA_LIKE),
+    "qwen2": lambda: Qwen2Config(**LLAMA_LIKE),
+    "qwen3": lambda: Qwen3Config(**LLAMA_LIKE, head_dim=32),
+    "mistral": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=SLIDING_WINDOW),
+    "gemma": lambda: GemmaConfig(**LLAMA_LIKE | {"num_key_value_heads": 1}, head_dim=16),
+    "gemma2": lambda: Gemma2Config(**LLAMA_LIKE, head_dim=32, query_pre_attn_scalar=24, sliding_window=SLIDING_WINDOW),
     "gemma3": lambda: Gemma3TextConfig(
-        **_LLAMA_LIKE | {"num_hidden_layers": 4},
+        **LLAMA_LIKE | {"num_hidden_layers": 4},
         head_dim=32,
         sliding_window=SLIDING_WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
@@ -179,10 +180,11 @@ class TrapEmbedding(torch.nn.Embedding):
 
 class TrapForCausalLM(LlamaForCausalLM):
     config_class = TrapConfig
+    embedding_class = TrapEmbedding
 
     def __init__(self, config):
         super().__init__(config)
-        embedding = TrapEmbedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        embedding = self.embedding_class(config.vocab_size, config.hidden_size, config.pad_token_id)
         embedding.trap = config
         self.model.embed_tokens = embedding
         self.post_init()

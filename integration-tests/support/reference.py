@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -55,36 +56,38 @@ def _key(folder: Path, *parameters: int) -> str:
 def _compute(folder: Path, number: int, longest_prompt: int, longest_answer: int) -> list[Case]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    eos = model.generation_config.eos_token_id
     prompt_lengths = spread(number, 1, longest_prompt)
     answer_lengths = spread(number, 4, longest_answer)[::-1]
     found = []
     for index, (num_prompt, num_answer) in enumerate(zip(prompt_lengths, answer_lengths, strict=True)):
         prompt = text_of_tokens(tokenizer, num_prompt, start=index * 97)
-        ids = torch.tensor([tokenizer.encode(prompt).ids])
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=num_answer,
-                eos_token_id=eos,
-                pad_token_id=0,
-                output_scores=True,
-                return_dict_in_generate=True,
-            ),
-        )
-        answer = output.sequences[0, ids.shape[1] :].tolist()
-        for position, scores in enumerate(output.scores):
-            best = scores[0].topk(2).values
-            if (best[0] - best[1]).item() < TIE_MARGIN * max(1.0, best[0].abs().item()):
-                answer = answer[:position]
-                num_answer = position
-                break
+        known, is_whole = greedy(model, tokenizer.encode(prompt).ids, num_answer)
+        if not is_whole:
+            num_answer = len(known)
         if num_answer:
-            found.append(Case(prompt, num_prompt, num_answer, tuple(answer)))
+            found.append(Case(prompt, num_prompt, num_answer, tuple(known)))
     assert len(found) > number * 0.8, "too many ties: the model's logits are too flat for a comparison"
     return found
+
+
+def greedy(model: Any, ids: list[int], max_new_tokens: int) -> tuple[list[int], bool]:
+    """The tokens of `generate()` up to the first tie, and whether there is none."""
+    prompt = torch.tensor([ids])
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=0,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    output = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
+    answer: list[int] = output.sequences[0, len(ids) :].tolist()
+    for position, scores in enumerate(output.scores):
+        best = scores[0].topk(2).values
+        if (best[0] - best[1]).item() < TIE_MARGIN * max(1.0, best[0].abs().item()):
+            return answer[:position], False
+    return answer, True
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
-//! Health reports to the launcher, over the socket that the router was started with, and news of the shards from it.
+//! Reports the router's health to the launcher, and receives that of the shards, over a socket inherited at the start.
 //!
-//! The socket is one end of a pair, which the launcher passes as stdin. It has no name that anybody could remove, and no
-//! client can keep the launcher from being answered. For each line of JSON with a [`Question`] a line with a [`Report`]
-//! goes back. The threads that serve clients write the reports, so a router whose threads are all stuck is silent.
+//! The socket has no name that could be removed, and no client can block the answers to the launcher. It is one
+//! end of a pair, which the launcher passes as stdin. Each question is a line of JSON ([`Question`]), and so is
+//! the answer ([`Report`]). The threads that serve clients answer, so that a router whose threads are all stuck is silent.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,39 +14,40 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// Question of the launcher, with its news of the shards.
+/// A question of the launcher.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Question {
-    /// Trouble of a shard, as a text for people; absent when the launcher knows of none.
+    /// Fault of a shard that the launcher knows of, for people to read; absent if there is none.
     shards: Option<String>,
-    /// Reason why launcher, router and shards end; absent while they run.
+    /// Reason why the server ends; absent if it does not.
     ends: Option<String>,
 }
 
-/// Answer to the launcher.
+/// The answer to the launcher.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// Shard that does not answer, as a text for people.
+    /// Shard that does not answer, for people to read.
     hang: Option<String>,
     /// Time since that was noticed.
     hang_ms: u64,
-    /// Time since the last run of a task that runs every second.
+    /// Time since a task that should run every second has run.
     silent_ms: u64,
 }
 
-/// State of the shards, as router and launcher know it. Cheap to clone.
+/// Health of the shards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Supervision {
-    /// Vital signs of the tasks that drive a shard, once there are any.
+    /// Health reported by the tasks that drive a shard, once they exist.
     vitals: Arc<OnceLock<Vec<Arc<Vitals>>>>,
-    /// Trouble of a shard, from the launcher's last question.
+    /// Health of the shards as reported by the launcher.
     told: Arc<Mutex<Option<String>>>,
 }
 
 impl Supervision {
-    /// Includes these tasks in the reports. To be called once.
+    /// Includes these tasks in the reports.
     pub fn include(&self, vitals: Vec<Arc<Vitals>>) {
+        // This is called once.
         let _ = self.vitals.set(vitals);
     }
 
@@ -54,7 +55,7 @@ impl Supervision {
         self.vitals.get().into_iter().flatten()
     }
 
-    /// Reason why requests are not answered now: a shard that hangs, as router or launcher know.
+    /// Returns why requests are not answered now: a hung shard, as noticed by router or launcher.
     pub fn trouble(&self) -> Option<String> {
         let hang = self.vitals().find_map(|vitals| vitals.hang());
         if let Some(hang) = hang {
@@ -64,7 +65,7 @@ impl Supervision {
         told.clone()
     }
 
-    /// Answers the launcher at the other end of stdin until the connection is lost.
+    /// Answers the launcher at the other end of stdin until it closes.
     pub fn answer_at_stdin(&self) -> io::Result<()> {
         let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
         let socket = std::os::unix::net::UnixStream::from(socket);
@@ -72,7 +73,7 @@ impl Supervision {
         let socket = UnixStream::from_std(socket)?;
         let supervision = self.clone();
         tokio::spawn(async move {
-            // The connection ends with the launcher, and so does this process.
+            // Stdin is closed when the launcher has ended. This process then ends too.
             if let Err(error) = supervision.answer(socket).await {
                 tracing::debug!("lost the launcher: {error}");
             }

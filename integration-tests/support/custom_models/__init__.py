@@ -1,8 +1,8 @@
 """Models with Python code of their own, each with habits that are found on the hub, and their plain reference.
 
-Every folder beside this file is one habit. `build` makes a model of it: its code, a config as such a model carries it,
-random weights and a tokenizer. What a model must answer is what its own `forward()` says about the whole sequence, with
-no cache and nothing beside it in the batch: `greedy`.
+Every folder beside this file but `shared` holds one habit. `build` makes a model of it: its code with the shared parts,
+a config as such a model carries it, random weights and a tokenizer. The expected answer is that of the model's own
+`forward()` over the whole sequence, without a cache and alone in the batch: `greedy`.
 """
 
 import inspect
@@ -17,9 +17,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from ..models import EOS, VOCAB_SIZE, tokenizer_file
+from ..models import EOS, SIZES, VOCAB_SIZE, tokenizer_file
 
 _HERE = Path(__file__).parent
+
+_SETTINGS = ("shared/settings.py",)
+_LAWFUL = (*_SETTINGS, "contract/configuration_lawful.py", "contract/modeling_lawful.py")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Habit:
     generates: bool = True
     """Whether Transformers' own `generate()` can run it."""
     random_scale: float = 0.25
+    parts: tuple[str, ...] = ()
+    """Files beside the folder's own, which these import."""
 
 
 #: By folder. The paths that a model allows are for the server to find out.
@@ -44,17 +49,20 @@ HABITS: dict[str, Habit] = {
         "modeling_packed.PackedForCausalLM",
         {"model_type": "packed", "torch_dtype": "float32", "transformers_version": "4.29.1"},
         generates=False,
+        parts=_SETTINGS,
     ),
     "alibi_transposed": Habit(
         "configuration_slope.SlopeConfig",
         "modeling_slope.SlopeForCausalLM",
         {"model_type": "slope", "torch_dtype": "float32"},
         generates=False,
+        parts=_SETTINGS,
     ),
     "cache_position": Habit(
         "configuration_placed.PlacedConfig",
         "modeling_placed.PlacedForCausalLM",
         {"model_type": "placed", "torch_dtype": "float32", "transformers_version": "4.44.2"},
+        parts=_SETTINGS,
     ),
     "seq_first": Habit(
         "configuration_glmlike.GlmLikeConfig",
@@ -72,17 +80,22 @@ HABITS: dict[str, Habit] = {
         "configuration_leaky.LeakyConfig", "modeling_leaky.LeakyForCausalLM", {"model_type": "leaky"}, random_scale=0.6
     ),
     "contract": Habit(
-        "configuration_lawful.LawfulConfig", "modeling_lawful.LawfulForCausalLM", {"model_type": "lawful"}
+        "configuration_lawful.LawfulConfig",
+        "modeling_lawful.LawfulForCausalLM",
+        {"model_type": "lawful"},
+        parts=_SETTINGS,
     ),
     "drops_kwargs": Habit(
         "configuration_forgetful.ForgetfulConfig",
         "modeling_forgetful.ForgetfulForCausalLM",
         {"model_type": "forgetful"},
+        parts=_LAWFUL,
     ),
     "absolute_positions": Habit(
         "configuration_counted.CountedConfig",
         "modeling_counted.CountedLMHeadModel",
         {"model_type": "counted", "eos_token_id": 0},
+        parts=_SETTINGS,
     ),
     "python_tokenizer": Habit(
         None,
@@ -90,14 +103,9 @@ HABITS: dict[str, Habit] = {
         {
             "model_type": "llama",
             "vocab_size": VOCAB_SIZE,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 1024,
             "bos_token_id": None,
             "eos_token_id": 0,
+            **SIZES,
         },
         tokenizer_class="tokenization_trie.TrieTokenizer",
     ),
@@ -105,12 +113,14 @@ HABITS: dict[str, Habit] = {
         "configuration_nested.NestedConfig",
         "modeling_nested.NestedForCausalLM",
         {"model_type": "nested", "text_config": {"model_type": "nested_text", "num_hidden_layers": 2}},
+        parts=_SETTINGS,
     ),
     "stale_cache_api": Habit(
         "configuration_stale.StaleConfig",
         "modeling_stale.StaleForCausalLM",
         {"model_type": "stale", "eos_token_id": 0},
         generates=False,
+        parts=_SETTINGS,
     ),
 }
 
@@ -122,7 +132,7 @@ def build(habit: str, folder: Path) -> Path:
         tokenizer_file(folder)
     else:
         _python_tokenizer(folder, chosen.tokenizer_class)
-    for file in sorted((_HERE / habit).glob("*.py")):
+    for file in [*(_HERE / habit).glob("*.py"), *(_HERE / part for part in chosen.parts)]:
         shutil.copy(file, folder / file.name)
     config = dict(chosen.config)
     if chosen.config_class and chosen.model_class:
@@ -176,6 +186,33 @@ def generated(model: Any, prompt: Sequence[int], count: int) -> list[int]:
         pad_token_id=0,
     )  # fmt: skip
     return output[0, len(prompt) :].tolist()
+
+
+def marked(source: Path, root: Path) -> Path:
+    """A copy in `root` whose modules create the file `root/has-run` when they are imported."""
+    folder = Path(shutil.copytree(source, root / "marked"))
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        mark = f'\nfrom pathlib import Path as _Path\n\n_Path(r"{root / "has-run"}").touch()\n'
+        file.write_text(text + mark)
+    return folder
+
+
+REFERENCES = ("text_config", "processor_config.json", "preprocessor_config.json")
+"""Parts of a model folder, besides the config itself, that can refer to Python code."""
+
+
+def refer_from(place: str, folder: Path) -> str:
+    """Lets only this part of a `nested_relative` model refer to its code; returns how the launcher names the part."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    reference = {"AutoConfig": "text_settings.NestedTextConfig", "AutoProcessor": "blocks.PlainBlock"}
+    if place == "text_config":
+        config["text_config"]["auto_map"] = reference
+    else:
+        (folder / place).write_text(json.dumps({"auto_map": reference}))
+    (folder / "config.json").write_text(json.dumps(config))
+    return "config.json has text_config.auto_map" if place == "text_config" else f"{place} has auto_map"
 
 
 def _python_tokenizer(folder: Path, name: str) -> None:

@@ -1,4 +1,4 @@
-//! What a full server still answers.
+//! Probes that a full server still answers.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, header};
@@ -10,8 +10,8 @@ use crate::error::{ApiError, Dialect, ErrorKind};
 /// Routes that are answered when all connections are in use.
 pub const PROBES: [&str; 4] = ["/health", "/ping", "/info", "/metrics"];
 
-/// Answers probes and refuses everything else; either way the connection ends with it.
-/// `dialect_of`: dialect of a path's errors.
+/// Answers probes and refuses all other requests. Either way the connection ends. `dialect_of`: dialect of a path's
+/// errors.
 pub(super) async fn only_probes(
     State(dialect_of): State<fn(&str) -> Dialect>,
     request: Request,

@@ -12,11 +12,10 @@ use http_body::Frame;
 
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, ErrorKind};
+use crate::http::sse::FRAME_BYTES;
 
 /// Size up to which an answer is sent whole, with its length.
 const WHOLE_BYTES: usize = 64 * 1024;
-/// Size from which a frame is sent.
-const FRAME_BYTES: usize = 16 * 1024;
 
 /// A response whose JSON `write` appends piece by piece, until it returns false. While the response is being sent,
 /// `held_bytes` count against the memory budget of bodies (see [`crate::connections::intake`]).

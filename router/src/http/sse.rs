@@ -10,7 +10,11 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::Stream;
 use http_body::Frame;
+use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// Maximum size of a frame before further events go into the next one.
+pub const FRAME_BYTES: usize = 16 * 1024;
 
 /// Silence after which a comment is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -66,6 +70,14 @@ impl<S: Stream<Item = Bytes> + Unpin> http_body::Body for EventBody<S> {
         }
         Poll::Pending
     }
+}
+
+/// Appends an event whose data is `value` as JSON.
+pub fn json_event(out: &mut Vec<u8>, value: &impl Serialize) -> Result<(), serde_json::Error> {
+    out.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *out, value)?;
+    out.extend_from_slice(b"\n\n");
+    Ok(())
 }
 
 /// Appends `text` as a JSON string, quotes included.

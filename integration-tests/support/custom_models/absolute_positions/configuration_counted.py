@@ -2,6 +2,8 @@
 
 from transformers import PretrainedConfig
 
+from .settings import adopt
+
 
 class CountedConfig(PretrainedConfig):
     model_type = "counted"
@@ -12,11 +14,6 @@ class CountedConfig(PretrainedConfig):
         "max_position_embeddings": "n_positions",
     }
 
-    def __init__(self, vocab_size=640, n_positions=1024, n_embd=64, n_layer=3, n_head=4, use_cache=True, **kwargs):
-        self.vocab_size = vocab_size
-        self.n_positions = n_positions
-        self.n_embd = n_embd
-        self.n_layer = n_layer
-        self.n_head = n_head
-        self.use_cache = use_cache
-        super().__init__(**kwargs)
+    def __init__(self, **kwargs):
+        rest = adopt(self, kwargs, max_position_embeddings=1024)
+        super().__init__(**rest)

@@ -121,18 +121,9 @@ class SlopeForCausalLM(SlopePreTrainedModel):
         return self.lm_head
 
     def forward(
-        self,
-        input_ids=None,
-        past_key_values=None,
-        attention_mask=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-        **deprecated_arguments,
-    ):
+        self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, labels=None,
+        use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None, **deprecated_arguments,
+    ):  # fmt: skip
         if deprecated_arguments.pop("position_ids", False) is not False:
             raise ValueError("`position_ids` have no meaning here: distances come from the attention mask")
         if deprecated_arguments:

@@ -77,15 +77,9 @@ class PlacedAttention(nn.Module):
         return query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
 
     def forward(
-        self,
-        hidden_states,
-        attention_mask=None,
-        position_ids=None,
-        past_key_value=None,
-        output_attentions=False,
-        use_cache=False,
-        cache_position=None,
-    ):
+        self, hidden_states, attention_mask=None, position_ids=None, past_key_value=None, output_attentions=False,
+        use_cache=False, cache_position=None,
+    ):  # fmt: skip
         query, key, value = self.project(hidden_states, position_ids, past_key_value, cache_position)
         weights = torch.matmul(query, key.transpose(2, 3)) / self.head_dim**0.5
         if attention_mask is not None:
@@ -97,15 +91,9 @@ class PlacedAttention(nn.Module):
 
 class PlacedSdpaAttention(PlacedAttention):
     def forward(
-        self,
-        hidden_states,
-        attention_mask=None,
-        position_ids=None,
-        past_key_value=None,
-        output_attentions=False,
-        use_cache=False,
-        cache_position=None,
-    ):
+        self, hidden_states, attention_mask=None, position_ids=None, past_key_value=None, output_attentions=False,
+        use_cache=False, cache_position=None,
+    ):  # fmt: skip
         query, key, value = self.project(hidden_states, position_ids, past_key_value, cache_position)
         mask = attention_mask[:, :, :, : key.shape[-2]] if attention_mask is not None else None
         out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -166,16 +154,9 @@ class PlacedModel(PlacedPreTrainedModel):
         self.post_init()
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        use_cache=None,
-        output_attentions=None,
-        cache_position=None,
-    ):
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        use_cache=None, output_attentions=None, cache_position=None,
+    ):  # fmt: skip
         use_cache = use_cache if use_cache is not None else self.config.use_cache
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -235,29 +216,13 @@ class PlacedForCausalLM(PlacedPreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-        cache_position=None,
-        num_logits_to_keep=0,
-    ):
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None,
+        cache_position=None, num_logits_to_keep=0,
+    ):  # fmt: skip
         outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            cache_position=cache_position,
-        )
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, output_attentions,
+            cache_position,
+        )  # fmt: skip
         logits = self.lm_head(outputs.last_hidden_state[:, -num_logits_to_keep:, :]).float()
         return CausalLMOutputWithPast(logits=logits, past_key_values=outputs.past_key_values)

@@ -91,23 +91,19 @@ class LawfulPreTrainedModel(PreTrainedModel):
 
 
 class LawfulModel(LawfulPreTrainedModel):
+    layer_class = LawfulLayer
+
     def __init__(self, config):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([LawfulLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([self.layer_class(config, i) for i in range(config.num_hidden_layers)])
         self.norm = nn.LayerNorm(config.hidden_size)
         self.post_init()
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        use_cache=None,
-        **kwargs,
-    ):
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        use_cache=None, **kwargs,
+    ):  # fmt: skip
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -125,22 +121,18 @@ class LawfulModel(LawfulPreTrainedModel):
         )
         hidden_states = inputs_embeds
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
+            options = {"position_ids": position_ids, "past_key_values": past_key_values} | kwargs
+            hidden_states = layer(hidden_states, attention_mask=mask, **options)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
 
 class LawfulForCausalLM(LawfulPreTrainedModel, GenerationMixin):
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    model_class = LawfulModel
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = LawfulModel(config)
+        self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -148,16 +140,9 @@ class LawfulForCausalLM(LawfulPreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        use_cache=None,
-        logits_to_keep=0,
-        **kwargs,
-    ):
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        use_cache=None, logits_to_keep=0, **kwargs,
+    ):  # fmt: skip
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
         )

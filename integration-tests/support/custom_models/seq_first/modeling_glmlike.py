@@ -135,15 +135,9 @@ class GlmLikeModel(GlmLikePreTrainedModel):
         return self.embedding
 
     def forward(
-        self,
-        input_ids,
-        position_ids=None,
-        attention_mask=None,
-        full_attention_mask=None,
-        past_key_values=None,
-        use_cache=None,
-        return_dict=None,
-    ):
+        self, input_ids, position_ids=None, attention_mask=None, full_attention_mask=None, past_key_values=None,
+        use_cache=None, return_dict=None,
+    ):  # fmt: skip
         count = input_ids.shape[1]
         if full_attention_mask is None and (
             (attention_mask is not None and not attention_mask.all()) or (past_key_values and count != 1)
@@ -185,15 +179,9 @@ class GlmLikeForConditionalGeneration(GlmLikePreTrainedModel):
         return model_kwargs
 
     def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        past_key_values=None,
-        attention_mask=None,
-        position_ids=None,
-        use_cache=None,
-        is_first_forward=True,
-        **kwargs,
-    ):
+        self, input_ids, past_key_values=None, attention_mask=None, position_ids=None, use_cache=None,
+        is_first_forward=True, **kwargs,
+    ):  # fmt: skip
         if position_ids is None:
             position_ids = self.get_position_ids(input_ids, device=input_ids.device)
         if not is_first_forward and past_key_values is not None:
@@ -209,19 +197,10 @@ class GlmLikeForConditionalGeneration(GlmLikePreTrainedModel):
         }
 
     def forward(
-        self,
-        input_ids=None,
-        position_ids=None,
-        attention_mask=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        labels=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
+        self, input_ids=None, position_ids=None, attention_mask=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, output_attentions=None, output_hidden_states=None, return_dict=None,
         return_last_logit=False,
-    ):
+    ):  # fmt: skip
         use_cache = use_cache if use_cache is not None else self.config.use_cache
         outputs = self.transformer(
             input_ids=input_ids,

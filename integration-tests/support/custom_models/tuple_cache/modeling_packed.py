@@ -126,16 +126,9 @@ class PackedForCausalLM(PackedPreTrainedModel):
         return self.lm_head
 
     def forward(
-        self,
-        input_ids=None,
-        attention_mask=None,
-        past_key_values=None,
-        labels=None,
-        use_cache=None,
-        output_attentions=None,
-        output_hidden_states=None,
-        return_dict=None,
-    ):
+        self, input_ids=None, attention_mask=None, past_key_values=None, labels=None, use_cache=None,
+        output_attentions=None, output_hidden_states=None, return_dict=None,
+    ):  # fmt: skip
         return_dict = return_dict if return_dict is not None else self.config.use_return_dict
         outputs = self.model(input_ids, attention_mask, past_key_values, use_cache, return_dict)
         logits = self.lm_head(outputs[0])
@@ -148,12 +141,8 @@ class PackedForCausalLM(PackedPreTrainedModel):
     ):
         if past_key_values:
             input_ids = input_ids[:, -1:]
-        return {
-            "input_ids": input_ids,
-            "past_key_values": past_key_values,
-            "use_cache": kwargs.get("use_cache"),
-            "attention_mask": attention_mask,
-        }
+        given = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        return given | {"input_ids": input_ids, "use_cache": kwargs.get("use_cache")}
 
     @staticmethod
     def _reorder_cache(past_key_values, beam_idx):

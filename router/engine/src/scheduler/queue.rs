@@ -13,6 +13,11 @@ use crate::request::Priority;
 use crate::sequence::{Sequence, SequenceKey, Sequences};
 
 /// How many of the first in the queue are compared.
+///
+/// The shortest first, against arrival order, on an Intel Xeon without AMX (`chat`, SmolLM2): the first
+/// token came after 686 ms (848 before) with 32 clients and 1661 ms (2016) with 64, medians of 3 and 5
+/// rounds. The time per token rose from 208 to 224 ms and from 396 to 433; tokens per second fell by 1 to
+/// 2 %.
 const WINDOW: usize = 8;
 
 /// How often a sequence may be overtaken by later ones.

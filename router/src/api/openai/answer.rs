@@ -4,29 +4,29 @@ use std::sync::Arc;
 
 use axum::response::Response;
 
-use super::choice::Choice;
-use super::chunk::{ChunkEncoder, Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, ChunkEncoder, Identity};
 use super::request::StreamOptions;
-use super::stream::{AnswerStream, End, StreamContent};
+use super::stream::{AnswerStream, StreamContent, StreamEnd};
 use crate::http::accounting::RequestAccounting;
 use crate::http::sse;
 use crate::state::AppState;
 
-/// An answer that is streamed.
+/// An answer to stream.
 #[derive(Debug)]
 pub struct Streaming {
-    pub kind: Kind,
+    pub kind: AnswerKind,
     pub identity: Identity,
     pub options: StreamOptions,
     pub with_logprobs: bool,
 }
 
 impl Streaming {
-    /// The response whose body is the stream; it records how the answer ended.
+    /// Response with the stream as its body. The stream records how the answer ended.
     pub fn response(
         self,
         state: &AppState,
-        choices: Vec<Choice>,
+        choices: Vec<RunningChoice>,
         mut accounting: RequestAccounting,
     ) -> Response {
         let content = StreamContent {
@@ -42,13 +42,13 @@ impl Streaming {
         );
         let head = accounting.clone();
         let prompt_tokens = accounting.prompt_tokens as u64;
-        let on_end = move |end: End<'_>| match end {
-            End::Complete(finishes) => {
+        let on_end = move |end: StreamEnd<'_>| match end {
+            StreamEnd::Complete(finishes) => {
                 finishes.iter().for_each(|finish| accounting.add(finish));
                 accounting.record_success();
             }
-            End::Failed(error) => error.count(),
-            End::Dropped => {
+            StreamEnd::Failed(error) => error.count(),
+            StreamEnd::Dropped => {
                 metrics::counter!("gridwork_request_failures_total", "kind" => "dropped")
                     .increment(1);
             }

@@ -18,10 +18,8 @@ mod response;
 mod stream;
 mod submit;
 mod text_offsets;
-mod token_text;
 mod tools;
 pub mod warm;
 
 pub use chat::chat_prompt;
 pub use chat_request::ChatRequest;
-pub use token_text::TokenTexts;

@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! Handlers of `GET /v1/models` and `GET /v1/models/{id}`.
 
 use std::sync::OnceLock;
 
@@ -73,7 +73,7 @@ fn max_model_len(state: &AppState) -> Option<u32> {
     }
 }
 
-/// Time of the first call, in seconds since 1970. The first call is made when the server starts.
+/// Time of the first call, in seconds since 1970. The server calls it when it starts.
 pub fn started_s() -> u64 {
     static SINCE: OnceLock<u64> = OnceLock::new();
     *SINCE.get_or_init(unix_time_s)

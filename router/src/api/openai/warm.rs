@@ -1,4 +1,4 @@
-//! `POST /load_model`, which `transformers chat` asks before its first message.
+//! Handler of `POST /load_model`, which `transformers chat` calls before its first message.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -13,10 +13,10 @@ use crate::http::route::LISTED;
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// Body of `/load_model`.
+/// Request to load a model.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct LoadModelRequest {
-    /// Any name, or none: one model is served.
+    /// Name of the model. Any name is accepted, because one model is served.
     pub model: Option<String>,
 }
 

@@ -1,17 +1,17 @@
-//! `/generate` and `/`: the whole text at once.
+//! Handlers of `/generate` and `/`, which answer with the whole text at once.
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use gridwork_engine::{Event, Finish, Generation};
+use gridwork_engine::{Event, Finish, GeneratedToken, Generation, TopToken};
 use tokenizers::Tokenizer;
 
 use super::stream::stream_response;
 use super::types::{
-    BestOfSequence, CompatGenerateRequest, Details, GenerateParameters, GenerateRequest,
-    GenerateResponse, PrefillToken, Token,
+    BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
+    PrefillToken, Token, check_best_of,
 };
 use crate::connections::intake;
 use crate::error::{ApiError, ErrorResponse};
@@ -63,7 +63,7 @@ pub async fn compat_generate(
         stream,
     } = request;
     let mut parameters = parameters.unwrap_or_default();
-    // Clients of this route have always got the whole text unless they said otherwise.
+    // Clients of this route expect the whole text unless they say otherwise.
     parameters.return_full_text.get_or_insert(true);
     let request = GenerateRequest {
         inputs,
@@ -91,25 +91,28 @@ async fn run(
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
-    let parameters: GenerateParameters = parameters;
     let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
+    check_best_of(best_of, &parameters)?;
     accounting.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
     let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,
     };
-    let mut valid = state
+    let valid = state
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    accounting.prompt_tokens = valid.prompt_tokens;
+    accounting.prompt_tokens = valid.prompt_ids().len();
     accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
 
-    let prompt_ids = valid.prompt_ids.clone();
+    let prompt_ids = match valid.request.logprobs.prompt {
+        true => valid.prompt_ids().to_vec(),
+        false => Vec::new(),
+    };
     let mut sequences = Vec::with_capacity(best_of);
     for valid in valid.repeat(best_of) {
         let generation = state.engine().submit(valid.request)?;
@@ -132,7 +135,7 @@ async fn run(
         .enumerate()
         .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
         .map_or(0, |(index, _)| index);
-    // What one sequence had to compute the others found.
+    // The other sequences find in the cache what the first one computed.
     let cached = |sequence: &Collected| sequence.finish.num_cached_tokens;
     let cached_tokens = sequences.iter().map(cached).min().unwrap_or(0);
     let best = sequences.swap_remove(best);
@@ -152,7 +155,7 @@ async fn run(
     })
 }
 
-/// One sequence that has ended.
+/// A complete sequence.
 struct Collected {
     text: String,
     seed: Option<u64>,
@@ -203,27 +206,12 @@ async fn collect(
                     })
                     .collect();
             }
-            Event::Token(token) => {
+            Event::Token(mut token) => {
                 text.push_str(&token.text);
                 if !token.top.is_empty() {
-                    top_tokens.push(
-                        token
-                            .top
-                            .iter()
-                            .map(|top| top_token(tokenizer, top))
-                            .collect(),
-                    );
+                    top_tokens.push(reported_top(tokenizer, &token.top));
                 }
-                tokens.push(Token {
-                    id: token.id,
-                    text: if token.special {
-                        own_text(tokenizer, token.id)
-                    } else {
-                        token.text
-                    },
-                    logprob: token.logprob.unwrap_or(0.0),
-                    special: token.special,
-                });
+                tokens.push(reported(tokenizer, &mut token));
                 if let Some(finish) = token.finish {
                     return Ok(Collected {
                         text,
@@ -240,20 +228,36 @@ async fn collect(
     Err(gridwork_engine::GenerationError::Shutdown.into())
 }
 
-/// The text of a token by itself, special or not.
-pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.decode(&[id], false).unwrap_or_default()
+/// A generated token as answers report it. Takes the text out of `token`.
+pub(super) fn reported(tokenizer: &Tokenizer, token: &mut GeneratedToken) -> Token {
+    let text = std::mem::take(&mut token.text);
+    Token {
+        id: token.id,
+        text: match token.special {
+            true => own_text(tokenizer, token.id),
+            false => text,
+        },
+        logprob: token.logprob.unwrap_or(0.0),
+        special: token.special,
+    }
 }
 
-pub(super) fn top_token(tokenizer: &Tokenizer, top: &gridwork_engine::TopToken) -> Token {
-    let special = tokenizer
-        .get_added_tokens_decoder()
-        .get(&top.id)
-        .is_some_and(|token| token.special);
-    Token {
+/// The most likely tokens at a position as answers report them.
+pub(super) fn reported_top(tokenizer: &Tokenizer, tops: &[TopToken]) -> Vec<Token> {
+    let special = |id: u32| {
+        let added = tokenizer.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
+    };
+    let token = |top: &TopToken| Token {
         id: top.id,
         text: own_text(tokenizer, top.id),
         logprob: top.logprob,
-        special,
-    }
+        special: special(top.id),
+    };
+    tops.iter().map(token).collect()
+}
+
+/// Text of a single token, also of a special one.
+fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.decode(&[id], false).unwrap_or_default()
 }

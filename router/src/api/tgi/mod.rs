@@ -1,4 +1,4 @@
-//! text-generation-inference's own API.
+//! The API of text-generation-inference.
 
 pub mod generate;
 pub mod stream;

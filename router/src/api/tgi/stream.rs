@@ -1,4 +1,4 @@
-//! `/generate_stream`: an event for every token.
+//! Handler of `/generate_stream`, which sends an event for every token.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,7 +10,7 @@ use axum::response::Response;
 use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
 
-use super::generate::{own_text, top_token};
+use super::generate::{reported, reported_top};
 use super::types::{GenerateRequest, StreamDetails, StreamResponse};
 use crate::connections::intake;
 use crate::error::{ApiError, Dialect, ErrorResponse};
@@ -18,7 +18,7 @@ use crate::generation::parameters::{FieldNames, Prompt};
 use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
-use crate::http::sse::{self, json_string};
+use crate::http::sse::{self, FRAME_BYTES, json_string};
 use crate::state::AppState;
 
 /// Continue a text and stream it, token by token.
@@ -40,7 +40,7 @@ pub async fn generate_stream(
     stream_response(&state, request, accounting).await
 }
 
-/// Admits the request, then answers with its stream.
+/// Submits the request and answers with its stream.
 pub(super) async fn stream_response(
     state: &AppState,
     request: GenerateRequest,
@@ -79,7 +79,7 @@ pub(super) async fn stream_response(
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    accounting.prompt_tokens = valid.prompt_tokens;
+    accounting.prompt_tokens = valid.prompt_ids().len();
     accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
@@ -101,21 +101,18 @@ pub(super) async fn stream_response(
     Ok(response)
 }
 
-/// Frames of events, one event for each token.
+/// Stream of frames, with one event for each token.
 struct TokenStream {
     state: AppState,
     generation: Generation,
     accounting: RequestAccounting,
-    /// All text so far.
+    /// Text so far.
     text: String,
     seed: Option<u64>,
     wants_details: bool,
     index: u32,
     ended: bool,
 }
-
-/// Enough for one frame: what is ready beyond it goes into the next.
-const FRAME_BYTES: usize = 16 * 1024;
 
 impl Stream for TokenStream {
     type Item = Bytes;
@@ -143,7 +140,7 @@ impl Stream for TokenStream {
 }
 
 impl TokenStream {
-    fn write(&mut self, out: &mut Vec<u8>, token: GeneratedToken) {
+    fn write(&mut self, out: &mut Vec<u8>, mut token: GeneratedToken) {
         self.index += 1;
         self.text.push_str(&token.text);
         if token.finish.is_none() && token.top.is_empty() && !token.special {
@@ -163,24 +160,10 @@ impl TokenStream {
             return;
         }
         let tokenizer = self.state.tokenizer().clone();
-        let text = if token.special {
-            own_text(&tokenizer, token.id)
-        } else {
-            token.text
-        };
         let mut event = StreamResponse {
             index: self.index,
-            token: super::types::Token {
-                id: token.id,
-                text,
-                logprob: token.logprob.unwrap_or(0.0),
-                special: token.special,
-            },
-            top_tokens: token
-                .top
-                .iter()
-                .map(|top| top_token(&tokenizer, top))
-                .collect(),
+            token: reported(&tokenizer, &mut token),
+            top_tokens: reported_top(&tokenizer, &token.top),
             generated_text: None,
             details: None,
         };
@@ -197,13 +180,14 @@ impl TokenStream {
             });
             self.ended = true;
         }
-        write_event(out, &event);
+        // Cannot fail: the event has only strings, numbers and options, and is written to memory.
+        let _ = sse::json_event(out, &event);
     }
 
     fn write_error(&mut self, out: &mut Vec<u8>, error: GenerationError) {
         let error = ApiError::from(error);
         error.count();
-        write_event(out, &error.body(Dialect::Tgi));
+        let _ = sse::json_event(out, &error.body(Dialect::Tgi));
         self.ended = true;
     }
 }
@@ -216,14 +200,7 @@ impl Drop for TokenStream {
     }
 }
 
-fn write_event(out: &mut Vec<u8>, event: &impl serde::Serialize) {
-    out.extend_from_slice(b"data: ");
-    // Writing to memory what has only strings, numbers and options in it cannot fail.
-    let _ = serde_json::to_writer(&mut *out, event);
-    out.extend_from_slice(b"\n\n");
-}
-
-/// JSON has no infinity: a logprob of a token that cannot be sampled shows as `null`.
+/// Writes a log-probability. JSON has no infinity, so that of an impossible token is `null`.
 fn write_number(out: &mut Vec<u8>, value: f32) {
     let _ = serde_json::to_writer(out, &value);
 }

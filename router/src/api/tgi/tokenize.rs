@@ -1,4 +1,4 @@
-//! `/tokenize` and `/chat_tokenize`: what the model sees of a text and of a conversation.
+//! Handlers of `/tokenize` and `/chat_tokenize`: the tokens of a text and of a conversation.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -32,7 +32,7 @@ pub async fn tokenize(
     tokens.respond(b"[", b"]")
 }
 
-/// Render a conversation as the model's chat template has it, and tokenize that.
+/// Render a conversation with the model's chat template, and tokenize the result.
 #[utoipa::path(
     post, path = LISTED, request_body = ChatRequest,
     responses(

@@ -1,0 +1,1 @@
+"""The benchmarks of `make bench`: servers, workloads, measurements, tables and plots."""

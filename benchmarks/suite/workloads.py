@@ -1,0 +1,137 @@
+"""The workloads: conversations in mixed lengths, the same for every server and in every round.
+
+Each number of clients has its own texts, so that a server that caches prefixes has seen none of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from suite.load import Conversation, Turn
+from suite.prompts import chat_prompts, output_tokens, question, text_of
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    about: str
+    levels: tuple[int, ...]  # numbers of clients; for `context`, tokens of the prompt
+    make: Callable[[int, float], list[Conversation]]
+    """Makes the conversations for a level, and the given share of them for slow models, at least one a client."""
+    peers: bool = True  # whether peers are measured, too
+    variants: tuple[str, ...] = ()  # contestants that take part in this workload alone
+    models: tuple[str, ...] = ()  # models it fits; empty: all
+
+
+def _count(clients: int, part: float) -> int:
+    return max(clients, round(part * min(128, 8 + 3 * clients)))
+
+
+def _chat(clients: int, part: float) -> list[Conversation]:
+    texts = chat_prompts(_count(clients, part), seed=clients)
+    return [(Turn(text, output_tokens(index)),) for index, text in enumerate(texts)]
+
+
+def _long_prompt(clients: int, part: float) -> list[Conversation]:
+    count = max(clients, round(part * 8))
+    return [
+        (Turn(f"{text_of(900 + 100 * (i % 8), seed=1000 * clients + i)}\n\n{question(6)}\n", 8 + 4 * (i % 3)),)
+        for i in range(count)
+    ]
+
+
+def _shared_prompt(clients: int, part: float) -> list[Conversation]:
+    # Each number of clients has its own system prompt, which its first users compute.
+    system = f"You help the readers of these texts. {text_of(800, seed=77 + clients)}"
+    texts = chat_prompts(max(clients, round(part * 2 * clients)), seed=500 + clients)
+    return [(Turn(f"{system}\n\nUser {i}: {text[:300]}\n", 16 + 8 * (i % 4)),) for i, text in enumerate(texts)]
+
+
+def _conversation(about_tokens: int, seed: int, index: int) -> Conversation:
+    """Eight turns about a text of about this many tokens."""
+    opening = text_of(about_tokens, seed=seed + index)
+    questions = [f"\n\nUser: {question(index + turn)}\nAssistant:" for turn in range(8)]
+    return tuple(Turn(opening + text if turn == 0 else text, 16) for turn, text in enumerate(questions))
+
+
+def _multi_turn(clients: int, part: float) -> list[Conversation]:
+    return [_conversation(1100, 31 * clients, index) for index in range(max(clients, round(part * 8)))]
+
+
+def _long_conversation(clients: int, part: float) -> list[Conversation]:
+    return [_conversation(6000, 7000 * clients, index) for index in range(max(clients, round(part * 2)))]
+
+
+OFFLINE_OUTPUTS = (8, 128, 16, 48, 24, 96, 32, 64)
+"""Tokens of the answers of `offline`, mixed: a static batch is as slow as its longest answer."""
+
+OFFLINE_REQUESTS = 64
+
+
+def _offline(clients: int, part: float) -> list[Conversation]:
+    # At least two batches: within one, no waiting request could replace one that has ended.
+    texts = chat_prompts(min(OFFLINE_REQUESTS, max(2 * clients, 32, round(part * OFFLINE_REQUESTS))), seed=900)
+    return [(Turn(f"{clients}. {text[:800]}", OFFLINE_OUTPUTS[i % 8]),) for i, text in enumerate(texts)]
+
+
+def _decode(clients: int, part: float) -> list[Conversation]:
+    return [(Turn(f"{i}. {question(i)}", 64),) for i in range(max(clients, round(part * 4)))]
+
+
+def _context(tokens: int, part: float) -> list[Conversation]:
+    return [(Turn(text_of(tokens, seed=tokens + i), 32),) for i in range(max(1, round(part * 2)))]
+
+
+def _memory(clients: int, part: float) -> list[Conversation]:
+    # All at once, with nearly as many tokens as a cache of 1 GiB holds for SmolLM2-135M.
+    return [(Turn(text_of(1750, seed=4000 + i), 64),) for i in range(clients)]
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("start", "from the command to the first token", (1,), lambda clients, part: []),
+        Workload("chat", "prompts of a line to 600 tokens, answers of 8 to 64", (1, 8, 32, 64), _chat),
+        Workload("long-prompt", "prompts of 900 to 1600 tokens, answers of 8 to 16", (1, 8), _long_prompt),
+        Workload("shared-prompt", "many users behind one system prompt of 800 tokens", (8, 32), _shared_prompt),
+        Workload(
+            "multi-turn",
+            "conversations of 8 turns about a text of 1100 tokens, answers of 16",
+            (1, 8),
+            _multi_turn,
+            variants=("gridwork-no-prefix-cache",),
+        ),
+        Workload(
+            "long-conversation",
+            "conversations of 8 turns about a text of 6000 tokens, answers of 16",
+            (1,),
+            _long_conversation,
+            peers=False,
+            variants=("gridwork-no-prefix-cache",),
+        ),
+        Workload(
+            "offline",
+            "a list of requests with answers of 8 to 128 tokens, in batches",
+            (4, 8, 16, 32, OFFLINE_REQUESTS),
+            _offline,
+            variants=("generate",),
+        ),
+        Workload(
+            "decode",
+            "answers of 64 tokens to one line",
+            (1,),
+            _decode,
+            peers=False,
+            variants=("gridwork-int8", "gridwork-speculate"),
+        ),
+        Workload(
+            "context",
+            "32 tokens after prompts of 128 to 8k tokens",
+            (128, 512, 1024, 2048, 4096, 7800),
+            _context,
+            peers=False,
+        ),
+        Workload(
+            "memory", "25 prompts of 1750 tokens at once, with 1 GiB of cache", (25,), _memory, models=("smollm2-135m",)
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Single programs: bandwidth, profiles of a step, perplexity, rooflines, and the program that runs `generate()`."""
