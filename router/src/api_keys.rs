@@ -54,7 +54,7 @@ impl ApiKeys {
     }
 }
 
-/// Takes as long for a nearly right key as for a wrong one.
+/// Compares in a time that does not depend on how much of the key is right.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     let difference = a
         .iter()

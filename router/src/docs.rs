@@ -47,4 +47,18 @@ mod tests {
         assert_eq!(part.update(&page("old")), Some(page("new")));
         assert_eq!(part.update("a\n"), None);
     }
+
+    #[test]
+    fn generated_parts_of_pages_are_up_to_date() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for part in PARTS {
+            let page = std::fs::read_to_string(root.join(part.page)).expect(part.page);
+            let updated = part.update(&page);
+            assert!(
+                updated == Some(page),
+                "{} is out of date; run `make docs`",
+                part.page
+            );
+        }
+    }
 }

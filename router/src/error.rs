@@ -1,4 +1,4 @@
-//! Every refusal and failure, and how each of the two API dialects says it.
+//! Errors of requests, and their statuses and bodies in the dialect of each API.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-/// Whose shapes and statuses an answer has.
+/// API whose shapes and statuses an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// text-generation-inference: `{"error", "error_type"}`.
@@ -21,17 +21,18 @@ pub enum Dialect {
     Tei,
 }
 
+/// Kinds of errors. Each has a status and a name in every dialect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// The body is not JSON.
     InvalidJson,
     /// A field is missing or of the wrong type.
     InvalidType,
-    /// A value is out of range, or does not go with another.
+    /// A value is out of range, or incompatible with another.
     Validation,
     /// Prompt and answer do not fit into the model's context.
     TooLong,
-    /// An input of an encoder has nothing in it.
+    /// An input of an encoder is empty.
     Empty,
     /// The model is served for another task.
     WrongTask,
@@ -53,16 +54,16 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// What a client is told when it does not get what it asked for.
+/// Error of a request, for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub kind: ErrorKind,
     pub message: String,
-    /// The field of the request that is at fault, as the client calls it.
+    /// Field of the request that is at fault, under its name in the request.
     pub field: Option<String>,
     pub retry_after_s: Option<u64>,
-    /// Of what does not fit: the length of the model's context, in tokens.
+    /// Length of the model's context in tokens, for a request that does not fit into it.
     pub context_tokens: Option<usize>,
 }
 
@@ -77,7 +78,7 @@ impl ApiError {
         }
     }
 
-    /// A value of `field` cannot be used; the message names it.
+    /// Error of a value of `field` that cannot be used. The message names the field.
     pub fn validation(field: &str, message: impl Into<String>) -> Self {
         ApiError {
             field: Some(field.to_owned()),
@@ -85,7 +86,7 @@ impl ApiError {
         }
     }
 
-    /// `field` asks for more tokens than fit into `context_tokens`.
+    /// Error of a `field` that needs more tokens than `context_tokens`.
     pub fn too_long(field: &str, context_tokens: usize, message: impl Into<String>) -> Self {
         ApiError {
             kind: ErrorKind::TooLong,
@@ -94,7 +95,7 @@ impl ApiError {
         }
     }
 
-    /// A model or adapter that is not served.
+    /// Error of a model or adapter that is not served.
     pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
         let message =
             format!("the model `{name}` does not exist here; this server serves `{served}`");
@@ -170,7 +171,7 @@ impl ApiError {
         }
     }
 
-    /// Clients of OpenAI's API know a context that is too long by the words of the message.
+    /// Message in OpenAI's dialect. Clients recognise a prompt that is too long by its words.
     fn openai_message(&self) -> Cow<'_, str> {
         match (self.kind, self.context_tokens) {
             (ErrorKind::TooLong, Some(tokens)) => format!(

@@ -38,16 +38,15 @@ use crate::generation::validation::Validator;
 use crate::state::{AppState, Condition};
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
+use crate::tokenizing::tokenizer_file::TokenizerFileError;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
 
 /// Why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
-    #[error("{} has no tokenizer.json; take a model whose folder has one", .0.display())]
-    NoTokenizer(PathBuf),
-    #[error("{} cannot be read: {cause}; download it again", .path.display())]
-    BadTokenizer { path: PathBuf, cause: String },
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerFileError),
     #[error(
         "{}: the regular expression `{pattern}` of {place} takes exponentially many steps for some texts, so that one request could keep a thread busy for ever; take a model with another tokenizer", .path.display()
     )]

@@ -1,4 +1,5 @@
-//! All routes, and what lies around them: API key, CORS, JSON for every refusal, request ids.
+//! The HTTP application: all routes, and the layers around them for API keys, compressed bodies, errors, CORS and request
+//! ids.
 
 use axum::Router;
 use axum::extract::Request;
@@ -32,7 +33,7 @@ pub fn app(state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Origins have been checked before: an empty list allows any.
+/// Layer for cross-origin requests. The origins have been checked before; an empty list allows any.
 fn cors(origins: &[String]) -> CorsLayer {
     let origins: Vec<HeaderValue> = origins
         .iter()
@@ -45,7 +46,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        // OpenAI's client for browsers sends headers of its own; `*` would leave Authorization out.
+        // OpenAI's client for browsers sends its own headers, and `*` would not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
         .allow_origin(allowed)
@@ -75,7 +76,7 @@ async fn write_errors(request: Request, next: Next) -> Response {
     written(explained, dialect_of(&path))
 }
 
-/// What to tell who asks for a path that is none.
+/// Message for a path that has no route.
 fn no_route(path: &str) -> String {
     match openai_end(path) {
         Some(route) if path != format!("/v1{route}") => format!(
@@ -86,7 +87,7 @@ fn no_route(path: &str) -> String {
     }
 }
 
-/// Every answer carries the client's request id, or a new one.
+/// Adds the client's request id to the answer, or a new one.
 async fn request_id(request: Request, next: Next) -> Response {
     let id = request
         .headers()

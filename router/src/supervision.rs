@@ -75,7 +75,7 @@ impl Supervision {
         tokio::spawn(async move {
             // Stdin is closed when the launcher has ended. This process then ends too.
             if let Err(error) = supervision.answer(socket).await {
-                tracing::debug!("the launcher is gone: {error}");
+                tracing::debug!("lost the launcher: {error}");
             }
         });
         Ok(())

@@ -10,11 +10,11 @@ use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse};
 use crate::http::route::LISTED;
 use crate::state::AppState;
 
-/// What is served, and how.
+/// The served model, its limits and the versions.
 #[utoipa::path(
     get, path = LISTED,
     responses(
-        (status = 200, description = "What is served; of an encoder, `EncoderInfo`", body = Info),
+        (status = 200, description = "The served model; of an encoder, `EncoderInfo`", body = Info),
         (status = 503, description = "The model is still loading", body = ErrorResponse),
     )
 )]
@@ -29,7 +29,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
     Json(Info::new(&state, &ready)).into_response()
 }
 
-/// Whether requests would be answered now.
+/// Tell if requests would be answered now.
 #[utoipa::path(
     get, path = LISTED,
     responses(
@@ -62,7 +62,7 @@ pub async fn health(State(state): State<AppState>) -> Response {
     response
 }
 
-/// The same as `/health`, where Amazon SageMaker asks.
+/// Tell the same as `/health`, on the path that Amazon SageMaker asks.
 #[utoipa::path(
     get, path = LISTED,
     responses(

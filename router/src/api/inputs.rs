@@ -6,15 +6,15 @@ use utoipa::ToSchema;
 
 use crate::encoder::Input;
 
-/// One input or several: texts, or token ids.
+/// A single input or several: texts or token ids.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     pub items: Vec<Input>,
-    /// Whether there was one that stood by itself rather than in an array.
+    /// True if the request has a single input instead of an array.
     pub is_single: bool,
 }
 
-/// The forms that [`Inputs`] come in.
+/// Forms of [`Inputs`] in JSON.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum InputsForm {
@@ -43,7 +43,7 @@ impl<'de> Deserialize<'de> for Inputs {
         })?;
         let (items, is_single) = match form {
             InputsForm::Text(text) => (vec![Input::Text(text)], true),
-            // An empty array has no inputs, rather than one that is empty.
+            // An empty array means no inputs, not one input without tokens.
             InputsForm::Tokens(ids) if ids.is_empty() => (vec![], false),
             InputsForm::Tokens(ids) => (vec![Input::Tokens(ids)], true),
             InputsForm::Texts(texts) => (texts.into_iter().map(Input::Text).collect(), false),
@@ -63,7 +63,7 @@ impl<'de> Deserialize<'de> for Inputs {
     }
 }
 
-/// The error of a value that has none of the forms that are allowed; that of a field which is not there stays.
+/// Error of a value that has none of the allowed `forms`. The error of a missing field stays as it is.
 pub fn unless_missing<E: Error>(error: E, forms: &str) -> E {
     if error.to_string().starts_with("missing field") {
         error

@@ -14,19 +14,19 @@ use crate::state::AppState;
 pub struct Info {
     #[serde(flatten)]
     pub model: ModelInfo,
-    /// Whether a request's logits are the same to the bit whatever other requests run beside it. Where not, they differ
-    /// by rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
+    /// True if a request's logits are the same to the bit whatever other requests run beside it. Otherwise they differ by
+    /// rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
     pub batch_invariant: bool,
-    /// Whether they are the same to the bit however the request's tokens are divided into steps: as chunks of a prompt,
-    /// after a preemption or a restart, behind a cached prefix, as drafts.
+    /// True if the logits are the same to the bit however the request's tokens are divided into steps: as chunks of a
+    /// prompt, after a preemption or a restart, after a cached prefix, as drafts.
     pub replay_invariant: bool,
-    /// Reason why not; empty when both hold.
+    /// Reason why one of them is false; empty when both are true.
     pub invariance_reason: String,
     /// Number of ranks that the model is split over.
     pub num_shard: u32,
     /// Parts of the model that stay whole on every rank, and why.
     pub tensor_parallel_notes: Vec<String>,
-    /// Tokens that end an answer: those of the generation config, and the tokenizer's own.
+    /// Tokens that end an answer, from the generation config and the tokenizer.
     pub eos_token_ids: Vec<u32>,
     /// Values of OpenAI's routes for fields that a request leaves out, as the model's generation config says.
     pub generation_defaults: Defaults,
@@ -49,9 +49,9 @@ pub struct Info {
     pub max_client_batch_size: usize,
     /// Number of tokens in a cache block.
     pub block_size: u32,
-    /// Whether requests share cached keys and values of equal prefixes.
+    /// True if requests share cached keys and values of equal prefixes.
     pub prefix_cache: bool,
-    /// Whether they share them only with requests that send the same API key.
+    /// True if they share them only with requests that send the same API key.
     pub isolate_cache_by_key: bool,
     /// Maximum number of draft tokens of a sequence in a step.
     pub speculate: u32,
@@ -71,7 +71,7 @@ pub struct EncoderInfo {
     pub task: &'static str,
     /// Length of a vector; only of a model that embeds.
     pub embedding_size: Option<u32>,
-    /// Whether vectors have length 1 unless a request says otherwise; only of a model that embeds.
+    /// True if vectors have length 1 unless a request says otherwise; only of a model that embeds.
     pub normalizes: Option<bool>,
     /// Labels of a classifier or reranker.
     pub labels: Option<Vec<String>>,
@@ -83,7 +83,7 @@ pub struct EncoderInfo {
     /// Maximum number of sequences in a batch.
     pub max_batch_size: u32,
     pub max_client_batch_size: usize,
-    /// Whether inputs that are too long are cut when a request does not say.
+    /// True if inputs that are too long are cut when a request does not say.
     pub auto_truncate: bool,
     #[serde(flatten)]
     pub versions: Versions,

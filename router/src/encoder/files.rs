@@ -1,4 +1,4 @@
-//! What the router needs of an encoder's folder besides its tokenizer.
+//! Files of an encoder's folder that the router reads besides the tokenizer: prompts, the mask token, normalization.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,25 +10,25 @@ use tokenizers::Tokenizer;
 use super::inputs::Normalization;
 use crate::error::ApiError;
 
-/// Prompts, the token that is filled in, and what is done to texts.
+/// Prompts, mask token and normalization of an encoder.
 #[derive(Debug, Default)]
 pub struct EncoderFiles {
     prompts: BTreeMap<String, String>,
     default_prompt: Option<String>,
-    /// Id and text.
+    /// Id and text of the mask token.
     pub mask: Option<(u32, String)>,
     pub normalization: Normalization,
 }
 
-/// What the operator puts before texts, in place of the model's default.
+/// The operator's default prompt, in place of the model's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DefaultPrompt {
     Text(String),
-    /// Of one of the model's prompts.
+    /// Name of one of the model's prompts.
     Name(String),
 }
 
-/// The folders to read, and the operator's wish.
+/// Folders to read, and the operator's default prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     pub model: &'a Path,
@@ -49,7 +49,7 @@ struct TransformerModule {
     do_lower_case: Option<bool>,
 }
 
-/// Names of that file, of which the first that is there counts.
+/// Names of that file. The first that exists counts.
 const TRANSFORMER_MODULES: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -82,8 +82,7 @@ impl SpecialToken {
 }
 
 impl EncoderFiles {
-    /// Reads what there is; a file that is missing says nothing, and one that cannot be read is warned of. The error is
-    /// for the user.
+    /// Reads the files that exist, and warns of files that cannot be read. The error is for the user.
     pub fn read(sources: Sources<'_>, tokenizer: &Tokenizer) -> Result<Self, String> {
         let folder = sources.model;
         let config: SentenceTransformers = read(&folder.join("config_sentence_transformers.json"));
@@ -136,7 +135,7 @@ impl EncoderFiles {
         })
     }
 
-    /// The prompt of a name; without a name the default one, if any.
+    /// The prompt of a name; without a name the default prompt, if any.
     pub fn prompt(&self, name: Option<&str>) -> Result<Option<String>, ApiError> {
         let Some(name) = name else {
             return Ok(self.default_prompt.clone());

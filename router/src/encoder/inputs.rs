@@ -1,4 +1,4 @@
-//! From an input as a client gives it to a sequence of tokens.
+//! Inputs of encoders, and their preparation: prompt, normalization, tokenization, truncation, checks.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use crate::error::{ApiError, ErrorKind};
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::vocabulary::{self, text_of};
 
-/// One thing to be encoded.
+/// An input of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     Text(String),
-    /// The first text may be that of other inputs too.
+    /// Two texts. Several inputs may share the first.
     Pair(Arc<str>, String),
-    /// Used as they are, without special tokens around them.
+    /// Token ids, used as they are, without special tokens around them.
     Tokens(Vec<u32>),
 }
 
 impl Input {
-    /// Refuses texts that a regular expression of the tokenizer takes too long for.
+    /// Refuses texts for which a regular expression of the tokenizer takes too long.
     pub fn check(&self, slow: &SlowRegexes, field: &str) -> Result<(), ApiError> {
         let checked = match self {
             Input::Text(text) => slow.check(text),
@@ -38,7 +38,7 @@ impl Input {
         })
     }
 
-    /// Bytes of the texts; of tokens their numbers'.
+    /// Size of the texts or of the token ids, in bytes.
     pub fn num_bytes(&self) -> usize {
         match self {
             Input::Text(text) => text.len(),
@@ -47,7 +47,7 @@ impl Input {
         }
     }
 
-    /// Characters of the texts; 0 for tokens.
+    /// Number of characters of the texts; 0 for token ids.
     pub fn num_chars(&self) -> usize {
         match self {
             Input::Text(text) => text.chars().count(),
@@ -57,7 +57,7 @@ impl Input {
     }
 }
 
-/// Which end of a text is cut off.
+/// End of a text that is cut off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
 pub enum TruncationDirection {
     #[serde(alias = "left")]
@@ -67,14 +67,14 @@ pub enum TruncationDirection {
     Right,
 }
 
-/// Whether texts that are too long are cut.
+/// Truncation of texts that are too long.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Truncation {
     pub enabled: bool,
     pub direction: TruncationDirection,
 }
 
-/// How the inputs of one request become sequences.
+/// Settings for turning the inputs of one request into sequences.
 #[derive(Debug, Clone)]
 pub struct Preparation {
     /// Name of the inputs in the request.
@@ -89,18 +89,18 @@ pub struct Preparation {
     pub vocab_size: u32,
 }
 
-/// What sentence-transformers does with a text before it is tokenized, as the model's files say.
+/// Normalization of a text before it is tokenized, as sentence-transformers does by the model's files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Normalization {
-    /// Take white space off both ends.
+    /// Strip white space from both ends.
     pub strips: bool,
     pub lower_cases: bool,
 }
 
 impl Normalization {
-    /// The text as it is tokenized.
+    /// The normalized text.
     pub fn apply(self, text: &str) -> Cow<'_, str> {
-        // Python counts these separators as white space too.
+        // Python counts these separators as white space as well.
         let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
         let stripped = match self.strips {
             true => text.trim_matches(is_space),
@@ -181,8 +181,8 @@ impl Preparation {
         Ok(sequence)
     }
 
-    /// How many of a sequence's first tokens the prompt makes up, as sentence-transformers counts them: with the special
-    /// tokens before it, without one behind it.
+    /// Number of first tokens of a sequence that belong to the prompt, as sentence-transformers counts them: with the
+    /// special tokens before it, without the one after it.
     pub fn prompt_length(&self, tokenizer: &Tokenizer, normalization: Normalization) -> u32 {
         let Some(prompt) = self.prompt.as_ref().filter(|prompt| !prompt.is_empty()) else {
             return 0;
@@ -248,7 +248,7 @@ impl Preparation {
         })
     }
 
-    /// Tokenizes again, cutting what is between the special tokens; of a pair the longer text first.
+    /// Tokenizes again and cuts the tokens between the special tokens; of a pair, those of the longer text first.
     fn cut(
         &self,
         tokenizer: &Tokenizer,
@@ -277,7 +277,7 @@ impl Preparation {
         tokenizer.post_process(first, second, true)
     }
 
-    /// The end to cut off, when cutting is wished for.
+    /// End to cut off, when truncation is enabled.
     fn cut_at(&self) -> Option<TruncationDirection> {
         self.truncation.enabled.then_some(self.truncation.direction)
     }

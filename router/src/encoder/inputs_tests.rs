@@ -1,4 +1,4 @@
-//! What inputs become.
+//! Tests of the sequences that inputs become.
 
 use std::collections::HashMap;
 

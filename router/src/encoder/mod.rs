@@ -1,4 +1,5 @@
-//! What the routes of encoders share: the served model, tokenizing and checking inputs, and computing them.
+//! Service of encoders for their routes: it tokenizes and checks inputs, has the engine compute them, and knows the served
+//! model.
 
 mod files;
 mod inputs;
@@ -26,28 +27,29 @@ pub use scores::label_scores;
 pub use task::{pipeline_tag, task_name};
 pub use vectors::{VectorShape, cosine};
 
-/// Bounds that the operator sets.
+/// Limits that the operator sets.
 #[derive(Debug, Clone, Copy)]
 pub struct EncoderLimits {
-    /// Longest input, tokens; `None`: what the model allows.
+    /// Maximum number of tokens of an input; `None` for the model's own limit.
     pub max_input_tokens: Option<u32>,
+    /// Maximum number of tokens in a batch.
     pub max_batch_tokens: u32,
-    /// Most sequences of a batch.
+    /// Maximum number of sequences in a batch.
     pub max_batch_size: u32,
-    /// Most inputs of one request.
+    /// Maximum number of inputs of one request.
     pub max_client_batch_size: usize,
-    /// The same on OpenAI's routes.
+    /// Maximum number of inputs of one request on OpenAI's routes.
     pub max_openai_inputs: usize,
-    /// Whether inputs that are too long are cut when a request does not say.
+    /// True if inputs that are too long are cut when a request does not say.
     pub auto_truncate: bool,
-    /// Maximum number of bytes to be tokenized for one request.
+    /// Maximum number of bytes that are tokenized for one request.
     pub max_request_bytes: usize,
 }
 
-/// One request's texts may be so many times the largest body: a query counts for each of its texts.
+/// Size of one request's texts, as a multiple of the largest body. A query counts once for each of its texts.
 pub const LARGEST_BODIES: usize = 4;
 
-/// An encoder as handlers see it. Always there; [`EncoderService::ready`] tells whether the served model is one.
+/// Service of an encoder. It exists for every model; [`EncoderService::ready`] refuses when none is loaded.
 pub struct EncoderService {
     encoder: Encoder,
     tokenizer: Arc<Tokenizer>,
@@ -81,7 +83,7 @@ pub struct EncodingUsage {
 }
 
 impl EncoderService {
-    /// `files`: what the model's folder says of prompts and texts.
+    /// `files`: prompts and texts in the model's folder.
     pub fn new(
         encoder: Encoder,
         tokenizer: Arc<Tokenizer>,
@@ -100,6 +102,7 @@ impl EncoderService {
         }
     }
 
+    /// The engine's part.
     pub fn handle(&self) -> &Encoder {
         &self.encoder
     }
@@ -108,12 +111,12 @@ impl EncoderService {
         &self.limits
     }
 
-    /// What is served, when that is an encoder and it has been loaded.
+    /// The served model, when it is an encoder and loaded.
     pub fn loaded(&self) -> Option<Arc<InfoResponse>> {
         self.encoder.loaded()
     }
 
-    /// What is served, or the refusal that it is still loading.
+    /// The served model, or the error that it is still loading.
     pub fn ready(&self) -> Result<Arc<InfoResponse>, ApiError> {
         self.loaded().ok_or_else(|| ApiError {
             retry_after_s: Some(5),
@@ -121,9 +124,9 @@ impl EncoderService {
         })
     }
 
-    /// Longest input, tokens.
+    /// Maximum number of tokens of an input.
     pub fn max_input_tokens(&self, info: &InfoResponse) -> usize {
-        // A model that names no limit gets one all the same: memory grows with the square of the length.
+        // A model without a limit gets one too: memory grows with the square of the length.
         let model = match info.max_input_tokens {
             0 => self.limits.max_batch_tokens,
             limit => limit,
@@ -133,17 +136,17 @@ impl EncoderService {
             .map_or(model, |limit| limit.min(model)) as usize
     }
 
-    /// The text that the model's files put before inputs under this name; without one, what they put before all.
+    /// Text that is put before inputs: the prompt of this name in the model's files, or the default prompt without a name.
     pub fn prompt(&self, name: Option<&str>) -> Result<Option<String>, ApiError> {
         self.files.prompt(name)
     }
 
-    /// What is done to a text before it is tokenized.
+    /// Normalization of a text before it is tokenized.
     pub fn normalization(&self) -> Normalization {
         self.files.normalization
     }
 
-    /// The token to be filled in and what it looks like.
+    /// Id and text of the mask token.
     pub fn mask(&self) -> Option<(u32, &str)> {
         self.files
             .mask
@@ -180,7 +183,7 @@ impl EncoderService {
         inputs::check_number(self.limits.max_client_batch_size, number, field)
     }
 
-    /// Refuses what would take too long to tokenize: a query counts for each of its texts.
+    /// Refuses texts that would take too long to tokenize. A query counts once for each of its texts.
     fn check_bytes(&self, bytes: usize, field: &str) -> Result<(), ApiError> {
         let limit = self.limits.max_request_bytes;
         if bytes <= limit {
@@ -189,8 +192,8 @@ impl EncoderService {
         Err(ApiError::validation(
             field,
             format!(
-                "`{field}` and what goes with each of them have {bytes} bytes together, and one request may have \
-                 {limit} ({LARGEST_BODIES} times --payload-limit)"
+                "`{field}` and the query or prompt of each have {bytes} bytes together, and one request may have {limit} \
+                 ({LARGEST_BODIES} times --payload-limit)"
             ),
         ))
     }
@@ -207,7 +210,7 @@ impl EncoderService {
         preparation.check_number(inputs.len())?;
         let bytes = inputs.iter().map(Input::num_bytes).sum();
         self.check_bytes(bytes, field)?;
-        // Before anything is worked on.
+        // Reserved first: a full server refuses without working on the inputs.
         let permit = self.encoder.reserve()?;
         let started = Instant::now();
         let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());

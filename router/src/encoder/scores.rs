@@ -1,8 +1,8 @@
-//! From the logits of labels to scores, as the model's folder says.
+//! Scores of labels from their logits, by the function in the model's folder.
 
 use gridwork_proto::v1::{InfoResponse, LabelScore};
 
-/// The scores of one input's labels, in the order of `logits`.
+/// Scores of one input's labels, in the order of `logits`.
 pub fn label_scores(info: &InfoResponse, logits: &[f32]) -> Vec<f32> {
     let each = |function: fn(f32) -> f32| logits.iter().map(|&logit| function(logit)).collect();
     match (info.label_score(), logits) {

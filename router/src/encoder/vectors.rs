@@ -1,19 +1,19 @@
-//! From the model's vectors to those that a client asked for.
+//! Shape of the vectors that a client asks for, and similarity of vectors.
 
 use gridwork_proto::v1::InfoResponse;
 
 use crate::error::ApiError;
 
-/// What is done to each vector.
+/// Length and scale of vectors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VectorShape {
-    /// Keep so many of the first numbers.
+    /// Number of first elements to keep.
     dimensions: usize,
     normalize: bool,
 }
 
 impl VectorShape {
-    /// `normalize` left out: as the model's files say.
+    /// Shape for a request. What it leaves out is as in the model's files.
     pub fn new(
         dimensions: Option<u32>,
         normalize: Option<bool>,
@@ -33,7 +33,7 @@ impl VectorShape {
         })
     }
 
-    /// Cuts first, so that what is left has length 1.
+    /// Cuts and normalizes a vector. It is cut first, so that the result has length 1.
     pub fn apply(self, mut vector: Vec<f32>) -> Vec<f32> {
         vector.truncate(self.dimensions);
         if self.normalize {

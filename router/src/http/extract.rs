@@ -1,4 +1,4 @@
-//! Request bodies: JSON or a refusal that says what is wrong with it, in the path's dialect.
+//! Request bodies: reading and parsing JSON, with errors that name the field and the fault.
 
 use std::error::Error;
 use std::marker::PhantomData;
@@ -18,13 +18,13 @@ use crate::http::body_encoding;
 use crate::http::unsupported::{self, UnsupportedField};
 use crate::state::AppState;
 
-/// What a body may be parsed as.
+/// Type that a request body is parsed as.
 pub trait Body: DeserializeOwned + Send + 'static {
-    /// Fields beside those of the type that are refused rather than ignored.
+    /// Further fields, which are refused rather than ignored.
     const UNSUPPORTED: &'static [UnsupportedField];
 }
 
-/// The body, parsed.
+/// A parsed request body.
 pub struct ApiJson<T>(pub T);
 
 impl<T: Body> FromRequest<AppState> for ApiJson<T> {
@@ -37,7 +37,7 @@ impl<T: Body> FromRequest<AppState> for ApiJson<T> {
     }
 }
 
-/// Reads `body` with `parse`; a large one where it keeps no connection waiting.
+/// Calls `parse` with `body`. A large body is parsed on a worker thread, so that no connection waits for it.
 pub(crate) async fn off_the_serving_threads<T: Send + 'static>(
     body: Bytes,
     state: &AppState,
@@ -50,7 +50,7 @@ pub(crate) async fn off_the_serving_threads<T: Send + 'static>(
     Ok(parsing.await?)
 }
 
-/// The bytes of a body that says it is JSON, at most `limit_bytes` of them.
+/// Bytes of a body with a JSON content type, up to `limit_bytes` of them.
 pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
     if !says_it_is_json(request.headers()) {
         return Err(ApiError::new(
@@ -64,7 +64,7 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
             format!("the body is larger than {limit_bytes} bytes (--payload-limit)"),
         )
     };
-    // What says that it is too large is not read at all.
+    // A body whose declared length is too large is not read at all.
     if http_body::Body::size_hint(request.body()).lower() > limit_bytes as u64 {
         return Err(too_large());
     }
@@ -77,7 +77,7 @@ pub(crate) async fn read(request: Request, limit_bytes: usize) -> Result<Bytes, 
     }
 }
 
-/// The refusal of a body that did not come.
+/// Error of a body that was not received in full.
 fn not_received(error: &(dyn Error + 'static)) -> ApiError {
     if error.is::<Busy>() {
         return ApiError {
@@ -112,9 +112,9 @@ fn says_it_is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|mime| mime == "application/json" || mime.ends_with("+json"))
 }
 
-/// Parses JSON; errors name the path of the field.
+/// Parses JSON. Errors name the path of the field.
 pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
-    // A struct would be read from an array as well.
+    // serde would read a struct from an array as well.
     if !body.trim_ascii_start().starts_with(b"{") {
         well_formed(body)?;
         return Err(ApiError::new(
@@ -127,11 +127,11 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
         let path = error.path().to_string();
         let inner = error.into_inner();
         match inner.classify() {
-            // The first error in the text may be a wrong type, with bad syntax behind it.
+            // The first error may be a wrong type, with bad syntax after it.
             serde_json::error::Category::Data => well_formed(body)
                 .err()
                 .unwrap_or_else(|| wrong_type(&path, &inner)),
-            // A number of any size is good JSON: it is the field that cannot have it.
+            // A number of any size is valid JSON, and only this field cannot hold it.
             _ if inner.to_string().starts_with(OUT_OF_RANGE) && well_formed(body).is_ok() => {
                 wrong_type(&path, &inner)
             }
@@ -143,7 +143,7 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// What serde_json says of a number that is larger than any double.
+/// Start of serde_json's message for a number that is larger than any double.
 const OUT_OF_RANGE: &str = "number out of range";
 
 fn well_formed(body: &[u8]) -> Result<(), ApiError> {
@@ -161,12 +161,12 @@ fn malformed(error: &serde_json::Error) -> ApiError {
 
 fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     let text = error.to_string();
-    // The position means little to somebody whose client wrote the JSON.
+    // The position is of no use to somebody whose client wrote the JSON.
     let text = text
         .rsplit_once(" at line ")
         .map_or(text.as_str(), |(text, _)| text);
     let text = &in_terms_of_json(text);
-    // A missing field is named by the message, relative to what contains it.
+    // The message names a missing field relative to the object that lacks it.
     let missing = text
         .strip_prefix("missing field `")
         .and_then(|rest| rest.split_once('`'))
@@ -188,7 +188,7 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
     }
 }
 
-/// `text` without the names that Rust has for types.
+/// `text` with JSON's names of types in place of Rust's.
 fn in_terms_of_json(text: &str) -> String {
     let text = text
         .replace("invalid type: sequence", "invalid type: array")
@@ -209,7 +209,7 @@ fn in_terms_of_json(text: &str) -> String {
     format!("{found}, expected {expected}")
 }
 
-/// Reads an optional field that is a JSON object: a struct by itself would be read from an array as well.
+/// Deserializes an optional field that must be a JSON object. serde would read a struct from an array as well.
 pub(crate) fn object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,5 +1,5 @@
-//! Large JSON answers that are written while they are sent: a client that does not read them costs what they are made of,
-//! not what they are.
+//! Large JSON answers, written while they are sent. For a client that does not read, the server holds only the data that an
+//! answer is made from, not its text.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,11 +14,11 @@ use crate::connections::intake::Ticket;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::sse::FRAME_BYTES;
 
-/// Up to this, an answer is sent whole, with its length.
+/// Size up to which an answer is sent whole, with its length.
 const WHOLE_BYTES: usize = 64 * 1024;
 
-/// A response whose JSON `write` appends piece by piece, until it returns false. While it is being sent, `held_bytes`
-/// count against the budget of bodies (see [`crate::connections::intake`]).
+/// A response whose JSON `write` appends piece by piece, until it returns false. While the response is being sent,
+/// `held_bytes` count against the memory budget of bodies (see [`crate::connections::intake`]).
 pub(crate) fn response<W>(mut write: W, held_bytes: usize) -> Result<Response, ApiError>
 where
     W: FnMut(&mut Vec<u8>) -> bool + Send + Unpin + 'static,
@@ -97,7 +97,7 @@ impl<W: FnMut(&mut Vec<u8>) -> bool + Unpin> http_body::Body for JsonBody<W> {
 /// Appends `value` as JSON.
 pub(crate) fn push(out: &mut Vec<u8>, value: &impl serde::Serialize) {
     let before = out.len();
-    // Nothing that is sent so can fail to be written: no maps with keys that are not text.
+    // Only maps with keys that are not text fail to be written, and no answer has any.
     if let Err(error) = serde_json::to_writer(&mut *out, value) {
         tracing::error!("a part of an answer cannot be written: {error}");
         out.truncate(before);
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::connections::intake::Intake;
 
-    /// An array of so many numbers.
+    /// Writer of an array of `count` numbers.
     fn numbers(count: u32) -> impl FnMut(&mut Vec<u8>) -> bool + Send + Unpin + 'static {
         let mut next = 0;
         move |out| {

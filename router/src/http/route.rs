@@ -76,7 +76,7 @@ pub struct Route {
     pub call: Call,
     /// OpenAPI document of the handler alone, with the path [`LISTED`]; `None` where another route has the documentation.
     pub openapi: Option<fn() -> OpenApi>,
-    /// One sentence for the table of routes.
+    /// Sentence for the table of routes.
     pub summary: &'static str,
 }
 
@@ -88,7 +88,7 @@ impl Route {
         written(response, self.api.dialect())
     }
 
-    /// Whether a request needs an API key, when the server has keys.
+    /// True if a request needs an API key, when the server has keys.
     pub fn needs_key(&self) -> bool {
         self.method == Method::POST
     }

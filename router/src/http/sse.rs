@@ -1,4 +1,4 @@
-//! Server-sent events: the response that carries a stream, and JSON strings for events that are written by hand.
+//! Server-sent events: the response of a stream, and JSON strings for events that are written by hand.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,11 +16,12 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 /// Maximum size of a frame before further events go into the next one.
 pub const FRAME_BYTES: usize = 16 * 1024;
 
+/// Silence after which a comment is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: &[u8] = b":\n\n";
 
-/// A response whose body is `frames`, each of them one or more whole events, with a comment now and then while there
-/// are none.
+/// A response whose body is `frames`, each with one or more whole events. While there are none, comments keep the
+/// connection alive.
 pub fn response<S>(frames: S) -> Response
 where
     S: Stream<Item = Bytes> + Send + Unpin + 'static,
@@ -46,7 +47,7 @@ where
 struct EventBody<S> {
     frames: S,
     keep_alive: Interval,
-    /// Whether anything has been sent since the last tick.
+    /// True if a frame has been sent since the last tick.
     sent: bool,
 }
 

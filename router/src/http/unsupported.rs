@@ -1,26 +1,25 @@
-//! Fields that this server does not read although they would change the answer: refused, where others that nobody knows
-//! are ignored.
+//! Unsupported fields of requests. They would change the answer, so they are refused, while unknown fields are ignored.
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::error::ApiError;
 
-/// A field of a body that is not read, and what to tell who sends it.
+/// An unsupported field, and the advice for a client that sends it.
 #[derive(Debug, Clone, Copy)]
 pub struct UnsupportedField {
     pub name: &'static str,
     pub remedy: Remedy,
 }
 
-/// What the client can do instead.
+/// Advice for the client.
 #[derive(Debug, Clone, Copy)]
 pub enum Remedy {
-    /// Nothing: this version cannot do it.
+    /// Leave the field out: this version cannot do it.
     LeaveOut,
-    /// Put it into this object.
+    /// Put the field into this object.
     MoveInto(&'static str),
-    /// Call it this.
+    /// Use this name.
     Rename(&'static str),
 }
 
@@ -60,8 +59,7 @@ impl UnsupportedField {
     }
 }
 
-/// Refuses `body`, a JSON object that has been parsed before, when it has one of `fields` with a value that asks for
-/// something.
+/// Refuses a body that has one of `fields` with a value that asks for something. `body` must be a valid JSON object.
 pub fn check(body: &[u8], fields: &[UnsupportedField]) -> Result<(), ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     match deserializer.deserialize_map(Finder(fields)) {
@@ -94,7 +92,7 @@ impl<'de, 'a> Visitor<'de> for Finder<'a> {
     }
 }
 
-/// `null`, `false`, 0 and what is empty say what leaving the field out would.
+/// True for a value that differs from leaving the field out; `null`, `false`, 0 and empty values do not.
 fn asks_for_something(value: &Value) -> bool {
     match value {
         Value::Null => false,

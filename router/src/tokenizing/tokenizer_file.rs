@@ -1,12 +1,19 @@
 //! Reads the tokenizer of a folder, and the settings of tokenizer_config.json beside it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::RouterError;
+/// Failure to read tokenizer.json; the message is for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerFileError {
+    #[error("{} has no tokenizer.json; give --tokenizer-path a folder that has one", .0.display())]
+    Missing(PathBuf),
+    #[error("{} cannot be read: {cause}; download it again", .path.display())]
+    Damaged { path: PathBuf, cause: String },
+}
 
 /// Keys of tokenizer_config.json and special_tokens_map.json that tokenizer.json lacks.
 #[derive(Debug, Default, Deserialize)]
@@ -18,15 +25,16 @@ struct Settings {
 }
 
 /// Reads tokenizer.json.
-pub fn read(folder: &Path) -> Result<Tokenizer, RouterError> {
+pub fn read(folder: &Path) -> Result<Tokenizer, TokenizerFileError> {
     let path = folder.join("tokenizer.json");
     if !path.is_file() {
-        return Err(RouterError::NoTokenizer(folder.to_owned()));
+        return Err(TokenizerFileError::Missing(folder.to_owned()));
     }
-    let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| RouterError::BadTokenizer {
-        path: path.clone(),
-        cause: error.to_string(),
-    })?;
+    let mut tokenizer =
+        Tokenizer::from_file(&path).map_err(|error| TokenizerFileError::Damaged {
+            path: path.clone(),
+            cause: error.to_string(),
+        })?;
     // A saved tokenizer may truncate or pad. Both are turned off: the router checks lengths itself.
     let _ = tokenizer.with_truncation(None);
     tokenizer.with_padding(None);

@@ -25,9 +25,9 @@ use crate::tokenizing::token_text::TokenTexts;
 
 /// Answer a conversation
 ///
-/// With `stream`, the answer is a stream of server-sent events: `data: ` and a chunk each, at the end `data: [DONE]`.
-/// A request that is refused is answered with its status before the stream begins; a failure later is an event
-/// `data: {"error": …}`, after which the stream ends.
+/// With `stream`, the answer is a stream of server-sent events: `data: ` and a chunk each, and `data: [DONE]` at the
+/// end. An invalid request is refused with its status before the stream begins. A later failure is an event
+/// `data: {"error": …}`, which ends the stream.
 #[utoipa::path(
     post,
     path = LISTED,

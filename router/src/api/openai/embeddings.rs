@@ -17,22 +17,22 @@ use crate::http::route::{Arrival, LISTED};
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// What to embed, and how to answer it.
+/// Body of `/v1/embeddings`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct EmbeddingRequest {
     /// A string, an array of strings, an array of token ids, or an array of arrays of token ids.
     #[schema(value_type = InputsForm)]
     pub input: Inputs,
-    /// Any name, or none: there is one model.
+    /// Any name, or none: one model is served.
     #[expect(dead_code, reason = "documented and accepted, but there is one model")]
     pub model: Option<String>,
     /// `float` when left out.
     pub encoding_format: Option<EncodingFormat>,
-    /// Numbers of each vector, the first ones of the model's.
+    /// Number of elements of each vector, the first ones of the model's.
     pub dimensions: Option<u32>,
-    /// Cut inputs that are too long, rather than refuse them; left out: as `--auto-truncate` says.
+    /// Cut inputs that are too long instead of refusing them; left out: as `--auto-truncate` says.
     pub truncate: Option<bool>,
-    /// Cut inputs to so many tokens, or to the model's maximum with -1.
+    /// Number of tokens that inputs are cut to; -1 for the model's maximum.
     #[schema(minimum = -1)]
     pub truncate_prompt_tokens: Option<i64>,
 }
@@ -50,7 +50,7 @@ pub enum EncodingFormat {
     Base64,
 }
 
-/// Vectors, in the order of the inputs.
+/// Vectors in the order of the inputs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct EmbeddingList {
     pub object: &'static str,

@@ -1,4 +1,4 @@
-//! `POST /v1/rerank` and `/v2/rerank`: documents by how well they answer a query, in the form of Jina and Cohere.
+//! `POST /v1/rerank` and `/v2/rerank`: documents by how well they answer a query, as at Jina and Cohere.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -14,23 +14,23 @@ use crate::http::route::{Arrival, LISTED};
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// What to order, and by what.
+/// Body of `/v1/rerank`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct RerankDocumentsRequest {
-    /// Any name, or none: there is one model.
+    /// Any name, or none: one model is served.
     #[expect(dead_code, reason = "documented and accepted, but there is one model")]
     pub model: Option<String>,
     pub query: String,
-    /// Strings, or objects with a `text`.
+    /// Documents to rank: strings, or objects with a `text`.
     pub documents: Vec<Document>,
-    /// Answer so many of the best; all when left out.
+    /// Maximum number of documents to answer, best first; all when left out.
     #[schema(minimum = 1)]
     pub top_n: Option<usize>,
-    /// Answer the documents too; true when left out.
+    /// Include the documents in the answer; true when left out.
     pub return_documents: Option<bool>,
-    /// Cut what is too long, rather than refuse it; left out: as `--auto-truncate` says.
+    /// Cut inputs that are too long instead of refusing them; left out: as `--auto-truncate` says.
     pub truncate: Option<bool>,
-    /// Cut a query and its document to so many tokens together, or to the model's maximum with -1.
+    /// Number of tokens that a query and its document are cut to together; -1 for the model's maximum.
     #[schema(minimum = -1)]
     pub truncate_prompt_tokens: Option<i64>,
 }
@@ -44,7 +44,7 @@ impl Body for RerankDocumentsRequest {
     ];
 }
 
-/// One of the texts that are ordered.
+/// A document to rank.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an object with a `text`")]
 pub enum Document {
@@ -71,11 +71,11 @@ pub struct RerankResponse {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub struct RerankResult {
-    /// In the request's `documents`.
+    /// Index in the request's `documents`.
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document: Option<RerankedDocument>,
-    /// What the model's folder makes of the logit: the sigmoid, unless it says otherwise.
+    /// Score from the logit, by the function in the model's folder: the sigmoid, unless it names another.
     pub relevance_score: f32,
 }
 

@@ -60,7 +60,7 @@ routes! {
         openai::completions::completions, "Continue a text";
     EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],
         openai::embeddings::embeddings, "Vectors of texts; see [Encoders](#encoders), also for the other routes of encoders";
-    // Where text-embeddings-inference has it as well.
+    // An alias, from text-embeddings-inference.
     EMBEDDINGS_OF_TEI: POST "/embeddings", OpenAi, EMBED, ["embeddings"],
         openai::embeddings::embeddings [undocumented], "The same";
     RERANK_DOCUMENTS: POST "/v1/rerank", OpenAi, RERANK, ["rerank"],

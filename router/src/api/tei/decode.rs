@@ -11,11 +11,11 @@ use crate::http::route::LISTED;
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// What `/decode` takes.
+/// Body of `/decode`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct DecodeRequest {
     pub ids: DecodeIds,
-    /// Leave special tokens out; true when left out.
+    /// Skip special tokens; true when left out.
     pub skip_special_tokens: Option<bool>,
 }
 
@@ -23,7 +23,7 @@ impl Body for DecodeRequest {
     const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
-/// The tokens of one text or of several.
+/// Token ids of one text or of several.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(
     untagged,

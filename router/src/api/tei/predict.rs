@@ -14,9 +14,9 @@ use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
-/// Tokens for each mask when the client does not say how many.
+/// Default number of tokens for each mask.
 const DEFAULT_TOP_K: u32 = 5;
-/// And at most.
+/// Maximum number of tokens for each mask.
 const MAX_TOP_K: u32 = 100;
 
 /// Predictions of one input: a list of labels or tokens, or a list for each of several masks.
@@ -35,7 +35,7 @@ pub enum PredictResponse {
     Many(Vec<InputPredictions>),
 }
 
-/// Tell what a text or a pair of texts is; or, with a masked language model, fill in its masks.
+/// Classify texts or pairs of texts; with a masked language model, fill in masks.
 #[utoipa::path(
     post, path = LISTED, request_body = PredictRequest,
     responses(
@@ -136,7 +136,7 @@ async fn fill_masks(
     Ok((answers.collect(), encoded.usage))
 }
 
-/// How many labels or tokens to answer; 0: all.
+/// Number of labels or tokens to answer; 0 for all.
 fn top_k(wish: Option<u32>, info: &InfoResponse) -> Result<u32, ApiError> {
     if info.task() != Task::FillMask {
         return match wish {
@@ -158,6 +158,7 @@ fn top_k(wish: Option<u32>, info: &InfoResponse) -> Result<u32, ApiError> {
     Ok(top_k)
 }
 
+/// Notes the positions of the masks in `sequence`, and refuses a sequence without any.
 fn find_masks(sequence: &mut EncodeSequence, mask: (u32, &str)) -> Result<(), ApiError> {
     let (id, text) = mask;
     sequence.positions = (0..)
@@ -173,6 +174,7 @@ fn find_masks(sequence: &mut EncodeSequence, mask: (u32, &str)) -> Result<(), Ap
     Ok(())
 }
 
+/// Predictions for the masks of one input.
 fn masks(
     result: &Encoded,
     top_k: u32,
@@ -210,7 +212,7 @@ fn masks(
     }
 }
 
-/// Best first.
+/// Predicted labels of one input, best first.
 fn labels(logits: Vec<f32>, raw: bool, info: &InfoResponse) -> Vec<Prediction> {
     let scores = if raw {
         logits

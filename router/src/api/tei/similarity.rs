@@ -11,7 +11,7 @@ use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
-/// How similar sentences are to one: the cosines of the angles between their vectors.
+/// Compare sentences with one: the cosines of the angles between their vectors.
 #[utoipa::path(
     post, path = LISTED, request_body = SimilarityRequest,
     responses(

@@ -13,7 +13,7 @@ use crate::http::json_stream;
 use crate::state::AppState;
 use crate::tokenizing::text_encoder::TokenizedText;
 
-/// What an encoder sees of texts: a list of tokens for each.
+/// Tokenize texts: a list of tokens for each.
 pub async fn tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<TokenizeRequest>,
@@ -42,7 +42,7 @@ pub async fn tokenize(
     respond(state.tokenizer().clone(), texts_of_tokens)
 }
 
-/// The JSON of an array of arrays of [`EncoderToken`].
+/// Answers with an array of arrays of [`EncoderToken`].
 fn respond(
     tokenizer: Arc<Tokenizer>,
     texts: Vec<(String, TokenizedText)>,

@@ -14,13 +14,14 @@ use crate::http::unsupported::UnsupportedField;
 #[derive(Debug, Clone, PartialEq)]
 pub struct PredictInputs {
     pub items: Vec<Input>,
+    /// True if the request has a single input instead of an array.
     pub is_single: bool,
 }
 
 const PREDICT_FORMS: &str =
     "expected a string, a pair of strings, or an array of arrays of one or two strings";
 
-/// The forms that [`PredictInputs`] come in.
+/// Forms of [`PredictInputs`] in JSON.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum PredictForm {
@@ -53,20 +54,20 @@ impl<'de> Deserialize<'de> for PredictInputs {
     }
 }
 
-/// What `/embed`, `/embed_all` and `/embed_sparse` take.
+/// Body of `/embed`, `/embed_all` and `/embed_sparse`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct EmbedRequest {
     #[schema(value_type = InputsForm)]
     pub inputs: Inputs,
-    /// Cut inputs that are too long, rather than refuse them; left out: as `--auto-truncate` says.
+    /// Cut inputs that are too long instead of refusing them; left out: as `--auto-truncate` says.
     pub truncate: Option<bool>,
-    /// Which end is cut off; the right one when left out.
+    /// End that is cut off; the right one when left out.
     pub truncation_direction: Option<TruncationDirection>,
-    /// Name of one of the model's prompts, which is put before each text.
+    /// Name of one of the model's prompts. The prompt is put before each text.
     pub prompt_name: Option<String>,
     /// Scale vectors to length 1; left out: when the model's files say so, or there are none. `/embed` only.
     pub normalize: Option<bool>,
-    /// Numbers of each vector, the first ones of the model's. `/embed` only.
+    /// Number of elements of each vector, the first ones of the model's. `/embed` only.
     pub dimensions: Option<u32>,
 }
 
@@ -74,14 +75,14 @@ impl Body for EmbedRequest {
     const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
-/// What `/rerank` takes.
+/// Body of `/rerank`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct RerankTextsRequest {
     pub query: String,
     pub texts: Vec<String>,
     pub truncate: Option<bool>,
     pub truncation_direction: Option<TruncationDirection>,
-    /// The model's logits, rather than their sigmoid.
+    /// Answer the model's logits instead of their sigmoid.
     pub raw_scores: Option<bool>,
     /// Answer the texts too.
     pub return_text: Option<bool>,
@@ -94,27 +95,27 @@ impl Body for RerankTextsRequest {
 /// A text's place in the ranking.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Rank {
-    /// In the request's `texts`.
+    /// Index in the request's `texts`.
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
     pub score: f32,
 }
 
-/// What `/predict` takes.
+/// Body of `/predict`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct PredictRequest {
     #[schema(value_type = PredictForm)]
     pub inputs: PredictInputs,
     pub truncate: Option<bool>,
     pub truncation_direction: Option<TruncationDirection>,
-    /// The model's logits, rather than probabilities.
+    /// Answer the model's logits instead of probabilities.
     pub raw_scores: Option<bool>,
-    /// Answer so many of the best labels, all when left out; of a masked language model so many tokens for each mask, 1 to
-    /// 100, 5 when left out.
+    /// Maximum number of labels to answer, best first; all when left out. Of a masked language model the number of tokens
+    /// for each mask, 1 to 100, 5 when left out.
     #[schema(minimum = 1)]
     pub top_k: Option<u32>,
-    /// Where huggingface_hub puts them.
+    /// Parameters, where huggingface_hub sends them.
     #[serde(default, deserialize_with = "crate::http::extract::object")]
     pub parameters: Option<PredictParameters>,
 }
@@ -122,18 +123,18 @@ pub struct PredictRequest {
 /// Parameters as huggingface_hub sends them.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct PredictParameters {
-    /// The same as beside `parameters`.
+    /// The same as `top_k` beside `parameters`.
     #[schema(minimum = 1)]
     pub top_k: Option<u32>,
-    /// `none` for the model's logits; others are not supported.
+    /// `none` for the model's logits; other values are refused.
     pub function_to_apply: Option<String>,
-    /// Not supported: refused.
+    /// Not supported, and refused.
     #[schema(value_type = Option<Vec<String>>)]
     pub targets: Option<serde_json::Value>,
 }
 
 impl PredictRequest {
-    /// Takes what stands in `parameters` to where it is read.
+    /// Moves the fields of `parameters` to their places beside it.
     pub fn adopt_parameters(&mut self) -> Result<(), ApiError> {
         let Some(parameters) = self.parameters.take() else {
             return Ok(());
@@ -164,11 +165,11 @@ impl Body for PredictRequest {
     const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
-/// A label, or a token for a mask.
+/// A predicted label, or a token for a mask.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Prediction {
     pub score: f32,
-    /// Name of the label; text of the token.
+    /// Name of the label, or text of the token.
     pub label: String,
     /// Id of the token; only of a masked language model.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,12 +177,12 @@ pub struct Prediction {
     /// Text of the token; only of a masked language model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_str: Option<String>,
-    /// The text with this token in the mask's place; only of one text with one mask.
+    /// Text with this token in the mask's place; only of a text with one mask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sequence: Option<String>,
 }
 
-/// What `/similarity` takes.
+/// Body of `/similarity`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct SimilarityRequest {
     pub inputs: SimilarityInputs,
@@ -196,7 +197,7 @@ impl Body for SimilarityRequest {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct SimilarityInputs {
     pub source_sentence: String,
-    /// What it is compared with.
+    /// Sentences that the source sentence is compared with.
     pub sentences: Vec<String>,
 }
 
@@ -207,11 +208,11 @@ pub struct SimilarityParameters {
     pub prompt_name: Option<String>,
 }
 
-/// What `/tokenize` takes when an encoder is served.
+/// Body of `/tokenize` of an encoder.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
     pub inputs: TokenizeInputs,
-    /// True when left out.
+    /// Add the tokenizer's special tokens; true when left out.
     pub add_special_tokens: Option<bool>,
     pub prompt_name: Option<String>,
 }
@@ -233,7 +234,7 @@ pub struct EncoderToken {
     pub id: u32,
     pub text: String,
     pub special: bool,
-    /// Byte offset in the text; none of special tokens.
+    /// Byte offset in the text; absent for special tokens.
     pub start: Option<usize>,
     pub stop: Option<usize>,
 }
@@ -241,7 +242,7 @@ pub struct EncoderToken {
 /// A token's weight in a sparse vector.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SparseValue {
-    /// The token.
+    /// Id of the token.
     pub index: u32,
     pub value: f32,
 }

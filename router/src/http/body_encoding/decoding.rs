@@ -1,4 +1,4 @@
-//! A body that is decompressed piece by piece.
+//! Decompression of a body, piece by piece.
 
 use std::io::{Error, ErrorKind, Write};
 use std::pin::Pin;
@@ -10,15 +10,15 @@ use flate2::write::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
 use http_body::Frame;
 
-/// How a body was compressed.
+/// Compression of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     Gzip,
-    /// The zlib format (RFC 1950), or DEFLATE alone (RFC 1951), which many clients send instead.
+    /// The zlib format (RFC 1950), or raw DEFLATE (RFC 1951), which many clients send instead.
     Deflate,
 }
 
-/// Why a body cannot be decompressed.
+/// Failure to decompress a body.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     #[error("the compressed body is too large")]
@@ -27,22 +27,22 @@ pub enum DecodeError {
     Broken(Error),
 }
 
-/// Bytes that are decompressed at once: they become 1032 times as many at most.
+/// Number of bytes that are decompressed at once. They grow to up to 1032 times as many.
 const PIECE_BYTES: usize = 512;
 
-/// Decompresses another body.
+/// A body that decompresses another one.
 pub struct Decoding {
     body: Body,
     stages: Vec<Stage>,
     ended: bool,
 }
 
-/// One encoding that is undone.
+/// Decompressor of one encoding, with its input.
 struct Stage {
     decoder: Decoder,
-    /// What it has yet to undo.
+    /// Bytes that are not decompressed yet.
     waiting: Bytes,
-    /// How much more it takes: what is small enough afterwards is not larger before, but for a few bytes.
+    /// Number of bytes that it still accepts. A body within the limit is not larger compressed, but for a few bytes.
     left_bytes: usize,
     finished: bool,
 }
@@ -53,7 +53,7 @@ enum Decoder {
 }
 
 impl Decoding {
-    /// `encodings`: the last one that was applied first. `limit_bytes`: of the body before it was compressed.
+    /// `encodings`: the last applied one first. `limit_bytes`: maximum size of the decompressed body.
     pub fn new(body: Body, encodings: Vec<Encoding>, limit_bytes: usize) -> Self {
         let stages = encodings.into_iter().map(|encoding| Stage {
             decoder: match encoding {
@@ -71,8 +71,8 @@ impl Decoding {
         }
     }
 
-    /// One step of work; `None` when the body has to be read on. What is waiting deepest goes first, so that no stage is
-    /// given more before it has undone what it has.
+    /// Does one step of work; `None` when more of the body is needed. The last stage with waiting bytes goes first, so that
+    /// no stage is given more before it has decompressed all that it has.
     fn work(&mut self) -> Result<Option<Bytes>, DecodeError> {
         let Some(index) = self
             .stages
@@ -89,7 +89,7 @@ impl Decoding {
         self.pass_on(index, out).map(Some)
     }
 
-    /// The body has ended, and so do the stages, one after the other.
+    /// Ends the next stage, once the body has ended.
     fn finish(&mut self) -> Result<Option<Bytes>, DecodeError> {
         let Some(index) = self.stages.iter().position(|stage| !stage.finished) else {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Decoding {
         self.pass_on(index, out).map(Some)
     }
 
-    /// Gives what a stage made to the next one, or returns what the last one made.
+    /// Passes the output of a stage to the next one, or returns that of the last one.
     fn pass_on(&mut self, index: usize, out: Vec<u8>) -> Result<Bytes, DecodeError> {
         match self.stages.get_mut(index + 1) {
             Some(next) => {
@@ -177,7 +177,7 @@ impl Decoder {
         }
     }
 
-    /// No more comes: refuses what is not complete.
+    /// Ends the input, and refuses one that is incomplete.
     fn finish(&mut self) -> Result<Vec<u8>, Error> {
         match self {
             Decoder::Gzip(decoder) => {
@@ -190,10 +190,10 @@ impl Decoder {
     }
 }
 
-/// Undoes `deflate`, in either of its forms.
+/// Decompressor of `deflate`, in either of its forms.
 #[derive(Default)]
 struct Deflate {
-    /// The first byte, while the second one, which tells the forms apart, is not there.
+    /// First byte, until the second one arrives, which tells the forms apart.
     first: Vec<u8>,
     decoder: Option<Decompress>,
     ended: bool,
@@ -230,7 +230,7 @@ impl Deflate {
             }
         }
         if self.ended && !rest.is_empty() {
-            return Err(Error::other("there is something behind its end"));
+            return Err(Error::other("there are bytes after its end"));
         }
         Ok(out)
     }
@@ -317,7 +317,7 @@ mod tests {
             let longer = [&data[..], b"more"].concat();
             for bad in [&data[..data.len() - 1], &damaged, &longer, b"{\"a\": 1}"] {
                 let got = decode(bad, &[encoding], 1000).await;
-                // A flipped bit of DEFLATE alone, which has no checksum, may still be DEFLATE.
+                // Raw DEFLATE has no checksum, so a flipped bit may leave it valid.
                 assert!(got != Ok(text.clone()), "{encoding:?}");
             }
         }
@@ -345,7 +345,7 @@ mod tests {
 
     #[tokio::test]
     async fn more_compressed_bytes_than_the_limit_are_refused() {
-        // A stored block of nothing, again and again: it never becomes anything.
+        // Empty stored blocks: their decompressed size stays zero.
         let nothing = [0, 0, 0, 0xFF, 0xFF].repeat(400_000);
         let refused = decode(&nothing, &[Encoding::Deflate], 10_000).await;
         assert!(refused.unwrap_err().contains("too large"));

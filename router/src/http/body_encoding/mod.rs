@@ -1,7 +1,7 @@
-//! Request bodies that are compressed: `Content-Encoding: gzip` or `deflate`, decompressed while they are read.
+//! Compressed request bodies: `Content-Encoding: gzip` or `deflate`, decompressed while they are read.
 //!
-//! A body that grows without end must not take memory: it goes through the decompressors in small pieces, each only when
-//! the one before has been read, and whoever reads stops at `--payload-limit`.
+//! A body that grows without end must not take memory. It passes the decompressors in small pieces, each only after the
+//! previous one has been read, and the reader stops at `--payload-limit`.
 
 mod decoding;
 
@@ -15,10 +15,10 @@ use crate::error::{ApiError, ErrorKind};
 use crate::state::AppState;
 use decoding::{DecodeError, Decoding, Encoding};
 
-/// Encodings of one body: nobody means more, and each multiplies what a byte can grow to.
+/// Maximum number of encodings of one body. Each multiplies the size that a byte can grow to.
 const MAX_ENCODINGS: usize = 2;
 
-/// Gives handlers the body as it was before it was compressed; refuses encodings that are not known.
+/// Decompresses the body for the handlers, and refuses unknown encodings.
 pub async fn decode(State(state): State<AppState>, request: Request, next: Next) -> Response {
     if request.method() != Method::POST {
         return next.run(request).await;
@@ -43,7 +43,7 @@ pub async fn decode(State(state): State<AppState>, request: Request, next: Next)
     next.run(Request::from_parts(parts, body)).await
 }
 
-/// In the order in which they are to be undone: the last one that was applied first.
+/// Encodings of a body, in the order in which they are undone: the last applied one first.
 fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, ApiError> {
     let unsupported = |message: String| ApiError::new(ErrorKind::UnsupportedMediaType, message);
     let mut encodings = Vec::new();
@@ -71,7 +71,7 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, ApiError> {
     Ok(encodings)
 }
 
-/// What to answer when a body could not be read because of its encoding; `None`: because of something else.
+/// Error of a body that could not be read because of its encoding; `None` for other causes.
 pub fn refusal(error: &(dyn std::error::Error + 'static), limit_bytes: usize) -> Option<ApiError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
