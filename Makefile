@@ -85,7 +85,8 @@ $(VENV)/.stamp-proto: $(PROTO) server/generate_proto.py $(VENV)/.stamp-packages
 	@$(VENV)/bin/python server/generate_proto.py
 	@touch $@
 
-$(VENV)/.stamp-kernels: $(wildcard kernels/cpu/*) kernels/build_cpu.py $(VENV)/.stamp-packages
+$(VENV)/.stamp-kernels: $(shell find kernels/cpu -type f) kernels/gridwork_kernels/program_table.def \
+    kernels/build_cpu.py $(VENV)/.stamp-packages
 	$(say) "Building the CPU kernels"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	@touch $@

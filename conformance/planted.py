@@ -14,7 +14,7 @@ from gridwork_server.paths import self_check
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.paths.second_opinion import SecondOpinion
+from gridwork_server.paths.rounding_check import RoundingCheck
 from tests.planted_errors import BATCHED, PAGED
 
 from .generation import CAUSAL, build, first_line, shard_config
@@ -84,7 +84,7 @@ class _Check:
         caller, group = Caller(model, loaded.device), RankGroup()
         self._use_attention(False)
         self._expected = self_check.plain_logits(caller, self._sequences, loaded.dtype, 1)
-        self._opinion = SecondOpinion(model, caller, loaded.dtype, self._sequences, group, self._use_attention)
+        self._rounding = RoundingCheck(model, caller, loaded.dtype, self._sequences, group, self._use_attention)
         self._use_attention(self._paged)
 
     def _use_attention(self, of_path: bool) -> None:
@@ -110,7 +110,7 @@ class _Check:
         try:
             path = self._path(self._loaded.dtype)
             found = self_check.compare(path, self._expected, self._sequences, self._loaded.dtype)
-            self._opinion.judge(path, found, self._expected, lambda: self._path(torch.float32), 4)
+            self._rounding.check(path, found, self._expected, lambda: self._path(torch.float32), 4)
         except Exception as error:  # a model's code may raise anything with the error
             return first_line(error)
         return ""

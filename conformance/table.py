@@ -13,20 +13,20 @@ from conformance.tensor_parallel import Outcome
 
 _INTRODUCTION = """# Which models run, and how
 
-Written by `make conformance`, which anyone can run. It makes a tiny random model of every type that Transformers
-{version} knows, from the type's own default config with every kind of layer kept, serves it in float32 and compares.
+`make conformance` writes this page. It makes a tiny random model of every type that Transformers {version} knows, from
+the type's own default config with every kind of layer kept, serves it in float32 and compares the results.
 
 **Generating types.** {num_requests} requests of {lengths} tokens, joining one after another, {num_tokens} greedy tokens
-each. *Exact* means that all are the tokens of `generate()`. The path is the fastest that passed the comparison with
-plain `forward()` that every model goes through at start; `paged` is the fast one. Why a type runs on a slower one
-stands beside it, as the server's log and `/info` would say. *bfloat16*: the path that the same model is given in
-bfloat16, where the comparison has to tell errors from rounding.
+each. *Exact* means that all tokens equal those of `generate()`. The path is the fastest one that passed the comparison
+with plain `forward()` at start; `paged` is the fastest of all. The reason for a slower path stands beside it, as in the
+server's log and `/info`. *bfloat16*: the path of the same model in bfloat16, where the comparison must distinguish
+errors from rounding.
 
 **Over two ranks** (types with a tensor-parallel plan in Transformers): *exact* means that the logits of two processes
 equal those of one; the percentage is the largest share of the weights' bytes that a rank has.
 
-**Planted errors.** The self-check is given paths with an error each, in bfloat16. An error counts where it changes the
-logits of float32 by more than 0.2 % of their spread.
+**Planted errors.** The self-check must find paths with one error each, in bfloat16. An error counts if it changes the
+float32 logits by more than 0.2 % of their spread.
 
 **Encoders.** The largest difference of any hidden state from plain `forward()`; up to 1e-5 counts as the same.
 

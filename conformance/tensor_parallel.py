@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from gridwork_server.text import one_line
 
 from conformance.shrink import CANNOT_GENERATE, VOCAB_SIZE, randomise, tiny_config
 
@@ -148,7 +149,7 @@ def check(model_type: str, folder: Path, ranks: Ranks) -> Outcome:
         saved = {tensor.data_ptr(): tensor.nbytes for tensor in whole.state_dict().values()}
         whole_bytes = sum(saved.values())
     except Exception as error:
-        return Outcome(model_type, "refused", f"does not run in one process: {type(error).__name__}: {_line(error)}")
+        return Outcome(model_type, "refused", f"does not run in one process: {one_line(error, typed=True)}")
     ranks.logits.unlink(missing_ok=True)
     answers = ranks.run({"folder": str(folder), "attention": whole.config._attn_implementation})
     if failed := next((answer["failed"] for answer in answers if "failed" in answer), None):
@@ -170,10 +171,6 @@ def _difference(expected: list[torch.Tensor], got: list[torch.Tensor]) -> str | 
         if difference >= _TOLERANCE or not torch.equal(one.argmax(-1), other.argmax(-1)):
             return f"logits differ by {difference:.1e}"
     return None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
@@ -209,7 +206,7 @@ def run_rank(rank: int, world_size: int, rendezvous: str, output: Path) -> None:
             import traceback
 
             place = traceback.extract_tb(error.__traceback__)[-1]
-            answer(failed=f"{type(error).__name__}: {_line(error)} ({Path(place.filename).name}:{place.lineno})")
+            answer(failed=f"{one_line(error, typed=True)} ({Path(place.filename).name}:{place.lineno})")
         else:
             answer(weight_bytes=part.weight_bytes, notes=part.notes)
 

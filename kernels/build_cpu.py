@@ -1,24 +1,27 @@
 """Compiles the CPU kernels of `cpu/` into shared libraries inside the package, one for each instruction set.
 
-Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with; uses PyTorch's stable ABI. A library
-is left as it is when it is newer than its sources. Which one is loaded is decided where it runs
-(`gridwork_kernels/cpu_library.py`). Products and sums are fused only where a source says so: elsewhere they are rounded
-as in PyTorch.
+Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with, whose stable ABI it uses. Arguments
+are names of instruction sets; without any, all are built. A library that is newer than its sources stays as it is.
+`gridwork_kernels/cpu_library.py` chooses the library at run time. Products and sums are fused only where a source says
+so; elsewhere they are rounded as in PyTorch.
 """
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCES = sorted((HERE / "cpu").glob("*.cpp"))
+CPU = HERE / "cpu"
+SOURCES = sorted(CPU.rglob("*.cpp"))
 BUILD = HERE / "build"
-"""Objects, so that a change of one source compiles that alone."""
+"""Object files, so that a change of one source compiles only that source."""
 PACKAGE = HERE / "gridwork_kernels"
+HEADERS = [*CPU.rglob("*.h"), PACKAGE / "program_table.def"]
 
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
@@ -31,41 +34,45 @@ AMX = (*AVX512_BF16, "-mamx-tile", "-mamx-bf16")
 class Library:
     flags: tuple[str, ...]
     like: str | None = None
-    """Another library, of which it has the objects of all sources that do not include `header`."""
+    """Another library. This one links its objects of all sources that do not include `header`."""
     header: str = ""
-    """What alone makes use of the flags that it has beyond those of `like`."""
+    """The only header that uses the flags that `like` lacks."""
 
 
 LIBRARIES = {
     "avx2": Library(AVX2),
     "avx512": Library(AVX512),
-    "avx512_vnni": Library(AVX512_VNNI, "avx512", "simd_int.h"),
+    "avx512_vnni": Library(AVX512_VNNI, "avx512", "common/simd_int.h"),
     "avx512_bf16": Library(AVX512_BF16),
-    "amx": Library(AMX, "avx512_bf16", "matrix_unit.h"),
+    "amx": Library(AMX, "avx512_bf16", "common/amx.h"),
 }
 
 
-def main() -> int:
+def main(wanted: Sequence[str]) -> int:
+    """wanted: names of instruction sets; all of them when empty."""
     if "x86_64" not in os.uname().machine:
         print("no CPU kernels for this architecture; PyTorch's own operations are used")
         return 0
-    newest_source = max(path.stat().st_mtime for path in [*(HERE / "cpu").iterdir(), Path(__file__)])
-    stale = {isa: path for isa in LIBRARIES if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}
+    if unknown := [isa for isa in wanted if isa not in LIBRARIES]:
+        print(f"error: `{unknown[0]}` is not an instruction set; use {', '.join(LIBRARIES)}", file=sys.stderr)
+        return 2
+    newest_source = max(path.stat().st_mtime for path in [*SOURCES, *HEADERS, Path(__file__)])
+    stale = {isa: path for isa in wanted or LIBRARIES if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}
     if not stale:
         return 0
     from torch.utils.cpp_extension import include_paths, library_paths
 
     compiler = os.environ.get("CXX", "c++")
-    common = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread", *(f"-I{path}" for path in include_paths())]
+    common = ["-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-pthread"]
+    common += [f"-I{path}" for path in (CPU, PACKAGE, *include_paths())]
     link = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu"]
     print(f"compiling the CPU kernels for {', '.join(stale)}", flush=True)
     BUILD.mkdir(exist_ok=True)
-    headers = max(path.stat().st_mtime for path in [*(HERE / "cpu").glob("*.h"), Path(__file__)])
     compiled_for = {isa: {source: _compiled_for(isa, source) for source in SOURCES} for isa in stale}
     objects = {(of, source) for sources in compiled_for.values() for source, of in sources.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = pool.map(
-            lambda item: _compile([compiler, *common, *LIBRARIES[item[0]].flags], item[1], _object(*item), headers),
+            lambda item: _compile([compiler, *common, *LIBRARIES[item[0]].flags], item[1], _object(*item)),
             sorted(objects),
         )
         built = all(list(compiled))
@@ -81,15 +88,20 @@ def main() -> int:
 
 
 def _compiled_for(isa: str, source: Path) -> str:
-    """The library whose object of this source it has."""
+    """The library whose object of this source is linked."""
     library = LIBRARIES[isa]
     return isa if library.like is None or library.header in _included(source) else library.like
 
 
 def _included(source: Path) -> set[str]:
-    """Names of the kernels' own headers that a source includes, directly or not."""
-    direct = re.findall(r'^#include "(.+)"$', source.read_text(), re.MULTILINE)
-    return {*direct}.union(*(_included(source.with_name(header)) for header in direct))
+    """Names of the kernels' own headers that a source includes, directly or indirectly."""
+    direct = {*re.findall(r'^#include "(.+)"$', source.read_text(), re.MULTILINE)}
+    return direct.union(*(_included(path) for path in HEADERS if _name(path) in direct))
+
+
+def _name(header: Path) -> str:
+    """A header's name in an `#include`."""
+    return str(header.relative_to(CPU)) if header.is_relative_to(CPU) else header.name
 
 
 def _object(isa: str, source: Path) -> Path:
@@ -100,9 +112,9 @@ def _is_stale(library: Path, newest_source: float) -> bool:
     return not library.exists() or library.stat().st_mtime <= newest_source
 
 
-def _compile(command: list[str], source: Path, target: Path, headers: float) -> bool:
-    """headers: when what every source includes was changed last."""
-    if not _is_stale(target, max(source.stat().st_mtime, headers)):
+def _compile(command: list[str], source: Path, target: Path) -> bool:
+    headers = [path for path in HEADERS if _name(path) in _included(source)]
+    if not _is_stale(target, max(path.stat().st_mtime for path in [source, *headers, Path(__file__)])):
         return True
     partial = target.with_suffix(f".{os.getpid()}.partial")
     if not _run([*command, "-c", str(source), "-o", str(partial)]):
@@ -116,4 +128,4 @@ def _run(command: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

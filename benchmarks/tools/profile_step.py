@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gridwork_kernels import cpu_library
+from gridwork_kernels import cpu_library, program
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
-from gridwork_server.graph import native
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.step.runner import Runner
@@ -120,7 +119,7 @@ def _run(runner: Runner, step: "pb.Step") -> None:
 
 def profile(steps: Prefills | Decodes, count: int) -> tuple[float, list[Operation]]:
     """Mean milliseconds of a step under the profiler, and its operations, slowest first."""
-    measured = native.Measurement() if cpu_library.load() else None
+    measured = program.Measurement() if cpu_library.load() else None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         with measured or nullcontext():
             spent_ms = [steps.step() for _ in range(count)]
@@ -131,7 +130,7 @@ def profile(steps: Prefills | Decodes, count: int) -> tuple[float, list[Operatio
     if measured:
         operations += [
             Operation(f"{name}, in a program", calls / count, 1e3 * seconds / count)
-            for name, calls, seconds in zip(native.OPERATIONS, measured.calls, measured.seconds, strict=True)
+            for name, calls, seconds in zip(program.OPERATIONS, measured.calls, measured.seconds, strict=True)
             if calls
         ]
     return statistics.mean(spent_ms), sorted(operations, key=lambda operation: -operation.own_ms)

@@ -81,7 +81,7 @@ def test_a_shard_without_trust_refuses_and_names_the_file(
     habit: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = custom_models.marked(folders(habit), tmp_path)
-    with pytest.raises(ModelError, match=r"config\.json asks for its own Python code.*--trust-remote-code"):
+    with pytest.raises(ModelError, match=r"config\.json needs its own Python code.*--trust-remote-code"):
         loaded(folder, trust_remote_code=False)
     assert not (tmp_path / "has-run").exists()
     loaded(folder)

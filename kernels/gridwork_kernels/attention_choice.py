@@ -1,8 +1,7 @@
-"""Which implementation of paged attention each layer uses: the fastest that can do it, found by trying.
+"""Chooses the implementation of paged attention for each layer: the fastest one that supports it.
 
-On a GPU several can, each with limits of its own; all of them work on the same cache of slots, so that layers of one
-model may use different ones. Whether one really runs, and gives what the reference gives, is found out at the start
-with a small computation of the layer's own shape.
+On a GPU several implementations share one cache of slots, so that layers of a model may use different ones. Each is
+tried at the start on a small problem of the layer's shape, and compared with the reference.
 """
 
 import functools
@@ -12,15 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from gridwork_kernels import cpu_attention, flash_attention
-from gridwork_kernels.paged_attention import (
-    SPARE_BLOCKS,
-    AttentionOptions,
-    CpuAttention,
-    PagedAttention,
-    PagedLayout,
-    SlotAttention,
-    reference,
-)
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedAttention, PagedLayout
+from gridwork_kernels.slot_attention import SlotAttention, reference
 from gridwork_kernels.torch_attention import sdpa
 
 
@@ -33,7 +25,7 @@ def _triton(
 
 
 IMPLEMENTATIONS: dict[str, PagedAttention] = {
-    "cpu": CpuAttention(),
+    "cpu": cpu_attention.CpuAttention(),
     "flash-attn": SlotAttention(flash_attention.flash_attn),
     "varlen": SlotAttention(flash_attention.varlen),
     "triton": SlotAttention(_triton),
@@ -42,21 +34,21 @@ IMPLEMENTATIONS: dict[str, PagedAttention] = {
 }
 
 ON_GPU = ("flash-attn", "varlen", "triton", "sdpa")
-"""Those for GPUs, the fastest first."""
+"""Implementations for GPUs, in descending order of speed."""
 
 EVERYWHERE = ("sdpa", "reference")
-"""Those that every device can run."""
+"""Implementations that run on every device."""
 
 ALIASES = {"torch": "sdpa"}
-"""Other names that users know implementations by."""
+"""Other names of implementations."""
 
 _TOLERANCE = 0.05
-"""Largest difference from the reference, of values with a standard deviation of 1."""
+"""Maximum difference from the reference, for values with a standard deviation of 1."""
 
 
 @dataclass(frozen=True)
 class LayerDemands:
-    """What a layer asks of an implementation."""
+    """Requirements of a layer."""
 
     num_heads: int = 4
     num_kv_heads: int = 2
@@ -71,7 +63,7 @@ class LayerDemands:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all layers."""
+    """Properties that all layers share."""
 
     device: torch.device
     dtype: torch.dtype
@@ -80,16 +72,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the layers of a model use."""
+    """The implementations of a model's layers."""
 
     names: list[str]
-    """Of each layer's implementation."""
+    """Name of each layer's implementation."""
     reasons: list[str]
-    """Why faster ones are not used, or not by all layers."""
+    """Reasons why faster ones are not used, or not by all layers."""
 
     @property
     def description(self) -> str:
-        """For people to read: the implementation that most layers use, then the others and the reasons."""
+        """A text for users: the implementation that most layers use, then the others and the reasons."""
         counts = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
         first, *rest = sorted(counts, key=lambda name: -counts[name])
         others = [f"{name} for {counts[name]} layer{'s' * (counts[name] > 1)}" for name in rest]
@@ -98,13 +90,13 @@ class Choice:
 
 
 def check(name: str, setting: Setting) -> None:
-    """Before anything is known of the model. Raises ValueError, with what would work, when `name` cannot be used."""
+    """Checks a name before the model is known. Raises ValueError, with an alternative, when it cannot be used."""
     choose(name, setting, [LayerDemands()])
 
 
 def choose(name: str, setting: Setting, layers: Sequence[LayerDemands]) -> Choice:
-    """The implementation of each layer. name: what was asked for, or `auto`. A layer that cannot have it gets the next
-    slower one that it can have. Raises ValueError, with what would work, when no layer can have what was asked for."""
+    """Chooses each layer's implementation. name: the requested one, or `auto`. A layer that it does not support gets
+    the next slower one. Raises ValueError, with an alternative, when the requested one supports no layer."""
     name = ALIASES.get(name, name)
     device, dtype = setting.device, setting.dtype
     if name not in ("auto", *IMPLEMENTATIONS):
@@ -133,8 +125,8 @@ def choose(name: str, setting: Setting, layers: Sequence[LayerDemands]) -> Choic
 def assign(
     order: Sequence[str], layers: Sequence[LayerDemands], why_not: Callable[[str, LayerDemands], str | None]
 ) -> tuple[list[str], list[str]]:
-    """Gives every layer the first implementation that it can have; the last one any layer can. Returns their names, and
-    the different reasons why others were not taken."""
+    """Gives every layer the first implementation that supports it; the last one supports any layer. Returns their
+    names, and the distinct reasons why others were not chosen."""
     names, reasons = [], []
     for layer in layers:
         for name in order[:-1]:
@@ -149,14 +141,14 @@ def assign(
 
 
 def why_not(name: str, setting: Setting, layer: LayerDemands) -> str | None:
-    """Why a layer cannot have an implementation for GPUs; None when it can."""
+    """The reason why an implementation for GPUs cannot be used for a layer, or None."""
     if setting.device.type != "cuda":
         return "it needs a GPU"
     return limit(name, setting, layer) or trial(name, setting, layer)
 
 
 def limit(name: str, setting: Setting, layer: LayerDemands) -> str | None:
-    """What of a layer is outside of an implementation's limits, told without running it; None when nothing is."""
+    """The known limit of an implementation that a layer exceeds, or None."""
     if name not in ("flash-attn", "varlen"):
         return None
     if setting.dtype not in (torch.float16, torch.bfloat16):
@@ -174,7 +166,7 @@ def limit(name: str, setting: Setting, layer: LayerDemands) -> str | None:
     else:
         try:
             version = flash_attention.package(torch.cuda.get_device_capability(setting.device)[0]).version
-        except Exception as error:  # a package that was built for another PyTorch, for example
+        except Exception as error:  # for example, a package that was built for another PyTorch
             return str(error)
     if layer.has_slopes and (name == "varlen" or version != 2):
         return "it has no ALiBi"
@@ -185,9 +177,9 @@ def limit(name: str, setting: Setting, layer: LayerDemands) -> str | None:
 
 @functools.cache
 def trial(name: str, setting: Setting, layer: LayerDemands) -> str | None:
-    """Why an implementation cannot be used, found by running it and comparing; None when it can."""
+    """Runs an implementation and compares it with the reference. Returns the reason why it cannot be used, or None."""
     size = setting.block_size
-    # A short prompt, a chunk that goes on with one, and a decode; then a step as it is replayed, with a long context.
+    # A short prompt, a later chunk of a prompt, and a decode; then a replayed step with a long context.
     steps = (([5, 70, 1], [5, size + 73, 2 * size + 3]), ([1, 1, 1], [1, size + 1, 2 * size + 515]))
     try:
         for counts, ends in steps:
@@ -199,7 +191,7 @@ def trial(name: str, setting: Setting, layer: LayerDemands) -> str | None:
             assert isinstance(implementation, SlotAttention)
             given = implementation.function(query, keys, values, layout, options)
             difference = float((given.float() - expected.float()).abs().max())
-            if not difference < _TOLERANCE:  # NaN above all
+            if not difference < _TOLERANCE:  # also for NaN
                 return f"its results differ from the reference by {difference:.2g}"
     except Exception as error:  # whatever a compiler or a driver raises
         return _one_line(error)
@@ -209,7 +201,7 @@ def trial(name: str, setting: Setting, layer: LayerDemands) -> str | None:
 def _problem(
     setting: Setting, layer: LayerDemands, counts: list[int], ends: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout, AttentionOptions]:
-    """A step of sequences that compute so many tokens and are so long then, in a cache whose blocks lie in no order."""
+    """A step in which sequence i computes counts[i] tokens and then has length ends[i]. Blocks are in random order."""
     generator = torch.Generator().manual_seed(0)
     device, size = setting.device, setting.block_size
 
@@ -236,7 +228,7 @@ def _problem(
     keys, values = (random(num_slots, layer.num_kv_heads, n) for n in (layer.key_size, layer.value_size))
     options = AttentionOptions(
         scale=layer.key_size**-0.5,
-        # So short that they matter.
+        # So short that they make a difference.
         window=min(layer.window, 11),
         chunk=min(layer.chunk, 11),
         softcap=2.0 if layer.has_softcap else 0.0,

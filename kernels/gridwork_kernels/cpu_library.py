@@ -1,4 +1,4 @@
-"""The compiled CPU kernels, loaded once: the library that is the fastest one on the CPU."""
+"""Loads the compiled CPU kernels: the library for the fastest instruction set of the CPU."""
 
 import ctypes
 import functools
@@ -7,17 +7,32 @@ from pathlib import Path
 
 import torch
 
+from gridwork_kernels import program_table
+
 
 @functools.cache
 def load() -> str | None:
     """Registers `torch.ops.gridwork_cpu` and names its instruction set. None where there is no library: on CPUs without
-    AVX2, and where none was built."""
+    AVX2, and where none was built. Raises RuntimeError for a library that was built from another table of programs."""
     path = _path()
     if path is None:
         return None
     torch.ops.load_library(str(path))
+    _check_table(path)
     library().gridwork_set_num_threads.argtypes = [ctypes.c_int64]
     return path.stem.removeprefix(_PREFIX)
+
+
+def _check_table(path: Path) -> None:
+    """Compares the table of recorded programs that the library was built from with this package's."""
+    function = getattr(library(), "gridwork_program_table_hash", None)
+    if function is not None:
+        function.restype = ctypes.c_uint64
+    if function is None or function() != program_table.HASH:
+        raise RuntimeError(
+            f"{path} was built from another version of the table of recorded programs ({program_table.PATH.name}); "
+            "rebuild the CPU kernels with `make build`"
+        )
 
 
 _PREFIX = "_cpu_"
@@ -29,7 +44,7 @@ def _path() -> Path | None:
 
 
 def _instruction_set() -> str | None:
-    """The fastest of those that the CPU can run; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
+    """The fastest instruction set that the CPU supports; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
     match torch.backends.cpu.get_cpu_capability():
         case "AVX2":
             return "avx2"
@@ -38,10 +53,10 @@ def _instruction_set() -> str | None:
                 return "avx512"
             if not torch.cpu._is_avx512_bf16_supported():
                 return "avx512_vnni"
-            # The process asks the kernel for the matrix unit's registers.
+            # A process must request the tile registers from the operating system.
             if torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
                 return "amx"
-            # Intel's cores were measured to multiply pairs of bfloat16 half as fast as float32.
+            # Intel's cores multiply pairs of bfloat16 at half the rate of float32, by measurement.
             return "avx512_vnni" if _is_of_intel(Path("/proc/cpuinfo").read_text()) else "avx512_bf16"
         case _:
             return None
@@ -54,11 +69,11 @@ def _is_of_intel(cpuinfo: str) -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """For functions that are no operations of PyTorch's. Only where `load` gives a name."""
+    """The library, for functions that are not PyTorch operations. Only valid where `load` returns a name."""
     return ctypes.CDLL(str(_path()))
 
 
 def set_num_threads(count: int) -> None:
-    """Threads that the kernels use, the caller's included. They are not PyTorch's."""
+    """Sets the number of threads that the kernels use, including the caller. PyTorch's threads are others."""
     if load():
         library().gridwork_set_num_threads(count)

@@ -1,12 +1,12 @@
-"""Copies between the host and the device that nothing waits for."""
+"""Asynchronous copies between host and device."""
 
 import numpy as np
 import torch
 
 
 def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The same values on a device. On a GPU they go by way of pinned memory, which PyTorch's allocator gives to nobody
-    else before the copy has been made; on a CPU they are not copied."""
+    """Copies values to a device. On a GPU the copy goes through pinned memory, which PyTorch's allocator does not reuse
+    before the copy is done. On a CPU nothing is copied."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     if device.type == "cpu" and isinstance(values, np.ndarray):
         return tensor
@@ -16,8 +16,8 @@ def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values on the host. From a GPU they come into pinned memory, and are there once what the GPU has been
-    asked for so far is done; on a CPU they are not copied."""
+    """Copies values to the host. From a GPU they arrive in pinned memory, once the GPU has finished the work that is
+    queued so far. On a CPU nothing is copied."""
     if not tensor.is_cuda:
         return tensor.cpu()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,7 +1,6 @@
-"""Mixtures of experts with packed weights on CPUs, in the type they have, or in 8 or 4 bits.
+"""Mixtures of experts with packed weights on CPUs, in their own type or in 8 or 4 bits.
 
-A token's experts are multiplied with its values alone, whatever their number: no weights of others are read, and a
-token's result does not depend on the other tokens of the batch.
+Only the chosen experts' weights are read, and a token's result does not depend on the other tokens of the batch.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from torch import nn
 
 from gridwork_kernels.packed_linear import DTYPES
 from gridwork_kernels.quantized_linear import GROUP, pack, unpack
-from gridwork_kernels.replace import replace_modules
+from gridwork_kernels.replace import equal_up_to_rounding, replace_modules, sample_values
 
 
 def reference(
@@ -27,12 +26,12 @@ def reference(
 
 
 class PackedExperts(nn.Module):
-    """Stands in for the experts of a layer as Transformers has them: two linear layers of each, and what the module
-    itself computes between these."""
+    """Replaces the experts of a layer in Transformers' form: two linear layers for each expert, and the module's own
+    computation between them."""
 
     def __init__(self, plain: Any, method: str | None = None) -> None:
-        """plain: see `_is_known`. It is kept without its weights, for what it computes between its layers. method: of
-        `quantized_linear`."""
+        """plain: see `_is_known`. It is kept without its weights, for the computation between its layers. method: one
+        of `quantized_linear.METHODS`, or None."""
         super().__init__()
         first = "gate_up_proj" if plain.has_gate else "up_proj"
         for name, weights in (("first", first), ("second", "down_proj")):
@@ -49,8 +48,8 @@ class PackedExperts(nn.Module):
         self.plain, self.method = plain, method
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """x: `[tokens, hidden]`; index: whole numbers `[tokens, chosen]`, the experts of each token; weights: likewise.
-        Returns `[tokens, hidden]` in x's type; computed in the one of the experts' weights."""
+        """x: `[tokens, hidden]`; index: integers `[tokens, chosen]`, the experts of each token; weights: `[tokens,
+        chosen]`. Computes in the type of the experts' weights, and returns `[tokens, hidden]` in x's type."""
         ops, given, index, x = torch.ops.gridwork_cpu, x.dtype, index.to(torch.int64), x.to(self.dtype)
         if weights.dtype != self.dtype:
             weights = weights.float()
@@ -62,8 +61,8 @@ class PackedExperts(nn.Module):
         return out.to(given)
 
     def layer(self, name: str, expert: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight `[out_features, in_features]` and bias `[out_features]` of one expert, in float32, unpacked anew at
-        every call. name: `first` or `second`."""
+        """Weight `[out_features, in_features]` and bias `[out_features]` of one expert in float32, unpacked at every
+        call. name: `first` or `second`."""
         packed, scales = getattr(self, f"{name}_packed")[expert], getattr(self, f"{name}_scales")
         if self.method is None:
             weight = packed.transpose(1, 2).flatten(2).flatten(0, 1).float()
@@ -74,7 +73,7 @@ class PackedExperts(nn.Module):
 
 
 def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """weight: `[experts, N, K]`, of which one at a time is quantized."""
+    """weight: `[experts, N, K]`. Experts are quantized one at a time."""
     if method is None:
         return torch.ops.gridwork_cpu.linear_pack(weight), None
     packed, scales = (torch.empty(len(weight), *part.shape, dtype=part.dtype) for part in pack(weight[0], method))
@@ -84,8 +83,8 @@ def _pack(weight: torch.Tensor, method: str | None) -> tuple[torch.Tensor, torch
 
 
 class Packing(NamedTuple):
-    """How many modules with experts were packed, and how many were left as they are since they compute something else
-    than what they say of themselves."""
+    """Numbers of modules with experts that were packed, and that were not, since their output does not match their
+    declared layout."""
 
     packed: int
     refused: int
@@ -93,10 +92,10 @@ class Packing(NamedTuple):
 
 @torch.inference_mode()
 def pack_experts(model: nn.Module, method: str | None = None) -> Packing:
-    """Replaces all experts on the CPU that are known to compute what `PackedExperts` does, in place; whether they do is
-    found by computing as well.
+    """Replaces, in place, all experts on the CPU that declare the computation of `PackedExperts`, and whose output
+    confirms it.
 
-    method: of `quantized_linear`, for experts of a shape that its kernels can do; None to keep the weights' type.
+    method: one of `quantized_linear.METHODS`, for experts of a supported shape, or None to keep the weights' type.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     known = [module for module in model.modules() if _is_known(module) and (method is None or _can_quantize(module))]
@@ -113,8 +112,8 @@ def pack_experts(model: nn.Module, method: str | None = None) -> Packing:
 def _packed(module: Any, method: str | None) -> PackedExperts | None:
     weight = module.down_proj
     num_experts, hidden = weight.shape[0], weight.shape[2 if module.is_transposed else 1]
-    # Values as if by chance, without touching anybody's generator, and few of the experts: all take time to read.
-    x = torch.sin(torch.arange(3 * hidden).view(3, -1) * 12.9898).to(weight.dtype)
+    # Few experts, since all would take long to read.
+    x = sample_values(3, hidden).to(weight.dtype)
     index = torch.tensor([[0, num_experts - 1], [num_experts - 1, 0], [num_experts // 2, 0]])
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.5], [1.0, 0.125]])
     try:
@@ -132,8 +131,8 @@ def _can_quantize(module: Any) -> bool:
 
 
 def _is_known(module: Any) -> bool:
-    """Whether a module says of itself, as Transformers' `use_experts_implementation` makes it do, how its experts'
-    weights lie, and has no others."""
+    """Whether a module declares the layout of its experts' weights by the attributes of Transformers'
+    `use_experts_implementation`, and has no other weights."""
     says = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel", "_apply_gate")
     if not all(hasattr(module, name) for name in says) or module.has_post_expert_norm or module._is_expert_parallel:
         return False
@@ -151,16 +150,14 @@ def _is_known(module: Any) -> bool:
 
 
 _ROUNDED = {"int8": 0.05, "int4": 0.3}
-"""Largest root mean square of what quantizing changes, as a share of the results'."""
+"""Maximum relative change by quantizing, as root mean squares."""
 
 
 def _same(got: torch.Tensor, expected: object, method: str | None) -> bool:
-    """Equal but for the order of sums and where they are rounded."""
+    """Whether two results are equal except for the order of sums, rounding, and quantizing by `method`."""
+    if method is None:
+        return equal_up_to_rounding(got, expected, 8)
     if not isinstance(expected, torch.Tensor) or (got.shape, got.dtype) != (expected.shape, expected.dtype):
         return False
-    if method is not None:
-        changed = (got.float() - expected.float()).square().mean().sqrt()
-        return bool(changed <= _ROUNDED[method] * expected.float().square().mean().sqrt())
-    tolerance = max(1e-5, 8 * torch.finfo(got.dtype).eps)
-    largest = float(expected.abs().max())
-    return torch.allclose(got.float(), expected.float(), rtol=tolerance, atol=tolerance * largest)
+    changed = (got.float() - expected.float()).square().mean().sqrt()
+    return bool(changed <= _ROUNDED[method] * expected.float().square().mean().sqrt())

@@ -1,11 +1,11 @@
-"""Paged attention by FlashAttention's kernels: those of its packages, and those that PyTorch brings.
+"""Paged attention by the kernels of FlashAttention's packages, and by PyTorch's copy of them.
 
-Dao 2023, "FlashAttention-2"; Shah et al. 2024, "FlashAttention-3". All of them read a cache of blocks `[num_blocks,
-block_size, num_kv_heads, size]`, which is what a cache of slots is, seen by its blocks. The causal mask is aligned to
-a sequence's last key, and a window counts the keys before the token's own.
+Dao 2023, "FlashAttention-2"; Shah et al. 2024, "FlashAttention-3". All kernels read a cache of blocks `[num_blocks,
+block_size, num_kv_heads, size]`, which is a view of the cache of slots. The causal mask is aligned to a sequence's last
+key, and a window counts the keys before the token's own.
 
-Written by the sources of flash-attn, of flash_attn_interface (FlashAttention-3) and of PyTorch 2.15, and not run on a
-GPU yet: what a kernel cannot do after all is noticed when it is tried (`attention_choice`).
+Written against the sources of flash-attn, flash_attn_interface (FlashAttention-3) and PyTorch 2.15, and not run on a
+GPU yet: `attention_choice` tries each kernel before it is used.
 """
 
 import functools
@@ -18,37 +18,23 @@ from typing import Any
 import torch
 
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, Ragged
 
 PAGE = 256
-"""What a block's tokens must be a multiple of in FlashAttention 2, the package's and PyTorch's (`mha_varlen_fwd`)."""
+"""The block size must be a multiple of this in FlashAttention 2, of the package and of PyTorch (`mha_varlen_fwd`)."""
 
 _HOPPER = 9
-"""Compute capability that FlashAttention 3 is for."""
+"""The compute capability that FlashAttention 3 supports."""
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """A step's sequences as these kernels want them, all int32."""
-
-    tokens: torch.Tensor
-    """`[num_sequences + 1]`: how many tokens of the step lie before each sequence's."""
-    keys: torch.Tensor
-    """`[num_sequences + 1]`: the same of the sequences' lengths."""
-    lengths: torch.Tensor
-    """`[num_sequences]`."""
-    max_tokens: int
-    max_keys: int
-
-    @staticmethod
-    def of(layout: PagedLayout) -> "Ragged":
-        """Made once a step."""
-        if layout.ragged is None:
-            layout.ragged = _fixed(layout) if layout.is_fixed else _ragged(layout)
-        return layout.ragged
+def ragged(layout: PagedLayout) -> Ragged:
+    """The step's sequences in the form of these kernels, computed once a step."""
+    if layout.ragged is None:
+        layout.ragged = _fixed(layout) if layout.is_fixed else _varying(layout)
+    return layout.ragged
 
 
-def _ragged(layout: PagedLayout) -> Ragged:
+def _varying(layout: PagedLayout) -> Ragged:
     counts = torch.tensor([layout.num_tokens, layout.end], dtype=torch.int32)
     sums = torch.nn.functional.pad(counts.cumsum(1, dtype=torch.int32), (1, 0))
     rows = to_device(torch.cat([sums.flatten(), counts[1]]), layout.slots.device)
@@ -57,7 +43,7 @@ def _ragged(layout: PagedLayout) -> Ragged:
 
 
 def _fixed(layout: PagedLayout) -> Ragged:
-    """Of tensors on the device alone. The longest length is what a table has room for."""
+    """Uses only tensors on the device. The maximum length is the capacity of a block table."""
     tokens = torch.arange(len(layout.num_tokens) + 1, dtype=torch.int32, device=layout.slots.device)
     keys = torch.nn.functional.pad(layout.length.cumsum(0, dtype=torch.int32), (1, 0))
     return Ragged(tokens, keys, layout.length, 1, layout.block_tables.shape[1] * layout.block_size)
@@ -70,12 +56,12 @@ class Package:
     name: str
     version: int
     attend: Callable[..., Any]
-    """`flash_attn_varlen_func` of version 2, `flash_attn_with_kvcache` of version 3: those that read blocks."""
+    """`flash_attn_varlen_func` of version 2, `flash_attn_with_kvcache` of version 3, which read blocks."""
 
 
 @functools.cache
 def package(major: int) -> Package:
-    """The package for GPUs of such a compute capability. Raises ImportError with the reason when there is none."""
+    """The package for a compute capability's major number. Raises ImportError with the reason when there is none."""
     # Version 3 takes blocks of any size.
     if major == _HOPPER and importlib.util.find_spec("flash_attn_interface"):
         module = importlib.import_module("flash_attn_interface")
@@ -88,8 +74,8 @@ def package(major: int) -> Package:
 def flash_attn(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """By an installed package; for the arguments see `paged_attention.AttendSlots`."""
-    ragged = Ragged.of(layout)
+    """Attends by an installed package; for the arguments see `paged_attention.AttendSlots`."""
+    sequences = ragged(layout)
     found = package(torch.cuda.get_device_capability(query.device)[0])
     shared = {
         "softmax_scale": options.scale,
@@ -104,10 +90,10 @@ def flash_attn(
             query,
             keys,
             values,
-            cache_seqlens=ragged.lengths,
+            cache_seqlens=sequences.lengths,
             page_table=layout.block_tables,
-            cu_seqlens_q=ragged.tokens,
-            max_seqlen_q=ragged.max_tokens,
+            cu_seqlens_q=sequences.tokens,
+            max_seqlen_q=sequences.max_tokens,
             **shared,
         )
     else:
@@ -115,10 +101,10 @@ def flash_attn(
             query,
             keys,
             values,
-            cu_seqlens_q=ragged.tokens,
-            cu_seqlens_k=ragged.keys,
-            max_seqlen_q=ragged.max_tokens,
-            max_seqlen_k=ragged.max_keys,
+            cu_seqlens_q=sequences.tokens,
+            cu_seqlens_k=sequences.keys,
+            max_seqlen_q=sequences.max_tokens,
+            max_seqlen_k=sequences.max_keys,
             alibi_slopes=options.slopes,
             block_table=layout.block_tables,
             **shared,
@@ -129,29 +115,29 @@ def flash_attn(
 def varlen(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layout: PagedLayout, options: AttentionOptions
 ) -> torch.Tensor:
-    """By `torch.nn.attention.varlen`; for the arguments see `paged_attention.AttendSlots`.
+    """Attends by `torch.nn.attention.varlen`; for the arguments see `paged_attention.AttendSlots`.
 
-    PyTorch would prefer cuDNN, which plans anew for every number of tokens and longest length: hardly two steps of a
-    server have the same.
+    PyTorch would prefer cuDNN, which plans anew for every number of tokens and maximum length. Hardly two steps of a
+    server share these.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    ragged = Ragged.of(layout)
+    sequences = ragged(layout)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         out = varlen_attn(
             query,
             pages(keys, layout.block_size),
             pages(values, layout.block_size),
-            ragged.tokens,
-            ragged.keys,
-            ragged.max_tokens,
-            ragged.max_keys,
+            sequences.tokens,
+            sequences.keys,
+            sequences.max_tokens,
+            sequences.max_keys,
             scale=options.scale,
-            # (-1, 0) is what its sources call causal without a window.
+            # (-1, 0) means causal without a window in its sources.
             window_size=(options.window - 1 if options.window else -1, 0),
             enable_gqa=True,
-            seqused_k=ragged.lengths,
+            seqused_k=sequences.lengths,
             block_table=layout.block_tables,
         )
     assert isinstance(out, torch.Tensor)
@@ -159,5 +145,5 @@ def varlen(
 
 
 def pages(slots: torch.Tensor, block_size: int) -> torch.Tensor:
-    """`[num_blocks, block_size, num_kv_heads, size]` of `[num_slots, num_kv_heads, size]`, in the same memory."""
+    """Views `[num_slots, num_kv_heads, size]` as `[num_blocks, block_size, num_kv_heads, size]`."""
     return slots.unflatten(0, (-1, block_size))

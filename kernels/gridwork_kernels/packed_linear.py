@@ -1,7 +1,7 @@
 """Linear layers with packed weights on CPUs.
 
-The kernel reads the weights in the type they have, packed once, and sums in float32. A row's result does not depend on
-the other rows of the batch.
+Weights are packed once, in their own type, and sums are in float32. A row's result does not depend on the other rows of
+the batch.
 """
 
 from typing import TypeGuard
@@ -22,15 +22,15 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def panel_features() -> int:
-    """Output features in a panel of packed weights."""
+    """Number of output features in a panel of packed weights."""
     return int(torch.ops.gridwork_cpu.linear_panel())
 
 
 class PackedLinear(nn.Module):
-    """Stands in for an `nn.Linear` on the CPU."""
+    """Replaces an `nn.Linear` on the CPU."""
 
     def __init__(self, linear: nn.Linear, float32_out: bool = False) -> None:
-        """float32_out: give the sums as they are, instead of rounding them to the weights' type."""
+        """float32_out: return unrounded sums, not sums in the weights' type."""
         super().__init__()
         self.float32_out = float32_out
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -43,13 +43,13 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """`[out_features, in_features]`, unpacked anew at every call: for code that looks at its dtype or values."""
+        """`[out_features, in_features]`, unpacked at every access, for code that reads its dtype or values."""
         rows = self.packed.transpose(1, 2).flatten(2).flatten(0, 1)
         return rows[: self.out_features, : self.in_features]
 
 
 class Float32Linear(nn.Module):
-    """An `nn.Linear` that computes, and answers, in float32: the plain form of a packed one with `float32_out`."""
+    """An `nn.Linear` that computes and returns float32: the plain form of `PackedLinear` with `float32_out`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         """Keeps a float32 copy of the weights."""
@@ -63,9 +63,9 @@ class Float32Linear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replaces every plain `nn.Linear` on the CPU by its packed form, in place. Returns how many.
+    """Replaces every plain `nn.Linear` on the CPU by its packed form, in place. Returns their number.
 
-    Subclasses of `nn.Linear` are left alone, since they may do something else; so are layers smaller than a panel.
+    Subclasses of `nn.Linear`, which may compute something else, and layers smaller than a panel stay as they are.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for child in model.modules():
@@ -76,9 +76,8 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def widen_head(model: nn.Module, head: nn.Module) -> bool:
-    """Makes the layer that gives logits give them in float32, in place: at the size of logits, rounding to bfloat16
-    makes ties of tokens that the model tells apart. Returns False for a head that is no plain `nn.Linear` of that size
-    on the CPU."""
+    """Makes the head return logits in float32, in place: rounded to bfloat16, logits of tokens that the model tells
+    apart would tie. Returns False for a head that is not a plain 16-bit `nn.Linear` on the CPU."""
     if not is_plain(head) or head.weight.dtype == torch.float32:
         return False
     packable = cpu_library.load() is not None and head.out_features >= panel_features()
@@ -87,7 +86,7 @@ def widen_head(model: nn.Module, head: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is an `nn.Linear` on the CPU and nothing more."""
+    """Whether a module is exactly an `nn.Linear`, without hooks, on the CPU."""
     return (
         type(module) is nn.Linear
         and not module._forward_hooks

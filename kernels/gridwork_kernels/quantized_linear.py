@@ -1,7 +1,7 @@
-"""Linear layers with 8-bit and 4-bit weights on x86-64 CPUs, in the place of a model's own.
+"""Linear layers with 8-bit and 4-bit weights on x86-64 CPUs, which replace a model's own.
 
-`int8`: a scale for each output feature; `int4`: a scale and an offset for each feature and 32 input features. Inputs
-are quantized to 8 bits on the way, each 32 values by the largest of them, and multiplied as whole numbers.
+`int8` has a scale for each output feature, `int4` a scale and an offset for each output feature and 32 input features.
+Inputs are quantized to 8 bits, each group of 32 values by its largest magnitude, and multiplied as whole numbers.
 """
 
 import torch
@@ -11,21 +11,22 @@ from gridwork_kernels.packed_linear import is_plain, panel_features
 from gridwork_kernels.replace import replace_modules
 
 GROUP = 32
-"""Values of the input that share a scale, and weights that share a scale and an offset (`int4`)."""
+"""Number of input values that share a scale, and of weights that share a scale and an offset (`int4`)."""
 
 METHODS = ("int8", "int4")
 
 
 def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight: `[N, K]`. Returns int8 `[N, K]` and float32 `[N]`: weight is about values * scale."""
+    """weight: `[N, K]`. Returns int8 values `[N, K]` and float32 scales `[N]`; weight is approximately values *
+    scale."""
     wide = weight.float()
     scale = wide.abs().amax(1).clamp(min=1e-30) / 127
     return (wide / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """weight: `[N, K]`. Returns uint8 `[N, K]` of 0 to 15, and float16 `[N, K / 32]` twice: weight is about values *
-    scale + offset."""
+    """weight: `[N, K]`. Returns uint8 values `[N, K]` from 0 to 15, and float16 scales and offsets `[N, K / 32]`;
+    weight is approximately values * scale + offset."""
     groups = weight.float().unflatten(1, (-1, GROUP))
     low, high = groups.amin(2), groups.amax(2)
     scale = ((high - low) / 15).clamp(min=1e-7).half()
@@ -35,8 +36,8 @@ def quantize_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The plain form, in float32. x: `[..., K]`, quantized as the kernels do; weight: float32 `[N, K]`, as it is after
-    quantizing; bias: `[N]`."""
+    """The plain form, in float32. x: `[..., K]`, which is quantized as by the kernels; weight: float32 `[N, K]`,
+    already quantized; bias: `[N]`."""
     groups = x.float().unflatten(-1, (-1, GROUP))
     largest = groups.abs().amax(-1, keepdim=True)
     inverse = torch.full_like(largest, 127).div(largest)  # `127 / largest` would be rounded twice
@@ -46,10 +47,10 @@ def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 class QuantizedLinear(nn.Module):
-    """Stands in for an `nn.Linear` on the CPU."""
+    """Replaces an `nn.Linear` on the CPU."""
 
     def __init__(self, linear: nn.Linear, method: str, float32_out: bool = False) -> None:
-        """float32_out: give the sums as they are, instead of rounding them to the input's type."""
+        """float32_out: return unrounded sums, not sums in the input's type."""
         super().__init__()
         self.method, self.float32_out = method, float32_out
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -66,21 +67,21 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """`[out_features, in_features]`, as it is after quantizing; made anew at every call."""
+        """`[out_features, in_features]`, as quantized; computed at every access."""
         return unpack(self.packed, self.scales, self.method)[: self.out_features].to(self.dtype)
 
 
 def can_quantize(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer of a shape that the kernels can do."""
+    """Whether a module is a plain linear layer of a shape that the kernels support."""
     return is_plain(module) and module.out_features >= panel_features() and module.in_features % GROUP == 0
 
 
 @torch.inference_mode()
 def quantize_linears(model: nn.Module, method: str, head: nn.Module | None) -> int:
-    """Replaces every plain `nn.Linear` of a fitting shape by its quantized form, in place. Returns how many.
+    """Replaces every plain `nn.Linear` of a supported shape by its quantized form, in place. Returns their number.
 
-    head: the layer that gives logits. It gives them in float32, and has 8 bits at least: rounding it to 4 was seen to
-    cost more than rounding all other layers together.
+    head: the layer that gives logits. It returns float32, and has 8 bits with every method: 4 bits in the head alone
+    cost more quality than 4 bits in all other layers.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
@@ -95,12 +96,12 @@ def quantize_linears(model: nn.Module, method: str, head: nn.Module | None) -> i
 
 
 def pack(weight: torch.Tensor, method: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights `[N, K]` and their scales as the kernels read them."""
+    """Packs weights `[N, K]` and their scales in the layout of the kernels."""
     return _pack_int8(weight) if method == "int8" else _pack_int4(weight)
 
 
 def unpack(packed: torch.Tensor, scales: torch.Tensor, method: str) -> torch.Tensor:
-    """What `pack` was given, as it is after quantizing: float32 `[N, K]`, with rows of zeros up to whole panels."""
+    """The quantized weights in float32 `[N, K]`, with rows of zeros up to whole panels."""
     if method == "int8":
         return packed.transpose(1, 2).flatten(2).flatten(0, 1).float() * scales[:, None]
     halves = torch.stack([packed & 15, packed >> 4], 3)  # [panels, K / 8, W, 2, 4]
@@ -110,7 +111,7 @@ def unpack(packed: torch.Tensor, scales: torch.Tensor, method: str) -> torch.Ten
 
 
 def _padded(values: torch.Tensor, panel: int) -> torch.Tensor:
-    """More rows of zeros, up to a whole number of panels."""
+    """Appends rows of zeros up to a whole number of panels."""
     return nn.functional.pad(values, (0, 0, 0, -len(values) % panel))
 
 

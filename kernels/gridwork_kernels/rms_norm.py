@@ -1,5 +1,5 @@
-"""RMSNorm, and LayerNorm without a bias, in one pass on x86-64 CPUs, in the place of modules that are found to compute
-just that."""
+"""RMSNorm, and LayerNorm without a bias, in one pass on x86-64 CPUs. They replace modules whose output shows that they
+compute the same."""
 
 import inspect
 from enum import IntEnum
@@ -7,20 +7,21 @@ from enum import IntEnum
 import torch
 from torch import nn
 
-from gridwork_kernels.replace import replace_modules
+from gridwork_kernels.program_table import NORMS
+from gridwork_kernels.replace import replace_modules, sample_values
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Form(IntEnum):
-    """How the normalised values, in float32, are scaled; with the numbers that the kernel has for it."""
+    """How the normalised values, in float32, are scaled and rounded; values are those of the kernel's table."""
 
-    ROUNDED_FIRST = 0
-    """Rounded to x's dtype, times the weight: Llama's way."""
-    PLUS_ONE = 1
-    """Times `1 + weight`, rounded then: Gemma's way."""
-    ROUNDED_LAST = 2
-    """Times the weight, rounded then: OLMo 2's way."""
+    ROUNDED_FIRST = NORMS["rms"]
+    """Rounded to x's dtype, then multiplied by the weight, as in Llama."""
+    PLUS_ONE = NORMS["rms_plus_one"]
+    """Multiplied by `1 + weight`, then rounded, as in Gemma."""
+    ROUNDED_LAST = NORMS["rms_once"]
+    """Multiplied by the weight, then rounded, as in OLMo 2."""
 
 
 def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> torch.Tensor:
@@ -33,10 +34,10 @@ def reference(x: torch.Tensor, weight: torch.Tensor, eps: float, form: Form) -> 
 
 
 class _FusedNorm(nn.Module):
-    """Stands in for a module that is a norm with a weight."""
+    """Replaces a module that is a norm with a weight."""
 
     def __init__(self, plain: nn.Module, eps: float) -> None:
-        """plain: has the weight, and takes inputs of other dtypes."""
+        """plain: the module that is replaced. It keeps the weight, and computes inputs of other dtypes."""
         super().__init__()
         self.plain, self.eps = plain, eps
         self.weight = plain.weight
@@ -49,12 +50,12 @@ class _FusedNorm(nn.Module):
         return self.fused(x)
 
     def fused(self, x: torch.Tensor) -> torch.Tensor:
-        """By the kernel."""
+        """Computes the norm by the kernel."""
         raise NotImplementedError
 
 
 class FusedRMSNorm(_FusedNorm):
-    """Computes `reference`."""
+    """Computes `reference` by the kernel."""
 
     def __init__(self, plain: nn.Module, eps: float, form: Form) -> None:
         super().__init__(plain, eps)
@@ -75,8 +76,8 @@ class FusedLayerNorm(_FusedNorm):
 
 @torch.inference_mode()
 def fuse_norms(model: nn.Module) -> int:
-    """Replaces every module on the CPU that computes such a norm, in place; whether it does is found by computing.
-    Returns how many."""
+    """Replaces, in place, every module on the CPU whose output shows that it computes such a norm. Returns their
+    number."""
     replaced: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
         fused = _fused(module)
@@ -91,15 +92,14 @@ def _fused(module: nn.Module) -> _FusedNorm | None:
     weight, eps = parameters.get("weight"), _eps(module)
     if len(parameters) != 1 or weight is None or eps is None or next(module.children(), None) is not None:
         return None
-    if isinstance(module, nn.LayerNorm):  # is one operation as it is
+    if isinstance(module, nn.LayerNorm):  # one operation already
         return None
     if weight.dim() != 1 or weight.dtype not in DTYPES or weight.device.type != "cpu":
         return None
     if module._forward_hooks or module._forward_pre_hooks or len(inspect.signature(module.forward).parameters) != 1:
         return None
-    # Rows of many sizes, so that a wrong epsilon shows, and with a mean; values as if by chance, without touching
-    # anybody's generator.
-    x = torch.sin(torch.arange(6 * weight.numel()).view(6, -1) * 12.9898) * 1.5 + 0.5
+    # Rows of many magnitudes, so that a wrong epsilon shows, with a mean.
+    x = sample_values(6, weight.numel()) * 1.5 + 0.5
     x = x * torch.tensor([1e-4, 1e-3, 1e-2, 1, 10, 100])[:, None]
     x = x.to(weight.dtype)
     try:
@@ -110,7 +110,7 @@ def _fused(module: nn.Module) -> _FusedNorm | None:
         if _same(norm.fused(x), expected):
             return norm
     layer = FusedLayerNorm(module, eps)
-    # Of what is near the mean little is left by the difference.
+    # Values near the mean lose precision in the difference.
     return layer if _same(layer.fused(x), expected, 1e-6 * weight.float().abs()) else None
 
 
@@ -123,8 +123,8 @@ def _eps(module: nn.Module) -> float | None:
 
 
 def _same(got: torch.Tensor, expected: object, slack: torch.Tensor | None = None) -> bool:
-    """Equal but for the order of the sum: a value may differ in its last place, and few do in bfloat16. slack:
-    `[width]`, what a value may differ by besides."""
+    """Whether two results are equal except for the order of the sum: a value may differ in its last place, and few may
+    in bfloat16. slack: `[width]`, an additional tolerance."""
     if not isinstance(expected, torch.Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
         return False
     step = 1e-5 if got.dtype == torch.float32 else torch.finfo(got.dtype).eps

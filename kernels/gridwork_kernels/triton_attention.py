@@ -1,7 +1,7 @@
-"""Paged attention in Triton: decodes and chunks of prefill alike, over the cache of slots.
+"""Paged attention in Triton, for decodes and prefills, on the cache of slots.
 
-A program computes a tile: consecutive tokens of one sequence with all query heads of one KV head, so that a key that is
-loaded serves them all. An online softmax runs over pieces of the context (Milakov and Gimelshein 2018, "Online
+A program computes a tile: consecutive tokens of one sequence with all query heads of one KV head, which share every
+loaded key. An online softmax runs over pieces of the context (Milakov and Gimelshein 2018, "Online
 normalizer calculation for softmax", algorithm 3; Dao et al. 2022, "FlashAttention"). Where a step has too few tiles to
 keep a GPU busy, several programs share a tile's context, and their sums are merged (Dao et al. 2023, "Flash-Decoding").
 """
@@ -17,17 +17,17 @@ from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
 
 _ROWS = 16
-"""Rows of a tile at least: what matrix units take."""
+"""Minimum number of rows of a tile, which tensor cores need."""
 _PREFILL_ROWS = 64
-"""Rows of a tile in steps with long chunks of prefill, where a key that is loaded should serve many tokens."""
+"""Rows of a tile in steps with long prefill chunks, where many tokens should share a loaded key."""
 _PREFILL_LANES = 128
-"""Of wider heads so many rows would not fit into the registers."""
+"""Maximum padded head size for which that many rows fit into the registers."""
 _KEYS = 32
-"""Keys of a piece of the context."""
+"""Number of keys in a piece of the context."""
 _MOST_SPLITS = 32
-"""Programs that share a tile's context at most."""
+"""Maximum number of programs that share a tile's context."""
 _KEYS_OF_A_SPLIT = 256
-"""Less is not worth a program, and the merging."""
+"""Minimum number of keys that pay for another program and the merging."""
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def _attend(
         visible = (position[None, :] < end[:, None]) & (position[None, :] >= begin[:, None])
         score = tl.where(visible, score, float("-inf"))
         most = tl.maximum(largest, tl.max(score, 1))
-        # A row that has seen nothing yet stays as it is.
+        # A row that has seen nothing yet stays unchanged.
         base = tl.where(most == float("-inf"), 0.0, most)
         weight = tl.exp(score - base[:, None])
         keep = tl.exp(largest - base)
@@ -261,8 +261,8 @@ def attend(
 
 
 def _splits(layout: PagedLayout, num_programs: int, options: AttentionOptions, device: torch.device) -> int:
-    """Programs that share each tile's context, a power of two. It depends on nothing that changes between the runs of
-    a fixed step."""
+    """Number of programs that share each tile's context, a power of two. It is the same for all replays of a fixed
+    step."""
     longest = layout.block_tables.shape[1] * layout.block_size if layout.is_fixed else max(layout.end)
     longest = min(longest, options.chunk or options.window or longest)
     wanted = 2 * _processors(device) // num_programs
@@ -272,12 +272,13 @@ def _splits(layout: PagedLayout, num_programs: int, options: AttentionOptions, d
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU. The interpreter runs programs one after the other."""
+    """Number of multiprocessors of a GPU; 1 for the interpreter, which runs programs sequentially."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _tiles(layout: PagedLayout, most_tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """int32, for each tile: its first token, how many it has, and their row of block_tables. Made once a step."""
+    """For each tile, int32: its first token, its number of tokens, and their row of block_tables. Computed once a
+    step."""
     found: Any = layout.tiles.get(most_tokens)
     if found is None:
         tiles = []

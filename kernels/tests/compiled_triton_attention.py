@@ -40,7 +40,7 @@ def test_attention_is_compiled(
     given = dict.fromkeys(("has_softcap", "has_sinks", "has_slopes"), features)
     kernel = compiled(triton_attention._attend, compute_capability, pointers, shape | limits | given)
     assert kernel.asm["cubin"]
-    assert kernel.metadata.shared <= 99 * 1024, "what a block of any GPU since Ampere can have"
+    assert kernel.metadata.shared <= 99 * 1024, "shared memory of a block on any GPU since Ampere"
 
 
 @pytest.mark.parametrize(("splits", "has_sinks"), [(2, False), (triton_attention._MOST_SPLITS, True)])

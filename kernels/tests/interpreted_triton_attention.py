@@ -13,7 +13,8 @@ if not torch.cuda.is_available():
 from test_paged_attention import DECODES, MIXED, OPTIONS, problem
 
 from gridwork_kernels import triton_attention
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout, reference
+from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+from gridwork_kernels.slot_attention import reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -48,7 +49,7 @@ def test_heads_and_sizes(kv_heads: int, dtype: torch.dtype, sizes: tuple[int, in
     compare(MIXED, kv_heads, sizes, dtype, AttentionOptions(scale=0.1))
 
 
-def test_tiles_are_made_once_a_step() -> None:
+def test_tiles_are_computed_once_a_step() -> None:
     *_, layout = problem([(5, 5), (1, 9), (20, 20)], 2)
     first = triton_attention._tiles(layout, 8)
     assert [column.tolist() for column in first] == [[0, 5, 6, 14, 22], [5, 1, 8, 8, 4], [0, 1, 2, 2, 2]]
@@ -57,33 +58,33 @@ def test_tiles_are_made_once_a_step() -> None:
 
 @pytest.fixture
 def split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU that the few tiles of a small problem do not fill."""
+    """Pretends to have a GPU that the few tiles of a small problem do not fill."""
     monkeypatch.setattr(triton_attention, "_processors", lambda device: 1000)
     monkeypatch.setattr(triton_attention, "_KEYS_OF_A_SPLIT", 4)
 
 
 @pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_programs_that_share_a_context_give_what_one_gives(options: AttentionOptions) -> None:
+def test_a_shared_context_gives_the_same_result(options: AttentionOptions) -> None:
     here = {name: None if (t := getattr(options, name)) is None else t.to(DEVICE) for name in ("sinks", "slopes")}
     options = replace(options, **here)
-    # Longer than a piece, so that shares are not empty.
+    # Longer than a piece, so that no share is empty.
     compare([(1, 110), (3, 40), (1, 2)], 2, (16, 20), torch.float32, options)
 
 
 @pytest.mark.usefixtures("split")
-def test_how_many_share_a_context_depends_on_the_longest() -> None:
+def test_number_of_splits_depends_on_the_longest_context() -> None:
     *_, layout = problem(DECODES, 2)
     device, plain = layout.slots.device, AttentionOptions(scale=1)
     assert triton_attention._splits(layout, 6, plain, device) == 4
     assert triton_attention._splits(layout, 6, AttentionOptions(scale=1, window=4), device) == 1
     layout.is_fixed, layout.end = True, []
-    assert triton_attention._splits(layout, 6, plain, device) == 8, "by what a table has room for"
-    assert triton_attention._splits(layout, 2000, plain, device) == 1, "there are tiles enough"
+    assert triton_attention._splits(layout, 6, plain, device) == 8, "by the capacity of a block table"
+    assert triton_attention._splits(layout, 2000, plain, device) == 1, "there are enough tiles"
 
 
 @pytest.mark.usefixtures("split")
-def test_a_fixed_step_reads_its_lengths_from_tensors_alone() -> None:
+def test_a_fixed_step_reads_lengths_only_from_tensors() -> None:
     options = AttentionOptions(scale=0.25)
     query, keys, values, layout = problem([(1, 1), (1, 110), (1, 30)], 2)
     query, keys, values, layout = query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), on_device(layout)

@@ -28,7 +28,7 @@ def test_equals_the_plain_form(kind: int, dtype: torch.dtype, shape: tuple[int, 
     got = torch.ops.gridwork_cpu.gated_activation(gate, up, kind)
     expected = PLAIN[kind](gate) * up
     step = torch.finfo(dtype).eps
-    # Far out on the negative side nearly nothing is left of a value, and PyTorch's forms have lost its digits.
+    # Results for large negative values are near zero, where PyTorch's forms lose precision.
     torch.testing.assert_close(got, expected, rtol=max(2 * step, 1e-5), atol=1e-5)
     middle = gate.abs() < 2
     if dtype != torch.float32 and middle.any():
@@ -52,13 +52,13 @@ def in_steps(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", range(5))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1536), (7, 21), (1, 130, 100), (0, 16)], ids=str)
-def test_an_activation_by_itself_equals_the_plain_form(kind: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_a_single_activation_equals_the_plain_form(kind: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(kind)
     plain = {**PLAIN, 3: F.relu, 4: in_steps}[kind]
     x = (4 * torch.randn(shape)).to(dtype)
     got, expected = torch.ops.gridwork_cpu.activation(x, kind), plain(x)
     step = torch.finfo(dtype).eps
-    # What is added to 1 has lost its last digits, which matters where nearly nothing of it is left.
+    # A sum with 1 loses precision, which matters where the result is near zero.
     torch.testing.assert_close(got, expected, rtol=max(2 * step, 1e-5), atol=max(2 * step, 1e-5) if kind == 4 else 1e-5)
     middle = x.abs() < 2
     if dtype != torch.float32 and middle.any():
@@ -84,8 +84,8 @@ def test_a_scaled_tensor_equals_the_plain_form(
     for values in (x, x.transpose(-1, -2), torch.tensor([0.0, -0.0, torch.inf, 1e-40, 6e4]).to(dtype)):
         expected = values / factor if divide else values * factor
         got = torch.ops.gridwork_cpu.scale(values, factor, divide)
-        # Instructions that round to it may take float32 that is too small for a normal number for 0, also what lies so
-        # close below the smallest one that it would be rounded to that.
+        # Instructions that round to bfloat16 may take subnormal float32 for 0, including values that would round up to
+        # the smallest normal number.
         if dtype == torch.bfloat16:
             small = expected.abs() <= torch.finfo(dtype).tiny
             got, expected = torch.where(small, got * 0, got), torch.where(small, expected * 0, expected)

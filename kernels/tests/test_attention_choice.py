@@ -1,4 +1,4 @@
-"""What is chosen for which layer, and why: all of it that can be told without a GPU."""
+"""The choice of implementations and its reasons, as far as it can be tested without a GPU."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 from gridwork_kernels import attention_choice, cpu_attention, flash_attention
 from gridwork_kernels.attention_choice import ON_GPU, Choice, LayerDemands, Setting, assign, check, choose, limit, trial
-from gridwork_kernels.paged_attention import SlotAttention
+from gridwork_kernels.slot_attention import SlotAttention
 
 CPU = Setting(torch.device("cpu"), torch.float32)
 GPU = Setting(torch.device("cuda"), torch.bfloat16, block_size=256)
@@ -31,7 +31,7 @@ def test_an_implementation_is_chosen_by_what_can_run() -> None:
         check("flash", CPU)
 
 
-def test_a_layer_that_an_implementation_cannot_do_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_layer_gets_the_next_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "package", lambda major: SimpleNamespace(version=2))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(attention_choice, "trial", lambda *_: None)
@@ -51,7 +51,7 @@ def test_a_layer_that_an_implementation_cannot_do_goes_to_the_next(monkeypatch: 
     assert "--block-size 16 is no multiple of 256" in small.description
 
 
-def test_what_fails_when_it_is_tried_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_that_fails_its_trial_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_choice, "limit", lambda *_: None)
     failing = {"flash-attn": "RuntimeError: no kernel image", "varlen": "its results differ", "triton": "no compiler"}
     monkeypatch.setattr(attention_choice, "trial", lambda name, *_: failing.get(name))
@@ -60,7 +60,7 @@ def test_what_fails_when_it_is_tried_is_passed_over(monkeypatch: pytest.MonkeyPa
     assert chosen.reasons == [f"not {name}: {reason}" for name, reason in failing.items()]
 
 
-def test_the_last_in_the_order_is_for_every_layer() -> None:
+def test_the_last_implementation_supports_every_layer() -> None:
     names, reasons = assign(("a", "b"), [PLAIN, replace(PLAIN, chunk=3)], lambda name, layer: "no chunks")
     assert names == ["b", "b"]
     assert reasons == ["not a: no chunks"]
@@ -98,7 +98,7 @@ def test_limits_are_known_without_trying(
     assert limit("triton", setting, layer) is None
 
 
-def test_a_package_that_is_not_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     monkeypatch.setattr(flash_attention.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
@@ -117,7 +117,7 @@ def test_a_package_that_is_not_there_is_a_reason(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["plain", "window", "softcap and sinks", "chunks and slopes"],
 )
-def test_a_trial_tells_right_from_wrong(layer: LayerDemands, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_finds_wrong_results(layer: LayerDemands, block_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = replace(CPU, block_size=block_size)
     assert trial("sdpa", setting, layer) is None
     if layer.window:
@@ -132,5 +132,5 @@ def test_a_trial_tells_right_from_wrong(layer: LayerDemands, block_size: int, mo
     trial.cache_clear()
 
 
-def test_the_order_names_implementations_that_there_are() -> None:
+def test_all_names_are_implementations() -> None:
     assert set(ON_GPU) < set(attention_choice.IMPLEMENTATIONS)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not cpu_attention.supports(torch.float32), reaso
 
 @dataclass
 class Problem:
-    """Sequences of some length in a cache, of which the last few tokens are queries."""
+    """Sequences in a cache, whose last tokens are queries."""
 
     query: torch.Tensor  # [tokens, heads, key_size]
     keys: list[torch.Tensor]  # of each sequence: [length, kv_heads, key_size]
@@ -60,7 +60,7 @@ class Problem:
         return blocks * self.block_size + positions % self.block_size
 
     def caches(self, upto: list[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Caches with the sequences' keys and values, or their first `upto`, and NaN everywhere else."""
+        """Caches with the sequences' keys and values, or their first `upto`, and NaN elsewhere."""
         kv_heads, key_size = self.keys[0].shape[1:]
         num_blocks = max(NUM_BLOCKS, int(self.tables.max()) + 1)
         keys, values = cpu_attention.allocate(
@@ -101,7 +101,7 @@ class Problem:
         sinks: torch.Tensor | None = None,
         slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """In float64."""
+        """The definition of attention, in float64."""
         results = []
         for token, row in enumerate(self.sequence.tolist()):
             end = int(self.length[token])
@@ -121,7 +121,7 @@ class Problem:
         return torch.stack(results)
 
 
-# Decodes, and chunks of prefill that begin a sequence or go on with it; contexts of one piece (256) and of several.
+# Decodes, and chunks of prefill at the beginning of a sequence and later; contexts of one segment and of several.
 LENGTHS = [(1, 1), (1, 16), (30, 30), (1, 257), (9, 300), (1, 700), (33, 40)]
 
 
@@ -169,7 +169,7 @@ def test_blocks_of_any_size(block_size: int) -> None:
 
 @pytest.fixture(params=[1, 2, 5])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """How many there are decides how work is cut: into heads, or into some together; into segments of the context."""
+    """Sets the number of threads, which decides how work is cut: into heads, groups of heads, or segments."""
     cpu_library.set_num_threads(request.param)
     yield request.param
     cpu_library.set_num_threads(1)
@@ -190,7 +190,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     ],
     ids=str,
 )
-def test_a_token_does_not_depend_on_its_batch_mates(
+def test_a_token_does_not_depend_on_its_batch(
     dtype: torch.dtype, window: int, heads: tuple[int, int], sizes: tuple[int, int], scale: float
 ) -> None:
     problem = Problem.of([*LENGTHS, *[(1, 20 + i) for i in range(60)], (100, 400)], heads, sizes, dtype)
@@ -204,7 +204,7 @@ def test_a_token_does_not_depend_on_its_batch_mates(
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("length", [130, 300, 5000])
-def test_one_long_sequence_on_several_threads_equals_itself_among_others(length: int) -> None:
+def test_a_long_sequence_is_the_same_alone_and_in_a_batch(length: int) -> None:
     problem = Problem.of([(1, length), *[(1, 3)] * 40], (8, 4), (32, 32), torch.bfloat16)
     alone = problem.attend(slice(0, 1))
     assert torch.equal(alone[0], problem.attend()[0])
@@ -213,14 +213,14 @@ def test_one_long_sequence_on_several_threads_equals_itself_among_others(length:
     assert_close(alone, problem.definition()[:1])
 
 
-def test_keys_and_values_may_lie_in_memory_of_their_own() -> None:
+def test_keys_and_values_may_be_separate_tensors() -> None:
     problem = Problem.of([(1, 20 + 9 * i) for i in range(30)], (6, 3), (32, 16), torch.bfloat16)
     keys, values = problem.caches()
     apart = problem.attend(caches=(keys.clone(), values.clone()))
     assert torch.equal(problem.attend(caches=(keys, values)), apart)
 
 
-def test_stale_nan_beyond_the_length_is_not_read_and_nan_inside_shows() -> None:
+def test_nan_shows_within_the_length_only() -> None:
     problem = Problem.of([(2, 6)], (2, 1), (16, 16))
     caches = problem.caches()
     slot = int(problem.slots(0, torch.tensor([5]))[0])
@@ -235,7 +235,7 @@ def test_stale_nan_beyond_the_length_is_not_read_and_nan_inside_shows() -> None:
 @pytest.mark.parametrize("wide", [False, True], ids=["angles of the type", "angles in float32"])
 @pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int, wide: bool, interleaved: bool) -> None:
-    """size: dimensions that are rotated."""
+    """size: number of dimensions that are rotated."""
     problem = Problem.of([(1, 20), (5, 37), (18, 18)], dtype=dtype)
     lengths, counts = [20, 37, 18], [1, 5, 18]
     cos, sin = (f(torch.rand(24, size) * 6) for f in (torch.cos, torch.sin))
@@ -257,7 +257,7 @@ def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int, wide: b
     pairs = zip(lengths, counts, strict=True)
     slots = torch.cat([problem.slots(i, torch.arange(n - c, n)) for i, (n, c) in enumerate(pairs)])
     caches = problem.caches([n - c for n, c in zip(lengths, counts, strict=True)])
-    # Strides as of slices of one product.
+    # Strides of slices of one product.
     wide = torch.zeros(24, 8, 32, dtype=dtype)
     wide[:, :4], wide[:, 4:6], wide[:, 6:] = problem.query, key, value
     out = cpu_attention.paged_attention(
@@ -277,5 +277,5 @@ def test_new_keys_are_rotated_and_written(dtype: torch.dtype, size: int, wide: b
         k[-len(part) :] = part
     assert_close(out, problem.definition())
     expected_keys, expected_values = problem.caches()
-    assert torch.equal(caches[0].nan_to_num(), expected_keys.nan_to_num()), "bit for bit what PyTorch makes of them"
+    assert torch.equal(caches[0].nan_to_num(), expected_keys.nan_to_num()), "bit for bit as in PyTorch"
     assert torch.equal(caches[1].nan_to_num(), expected_values.nan_to_num())

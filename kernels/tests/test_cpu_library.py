@@ -1,4 +1,4 @@
-"""Which of the compiled libraries a CPU gets."""
+"""The choice of a compiled library for a CPU."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from gridwork_kernels import cpu_library
         ("AVX512", ("bf16", "vnni", "amx", "allowed"), "GenuineIntel", "avx512", "avx512"),
     ],
 )
-def test_the_fastest_library_that_the_cpu_can_run(
+def test_the_fastest_supported_library_is_chosen(
     capability: str,
     has: tuple[str, ...],
     vendor: str,
@@ -49,6 +49,6 @@ def test_the_fastest_library_that_the_cpu_can_run(
 
 
 @pytest.mark.parametrize(("vendor", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
-def test_the_vendor_is_read_from_what_linux_says_of_the_cpu(vendor: str, intel: bool) -> None:
+def test_the_vendor_is_read_from_cpuinfo(vendor: str, intel: bool) -> None:
     text = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: 6\nmodel name\t: GenuineIntel, not\n"
     assert cpu_library._is_of_intel(text) == intel

@@ -1,4 +1,4 @@
-"""Packed mixtures of experts against their plain form, and which modules they take the place of."""
+"""Packed mixtures of experts against their plain form, and the modules that they replace."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ def random_problem(
 
 
 def order_of(index: torch.Tensor) -> torch.Tensor:
-    """Pairs in the order of the rows between the layers."""
+    """Pairs in the order of the rows between the two layers."""
     return index.flatten().sort(stable=True).indices
 
 
@@ -53,7 +53,7 @@ def test_the_first_layer_equals_the_plain_form(
 @pytest.mark.parametrize("factors", ["float32", "as x"])
 @pytest.mark.parametrize("shape", [(8, 96, 64), (3, 70, 33)], ids=str)
 @pytest.mark.parametrize(("tokens", "chosen"), [(1, 1), (1, 3), (40, 3), (150, 2)])
-def test_the_second_layer_sums_a_tokens_experts(
+def test_the_second_layer_sums_the_experts_of_a_token(
     tokens: int, chosen: int, shape: tuple[int, int, int], factors: str, dtype: torch.dtype
 ) -> None:
     _, index, weight, bias = random_problem(tokens, chosen, shape, dtype)
@@ -73,7 +73,7 @@ def test_the_second_layer_sums_a_tokens_experts(
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
 @pytest.mark.parametrize("factors", ["float32", "as x"])
-def test_products_with_a_tokens_weights_are_rounded_to_the_weights_type(factors: str, dtype: torch.dtype) -> None:
+def test_weighted_outputs_are_rounded_to_the_weights_type(factors: str, dtype: torch.dtype) -> None:
     _, index, weight, _ = random_problem(30, 3, (6, 40, 40), dtype)
     packed = torch.ops.gridwork_cpu.linear_pack(torch.eye(40, dtype=dtype).expand_as(weight))
     weights = torch.rand(30, 3).to(torch.float32 if factors == "float32" else dtype)
@@ -90,7 +90,7 @@ def test_products_with_a_tokens_weights_are_rounded_to_the_weights_type(factors:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
-def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype) -> None:
+def test_a_token_does_not_depend_on_its_batch(dtype: torch.dtype) -> None:
     x, index, weight, _ = random_problem(120, 4, (16, 256, 96), dtype)
     first = torch.ops.gridwork_cpu.linear_pack(weight)
     second = torch.ops.gridwork_cpu.linear_pack(weight.transpose(1, 2))
@@ -106,7 +106,7 @@ def test_a_token_does_not_depend_on_its_batch_mates(dtype: torch.dtype) -> None:
 
 
 @torch.inference_mode()
-def test_experts_that_are_not_there_add_nothing_and_nan_stays_with_its_token() -> None:
+def test_missing_experts_add_nothing_and_nan_stays_with_its_token() -> None:
     x, index, weight, _ = random_problem(6, 2, (4, 64, 32), torch.float32)
     packed, back = (torch.ops.gridwork_cpu.linear_pack(w) for w in (weight, weight.transpose(1, 2)))
 
@@ -137,7 +137,7 @@ def test_weights_of_any_strides_are_packed_alike(dtype: torch.dtype) -> None:
 
 
 class Plain(nn.Module):
-    """Experts as models of Transformers have them."""
+    """Experts in the form of Transformers' models."""
 
     def __init__(
         self, config: Any, transposed: bool, bias: bool, gate: bool, dtype: torch.dtype, shape: tuple[int, int]
@@ -184,7 +184,7 @@ def test_experts_are_replaced_and_stay_equal(transposed: bool, bias: bool, gate:
     expected = plain(x, index, weights)
     model = nn.ModuleDict({"a": plain})
     assert experts.pack_experts(model) == (1, 0)
-    assert not list(plain.parameters()), "its weights take no memory any more"
+    assert not list(plain.parameters()), "its weights are freed"
     tolerance = max(1e-5, 8 * torch.finfo(dtype).eps)
     torch.testing.assert_close(model["a"](x, index, weights), expected, rtol=tolerance, atol=tolerance)
 
@@ -220,14 +220,14 @@ def test_experts_are_quantized_in_place(method: str, most: float, transposed: bo
     assert 0 < (got - expected).norm() <= most * expected.norm()
 
 
-def test_experts_of_a_shape_that_cannot_be_quantized_keep_their_type() -> None:
+def test_experts_of_unsupported_shapes_are_not_quantized() -> None:
     model = nn.ModuleDict({"a": plain_experts()})  # 48 values are no whole number of groups
     assert experts.pack_experts(model, "int8") == (0, 0)
     assert experts.pack_experts(model) == (1, 0)
 
 
 @torch.inference_mode()
-def test_other_types_of_what_comes_are_converted() -> None:
+def test_inputs_of_other_types_are_converted() -> None:
     plain = plain_experts(dtype=torch.bfloat16)
     x, weights, index = torch.randn(20, 32).bfloat16(), torch.rand(20, 2), torch.rand(20, 5).topk(2).indices
     model = nn.ModuleDict({"a": plain})
@@ -239,7 +239,7 @@ def test_other_types_of_what_comes_are_converted() -> None:
 
 
 @torch.inference_mode()
-def test_experts_with_a_gate_of_their_own_keep_it() -> None:
+def test_experts_keep_their_own_gate() -> None:
     plain = plain_experts()
     type(plain)._apply_gate = lambda self, both: both[..., ::2].sigmoid() * (both[..., 1::2] + 1)
     x, weights, index = torch.randn(9, 32), torch.rand(9, 2), torch.rand(9, 5).topk(2).indices
@@ -250,7 +250,7 @@ def test_experts_with_a_gate_of_their_own_keep_it() -> None:
 
 
 @torch.inference_mode()
-def test_experts_that_compute_something_else_are_left_alone() -> None:
+def test_experts_with_other_output_are_not_replaced() -> None:
     hooked, parallel, normed, more, other = (plain_experts() for _ in range(5))
     hooked.register_forward_hook(lambda _module, _inputs, out: 2 * out)
     parallel._is_expert_parallel = True

@@ -1,4 +1,4 @@
-"""What FlashAttention's kernels are given, computed by a stand-in of the same signature in PyTorch operations."""
+"""The arguments of FlashAttention's kernels, computed by stand-ins with the same signatures."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +9,8 @@ from test_paged_attention import BLOCK_SIZE, DECODES, MIXED, OPTIONS, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridwork_kernels import flash_attention
-from gridwork_kernels.flash_attention import Ragged
-from gridwork_kernels.paged_attention import PagedLayout, reference
+from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_kernels.slot_attention import reference
 
 
 def dense(
@@ -25,8 +25,8 @@ def dense(
     softcap: float = 0.0,
     slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """As the kernels' documentation has it: query i of a sequence sees the keys from `i + shift - left` up to
-    `i + shift`, where shift is what the keys are more than the queries; left -1: from the first on."""
+    """The mask of the kernels' documentation: query i of a sequence sees the keys from `i + shift - left` up to
+    `i + shift`, where shift is the number of keys minus the number of queries; left -1: from the first key on."""
     rows = []
     for row, length in enumerate(lengths):
         queries = q[tokens[row] : tokens[row + 1]]
@@ -71,7 +71,7 @@ def pytorch(q: Any, k: Any, v: Any, tokens: Any, keys: Any, max_q: int, max_k: i
 
 @pytest.fixture(params=["version 2", "version 3", "pytorch"])
 def attend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One of the functions, on top of its stand-in."""
+    """A function of a package, which calls its stand-in."""
     if request.param == "pytorch":
         monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", pytorch)
         return flash_attention.varlen
@@ -83,7 +83,7 @@ def attend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 
 def clean(layout: PagedLayout, *caches: torch.Tensor) -> None:
-    """The stand-in reads whole blocks, of which unused slots are NaN here."""
+    """Replaces the NaN of unused slots by 0, since the stand-in reads whole blocks."""
     for cache in caches:
         cache.nan_to_num_(0)
 
@@ -98,7 +98,7 @@ def test_equals_the_reference(attend: Any, options: str, chunks: list[tuple[int,
 
 
 @pytest.mark.parametrize("options", ["softcap", "slopes"])
-def test_the_package_caps_scores_and_takes_distances_off(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_supports_softcap_and_slopes(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash_attention, "package", lambda major: SimpleNamespace(version=2, attend=version_2))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     query, keys, values, layout = problem(MIXED, 2)
@@ -107,7 +107,7 @@ def test_the_package_caps_scores_and_takes_distances_off(options: str, monkeypat
     torch.testing.assert_close(out, reference(query, keys, values, layout, OPTIONS[options]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_fixed_step_reads_its_lengths_from_tensors_alone(attend: Any) -> None:
+def test_a_fixed_step_reads_lengths_only_from_tensors(attend: Any) -> None:
     query, keys, values, layout = problem(DECODES, 2)
     clean(layout, keys, values)
     expected = reference(query, keys, values, layout, OPTIONS["window"])
@@ -115,22 +115,22 @@ def test_a_fixed_step_reads_its_lengths_from_tensors_alone(attend: Any) -> None:
     torch.testing.assert_close(attend(query, keys, values, layout, OPTIONS["window"]), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_kernels_are_told_of_a_step() -> None:
+def test_arguments_that_describe_a_step() -> None:
     *_, layout = problem([(5, 5), (1, 9), (7, 20)], 2)
-    ragged = Ragged.of(layout)
+    ragged = flash_attention.ragged(layout)
     assert (ragged.tokens.tolist(), ragged.keys.tolist()) == ([0, 5, 6, 13], [0, 5, 14, 34])
     assert (ragged.lengths.tolist(), ragged.max_tokens, ragged.max_keys) == ([5, 9, 20], 7, 20)
-    assert Ragged.of(layout) is ragged
+    assert flash_attention.ragged(layout) is ragged
     *_, layout = problem(DECODES, 2)
     layout.is_fixed, layout.end = True, []
-    ragged = Ragged.of(layout)
+    ragged = flash_attention.ragged(layout)
     assert (ragged.tokens.tolist(), ragged.keys.tolist()) == ([0, 1, 2, 3], [0, 1, 18, 48])
     assert (ragged.lengths.tolist(), ragged.max_tokens) == ([1, 17, 30], 1)
     assert ragged.max_keys == layout.block_tables.shape[1] * BLOCK_SIZE
 
 
 class Calls(TorchDispatchMode):
-    """What PyTorch's attention is called with."""
+    """The arguments of PyTorch's attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,15 +138,15 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if "_varlen_attn" in str(func):
-            assert not torch.backends.cuda.cudnn_sdp_enabled(), "cuDNN plans for every shape"
+            assert not torch.backends.cuda.cudnn_sdp_enabled(), "cuDNN plans anew for every shape"
             self.arguments.append(args)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("options", ["plain", "window"])
 @pytest.mark.parametrize("is_fixed", [False, True], ids=["any step", "fixed"])
-def test_pytorch_takes_what_it_is_given(options: str, is_fixed: bool) -> None:
-    """PyTorch's own function, up to its kernel, with tensors without data."""
+def test_pytorch_accepts_the_arguments(options: str, is_fixed: bool) -> None:
+    """Runs PyTorch's own function up to its kernel, with tensors without data."""
     *tensors, layout = problem(DECODES, 2)
     query, keys, values = (tensor.to("meta") for tensor in tensors)
     for name in ("block_tables", "sequence", "length", "slots"):
@@ -159,4 +159,4 @@ def test_pytorch_takes_what_it_is_given(options: str, is_fixed: bool) -> None:
     (given,) = calls.arguments
     assert given[1].shape == (len(keys) // BLOCK_SIZE, BLOCK_SIZE, 2, 16)
     expected = (True, 0.25, [-1, 0]) if options == "plain" else (False, 0.25, [5, 0])
-    assert given[7:10] == expected, "whether it is causal, the scale, the window"
+    assert given[7:10] == expected, "causal, scale and window"

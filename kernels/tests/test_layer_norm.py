@@ -1,4 +1,4 @@
-"""LayerNorm in one pass against PyTorch's."""
+"""The fused LayerNorm against PyTorch's."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 16), (4, 21), (1, 300, 768), (3, 5), (0, 32)]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("affine", ["", "weight", "weight, bias"])
-def test_equals_pytorchs(dtype: torch.dtype, shape: tuple[int, ...], affine: str) -> None:
+def test_equals_pytorch(dtype: torch.dtype, shape: tuple[int, ...], affine: str) -> None:
     torch.manual_seed(1)
     x = (3 * torch.randn(shape) + 5).to(dtype)
     weight = torch.randn(shape[-1]).to(dtype) if "weight" in affine else None
@@ -32,7 +32,7 @@ def test_equals_pytorchs(dtype: torch.dtype, shape: tuple[int, ...], affine: str
 
 
 @torch.inference_mode()
-def test_a_row_with_nan_and_rows_without_variance() -> None:
+def test_nan_and_rows_without_variance() -> None:
     x = torch.randn(6, 40)
     x[2, 7], x[4] = torch.nan, 3.0
     got = torch.ops.gridwork_cpu.layer_norm(x, None, None, 1e-5)
@@ -44,7 +44,7 @@ def test_a_row_with_nan_and_rows_without_variance() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_sum_and_its_norm_equal_the_two_one_after_the_other(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_sum_and_norm_equal_separate_operations(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(2)
     x, residual, weight, bias = (torch.randn(*size).to(dtype) for size in (shape, shape, shape[-1:], shape[-1:]))
     total, out = torch.ops.gridwork_cpu.add_layer_norm(x, residual, weight, bias, 1e-5)

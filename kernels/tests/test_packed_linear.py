@@ -33,7 +33,7 @@ def test_equals_the_plain_product_up_to_one_rounding(
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
 @pytest.mark.parametrize("scale", [1, 1e-37], ids=["", "products-too-small-for-normal-numbers"])
 @pytest.mark.parametrize("shape", [(1000, 530), (96, 70), (2048, 100), (4096, 300)], ids=str)
-def test_a_row_does_not_depend_on_its_batch_mates(dtype: torch.dtype, scale: float, shape: tuple[int, int]) -> None:
+def test_a_row_does_not_depend_on_its_batch(dtype: torch.dtype, scale: float, shape: tuple[int, int]) -> None:
     packed = packed_linear.PackedLinear(random_layer(*shape, scale == 1, dtype))
     x = (torch.randn(400, shape[0]) * scale).to(dtype)
     together = packed(x)

@@ -5,13 +5,14 @@ import torch
 
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE, IMPLEMENTATIONS
-from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout, SlotAttention, reference
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout
+from gridwork_kernels.slot_attention import SlotAttention, reference
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 40
 NULL_BLOCK = NUM_BLOCKS
 
-# Chunks of prefill that start a sequence or go on with it, and decodes, short and long.
+# Chunks of prefill at the beginning of a sequence and later, and decodes, short and long.
 MIXED = [(5, 5), (1, 1), (7, 26), (1, 38), (1, 9), (12, 13)]
 DECODES = [(1, 1), (1, 17), (1, 30)]
 
@@ -69,7 +70,7 @@ def problem(
 
 
 def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torch.Tensor:
-    """A cache of slots, `[num_slots, num_kv_heads, size]`, as an implementation has it."""
+    """Converts a cache of slots, `[num_slots, num_kv_heads, size]`, to the layout of an implementation."""
     if isinstance(IMPLEMENTATIONS[implementation], SlotAttention):
         return slots.clone()
     blocks = slots.unflatten(0, (-1, BLOCK_SIZE))
@@ -147,13 +148,13 @@ def test_one_layout_serves_layers_with_different_windows() -> None:
 
 @pytest.mark.parametrize("implementation", ["cpu", "sdpa"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_fixed_step_reads_its_lengths_from_tensors_alone(implementation: str, options: AttentionOptions) -> None:
+def test_a_fixed_step_reads_lengths_only_from_tensors(implementation: str, options: AttentionOptions) -> None:
     if implementation == "cpu" and not cpu_attention.supports(torch.float32):
         pytest.skip("no compiled kernels for this CPU")
     query, keys, values, layout = problem(DECODES, 2)
     expected = reference(query, keys, values, layout, options)
     own_keys, own_values = in_layout_of(implementation, keys, True), in_layout_of(implementation, values, False)
-    # Wider than any sequence needs, and filled up with a block that is somebody's.
+    # Wider than any sequence needs, and padded with a block that belongs to a sequence.
     layout.block_tables = torch.nn.functional.pad(layout.block_tables, (0, 2), value=int(layout.block_tables[0, 0]))
     layout.is_fixed, layout.end = True, []
     out = IMPLEMENTATIONS[implementation].attend(query, None, None, own_keys, own_values, layout, options)

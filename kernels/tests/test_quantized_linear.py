@@ -36,14 +36,14 @@ def test_equals_the_plain_form(method: str, dtype: torch.dtype, shape: tuple[int
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("method", "most"), [("int8", 0.005), ("int4", 0.07)])
-def test_weights_are_kept_up_to_the_steps_of_their_scale(method: str, most: float) -> None:
+def test_quantized_weights_are_within_a_step_of_the_scale(method: str, most: float) -> None:
     layer = random_layer(256, 100, False)
     error = (QuantizedLinear(layer, method).weight - layer.weight).abs().max() / layer.weight.abs().max()
     assert error < most
 
 
 @torch.inference_mode()
-def test_weights_that_lie_on_sixteen_steps_are_kept_by_int4() -> None:
+def test_int4_keeps_weights_on_sixteen_steps() -> None:
     layer = random_layer(64, 32, False)
     steps = torch.randint(0, 16, (32, 2, 32)).float()
     steps[:, :, 0], steps[:, :, 1] = 0, 15
@@ -53,7 +53,7 @@ def test_weights_that_lie_on_sixteen_steps_are_kept_by_int4() -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("method", METHODS)
-def test_a_row_does_not_depend_on_its_batch_mates(method: str) -> None:
+def test_a_row_does_not_depend_on_its_batch(method: str) -> None:
     layer = QuantizedLinear(random_layer(576, 200, True), method)
     x = torch.randn(150, 576) * torch.rand(150, 1)
     together = layer(x)
@@ -74,7 +74,7 @@ def test_rows_of_zeros_and_of_extremes(method: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("method", METHODS)
-def test_nan_and_infinity_show(method: str) -> None:
+def test_nan_and_infinity_reach_the_output(method: str) -> None:
     layer = QuantizedLinear(random_layer(64, 32, False), method)
     x = torch.ones(3, 64)
     x[1, 5], x[2, 7] = torch.nan, torch.inf
@@ -83,7 +83,7 @@ def test_nan_and_infinity_show(method: str) -> None:
 
 
 @torch.inference_mode()
-def test_only_layers_of_fitting_shapes_are_quantized() -> None:
+def test_only_layers_of_supported_shapes_are_quantized() -> None:
     model = nn.ModuleDict({"fits": nn.Linear(64, 64), "odd": nn.Linear(20, 64), "head": nn.Linear(64, 100)})
     assert quantized_linear.quantize_linears(model, "int4", model["head"]) == 2
     assert type(model["odd"]) is nn.Linear

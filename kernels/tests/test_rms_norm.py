@@ -1,4 +1,4 @@
-"""The fused RMSNorm against its plain form, and which modules it takes the place of."""
+"""The fused RMSNorm against its plain form, and the modules that it replaces."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_equals_the_plain_form(dtype: torch.dtype, form: rms_norm.Form, shape: t
 
 
 @torch.inference_mode()
-def test_rows_that_are_not_contiguous_and_nan() -> None:
+def test_rows_with_a_stride_and_nan() -> None:
     x = torch.randn(64, 10).T
     x[3, 5] = torch.nan
     got = torch.ops.gridwork_cpu.rms_norm(x, torch.ones(64), 1e-6, 0)
@@ -49,7 +49,7 @@ def test_rows_that_are_not_contiguous_and_nan() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", rms_norm.DTYPES)
 @pytest.mark.parametrize("form", rms_norm.Form)
-def test_modules_that_compute_it_are_replaced_and_stay_equal(dtype: torch.dtype, form: rms_norm.Form) -> None:
+def test_rms_norms_are_replaced_and_stay_equal(dtype: torch.dtype, form: rms_norm.Form) -> None:
     torch.manual_seed(2)
     plain = Plain(48, dtype, form)
     model = nn.ModuleDict({"a": plain, "again": plain, "b": Plain(32, dtype, form, eps=1e-3)})
@@ -57,13 +57,13 @@ def test_modules_that_compute_it_are_replaced_and_stay_equal(dtype: torch.dtype,
     assert model["a"] is model["again"]
     x = (1e-3 * torch.randn(7, 48)).to(dtype)
     torch.testing.assert_close(model["a"](x), plain(x), rtol=max(1e-5, 2 * torch.finfo(dtype).eps), atol=0)
-    # Another dtype than the weight's goes to the module itself.
+    # The module itself computes other dtypes than the weight's.
     wide = x.double()
     assert torch.equal(model["a"](wide), plain(wide))
 
 
 class WrittenOut(Plain):
-    """A layer norm without a bias, as Cohere's models have it."""
+    """A layer norm without a bias, as in Cohere's models."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.float()
@@ -86,7 +86,7 @@ def test_layer_norms_without_bias_are_replaced_and_stay_equal(dtype: torch.dtype
     assert torch.equal(model["norm"](x.double()), plain(x.double()))
 
 
-def test_modules_that_compute_something_else_are_left_alone() -> None:
+def test_modules_with_other_output_are_not_replaced() -> None:
     class OtherEpsilon(WrittenOut):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.layer_norm(x, x.shape[-1:], self.weight, None, 2 * self.eps)
@@ -126,7 +126,7 @@ def test_modules_that_compute_something_else_are_left_alone() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", rms_norm.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 16), (4, 21), (1, 300, 576), (0, 32)])
-def test_a_sum_and_its_norm_equal_the_two_one_after_the_other(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_sum_and_norm_equal_separate_operations(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(3)
     x, residual, weight = (torch.randn(*size).to(dtype) for size in (shape, shape, shape[-1:]))
     total, out = torch.ops.gridwork_cpu.add_rms_norm(x, residual, weight, 1e-6, 0)

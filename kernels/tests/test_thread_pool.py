@@ -1,4 +1,4 @@
-"""The threads of the CPU kernels: every element is computed once, whoever computes it."""
+"""The threads of the CPU kernels: every element is computed once, by any thread."""
 
 import threading
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @torch.inference_mode()
 @pytest.mark.usefixtures("threads")
-def test_many_short_loops_after_another_are_all_computed() -> None:
+def test_many_short_loops_are_all_computed() -> None:
     expected, layer, x = expected_and_call(0)
     first = layer(x)
     torch.testing.assert_close(first, expected)
@@ -38,8 +38,8 @@ def test_many_short_loops_after_another_are_all_computed() -> None:
 
 @torch.inference_mode()
 @pytest.mark.usefixtures("threads")
-def test_loops_of_more_chunks_than_the_last_one_end() -> None:
-    """A thread that is late for a loop must not take a chunk of the next one for its own."""
+def test_loops_with_more_chunks_than_the_previous_one_end() -> None:
+    """A thread that wakes late for a loop must not claim a chunk of the next loop for it."""
     layers = [expected_and_call(seed, features)[1:] for seed, features in enumerate((300, 5000, 700))]
     first = [layer(x) for layer, x in layers]
     for _ in range(20000):
@@ -48,7 +48,7 @@ def test_loops_of_more_chunks_than_the_last_one_end() -> None:
 
 
 @pytest.mark.usefixtures("threads")
-def test_two_callers_at_once_do_not_disturb_each_other() -> None:
+def test_two_concurrent_callers() -> None:
     failures: list[BaseException] = []
 
     @torch.inference_mode()

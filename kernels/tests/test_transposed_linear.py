@@ -1,4 +1,4 @@
-"""Which modules become plain linear layers, and that they stay what they were."""
+"""Modules that become plain linear layers with the same output."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gridwork_kernels import cpu_library, packed_linear, transposed_linear
 
 
 class Transposed(nn.Module):
-    """As GPT-2 has them."""
+    """GPT-2's form of a linear layer."""
 
     def __init__(self, in_features: int, out_features: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Transposed(nn.Module):
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", packed_linear.DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(48, 96), (64, 64), (33, 7)], ids=str)
-def test_modules_that_multiply_the_other_way_round_become_plain(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+def test_transposed_layers_become_plain(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
     torch.manual_seed(0)
     module = Transposed(*sizes, dtype)
     model = nn.ModuleDict({"a": module, "again": module})
@@ -41,13 +41,13 @@ def test_modules_that_multiply_the_other_way_round_become_plain(dtype: torch.dty
         )
 
 
-def test_modules_that_compute_something_else_are_left_alone() -> None:
+def test_modules_with_other_output_are_not_replaced() -> None:
     class Scaled(Transposed):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 1.01 * super().forward(x)
 
     class Straight(Transposed):
-        """A square weight that lies as in a plain layer."""
+        """A square weight in the layout of a plain layer."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.linear(x, self.weight, self.bias)

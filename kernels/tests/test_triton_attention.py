@@ -1,4 +1,4 @@
-"""Runs the Triton kernels' tests in processes of their own: whether Triton interprets is decided at its import."""
+"""Runs the Triton kernels' tests in separate processes: Triton chooses its interpreter when it is imported."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ import pytest
 )
 def test_the_triton_kernels(tests: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(tests))]
-    # What was compiled before is not to be taken for what can be compiled now.
+    # An empty cache, so that kernels are compiled anew.
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:]

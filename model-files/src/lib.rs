@@ -1,17 +1,17 @@
-//! Reads the JSON files of model folders as Python's `json` does, since they were written by it.
+//! Reads the JSON files of model folders as Python's `json` does, which wrote them.
 //!
-//! Beyond JSON, Python writes and takes `NaN`, `Infinity` and `-Infinity`, numbers of any size, and halves of surrogate
-//! pairs; of a key that comes twice it takes the last value.
+//! Beyond JSON, Python reads and writes `NaN`, `Infinity`, `-Infinity`, numbers of any size, and halves of surrogate
+//! pairs. For a repeated key it takes the last value.
 
 use std::borrow::Cow;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Parses what Python's `json.loads` would take. Numbers that no double holds, NaN and infinities are read as `null`, and
+/// Parses text that Python's `json.loads` accepts. Numbers beyond a double, NaN and infinities are read as `null`, and
 /// half a surrogate pair as U+FFFD.
 pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    // By way of a value, which has the last of two equal keys; a structure would refuse the second.
+    // A value keeps the last of two equal keys, while a structure would refuse the second.
     let value = match serde_json::from_slice::<Value>(text) {
         Ok(value) => value,
         Err(error) => match plain(text) {
@@ -22,7 +22,7 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     serde_json::from_value(value)
 }
 
-/// The same text in JSON alone; borrowed when there is nothing to change.
+/// Converts the text to plain JSON; borrowed if nothing changes.
 fn plain(text: &[u8]) -> Cow<'_, [u8]> {
     let mut out = Vec::with_capacity(text.len());
     let mut at = 0;
@@ -43,7 +43,7 @@ fn plain(text: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// The number, or name of one, that `text` begins with: how long it is, and what to write for it.
+/// Reads the number, or name of one, at the beginning of `text`. Returns its length and replacement.
 fn number(text: &[u8]) -> (usize, Cow<'_, [u8]>) {
     for name in [&b"NaN"[..], b"Infinity", b"-Infinity"] {
         if text.starts_with(name) {
@@ -61,7 +61,7 @@ fn number(text: &[u8]) -> (usize, Cow<'_, [u8]>) {
     (length, Cow::Borrowed(written))
 }
 
-/// The string that `text` begins with, its quotes included.
+/// Reads the string at the beginning of `text`, including its quotes.
 fn string(text: &[u8]) -> (usize, Cow<'_, [u8]>) {
     let mut out = Vec::new();
     let mut at = 1;
@@ -84,7 +84,7 @@ fn string(text: &[u8]) -> (usize, Cow<'_, [u8]>) {
 
 const REPLACEMENT: &[u8] = br"\ufffd";
 
-/// The escape that `text` begins with.
+/// Reads the escape at the beginning of `text`.
 fn escape(text: &[u8]) -> (usize, &[u8]) {
     match code_unit(text) {
         // The second half of a pair may follow.
@@ -101,7 +101,7 @@ fn escape(text: &[u8]) -> (usize, &[u8]) {
     }
 }
 
-/// Of `\uXXXX` at the beginning of `text`.
+/// Returns the code of `\uXXXX` at the beginning of `text`.
 fn code_unit(text: &[u8]) -> Option<u16> {
     let digits = text.strip_prefix(br"\u")?.get(..4)?;
     u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()

@@ -13,9 +13,9 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
 
+use crate::api_keys::ApiKeys;
 use crate::connections;
 use crate::encoder::{DefaultPrompt, EncoderLimits, LARGEST_BODIES};
-use crate::http::keys::ApiKeys;
 use crate::state::Config;
 
 /// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.

@@ -6,7 +6,9 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use gridwork_engine::{EncodeError, GenerationError, SubmitError};
+use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 /// Whose shapes and statuses an answer has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,58 +19,6 @@ pub enum Dialect {
     OpenAi,
     /// text-embeddings-inference: `{"error", "error_type"}`, with statuses and types of its own.
     Tei,
-}
-
-/// The routes of text-embeddings-inference.
-const TEI_PATHS: [&str; 7] = [
-    "/decode",
-    "/embed",
-    "/embed_all",
-    "/embed_sparse",
-    "/predict",
-    "/rerank",
-    "/similarity",
-];
-
-/// What clients of OpenAI's API put behind their base URL.
-const OPENAI_ROUTES: [&str; 9] = [
-    "/chat/completions",
-    "/completions",
-    "/embeddings",
-    "/models",
-    "/responses",
-    "/messages",
-    "/moderations",
-    "/audio/speech",
-    "/audio/transcriptions",
-];
-
-/// The route of OpenAI's API that a path ends in, whatever stands before it.
-pub fn openai_route(path: &str) -> Option<&'static str> {
-    let path = path.trim_end_matches('/');
-    let is_it = |route: &&str| path.ends_with(*route);
-    OPENAI_ROUTES.into_iter().find(is_it).or_else(|| {
-        // The one that goes on with a name.
-        path.starts_with("/models/").then_some("/models")
-    })
-}
-
-impl Dialect {
-    /// The dialect of a path: everything under `/v1/` is OpenAI's, so is what its clients ask for when they were given a
-    /// wrong base URL, and a few routes are text-embeddings-inference's.
-    pub fn of(path: &str) -> Self {
-        let is_below = |version: &str| {
-            path.strip_prefix(version)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        if is_below("/v1") || is_below("/v2") || openai_route(path).is_some() {
-            Dialect::OpenAi
-        } else if TEI_PATHS.contains(&path) {
-            Dialect::Tei
-        } else {
-            Dialect::Tgi
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,20 +220,20 @@ impl ApiError {
         }
     }
 
-    /// Counts the failure. [`ApiError::into_response`] does it too; an error that ends a stream has to be counted so.
+    /// Counts the failure. [`ApiError::response`] does it too; an error that ends a stream is counted here.
     pub fn count(&self) {
         metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name())
             .increment(1);
     }
 
-    /// The answer that a refused or failed request gets; counts it as one.
-    pub fn into_response(self, dialect: Dialect) -> Response {
+    /// The answer to a refused or failed request, which is counted.
+    pub fn response(self, dialect: Dialect) -> Response {
         self.count();
-        self.into_uncounted_response(dialect)
+        self.uncounted_response(dialect)
     }
 
-    /// The same for what is no request to the model.
-    pub fn into_uncounted_response(self, dialect: Dialect) -> Response {
+    /// The answer to a request that is not for the model, such as `/health`.
+    pub fn uncounted_response(self, dialect: Dialect) -> Response {
         let mut response = (self.status(dialect), Json(self.body(dialect))).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after_s {
@@ -294,6 +244,34 @@ impl ApiError {
         }
         response
     }
+}
+
+impl IntoResponse for ApiError {
+    /// A response that carries the error and has no body yet. Handlers and middleware do not know the dialect:
+    /// [`written`] turns the error into its answer.
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// `response`; or, where it carries an error, the answer to that error in `dialect`, with the headers of `response`.
+pub fn written(mut response: Response, dialect: Dialect) -> Response {
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else {
+        return response;
+    };
+    let mut answer = error.response(dialect);
+    let headers = std::mem::take(response.headers_mut());
+    answer.headers_mut().extend(headers);
+    answer
+}
+
+/// Body of an error in the dialects of text-generation-inference and text-embeddings-inference.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorResponse {
+    pub error: String,
+    pub error_type: String,
 }
 
 impl From<SubmitError> for ApiError {
@@ -353,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_has_the_code_that_openais_clients_look_for() {
+    fn a_prompt_that_is_too_long_has_the_code_that_openai_clients_look_for() {
         let error = ApiError::too_long("prompt", 8, "`prompt` must have at most 7 tokens");
         assert_eq!(error.status(Dialect::OpenAi), 400);
         let body = error.body(Dialect::OpenAi);
@@ -371,34 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn overload_says_when_to_come_back() {
+    fn overload_is_429_with_retry_after() {
         let error = ApiError::from(SubmitError::Overloaded {
             limit: 3,
             retry_after_s: 2,
         });
-        let response = error.into_response(Dialect::OpenAi);
+        let response = error.response(Dialect::OpenAi);
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
-    }
-
-    #[test]
-    fn the_dialect_follows_the_path() {
-        assert_eq!(Dialect::of("/v1/completions"), Dialect::OpenAi);
-        assert_eq!(Dialect::of("/generate"), Dialect::Tgi);
-        assert_eq!(Dialect::of("/v1x"), Dialect::Tgi);
-        assert_eq!(Dialect::of("/embed"), Dialect::Tei);
-        for path in [
-            "/v2/rerank",
-            "/chat/completions",
-            "/completions/",
-            "/openai/v1/chat/completions",
-            "/models",
-            "/models/org/m",
-            "/embeddings",
-        ] {
-            assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
-        }
-        assert_eq!(Dialect::of("/v2x"), Dialect::Tgi);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! [`run`] takes its socket and its shutdown signal from the caller, so that a test runs the real server in a line.
 
 mod api;
+mod api_keys;
 mod chat_template;
 pub mod cli;
 pub mod connections;
+pub mod docs;
 mod encoder;
 mod error;
 mod generation;
@@ -30,7 +32,8 @@ use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::cli::RouterConfig;
 use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
-use crate::generation::validation::{ValidationLimits, Validator};
+use crate::generation::bounds::ValidationLimits;
+use crate::generation::validation::Validator;
 use crate::state::{AppState, Condition};
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
@@ -145,6 +148,7 @@ pub async fn run(
     let mut server = tokio::spawn(connections::serve(
         listener,
         server::app(state),
+        api::routes::dialect_of,
         config.connections,
         Intake::new(config.http.payload_limit_bytes),
         async move {

@@ -4,15 +4,14 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
-use axum::routing::{get, post};
+use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
-use crate::encoder::{require_encoder, require_generator};
-use crate::error::{ApiError, Dialect, ErrorKind, openai_route};
-use crate::http::body_encoding;
-use crate::http::keys::require_key;
+use crate::api::routes::{ROUTES, dialect_of, openai_end};
+use crate::error::{ApiError, ErrorKind, written};
+use crate::http::api_key::require_key;
+use crate::http::{body_encoding, route};
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -20,22 +19,14 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The whole application.
 pub fn app(state: AppState) -> Router {
     let cors = cors(&state.config().cors_allow_origin);
+    // The models' creation time is that of the server.
+    api::started_s();
     Router::new()
-        .merge(
-            api::tgi::routes()
-                .merge(api::openai::routes())
-                .route_layer(from_fn_with_state(state.clone(), require_generator)),
-        )
-        .merge(api::tei::routes().route_layer(from_fn_with_state(state.clone(), require_encoder)))
-        .route("/health", get(api::info::health))
-        .route("/ping", get(api::info::ping))
-        .route("/info", get(api::info::info))
-        .route("/metrics", get(api::info::metrics))
-        .route("/load_model", post(api::openai::load_model))
+        .merge(route::router(ROUTES))
         .merge(crate::openapi::routes())
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
         .layer(from_fn_with_state(state.clone(), require_key))
-        .layer(from_fn(explain_routing))
+        .layer(from_fn(write_errors))
         .layer(cors)
         .layer(from_fn(request_id))
         .with_state(state)
@@ -60,32 +51,33 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_origin(allowed)
 }
 
-/// Gives the router's own refusals (unknown route, wrong method) a JSON body.
-async fn explain_routing(request: Request, next: Next) -> Response {
+/// Writes errors that arose outside of a route, in the dialect of the path. Those of routing (unknown path, wrong method)
+/// get a body here.
+async fn write_errors(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = next.run(request).await;
+    let mut response = next.run(request).await;
     // A handler's own 404 and 405 have a body; the router's have none.
-    if response.headers().contains_key(header::CONTENT_TYPE) {
-        return response;
-    }
+    let is_of_routing = !response.headers().contains_key(header::CONTENT_TYPE);
     let error = match response.status() {
-        StatusCode::NOT_FOUND => ApiError::new(ErrorKind::NotFound, no_route(&path)),
-        StatusCode::METHOD_NOT_ALLOWED => ApiError::new(
+        StatusCode::NOT_FOUND if is_of_routing => {
+            ApiError::new(ErrorKind::NotFound, no_route(&path))
+        }
+        StatusCode::METHOD_NOT_ALLOWED if is_of_routing => ApiError::new(
             ErrorKind::MethodNotAllowed,
             format!("{path} does not take {method}; see /docs"),
         ),
-        _ => return response,
+        _ => return written(response, dialect_of(&path)),
     };
-    let mut explained = error.into_response(Dialect::of(&path));
-    if let Some(allow) = response.headers().get(header::ALLOW) {
-        explained.headers_mut().insert(header::ALLOW, allow.clone());
+    let mut explained = error.into_response();
+    if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
+        explained.headers_mut().insert(header::ALLOW, allow);
     }
-    explained
+    written(explained, dialect_of(&path))
 }
 
 /// What to tell who asks for a path that is none.
 fn no_route(path: &str) -> String {
-    match openai_route(path) {
+    match openai_end(path) {
         Some(route) if path != format!("/v1{route}") => format!(
             "there is no route {path}; OpenAI's API begins with /v1, as in /v1{route}: give the client a base URL that \
              ends in /v1"
@@ -114,7 +106,7 @@ mod tests {
     use super::no_route;
 
     #[test]
-    fn a_base_url_that_is_wrong_is_told_the_right_one() {
+    fn a_wrong_base_url_is_answered_with_the_right_one() {
         for path in ["/chat/completions", "/v1/v1/models", "/api/embeddings"] {
             assert!(no_route(path).contains("ends in /v1"), "{path}");
         }

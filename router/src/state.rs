@@ -1,4 +1,4 @@
-//! What every handler can reach.
+//! Shared state of all handlers: the engine, the validator, and the router's settings.
 
 use std::sync::Arc;
 
@@ -6,27 +6,27 @@ use gridwork_engine::{Engine, Ready};
 use tokenizers::Tokenizer;
 use tracing::Span;
 
+use crate::api_keys::{self, ApiKeys};
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
-use crate::http::keys::{self, ApiKeys};
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
 
-/// The router's own settings, as handlers need them.
+/// Settings of the router that handlers need.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// As the user called the model.
+    /// Name of the model, as given on the command line.
     pub model_id: String,
-    /// Names that clients know the model by, at least one; answers carry the first.
+    /// Names of the model for clients, at least one. Answers carry the first.
     pub served_names: Vec<String>,
     pub revision: Option<String>,
     pub max_best_of: usize,
-    /// Highest `n`.
+    /// Maximum `n`.
     pub max_n: u32,
     /// Maximum number of bytes that an answer repeats of its prompt (`echo`), over all its choices.
     pub max_echo_bytes: usize,
@@ -37,17 +37,17 @@ pub struct Config {
     pub max_concurrent_requests: usize,
     pub validation_workers: usize,
     pub payload_limit_bytes: usize,
-    /// Keys that are accepted; empty: none is needed.
+    /// Accepted keys; empty: none is needed.
     pub api_keys: ApiKeys,
     /// Whether requests share cached prompts only with those that send the same key.
     pub isolate_cache_by_key: bool,
-    /// Origins that may call from a browser; empty: any.
+    /// Origins that browsers may call from; empty: any.
     pub cors_allow_origin: Vec<String>,
-    /// `x-compute-type` header.
+    /// Value of the header `x-compute-type`.
     pub compute_type: String,
 }
 
-/// Cheap to clone.
+/// State of the server. Cheap to clone.
 #[derive(Clone)]
 pub struct AppState(Arc<Inner>);
 
@@ -62,9 +62,9 @@ struct Inner {
     condition: Condition,
 }
 
-/// What is known of how the server is.
+/// Health of the server, and its metrics.
 pub struct Condition {
-    /// Of the shards.
+    /// Health of the shards.
     pub supervision: Supervision,
     pub metrics: metrics_exporter_prometheus::PrometheusHandle,
 }
@@ -97,12 +97,12 @@ impl AppState {
         &self.0.engine
     }
 
-    /// What serves encoders; there also when the model generates.
+    /// Service of encoders. It exists also when the model generates.
     pub fn encoder(&self) -> &EncoderService {
         &self.0.encoder
     }
 
-    /// What is known of the shards.
+    /// Health of the shards.
     pub fn supervision(&self) -> &Supervision {
         &self.0.condition.supervision
     }
@@ -111,7 +111,7 @@ impl AppState {
         &self.0.validator
     }
 
-    /// The threads that parse, render and tokenize.
+    /// Worker threads that parse, render and tokenize.
     pub fn workers(&self) -> &Workers {
         &self.0.workers
     }
@@ -133,7 +133,7 @@ impl AppState {
         self.0.condition.metrics.render()
     }
 
-    /// What is served, or the refusal that it is still loading.
+    /// The loaded model, or an error while it is still loading.
     pub fn ready(&self) -> Result<Arc<Ready>, ApiError> {
         self.0.engine.loaded().ok_or_else(|| ApiError {
             retry_after_s: Some(5),
@@ -141,13 +141,13 @@ impl AppState {
         })
     }
 
-    /// The name of the model that answers carry.
+    /// Name of the model that answers carry.
     pub fn served_name(&self) -> &str {
         let config = self.config();
         config.served_names.first().unwrap_or(&config.model_id)
     }
 
-    /// Validates a request against what is served.
+    /// Validates a request against the loaded model, and reserves a place for it in the engine.
     pub async fn validate(
         &self,
         prompt: Prompt,
@@ -159,7 +159,7 @@ impl AppState {
         if parameters.takes_model_defaults {
             Defaults::of(&ready.info).fill(&mut parameters);
         }
-        // Before anything is worked on.
+        // An overloaded server refuses before any work is done.
         let place = self.0.engine.reserve()?;
         let mut valid = self
             .0
@@ -176,7 +176,7 @@ impl AppState {
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
         valid.request.place = place.into();
         if self.config().isolate_cache_by_key {
-            valid.request.namespace.tenant = keys::current_tenant();
+            valid.request.namespace.tenant = api_keys::current_tenant();
         }
         Ok(valid)
     }

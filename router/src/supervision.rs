@@ -1,8 +1,8 @@
-//! Tells the launcher how the router is, over the socket that it was started with, and hears how the shards are.
+//! Reports the router's health to the launcher, and receives that of the shards, over a socket inherited at the start.
 //!
-//! The socket has no name that anybody could remove, and no client can keep the launcher from being answered: it is one
-//! end of a pair, which the launcher passes as stdin. A line with JSON comes for each question ([`Question`]), and a line
-//! goes back ([`Report`]). Answers come from the threads that serve clients, so that a router whose threads are all stuck is silent.
+//! The socket has no name that could be removed, and no client can block the answers to the launcher. It is one
+//! end of a pair, which the launcher passes as stdin. Each question is a line of JSON ([`Question`]), and so is
+//! the answer ([`Report`]). The threads that serve clients answer, so that a router whose threads are all stuck is silent.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,40 +14,40 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-/// What the launcher says when it asks.
+/// A question of the launcher.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Question {
-    /// What is wrong with a shard, for people; absent: nothing that the launcher knows of.
+    /// Fault of a shard that the launcher knows of, for people to read; absent if there is none.
     shards: Option<String>,
-    /// Why everything ends; absent: it does not.
+    /// Reason why the server ends; absent if it does not.
     ends: Option<String>,
 }
 
-/// What it is told.
+/// The answer to the launcher.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The shard that does not answer, for people.
+    /// Shard that does not answer, for people to read.
     hang: Option<String>,
-    /// How long ago that was noticed.
+    /// Time since that was noticed.
     hang_ms: u64,
-    /// How long a task that runs every second has not run.
+    /// Time since a task that should run every second has run.
     silent_ms: u64,
 }
 
-/// What is known of the shards. Cheap to clone.
+/// Health of the shards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Supervision {
-    /// Of the tasks that drive a shard, once there are any.
+    /// Health reported by the tasks that drive a shard, once they exist.
     vitals: Arc<OnceLock<Vec<Arc<Vitals>>>>,
-    /// What the launcher has said of the shards.
+    /// Health of the shards as reported by the launcher.
     told: Arc<Mutex<Option<String>>>,
 }
 
 impl Supervision {
-    /// From now on these are reported of too.
+    /// Includes these tasks in the reports.
     pub fn include(&self, vitals: Vec<Arc<Vitals>>) {
-        // Called once.
+        // This is called once.
         let _ = self.vitals.set(vitals);
     }
 
@@ -55,7 +55,7 @@ impl Supervision {
         self.vitals.get().into_iter().flatten()
     }
 
-    /// Why requests are not answered now: a shard that hangs, by what router or launcher know.
+    /// Returns why requests are not answered now: a hung shard, as noticed by router or launcher.
     pub fn trouble(&self) -> Option<String> {
         let hang = self.vitals().find_map(|vitals| vitals.hang());
         if let Some(hang) = hang {
@@ -65,7 +65,7 @@ impl Supervision {
         told.clone()
     }
 
-    /// Answers the launcher at the other end of stdin until it is gone.
+    /// Answers the launcher at the other end of stdin until it closes.
     pub fn answer_at_stdin(&self) -> io::Result<()> {
         let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
         let socket = std::os::unix::net::UnixStream::from(socket);
@@ -73,7 +73,7 @@ impl Supervision {
         let socket = UnixStream::from_std(socket)?;
         let supervision = self.clone();
         tokio::spawn(async move {
-            // Ends when the launcher does, and with it this process.
+            // Stdin is closed when the launcher has ended. This process then ends too.
             if let Err(error) = supervision.answer(socket).await {
                 tracing::debug!("the launcher is gone: {error}");
             }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn each_question_is_answered_and_what_it_says_is_shown() {
+    async fn each_question_is_answered_and_its_news_are_kept() {
         let supervision = Supervision::default();
         supervision.include(vec![Arc::default()]);
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -1,9 +1,10 @@
-"""The seam between a Transformers model and the paged cache: one attention function, registered by name.
+"""Connects a Transformers model with the paged cache: one attention function, registered by name.
 
-A model's layers call it with their queries, keys and values; what it does with them comes with the step, through the
-keyword arguments of `forward()`, so that there is no global state.
+A model's layers call the function with their queries, keys and values. The step comes through a keyword argument of
+`forward()`, so that there is no global state.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from gridwork_kernels.paged_attention import AttentionOptions, PagedAttention, PagedLayout
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 NAME = "gridwork_paged"
 """Name of the attention function in Transformers' registry."""
@@ -21,11 +22,11 @@ ARGUMENT = "gridwork_step"
 
 
 LayerKey = tuple[int, int]
-"""A layer's `layer_idx`, and which of its calls in one forward pass this is: some layers attend more than once."""
+"""A layer's `layer_idx`, and the number of its call in a forward pass: some layers attend more than once."""
 
 
 class StepContext(Protocol):
-    """What a layer's attention is done by."""
+    """Computes the attention of layers in one forward pass."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -35,7 +36,7 @@ class StepContext(Protocol):
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """What one layer writes to the cache, and how it attends."""
+    """Shape of what one layer writes to the cache, and the kind of its attention."""
 
     num_heads: int
     num_kv_heads: int
@@ -45,19 +46,19 @@ class LayerGeometry:
     has_softcap: bool = False
     has_sinks: bool = False
     source: "LayerKey | None" = None
-    """The layer whose keys and values it attends to, where those are not its own."""
+    """The layer whose keys and values this one attends to; None: its own."""
 
 
 @dataclass
 class Probe:
-    """Finds out every layer's geometry by running the model once."""
+    """Notes every layer's geometry while the model runs one token."""
 
     layers: dict[LayerKey, LayerGeometry] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
-    """Of each layer so far."""
+    """Number of calls so far, by `layer_idx`."""
     _owners: dict[tuple[int, int], LayerKey] = field(default_factory=dict)
     _kept: list[torch.Tensor] = field(default_factory=list)
-    """So that no other layer's tensors come to lie in the same memory."""
+    """Keys and values of layers so far. They are kept so that no other layer's tensors get the same memory."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -65,10 +66,10 @@ class Probe:
         if query.shape[1] % key.shape[1] != 0:
             raise PathError(f"layer {layer} has {query.shape[1]} query heads for {key.shape[1]} KV heads")
         if not query.shape[0] == key.shape[0] == value.shape[0]:
-            raise PathError(f"layer {layer} attends to something else than the tokens")
+            raise PathError(f"layer {layer} attends to something other than the tokens")
         nth = self.calls.get(layer, 0)
         self.calls[layer] = nth + 1
-        # One token's keys reach here as they are: layers that share them bring the same memory.
+        # Keys of one token get here without a copy: layers that share keys bring the same memory.
         place = key.data_ptr(), value.data_ptr()
         source = self._owners.get(place)
         self._owners.setdefault(place, (layer, nth))
@@ -88,22 +89,22 @@ class Probe:
 
 @dataclass
 class PagedStep:
-    """Writes keys and values into the cache and attends to all that the sequences have there."""
+    """Writes keys and values into the cache and attends to everything the sequences have there."""
 
     keys: dict[LayerKey, torch.Tensor]
-    """As the implementation has them."""
+    """Caches by layer, in the implementation's own shape."""
     values: dict[LayerKey, torch.Tensor]
     layout: PagedLayout
     implementations: dict[LayerKey, PagedAttention]
     chunks: dict[int, int] = field(default_factory=dict)
-    """Of layers that attend within chunks: positions in a chunk."""
+    """Positions in a chunk, by `layer_idx`, for layers that attend within chunks."""
     sharing: set[LayerKey] = field(default_factory=set)
-    """Layers that attend to another's keys and values, which that one has written."""
+    """Layers that attend to keys and values which another layer has written."""
     windowed: set[LayerKey] = field(default_factory=set)
-    """Layers whose keys and values lie where `window_layout` says."""
+    """Layers whose keys and values lie as in `window_layout`."""
     window_layout: PagedLayout | None = None
     calls: dict[int, int] = field(default_factory=dict)
-    """Of each layer so far."""
+    """Number of calls so far, by `layer_idx`."""
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -122,50 +123,80 @@ class PagedStep:
         return implementation.attend(query, key, value, keys, values, layout, options)
 
 
-def register() -> None:
-    """Makes the attention function known to Transformers. It needs no mask: Transformers makes none for it."""
-    from transformers import AttentionInterface
+Attend = Callable[
+    [nn.Module, Any, torch.Tensor, torch.Tensor, torch.Tensor, AttentionOptions, bool], tuple[torch.Tensor, None]
+]
+"""Called with the module, what `forward()` was given for its layers, query, key, value, options, and whether the layer
+is causal."""
 
-    AttentionInterface.register(NAME, paged_attention_forward)
+
+AttentionFunction = Callable[..., tuple[torch.Tensor, None]]
 
 
-def paged_attention_forward(
+def attention_function(argument: str, biases: Iterable[str], attend: Attend) -> AttentionFunction:
+    """Makes a function of Transformers' attention interface.
+
+    argument: keyword argument of `forward()` that the function needs; biases: keyword arguments that would change the
+    result, and that `attend` does not handle. The function takes query `[batch, heads, num_tokens, size]`, and key and
+    value likewise with the KV heads. It raises PathError for a call that `attend` could not compute.
+    """
+
+    def forward(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        name = type(module).__name__
+        given = kwargs.get(argument)
+        if given is None:
+            raise PathError(f"{name} does not get the keyword arguments of forward()")
+        if attention_mask is not None:
+            raise PathError(f"{name} attends with a mask of its own")
+        if (bias := next((bias for bias in biases if kwargs.get(bias) is not None), None)) is not None:
+            raise PathError(f"{name} attends with `{bias}`")
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        options = AttentionOptions(
+            scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            window=int(sliding_window or 0),
+            softcap=float(softcap or 0.0),
+            sinks=None if s_aux is None else s_aux.float(),
+        )
+        return attend(module, given, query, key, value, options, bool(causal))
+
+    return forward
+
+
+def _attend_paged(
     module: nn.Module,
+    step: StepContext,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
+    options: AttentionOptions,
+    is_causal: bool,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface. query: `[1, heads, num_tokens, size]`, key and value likewise with the KV
-    heads. Returns `[1, num_tokens, heads, value_size]`. Raises PathError for what paged attention cannot express."""
-    step: StepContext | None = kwargs.get(ARGUMENT)
-    name = type(module).__name__
-    if step is None:
-        raise PathError(f"{name} does not get the keyword arguments of forward()")
-    if attention_mask is not None:
-        raise PathError(f"{name} attends with a mask of its own")
-    if kwargs.get("position_bias") is not None or kwargs.get("head_mask") is not None:
-        raise PathError(f"{name} attends with a bias")
-    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
-        raise PathError(f"{name} attends in both directions")
-    options = AttentionOptions(
-        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-        window=int(sliding_window or 0),
-        softcap=float(softcap or 0.0),
-        sinks=None if s_aux is None else s_aux.float(),
-    )
-    out = step.attend(
-        module.layer_idx,  # type: ignore[arg-type]
-        query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1).contiguous(),
-        value[0].transpose(0, 1).contiguous(),
-        options,
-    )
+    """See attention_function. A batch of 1; returns `[1, num_tokens, heads, value_size]`."""
+    if not is_causal:
+        raise PathError(f"{type(module).__name__} attends in both directions")
+    flat = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    out = step.attend(module.layer_idx, *flat, options)  # type: ignore[arg-type, call-arg]
     return out[None], None
+
+
+paged_attention_forward = attention_function(ARGUMENT, ("position_bias", "head_mask"), _attend_paged)
+
+
+def register() -> None:
+    """Makes the attention function known to Transformers, which makes no masks for functions that it does not know."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, paged_attention_forward)

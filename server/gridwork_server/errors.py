@@ -7,3 +7,7 @@ class ModelError(Exception):
 
 class LimitError(Exception):
     """The router's limits cannot be met. The message says which, and what to change."""
+
+
+class PathError(Exception):
+    """A model cannot run on a path. The message says which property of the model is in the way."""

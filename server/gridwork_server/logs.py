@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line on stderr, which the launcher reads, tags and shows."""
+"""Writes logs to stderr, one JSON object a line. The launcher reads, tags and shows them."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR", "SUCCESS": "INFO"}
 
 
-# What JSON does not write as an escape by itself, though a terminal obeys it: file names and tokens come from others.
+# Characters that terminals obey and JSON does not escape by itself. File names and tokens come from others.
 _OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -28,7 +28,7 @@ def set_up(level: str) -> None:
     """Sends loguru, the standard library's logging and warnings to stderr. level: as in LOG_LEVEL, any case."""
     level = {"warn": "WARNING"}.get(level.lower(), level.upper())
     logger.remove()
-    # Tracebacks without the values of variables, which may be anything that a client sent.
+    # Tracebacks omit the values of variables, which may be anything that a client sent.
     logger.add(_write, level=level, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     warnings.showwarning = lambda message, category, *_args, **_kwargs: logger.warning(
@@ -37,7 +37,7 @@ def set_up(level: str) -> None:
 
 
 def adopt_transformers() -> None:
-    """Sends Transformers' warnings the same way, without its progress bars and its advice to programmers."""
+    """Sends Transformers' warnings to the same log, without its progress bars and its advice to programmers."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers.utils import logging as transformers_logging
 
@@ -47,7 +47,7 @@ def adopt_transformers() -> None:
 
 
 def fatal(message: str) -> None:
-    """Logs the reason that the process ends for; the caller ends it."""
+    """Logs the reason for which the process ends. The caller ends it."""
     logger.opt(depth=1).bind(fatal=True).error(message)
 
 
@@ -66,7 +66,7 @@ def _write(message: "Message") -> None:
     if record["exception"] is not None:
         line["message"] = str(message).split(" - ", 1)[-1].rstrip("\n")
     line["fields"] = {key: str(value) for key, value in extra.items()}
-    # One write, so that lines of several threads do not mix.
+    # A single write, so that lines of several threads do not mix.
     sys.stderr.write(_OBEYED.sub(_written_out, json.dumps(line, ensure_ascii=False)) + "\n")
     sys.stderr.flush()
 

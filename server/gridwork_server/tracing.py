@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of the shard: one for a traced sequence's prefill, one for its decode."""
+"""OpenTelemetry spans of the shard: a span for each traced sequence's prefill, and one for its decode."""
 
 import logging
 import math
@@ -16,26 +16,26 @@ _WARNING_INTERVAL_S = 60
 
 
 class NoSpans:
-    """What stands in when nothing is traced: costs nothing."""
+    """Stands in when nothing is traced, at no cost."""
 
     def admit(self, sequence_id: int, traceparent: str) -> None:
-        """A sequence has been admitted; traceparent: W3C trace context of its request, or empty."""
+        """Begins a sequence. traceparent: W3C trace context of its request, or empty."""
 
     def sampled(self, sequence_ids: Iterable[int]) -> None:
-        """These sequences have got a token."""
+        """Notes that sequences have got a token."""
 
     def release(self, sequence_ids: Iterable[int]) -> None:
-        """These sequences have ended."""
+        """Ends sequences."""
 
     def shut_down(self) -> None:
-        """Exports what is left."""
+        """Exports the remaining spans."""
 
 
 class SequenceSpans(NoSpans):
     """Spans as children of the request's span, exported over OTLP in the background."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: the collector, gRPC. One that is down costs a warning now and then, and the spans."""
+        """endpoint: gRPC address of the collector. While it is down, spans are lost, with a warning now and then."""
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -44,7 +44,7 @@ class SequenceSpans(NoSpans):
 
         self._provider = TracerProvider(resource=Resource.create())
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"), timeout=5)
-        # It would log every attempt, as an error.
+        # The exporter would log every failed attempt as an error.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         self._provider.add_span_processor(
             BatchSpanProcessor(_with_warnings(exporter, endpoint), schedule_delay_millis=1000)
@@ -82,12 +82,12 @@ class SequenceSpans(NoSpans):
                         span.end()
 
     def shut_down(self) -> None:
-        """Exports what is left, for a second at most."""
+        """Exports the remaining spans, within a second."""
         self._provider.force_flush(1000)
 
 
 def _with_warnings(exporter: "SpanExporter", endpoint: str) -> "SpanExporter":
-    """The exporter, with a warning now and then when the collector does not take what it is sent."""
+    """Wraps the exporter, to warn now and then when the collector refuses spans."""
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class WarningExporter(SpanExporter):

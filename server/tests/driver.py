@@ -1,4 +1,4 @@
-"""A small router for tests: schedules sequences over anything that runs steps, with chunks, blocks and preemption."""
+"""A small router for tests: schedules sequences over a function that runs steps, with chunks, blocks and preemption."""
 
 import random
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gridwork_server._proto import shard_pb2 as pb
+from gridwork_server.sampling import neutral_parameters
 
 
 def sampling(**settings: Any) -> pb.SamplingParameters:
-    """Parameters that change nothing but what is given; greedy unless there is a seed."""
-    neutral: dict[str, Any] = {"temperature": 1, "top_p": 1, "typical_p": 1, "repetition_penalty": 1}
-    return pb.SamplingParameters(**({"greedy": "seed" not in settings} | neutral | settings))
+    """Neutral parameters except for the given ones; greedy unless there is a seed."""
+    return neutral_parameters(**({"greedy": "seed" not in settings} | settings))
 
 
 @dataclass
 class Sequence:
-    """What the driver knows of a sequence that runs."""
+    """State of a running sequence."""
 
     name: int
     id: int
@@ -32,7 +32,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     admitted: bool = False
     num_first: int = 0
-    """Tokens that count as computed together."""
+    """Number of tokens that count as computed together."""
 
     @property
     def generated(self) -> list[int]:
@@ -41,7 +41,7 @@ class Sequence:
 
     @property
     def done(self) -> bool:
-        """Whether it has all its tokens."""
+        """True if the sequence has all its tokens."""
         return len(self.generated) >= self.wanted
 
 
@@ -59,8 +59,8 @@ class Driver:
         draft: Callable[[Sequence], list[int]] = lambda _sequence: [],
         recompute_at: int = 0,
     ) -> None:
-        """Blocks are handed out in random order, so that tables are fragmented. draft: what may follow a sequence that
-        decodes; recompute_at: see InfoResponse.recompute_at_tokens."""
+        """Blocks are handed out in random order, so that tables are fragmented. draft: makes drafts for a sequence in
+        decode; recompute_at: see InfoResponse.recompute_at_tokens."""
         self._run = run
         self._draft = draft
         self._recompute_at = recompute_at
@@ -90,8 +90,9 @@ class Driver:
         top_n: int = 0,
         prompt_top_n: int = 0,
     ) -> int:
-        """Adds a request and returns its name. num_prompt: when part of `prompt` was generated before. top_n: most
-        likely tokens to report; 0: no log-probabilities at all. prompt_top_n: the same for positions of the prompt."""
+        """Adds a request and returns its name. num_prompt: length of the prompt, when part of `prompt` was generated
+        before; top_n: number of most likely tokens to report; 0: no log-probabilities; prompt_top_n: the same number
+        for positions of the prompt."""
         name, self._next_name = self._next_name, self._next_name + 1
         sequence = Sequence(
             name, self._ids.pop(), list(prompt), num_prompt or len(prompt), wanted, settings or sampling()
@@ -103,13 +104,13 @@ class Driver:
         return name
 
     def preempt(self, name: int) -> None:
-        """Takes a running sequence's blocks away; it goes on from its tokens."""
+        """Preempts a running sequence: frees its blocks. It is computed again from its tokens."""
         sequence = next(sequence for sequence in self.running if sequence.name == name)
         self._release(sequence)
         sequence.id, sequence.computed, sequence.admitted = self._ids.pop(), 0, False
 
     def step(self) -> pb.StepResult:
-        """One step over all that run."""
+        """Runs one step over all running sequences."""
         step = pb.Step(id=self._next_step)
         self._next_step += 1
         for sequence in self.running:
@@ -144,7 +145,7 @@ class Driver:
             blocks = [self._free.pop() for _ in range(new)]
             sequence.blocks += blocks
             if drafts:
-                # What stays true if the step takes nothing, and is then done again without drafts.
+                # The state if the step takes no token: the step is then repeated without drafts.
                 sequence.may_draft = False
             else:
                 sequence.computed += count
@@ -180,7 +181,7 @@ class Driver:
         return result
 
     def finish(self) -> dict[int, list[int]]:
-        """Runs until nothing runs; the generated tokens by name."""
+        """Runs until all sequences have finished. Returns the generated tokens by name."""
         while self.running:
             self.step()
         return {name: sequence.generated for name, sequence in self.finished.items()}

@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures, saved as folders, and what Transformers itself makes of them."""
+"""Saves tiny random models of many architectures as folders, and runs them with Transformers itself."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A configuration class and what to set in it."""
+    """A configuration class and the settings for it."""
 
     config_class: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -111,13 +111,13 @@ ARCHITECTURES = {
 
 
 def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """Saves a random model of an architecture into a folder, in float32, and returns the folder."""
+    """Saves a random model of an architecture in float32 into a folder. Returns the folder."""
     architecture = ARCHITECTURES[name]
     settings = architecture.settings if name == "gpt2" else _COMMON | architecture.settings
     config = getattr(transformers, architecture.config_class)(**(settings | changes))
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    # Biases and norms start at 0 and 1, which would hide mistakes with them.
+    # Biases and norms start at 0 and 1, which would hide errors in them.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -134,7 +134,7 @@ def plain(folder: Path) -> Any:
 
 @torch.inference_mode()
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
-    """The tokens that `generate()` gives, whatever ends them otherwise."""
+    """Exactly `count` tokens that `generate()` gives, by a decoder or an encoder-decoder."""
     out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -144,7 +144,7 @@ def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return out[0, len(prompt) :].tolist()
+    return out[0, -count:].tolist()
 
 
 def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:

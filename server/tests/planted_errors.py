@@ -1,4 +1,4 @@
-"""Errors that a path might have, planted into the server's own code: whoever compares a path with `forward()` must find
+"""Plants errors that a path might have into the server's own code. A comparison of the path with `forward()` must find
 every one of them."""
 
 import contextlib
@@ -22,7 +22,7 @@ Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 def _in_layout(change: Callable[[PagedLayout, StepBatch, SequenceTable], None]) -> Plant:
-    """change: of where a step's tokens and their keys lie, in place."""
+    """Changes, in place, where a step's tokens and their keys lie."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -60,7 +60,7 @@ def _neighbours_block(layout: PagedLayout, batch: StepBatch, table: SequenceTabl
 
 
 def _blocks_swapped(layout: PagedLayout, batch: StepBatch, table: SequenceTable) -> None:
-    full = batch.positions[batch.last] // layout.block_size  # of each sequence
+    full = batch.positions[batch.last] // layout.block_size  # number of full blocks of each sequence
     for row in range(len(layout.block_tables)):
         if len(batch.positions) == len(batch.sequence_ids) and full[row] >= 1:
             layout.block_tables[row, :2] = layout.block_tables[row, :2].flip(0)
@@ -87,7 +87,7 @@ def _written_one_slot_early(layout: PagedLayout, batch: StepBatch, table: Sequen
 
 
 def _in_options(change: Callable[[AttentionOptions], AttentionOptions], last_layer: bool = False) -> Plant:
-    """change: of what a layer asks of attention; last_layer: of one layer alone."""
+    """Changes the options that layers pass to attention. last_layer: change only those of the last layer."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -122,7 +122,7 @@ def _registered(forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _in_heads(change: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Plant:
-    """change: of queries, keys and values, `[1, heads, tokens, size]` each."""
+    """Changes queries, keys and values, `[1, heads, tokens, size]` each."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -142,7 +142,7 @@ def _in_heads(change: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tens
 def _in_call(
     change: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]],
 ) -> Plant:
-    """change: of tokens, positions and kept rows of a step."""
+    """Changes the tokens, positions and kept rows of a step."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -170,7 +170,7 @@ def _without_chunks() -> Iterator[None]:
 
 
 def _in_next(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Plant:
-    """change: of the tokens that a cohort computes, and of how many its sequences have in their cache."""
+    """Changes the tokens that a cohort computes, and the lengths of its sequences in the cache."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -190,7 +190,7 @@ def _split(changed: tuple[np.ndarray, np.ndarray], cache: Any) -> tuple[np.ndarr
 
 
 def _in_mask(change: Callable[[torch.Tensor], torch.Tensor]) -> Plant:
-    """change: of a cohort's mask, int64 `[B, longest + 1]`."""
+    """Changes a cohort's mask, int64 `[B, longest + 1]`."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -213,7 +213,7 @@ def _members_swapped() -> Iterator[None]:
 
 
 def _with_prompt(change: Callable[[np.ndarray], np.ndarray]) -> Plant:
-    """change: of a prompt's tokens."""
+    """Changes a prompt's tokens."""
 
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
@@ -238,7 +238,7 @@ BATCHED: dict[str, Plant] = {
     "the first token dropped": _with_prompt(lambda tokens: tokens[1:] if len(tokens) > 1 else tokens),
     "the last two tokens swapped": _with_prompt(lambda tokens: np.concatenate([tokens[:-2], tokens[-2:][::-1]])),
 }
-"""The same of the batched path, with cohorts of any length. Some make a model's code fail, which is noticed too."""
+"""Errors of the batched path with cohorts of any lengths. Some make the model's code fail, which counts as found."""
 
 
 PAGED: dict[str, Plant] = {
@@ -272,4 +272,4 @@ PAGED: dict[str, Plant] = {
     ),
     "logits of the row before": _in_call(lambda i, p, k: (i, p, np.maximum(k - 1, 0) if not _is_decode(i, k) else k)),
 }
-"""By what is wrong: of the paged path. Some are none in some models: a wrong window in one without windows."""
+"""Errors of the paged path. Some have no effect in some models, such as a wrong window in a model without windows."""

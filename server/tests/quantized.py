@@ -1,35 +1,20 @@
-"""Writes checkpoints in the formats of quantizers, and beside them what their weights stand for."""
+"""Writes checkpoints in the formats of quantizers, and the plain weights that they represent."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from .damage import change_weights, set_config
 
 FP8 = torch.float8_e4m3fn
 
 
-def set_config(folder: Path, **changes: Any) -> Path:
-    """Changes entries of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    return folder
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    """Rewrites model.safetensors."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 def save_fp8(folder: Path, block: int, chosen: str = "proj", config: dict[str, Any] | None = None) -> Path:
     """Quantizes the matrices of a folder whose names contain `chosen`, in square blocks. Returns a folder with the
-    plain weights that these stand for."""
+    plain weights that the quantized ones represent."""
     plain = Path(shutil.copytree(folder, folder.with_name(f"{folder.name}-plain")))
 
     def quantize(tensors: dict[str, torch.Tensor]) -> None:
@@ -50,7 +35,7 @@ def save_fp8(folder: Path, block: int, chosen: str = "proj", config: dict[str, A
 
 
 def in_blocks(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values in 8 bits, and the scale of each block."""
+    """Quantizes values to 8 bits; returns them with the scale of each block."""
     rows, columns = (-(-size // block) for size in weight.shape)
     scales = torch.empty(rows, columns)
     for row in range(rows):
@@ -61,7 +46,7 @@ def in_blocks(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def out_of_blocks(values: torch.Tensor, scales: torch.Tensor, block: int) -> torch.Tensor:
-    """What such values stand for."""
+    """Plain values that 8-bit values and their scales represent."""
     return values.float() * _spread(scales, block, values)
 
 
@@ -74,8 +59,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 
 def mxfp4(num_experts: int, outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random blocks `[experts, outputs, inputs / 32, 16]`, their scales, and the plain weights
-    `[experts, inputs, outputs]` that they stand for."""
+    """Makes random blocks `[experts, outputs, inputs / 32, 16]`, their scales, and the plain weights `[experts, inputs,
+    outputs]` that they represent."""
     blocks = torch.randint(0, 256, (num_experts, outputs, inputs // 32, 16), dtype=torch.uint8)
     scales = torch.randint(122, 126, (num_experts, outputs, inputs // 32), dtype=torch.uint8)
     codes = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2).long()

@@ -1,4 +1,4 @@
-"""Run as one rank of a group by test_tensor_parallel: generates with every model that it is given, one after another.
+"""Generates with every given model, as one rank of a group; test_tensor_parallel starts it.
 
 Arguments: rank, world size, port, a file for the results, a JSON file with a list of jobs.
 """
@@ -71,6 +71,6 @@ def main(rank: int, world_size: int, port: int, output: Path, jobs: Path) -> Non
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
-    # As a shard ends: the threads of a process group that still stands may abort the interpreter's own way out.
+    # Exits as a shard does: threads of a live process group may abort the interpreter's own exit.
     sys.stderr.flush()
     os._exit(0)

@@ -23,17 +23,17 @@ _READERS = ThreadPoolExecutor(4)
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on."""
+    """Finds a TCP port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 class ShardProcess:
-    """One `gridwork-server serve`."""
+    """A process of `gridwork-server serve`."""
 
     def __init__(self, model: Path, address: str, *arguments: str) -> None:
-        """address: path of a unix socket or host:port."""
+        """Starts the process. address: path of a unix socket, or host:port."""
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "gridwork_server", "serve", "--model-path", str(model), "--socket", address),
@@ -69,13 +69,13 @@ class ShardProcess:
         raise TimeoutError("\n".join(self.lines))
 
     def wait_end(self, timeout_s: float = 60) -> int:
-        """Waits for the process to end by itself; its exit code."""
+        """Waits for the process to end by itself. Returns its exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(5)
         return code
 
     def fatal(self) -> str:
-        """The reason that the process gave for ending."""
+        """Reason that the process logged for its end."""
         records = [json.loads(line) for line in self.lines]
         return "\n".join(record["message"] for record in records if record.get("fatal"))
 
@@ -99,14 +99,14 @@ class Stream:
         self._steps.put(step)
 
     def receive(self) -> pb.StepResult:
-        """The next result."""
+        """Waits for the next result."""
         if self._next is None:
             return next(self._call)
         future, self._next = self._next, None
         return future.result()
 
     def arrived(self) -> bool:
-        """Whether a result can be read at once."""
+        """Returns whether a result can be read without waiting."""
         if self._next is None:
             self._next = _READERS.submit(next, self._call)
         return self._next.done()
@@ -117,18 +117,18 @@ class Stream:
         return self.receive()
 
     def close(self) -> list[pb.StepResult]:
-        """Ends the stream; the results that were not read."""
+        """Ends the stream. Returns the results that were not read."""
         self._steps.put(None)
         return list(self._call)
 
     def cancel(self) -> None:
-        """Ends the stream the hard way."""
+        """Cancels the stream."""
         self._call.cancel()
 
 
 @contextmanager
 def shards(model: Path, folder: Path, world_size: int = 1, *arguments: str) -> Iterator[list[ShardProcess]]:
-    """A group of shards, not yet ready; ended at the end."""
+    """Starts a group of shards, not yet ready. They are killed at the end of the context."""
     port = str(free_port())
     group = [
         ShardProcess(

@@ -1,4 +1,4 @@
-"""Log lines are JSON that a terminal can be shown."""
+"""Tests that log lines are JSON without characters that control a terminal."""
 
 import json
 
@@ -8,7 +8,7 @@ from loguru import logger
 from gridwork_server import logs
 
 
-def test_nothing_that_a_terminal_obeys_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     logs.set_up("info")
     nasty = "\x1b[2J\x9b\x7f\u202e\u2028 ü"
     logger.bind(field=nasty).info("{}", nasty)

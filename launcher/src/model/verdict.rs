@@ -1,6 +1,6 @@
 //! What `gridwork-server prepare` once found out about a folder's tokenizer, so that it need not be started again.
 //!
-//! `server/gridwork_server/prepare/verdict.py` writes these files, and says what they mean.
+//! `server/gridwork_server/prepare/tokenizer_choice.py` writes these files, and says what they mean.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

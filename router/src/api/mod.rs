@@ -1,7 +1,11 @@
-//! The HTTP APIs: each a thin translation on both sides of one engine call.
+//! HTTP APIs. Each is a thin translation on both sides of one engine call.
 
-mod encoder_info;
-pub mod info;
+mod info;
+mod inputs;
 pub mod openai;
-pub mod tei;
-pub mod tgi;
+pub mod routes;
+mod served_model;
+mod tei;
+mod tgi;
+
+pub use openai::models::started_s;

@@ -1,4 +1,4 @@
-//! A conversation as the model's template wants it.
+//! Turns a client's conversation into the messages that the model's template expects.
 //!
 //! Templates were written against the messages of `apply_chat_template`: a key is there when it has a value, the arguments of
 //! a tool call are an object, and what a content may be depends on the template. Clients send OpenAI's messages.
@@ -7,52 +7,52 @@ use serde_json::{Map, Value};
 
 use super::message::{Content, Message};
 
-/// What a template does with the forms that a message may have.
+/// The forms of messages that a template understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forms {
     pub content: ContentForm,
-    /// Of an assistant's message without content that calls tools.
+    /// Form of the missing content of an assistant's message that calls tools.
     pub null_with_calls: NullForm,
-    /// Of one that calls none.
+    /// Form of the missing content of an assistant's message that calls none.
     pub null_alone: NullForm,
     pub arguments: ArgumentsForm,
-    /// Whether the template tells `developer` messages from others.
+    /// True if the template treats `developer` messages differently from others.
     pub knows_developer: bool,
 }
 
-/// How the template wants `content`.
+/// The form in which the template expects `content`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentForm {
-    /// A string only: it prints or concatenates `message.content`.
+    /// A string only: the template prints or concatenates `message.content`.
     Text,
-    /// A list of parts only: it loops over `message.content` without asking whether it is a string.
+    /// A list of parts only: the template loops over `message.content` without checking for a string.
     Parts,
-    /// Whatever the client sent.
+    /// The form that the client sent.
     Either,
 }
 
-/// How the template wants a content that is not there.
+/// The form in which the template expects missing content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NullForm {
-    /// As `none`, which it asks for.
+    /// `none`, which the template checks for.
     None,
-    /// As an empty content, since it would print `None` or fail.
+    /// Empty content, since the template would print `None` or fail.
     Empty,
 }
 
-/// How the template wants the arguments of past tool calls.
+/// The form in which the template expects the arguments of past tool calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArgumentsForm {
     Object,
-    /// As JSON text, since it fails with an object.
+    /// JSON text, since the template fails with an object.
     Text,
 }
 
-/// Names under which reasoning is sent, as Transformers knows them; it reaches the template under the first.
+/// Names under which clients send reasoning, as in Transformers. The template gets it under the first.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 impl Forms {
-    /// The message as the template sees it.
+    /// Converts the message to the template's form.
     pub fn adapt(&self, message: &Message) -> Value {
         let mut adapted = Map::new();
         let role = match message.role.as_str() {
@@ -116,7 +116,7 @@ impl Forms {
         }
     }
 
-    /// A past tool call, without the keys that are null.
+    /// Converts a past tool call, without keys that are null.
     fn call(&self, call: &Value) -> Value {
         let Value::Object(call) = call else {
             return call.clone();
@@ -141,7 +141,7 @@ impl Forms {
                 }
                 match serde_json::from_str(&text) {
                     Ok(Value::Object(object)) => Value::Object(object),
-                    // What is no object is the client's own affair.
+                    // Arguments that are not an object are passed on unchanged.
                     _ => return Value::String(text),
                 }
             }

@@ -1,4 +1,5 @@
-//! Clients' conversations through templates in the style of well-known families, against Transformers' prompts.
+//! Renders clients' conversations with templates in the style of well-known families, and compares the prompts with
+//! those of Transformers.
 
 use std::path::Path;
 
@@ -18,11 +19,11 @@ struct Conversations {
 
 #[derive(Deserialize)]
 struct Conversation {
-    /// As a client sends them.
+    /// Messages as a client sends them.
     messages: Vec<Message>,
     options: Map<String, Value>,
     variables: Map<String, Value>,
-    /// Transformers' prompt of each family, or the exception that its template raises.
+    /// Prompt that Transformers renders for each family, or the exception that its template raises.
     answers: Map<String, Value>,
 }
 

@@ -1,4 +1,4 @@
-//! One message of a conversation, as clients send it.
+//! A message of a conversation, as clients send it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -10,10 +10,10 @@ pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, or any other role that the model's chat template knows.
     #[schema(example = "user")]
     pub role: String,
-    /// What was said: a string, or a list of parts of type `text`. An assistant's message may do without.
+    /// Text of the message: a string, or a list of parts of type `text`. Optional in an assistant's message.
     #[serde(default)]
     pub content: Option<Content>,
-    /// Everything else (`name`, `reasoning_content`, `tool_call_id`, …), handed to the chat template unless it is null.
+    /// All other fields (`name`, `reasoning_content`, `tool_call_id`, …). The chat template gets those that are not null.
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Map<String, Value>,
@@ -36,11 +36,11 @@ pub enum Content {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(from = "SentPart")]
 pub struct ContentPart {
-    /// `text`, or a name of another API for the same: `input_text`, `output_text` and `refusal`. Others are refused.
+    /// `text`, or another API's name for it: `input_text`, `output_text` and `refusal`. Others are refused.
     #[serde(rename = "type")]
     #[schema(example = "text")]
     pub kind: String,
-    /// The text of a part.
+    /// Text of the part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
@@ -66,7 +66,7 @@ enum SentPart {
         kind: String,
         #[serde(default)]
         text: Option<String>,
-        /// What a part of type `refusal` has instead of a `text`.
+        /// Text of a part of type `refusal`.
         #[serde(default)]
         refusal: Option<String>,
     },

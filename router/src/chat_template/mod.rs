@@ -1,4 +1,4 @@
-//! From a conversation to a prompt: the model's own chat template, rendered as Transformers renders it.
+//! Turns a conversation into a prompt: the model's own chat template, rendered as Transformers renders it.
 
 mod adapt;
 mod jinja;
@@ -15,7 +15,7 @@ use jinja::{Kind, Limits, Template};
 pub use message::{Content, ContentPart, Message};
 use source::{NamedTemplate, Source};
 
-/// Why there is no prompt for a conversation; the message is for the client.
+/// Errors of rendering a conversation; the message is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChatTemplateError {
     #[error(
@@ -35,12 +35,12 @@ pub enum ChatTemplateError {
     Continue(&'static str),
 }
 
-/// What of a request, besides the messages, shapes the prompt.
+/// Fields of a request, besides the messages, that shape the prompt.
 #[derive(Debug, Default)]
 pub struct RenderOptions<'a> {
     /// End with the opening of the assistant's turn.
     pub add_generation_prompt: bool,
-    /// End inside the last message, so that the model goes on with it.
+    /// End inside the last message, so that the model continues it.
     pub continue_final_message: bool,
     /// Further variables for the template (`tools`, `documents`, `enable_thinking`, …).
     pub variables: Option<&'a Map<String, Json>>,
@@ -51,7 +51,7 @@ pub struct RenderOptions<'a> {
 pub struct ChatTemplate {
     default: Compiled,
     tool_use: Option<Compiled>,
-    /// `bos_token`, `eos_token`, … as the tokenizer's configuration has them.
+    /// Special tokens of the tokenizer's configuration, such as `bos_token` and `eos_token`.
     special_tokens: Map<String, Json>,
 }
 
@@ -60,14 +60,14 @@ pub struct ChatTemplate {
 struct Compiled {
     template: Template,
     source: String,
-    /// Where it was read, for messages.
+    /// File that the template comes from, for messages.
     place: String,
     forms: Forms,
 }
 
-/// Marks the end of the last message while it is rendered to be continued.
+/// Marks the end of the last message when it is to be continued.
 const END_MARK: &str = "END_OF_FINAL_MESSAGE_4f1d0c ";
-/// Name of the template that Transformers takes when there are tools.
+/// Name of the template that Transformers uses for requests with tools.
 const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
@@ -122,9 +122,9 @@ impl ChatTemplate {
         })
     }
 
-    /// The prompt for `messages`. The template brings the special tokens itself.
+    /// Renders the prompt for `messages`. The template contains the special tokens.
     ///
-    /// It runs as long as the template's limits let it: call it where that stops nobody.
+    /// May run as long as the template's limits allow: call it where that blocks no other request.
     pub fn render(
         &self,
         messages: &[Message],
@@ -152,7 +152,7 @@ impl ChatTemplate {
     }
 }
 
-/// Appends the mark to the last text of the last message, and gives that text.
+/// Appends the mark to the last text of the last message, and returns that text.
 fn mark_end(messages: &mut [Json]) -> Result<String, ChatTemplateError> {
     let content = messages
         .last_mut()
@@ -178,14 +178,14 @@ fn mark_end(messages: &mut [Json]) -> Result<String, ChatTemplateError> {
     Ok(before)
 }
 
-/// The prompt up to the mark after `text`.
+/// Cuts the prompt at the mark after `text`.
 fn cut_at_mark(mut prompt: String, text: &str) -> Result<String, ChatTemplateError> {
     let end = prompt.rfind(END_MARK.trim_end());
     let end = end.filter(|_| prompt.contains(text.trim_matches(jinja::is_space)));
     let end = end.ok_or(ChatTemplateError::Continue(
         "`continue_final_message` is set, but the model's chat template does not show the last message as it is",
     ))?;
-    // A template that trims contents has trimmed what was before the mark as little as the mark's own space.
+    // A template that trims contents leaves the text before the mark untrimmed, and also the mark's own space.
     if prompt[end..].starts_with(END_MARK) {
         prompt.truncate(end);
     } else {
@@ -249,7 +249,7 @@ fn strs(map: &Map<String, Json>) -> impl Iterator<Item = (&str, &Json)> {
     map.iter().map(|(name, value)| (name.as_str(), value))
 }
 
-/// Roughly the bytes that `value` takes as JSON.
+/// Estimates the number of bytes of `value` as JSON.
 fn text_bytes(value: &Json) -> usize {
     match value {
         Json::String(text) => text.len(),
@@ -264,7 +264,7 @@ fn text_bytes(value: &Json) -> usize {
     }
 }
 
-/// The template's own message first, with the line that it comes from and the file.
+/// Puts the template's own message first, then its line and file.
 fn describe(error: &jinja::Error, place: &str) -> String {
     let message = match error.message.as_str() {
         "" => "the chat template raised an error without a message",

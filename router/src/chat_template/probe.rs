@@ -1,4 +1,4 @@
-//! Finds out which forms of messages a template understands, by giving them to it.
+//! Finds out which forms of messages a template understands, by rendering them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::jinja::{Error, Kind, Limits};
 const PROBE: &str = "probe-7c0e51";
 const NAME: &str = "probe_7c0e51";
 
-/// Limits of one try: a template that needs more for a conversation of two lines is at fault.
+/// Limits of one try. A template that needs more for a conversation of two lines is faulty.
 pub fn limits() -> Limits {
     Limits {
         steps: 500_000,
@@ -20,10 +20,10 @@ pub fn limits() -> Limits {
     }
 }
 
-/// The forms that `source` understands; `render` gives its text for messages.
+/// Finds the forms that `source` understands. `render` renders it with messages.
 ///
 /// # Errors
-/// Fails when the template goes beyond its limits.
+/// Fails when the template exceeds its limits.
 pub fn forms(
     source: &str,
     render: impl Fn(&Value) -> Result<String, Error>,
@@ -89,7 +89,7 @@ pub fn forms(
 }
 
 fn call(arguments: Value) -> Value {
-    // Some templates want identifiers of nine letters and digits.
+    // Some templates require identifiers of nine letters and digits.
     json!({"id": "a1b2c3d4e", "type": "function", "function": {"name": NAME, "arguments": arguments}})
 }
 
@@ -98,7 +98,7 @@ fn content_form(
 ) -> Result<ContentForm, Error> {
     let shown = |content: Value| {
         let text = attempt(json!([{"role": "user", "content": content}]))?;
-        // A list that was merely printed shows the name of its field too.
+        // The text of a list that was printed contains the name of its field.
         Ok::<_, Error>(text.is_some_and(|text| {
             text.contains(PROBE) && !text.contains("'text'") && !text.contains("\"text\"")
         }))
@@ -111,8 +111,8 @@ fn content_form(
     })
 }
 
-/// `none` is right for a template that asks for it: one that fails with it, prints its name or leaves the calls out does
-/// not.
+/// True if `none` is right for the template. It is wrong if the template fails with it, prints its name or drops the
+/// calls.
 fn null_form(with_null: Option<String>, with_empty: Option<String>) -> NullForm {
     let nones = |text: &str| {
         let names = ["None", "none", "null"];

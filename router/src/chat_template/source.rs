@@ -1,4 +1,4 @@
-//! Where a model keeps its chat templates and the special tokens that they use.
+//! Reads a model's chat templates and the special tokens that they use.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::ChatTemplateError;
 
-/// The folder of further templates, each in a file of its name.
+/// Folder of further templates, each in a file with its name.
 const FOLDER: &str = "additional_chat_templates";
 
 /// Texts of the templates and their variables.
@@ -17,17 +17,17 @@ pub struct Source {
     pub special_tokens: Map<String, Value>,
 }
 
-/// A template; the only one of a model is named `default`.
+/// A named template. A model's only template is named `default`.
 #[derive(Debug, Deserialize)]
 pub struct NamedTemplate {
     pub name: String,
     pub template: String,
-    /// Where it was read, for messages.
+    /// File that the template comes from, for messages.
     #[serde(skip)]
     pub place: String,
 }
 
-/// The part of tokenizer_config.json, chat_template.json and special_tokens_map.json that matters here.
+/// The keys of tokenizer_config.json, chat_template.json and special_tokens_map.json that are used here.
 #[derive(Debug, Default, Deserialize)]
 struct TokenizerConfig {
     #[serde(default)]
@@ -45,7 +45,7 @@ enum Templates {
 }
 
 impl Templates {
-    /// The templates of the file `place`.
+    /// Returns the templates of the file `place`.
     fn into_named(self, place: &str) -> Result<Vec<NamedTemplate>, ChatTemplateError> {
         let unnamed = |name: &str, template: String| NamedTemplate {
             name: name.into(),
@@ -80,7 +80,7 @@ impl Templates {
 }
 
 impl Source {
-    /// Looks in this order: `tokenizer_config` when given, chat_template.jinja with additional_chat_templates,
+    /// Reads the first of these that has a template: `tokenizer_config` if given, chat_template.jinja with additional_chat_templates,
     /// tokenizer_config.json, chat_template.json.
     pub fn read(
         model_path: &Path,
@@ -122,7 +122,7 @@ impl Source {
     }
 }
 
-/// chat_template.jinja and the files of additional_chat_templates.
+/// Reads chat_template.jinja and the files of additional_chat_templates.
 fn template_files(model_path: &Path) -> Result<Vec<NamedTemplate>, ChatTemplateError> {
     let mut templates = Vec::new();
     if let Some(template) = read(&model_path.join("chat_template.jinja"))? {
@@ -155,8 +155,8 @@ fn template_files(model_path: &Path) -> Result<Vec<NamedTemplate>, ChatTemplateE
     Ok(templates)
 }
 
-/// The named special tokens. As Transformers does, special_tokens_map.json counts for folders of before
-/// `added_tokens_decoder` alone, and there it wins.
+/// Returns the named special tokens. As in Transformers, special_tokens_map.json counts only for folders older than
+/// `added_tokens_decoder`, and there it takes precedence.
 fn read_special_tokens(
     model_path: &Path,
     config: Map<String, Value>,
@@ -169,7 +169,7 @@ fn read_special_tokens(
     Ok(tokens)
 }
 
-/// Entries whose names end in `_token`, and those of `extra_special_tokens` where that names tokens.
+/// Returns entries whose names end in `_token`, and named tokens of `extra_special_tokens`.
 fn special_tokens(mut config: Map<String, Value>) -> Map<String, Value> {
     let extra = match config.remove("extra_special_tokens") {
         Some(Value::Object(extra)) => extra,
@@ -183,7 +183,7 @@ fn special_tokens(mut config: Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// The text of a token: a string, or an object with a `content`.
+/// Returns the text of a token: a string, or an object with a `content`.
 fn token_text(token: Value) -> Option<Value> {
     match token {
         Value::String(_) => Some(token),
@@ -201,7 +201,7 @@ fn parse(path: &Path) -> Result<Option<TokenizerConfig>, ChatTemplateError> {
     }
 }
 
-/// The file's text; `None` when there is no such file.
+/// Reads the file; `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<String>, ChatTemplateError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

@@ -1,4 +1,4 @@
-//! Where templates and special tokens are found.
+//! Tests where templates and special tokens are found.
 
 use std::fs;
 
@@ -45,7 +45,7 @@ fn the_template_is_found_wherever_models_keep_it() {
         "special_tokens_map.json",
         r#"{"bos_token": "<m>", "eos_token": "<e>"}"#,
     );
-    // Without `added_tokens_decoder` the map wins, as it does in Transformers.
+    // Without `added_tokens_decoder` the map takes precedence, as in Transformers.
     assert_eq!(prompt(&folder, None).unwrap(), "<m>jinja<e>");
     write(&folder, "other.json", r#"{"chat_template": "other"}"#);
     let other = folder.path().join("other.json");

@@ -1,11 +1,11 @@
-//! Templates in the style of well-known models, and what Transformers makes of the same conversations.
+//! Templates in the style of well-known models, compared with Transformers' prompts for the same conversations.
 
 use serde_json::json;
 
 use super::adapt::ContentForm;
 use super::*;
 
-/// SmolLM2-Instruct's own.
+/// SmolLM2-Instruct's own template.
 const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 ' }}{% endif %}{{'<|im_start|>' + message['role'] + '
@@ -68,7 +68,7 @@ const MISTRAL: &str = r#"{%- if messages[0]["role"] == "system" %}
 {%- endfor %}
 "#;
 
-/// Loops over parts, and takes strings too.
+/// A template that loops over parts and also accepts strings.
 const GEMMA3: &str = r#"{{ bos_token }}
 {%- for message in messages -%}
     {{ '<start_of_turn>' + message['role'] + '

@@ -1,4 +1,4 @@
-//! Bodies of requests as they come, and of answers as they leave.
+//! Bodies of requests and answers, with their time limits.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +14,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::connection::{Answering, Connection, Receiving};
 
-/// A body may take a second longer for each so many bytes that have come.
+/// Number of received bytes that extend a body's time limit by a second.
 const SLOWEST_BYTES_PER_S: u64 = 8 * 1024;
 
-/// Why a body cannot be received.
+/// Errors of receiving a body.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error(
@@ -28,27 +28,27 @@ pub enum BodyError {
     Broken(#[from] hyper::Error),
 }
 
-/// A request's body. It must have come within the read timeout, and a second for each 8 KiB.
+/// A request's body. It must arrive within the read timeout plus a second for each 8 KiB.
 pub(super) struct RequestBody {
-    /// `None` once it is left to the answer.
+    /// `None` once the body was handed to the answer.
     body: Option<Incoming>,
     receiving: Option<Receiving>,
     received: Received,
     read_timeout: Duration,
     began: Instant,
     received_bytes: u64,
-    /// Made when a byte is waited for.
+    /// Timer, made when a byte is awaited.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-/// Whether a body has come to its end.
+/// True once a body has ended.
 #[derive(Debug, Clone)]
 pub(super) struct Received(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
     is_whole: AtomicBool,
-    /// What a handler has not read. HTTP/2 resets a stream whose request is dropped, and the answer with it.
+    /// Rest of a body that a handler has not read. HTTP/2 resets a stream whose request is dropped, and its answer.
     rest: Mutex<Option<Incoming>>,
 }
 
@@ -158,11 +158,11 @@ impl Drop for RequestBody {
     }
 }
 
-/// An answer's body; its connection is in use until it has been handed over.
+/// An answer's body. Its connection counts as in use until the body was handed over.
 pub(super) struct AnswerBody {
     body: Body,
     _answering: Answering,
-    /// With what has not been read of the request.
+    /// Unread rest of the request's body.
     _received: Option<Received>,
 }
 

@@ -1,4 +1,4 @@
-//! What is known of each connection, and which of them are to end.
+//! State of each connection, and the choice of connections to end.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -9,28 +9,28 @@ use tokio::sync::Notify;
 
 use super::Limits;
 
-/// How a connection ends.
+/// Ways to end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// Once the answers under way have been sent.
+    /// After the answers in progress have been sent.
     WhenIdle,
-    /// At once.
+    /// Immediately.
     Now,
 }
 
-/// A connection that has been told to end may take so long for what it is not asked to wait for.
+/// Time that a connection may take to end, apart from answers in progress.
 const END_GRACE: Duration = Duration::from_secs(2);
 
-/// And so long when it listens to a body that nobody reads: longer than the stream does by itself.
+/// Time that a connection may take to end while it drains an unread body. Longer than the stream's own limit.
 const UNREAD_BODY_GRACE: Duration = Duration::from_secs(40);
 
-/// Once the server is to end, a client that takes nothing of its answer holds it up for so long.
+/// Time that a client that reads nothing of its answer can delay the server's end.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For making room: a body or an answer that has not moved for so long may be given up.
+/// Time without progress after which a body or an answer can be given up to make room.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// No such moment.
+/// Stands for a moment that has not happened.
 const NEVER: u64 = u64::MAX;
 
 /// One connection. Times are milliseconds since the server's start.
@@ -38,30 +38,30 @@ pub(super) struct Connection {
     id: u64,
     connections: Arc<Connections>,
     is_probe: bool,
-    /// Requests whose answers have not been handed over completely.
+    /// Number of requests whose answers have not been handed over completely.
     answering: AtomicUsize,
-    /// Requests among them whose body is being received.
+    /// Number of these requests whose body is being received.
     receiving: AtomicUsize,
-    /// When a request ended, or bytes of an answer were written, for the last time.
+    /// Last time when a request ended or bytes of an answer were written.
     active_at: AtomicU64,
-    /// Whether a request has ever come.
+    /// True once a request has arrived.
     was_used: AtomicBool,
-    /// When the first byte of a request's head came, before all of it did.
+    /// Time of the first byte of a request's head, until the head is complete.
     head_since: AtomicU64,
-    /// When the body that is being received began.
+    /// Start of the body that is being received.
     body_since: AtomicU64,
-    /// Since when the client has taken nothing of what is to be written.
+    /// Time since which the client has read nothing.
     stalled_since: AtomicU64,
-    /// When it was told to end.
+    /// Time when the connection was told to end.
     told_at: AtomicU64,
-    /// Whether a body was not read to its end.
+    /// True if a body was not read to its end.
     unread_body: AtomicBool,
     end: AtomicU8,
     told: Notify,
 }
 
 impl Connection {
-    /// A request has come; the guard is dropped when its answer has been handed over.
+    /// Records the arrival of a request. The guard is dropped when its answer has been handed over.
     pub fn begin(self: &Arc<Self>) -> Answering {
         self.answering.fetch_add(1, Ordering::Relaxed);
         self.was_used.store(true, Ordering::Relaxed);
@@ -69,7 +69,7 @@ impl Connection {
         Answering(self.clone())
     }
 
-    /// A body is being received until the guard is dropped.
+    /// Records that a body is being received, until the guard is dropped.
     pub fn receive(self: &Arc<Self>) -> Receiving {
         self.receiving.fetch_add(1, Ordering::Relaxed);
         self.body_since
@@ -77,7 +77,7 @@ impl Connection {
         Receiving(self.clone())
     }
 
-    /// A body is left unread.
+    /// Records that a body is left unread.
     pub fn leave_body(&self) {
         self.unread_body.store(true, Ordering::Relaxed);
     }
@@ -86,7 +86,7 @@ impl Connection {
         self.unread_body.load(Ordering::Relaxed)
     }
 
-    /// Bytes have come.
+    /// Records that bytes have arrived.
     pub fn read(&self) {
         if self.answering.load(Ordering::Relaxed) == 0
             && self.head_since.load(Ordering::Relaxed) == NEVER
@@ -96,7 +96,7 @@ impl Connection {
         }
     }
 
-    /// Bytes have been written.
+    /// Records that bytes have been written.
     pub fn wrote(&self) {
         if self.stalled_since.load(Ordering::Relaxed) != NEVER {
             self.stalled_since.store(NEVER, Ordering::Relaxed);
@@ -105,7 +105,7 @@ impl Connection {
             .store(self.connections.now(), Ordering::Relaxed);
     }
 
-    /// Bytes cannot be written for now.
+    /// Records that bytes cannot be written for now.
     pub fn write_waits(&self) {
         if self.stalled_since.load(Ordering::Relaxed) == NEVER {
             self.stalled_since
@@ -144,7 +144,7 @@ impl Connection {
         self.answering.load(Ordering::Relaxed) > 0
     }
 
-    /// Milliseconds from `moment` to `now`; 0 when there was no such moment.
+    /// Milliseconds from `moment` to `now`; 0 if the moment has not happened.
     fn since(moment: &AtomicU64, now: u64) -> u64 {
         match moment.load(Ordering::Relaxed) {
             NEVER => 0,
@@ -152,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// How it is to end by now, if it is.
+    /// Returns how the connection should end now, if it should.
     fn overdue(&self, now: u64, limits: &Limits, closing: bool) -> Option<End> {
         let past = |moment, limit: Duration| Self::since(moment, now) > millis(limit);
         let write_timeout = if closing {
@@ -212,7 +212,7 @@ impl Drop for Receiving {
     }
 }
 
-/// Holds a connection's place in the list for as long as its task runs.
+/// Holds a connection's place in the list while its task runs.
 pub(super) struct Listed(Arc<Connection>);
 
 impl std::ops::Deref for Listed {
@@ -236,7 +236,7 @@ pub(super) struct Connections {
     next_id: AtomicU64,
     all: Mutex<HashMap<u64, Arc<Connection>>>,
     closing: AtomicBool,
-    /// Notified when none is left.
+    /// Notified when the last connection has ended.
     empty: Notify,
 }
 
@@ -264,7 +264,7 @@ impl Connections {
         self.all().len()
     }
 
-    /// A new connection. `is_probe`: it is taken beyond the maximum.
+    /// Adds a connection. `is_probe` allows it beyond the maximum.
     pub fn add(self: &Arc<Self>, is_probe: bool) -> Listed {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let never = || AtomicU64::new(NEVER);
@@ -299,7 +299,7 @@ impl Connections {
         }
     }
 
-    /// Tells those to end that have used up their time.
+    /// Ends the connections whose time is used up.
     pub fn sweep(&self) {
         let now = self.now();
         let closing = self.closing.load(Ordering::Relaxed);
@@ -310,10 +310,10 @@ impl Connections {
         }
     }
 
-    /// Ends the connection that is needed least; false when all of them are in use.
+    /// Ends the least needed connection. Returns false when all are in use.
     ///
-    /// That is the one that has been without a request for the longest time, else the one whose body has been on its way
-    /// for the longest, else the one that has not taken its answer for the longest.
+    /// That is the connection without a request for the longest time, else the one whose body has been arriving
+    /// for the longest, else the one that has not read its answer for the longest.
     pub fn make_room(&self) -> bool {
         let now = self.now();
         let all = self.all();
@@ -371,7 +371,7 @@ impl Connections {
         oldest.is_some()
     }
 
-    /// Ends all connections, once their answers have been sent, and returns when they are gone.
+    /// Ends all connections after their answers have been sent, and returns when all are closed.
     pub async fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
         for connection in self.all().values() {

@@ -1,9 +1,9 @@
 //! The limit of open files, which bounds the number of connections.
 
-/// More than this is of use to nobody, and programs that walk over all descriptors would take long.
+/// Maximum useful limit of open files. Programs that walk over all descriptors would take long with a higher one.
 const HIGHEST: u64 = 1 << 20;
 
-/// Files besides connections: the listener, the shard's socket, libraries, logs, probes.
+/// Number of files besides connections: the listener, the shard's socket, libraries, logs, probes.
 const RESERVED: u64 = 96;
 
 /// Raises this process's limit of open files to what the system allows, and returns it.
@@ -28,11 +28,11 @@ pub fn raise_limit() -> u64 {
     }
 }
 
-/// Maximum number of connections: `wanted` if the limit of open files leaves room for them.
+/// Returns the maximum number of connections: `wanted` if the limit of open files leaves room for them.
 ///
 /// # Errors
 ///
-/// A message for the user when `wanted` is too many.
+/// Returns a message for the user if `wanted` is too large.
 pub fn max_connections(
     wanted: Option<usize>,
     default: usize,

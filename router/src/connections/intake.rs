@@ -1,7 +1,7 @@
-//! What requests hold before they are admitted: a bound on the bytes of all bodies together.
+//! Bounds the bytes of all request bodies together, before requests are admitted.
 //!
-//! The first bytes of every body are free, so that small requests never wait for large ones or are refused for them. What
-//! a body has beyond comes out of one budget, until its request has been tokenized; when that is used up, large requests
+//! The first bytes of every body are free, so that small requests never wait for large ones or are refused for them. The
+//! rest of a body is taken from one budget until its request has been tokenized. When the budget is used up, large requests
 //! are answered 429.
 
 use std::future::Future;
@@ -14,15 +14,15 @@ use axum::body::Bytes;
 use http_body::Frame;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of a body that cost nothing.
+/// Number of bytes of a body that are free.
 pub const FREE_BYTES: usize = 64 * 1024;
 
-/// The budget is this, or some times the largest body, whichever is more.
+/// Minimum budget. It is raised to a multiple of the largest body if that is more.
 const MIN_BUDGET_BYTES: usize = 64 << 20;
 const LARGEST_BODIES: usize = 4;
 
 tokio::task_local! {
-    /// Of the request that the current task handles.
+    /// Ticket of the request that the current task handles.
     static CURRENT: Ticket;
 }
 
@@ -39,7 +39,7 @@ impl Intake {
         Intake(Arc::new(Semaphore::new(budget)))
     }
 
-    /// What one request takes of it: nothing yet.
+    /// Makes an empty ticket for one request.
     pub fn ticket(&self) -> Ticket {
         Ticket(Arc::new(Mutex::new(Taken {
             budget: self.0.clone(),
@@ -49,20 +49,20 @@ impl Intake {
     }
 }
 
-/// What one request holds of the budget; given back when the last clone is dropped, or before.
+/// Bytes of the budget that one request holds. They are given back when the last clone is dropped, or earlier.
 #[derive(Debug, Clone)]
 pub struct Ticket(Arc<Mutex<Taken>>);
 
 #[derive(Debug)]
 struct Taken {
     budget: Arc<Semaphore>,
-    /// All that were asked for.
+    /// All bytes that were requested.
     bytes: usize,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Ticket {
-    /// Takes so many bytes more; false when the budget is used up.
+    /// Takes `bytes` more. Returns false when the budget is used up.
     pub fn take(&self, bytes: usize) -> bool {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let free = FREE_BYTES.saturating_sub(taken.bytes);
@@ -85,12 +85,12 @@ impl Ticket {
         }
     }
 
-    /// Bytes that were asked for: those of the body, once it has been read.
+    /// Number of requested bytes: the body's size, once it has been read.
     pub fn bytes(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes
     }
 
-    /// Gives everything back: the body and what was made of it are gone, or bounded by what admits requests.
+    /// Gives all bytes back. The body and its products were dropped, or are bounded by admission.
     pub fn release(&self) {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         taken.permit = None;
@@ -107,27 +107,27 @@ impl Ticket {
     }
 }
 
-/// The request that the current task handles has been tokenized: its body counts no longer.
+/// Gives back the bytes of the current task's request, once it has been tokenized.
 pub fn release_current() {
     if let Some(ticket) = Ticket::current() {
         ticket.release();
     }
 }
 
-/// The budget is used up.
+/// Error of a budget that is used up.
 #[derive(Debug, thiserror::Error)]
 #[error("Model is overloaded: the server is busy with other large requests")]
 pub struct Busy;
 
-/// A body whose bytes are taken from the budget as they are read: as many as the handler gets, whatever they were
-/// compressed to.
+/// A body whose bytes are taken from the budget as they are read. The decompressed bytes count, since the handler
+/// gets those.
 pub struct Counted<B> {
     body: B,
     ticket: Option<Ticket>,
 }
 
 impl<B> Counted<B> {
-    /// For the request that the current task handles.
+    /// Makes the body of the current task's request.
     pub fn new(body: B) -> Self {
         Counted {
             body,

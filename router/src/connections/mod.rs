@@ -1,8 +1,8 @@
 //! Connections of clients: accepting them, their limits, and closing them.
 //!
-//! A connection holds a file, and memory for what has been read and not yet been written. None is kept that does not
-//! move: see [`Limits`]. The number of connections is bounded below the limit of open files. At the bound the connection
-//! that has been idle for the longest time makes room for a new one. When none is idle, a few connections are still taken
+//! A connection holds a file, and memory for data that was read or not yet written. Connections without progress
+//! are closed, see [`Limits`]. Their number is bounded below the limit of open files. At the bound, the connection
+//! that has been idle for the longest time makes room for a new one. When none is idle, a few more are accepted
 //! for probes ([`PROBES`]), so that `/health` answers on a full server.
 
 mod body;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Version, header};
+use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -29,41 +30,44 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 use crate::connections::intake::Intake;
+use crate::error::Dialect;
 pub use body::BodyError;
 use body::{AnswerBody, RequestBody};
 use connection::{Connection, Connections, End, Listed};
 pub use probes::PROBES;
 use stream::WatchedStream;
 
-/// What a client may take of the server by connecting to it.
+/// Limits of what a client can use by connecting.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Maximum number of connections.
     pub max_connections: usize,
-    /// Until when a client must have sent the head of a request, and its body: see [`RequestBody`].
+    /// Time limit for sending the head of a request, and its body: see [`RequestBody`].
     pub read_timeout: Duration,
-    /// How long a client may take nothing of an answer that is waiting for it.
+    /// Maximum time for which a client may read nothing of a waiting answer.
     pub write_timeout: Duration,
-    /// How long a connection is kept open without a request.
+    /// Maximum time for which a connection stays open without a request.
     pub idle_timeout: Duration,
 }
 
-/// Maximum size of a request's head, and of what is buffered for one client besides the frame that is being written.
+/// Maximum size of a request's head, and of the data buffered for one client besides the frame being written.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How often limits are looked at.
+/// Interval between checks of the limits.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Pause after a connection could not be accepted, for want of files or memory.
+/// Pause after accepting a connection failed for lack of files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Connections beyond the maximum, for probes alone.
+/// Number of connections beyond the maximum that are kept for probes.
 const PROBE_CONNECTIONS: usize = 32;
 
-/// Serves `app` on `listener` until `stop` resolves, then returns when every answer under way has been sent.
+/// Serves `app` on `listener` until `stop` resolves, and returns when every answer in progress has been sent.
+/// `dialect_of`: dialect of the errors of a path.
 pub async fn serve(
     listener: TcpListener,
     app: Router,
+    dialect_of: fn(&str) -> Dialect,
     limits: Limits,
     intake: Intake,
     stop: impl Future<Output = ()>,
@@ -71,6 +75,7 @@ pub async fn serve(
     let connections = Connections::new(limits);
     let server = Server {
         app,
+        dialect_of,
         intake,
         limits,
         connections: connections.clone(),
@@ -106,7 +111,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// The client was gone before it was accepted.
+/// True if the client closed the connection before it was accepted.
 fn is_of_the_client(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -118,13 +123,14 @@ fn is_of_the_client(error: &io::Error) -> bool {
 
 struct Server {
     app: Router,
+    dialect_of: fn(&str) -> Dialect,
     intake: Intake,
     limits: Limits,
     connections: Arc<Connections>,
 }
 
 impl Server {
-    /// Serves one more connection, if there is room for it.
+    /// Serves another connection, if there is room.
     fn take(&self, stream: TcpStream) {
         socket::prepare(&stream, self.limits.write_timeout);
         let is_full = self.connections.number() >= self.limits.max_connections
@@ -135,9 +141,8 @@ impl Server {
         }
         let connection = self.connections.add(is_full);
         let app = if is_full {
-            self.app
-                .clone()
-                .layer(axum::middleware::from_fn(probes::only_probes))
+            let only_probes = from_fn_with_state(self.dialect_of, probes::only_probes);
+            self.app.clone().layer(only_probes)
         } else {
             self.app.clone()
         };
@@ -163,7 +168,7 @@ async fn run(stream: TcpStream, app: Router, intake: Intake, limits: Limits, con
     builder
         .http1()
         .timer(TokioTimer::new())
-        // The sweeper has limits of its own for heads and for idle connections.
+        // The sweeper enforces its own limits for heads and idle connections.
         .header_read_timeout(None)
         .max_buf_size(BUFFER_BYTES);
     builder
@@ -212,13 +217,13 @@ async fn answer(
         Ok(response) => response,
         Err(never) => match never {},
     };
-    // What has not been read of this request would be taken for the next one.
+    // The unread rest of this body would be read as the next request.
     if !received.is_whole() && version < Version::HTTP_2 {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    // HTTP/1 reads on when the body is dropped.
+    // HTTP/1 continues reading when the body is dropped.
     let rest = (version >= Version::HTTP_2).then_some(received);
     Ok(response.map(|body| AnswerBody::new(body, answering, rest)))
 }

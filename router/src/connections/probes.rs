@@ -1,6 +1,6 @@
-//! What a full server still answers.
+//! Probes that a full server still answers.
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -10,8 +10,13 @@ use crate::error::{ApiError, Dialect, ErrorKind};
 /// Routes that are answered when all connections are in use.
 pub const PROBES: [&str; 4] = ["/health", "/ping", "/info", "/metrics"];
 
-/// Answers probes and refuses everything else; either way the connection ends with it.
-pub(super) async fn only_probes(request: Request, next: Next) -> Response {
+/// Answers probes and refuses all other requests. Either way the connection ends. `dialect_of`: dialect of a path's
+/// errors.
+pub(super) async fn only_probes(
+    State(dialect_of): State<fn(&str) -> Dialect>,
+    request: Request,
+    next: Next,
+) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let is_probe = reads && PROBES.contains(&request.uri().path());
     let mut response = if is_probe {
@@ -24,7 +29,7 @@ pub(super) async fn only_probes(request: Request, next: Next) -> Response {
                 "all connections that this server takes are in use (--max-connections)",
             )
         };
-        error.into_response(Dialect::of(request.uri().path()))
+        error.response(dialect_of(request.uri().path()))
     };
     response
         .headers_mut()

@@ -6,16 +6,16 @@ use std::time::Duration;
 use libc::{c_int, c_void, socklen_t};
 use tokio::net::TcpStream;
 
-/// A peer that has gone without a word is asked for after a minute, and given up after another.
+/// Time after which a silent peer is probed, and after which it is given up.
 const KEEP_ALIVE_IDLE_S: c_int = 60;
 const KEEP_ALIVE_INTERVAL_S: c_int = 15;
 const KEEP_ALIVE_PROBES: c_int = 4;
 
-/// Bytes that the system keeps for a client beyond those that are on their way to it.
+/// Number of unsent bytes that the system buffers for a client.
 const UNSENT_BYTES: c_int = 128 * 1024;
 
-/// Small writes leave at once, since a token must not wait for the next one; dead peers are noticed; and the system buffers
-/// little for a client that does not read.
+/// Sends small writes at once, since a token must not wait for the next one; detects dead peers; and keeps the system's
+/// buffer small for a client that does not read.
 pub(super) fn prepare(stream: &TcpStream, write_timeout: Duration) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!("TCP_NODELAY cannot be set: {error}");
@@ -39,7 +39,7 @@ pub(super) fn prepare(stream: &TcpStream, write_timeout: Duration) {
 
 fn set(stream: &TcpStream, level: c_int, option: c_int, value: c_int) {
     let size = size_of::<c_int>() as socklen_t;
-    // SAFETY: the descriptor is open for as long as `stream` is, and `value` outlives the call.
+    // SAFETY: the descriptor is open while `stream` is, and `value` outlives the call.
     let result = unsafe {
         libc::setsockopt(
             stream.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! A client's socket that notes when bytes move.
+//! A client's socket that records when bytes move.
 
 use std::future::Future;
 use std::io;
@@ -13,10 +13,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::connection::Connection;
 
-/// How long a client is listened to that still sends a body which nobody reads: closing the socket at once would reset
-/// the connection, and take the answer away from it before it has read it.
+/// Maximum time for draining a body that is not read. Closing the socket at once would reset
+/// the connection, and the client would lose the answer before reading it.
 const LINGER: Duration = Duration::from_secs(30);
-/// And how long without a byte of it.
+/// Maximum time without a byte while draining.
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 
 pub(super) struct WatchedStream {
@@ -25,7 +25,7 @@ pub(super) struct WatchedStream {
     lingering: Option<Lingering>,
 }
 
-/// The answer has been sent, and the client has not finished.
+/// The answer was sent, but the client is still sending.
 struct Lingering {
     until: Instant,
     /// Ends `LINGER_IDLE` after the last byte.
@@ -49,7 +49,7 @@ impl WatchedStream {
         }
     }
 
-    /// Reads and throws away what the client sends until it has closed, or for as long as there is time.
+    /// Reads and discards what the client sends, until it closes or the time is up.
     fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let now = Instant::now();
         let lingering = self.lingering.get_or_insert_with(|| Lingering {

@@ -1,4 +1,4 @@
-//! Clients that keep a server waiting, over real sockets.
+//! Tests with clients that keep a server waiting, over real sockets.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// No single wait of these tests takes longer, on a busy machine either.
+/// Maximum duration of a single wait in these tests, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -63,7 +63,14 @@ async fn start(limits: Limits) -> TestServer {
     let stopped = async move {
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(listener, app, limits, Intake::new(1 << 20), stopped));
+    let task = tokio::spawn(serve(
+        listener,
+        app,
+        |_| Dialect::Tgi,
+        limits,
+        Intake::new(1 << 20),
+        stopped,
+    ));
     TestServer {
         address,
         stop,
@@ -85,14 +92,14 @@ impl TestServer {
         stream
     }
 
-    /// What a new client is answered.
+    /// Returns the answer to a new client.
     async fn ask(&self, path: &str) -> String {
         let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
         all(&mut self.send(&request).await).await
     }
 }
 
-/// Everything that comes until the server closes.
+/// Reads everything until the server closes.
 async fn all(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut read))
@@ -146,12 +153,12 @@ async fn an_idle_connection_is_closed_after_its_time_and_a_used_one_is_not() {
     let mut idle = server.send(GET_HEALTH).await;
     assert!(first_answer(&mut idle).await.contains("200 OK"));
     is_closed(&mut idle).await;
-    // An answer that has nothing to say for a while is not cut.
+    // An answer that sends nothing for a while is not cut.
     assert!(timeout(SHORT * 4, silent.read_u8()).await.is_err());
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_refused_and_the_client_can_read_so() {
+async fn a_missing_body_is_refused_with_a_readable_answer() {
     let server = start(Limits {
         read_timeout: SHORT,
         ..LIMITS
@@ -168,7 +175,7 @@ async fn a_body_that_does_not_come_is_refused_and_the_client_can_read_so() {
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_takes_is_given_up_and_one_that_is_taken_slowly_is_not() {
+async fn an_unread_answer_is_given_up_and_a_slowly_read_one_is_not() {
     let server = start(Limits {
         write_timeout: SHORT,
         ..LIMITS
@@ -192,7 +199,7 @@ async fn an_answer_that_nobody_takes_is_given_up_and_one_that_is_taken_slowly_is
     }
     assert!(read > 40_000_000);
     let ended = async {
-        // What the system holds of it can still be read; after it the connection is at its end.
+        // Buffered bytes can still be read; then the connection ends.
         tokio::time::sleep(SHORT * 6).await;
         let mut unread = unread;
         is_closed(&mut unread).await;
@@ -201,7 +208,7 @@ async fn an_answer_that_nobody_takes_is_given_up_and_one_that_is_taken_slowly_is
 }
 
 #[tokio::test]
-async fn the_idlest_connection_makes_room_for_a_new_one() {
+async fn the_longest_idle_connection_makes_room() {
     let server = start(Limits {
         max_connections: 2,
         ..LIMITS
@@ -227,7 +234,7 @@ async fn a_full_server_still_answers_probes() {
     .await;
     let mut silent = server.send("GET /silent HTTP/1.1\r\nhost: a\r\n\r\n").await;
     first_answer(&mut silent).await;
-    // More of them than are taken for probes: the oldest end.
+    // With more probes than connections for them, the oldest end.
     let mut waiting = Vec::new();
     for _ in 0..PROBE_CONNECTIONS + 4 {
         waiting.push(server.connect().await);
@@ -248,7 +255,7 @@ async fn a_refusal_is_readable_while_the_client_still_writes() {
     let bytes = 30_000_000;
     let head = format!("POST /refuse HTTP/1.1\r\nhost: a\r\ncontent-length: {bytes}\r\n\r\n");
     stream.write_all(head.as_bytes()).await.expect("sent");
-    // As clients do that read nothing before they have sent everything.
+    // Some clients read nothing before they have sent everything.
     for _ in 0..bytes / 100_000 {
         stream
             .write_all(&[b'x'; 100_000])
@@ -264,7 +271,7 @@ async fn a_refusal_is_readable_while_the_client_still_writes() {
 }
 
 #[tokio::test]
-async fn at_the_end_idle_connections_are_closed_and_slow_readers_get_everything() {
+async fn shutdown_closes_idle_connections_and_waits_for_slow_readers() {
     let server = start(LIMITS).await;
     let mut idle = server.send(GET_HEALTH).await;
     first_answer(&mut idle).await;

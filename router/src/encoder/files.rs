@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokenizers::Tokenizer;
 
-use super::inputs::Reading;
+use super::inputs::Normalization;
 use crate::error::ApiError;
 
 /// Prompts, the token that is filled in, and what is done to texts.
@@ -17,7 +17,7 @@ pub struct EncoderFiles {
     default_prompt: Option<String>,
     /// Id and text.
     pub mask: Option<(u32, String)>,
-    pub reading: Reading,
+    pub normalization: Normalization,
 }
 
 /// What the operator puts before texts, in place of the model's default.
@@ -129,7 +129,7 @@ impl EncoderFiles {
             prompts,
             default_prompt,
             mask,
-            reading: Reading {
+            normalization: Normalization {
                 strips: folder.join("modules.json").is_file(),
                 lower_cases: module.do_lower_case.unwrap_or(false),
             },
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_default_wins_over_the_models() {
+    fn the_operators_default_prompt_replaces_the_models() {
         let config = r#"{"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "query"}"#;
         let content = [("config_sentence_transformers.json", config)];
         let default = |wish: DefaultPrompt| {
@@ -224,17 +224,17 @@ mod tests {
 
     #[test]
     fn texts_are_lower_cased_and_stripped_where_the_files_say_so() {
-        let reading = |content: &[(&str, &str)]| files(content).reading;
-        assert_eq!(reading(&[]), Reading::default());
+        let normalization = |content: &[(&str, &str)]| files(content).normalization;
+        assert_eq!(normalization(&[]), Normalization::default());
         let lower = ("sentence_roberta_config.json", r#"{"do_lower_case": true}"#);
-        assert!(reading(&[lower]).lower_cases);
+        assert!(normalization(&[lower]).lower_cases);
         let first = ("sentence_bert_config.json", r#"{"max_seq_length": 9}"#);
-        assert!(!reading(&[lower, first]).lower_cases);
-        assert!(reading(&[("modules.json", "[]")]).strips);
+        assert!(!normalization(&[lower, first]).lower_cases);
+        assert!(normalization(&[("modules.json", "[]")]).strips);
     }
 
     #[test]
-    fn prompts_are_found_by_name_and_by_default() {
+    fn prompts_are_found_by_name_or_are_the_default() {
         let config =
             r#"{"prompts": {"query": "query: ", "none": null}, "default_prompt_name": "query"}"#;
         let files = files(&[("config_sentence_transformers.json", config)]);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_token_is_found_in_either_form() {
+    fn the_mask_token_is_a_text_or_an_object() {
         for content in [
             ("tokenizer_config.json", r#"{"mask_token": "<mask>"}"#),
             (

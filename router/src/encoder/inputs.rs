@@ -77,25 +77,27 @@ pub struct Truncation {
 /// How the inputs of one request become sequences.
 #[derive(Debug, Clone)]
 pub struct Preparation {
-    /// As the client calls the inputs.
+    /// Name of the inputs in the request.
     pub field: &'static str,
-    /// `None`: the route cannot cut.
-    pub truncation: Option<Truncation>,
-    /// Put before each text.
+    /// Maximum number of inputs.
+    pub max_inputs: usize,
+    pub truncation: Truncation,
+    /// Text that is put before each text.
     pub prompt: Option<String>,
+    /// Maximum length of a sequence.
     pub max_tokens: usize,
     pub vocab_size: u32,
 }
 
 /// What sentence-transformers does with a text before it is tokenized, as the model's files say.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct Normalization {
     /// Take white space off both ends.
     pub strips: bool,
     pub lower_cases: bool,
 }
 
-impl Reading {
+impl Normalization {
     /// The text as it is tokenized.
     pub fn apply(self, text: &str) -> Cow<'_, str> {
         // Python counts these separators as white space too.
@@ -118,13 +120,34 @@ pub(super) fn empty(field: &str) -> ApiError {
     }
 }
 
+/// Refuses an empty array of inputs and one of more than `limit`. `field`: the array's name.
+pub(super) fn check_number(limit: usize, number: usize, field: &str) -> Result<(), ApiError> {
+    if number == 0 {
+        return Err(empty(field));
+    }
+    if number > limit {
+        return Err(ApiError::validation(
+            field,
+            format!(
+                "`{field}` has {number} inputs, and one request may have {limit} (--max-client-batch-size)"
+            ),
+        ));
+    }
+    Ok(())
+}
+
 impl Preparation {
+    /// Refuses an empty array of inputs and one of more than the limit.
+    pub fn check_number(&self, number: usize) -> Result<(), ApiError> {
+        check_number(self.max_inputs, number, self.field)
+    }
+
     /// Tokenizes and checks one input.
     pub fn prepare(
         &self,
         tokenizer: &Tokenizer,
         input: Input,
-        reading: Reading,
+        normalization: Normalization,
     ) -> Result<EncodeSequence, ApiError> {
         let sequence = match input {
             Input::Tokens(ids) => self.tokens(ids)?,
@@ -132,8 +155,10 @@ impl Preparation {
             Input::Pair(first, second) if first.is_empty() && second.is_empty() => {
                 return Err(empty(self.field));
             }
-            Input::Text(text) => self.texts(tokenizer, text.into(), None, reading)?,
-            Input::Pair(first, second) => self.texts(tokenizer, first, Some(second), reading)?,
+            Input::Text(text) => self.texts(tokenizer, text.into(), None, normalization)?,
+            Input::Pair(first, second) => {
+                self.texts(tokenizer, first, Some(second), normalization)?
+            }
         };
         let length = sequence.token_ids.len();
         if length == 0 {
@@ -147,12 +172,7 @@ impl Preparation {
                 field,
                 *max_tokens,
                 format!(
-                    "`{field}` must have at most {max_tokens} tokens. Given: {length}{}",
-                    if self.truncation.is_some() {
-                        "; with `truncate` it is cut"
-                    } else {
-                        ""
-                    }
+                    "`{field}` must have at most {max_tokens} tokens. Given: {length}; with `truncate` it is cut"
                 ),
             ));
         }
@@ -163,11 +183,11 @@ impl Preparation {
 
     /// How many of a sequence's first tokens the prompt makes up, as sentence-transformers counts them: with the special
     /// tokens before it, without one behind it.
-    pub fn prompt_length(&self, tokenizer: &Tokenizer, reading: Reading) -> u32 {
+    pub fn prompt_length(&self, tokenizer: &Tokenizer, normalization: Normalization) -> u32 {
         let Some(prompt) = self.prompt.as_ref().filter(|prompt| !prompt.is_empty()) else {
             return 0;
         };
-        let Ok(encoding) = tokenizer.encode(&*reading.apply(prompt), true) else {
+        let Ok(encoding) = tokenizer.encode(&*normalization.apply(prompt), true) else {
             return 0;
         };
         let ends_special = encoding.get_special_tokens_mask().last() == Some(&1);
@@ -193,13 +213,13 @@ impl Preparation {
         tokenizer: &Tokenizer,
         mut first: Arc<str>,
         second: Option<String>,
-        reading: Reading,
+        normalization: Normalization,
     ) -> Result<EncodeSequence, ApiError> {
         if let Some(prompt) = &self.prompt {
             first = [prompt.as_str(), &first].concat().into();
         }
-        let first = reading.apply(&first);
-        let second = second.as_deref().map(|text| reading.apply(text));
+        let first = normalization.apply(&first);
+        let second = second.as_deref().map(|text| normalization.apply(text));
         let failed = |error: tokenizers::Error| {
             let field = self.field;
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {error}"))
@@ -259,9 +279,7 @@ impl Preparation {
 
     /// The end to cut off, when cutting is wished for.
     fn cut_at(&self) -> Option<TruncationDirection> {
-        self.truncation
-            .filter(|truncation| truncation.enabled)
-            .map(|truncation| truncation.direction)
+        self.truncation.enabled.then_some(self.truncation.direction)
     }
 }
 

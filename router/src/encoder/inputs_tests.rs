@@ -36,10 +36,11 @@ fn tokenizer() -> Tokenizer {
 fn preparation(max_tokens: usize, direction: Option<TruncationDirection>) -> Preparation {
     Preparation {
         field: "inputs",
-        truncation: Some(Truncation {
+        max_inputs: 32,
+        truncation: Truncation {
             enabled: direction.is_some(),
             direction: direction.unwrap_or_default(),
-        }),
+        },
         prompt: None,
         max_tokens,
         vocab_size: 12,
@@ -54,12 +55,16 @@ fn pair(first: &str, second: &str) -> Input {
 fn texts_and_pairs_get_special_tokens_and_types() {
     let preparation = preparation(20, None);
     let one = preparation
-        .prepare(&tokenizer(), Input::Text("1 2".into()), Reading::default())
+        .prepare(
+            &tokenizer(),
+            Input::Text("1 2".into()),
+            Normalization::default(),
+        )
         .expect("a sequence");
     assert_eq!(one.token_ids, [10, 1, 2, 11]);
     assert!(one.token_type_ids.is_empty());
     let two = preparation
-        .prepare(&tokenizer(), pair("1 2", "3"), Reading::default())
+        .prepare(&tokenizer(), pair("1 2", "3"), Normalization::default())
         .expect("a sequence");
     assert_eq!(two.token_ids, [10, 1, 2, 11, 3, 11]);
     assert_eq!(two.token_type_ids, [0, 0, 0, 0, 1, 1]);
@@ -75,13 +80,17 @@ fn cutting_keeps_the_special_tokens() {
             .prepare(
                 &tokenizer(),
                 Input::Text("1 2 3 4".into()),
-                Reading::default(),
+                Normalization::default(),
             )
             .expect("a sequence");
         assert_eq!(got.token_ids, expected);
     }
     let got = preparation(7, Some(TruncationDirection::Right))
-        .prepare(&tokenizer(), pair("1 2 3 4 5 6", "7 8"), Reading::default())
+        .prepare(
+            &tokenizer(),
+            pair("1 2 3 4 5 6", "7 8"),
+            Normalization::default(),
+        )
         .expect("a sequence");
     assert_eq!(got.token_ids, [10, 1, 2, 11, 7, 8, 11]);
     assert_eq!(got.token_type_ids, [0, 0, 0, 0, 1, 1, 1]);
@@ -93,7 +102,7 @@ fn token_ids_are_used_as_they_are() {
         .prepare(
             &tokenizer(),
             Input::Tokens(vec![1, 2, 3]),
-            Reading::default(),
+            Normalization::default(),
         )
         .expect("a sequence");
     assert_eq!(got.token_ids, [1, 2, 3]);
@@ -101,29 +110,33 @@ fn token_ids_are_used_as_they_are() {
         .prepare(
             &tokenizer(),
             Input::Tokens(vec![1, 2, 3]),
-            Reading::default(),
+            Normalization::default(),
         )
         .expect("a sequence");
     assert_eq!(cut.token_ids, [2, 3]);
 }
 
 #[test]
-fn a_prompt_stands_before_the_text() {
+fn a_prompt_is_put_before_the_text() {
     let preparation = Preparation {
         prompt: Some("9 ".into()),
         ..preparation(20, None)
     };
     let got = preparation
-        .prepare(&tokenizer(), Input::Text("1".into()), Reading::default())
+        .prepare(
+            &tokenizer(),
+            Input::Text("1".into()),
+            Normalization::default(),
+        )
         .expect("a sequence");
     assert_eq!(got.token_ids, [10, 9, 1, 11]);
 }
 
 #[test]
-fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+fn a_token_that_the_model_lacks_is_refused_unless_it_is_cut_off() {
     for input in [Input::Text("1 new".into()), pair("1", "new")] {
         let error = preparation(20, None)
-            .prepare(&tokenizer(), input, Reading::default())
+            .prepare(&tokenizer(), input, Normalization::default())
             .expect_err("a refusal");
         assert_eq!(error.kind, ErrorKind::Validation);
         assert!(
@@ -137,14 +150,14 @@ fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
         .prepare(
             &tokenizer(),
             Input::Text("1 new".into()),
-            Reading::default(),
+            Normalization::default(),
         )
         .expect("a sequence");
     assert_eq!(cut.token_ids, [10, 1, 11]);
 }
 
 #[test]
-fn what_cannot_be_used_is_refused_with_the_reason() {
+fn empty_long_and_unknown_inputs_are_refused_with_the_reason() {
     for (input, kind, words) in [
         (Input::Text(String::new()), ErrorKind::Empty, "empty"),
         (Input::Tokens(vec![]), ErrorKind::Empty, "empty"),
@@ -157,7 +170,7 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
         (Input::Tokens(vec![12]), ErrorKind::Validation, "token 12"),
     ] {
         let error = preparation(4, None)
-            .prepare(&tokenizer(), input.clone(), Reading::default())
+            .prepare(&tokenizer(), input.clone(), Normalization::default())
             .expect_err("a refusal");
         assert_eq!(error.kind, kind, "{input:?}");
         assert!(error.message.contains(words), "{error}");
@@ -165,23 +178,27 @@ fn what_cannot_be_used_is_refused_with_the_reason() {
 }
 
 #[test]
-fn texts_are_read_as_sentence_transformers_reads_them() {
-    let reading = |strips, lower_cases| Reading {
+fn texts_are_normalized_as_by_sentence_transformers() {
+    let normalization = |strips, lower_cases| Normalization {
         strips,
         lower_cases,
     };
     let text = " \u{1f}Größe ΟΔΟΣ\n";
-    assert_eq!(Reading::default().apply(text), text);
-    assert_eq!(reading(true, false).apply(text), "Größe ΟΔΟΣ");
-    assert_eq!(reading(false, true).apply(text), " \u{1f}größe οδος\n");
-    assert_eq!(reading(true, true).apply("  "), "");
+    assert_eq!(Normalization::default().apply(text), text);
+    assert_eq!(normalization(true, false).apply(text), "Größe ΟΔΟΣ");
+    assert_eq!(
+        normalization(false, true).apply(text),
+        " \u{1f}größe οδος\n"
+    );
+    assert_eq!(normalization(true, true).apply("  "), "");
 }
 
 #[test]
-fn a_prompts_tokens_are_counted_without_the_special_one_behind_them() {
+fn the_special_token_after_a_prompt_is_not_counted() {
     let mut preparation = preparation(20, None);
-    let length =
-        |preparation: &Preparation| preparation.prompt_length(&tokenizer(), Reading::default());
+    let length = |preparation: &Preparation| {
+        preparation.prompt_length(&tokenizer(), Normalization::default())
+    };
     assert_eq!(length(&preparation), 0);
     preparation.prompt = Some("1 2 ".into());
     assert_eq!(length(&preparation), 3);

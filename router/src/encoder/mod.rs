@@ -2,14 +2,16 @@
 
 mod files;
 mod inputs;
+mod ranking;
 mod scores;
 mod task;
+mod vectors;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_engine::{Encoded, Encoder, Wanted};
-use gridwork_proto::v1::{InfoResponse, Task};
+use gridwork_engine::{EncodeSequence, Encoded, Encoder, Wanted};
+use gridwork_proto::v1::InfoResponse;
 use tokenizers::Tokenizer;
 
 use crate::connections::intake;
@@ -18,9 +20,11 @@ use crate::tokenizing::text_encoder::not_tokenized;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
 pub use files::{DefaultPrompt, EncoderFiles, Sources};
-pub use inputs::{Input, Preparation, Reading, Truncation, TruncationDirection};
+pub use inputs::{Input, Normalization, Preparation, Truncation, TruncationDirection};
+pub use ranking::check_query;
 pub use scores::label_scores;
-pub use task::{require_encoder, require_generator, wrong_task};
+pub use task::{pipeline_tag, task_name};
+pub use vectors::{VectorShape, cosine};
 
 /// Bounds that the operator sets.
 #[derive(Debug, Clone, Copy)]
@@ -53,26 +57,26 @@ pub struct EncoderService {
     workers: Workers,
 }
 
-/// The results of one request, in the order of its inputs, and what they took.
+/// Results of one request, in the order of its inputs, and its usage.
 #[derive(Debug)]
-pub struct Answer {
+pub struct EncodedInputs {
     pub results: Vec<Encoded>,
-    /// Tokens of each input; at least 1.
+    /// Number of tokens of each input, at least 1.
     pub lengths: Vec<usize>,
-    pub usage: Usage,
+    pub usage: EncodingUsage,
 }
 
-/// What a request took.
+/// Counts and times of one request.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
+pub struct EncodingUsage {
     /// Tokens of all inputs.
     pub tokens: usize,
     /// Characters of all texts.
     pub chars: usize,
     pub tokenization: Duration,
-    /// Of the input that waited longest.
+    /// Time in the queue of the input that waited longest.
     pub queue: Duration,
-    /// Of the slowest batch.
+    /// Time of the slowest batch.
     pub inference: Duration,
 }
 
@@ -109,17 +113,12 @@ impl EncoderService {
         self.encoder.loaded()
     }
 
-    /// What is served, when it is one of `tasks`, for the route at `path`.
-    pub fn ready(&self, tasks: &[Task], path: &str) -> Result<Arc<InfoResponse>, ApiError> {
-        let info = self.loaded().ok_or_else(|| ApiError {
+    /// What is served, or the refusal that it is still loading.
+    pub fn ready(&self) -> Result<Arc<InfoResponse>, ApiError> {
+        self.loaded().ok_or_else(|| ApiError {
             retry_after_s: Some(5),
             ..ApiError::new(ErrorKind::Unavailable, "the model is still loading")
-        })?;
-        if tasks.contains(&info.task()) {
-            Ok(info)
-        } else {
-            Err(wrong_task(info.task(), path))
-        }
+        })
     }
 
     /// Longest input, tokens.
@@ -140,8 +139,8 @@ impl EncoderService {
     }
 
     /// What is done to a text before it is tokenized.
-    pub fn reading(&self) -> Reading {
-        self.files.reading
+    pub fn normalization(&self) -> Normalization {
+        self.files.normalization
     }
 
     /// The token to be filled in and what it looks like.
@@ -152,25 +151,33 @@ impl EncoderService {
             .map(|(id, text)| (*id, text.as_str()))
     }
 
-    /// Refuses no inputs, and too many of them. `field`: as the client calls it.
-    pub fn check_number(&self, number: usize, field: &str) -> Result<(), ApiError> {
-        Self::check_number_up_to(self.limits.max_client_batch_size, number, field)
+    /// Truncation that a request asks for; what it leaves out is as the operator has set it.
+    pub fn truncation(
+        &self,
+        enabled: Option<bool>,
+        direction: Option<TruncationDirection>,
+    ) -> Truncation {
+        Truncation {
+            enabled: enabled.unwrap_or(self.limits.auto_truncate),
+            direction: direction.unwrap_or_default(),
+        }
     }
 
-    /// The same with another limit.
-    pub fn check_number_up_to(limit: usize, number: usize, field: &str) -> Result<(), ApiError> {
-        if number == 0 {
-            return Err(inputs::empty(field));
+    /// Preparation of the inputs in `field` without a prompt, with the limits and the truncation of the operator.
+    pub fn preparation(&self, info: &InfoResponse, field: &'static str) -> Preparation {
+        Preparation {
+            field,
+            max_inputs: self.limits.max_client_batch_size,
+            truncation: self.truncation(None, None),
+            prompt: None,
+            max_tokens: self.max_input_tokens(info),
+            vocab_size: info.vocab_size,
         }
-        if number > limit {
-            return Err(ApiError::validation(
-                field,
-                format!(
-                    "`{field}` has {number} inputs, and one request may have {limit} (--max-client-batch-size)"
-                ),
-            ));
-        }
-        Ok(())
+    }
+
+    /// Refuses an empty array of inputs and one beyond `--max-client-batch-size`. `field`: the array's name.
+    pub fn check_number(&self, number: usize, field: &str) -> Result<(), ApiError> {
+        inputs::check_number(self.limits.max_client_batch_size, number, field)
     }
 
     /// Refuses what would take too long to tokenize: a query counts for each of its texts.
@@ -188,42 +195,28 @@ impl EncoderService {
         ))
     }
 
-    /// Tokenizes and checks `inputs`, and computes them. `adapt` may change what is to be computed, once it is tokenized.
+    /// Tokenizes, checks and computes `inputs`. `adapt` may change each sequence once it is tokenized.
     pub async fn encode(
         &self,
         inputs: Vec<Input>,
         preparation: Preparation,
         wanted: Wanted,
-        adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
-    ) -> Result<Answer, ApiError> {
-        let most = self.limits.max_client_batch_size;
-        self.encode_up_to(most, inputs, preparation, wanted, adapt)
-            .await
-    }
-
-    /// The same with another limit of inputs.
-    pub async fn encode_up_to(
-        &self,
-        most_inputs: usize,
-        inputs: Vec<Input>,
-        preparation: Preparation,
-        wanted: Wanted,
-        adapt: impl Fn(&mut gridwork_engine::EncodeSequence) -> Result<(), ApiError>,
-    ) -> Result<Answer, ApiError> {
+        adapt: impl Fn(&mut EncodeSequence) -> Result<(), ApiError>,
+    ) -> Result<EncodedInputs, ApiError> {
         let field = preparation.field;
-        Self::check_number_up_to(most_inputs, inputs.len(), field)?;
+        preparation.check_number(inputs.len())?;
         let bytes = inputs.iter().map(Input::num_bytes).sum();
         self.check_bytes(bytes, field)?;
         // Before anything is worked on.
         let place = self.encoder.reserve()?;
         let started = Instant::now();
         let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());
-        let reading = self.files.reading;
+        let normalization = self.files.normalization;
         let excludes_prompt = self.loaded().is_some_and(|info| info.excludes_prompt);
         let preparing = self.workers.run(bytes, move || {
             let chars: usize = inputs.iter().map(Input::num_chars).sum();
             let prompt_length = match excludes_prompt {
-                true => preparation.prompt_length(&tokenizer, reading),
+                true => preparation.prompt_length(&tokenizer, normalization),
                 false => 0,
             };
             let prepared = inputs
@@ -231,7 +224,7 @@ impl EncoderService {
                 .map(|input| {
                     input.check(&slow, field)?;
                     let is_text = !matches!(input, Input::Tokens(_));
-                    let mut sequence = preparation.prepare(&tokenizer, input, reading)?;
+                    let mut sequence = preparation.prepare(&tokenizer, input, normalization)?;
                     sequence.prompt_length = if is_text { prompt_length } else { 0 };
                     Ok(sequence)
                 })
@@ -255,14 +248,14 @@ impl EncoderService {
         }
         let results = self.encoder.encode_at(place, sequences, wanted).await?;
         let longest = |time: fn(&Encoded) -> Duration| results.iter().map(time).max();
-        let usage = Usage {
+        let usage = EncodingUsage {
             tokens: lengths.iter().sum(),
             chars,
             tokenization,
             queue: longest(|result| result.queue).unwrap_or_default(),
             inference: longest(|result| result.inference).unwrap_or_default(),
         };
-        Ok(Answer {
+        Ok(EncodedInputs {
             results,
             lengths,
             usage,

@@ -37,7 +37,7 @@ mod tests {
     }
 
     #[test]
-    fn each_function_is_applied() {
+    fn each_function_gives_its_scores() {
         assert_eq!(scores(LabelScore::Logit, &[3.0, -7.0]), [3.0, -7.0]);
         assert_eq!(scores(LabelScore::Sigmoid, &[0.0, 1e30]), [0.5, 1.0]);
         assert_eq!(scores(LabelScore::Tanh, &[0.0, 1e30]), [0.0, 1.0]);
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_does_not_say_means_the_usual() {
+    fn the_default_is_sigmoid_for_one_label_and_softmax_for_several() {
         assert_eq!(scores(LabelScore::Unspecified, &[0.0]), [0.5]);
         assert_eq!(scores(LabelScore::Unspecified, &[0.0, 0.0]), [0.5, 0.5]);
     }

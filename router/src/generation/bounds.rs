@@ -1,180 +1,186 @@
-//! The bounds of every parameter, checked before anything is tokenized.
+//! Checks the bounds of every parameter, before the prompt is tokenized.
 
-use gridwork_engine::SamplingParameters;
+use std::ops::{Bound, RangeBounds};
 
-use crate::error::ApiError;
+use gridwork_engine::Limits;
+
+use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Parameters};
-use crate::generation::validation::ValidationLimits;
+use crate::generation::table::parameter_table;
 use crate::tokenizing::vocabulary;
 
-/// What follows from the parameters alone.
-pub(crate) struct Checked {
-    pub sampling: SamplingParameters,
-    /// Whether the seed matters.
-    pub is_random: bool,
+/// Bounds that the operator sets.
+#[derive(Debug, Clone, Copy)]
+pub struct ValidationLimits {
+    pub max_stop_sequences: usize,
+    pub max_top_n_tokens: u32,
+    /// Maximum number of tokens of a prompt; `None`: all that leave room for one generated token.
+    pub max_input_tokens: Option<u32>,
 }
 
-/// Checks every parameter that can be judged without the prompt; errors name the field as `names` has it.
-pub(crate) fn check(
-    parameters: &Parameters,
-    limits: &ValidationLimits,
-    names: &FieldNames,
+impl ValidationLimits {
+    /// Maximum number of tokens of a prompt. At least one more token is generated.
+    pub fn max_input_tokens(&self, engine: &Limits) -> usize {
+        let most = engine.max_total_tokens as usize - 1;
+        self.max_input_tokens
+            .map_or(most, |limit| most.min(limit as usize))
+    }
+}
+
+/// Bounds that depend on the operator and the model.
+struct Bounds<'a> {
+    limits: &'a ValidationLimits,
+    /// Number of tokens that the model can generate.
     vocab_size: u32,
-) -> Result<Checked, ApiError> {
-    check_ranges(parameters)?;
-    check_lengths(parameters, limits, names)?;
-    check_token_ids(parameters, vocab_size)?;
-    let is_random = parameters.do_sample.unwrap_or(true) && parameters.temperature != Some(0.0);
-    Ok(Checked {
-        sampling: sampling(parameters, is_random),
-        is_random,
-    })
 }
 
-/// Beyond these, dividing and multiplying logits would leave the range of a float.
-const MAX_TEMPERATURE: f32 = 1e6;
-const REPETITION_PENALTIES: std::ops::RangeInclusive<f32> = 1e-6..=1e6;
-
-/// Enough for any digest or name; each of a cache's prefixes keeps its own.
+/// Maximum size of a cache salt: enough for any digest or name. Each prefix in the cache keeps its own copy.
 const MAX_CACHE_SALT_BYTES: usize = 512;
 
-fn check_ranges(parameters: &Parameters) -> Result<(), ApiError> {
-    // Written so that a NaN is out of every range.
-    let within = |field: &str, value: Option<f32>, fits: fn(f32) -> bool, bounds: &str| {
-        value.filter(|value| !fits(*value)).map_or(Ok(()), |value| {
-            Err(ApiError::validation(
-                field,
-                format!("`{field}` must be {bounds}. Given: {value}"),
-            ))
-        })
+macro_rules! declare_check {
+    ({} $(
+        $(#[$doc:meta])* $name:ident: $type:ty {
+            meaning {
+                $(sets $($target:ident).+ or $neutral:expr;)?
+                $(model_default $model_default:ident;)?
+                $(asks_for_sampling $asks_for_sampling:literal;)?
+                $(check $check:expr;)*
+            }
+            openai { $($(#[$openai_attribute:meta])* $openai:ident: $openai_type:ty $(=> $openai_conversion:expr)?;)? }
+            tgi { $($(#[$tgi_attribute:meta])* $tgi:ident: $tgi_type:ty $(=> $tgi_conversion:expr)?;)? }
+            transformers $transformers:tt
+        }
+    )*) => {
+        /// Checks every parameter that can be judged without the prompt. Errors name the field as the client does.
+        pub(crate) fn check(
+            parameters: &Parameters,
+            limits: &ValidationLimits,
+            names: &FieldNames,
+            vocab_size: u32,
+        ) -> Result<(), ApiError> {
+            let bounds = Bounds { limits, vocab_size };
+            $(
+                if let Some(value) = &parameters.$name {
+                    let own = stringify!($name);
+                    let openai = [$(stringify!($openai),)? own][0];
+                    let tgi = [$(stringify!($tgi),)? own][0];
+                    let field = names.spelling(own, openai, tgi);
+                    let checks: &[&dyn Fn(&$type, &str, &Bounds<'_>) -> Result<(), ApiError>] =
+                        &[$(&|value, field, bounds| $check(value, field, bounds)),*];
+                    for check in checks {
+                        check(value, field, &bounds)?;
+                    }
+                }
+            )*
+            Ok(())
+        }
     };
-    let penalty = |p| (-2.0..=2.0).contains(&p);
-    let share = |p| p > 0.0 && p <= 1.0;
-    within(
-        "temperature",
-        parameters.temperature,
-        |t| (0.0..=MAX_TEMPERATURE).contains(&t),
-        ">= 0.0 and <= 1000000.0",
-    )?;
-    within(
-        "repetition_penalty",
-        parameters.repetition_penalty,
-        |p| p > 0.0,
-        "strictly positive",
-    )?;
-    within(
-        "repetition_penalty",
-        parameters.repetition_penalty,
-        |p| REPETITION_PENALTIES.contains(&p),
-        ">= 0.000001 and <= 1000000.0",
-    )?;
-    within(
-        "frequency_penalty",
-        parameters.frequency_penalty,
-        penalty,
-        ">= -2.0 and <= 2.0",
-    )?;
-    within(
-        "presence_penalty",
-        parameters.presence_penalty,
-        penalty,
-        ">= -2.0 and <= 2.0",
-    )?;
-    within("top_p", parameters.top_p, share, "> 0.0 and <= 1.0")?;
-    within("typical_p", parameters.typical_p, share, "> 0.0 and <= 1.0")?;
-    within(
-        "min_p",
-        parameters.min_p,
-        |p| (0.0..=1.0).contains(&p),
-        ">= 0.0 and <= 1.0",
-    )
 }
 
-fn check_lengths(
-    parameters: &Parameters,
-    limits: &ValidationLimits,
-    names: &FieldNames,
-) -> Result<(), ApiError> {
-    if parameters.max_new_tokens == Some(0) {
-        let field = names.max_new_tokens;
-        return Err(ApiError::validation(
-            field,
-            format!("`{field}` must be strictly positive"),
-        ));
+parameter_table! { declare_check => }
+
+impl FieldNames {
+    /// The client's name of the parameter `own`, which has these names in the tables of OpenAI and TGI.
+    fn spelling(&self, own: &'static str, openai: &'static str, tgi: &'static str) -> &'static str {
+        match (own, self.dialect) {
+            // Routes of OpenAI's API call them differently.
+            ("max_new_tokens", _) => self.max_new_tokens,
+            ("top_n_tokens", _) => self.top_n_tokens,
+            (_, Dialect::OpenAi) => openai,
+            (_, Dialect::Tgi | Dialect::Tei) => tgi,
+        }
     }
-    if parameters.stop.len() > limits.max_stop_sequences {
-        return Err(ApiError::validation(
-            "stop",
-            format!(
-                "`stop` supports up to {} stop sequences. Given: {}",
-                limits.max_stop_sequences,
-                parameters.stop.len()
-            ),
-        ));
-    }
-    if parameters.stop.iter().any(String::is_empty) {
-        return Err(ApiError::validation(
-            "stop",
-            "`stop` must not contain an empty string",
-        ));
-    }
-    if let Some(salt) = &parameters.cache_salt
-        && !(1..=MAX_CACHE_SALT_BYTES).contains(&salt.len())
-    {
-        return Err(ApiError::validation(
-            "cache_salt",
-            format!(
-                "`cache_salt` must have 1 to {MAX_CACHE_SALT_BYTES} bytes. Given: {}",
-                salt.len()
-            ),
-        ));
-    }
-    if parameters.top_n_tokens > limits.max_top_n_tokens {
-        let field = names.top_n_tokens;
-        return Err(ApiError::validation(
-            field,
-            format!(
-                "`{field}` must be >= 0 and <= {}. Given: {}",
-                limits.max_top_n_tokens, parameters.top_n_tokens
-            ),
-        ));
-    }
-    Ok(())
 }
 
-fn check_token_ids(parameters: &Parameters, vocab_size: u32) -> Result<(), ApiError> {
-    let biased = parameters.logit_bias.iter().map(|(id, _)| *id);
-    vocabulary::check("logit_bias", biased, vocab_size, |_| None)?;
-    let stops = parameters.stop_token_ids.iter().copied();
-    vocabulary::check("stop_token_ids", stops, vocab_size, |_| None)?;
+/// Numbers greater than `bound`.
+fn above(bound: f32) -> impl RangeBounds<f32> {
+    (Bound::Excluded(bound), Bound::Unbounded)
+}
+
+/// Numbers greater than `bound` and at most `maximum`.
+fn above_up_to(bound: f32, maximum: f32) -> impl RangeBounds<f32> {
+    (Bound::Excluded(bound), Bound::Included(maximum))
+}
+
+/// Refuses numbers outside of `range`, and NaN; `words` say what is allowed.
+fn within(
+    range: impl RangeBounds<f32>,
+    words: &str,
+) -> impl Fn(&f32, &str, &Bounds<'_>) -> Result<(), ApiError> {
+    move |value, field, _| {
+        if range.contains(value) {
+            return Ok(());
+        }
+        Err(ApiError::validation(
+            field,
+            format!("`{field}` must be {words}. Given: {value}"),
+        ))
+    }
+}
+
+fn positive(value: &u32, field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    if *value > 0 {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        field,
+        format!("`{field}` must be strictly positive"),
+    ))
+}
+
+fn stop_sequences(stop: &[String], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
+    let most = bounds.limits.max_stop_sequences;
+    let message = if stop.len() > most {
+        format!(
+            "`{field}` supports up to {most} stop sequences. Given: {}",
+            stop.len()
+        )
+    } else if stop.iter().any(String::is_empty) {
+        format!("`{field}` must not contain an empty string")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::validation(field, message))
+}
+
+fn cache_salt(salt: &str, field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    if (1..=MAX_CACHE_SALT_BYTES).contains(&salt.len()) {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        field,
+        format!(
+            "`{field}` must have 1 to {MAX_CACHE_SALT_BYTES} bytes. Given: {}",
+            salt.len()
+        ),
+    ))
+}
+
+fn top_n_tokens(value: &u32, field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
+    let most = bounds.limits.max_top_n_tokens;
+    if *value <= most {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        field,
+        format!("`{field}` must be >= 0 and <= {most}. Given: {value}"),
+    ))
+}
+
+fn token_ids(ids: &[u32], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
+    vocabulary::check(field, ids.iter().copied(), bounds.vocab_size, |_| None)
+}
+
+fn logit_bias(biases: &[(u32, f32)], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
+    let ids = biases.iter().map(|(id, _)| *id);
+    vocabulary::check(field, ids, bounds.vocab_size, |_| None)?;
     let outside = |value: &f32| !(-100.0..=100.0).contains(value);
-    match parameters.logit_bias.iter().find(|(_, v)| outside(v)) {
+    match biases.iter().find(|(_, value)| outside(value)) {
         None => Ok(()),
         Some((id, value)) => Err(ApiError::validation(
-            "logit_bias",
-            format!("`logit_bias` of token {id} must be >= -100 and <= 100. Given: {value}"),
+            field,
+            format!("`{field}` of token {id} must be >= -100 and <= 100. Given: {value}"),
         )),
-    }
-}
-
-fn sampling(parameters: &Parameters, is_random: bool) -> SamplingParameters {
-    let (logit_bias_tokens, logit_bias_values) = parameters.logit_bias.iter().copied().unzip();
-    SamplingParameters {
-        greedy: !is_random,
-        temperature: parameters
-            .temperature
-            .filter(|temperature| *temperature > 0.0)
-            .unwrap_or(1.0),
-        top_k: parameters.top_k.unwrap_or(0),
-        top_p: parameters.top_p.unwrap_or(1.0),
-        min_p: parameters.min_p.unwrap_or(0.0),
-        typical_p: parameters.typical_p.unwrap_or(1.0),
-        repetition_penalty: parameters.repetition_penalty.unwrap_or(1.0),
-        frequency_penalty: parameters.frequency_penalty.unwrap_or(0.0),
-        presence_penalty: parameters.presence_penalty.unwrap_or(0.0),
-        logit_bias_tokens,
-        logit_bias_values,
-        seed: parameters.seed.unwrap_or_else(rand::random),
     }
 }
 
@@ -182,12 +188,19 @@ fn sampling(parameters: &Parameters, is_random: bool) -> SamplingParameters {
 mod tests {
     use super::*;
 
+    const LIMITS: ValidationLimits = ValidationLimits {
+        max_stop_sequences: 1,
+        max_top_n_tokens: 1,
+        max_input_tokens: None,
+    };
+
     fn repetition_penalty(value: f32) -> Option<String> {
         let parameters = Parameters {
             repetition_penalty: Some(value),
             ..Parameters::default()
         };
-        check_ranges(&parameters).err().map(|error| error.message)
+        let checked = check(&parameters, &LIMITS, &FieldNames::TGI, 1);
+        checked.err().map(|error| error.message)
     }
 
     #[test]

@@ -1,93 +1,73 @@
-//! What the model's generation config says of requests that leave something out.
+//! Defaults from the model's generation config, for parameters that a request leaves out.
 
-use gridwork_proto::v1::{GenerationDefaults, InfoResponse, SamplingParameters};
+use gridwork_proto::v1::{InfoResponse, SamplingParameters};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::generation::parameters::Parameters;
+use crate::generation::table::parameter_table;
 
-/// The defaults of the OpenAI routes that differ from the API's own, as the model's generation config has them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
-pub struct Defaults {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub do_sample: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_k: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub typical_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repetition_penalty: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_new_tokens: Option<u32>,
+macro_rules! declare_defaults {
+    ({} $(
+        $(#[$doc:meta])* $name:ident: $type:ty {
+            meaning {
+                $(sets $($target:ident).+ or $neutral:expr;)?
+                $(model_default $model_default:ident;)?
+                $(asks_for_sampling $asks_for_sampling:literal;)?
+                $(check $check:expr;)*
+            }
+            openai $openai:tt
+            tgi $tgi:tt
+            transformers $transformers:tt
+        }
+    )*) => {
+        /// Defaults of the OpenAI routes from the model's generation config, where they differ from the API's own.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+        pub struct Defaults {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub do_sample: Option<bool>,
+            $($(
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $model_default: Option<$type>,
+            )?)*
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub max_new_tokens: Option<u32>,
+        }
+
+        impl Defaults {
+            pub fn of(info: &InfoResponse) -> Self {
+                info.generation_defaults.as_ref().map_or_else(Self::default, |config| Self {
+                    do_sample: config.do_sample,
+                    $($($model_default: config.$model_default,)?)*
+                    max_new_tokens: config.max_new_tokens,
+                })
+            }
+
+            /// Fills in the parameters that the request leaves out.
+            pub fn fill(&self, parameters: &mut Parameters) {
+                // Greedy is the default where the config says so, for requests that say nothing about sampling.
+                if self.do_sample == Some(false) && !parameters.asks_for_sampling() {
+                    parameters.do_sample = parameters.do_sample.or(Some(false));
+                }
+                parameters.default_max_new_tokens = self.max_new_tokens;
+                parameters.fill_from(Parameters {
+                    $($($model_default: self.$model_default,)?)*
+                    ..Parameters::default()
+                });
+            }
+        }
+    };
 }
 
-impl Defaults {
-    pub fn of(info: &InfoResponse) -> Self {
-        let Some(GenerationDefaults {
-            do_sample,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            repetition_penalty,
-            max_new_tokens,
-            ..
-        }) = info.generation_defaults
-        else {
-            return Self::default();
-        };
-        Self {
-            do_sample,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            repetition_penalty,
-            max_new_tokens,
-        }
-    }
+parameter_table! { declare_defaults => }
 
-    /// Fills in what the request has left out.
-    pub fn fill(&self, parameters: &mut Parameters) {
-        let asks_for_sampling = parameters.temperature.is_some()
-            || parameters.top_k.is_some()
-            || parameters.top_p.is_some()
-            || parameters.min_p.is_some()
-            || parameters.typical_p.is_some();
-        // The most likely tokens are the default where the config says so, for requests that say nothing of sampling.
-        if self.do_sample == Some(false) && !asks_for_sampling {
-            parameters.do_sample = parameters.do_sample.or(Some(false));
-        }
-        let parts = [
-            (&mut parameters.temperature, self.temperature),
-            (&mut parameters.top_p, self.top_p),
-            (&mut parameters.min_p, self.min_p),
-            (&mut parameters.typical_p, self.typical_p),
-            (&mut parameters.repetition_penalty, self.repetition_penalty),
-        ];
-        for (given, default) in parts {
-            *given = given.or(default);
-        }
-        parameters.top_k = parameters.top_k.or(self.top_k);
-        parameters.default_max_new_tokens = self.max_new_tokens;
-    }
-}
-
-/// Keys of the generation config that would change answers and are not used.
+/// Keys of the generation config that would change answers and are ignored.
 pub fn ignored(info: &InfoResponse) -> Vec<String> {
     let defaults = info.generation_defaults.as_ref();
     defaults.map_or_else(Vec::new, |defaults| defaults.ignored.clone())
 }
 
-/// Adds what the generation config says of single tokens, whatever the API.
+/// Adds the generation config's biases of single tokens. They apply to every API.
 pub fn add_biases(info: &InfoResponse, sampling: &mut SamplingParameters) {
     if let Some(defaults) = &info.generation_defaults {
         sampling.logit_bias_tokens.extend(&defaults.bias_tokens);
@@ -97,6 +77,8 @@ pub fn add_biases(info: &InfoResponse, sampling: &mut SamplingParameters) {
 
 #[cfg(test)]
 mod tests {
+    use gridwork_proto::v1::GenerationDefaults;
+
     use super::*;
 
     fn defaults() -> Defaults {
@@ -114,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_gets_what_it_leaves_out() {
+    fn defaults_fill_parameters_that_are_left_out() {
         let mut parameters = Parameters::default();
         defaults().fill(&mut parameters);
         assert_eq!(
@@ -131,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_requests_own_fields_win() {
+    fn parameters_of_the_request_override_defaults() {
         let own = Parameters {
             temperature: Some(0.0),
             top_k: Some(0),
@@ -150,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_is_the_default_where_the_config_says_so_and_the_request_says_nothing() {
+    fn a_greedy_default_gives_way_to_sampling_parameters() {
         let greedy = Defaults {
             do_sample: Some(false),
             ..Defaults::default()
@@ -167,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_must_not_come_are_added_to_a_requests_own_biases() {
+    fn biases_of_the_config_are_added_to_the_requests() {
         let info = InfoResponse {
             generation_defaults: Some(GenerationDefaults {
                 bias_tokens: vec![3],

@@ -1,6 +1,8 @@
-//! One generation request of whichever API: its parameters, their bounds and defaults, and its validation.
+//! A generation request of any API: its parameters, their bounds and defaults, and its validation.
 
 pub mod bounds;
 pub mod defaults;
 pub mod parameters;
+pub mod table;
 pub mod validation;
+pub mod values;

@@ -1,9 +1,14 @@
-//! A generation request as every API means it, before it is validated.
+//! Prompt and parameters of a generation request in the form that all APIs share, before validation.
 
-/// What to continue.
+use gridwork_engine::GenerationRequest;
+
+use crate::error::Dialect;
+use crate::generation::table::parameter_table;
+
+/// The text or tokens to continue.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
-    /// `add_special_tokens`: as the tokenizer's configuration has it (a chat template brings its own).
+    /// A text. `add_special_tokens`: add those of the tokenizer's configuration (chat templates write their own).
     Text {
         text: String,
         add_special_tokens: bool,
@@ -11,83 +16,80 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
-/// How to continue it. `None`: the neutral value.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Parameters {
-    /// `None`: sample unless `temperature` is 0.
-    pub do_sample: Option<bool>,
-    pub temperature: Option<f32>,
-    pub top_k: Option<u32>,
-    pub top_p: Option<f32>,
-    pub min_p: Option<f32>,
-    pub typical_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub logit_bias: Vec<(u32, f32)>,
-    /// `None`: a random one.
-    pub seed: Option<u64>,
-    /// `None`: what is left of the context.
-    pub max_new_tokens: Option<u32>,
-    /// Bound for requests without `max_new_tokens`, which gives way to the context's end.
-    pub default_max_new_tokens: Option<u32>,
-    /// Take what is left out from the model's generation config.
-    pub takes_model_defaults: bool,
-    pub stop: Vec<String>,
-    pub stop_token_ids: Vec<u32>,
-    /// Whether the text ends with the stop string rather than before it.
-    pub include_stop: bool,
-    pub ignore_eos: bool,
-    pub skip_special_tokens: bool,
-    /// Keep only so many tokens at the prompt's end.
-    pub truncate: Option<usize>,
-    /// Report the log-probability of every generated token.
-    pub logprobs: bool,
-    /// And of so many most likely ones beside it.
-    pub top_n_tokens: u32,
-    /// And of the prompt's tokens.
-    pub prompt_logprobs: bool,
-    /// And of so many most likely ones beside each of these.
-    pub prompt_top_n: u32,
-    /// Share cached keys and values only with requests that give the same.
-    pub cache_salt: Option<String>,
-}
-
-impl Default for Parameters {
-    fn default() -> Self {
-        Parameters {
-            do_sample: None,
-            temperature: None,
-            top_k: None,
-            top_p: None,
-            min_p: None,
-            typical_p: None,
-            repetition_penalty: None,
-            frequency_penalty: None,
-            presence_penalty: None,
-            logit_bias: Vec::new(),
-            seed: None,
-            max_new_tokens: None,
-            default_max_new_tokens: None,
-            takes_model_defaults: false,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            include_stop: false,
-            ignore_eos: false,
-            skip_special_tokens: true,
-            truncate: None,
-            logprobs: false,
-            top_n_tokens: 0,
-            prompt_logprobs: false,
-            prompt_top_n: 0,
-            cache_salt: None,
+impl Prompt {
+    /// Number of characters of a text; 0 for tokens.
+    pub fn num_chars(&self) -> usize {
+        match self {
+            Prompt::Text { text, .. } => text.chars().count(),
+            Prompt::Tokens(_) => 0,
         }
     }
 }
 
-/// What an API calls the fields, so that errors name the client's own.
+macro_rules! declare_parameters {
+    ({ $($own:tt)* } $(
+        $(#[$doc:meta])* $name:ident: $type:ty {
+            meaning {
+                $(sets $($target:ident).+ or $neutral:expr;)?
+                $(model_default $model_default:ident;)?
+                $(asks_for_sampling $asks_for_sampling:literal;)?
+                $(check $check:expr;)*
+            }
+            openai $openai:tt
+            tgi $tgi:tt
+            transformers $transformers:tt
+        }
+    )*) => {
+        /// How to continue a prompt. `None`: the neutral value.
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub struct Parameters {
+            $($(#[$doc])* pub $name: Option<$type>,)*
+            $($own)*
+        }
+
+        impl Parameters {
+            /// Whether a parameter is given that makes sense only for random tokens.
+            pub fn asks_for_sampling(&self) -> bool {
+                false $($(|| $asks_for_sampling && self.$name.is_some())?)*
+            }
+
+            /// Takes each parameter that is not given from `other`.
+            pub fn fill_from(&mut self, other: Parameters) {
+                $(self.$name = self.$name.take().or(other.$name);)*
+            }
+
+            /// Writes the parameters into `request`, with the neutral values of those that are not given.
+            pub fn write(self, request: &mut GenerationRequest) {
+                $($(request.$($target).+ = self.$name.unwrap_or($neutral);)?)*
+            }
+        }
+    };
+}
+
+parameter_table! { declare_parameters =>
+    /// Bound for requests without `max_new_tokens`; the context's end may come before it.
+    pub default_max_new_tokens: Option<u32>,
+    /// Take parameters that are left out from the model's generation config.
+    pub takes_model_defaults: bool,
+    /// Report the log-probability of every generated token.
+    pub logprobs: bool,
+    /// Report the log-probabilities of the prompt's tokens.
+    pub prompt_logprobs: bool,
+    /// Number of most likely tokens to report beside each of the prompt's tokens.
+    pub prompt_top_n: u32,
+}
+
+impl Parameters {
+    /// Whether tokens are drawn at random, so that the seed matters.
+    pub fn is_random(&self) -> bool {
+        self.do_sample.unwrap_or(true) && self.temperature != Some(0.0)
+    }
+}
+
+/// Names that an API has for the fields, so that errors name the client's own.
 #[derive(Debug, Clone, Copy)]
 pub struct FieldNames {
+    pub dialect: Dialect,
     pub prompt: &'static str,
     pub max_new_tokens: &'static str,
     pub top_n_tokens: &'static str,
@@ -95,6 +97,7 @@ pub struct FieldNames {
 
 impl FieldNames {
     pub const TGI: FieldNames = FieldNames {
+        dialect: Dialect::Tgi,
         prompt: "inputs",
         max_new_tokens: "max_new_tokens",
         top_n_tokens: "top_n_tokens",

@@ -1,36 +1,19 @@
-//! Checks a request against every bound and tokenizes it, off the threads that serve connections.
+//! Validates and tokenizes requests, off the threads that serve connections.
 
 use std::time::{Duration, Instant};
 
 use gridwork_engine::{
-    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, Reserved, StopConditions,
+    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, Reserved,
+    SamplingParameters, StopConditions,
 };
 use tracing::Span;
 
 use crate::error::ApiError;
-use crate::generation::bounds::{Checked, check};
+use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
-use crate::tokenizing::text_encoder::{Encoded, TextEncoder};
+use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
-
-/// Bounds that the operator sets.
-#[derive(Debug, Clone, Copy)]
-pub struct ValidationLimits {
-    pub max_stop_sequences: usize,
-    pub max_top_n_tokens: u32,
-    /// `None`: whatever leaves room for one generated token.
-    pub max_input_tokens: Option<u32>,
-}
-
-impl ValidationLimits {
-    /// Longest prompt, tokens: at least one is generated.
-    fn max_input_tokens(&self, engine: &Limits) -> usize {
-        let most = engine.max_total_tokens as usize - 1;
-        self.max_input_tokens
-            .map_or(most, |limit| most.min(limit as usize))
-    }
-}
 
 /// Validates requests; cheap to clone.
 #[derive(Clone)]
@@ -40,34 +23,38 @@ pub struct Validator {
     workers: Workers,
 }
 
-/// A request that the engine can be given.
+/// A request that the engine accepts.
 #[derive(Debug, Clone)]
 pub struct Valid {
     pub request: GenerationRequest,
-    pub prompt_tokens: usize,
-    /// `None` when nothing is random.
+    /// Seed to report; `None` when the generation is greedy.
     pub seed: Option<u64>,
-    pub prompt_ids: Vec<u32>,
     pub validation_time: Duration,
 }
 
 impl Valid {
-    /// The same request `count` times; from the second on with random seeds and places of their own.
-    pub fn repeat(&mut self, count: usize) -> Vec<Valid> {
-        (0..count)
-            .map(|i| {
-                let mut copy = self.clone();
-                if i == 0 {
-                    copy.request.place = std::mem::take(&mut self.request.place);
-                } else if copy.seed.is_some() {
-                    // With a seed of the client's own, the further ones follow from it.
-                    let seed = self.request.sampling.seed.wrapping_add(i as u64);
-                    copy.seed = Some(seed);
-                    copy.request.sampling.seed = seed;
-                }
-                copy
-            })
-            .collect()
+    /// Token ids of the prompt.
+    pub fn prompt_ids(&self) -> &[u32] {
+        &self.request.token_ids
+    }
+
+    /// Repeats the request `count` times. All but the first have other seeds and no reserved place.
+    pub fn repeat(mut self, count: usize) -> Vec<Valid> {
+        let place = std::mem::take(&mut self.request.place);
+        let first_seed = self.seed;
+        let mut copies = vec![self; count];
+        for (i, copy) in copies.iter_mut().enumerate() {
+            // Further seeds follow from the first, which may be the client's own.
+            if let Some(seed) = first_seed {
+                let seed = seed.wrapping_add(i as u64);
+                copy.seed = Some(seed);
+                copy.request.sampling.seed = seed;
+            }
+        }
+        if let Some(first) = copies.first_mut() {
+            first.request.place = place;
+        }
+        copies
     }
 }
 
@@ -80,7 +67,7 @@ impl Validator {
         }
     }
 
-    /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the field as `names` has it.
+    /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the fields as in `names`.
     pub async fn validate(
         &self,
         prompt: Prompt,
@@ -91,26 +78,19 @@ impl Validator {
         span: Span,
     ) -> Result<Valid, ApiError> {
         let started = Instant::now();
-        let checked = check(&parameters, &self.limits, names, vocabulary.outputs)?;
+        check(&parameters, &self.limits, names, vocabulary.outputs)?;
         if parameters.truncate.is_none() {
             self.check_bytes(&prompt, names, engine)?;
         }
         let prompt_ids = self.tokenize(prompt, names).await?;
-        let valid = fit(
-            prompt_ids,
-            parameters,
-            checked,
-            names,
-            &self.limits,
-            engine,
-            span,
-        )?;
+        let valid = fit(prompt_ids, parameters, names, &self.limits, engine, span)?;
         let needs_logits = valid.request.logprobs.prompt;
         let text = |id| self.encoder.token_text(id);
-        vocabulary.check_prompt(names.prompt, &valid.prompt_ids, needs_logits, text)?;
+        vocabulary.check_prompt(names.prompt, valid.prompt_ids(), needs_logits, text)?;
         metrics::histogram!("gridwork_request_validation_seconds")
             .record(started.elapsed().as_secs_f64());
-        metrics::histogram!("gridwork_request_input_tokens").record(valid.prompt_tokens as f64);
+        metrics::histogram!("gridwork_request_input_tokens")
+            .record(valid.prompt_ids().len() as f64);
         metrics::histogram!("gridwork_request_max_new_tokens")
             .record(f64::from(valid.request.max_new_tokens));
         Ok(Valid {
@@ -119,7 +99,7 @@ impl Validator {
         })
     }
 
-    /// Refuses a text that has too many bytes to fit, whatever its tokens are: before it costs anything.
+    /// Refuses a text that has too many bytes to fit, before it is tokenized.
     fn check_bytes(
         &self,
         prompt: &Prompt,
@@ -157,13 +137,13 @@ impl Validator {
         }
     }
 
-    /// Tokenizes a bounded number of texts at once, off the threads that serve connections.
+    /// Tokenizes a text on a worker thread. The number of texts at a time is limited.
     pub async fn encode(
         &self,
         text: String,
         add_special_tokens: bool,
         field: &str,
-    ) -> Result<Encoded, ApiError> {
+    ) -> Result<TokenizedText, ApiError> {
         let permit = self.workers.permit(text.len()).await?;
         self.encoder
             .encode(text, add_special_tokens, field, permit)
@@ -173,8 +153,7 @@ impl Validator {
 
 fn fit(
     mut prompt_ids: Vec<u32>,
-    parameters: Parameters,
-    checked: Checked,
+    mut parameters: Parameters,
     names: &FieldNames,
     limits: &ValidationLimits,
     engine: &Limits,
@@ -226,38 +205,46 @@ fn fit(
             ),
         ));
     }
-    let seed = checked.is_random.then_some(checked.sampling.seed);
-    let request = GenerationRequest {
-        token_ids: prompt_ids.clone(),
+    let is_random = parameters.is_random();
+    let seed = parameters.seed.unwrap_or_else(rand::random);
+    let biases = parameters.logit_bias.take().unwrap_or_default();
+    let (logit_bias_tokens, logit_bias_values) = biases.into_iter().unzip();
+    let top_n_tokens = parameters.top_n_tokens.unwrap_or(0);
+    let mut request = GenerationRequest {
+        token_ids: prompt_ids,
         max_new_tokens: max_new_tokens as u32,
-        sampling: checked.sampling,
-        stop: StopConditions {
-            ignore_eos: parameters.ignore_eos,
-            strings: parameters.stop,
-            token_ids: parameters.stop_token_ids,
-            include_in_output: parameters.include_stop,
+        sampling: SamplingParameters {
+            greedy: !is_random,
+            seed,
+            logit_bias_tokens,
+            logit_bias_values,
+            ..SamplingParameters::default()
         },
+        stop: StopConditions::default(),
         logprobs: LogprobOptions {
-            sampled: parameters.logprobs || parameters.top_n_tokens > 0,
-            top_n: parameters.top_n_tokens,
+            sampled: parameters.logprobs || top_n_tokens > 0,
+            top_n: top_n_tokens,
             prompt: parameters.prompt_logprobs,
             prompt_top_n: parameters.prompt_top_n,
         },
         priority: Priority::Normal,
         namespace: CacheNamespace {
-            salt: parameters.cache_salt,
+            salt: parameters.cache_salt.take(),
             ..CacheNamespace::default()
         },
-        skip_special_tokens: parameters.skip_special_tokens,
+        skip_special_tokens: true,
         queue_timeout: None,
         place: Reserved::default(),
         span,
     };
+    parameters.write(&mut request);
+    if request.sampling.temperature == 0.0 {
+        // Such a request is greedy, but the shard divides by the temperature.
+        request.sampling.temperature = 1.0;
+    }
     Ok(Valid {
         request,
-        prompt_tokens,
-        seed,
-        prompt_ids,
+        seed: is_random.then_some(seed),
         validation_time: Duration::ZERO,
     })
 }

@@ -74,7 +74,7 @@ async fn validate(text: &str, parameters: Parameters) -> Result<Valid, ApiError>
 type Change = fn(&mut Parameters);
 
 #[tokio::test]
-async fn every_value_out_of_range_is_refused_by_name() {
+async fn values_out_of_range_are_refused_by_name() {
     let cases: Vec<(&str, Change)> = vec![
         ("temperature", |p| p.temperature = Some(-0.1)),
         ("temperature", |p| p.temperature = Some(f32::NAN)),
@@ -95,13 +95,13 @@ async fn every_value_out_of_range_is_refused_by_name() {
         ("min_p", |p| p.min_p = Some(1.1)),
         ("min_p", |p| p.min_p = Some(f32::NAN)),
         ("max_new_tokens", |p| p.max_new_tokens = Some(0)),
-        ("stop", |p| p.stop = vec!["x".into(); 5]),
-        ("stop", |p| p.stop = vec![String::new()]),
-        ("top_n_tokens", |p| p.top_n_tokens = 6),
-        ("logit_bias", |p| p.logit_bias = vec![(VOCAB, 1.0)]),
-        ("logit_bias", |p| p.logit_bias = vec![(1, 101.0)]),
-        ("logit_bias", |p| p.logit_bias = vec![(1, f32::NAN)]),
-        ("stop_token_ids", |p| p.stop_token_ids = vec![VOCAB]),
+        ("stop", |p| p.stop = Some(vec!["x".into(); 5])),
+        ("stop", |p| p.stop = Some(vec![String::new()])),
+        ("top_n_tokens", |p| p.top_n_tokens = Some(6)),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(VOCAB, 1.0)])),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(1, 101.0)])),
+        ("logit_bias", |p| p.logit_bias = Some(vec![(1, f32::NAN)])),
+        ("stop_token_ids", |p| p.stop_token_ids = Some(vec![VOCAB])),
         ("truncate", |p| p.truncate = Some(0)),
         ("truncate", |p| p.truncate = Some(10)),
     ];
@@ -119,7 +119,7 @@ async fn every_value_out_of_range_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_into_the_context_is_told_apart() {
+async fn requests_beyond_the_context_have_their_own_error_kind() {
     for (text, max_new_tokens, field) in [
         ("a b", Some(9), "max_new_tokens"),
         ("a b", Some(u32::MAX), "max_new_tokens"),
@@ -143,7 +143,7 @@ async fn what_does_not_fit_into_the_context_is_told_apart() {
 }
 
 #[tokio::test]
-async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused() {
+async fn empty_long_and_unknown_prompts_are_refused() {
     for text in ["", &"a ".repeat(10)] {
         let error = validate(text, Parameters::default())
             .await
@@ -167,7 +167,7 @@ async fn prompts_that_are_empty_too_long_or_outside_the_vocabulary_are_refused()
 }
 
 #[tokio::test]
-async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off() {
+async fn a_token_unknown_to_the_model_is_refused_unless_truncated() {
     let error = validate("a new", Parameters::default())
         .await
         .expect_err("refused");
@@ -183,15 +183,18 @@ async fn a_token_that_the_tokenizer_alone_knows_is_refused_unless_it_is_cut_off(
         ..Parameters::default()
     };
     let valid = validate("new a", truncated).await.expect("valid");
-    assert_eq!(valid.prompt_ids, [1]);
+    assert_eq!(valid.prompt_ids(), [1]);
 }
 
 #[tokio::test]
-async fn a_missing_limit_means_the_rest_of_the_context() {
+async fn max_new_tokens_defaults_to_the_rest_of_the_context() {
     let valid = validate("a b c", Parameters::default())
         .await
         .expect("valid");
-    assert_eq!((valid.prompt_tokens, valid.request.max_new_tokens), (3, 7));
+    assert_eq!(
+        (valid.prompt_ids().len(), valid.request.max_new_tokens),
+        (3, 7)
+    );
 }
 
 #[tokio::test]
@@ -204,13 +207,13 @@ async fn truncation_keeps_the_end() {
         validate("a b c", parameters)
             .await
             .expect("valid")
-            .prompt_ids,
+            .prompt_ids(),
         [2, 3]
     );
 }
 
 #[tokio::test]
-async fn temperature_zero_is_greedy_and_repeated_requests_differ_in_seed() {
+async fn temperature_zero_is_greedy_and_repeats_have_other_seeds() {
     let greedy = Parameters {
         temperature: Some(0.0),
         ..Parameters::default()

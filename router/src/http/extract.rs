@@ -6,7 +6,6 @@ use std::marker::PhantomData;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, header};
-use axum::response::Response;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, Visitor};
@@ -14,35 +13,28 @@ use serde::{Deserialize, Deserializer};
 
 use crate::connections::BodyError;
 use crate::connections::intake::{Busy, Counted, FREE_BYTES};
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, ErrorKind};
 use crate::http::body_encoding;
-use crate::http::unread::{self, Unread};
+use crate::http::unsupported::{self, UnsupportedField};
 use crate::state::AppState;
 
 /// What a body may be parsed as.
 pub trait Body: DeserializeOwned + Send + 'static {
     /// Fields beside those of the type that are refused rather than ignored.
-    const UNREAD: &'static [Unread];
+    const UNSUPPORTED: &'static [UnsupportedField];
 }
 
 /// The body, parsed.
 pub struct ApiJson<T>(pub T);
 
 impl<T: Body> FromRequest<AppState> for ApiJson<T> {
-    type Rejection = Response;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Response> {
-        let dialect = Dialect::of(request.uri().path());
-        receive(request, state)
-            .await
-            .map(ApiJson)
-            .map_err(|error| error.into_response(dialect))
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let body = read(request, state.config().payload_limit_bytes).await?;
+        let value = off_the_serving_threads(body, state, |body| parse(body)).await??;
+        Ok(ApiJson(value))
     }
-}
-
-async fn receive<T: Body>(request: Request, state: &AppState) -> Result<T, ApiError> {
-    let body = read(request, state.config().payload_limit_bytes).await?;
-    off_the_serving_threads(body, state, |body| parse(body)).await?
 }
 
 /// Reads `body` with `parse`; a large one where it keeps no connection waiting.
@@ -147,7 +139,7 @@ pub(crate) fn parse<T: Body>(body: &[u8]) -> Result<T, ApiError> {
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
-    unread::check(body, T::UNREAD)?;
+    unsupported::check(body, T::UNSUPPORTED)?;
     Ok(value)
 }
 
@@ -258,7 +250,8 @@ mod tests {
     }
 
     impl Body for Outer {
-        const UNREAD: &'static [Unread] = &[Unread::misplaced("top_k", "parameters")];
+        const UNSUPPORTED: &'static [UnsupportedField] =
+            &[UnsupportedField::misplaced("top_k", "parameters")];
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -272,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_type_names_its_field_by_path() {
+    fn a_wrong_type_is_named_by_the_path_of_its_field() {
         let error = error(r#"{"inputs": "x", "parameters": {"top_k": "many"}}"#);
         assert_eq!(
             (error.kind, error.field.as_deref()),
@@ -282,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn types_are_called_what_json_calls_them() {
+    fn messages_use_the_names_of_json_types() {
         for (parameters, message) in [
             (
                 r#"{"top_k": -1}"#,
@@ -324,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_told_apart_from_a_wrong_type() {
+    fn bad_json_and_wrong_types_are_different_errors() {
         for body in [
             "",
             "{",

@@ -12,10 +12,10 @@ use http_body::Frame;
 
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, ErrorKind};
+use crate::http::sse::FRAME_BYTES;
 
 /// Up to this, an answer is sent whole, with its length.
 const WHOLE_BYTES: usize = 64 * 1024;
-const FRAME_BYTES: usize = 16 * 1024;
 
 /// A response whose JSON `write` appends piece by piece, until it returns false. While it is being sent, `held_bytes`
 /// count against the budget of bodies (see [`crate::connections::intake`]).
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_and_large_answers_are_the_same_json() {
+    async fn answers_of_any_size_are_whole_json() {
         for count in [1, 100, 100_000] {
             let response = response(numbers(count), 0).expect("room");
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_large_answer_is_made_of_counts_until_it_has_been_sent() {
+    async fn the_data_of_a_large_answer_counts_until_it_has_been_sent() {
         let intake = Intake::new(1000);
         let answer = |bytes| {
             let ticket = intake.ticket();

@@ -1,10 +1,10 @@
-//! What all APIs share of HTTP: bodies in, answers and streams out, headers and keys.
+//! HTTP of all APIs: routes, request bodies, answers and streams, accounting and API keys.
 
+pub mod accounting;
+pub mod api_key;
 pub mod body_encoding;
-pub mod credentials;
 pub mod extract;
-pub mod headers;
 pub mod json_stream;
-pub mod keys;
+pub mod route;
 pub mod sse;
-pub mod unread;
+pub mod unsupported;

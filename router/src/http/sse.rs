@@ -10,7 +10,11 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures::Stream;
 use http_body::Frame;
+use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// Maximum size of a frame before further events go into the next one.
+pub const FRAME_BYTES: usize = 16 * 1024;
 
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: &[u8] = b":\n\n";
@@ -67,6 +71,14 @@ impl<S: Stream<Item = Bytes> + Unpin> http_body::Body for EventBody<S> {
     }
 }
 
+/// Appends an event whose data is `value` as JSON.
+pub fn json_event(out: &mut Vec<u8>, value: &impl Serialize) -> Result<(), serde_json::Error> {
+    out.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *out, value)?;
+    out.extend_from_slice(b"\n\n");
+    Ok(())
+}
+
 /// Appends `text` as a JSON string, quotes included.
 pub fn json_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -103,7 +115,7 @@ mod tests {
     use futures::stream;
 
     #[test]
-    fn strings_parse_back() {
+    fn json_strings_parse_back() {
         for text in [
             "",
             "plain",
@@ -120,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn frames_are_passed_on_under_the_right_headers() {
+    async fn frames_are_sent_unchanged_with_the_headers_of_a_stream() {
         let response = response(stream::iter([
             Bytes::from("data: 1\n\n"),
             Bytes::from("data: 2\n\n"),

@@ -1,4 +1,4 @@
-//! Logs: one JSON object a line on stderr, which the launcher reads, orders and shows.
+//! Logs: one JSON object per line on stderr, which the launcher reads, orders and shows.
 
 use std::fmt;
 use std::io::Write;
@@ -19,7 +19,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::cli::LogLevel;
 use crate::observability::telemetry::{FLUSH_TIMEOUT_EVENT, Telemetry};
 
-/// Crates whose own lines say little about Gridwork: only their warnings are shown.
+/// Crates whose lines say little about Gridwork. Only their warnings are shown.
 const NOISY: [&str; 7] = [
     "h2",
     "hyper",
@@ -30,7 +30,7 @@ const NOISY: [&str; 7] = [
     "opentelemetry_otlp",
 ];
 
-/// Which events are logged at `level`.
+/// Returns the filter of events for `level`.
 pub fn filter(level: LogLevel) -> EnvFilter {
     let noisy_level = if level == LogLevel::Error {
         "error"
@@ -41,9 +41,9 @@ pub fn filter(level: LogLevel) -> EnvFilter {
     EnvFilter::new(format!("{},{noisy}", level.name()))
 }
 
-/// Sends what this process logs to stderr, and its spans to `telemetry`. To be called once.
+/// Sends the log of this process to stderr, and its spans to `telemetry`. Must be called once.
 pub fn install(level: LogLevel, telemetry: Option<&Telemetry>) {
-    // No span is of use to the lines, so that spans cost nothing unless they are traced.
+    // Log lines do not use spans, so that spans cost nothing unless they are traced.
     let filter = filter(level).and(filter_fn(|metadata| {
         metadata.is_event() && metadata.name() != FLUSH_TIMEOUT_EVENT
     }));
@@ -59,7 +59,7 @@ pub fn install(level: LogLevel, telemetry: Option<&Telemetry>) {
 
 /// Writes an event as `{"timestamp", "level", "target", "message", "fields"}`.
 ///
-/// Fields of the spans that the event happened in are not repeated: their place is the trace.
+/// Fields of the surrounding spans are left out: they are in the trace.
 pub struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -88,7 +88,7 @@ where
     }
 }
 
-/// The fields of an event, its message apart.
+/// Fields of an event, with the message apart.
 #[derive(Default)]
 struct Fields {
     message: String,
@@ -108,7 +108,7 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no infinities: they are written as text.
+        // JSON has no infinities, so they are written as text.
         self.insert(
             field,
             if value.is_finite() {
@@ -140,7 +140,7 @@ impl Visit for Fields {
     }
 }
 
-/// Says why this process ends with an error, whatever the log level; the caller then ends it with exit code 1.
+/// Logs why this process ends with an error, whatever the log level. The caller then exits with code 1.
 ///
 /// `message` tells the user what to do about it.
 pub fn fatal(message: &str) {
@@ -157,7 +157,7 @@ pub fn fatal(message: &str) {
 
 /// Logs panics of tasks and threads as error lines, since their usual text is not one.
 ///
-/// Written without the subscriber, which may be what panicked.
+/// Writes without the subscriber, which may itself have panicked.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| write_line(&panic_line(panic))));
 }
@@ -186,15 +186,15 @@ fn panic_line(panic: &PanicHookInfo<'_>) -> Value {
     )
 }
 
-/// A reader of stderr that has gone away must not end the router.
+/// Ignores a closed stderr, which must not end the router.
 fn write_line(line: &Value) {
     let _ = std::io::stderr()
         .lock()
         .write_all(format!("{}\n", visible(&line.to_string())).as_bytes());
 }
 
-/// JSON without characters that a terminal obeys and that JSON does not write as escapes by itself: DEL, C1, line
-/// separators, marks of writing direction. File names, templates and tokens come from others.
+/// Escapes terminal control characters that JSON writes unescaped: DEL, C1, line
+/// separators, marks of writing direction. File names, templates and tokens are untrusted.
 fn visible(json: &str) -> std::borrow::Cow<'_, str> {
     let is_obeyed = |c: char| {
         c.is_control()
@@ -233,7 +233,7 @@ fn line(
     line
 }
 
-/// UTC to the microsecond, for example `2026-02-28T23:59:59.000001Z`.
+/// Formats UTC to the microsecond, for example `2026-02-28T23:59:59.000001Z`.
 fn rfc3339(at: SystemTime) -> String {
     let since_epoch = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil_date(since_epoch.as_secs() / 86_400);
@@ -247,10 +247,10 @@ fn rfc3339(at: SystemTime) -> String {
     )
 }
 
-/// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar.
+/// Converts a number of days since 1970-01-01 to year, month and day of the Gregorian calendar.
 ///
-/// Years are taken to begin in March, so that the day of a leap year is the last of its year; 400 years have 146,097
-/// days, and five months from March on have 153.
+/// Years begin in March here, so that a leap day is the last day of its year. 400 years have 146,097
+/// days, and each five months from March on have 153.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     const DAYS_FROM_YEAR_0: u64 = 719_468;
     let days = days + DAYS_FROM_YEAR_0;

@@ -1,7 +1,7 @@
-//! Traces: a span for each request, sent to an OpenTelemetry collector when one is given.
+//! Traces: a span for each request, sent to an OpenTelemetry collector if one is configured.
 //!
-//! Spans are exported in the background by a thread of their own, out of a queue of bounded length: a collector that is
-//! slow or down costs spans, never time. Which requests are traced follows the caller's `traceparent`; without one, all
+//! A background thread exports spans from a bounded queue: a collector that is
+//! slow or down costs spans, never time. The caller's `traceparent` decides whether a request is traced. Without it, all
 //! are, unless OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
 
 use std::sync::Mutex;
@@ -24,30 +24,30 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::registry::LookupSpan;
 
-/// How long the last spans may take to leave when the router ends.
+/// Maximum time for sending the last spans when the router ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the SDK calls its own error when [`FLUSH_TIMEOUT`] is over: not for users, whom [`Telemetry::shutdown`] tells.
+/// Event of the SDK when [`FLUSH_TIMEOUT`] is over. It is hidden, since [`Telemetry::shutdown`] tells the user.
 pub const FLUSH_TIMEOUT_EVENT: &str = "BatchSpanProcessor.Shutdown.Timeout";
 
-/// How long one batch may take to be sent.
+/// Maximum time for sending one batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Spans that may wait to be sent; a request has four.
+/// Maximum number of waiting spans. A request has four.
 const MAX_QUEUED_SPANS: usize = 8192;
 
-/// Between two warnings that the collector does not take spans.
+/// Interval between warnings that the collector does not accept spans.
 const WARNING_INTERVAL: Duration = Duration::from_secs(300);
 
-/// The way to the collector.
+/// Connection to the collector.
 pub struct Telemetry {
     provider: SdkTracerProvider,
 }
 
 impl Telemetry {
-    /// Prepares to send spans to `endpoint`; connects when there is something to send.
+    /// Prepares sending spans to `endpoint`. Connects when there are spans to send.
     ///
-    /// Must be called in a tokio runtime that lives as long as spans are sent. Fails on an endpoint that cannot be used.
+    /// Must be called in a tokio runtime that outlives the sending. Fails for an endpoint that cannot be used.
     pub fn start(endpoint: &str, service_name: &str) -> Result<Self, ExporterBuildError> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
@@ -78,7 +78,7 @@ impl Telemetry {
         Telemetry { provider }
     }
 
-    /// What turns spans of `tracing` into OpenTelemetry's: those of Gridwork's own crates.
+    /// Returns the layer that converts spans of Gridwork's own crates to OpenTelemetry.
     pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -96,9 +96,9 @@ impl Telemetry {
             .with_filter(own)
     }
 
-    /// Sends what is queued, for at most a second, and warns of what was not sent by then, which is lost.
+    /// Sends queued spans for at most a second, and warns about those that are lost.
     pub async fn shutdown(self) {
-        // Blocks, and the runtime must go on meanwhile, since it drives the connection.
+        // This blocks. The runtime must keep running meanwhile, since it drives the connection.
         let flushed =
             tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         if !matches!(flushed.await, Ok(Ok(()))) {
@@ -126,7 +126,7 @@ impl<E> QuietExporter<E> {
         }
     }
 
-    /// Whether enough time has passed since the last warning.
+    /// True if enough time has passed since the last warning.
     fn may_warn(&self, now: Instant) -> bool {
         let mut last = self
             .last_warning
@@ -166,11 +166,11 @@ impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
     }
 }
 
-/// The span of one request, a child of the caller's span when `headers` have a W3C `traceparent`
+/// Makes the span of one request, a child of the caller's span if `headers` have a W3C `traceparent`
 /// (<https://www.w3.org/TR/trace-context/>).
 ///
-/// The empty fields are for what only later is known; they become texts, times for example `1.234567ms`. Costs next to nothing when
-/// nothing is traced.
+/// Empty fields are filled later, as texts: times for example as `1.234567ms`. Costs almost nothing when
+/// tracing is off.
 pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static str) -> Span {
     let span = tracing::info_span!(
         "request",
@@ -192,7 +192,7 @@ pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static s
     if !span.is_disabled() && headers.contains_key("traceparent") {
         let parent =
             TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers));
-        // Fails when nothing is traced, and then there is no parent to have.
+        // Fails when tracing is off; then no parent is needed.
         let _ = span.set_parent(parent);
     }
     span
@@ -266,7 +266,7 @@ mod tests {
     fn a_request_joins_the_trace_of_its_caller() {
         let spans = traced(&with_parent(PARENT), |span| {
             span.record("seed", 3_u64);
-            // As the engine makes them, and as it tells the shard of them.
+            // The engine makes spans in this way, and passes them to the shard.
             drop(tracing::info_span!(target: "gridwork_engine::trace", parent: span, "queue"));
             let context = span.context();
             let context = context.span().span_context().clone();

@@ -1,7 +1,8 @@
-//! Text to token ids: the tokenizer's files, what of them is refused, its vocabulary, and the threads that it runs on.
+//! Turns text into token ids: the tokenizer's files and checks of them, the vocabulary, and the worker threads.
 
 pub mod text_encoder;
 pub mod token_bytes;
+pub mod token_text;
 pub mod tokenizer_file;
 pub mod tokenizer_regex;
 pub mod vocabulary;

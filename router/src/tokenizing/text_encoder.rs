@@ -1,49 +1,49 @@
-//! Text to tokens: by the tokenizer's file, or by the shard where only Python code can do it.
+//! Turns text into tokens: by the tokenizer's file, or by the shard where the tokenizer is Python code.
 
 use std::sync::Arc;
 
 use gridwork_engine::{ShardTokenizer, TokenizeError};
 use tokenizers::Tokenizer;
 
-use crate::api::openai::TokenTexts;
 use crate::error::{ApiError, ErrorKind};
 use crate::tokenizing::token_bytes::max_bytes_per_token;
+use crate::tokenizing::token_text::TokenTexts;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::{WorkError, WorkerPermit, run_with};
 
-/// Turns text into tokens. Cheap to clone.
+/// Tokenizer of texts. Cheap to clone.
 #[derive(Clone)]
 pub enum TextEncoder {
     Local {
         tokenizer: Arc<Tokenizer>,
-        /// Maximum number of bytes of a text that one token stands for, if there is one.
+        /// Maximum number of bytes of text for one token, if there is a maximum.
         max_bytes_per_token: Option<usize>,
         slow_regexes: SlowRegexes,
     },
     Shard {
         shard: ShardTokenizer,
-        /// Knows the texts of tokens, not the tokens of texts.
+        /// Knows the texts of tokens, but not the tokens of texts.
         texts: Arc<Tokenizer>,
     },
 }
 
 /// The tokens of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Encoded {
+pub struct TokenizedText {
     pub ids: Vec<u32>,
-    /// Where each token's text begins and ends, in bytes.
+    /// Byte range of each token's text.
     pub offsets: Vec<(usize, usize)>,
 }
 
-impl Encoded {
-    /// Bytes that it takes.
+impl TokenizedText {
+    /// Number of bytes of memory that it uses.
     pub fn size_bytes(&self) -> usize {
         size_of_val(self.ids.as_slice()) + size_of_val(self.offsets.as_slice())
     }
 }
 
 impl TextEncoder {
-    /// What a token is called, where the tokenizer knows it.
+    /// Returns the text of a token, if the tokenizer knows it.
     pub fn token_text(&self, id: u32) -> Option<String> {
         let (TextEncoder::Local { tokenizer, .. }
         | TextEncoder::Shard {
@@ -60,7 +60,7 @@ impl TextEncoder {
         }
     }
 
-    /// Maximum number of bytes of a text that one token stands for; `None` if that is not known.
+    /// Maximum number of bytes of text for one token; `None` if unknown.
     pub fn max_bytes_per_token(&self) -> Option<usize> {
         match self {
             TextEncoder::Local {
@@ -71,14 +71,14 @@ impl TextEncoder {
         }
     }
 
-    /// `field`: the text's name in the request. `permit` is held while it lasts.
+    /// Tokenizes a text. `field` is its name in the request. `permit` is held meanwhile.
     pub async fn encode(
         &self,
         text: String,
         add_special_tokens: bool,
         field: &str,
         permit: WorkerPermit,
-    ) -> Result<Encoded, ApiError> {
+    ) -> Result<TokenizedText, ApiError> {
         let refused = |cause: &dyn std::fmt::Display| {
             ApiError::validation(field, format!("`{field}` cannot be tokenized: {cause}"))
         };
@@ -97,7 +97,7 @@ impl TextEncoder {
                     .await
                     .map_err(|error| not_tokenized(error, field))?;
                 let encoding = encoded.map_err(|error| refused(&error))?;
-                Ok(Encoded {
+                Ok(TokenizedText {
                     ids: encoding.get_ids().to_vec(),
                     offsets: encoding.get_offsets().to_vec(),
                 })
@@ -112,16 +112,16 @@ impl TextEncoder {
                     }
                 })?;
                 let offsets = offsets(texts, &ids, &text);
-                Ok(Encoded { ids, offsets })
+                Ok(TokenizedText { ids, offsets })
             }
         }
     }
 }
 
-/// The refusal of a text that a tokenizer has given up on.
+/// Error for a text that the tokenizer gave up on.
 pub(crate) fn not_tokenized(error: WorkError, field: &str) -> ApiError {
     match error {
-        // Oniguruma counts its steps, and the library that calls it panics at the limit.
+        // Oniguruma counts its steps, and the calling library panics at the limit.
         WorkError::Panicked(message) if message.starts_with("Onig") => ApiError::validation(
             field,
             format!(
@@ -136,8 +136,8 @@ pub(crate) fn not_tokenized(error: WorkError, field: &str) -> ApiError {
     }
 }
 
-/// Where tokens stand in the text that they were made of. A token whose bytes the text does not go on with (a special
-/// one, or one that stands for something else) is given no room.
+/// Finds the byte ranges of tokens in their text. A token whose bytes do not follow in the text (a special
+/// token, or a replacement) gets an empty range.
 fn offsets(tokenizer: &Tokenizer, ids: &[u32], text: &str) -> Vec<(usize, usize)> {
     let texts = TokenTexts::new(tokenizer);
     let mut at = 0;
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn offsets_follow_the_text_and_skip_what_is_not_in_it() {
-        // As it is written for tokenizers that exist as code alone: two ids for one text, and half characters.
+        // A tokenizer.json as written for tokenizers in Python: two ids for one text, and half characters.
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
             "post_processor": null,

@@ -1,15 +1,15 @@
-//! How many bytes of a text one token can stand for, which tells of a long text that it cannot fit before it is tokenized.
+//! Bounds the bytes of text for one token. A text that cannot fit is then refused before it is tokenized.
 
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{Model, Tokenizer};
 
-/// Maximum number of bytes of a text that one token stands for. `None` where there is none, or none that is known: a
+/// Returns the maximum number of bytes of text for one token, or `None` if it is unbounded or unknown: a
 /// normalizer may drop characters, and a model may give one token to an unknown word of any length.
 pub(crate) fn max_bytes_per_token(tokenizer: &Tokenizer) -> Option<usize> {
     let added = tokenizer.get_added_tokens_decoder();
-    // Such tokens take the whitespace around them too.
+    // Such tokens include the whitespace around them.
     if added.values().any(|token| token.lstrip || token.rstrip) {
         return None;
     }
@@ -47,7 +47,7 @@ pub(crate) fn max_bytes_per_token(tokenizer: &Tokenizer) -> Option<usize> {
     Some(longest.max(1) * shrinks_by)
 }
 
-/// By what factor a normalizer may make a text shorter, in bytes; `None` without a bound.
+/// Returns the maximum factor by which a normalizer shortens a text in bytes; `None` if unbounded.
 fn shrinkage(normalizer: &Value) -> Option<usize> {
     if normalizer.is_null() {
         return Some(1);
@@ -69,7 +69,7 @@ fn shrinkage(normalizer: &Value) -> Option<usize> {
     }
 }
 
-/// Whether a pre-tokenizer only cuts, and drops nothing. Notes whether it turns bytes into characters.
+/// True if a pre-tokenizer only splits and drops nothing. Records whether it maps bytes to characters.
 fn keeps_everything(pre_tokenizer: &Value, is_byte_level: &mut bool) -> bool {
     if pre_tokenizer.is_null() {
         return true;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn where_text_may_vanish_there_is_none() {
+    fn dropped_text_leaves_no_bound() {
         for (what, change) in [
             (
                 "stripping token",

@@ -1,4 +1,4 @@
-//! Reads the tokenizer of a folder, and what tokenizer_config.json says beside it.
+//! Reads the tokenizer of a folder, and the settings of tokenizer_config.json beside it.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use tokenizers::Tokenizer;
 
 use crate::RouterError;
 
-/// The part of tokenizer_config.json, and of special_tokens_map.json, that is not in tokenizer.json.
+/// Keys of tokenizer_config.json and special_tokens_map.json that tokenizer.json lacks.
 #[derive(Debug, Default, Deserialize)]
 struct Settings {
     eos_token: Option<Value>,
-    /// Whether the texts of special tokens are cut as any other text is.
+    /// True if the texts of special tokens are split like any other text.
     #[serde(default)]
     split_special_tokens: Option<Value>,
 }
@@ -27,7 +27,7 @@ pub fn read(folder: &Path) -> Result<Tokenizer, RouterError> {
         path: path.clone(),
         cause: error.to_string(),
     })?;
-    // A saved tokenizer may cut or fill up texts; what fits is decided here, and nothing is padded.
+    // A saved tokenizer may truncate or pad. Both are turned off: the router checks lengths itself.
     let _ = tokenizer.with_truncation(None);
     tokenizer.with_padding(None);
     let settings = settings(folder, "tokenizer_config.json");
@@ -35,7 +35,7 @@ pub fn read(folder: &Path) -> Result<Tokenizer, RouterError> {
     Ok(tokenizer)
 }
 
-/// The tokenizer's own end-of-sequence token, which ends an answer beside those of the generation config.
+/// Returns the tokenizer's end-of-sequence token. It ends an answer like those of the generation config.
 pub fn eos_token_id(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     let token = settings(folder, "tokenizer_config.json")
         .eos_token
@@ -48,7 +48,7 @@ pub fn eos_token_id(folder: &Path, tokenizer: &Tokenizer) -> Option<u32> {
     tokenizer.token_to_id(text)
 }
 
-/// A file that is missing or damaged says nothing here.
+/// Reads a file's keys. A missing or damaged file has none.
 fn settings(folder: &Path, name: &str) -> Settings {
     std::fs::read(folder.join(name))
         .ok()

@@ -1,7 +1,7 @@
-//! Regular expressions of tokenizer.json that take too long for some texts.
+//! Finds regular expressions of tokenizer.json that take too long for some texts.
 //!
-//! They are run by Oniguruma, which backtracks: `(a+)+$` takes twice as long for every `a`. Nothing can end a search from
-//! outside. So an expression whose steps grow exponentially is refused at the start, by name. One that could grow in
+//! Oniguruma runs them by backtracking: `(a+)+$` takes twice as long for each further `a`. A search cannot be stopped from
+//! outside. So an expression whose steps grow exponentially is refused at the start, by name. An expression that could grow in
 //! another way, such as `\d{1,3}(?=(?:\d{3})*\b)` with the square of the number of digits, is first run alone over a long
 //! text, with a bound on its time.
 
@@ -15,27 +15,27 @@ use onig::{MatchParam, Regex, Region, SearchOptions};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// A short text that takes more steps than this takes exponentially many.
+/// Maximum number of steps for a short text. More means exponential growth.
 const PROBE_STEPS: u32 = 1_000_000;
-/// Repetitions of one character, and of two in turn.
+/// Number of repetitions of one character, and of two in turn.
 const PROBE_LENGTHS: [usize; 2] = [32, 24];
 
-/// Steps of one search. Oniguruma's own limit is for each place that a match could begin at.
+/// Maximum number of steps of one search. Oniguruma applies it at each possible start of a match.
 const SEARCH_STEPS: std::ffi::c_ulong = 100_000_000;
 
-/// Texts up to this take no time that matters, whatever power of their length it grows with.
+/// Maximum size of a text whose time is negligible, whatever power of the size it grows with.
 const SHORT_BYTES: usize = 4096;
 
-/// Time that the expressions may take for a text: so much, and for each byte.
+/// Maximum time for a text: a fixed part, and a part for each byte.
 const BASE_TIME: Duration = Duration::from_secs(1);
 const TIME_PER_BYTE: Duration = Duration::from_micros(2);
 
-/// Characters of the kinds that expressions tell apart.
+/// Characters of the classes that expressions distinguish.
 const KINDS: [char; 10] = [
     ' ', 'a', 'A', '1', '!', '\n', '\'', '\u{e9}', '\u{6f22}', '_',
 ];
 
-/// The expressions of one tokenizer that are run alone over long texts. Cheap to clone.
+/// Expressions of one tokenizer that are first run alone over long texts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct SlowRegexes(Arc<Vec<Slow>>);
 
@@ -49,7 +49,7 @@ struct Slow {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Exponential {
     pub pattern: String,
-    /// Path in tokenizer.json.
+    /// Path of the expression in tokenizer.json.
     pub place: String,
 }
 
@@ -65,7 +65,7 @@ struct Parts {
 }
 
 impl SlowRegexes {
-    /// Looks through a tokenizer.json that could be read before.
+    /// Searches a tokenizer.json that was read successfully.
     pub fn read(path: &Path) -> Result<Self, Exponential> {
         // SAFETY: sets a number, before other threads search.
         unsafe { onig_sys::onig_set_retry_limit_in_search(SEARCH_STEPS) };
@@ -94,7 +94,7 @@ impl SlowRegexes {
         Ok(SlowRegexes(Arc::new(slow)))
     }
 
-    /// Runs the expressions over `text`; the error says which of them takes too long. Blocks for seconds at most.
+    /// Runs the expressions over `text`. The error names the one that takes too long. Blocks for seconds at most.
     pub fn check(&self, text: &str) -> Result<(), String> {
         if text.len() <= SHORT_BYTES {
             return Ok(());
@@ -133,7 +133,7 @@ fn find_patterns(value: &Value, place: &str, found: &mut Vec<(String, String)>) 
     }
 }
 
-/// Whether a group is repeated, or what a group has matched is looked for again: no other expression can take
+/// True if a group is repeated or referred back to. No other expression can take
 /// exponentially many steps.
 fn may_be_slow(pattern: &str) -> bool {
     let pairs = pattern.as_bytes().windows(2);
@@ -150,7 +150,7 @@ fn is_exponential(regex: &Regex, pattern: &str) -> bool {
             alphabet.push(char);
         }
     }
-    // A text without a word that every match has is not searched at all.
+    // A text without a substring that every match needs is not searched at all.
     let is_of_syntax = |char: &char| r"()[]{}*+?|\^$.:<>=,-".contains(*char);
     let words: String = pattern.chars().filter(|char| !is_of_syntax(char)).collect();
     let words = format!("\u{1}{words}");
@@ -177,7 +177,7 @@ fn takes_too_many_steps(regex: &Regex, text: &str) -> bool {
         .is_err()
 }
 
-/// Whether all matches in `text` are found before this thread has computed for so long.
+/// True if all matches in `text` are found before this thread has used `limit` of CPU time.
 fn ends_in_time(regex: &Regex, text: &str, until: Duration) -> bool {
     let mut region = Region::new();
     let mut from = 0;
@@ -209,7 +209,7 @@ fn ends_in_time(regex: &Regex, text: &str, until: Duration) -> bool {
     true
 }
 
-/// How long this thread has computed.
+/// Returns the CPU time of this thread.
 fn thread_time() -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -1,17 +1,17 @@
-//! Refuses tokens that the model has nothing for. A tokenizer may know tokens that its model has not: some that were added
-//! to it, or a tokenizer of another size that was put beside the weights.
+//! Refuses tokens that the model has no row for. A tokenizer may know tokens that its model lacks: tokens that were added
+//! later, or those of a tokenizer of another size that lies beside the weights.
 
 use gridwork_proto::v1::InfoResponse;
 use tokenizers::Tokenizer;
 
 use crate::error::ApiError;
 
-/// How many tokens the model knows, on either side.
+/// Numbers of tokens that the model takes and gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// That it can be given: rows of its embedding.
+    /// Number of input tokens: rows of the embedding.
     pub inputs: u32,
-    /// That it can give: logits.
+    /// Number of output tokens: logits.
     pub outputs: u32,
 }
 
@@ -27,8 +27,8 @@ impl From<&InfoResponse> for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Refuses a prompt with a token that the model cannot be given. `needs_logits`: log-probabilities of its tokens are
-    /// wanted too. `text`: of a token, where the tokenizer knows it.
+    /// Refuses a prompt with a token beyond the embedding. `needs_logits` means that log-probabilities of its tokens are
+    /// requested. `text` returns the text of a token, if the tokenizer knows it.
     pub(crate) fn check_prompt(
         self,
         field: &str,
@@ -45,7 +45,7 @@ impl Vocabulary {
     }
 }
 
-/// Refuses ids from `size` on, with the text that they stand for.
+/// Refuses ids from `size` on, and names their text.
 pub(crate) fn check(
     field: &str,
     mut ids: impl Iterator<Item = u32>,
@@ -67,7 +67,7 @@ pub(crate) fn check(
     ))
 }
 
-/// The text of a token as a tokenizer has it.
+/// Returns the text of a token in the tokenizer.
 pub(crate) fn text_of(tokenizer: &Tokenizer) -> impl Fn(u32) -> Option<String> {
     |id| tokenizer.id_to_token(id)
 }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_without_a_row_is_named_with_its_text_and_the_vocabularys_size() {
+    fn a_token_without_a_row_is_named_with_its_text() {
         assert_eq!(refusal(&[0, 11], false, None), None);
         let message = refusal(&[3, 12, 13], false, Some("<new>")).unwrap();
         assert_eq!(
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_says_nothing_of_its_embedding_has_as_many_rows_as_logits() {
+    fn an_unknown_embedding_size_defaults_to_the_logits() {
         let info = InfoResponse {
             vocab_size: 7,
             ..InfoResponse::default()

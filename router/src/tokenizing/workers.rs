@@ -1,6 +1,6 @@
-//! The threads that parse, render and tokenize, apart from those that serve connections.
+//! Worker threads that parse, render and tokenize, apart from those that serve connections.
 //!
-//! There are two queues, so that a small text never waits for large ones. Both are bounded: beyond, requests are answered
+//! Two queues keep small texts from waiting for large ones. Both are bounded; requests beyond the bound are answered
 //! 429.
 
 use std::any::Any;
@@ -11,13 +11,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{ApiError, ErrorKind};
 
-/// Up to this, a text is small: tokenizing it takes some ten milliseconds.
+/// Maximum size of a small text. Tokenizing it takes some ten milliseconds.
 pub const SMALL_BYTES: usize = 32 * 1024;
 
-/// Maximum number of requests that wait in a queue.
+/// Maximum number of requests waiting in a queue.
 const MAX_WAITING: usize = 1024;
 
-/// Cheap to clone.
+/// Worker threads and their queues. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Workers {
     small: Arc<Queue>,
@@ -38,12 +38,12 @@ pub struct WorkerPermit {
     is_large: bool,
 }
 
-/// Why work was not done.
+/// Errors of work that was not done.
 #[derive(Debug)]
 pub enum WorkError {
-    /// Too much is waiting.
+    /// The queue is full.
     Busy,
-    /// It panicked, with this message.
+    /// The work panicked, with this message.
     Panicked(String),
 }
 
@@ -63,7 +63,7 @@ impl From<WorkError> for ApiError {
 }
 
 impl Workers {
-    /// `count`: small texts at once; half as many large ones are worked on beside them, at least one.
+    /// Processes up to `count` small texts at once, and half as many large ones beside them, at least one.
     pub fn new(count: usize) -> Self {
         Self::with_limit(count, MAX_WAITING)
     }
@@ -82,7 +82,7 @@ impl Workers {
         }
     }
 
-    /// Waits for a worker, for a text of so many bytes.
+    /// Waits for a worker for a text of `bytes`.
     pub async fn permit(&self, bytes: usize) -> Result<WorkerPermit, WorkError> {
         let is_large = bytes > SMALL_BYTES;
         let queue = if is_large { &self.large } else { &self.small };
@@ -99,7 +99,7 @@ impl Workers {
         permit.map(of_worker).map_err(|_| WorkError::Busy)
     }
 
-    /// Does `work`, which is about so many bytes, on a thread of its own kind.
+    /// Does `work` on a text of `bytes`, on a thread of its queue.
     pub async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -120,7 +120,7 @@ pub async fn run_with<T: Send + 'static>(
         if permit.is_large {
             give_memory_back();
         }
-        // Held until here, although the request may be gone meanwhile.
+        // The permit is held until here, even if the request was dropped meanwhile.
         drop(permit);
         done
     });
@@ -130,7 +130,8 @@ pub async fn run_with<T: Send + 'static>(
     })
 }
 
-/// Tokenizing a large text takes a hundred times its size for a moment; the C library would keep that.
+/// Returns free memory to the system. Tokenizing a large text briefly takes a hundred times its size, which the C
+/// library would keep.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: may be called at any time.
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_and_frees_the_worker() {
+    async fn a_panic_is_reported_and_frees_the_worker() {
         let workers = Workers::new(1);
         let result = workers.run(1, || panic!("no {}", "luck")).await;
         assert!(matches!(result, Err(WorkError::Panicked(message)) if message == "no luck"));

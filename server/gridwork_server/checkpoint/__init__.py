@@ -1,1 +1,1 @@
-"""Quantized weights as model folders store them."""
+"""Recognizes quantized weights as model folders store them."""

@@ -1,7 +1,7 @@
-"""Recognizes checkpoints whose weights are quantized, from the small files of their folder, and refuses those that
-cannot be loaded rightly.
+"""Recognizes checkpoints with quantized weights by the small files of their folder, and refuses unreadable ones.
 
-Imports nothing that takes long: it runs before PyTorch is imported, and before weights are fetched."""
+Imports only light modules: it runs before PyTorch is imported and before weights are fetched.
+"""
 
 import json
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from gridwork_server.errors import ModelError
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """How the weights of a folder are quantized, and which file says so."""
+    """Quantization of a folder's weights, and the file that declares it."""
 
     method: str
-    """As Transformers names it; of methods that it does not know, as the file does."""
+    """Name of the method in Transformers; for methods unknown to Transformers, the name in the file."""
     file: Path
     key: str
-    """The entry of `file` that says so; empty where the whole file does."""
+    """Entry of `file` that declares the quantization; empty when the whole file does."""
     settings: dict[str, Any]
 
     @property
     def is_dequantized(self) -> bool:
-        """Whether Transformers turns the weights into ordinary ones while it loads them, without another package."""
+        """True if Transformers converts the weights to ordinary ones while it loads them, without another package."""
         return self.method in DEQUANTIZED
 
     def __str__(self) -> str:
@@ -49,10 +49,10 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "torchao": ("torchao",),
     "vptq": ("vptq",),
 }
-"""Methods that Transformers runs by itself with these packages, on one shard."""
+"""Python packages that Transformers needs to run each method; on one shard only."""
 
 _MODULES = {"auto-round": "auto_round", "optimum-quanto": "optimum.quanto", "fbgemm-gpu": "fbgemm_gpu"}
-"""What a package is imported as, where that is not its name with underscores."""
+"""Import names of packages where they are not the package's name with underscores."""
 
 _NEEDS_GPU = ("fbgemm_fp8", "vptq")
 
@@ -61,17 +61,17 @@ _OLD_FILES = (
     ("quant_config.json", "awq", ("w_bit", "bits", "zero_point")),
     ("quanto_qmap.json", "quanto", ()),
 )
-"""Files of folders whose config.json says nothing, the method, and what one of its entries is called."""
+"""Files that declare a quantization which config.json does not: name, method, and entries of which one is present."""
 
 FILES = ("config.json", "hf_quant_config.json", *(name for name, _method, _entries in _OLD_FILES))
-"""What tells whether weights are quantized."""
+"""Files that tell whether weights are quantized."""
 
 INSTEAD = "use the unquantized model, with --quantize int4 or int8 if it has to be small"
 
 
 def recognize(folder: Path, content: Any) -> QuantizedCheckpoint | None:
-    """content: of config.json. None for weights that nothing says are quantized. Raises ModelError for a
-    quantization that names no method."""
+    """Recognizes a folder's quantization. content: of config.json. Returns None when nothing declares one. Raises
+    ModelError for a quantization without a method."""
     for key, settings in _declared(content if isinstance(content, dict) else {}, ""):
         return _from_settings(folder / "config.json", key, settings)
     algorithm = _modelopt_algorithm(folder / "hf_quant_config.json")
@@ -86,16 +86,16 @@ def recognize(folder: Path, content: Any) -> QuantizedCheckpoint | None:
 
 
 def recognize_folder(folder: Path) -> QuantizedCheckpoint | None:
-    """As `recognize`, for a folder whose config.json has not been read; None too where it cannot be."""
+    """Reads config.json and recognizes the folder's quantization; None also when config.json cannot be read."""
     content = _object(folder / "config.json")
     return None if content is None else recognize(folder, content)
 
 
 def _declared(content: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What the config and the configs inside it say of quantization."""
+    """Quantization settings in the config and in the configs inside it, with their keys."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = content.get(key)
-        # `quantization` alone is no name that Transformers knows; MLX writes it, with the number of bits.
+        # Transformers does not know the key `quantization`; MLX writes it, with the number of bits.
         if isinstance(settings, dict) and (key != "quantization" or "bits" in settings):
             yield prefix + key, settings
     for key, value in content.items():
@@ -113,14 +113,14 @@ def _from_settings(file: Path, key: str, settings: dict[str, Any]) -> QuantizedC
         method = f"{method or 'compressed-tensors'} (in an older form)"
     if not isinstance(method, str) or not method:
         raise ModelError(
-            f"{file}, {key}: there is no quant_method, so that nobody can tell how the weights are quantized; add it, "
-            "or remove the entry if they are not"
+            f"{file}, {key}: quant_method is missing, so the weights' quantization is not known; add it, or remove the "
+            "entry if the weights are not quantized"
         )
     return QuantizedCheckpoint(method.replace("compressed_tensors", "compressed-tensors"), file, key, settings)
 
 
 def _modelopt_algorithm(file: Path) -> str | None:
-    """Of NVIDIA's ModelOpt. None also where only the cache of keys and values is to be quantized."""
+    """Algorithm of NVIDIA's ModelOpt. None also when it quantizes only the KV cache."""
     found = _object(file)
     if found is None:
         return None
@@ -138,7 +138,7 @@ def _object(file: Path) -> dict[str, Any] | None:
 
 
 def check_readable(found: QuantizedCheckpoint) -> None:
-    """Whatever it is to run on. Raises ModelError for what no shard of this installation reads rightly."""
+    """Raises ModelError for checkpoints that no shard of this installation can read, on any device."""
     if found.is_dequantized:
         return
     packages = _PACKAGES.get(found.method)
@@ -156,12 +156,12 @@ def check_readable(found: QuantizedCheckpoint) -> None:
 
 
 def check(found: QuantizedCheckpoint, num_shards: int, device: str, quantize: str | None) -> None:
-    """Raises ModelError for what cannot be served like this."""
+    """Raises ModelError for checkpoints that cannot be served with these settings."""
     check_readable(found)
     if num_shards > 1:
         raise ModelError(
-            f"{found}, and such weights are not split over {num_shards} shards; use --num-shard 1, or the unquantized "
-            "model"
+            f"{found}, and such weights cannot be split over {num_shards} shards; use --num-shard 1, or the "
+            "unquantized model"
         )
     if device == "cpu" and found.method in _NEEDS_GPU:
         raise ModelError(f"{found}, which needs a GPU, and the model would run on the CPU; {INSTEAD}")
@@ -175,5 +175,5 @@ def check(found: QuantizedCheckpoint, num_shards: int, device: str, quantize: st
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(_MODULES.get(package, package.replace("-", "_"))) is not None
-    except (ImportError, ValueError):  # of a package inside one that is not there
+    except (ImportError, ValueError):  # the package's parent is not installed
         return False

@@ -1,5 +1,7 @@
-"""Refuses weights that are quantized although nothing in the folder says so, and what was left over of those that were
-read as quantized ones: by the types of the stored tensors and by the names of those that the model does not use."""
+"""Refuses weights that are quantized in a way that the folder does not declare, or that loading did not fully undo.
+
+It judges by the dtypes of the stored tensors, and by the names of the tensors that the model does not use.
+"""
 
 import re
 from collections.abc import Callable, Collection, Iterable
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from gridwork_server.checkpoint.quantized_checkpoint import QuantizedCheckpoint
 
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "C64"})
-"""As safetensors names them: what values of a floating-point parameter are stored in."""
+"""Dtypes that hold plain values of floating-point parameters, as safetensors names them."""
 
 _COMPANION = re.compile(
     r"(weight|input|output|activation|act|qscale)_(scale|zero|zp)\w*|scale_inv|\w*_scale_inv|qscale_\w+"
@@ -25,21 +27,21 @@ _COMPANION = re.compile(
     r"|trellis|su[hv]|_?amax|scb",
     re.IGNORECASE,
 )
-"""What quantizers call what they keep beside a layer's codes, or the codes themselves."""
+"""Names that quantizers give to a layer's codes, and to the tensors that they store beside them."""
 
 _SAYS_SCALE = re.compile(r"(^|_|\d)(scales?|zeros?|zero_?points?|blocks?|codes?|codebooks?)(_|\d|$)", re.IGNORECASE)
 
 _ORDINARY = re.compile(
     r"(\w*_)?(q|k|v|kv|qk|prob|attn|attention|logit|layer|embed|output_q|output_k|output_v)_scale(_\w+)?", re.IGNORECASE
 )
-"""Scales of ordinary models, and of a cache of keys and values in eight bits, without which answers are more exact."""
+"""Scales of ordinary models, and of an 8-bit KV cache; answers without the latter are more exact."""
 
 _CACHE_PROJECTION = re.compile(r"(^|\.)[kv]_proj\.output_scale$")
 
 
 def check_dtypes(stored: Iterable[tuple[str, str]], targets: Callable[[str], list[torch.Tensor]], folder: Path) -> None:
-    """stored: names and dtypes of the tensors in the files. targets: what of the model is made of a stored tensor.
-    Raises ModelError for integers and 8-bit numbers that a floating-point parameter would be made of."""
+    """Raises ModelError when a floating-point parameter would be made of integers or 8-bit numbers. stored: names and
+    dtypes of the tensors in the files. targets: gives the model's tensors that are made from a stored tensor."""
     for name, dtype in stored:
         if dtype not in PLAIN_DTYPES and any(target.is_floating_point() for target in targets(name)):
             raise ModelError(
@@ -56,8 +58,8 @@ def check_unused(
     declared: "QuantizedCheckpoint | None" = None,
     something_is_missing: bool = False,
 ) -> None:
-    """unused: tensors that the model has nothing for. stored: all tensors in the files. Raises ModelError for those
-    that only quantized weights have, where they belong to something that the model uses."""
+    """Raises ModelError for tensors that only quantized weights have, when they belong to a module that the model uses.
+    unused: tensors that the model does not use. stored: all tensors in the files."""
     suspects = sorted(name for name in unused if says_quantized(name))
     if not suspects:
         return
@@ -74,8 +76,8 @@ def check_unused(
 def _message(name: str, folder: Path, declared: "QuantizedCheckpoint | None") -> str:
     if declared is not None:
         return (
-            f"{name} in {folder} is not used, and the weights cannot be read rightly without it: {declared}, in a form "
-            "that this version does not read; use the unquantized model"
+            f"{name} in {folder} is not used, and the weights cannot be read correctly without it: {declared}, in a "
+            "form that this version does not read; use the unquantized model"
         )
     return (
         f"{name} in {folder} is a part of quantized weights, and nothing in config.json says how they are quantized; "
@@ -84,7 +86,7 @@ def _message(name: str, folder: Path, declared: "QuantizedCheckpoint | None") ->
 
 
 def says_quantized(name: str) -> bool:
-    """Whether a tensor's name is that of a scale, a zero point, blocks or codes, as quantizers write them."""
+    """Tells whether a tensor is named like a scale, a zero point, blocks or codes of a quantizer."""
     if _CACHE_PROJECTION.search(name):
         return False
     leaf = _leaf(name)
@@ -93,7 +95,7 @@ def says_quantized(name: str) -> bool:
 
 def _is_companion(name: str) -> bool:
     leaf = _leaf(name)
-    # bitsandbytes and TorchAO put several behind the parameter's own name.
+    # bitsandbytes and TorchAO append several to the parameter's own name.
     return bool(_COMPANION.fullmatch(leaf)) and not _ORDINARY.fullmatch(leaf)
 
 
@@ -103,7 +105,7 @@ def _leaf(name: str) -> str:
 
 
 def _owner(name: str) -> str:
-    """The module that a tensor belongs to; `w.weight.absmax` belongs to `w`, as `w.weight` does."""
+    """Path of the module that a tensor belongs to; `w.weight.absmax` belongs to `w`, as `w.weight` does."""
     parent = _parent(name.partition(".quant_state.")[0])
     return parent.removesuffix(".weight")
 

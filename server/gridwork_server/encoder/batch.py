@@ -1,4 +1,4 @@
-"""Sequences that are computed together."""
+"""A batch of sequences that are computed together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import torch
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Whole sequences, one behind the other, without padding."""
+    """Whole sequences, concatenated without padding."""
 
     token_ids: torch.Tensor
     """`[num_tokens]`, int64."""
     token_types: torch.Tensor | None
-    """`[num_tokens]`, int64; None: all 0."""
+    """`[num_tokens]`, int64; None: all are 0."""
     lengths: tuple[int, ...]
-    """Tokens of each sequence, at least 1."""
+    """Number of tokens of each sequence, at least 1."""
 
     @staticmethod
     def of(sequences: list[list[int]], device: torch.device | str = "cpu") -> "SequenceBatch":
-        """A batch of sequences without token types."""
+        """Makes a batch of sequences without token types."""
         flat = [token for sequence in sequences for token in sequence]
         return SequenceBatch(
             torch.tensor(flat, dtype=torch.int64, device=device), None, tuple(len(sequence) for sequence in sequences)
@@ -43,14 +43,14 @@ class SequenceBatch:
         return torch.arange(len(self.token_ids), device=device) - starts.repeat_interleave(lengths)
 
     def one(self, index: int) -> "SequenceBatch":
-        """A batch of one of the sequences."""
+        """Makes a batch of a single sequence of this one."""
         start = self.starts[index]
         end = start + self.lengths[index]
         types = None if self.token_types is None else self.token_types[start:end]
         return SequenceBatch(self.token_ids[start:end], types, (end - start,))
 
     def runs(self) -> Iterator["Run"]:
-        """Neighbours of equal length, which can be seen as `[count, length]` without copying."""
+        """Groups neighbours of equal length, which can be viewed as `[count, length]` without a copy."""
         start = 0
         for length, group in groupby(self.lengths):
             count = len(list(group))
@@ -63,10 +63,10 @@ class Run:
     """Neighbouring sequences of equal length."""
 
     start: int
-    """Index of the first one's first token."""
+    """Index of the first token."""
     count: int
     length: int
-    """Tokens of each."""
+    """Number of tokens of each sequence."""
 
     @property
     def tokens(self) -> slice:

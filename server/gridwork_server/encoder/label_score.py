@@ -1,4 +1,4 @@
-"""How the logits of a classifier's or reranker's labels become scores, as the folder says."""
+"""Function that turns the logits of a classifier's or reranker's labels into scores, as the folder names it."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LabelScore(StrEnum):
-    """A function of the logits."""
+    """A function from logits to scores."""
 
     SOFTMAX = "softmax"
     SIGMOID = "sigmoid"
@@ -27,14 +27,14 @@ _ACTIVATIONS = {
     "torch.nn.modules.activation.Tanh": LabelScore.TANH,
     "torch.nn.modules.activation.Softmax": LabelScore.SOFTMAX,
 }
-"""What sentence-transformers' cross-encoders name."""
+"""Names that cross-encoders of sentence-transformers use."""
 
 
 def find(config: "PretrainedConfig", task: Task) -> LabelScore:
-    """A reranker's is what sentence-transformers wrote into config.json: `sentence_transformers.activation_fn`, or
-    `sbert_ce_default_activation_function` of older versions. Otherwise it follows from `problem_type`, as in
-    Transformers' pipeline for text classification: regression has the logits themselves, several labels at once the
-    sigmoid of each, one label its sigmoid, several the softmax."""
+    """Function of a model. A reranker's stands in config.json, where sentence-transformers wrote it:
+    `sentence_transformers.activation_fn`, or `sbert_ce_default_activation_function` in older versions. Otherwise it
+    follows from `problem_type`, as in Transformers' pipeline for text classification: the logits themselves for
+    regression, the sigmoid of each for several labels at once, the sigmoid for one label, the softmax for several."""
     if task == Task.RERANK and (named := _activation(config)) is not None:
         if (score := _ACTIVATIONS.get(_long(named))) is not None:
             return score
@@ -59,7 +59,7 @@ def _activation(config: "PretrainedConfig") -> str | None:
 
 
 def _long(name: str) -> str:
-    """`torch.nn.Sigmoid` by the name of the module that it is defined in."""
+    """Full name of a short one: `torch.nn.Sigmoid` is defined in `torch.nn.modules.activation`."""
     last = name.rsplit(".", 1)[-1]
     if not name.startswith("torch.nn."):
         return name

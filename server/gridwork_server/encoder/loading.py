@@ -1,4 +1,4 @@
-"""Loads an encoder of any architecture and finds out how to run it."""
+"""Loads an encoder of any architecture and selects how to run it."""
 
 import inspect
 import json
@@ -20,7 +20,9 @@ from gridwork_server.encoder.selection import Selection
 from gridwork_server.errors import ModelError
 from gridwork_server.model import code, dequantizing, loading
 from gridwork_server.model.context_length import context_tokens
+from gridwork_server.model.load_errors import check_shapes, load_errors
 from gridwork_server.model.task import Task
+from gridwork_server.text import one_line, some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder that is ready to run, and what was found out about it."""
+    """An encoder that is ready to run, and its properties."""
 
     model: Any
     config: "PretrainedConfig"
@@ -40,19 +42,19 @@ class LoadedEncoder:
     device: torch.device
     vocab_size: int
     embedding_size: int
-    """Numbers in a vector; 0 unless the task is to embed."""
+    """Size of a vector; 0 unless the task is to embed."""
     labels: list[str]
     """Empty unless the task is to classify or to rerank."""
     label_score: LabelScore
-    """How logits of labels become scores."""
+    """Function from logits of labels to scores."""
     max_input_tokens: int
-    """0 when nothing gives a limit."""
+    """Maximum number of tokens of an input; 0: no limit."""
     num_parameters: int
     weight_bytes: int
 
 
 def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
-    """content: of config.json. Raises ModelError."""
+    """Loads the model. content: of config.json. Raises ModelError."""
     if config.world_size > 1:
         raise ModelError(
             f"--task {task} runs on one shard, and {config.world_size} were asked for (or as many GPUs are visible); "
@@ -62,13 +64,13 @@ def load(config: ShardConfig, content: Any, task: Task) -> LoadedEncoder:
         raise ModelError(f"--attention cpu is for --task generate; with --task {task} use auto, sdpa or reference")
     logs.adopt_transformers()
     model_config = code.read_config(config, content)
-    dtype = loading._dtype(config.dtype, model_config)
+    dtype = loading.dtype_of(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     quantized = quantized_checkpoint.recognize(config.model_path, content)
     for note in dequantizing.prepare(quantized, model_config, config.model_path, dtype):
         logger.info(note)
     model = _load(config, model_config, task, dtype, quantized)
-    num_parameters, weight_bytes = loading._size(model)
+    num_parameters, weight_bytes = loading.size_of(model)
     model = model.to(device).eval().requires_grad_(False)
     wish = selection.WISHES.get(config.model_impl, config.model_impl)
     selected = selection.select(model, task, wish, config.attention)
@@ -103,13 +105,8 @@ def _load(
     dtype: torch.dtype,
     quantized: QuantizedCheckpoint | None,
 ) -> Any:
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
     auto_class, arguments = _auto_class(model_config, task)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
-    try:
+    with load_errors(config.model_path, f"to {task}", quantized):
         model, info = auto_class.from_pretrained(
             config.model_path,
             config=model_config,
@@ -120,40 +117,22 @@ def _load(
             trust_remote_code=config.trust_remote_code,
             **arguments,
         )
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
-    except FileNotFoundError as error:
-        raise ModelError(f"{code.one_line(error)}; the folder is incomplete, download the model again") from None
-    except (ValueError, ImportError, OSError, RuntimeError, KeyError) as error:
-        if quantized is not None:
-            message = f"{quantized}, and Transformers cannot load them: {code.one_line(error)}"
-            raise ModelError(message) from error
-        raise ModelError(f"{config.model_path} cannot be loaded to {task}: {code.one_line(error)}") from error
-    finally:
-        logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
-    if info["mismatched_keys"]:
-        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
-        raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {loading._some(shapes)}; they are not "
-            "of one model, download it again"
-        )
-    # A pooler that a checkpoint does not have is not used to embed.
+    check_shapes(info, config.model_path)
+    # Embedding does not use the pooler, which a checkpoint may lack.
     missing = [key for key in info["missing_keys"] if not (task == Task.EMBED and "pooler" in key)]
     if missing:
         raise ModelError(
-            f"the weights in {config.model_path} lack {loading._some(missing)}, which --task {task} needs; the folder "
+            f"the weights in {config.model_path} lack {some(missing)}, which --task {task} needs; the folder "
             "is incomplete, or its model was made for another task"
         )
     if info["unexpected_keys"]:
-        logger.info(
-            f"the weights have tensors that --task {task} does not use: {loading._some(info['unexpected_keys'])}"
-        )
+        logger.info(f"the weights have tensors that --task {task} does not use: {some(info['unexpected_keys'])}")
     return model
 
 
 def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict[str, Any]]:
-    """The class to load with, and further arguments for it."""
+    """Class to load with, and further arguments for it."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
@@ -162,7 +141,7 @@ def _auto_class(model_config: "PretrainedConfig", task: Task) -> tuple[Any, dict
     if task != Task.EMBED:
         return transformers.AutoModelForSequenceClassification, {}
     if model_config.is_encoder_decoder and type(model_config) in MODEL_FOR_TEXT_ENCODING_MAPPING:
-        # Some of these classes refuse a config that says otherwise.
+        # Some of these classes refuse a config of an encoder-decoder.
         model_config.is_encoder_decoder = False
         return MODEL_FOR_TEXT_ENCODING_MAPPING[type(model_config)], {}
     mapping = transformers.AutoModel._model_mapping
@@ -180,7 +159,7 @@ def _labels(model_config: "PretrainedConfig") -> list[str]:
 
 @torch.inference_mode()
 def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, config: ShardConfig) -> int:
-    """Makes one vector. Raises ModelError when the files of the folder do not fit together."""
+    """Size of a vector, found by making one. Raises ModelError when the files of the folder are not compatible."""
     from gridwork_server.encoder.batch import SequenceBatch
 
     batch = SequenceBatch.of([[1, 2]], device)
@@ -188,15 +167,15 @@ def _embedding_size(selected: Selection, pooled: Pooling, device: torch.device, 
         return int(pooled.pool(selected.path.hidden_states(batch), batch).shape[1])
     except RuntimeError as error:
         raise ModelError(
-            f"the modules of {config.model_path / 'modules.json'} do not fit together: {code.one_line(error)}"
+            f"the modules of {config.model_path / 'modules.json'} do not fit together: {one_line(error)}"
         ) from error
 
 
 def _max_input_tokens(
     model_config: "PretrainedConfig", model: Any, selected: Selection, pooled: Pooling | None, folder: Path
 ) -> int:
-    """The smallest limit of those that there are: the model's positions, and sentence-transformers' `max_seq_length` or
-    else the tokenizer's `model_max_length`."""
+    """The smallest limit among the model's positions and sentence-transformers' `max_seq_length`, or else the
+    tokenizer's `model_max_length`."""
     limits: list[int | None] = []
     if selected.positions.capacity is not None:
         limits.append(selected.positions.capacity)
@@ -208,7 +187,7 @@ def _max_input_tokens(
 
 
 def _tokenizer_limit(folder: Path) -> int | None:
-    """`model_max_length`; tokenizers without a limit have a number there that is larger than any."""
+    """The tokenizer's `model_max_length`; None: no limit. Tokenizers without a limit have a huge number there."""
     try:
         limit = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
     except (OSError, ValueError, AttributeError):

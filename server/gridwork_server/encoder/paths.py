@@ -10,34 +10,35 @@ import torch
 from torch import nn
 
 from gridwork_server.encoder import attention
-from gridwork_server.encoder.attention import FlatAttention, Unsupported
+from gridwork_server.encoder.attention import FlatAttention
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.positions import Positions
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
 
 
 class EncoderPath(Protocol):
-    """A way to run a model. Every method gives what plain `forward()` of each sequence by itself would."""
+    """A way to run a model. Every method returns what plain `forward()` of each sequence by itself does."""
 
     name: str
-    """As in `model_impl` of the contract."""
+    """Name in `model_impl` of the contract."""
 
     def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
-        """Last hidden states of a model without a head. `[num_tokens, size]`."""
+        """Last hidden states of a model without a head. Returns `[num_tokens, size]`."""
 
     def label_logits(self, batch: SequenceBatch) -> torch.Tensor:
-        """Of a model with a head for sequences. `[num_sequences, num_labels]`."""
+        """Logits of a model with a head for sequences. Returns `[num_sequences, num_labels]`."""
 
     def token_logits(self, batch: SequenceBatch, positions: torch.Tensor) -> torch.Tensor:
-        """Of a model with a head for tokens. positions: indices into the batch, `[num_positions]`, int64. Returns
-        `[num_positions, vocab_size]`."""
+        """Logits of a model with a head for tokens. positions: indices into the batch, `[num_positions]`, int64.
+        Returns `[num_positions, vocab_size]`."""
 
 
 class Arguments:
-    """Which keyword arguments a model's `forward()` takes, and their values."""
+    """Keyword arguments that a model's `forward()` takes, and their values."""
 
     def __init__(self, model: nn.Module, has_types: bool) -> None:
-        """has_types: the model tells more than one type of token apart."""
+        """has_types: whether the model distinguishes types of tokens."""
         self._known = inspect.signature(model.forward).parameters
         self._has_types = has_types
 
@@ -48,7 +49,7 @@ class Arguments:
         token_types: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """The arguments for these values, each `[batch, length]`; those that the model does not take are left out."""
+        """Arguments with these values, each `[batch, length]`, without those that the model does not take."""
         found: dict[str, Any] = {"input_ids": token_ids}
         if mask is not None and "attention_mask" in self._known:
             found["attention_mask"] = mask
@@ -62,26 +63,26 @@ class Arguments:
 
 
 def hidden_of(output: Any) -> torch.Tensor:
-    """The last hidden states in what a model's `forward()` returned."""
+    """Last hidden states in the output of a model's `forward()`."""
     hidden = getattr(output, "last_hidden_state", None)
     return output[0] if hidden is None else hidden
 
 
 class SequenceLengths:
-    """A model's modules that depend on how long a sequence is, such as some rotary embeddings."""
+    """A model's modules that depend on the length of a sequence, such as some rotary embeddings."""
 
     def __init__(self, modules: CallLengths, offset: int) -> None:
         """offset: number of the first position."""
         self._modules, self._offset = modules, offset
         self.border = modules.rule.border
-        """Up to this length, nothing depends on it."""
+        """Length up to which the modules do not depend on it."""
 
     def of_tokens(self, batch: SequenceBatch) -> AbstractContextManager[None]:
-        """For all sequences in one row."""
+        """Sets the lengths for all sequences in one row."""
         return self._modules.of(np.repeat(self._ends(batch), batch.lengths))
 
     def of_rows(self, batch: SequenceBatch) -> AbstractContextManager[None]:
-        """For a row for each sequence, filled up to the longest."""
+        """Sets the lengths for a row for each sequence, padded to the longest."""
         return self._modules.of(np.repeat(self._ends(batch)[:, None], max(batch.lengths), axis=1))
 
     def _ends(self, batch: SequenceBatch) -> np.ndarray:
@@ -89,12 +90,12 @@ class SequenceLengths:
 
 
 class SinglePath:
-    """Plain `forward()` of one sequence after the other: what the other paths are compared with."""
+    """Plain `forward()` of one sequence after the other. The other paths are compared with this one."""
 
     name = "single"
 
     def __init__(self, model: nn.Module, has_types: bool, implementation: str) -> None:
-        """implementation: of attention, a name in Transformers' registry."""
+        """implementation: name of an attention function in Transformers' registry."""
         self._model = model
         self._arguments = Arguments(model, has_types)
         self._implementation = implementation
@@ -118,7 +119,7 @@ class SinglePath:
 
 
 class PaddedPath:
-    """Plain `forward()` of sequences that are filled up to one length, with a mask."""
+    """Plain `forward()` of sequences that are padded to one length, with a mask."""
 
     name = "padded"
 
@@ -166,9 +167,9 @@ class PaddedPath:
 class FlatPath:
     """All sequences in one row, without padding; attention keeps them apart.
 
-    A head is run apart from the model under it, on that model's hidden states in the shape that the head expects: for
-    heads of sequences `[count, length, size]`, whole sequences of equal length together; for heads of tokens only the
-    rows that are asked for.
+    A head runs apart from the model under it, on that model's hidden states in the shape that the head expects: for
+    heads of sequences `[count, length, size]`, with whole sequences of equal length together; for heads of tokens, only
+    the rows that are wanted.
     """
 
     name = "flat"
@@ -181,7 +182,8 @@ class FlatPath:
         reference: bool = False,
         lengths: SequenceLengths | None = None,
     ) -> None:
-        """positions: of the model under the head. reference: attention by its definition. Raises Unsupported."""
+        """positions: those of the model under the head; reference: compute attention by its definition. Raises
+        PathError."""
         self._model = model
         self.lengths = lengths
         self._base = getattr(model, "base_model", model)
@@ -191,15 +193,15 @@ class FlatPath:
         self._reference = reference
         self._is_causal = getattr(model.config, "is_causal", True) is not False
         self.heads_together = True
-        """Whether the head takes several sequences at once."""
+        """True if the head takes several sequences at once."""
         self.windows: set[int] = set()
-        """Sliding windows of the layers that have run."""
+        """Sliding windows of layers that have run."""
         if not getattr(model, "_supports_attention_backend", False):
-            raise Unsupported(f"{type(model).__name__} does not support Transformers' attention interface")
+            raise PathError(f"{type(model).__name__} does not support Transformers' attention interface")
         if positions.capacity is not None and not positions.is_argument:
-            raise Unsupported(f"{type(self._base).__name__} numbers positions by itself, for one sequence")
+            raise PathError(f"{type(self._base).__name__} numbers positions by itself, for one sequence")
         if "input_ids" not in inspect.signature(self._base.forward).parameters:
-            raise Unsupported(f"{type(self._base).__name__} does not take token ids")
+            raise PathError(f"{type(self._base).__name__} does not take token ids")
 
     def hidden_states(self, batch: SequenceBatch) -> torch.Tensor:
         return hidden_of(self._run(batch))[0]
@@ -230,15 +232,15 @@ class FlatPath:
             out = self._base(**arguments, **{attention.ARGUMENT: flat})
         hidden = hidden_of(out)
         if hidden.shape[:2] != (1, len(batch.token_ids)):
-            raise Unsupported(f"{type(self._base).__name__} does not return a hidden state for each token")
+            raise PathError(f"{type(self._base).__name__} does not return a hidden state for each token")
         self.windows |= flat.windows
         return out
 
     def _head(self, out: Any, hidden: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """Runs the head alone. out: of the model under it; hidden: `[batch, length, size]`; token_ids:
-        `[batch, length]`. Raises Unsupported."""
+        """Runs the head alone. out: output of the model under it; hidden: `[batch, length, size]`; token_ids:
+        `[batch, length]`. Raises PathError."""
         if self._base is self._model or "last_hidden_state" not in getattr(out, "keys", tuple)():
-            raise Unsupported(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
+            raise PathError(f"the head of {type(self._model).__name__} cannot be run apart from what is under it")
         values = {"last_hidden_state": hidden}
         if getattr(out, "pooler_output", None) is not None:
             pooler: Any = self._base.pooler
@@ -250,7 +252,7 @@ class FlatPath:
 
 @contextmanager
 def _answering(module: nn.Module, output: Any) -> Iterator[None]:
-    """Lets the module return this instead of running."""
+    """Makes the module return an output instead of running."""
     module.forward = lambda *_arguments, **_keywords: output
     try:
         yield
@@ -259,6 +261,6 @@ def _answering(module: nn.Module, output: Any) -> Iterator[None]:
 
 
 def use_attention(model: Any, implementation: str) -> None:
-    """Has the model's layers call another attention function."""
+    """Makes the model's layers call another attention function."""
     if model.config._attn_implementation != implementation:
         model.set_attn_implementation(implementation)

@@ -1,4 +1,4 @@
-"""From the hidden states of a sequence's tokens to one vector, as sentence-transformers' files say."""
+"""Pools the hidden states of a sequence's tokens into one vector, as the files of sentence-transformers describe."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import nn
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.errors import ModelError
 
-# The ways to pool, by what sentence-transformers calls them: flags in older files, names in newer ones.
+# Pooling modes by sentence-transformers' flags, which older files have. Newer files have the names.
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,29 +33,29 @@ SENTENCE_CONFIGS = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-"""Names of the Transformer module's file; the first that is there counts."""
+"""Names of the Transformer module's file. The first one that exists counts."""
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How vectors are made."""
+    """The steps from hidden states to vectors."""
 
     modes: tuple[str, ...]
-    """Ways to pool, of `_MODES`; the vectors of several are put one behind the other."""
+    """Pooling modes, of `_MODES`. Vectors of several modes are concatenated."""
     layers: list[nn.Module] = field(default_factory=list)
-    """What is applied to the pooled vector."""
+    """Layers that are applied to the pooled vector."""
     normalizes: bool = True
-    """Whether the vectors are meant to have length 1; it is not done here."""
+    """True if the vectors are meant to have length 1. The router normalizes them."""
     max_input_tokens: int | None = None
-    """Longest sequence that the files allow."""
+    """Maximum length of a sequence by the files."""
     excludes_prompt: bool = False
-    """Whether a prompt's tokens are left out of the vector."""
+    """True if pooling skips a prompt's tokens."""
 
     def pool(
         self, hidden: torch.Tensor, batch: SequenceBatch, prompt_lengths: Sequence[int] | None = None
     ) -> torch.Tensor:
-        """hidden: `[num_tokens, size]`; prompt_lengths: how many of each sequence's first tokens are a prompt's, with
-        `excludes_prompt`. Returns `[num_sequences, embedding_size]`, float32."""
+        """Makes vectors. hidden: `[num_tokens, size]`; prompt_lengths: number of first tokens of each sequence that
+        belong to a prompt, with `excludes_prompt`. Returns `[num_sequences, embedding_size]`, float32."""
         hidden = hidden.float()
         counted = _counted(batch, prompt_lengths) if prompt_lengths and self.excludes_prompt else None
         vectors = torch.cat([_pool(mode, hidden, batch, counted) for mode in self.modes], dim=-1)
@@ -65,7 +65,7 @@ class Pooling:
 
 
 def _counted(batch: SequenceBatch, prompt_lengths: Sequence[int]) -> torch.Tensor:
-    """`[num_tokens]`, bool: False for the tokens of prompts."""
+    """bool `[num_tokens]`: False for tokens of prompts."""
     device = batch.token_ids.device
     lengths = torch.tensor(batch.lengths, device=device)
     prompts = torch.tensor(list(prompt_lengths), device=device)
@@ -82,7 +82,7 @@ def _pool(mode: str, hidden: torch.Tensor, batch: SequenceBatch, counted: torch.
     weights = hidden.new_ones(len(hidden)) if counted is None else counted.float()
     totals = weights.new_zeros(len(lengths)).index_add(0, owners, weights)
     if mode == "lasttoken":
-        # A sequence that is all prompt has the zero vector.
+        # A sequence that is all prompt gets the zero vector.
         return hidden[starts + lengths - 1] * (totals > 0).float()[:, None]
     if mode == "max":
         left = hidden if counted is None else hidden.masked_fill(~counted[:, None], -1e9)
@@ -95,8 +95,8 @@ def _pool(mode: str, hidden: torch.Tensor, batch: SequenceBatch, counted: torch.
 
 
 def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
-    """What the folder's files say; without any, the mean of the tokens, or of a causal model the last one. Raises
-    ModelError for what cannot be done."""
+    """Reads the pooling from the folder's files. Without files it is the mean of all tokens, or a causal model's last
+    token. Raises ModelError for unknown modules and modes."""
     default = Pooling(("lasttoken",) if is_causal else ("mean",))
     modules = _json(folder / "modules.json")
     if modules is None:
@@ -125,9 +125,9 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
         elif kind != "Dropout":
             raise ModelError(
                 f"{folder / 'modules.json'} has the module `{module.get('type')}`, which this version does not run; it "
-                f"runs Transformer, Pooling and, behind it, {', '.join(_LAYERS)}"
+                f"runs Transformer, Pooling and, after it, {', '.join(_LAYERS)}"
             )
-    # Vectors are brought to length 1 where they are answered, if that is what the last module does.
+    # A normalization at the end is left to the router.
     normalizes = bool(layers) and isinstance(layers[-1], Normalize)
     return Pooling(
         found or default.modes,
@@ -139,7 +139,7 @@ def read(folder: Path, is_causal: bool, device: torch.device) -> Pooling:
 
 
 def _max_seq_length(folder: Path) -> int | None:
-    """Of the file of the Transformer module, which older versions named after the model's type."""
+    """`max_seq_length` in the Transformer module's file, which older versions named after the model's type."""
     for name in SENTENCE_CONFIGS:
         if (config := _json(folder / name)) is not None:
             limit = config.get("max_seq_length")
@@ -162,14 +162,14 @@ def _modes(config: Any, path: Path) -> tuple[str, ...]:
 
 
 class Normalize(nn.Module):
-    """Brings vectors to length 1."""
+    """Scales vectors to length 1."""
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(vectors, p=2, dim=1)
 
 
 def _dense(path: Path) -> nn.Module:
-    """A linear layer and its activation."""
+    """Loads a linear layer and its activation."""
     config = _json(path / "config.json") or {}
     for key in ("module_input_name", "module_output_name"):
         if config.get(key) not in (None, "sentence_embedding"):
@@ -199,12 +199,12 @@ _LAYERS: dict[str, Callable[[Path], nn.Module]] = {
     "LayerNorm": _layer_norm,
     "Normalize": lambda path: Normalize(),
 }
-"""Modules that are applied to the pooled vector."""
+"""Loaders of the modules that are applied to the pooled vector."""
 
 
 @contextmanager
 def _loading(path: Path) -> Iterator[None]:
-    """Raises ModelError for whatever is wrong with a layer's files."""
+    """Turns any error of a layer's files into a ModelError."""
     try:
         yield
     except (OSError, KeyError, TypeError, RuntimeError, ValueError) as error:
@@ -222,7 +222,7 @@ def _weights(path: Path, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def _json(path: Path) -> Any:
-    """Content of a file, None when it is not there."""
+    """Content of a file; None when it does not exist."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:

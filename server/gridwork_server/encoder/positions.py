@@ -1,4 +1,4 @@
-"""How a model numbers positions: found by watching it, since families differ."""
+"""Finds out how a model numbers positions, by watching it run, since families differ."""
 
 import inspect
 from collections.abc import Iterator
@@ -12,31 +12,31 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Positions:
-    """What `position_ids` must be."""
+    """Form of a model's `position_ids`."""
 
     is_argument: bool
-    """Whether `forward()` takes `position_ids`."""
+    """True if `forward()` takes `position_ids`."""
     offset: int
-    """Number of a sequence's first position: 0, or for RoBERTa and its kin one more than the padding token."""
+    """Number of a sequence's first position: 0, or one more than the padding token for RoBERTa and its relatives."""
     capacity: int | None
-    """Longest sequence that the table of positions has room for, tokens; None: there is no such table."""
+    """Maximum number of tokens that the table of positions has room for; None: there is no such table."""
 
 
-_WATCHED = 7
-"""Tokens of the sequence by which positions are found."""
+NUM_WATCHED = 7
+"""Number of tokens of the sequence that is run."""
 
 
 @torch.inference_mode()
 def find(model: nn.Module, vocab_size: int, device: torch.device) -> Positions:
-    """Runs one sequence without `position_ids` and looks which embedding is asked for consecutive numbers."""
+    """Runs one sequence without `position_ids`, and looks for the embedding that gets consecutive numbers."""
     is_argument = "position_ids" in inspect.signature(model.forward).parameters
     seen: list[tuple[nn.Embedding, int]] = []
     with _watched(model, seen):
-        # Neither consecutive themselves, nor likely to be padding, nor one token again and again.
-        tokens = [(vocab_size - 1 - 5 * (i * i % 11)) % vocab_size for i in range(_WATCHED)]
+        # Token ids that are not consecutive, unlikely to be padding, and not all the same.
+        tokens = [(vocab_size - 1 - 5 * (i * i % 11)) % vocab_size for i in range(NUM_WATCHED)]
         model(
             input_ids=torch.tensor([tokens], device=device),
-            attention_mask=torch.ones(1, _WATCHED, dtype=torch.int64, device=device),
+            attention_mask=torch.ones(1, NUM_WATCHED, dtype=torch.int64, device=device),
         )
     if not seen:
         return Positions(is_argument, 0, None)
@@ -48,10 +48,10 @@ def find(model: nn.Module, vocab_size: int, device: torch.device) -> Positions:
 def _watched(model: nn.Module, seen: list[tuple[nn.Embedding, int]]) -> Iterator[None]:
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         indices = arguments[0] if arguments else None
-        if not isinstance(indices, torch.Tensor) or indices.numel() != _WATCHED or indices.is_floating_point():
+        if not isinstance(indices, torch.Tensor) or indices.numel() != NUM_WATCHED or indices.is_floating_point():
             return
         first = int(indices.flatten()[0])
-        expected = torch.arange(first, first + _WATCHED, device=indices.device)
+        expected = torch.arange(first, first + NUM_WATCHED, device=indices.device)
         if isinstance(module, nn.Embedding) and torch.equal(indices.flatten(), expected):
             seen.append((module, first))
 

@@ -1,4 +1,4 @@
-"""Computes batches for the router, as the contract has them."""
+"""Computes batches for the router, in the contract's form."""
 
 import time
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server import PROTOCOL_VERSION, __version__
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.label_score import LabelScore
 from gridwork_server.encoder.loading import LoadedEncoder
+from gridwork_server.model.info import common_info
 from gridwork_server.model.task import Task
 
 _TASKS = {
@@ -36,16 +36,16 @@ _OUTPUTS = {
     pb.EncodeRequest.OUTPUT_TOKENS: {Task.FILL_MASK},
     pb.EncodeRequest.OUTPUT_SPARSE: {Task.FILL_MASK},
 }
-"""What each task can be asked for."""
+"""Tasks that have each output."""
 
 
 class BadBatch(Exception):
-    """A batch that breaks the contract. The message says how."""
+    """A batch that violates the contract. The message says how."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch, and what is wanted of it."""
+    """A batch, and the wanted output."""
 
     batch: SequenceBatch
     output: "pb.EncodeRequest.Output"
@@ -53,10 +53,10 @@ class _Job:
     """Indices into the batch, `[num_positions]`, int64."""
     top_n: int
     prompt_lengths: tuple[int, ...]
-    """How many of each sequence's first tokens are a prompt's; empty when none are."""
+    """Number of each sequence's first tokens that belong to a prompt; empty when none do."""
 
     def one(self, index: int) -> "_Job":
-        """The same for one of the sequences."""
+        """The job of a single sequence."""
         start, length = self.batch.starts[index], self.batch.lengths[index]
         mine = (self.positions >= start) & (self.positions < start + length)
         prompts = self.prompt_lengths[index : index + 1]
@@ -64,19 +64,19 @@ class _Job:
 
 
 class EncoderRunner:
-    """Runs in the model's thread."""
+    """Runs an encoder, in the model's thread."""
 
     def __init__(self, loaded: LoadedEncoder) -> None:
         self.loaded = loaded
 
     @torch.inference_mode()
     def encode(self, request: "pb.EncodeRequest") -> "pb.EncodeResponse":
-        """Computes a batch. A sequence that fails by itself has an error in its place. Raises BadBatch."""
+        """Computes a batch. A sequence that fails by itself gets an error in its place. Raises BadBatch."""
         job, unknown = self._job(request)
         started = time.perf_counter()
         try:
             encodings = self._compute(job)
-        except Exception as error:  # whatever a model's code raises
+        except Exception as error:  # a model's code may raise anything
             if self.loaded.device.type != "cpu":
                 raise
             count = len(job.batch.lengths)
@@ -89,41 +89,29 @@ class EncoderRunner:
         return pb.EncodeResponse(encodings=encodings, forward_us=int(elapsed * 1e6))
 
     def info(self) -> "pb.InfoResponse":
-        """What is loaded."""
-        import transformers
-
+        """Description of the loaded model."""
         loaded, selection = self.loaded, self.loaded.selection
-        device = str(loaded.device)
-        if loaded.device.type == "cuda":
-            device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
-        return pb.InfoResponse(
-            protocol_version=PROTOCOL_VERSION,
-            shard_version=__version__,
-            model_type=loaded.config.model_type,
-            model_impl=selection.path.name,
-            model_impl_reason=selection.reason,
-            attention=selection.attention,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
-            vocab_size=loaded.vocab_size,
-            max_context_tokens=loaded.max_input_tokens,
-            num_parameters=loaded.num_parameters,
-            weight_bytes=loaded.weight_bytes,
-            world_size=1,
-            transformers_version=transformers.__version__,
-            torch_version=torch.__version__,
-            task=_TASKS[loaded.task],
-            embedding_size=loaded.embedding_size,
-            labels=loaded.labels,
-            max_input_tokens=loaded.max_input_tokens,
-            normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
-            label_score=_LABEL_SCORES[loaded.label_score],
-            excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
+        info = common_info(loaded)
+        info.MergeFrom(
+            pb.InfoResponse(
+                task=_TASKS[loaded.task],
+                model_impl=selection.path.name,
+                model_impl_reason=selection.reason,
+                attention=selection.attention,
+                max_context_tokens=loaded.max_input_tokens,
+                max_input_tokens=loaded.max_input_tokens,
+                embedding_size=loaded.embedding_size,
+                labels=loaded.labels,
+                label_score=_LABEL_SCORES[loaded.label_score],
+                normalizes=loaded.pooling is not None and loaded.pooling.normalizes,
+                excludes_prompt=loaded.pooling is not None and loaded.pooling.excludes_prompt,
+            )
         )
+        return info
 
     def _job(self, request: "pb.EncodeRequest") -> tuple[_Job, dict[int, int]]:
-        """What is to be computed, and which sequences have a token that the model does not: it is computed as another
-        one, for which there will be no result. Raises BadBatch."""
+        """Checks a request. Returns the job, and an unknown token of each sequence that has one, by index. Such a
+        token is replaced, and its sequence gets an error. Raises BadBatch."""
         token_ids = np.array(request.token_ids, dtype=np.int64)
         types = np.array(request.token_type_ids, dtype=np.int64)
         positions = np.array(request.positions, dtype=np.int64)
@@ -147,7 +135,7 @@ class EncoderRunner:
             raise BadBatch("positions must be ascending and lie in the batch")
         if request.output == pb.EncodeRequest.OUTPUT_TOKENS and not 0 < request.top_n <= self.loaded.vocab_size:
             raise BadBatch(f"top_n is {request.top_n}, and the vocabulary has {self.loaded.vocab_size} tokens")
-        # A type that the model has no embedding for would end the process on GPUs.
+        # On GPUs, a type without an embedding would end the process.
         known_types = getattr(self.loaded.config, "type_vocab_size", None) or 0
         if len(types) and (known_types < 2 or types.max() >= known_types):
             types = types[:0]
@@ -202,8 +190,8 @@ class EncoderRunner:
         return encodings
 
     def _sparse(self, job: _Job) -> "list[pb.Encoding]":
-        """SPLADE's vectors (Formal et al. 2021, equation 1 with the maximum of v2), a sequence at a time: the logits of
-        all tokens of a batch would be large."""
+        """Computes SPLADE vectors (Formal et al. 2021, equation 1 with the maximum of v2), a sequence at a time: logits
+        of all tokens of a batch would be large."""
         encodings = []
         for index in range(len(job.batch.lengths)):
             one = job.batch.one(index)
@@ -221,7 +209,7 @@ _NOT_FINITE = "the model's result for this sequence is not finite"
 
 
 def _encoding(values: torch.Tensor) -> "pb.Encoding":
-    """values: `[n]`."""
+    """Encoding of one sequence. values: `[n]`."""
     if not bool(torch.isfinite(values).all()):
         return pb.Encoding(error=_NOT_FINITE)
     return pb.Encoding(values=values.tolist())

@@ -1,4 +1,4 @@
-"""Which of the three paths a model runs on: the fastest whose results are those of plain `forward()`."""
+"""Selects the path that a model runs on: the fastest one that gives the results of plain `forward()`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,38 +22,39 @@ from gridwork_server.errors import ModelError
 from gridwork_server.lengths import call_lengths
 from gridwork_server.model.task import Task
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import one_line
 
-# What `--model-impl` calls the paths of generators, and those of encoders that correspond to them.
+# Paths of encoders, by the name of the corresponding path of generators in `--model-impl`.
 WISHES = {"paged": "flat", "batched": "padded", "solo": "single"}
 
 _LARGEST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-"""Relative (of the L2 norms), by dtype: what rounding in another order may make."""
+"""Maximum relative difference of L2 norms that another order of rounding may cause, by dtype."""
 
 _LONGEST_CHECK_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The path that was chosen."""
+    """The selected path."""
 
     path: EncoderPath
     reason: str
-    """Why no faster one was; empty when it is the fastest."""
+    """Reason why no faster path was selected; empty for the fastest."""
     attention: str
-    """Implementation of attention, for people to read."""
+    """Attention implementation, for people to read."""
     positions: positions.Positions
     is_causal: bool
-    """Whether what follows a token leaves its hidden state as it is."""
+    """True if a token's hidden state does not depend on later tokens."""
 
 
 class _Refused(Exception):
-    """A path cannot be used; the message says why."""
+    """A path cannot be used. The message says why."""
 
 
 @torch.inference_mode()
 def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "auto") -> Selection:
-    """Tries the paths in turn. wish: `auto`, or a path's name, which is then the only one; attention_wish: `auto`,
-    `sdpa` or `reference`. Raises ModelError when a path that is asked for cannot be used."""
+    """Tries the paths in turn. wish: `auto`, or the name of the only path to try; attention_wish: `auto`, `sdpa` or
+    `reference`. Raises ModelError when the path in `wish` cannot be used."""
     attention.register()
     name = type(model).__name__
     plain = _plain_attention(model, attention_wish)
@@ -66,7 +67,9 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
     try:
         found = positions.find(base, vocab_size, device)
     except Exception as error:
-        raise ModelError(f"{name} cannot run a sequence of {positions._WATCHED} tokens: {_line(error)}") from error
+        raise ModelError(
+            f"{name} cannot run a sequence of {positions.NUM_WATCHED} tokens: {one_line(error, typed=False)}"
+        ) from error
     check = _Check(single, task, vocab_size, found.capacity, has_types, device, next(model.parameters()).dtype)
     lengths = check.find_lengths(model, found.offset)
 
@@ -99,8 +102,8 @@ def select(model: Any, task: Task, wish: str = "auto", attention_wish: str = "au
                     raise
                 path = make()  # with all of PyTorch imported
         except Exception as error:
-            refusals.append(f"{candidate}: {_line(error)}")
-            logger.warning(f"{name} does not run on the {candidate} path: {_line(error)}")
+            refusals.append(f"{candidate}: {one_line(error, typed=False)}")
+            logger.warning(f"{name} does not run on the {candidate} path: {one_line(error, typed=False)}")
             continue
         return Selection(path, "; ".join(refusals), implementation, found, check.is_causal())
     raise ModelError(f"{name} cannot run as --model-impl asks, {'; '.join(refusals)}; use --model-impl auto")
@@ -128,36 +131,36 @@ class _Check:
         self._tolerance = _LARGEST_ERROR.get(dtype, 5e-2)
 
     def find_lengths(self, model: Any, offset: int) -> SequenceLengths | None:
-        """What of a model depends on how long a sequence is, by a run of plain `forward()`. offset: number of the first
-        position."""
+        """Finds modules that depend on the length of a sequence, by a run of plain `forward()`. offset: number of the
+        first position."""
         num_tokens = min(7, self._capacity)
         try:
             with call_lengths.watch(model, num_tokens) as found:
                 self._outputs(self._plain, self._batch([num_tokens]))
-        except Exception as error:  # the comparison with the paths says it better
-            logger.debug(f"plain forward() fails: {_line(error)}")
+        except Exception as error:  # the comparison with the paths reports it better
+            logger.debug(f"plain forward() fails: {one_line(error, typed=False)}")
             return None
         return SequenceLengths(found[0], offset) if found else None
 
     def compare_flat(self, path: FlatPath) -> None:
-        """Raises _Refused, or whatever the path raises, when it does not give what plain `forward()` does."""
+        """Compares a flat path with plain `forward()`. Raises _Refused, or the path's own error."""
         try:
             self.compare(path)
         except ValueError:
-            # Heads that look for padding refuse several sequences when the config names no padding token.
+            # Heads that look for padding refuse several sequences when the config has no padding token.
             if self._task not in (Task.CLASSIFY, Task.RERANK) or not path.heads_together:
                 raise
             path.heads_together = False
             self.compare(path)
-        # What is shorter than a window does not show whether it is right, nor what is shorter than the length at which
-        # rotary frequencies change.
+        # Sequences must be longer than a window to show whether it is right, and longer than the length at which rotary
+        # frequencies change.
         limits = path.windows | ({path.lengths.border} if path.lengths else set())
         longest = max((w for w in limits if w < self._capacity), default=0)
         if longest:
             self._compare(path, [longest + 7, 2, longest + 3])
 
     def compare(self, path: EncoderPath) -> None:
-        """The same for any path."""
+        """Compares any path with plain `forward()`. Raises _Refused."""
         self._compare(path, [5, 5, 1, 9, 3])
 
     def _compare(self, path: EncoderPath, lengths: list[int]) -> None:
@@ -168,7 +171,7 @@ class _Check:
             raise _Refused(f"its results differ from those of plain forward() by {error:.1e}")
 
     def is_causal(self) -> bool:
-        """Whether the hidden states of a sequence's first tokens do not depend on its last one."""
+        """Returns whether the hidden states of a sequence's first tokens do not depend on its last one."""
         if self._task != Task.EMBED:
             return False
         batch = self._batch([min(6, self._capacity)])
@@ -197,7 +200,7 @@ class _Check:
 
 
 def num_tokens(model: Any) -> int:
-    """Size of the model's vocabulary, tokens. Raises ModelError when it has none."""
+    """Size of the model's vocabulary. Raises ModelError when it has none."""
     try:
         return int(model.get_input_embeddings().num_embeddings)
     except (AttributeError, NotImplementedError):
@@ -208,7 +211,7 @@ def num_tokens(model: Any) -> int:
 
 
 def _plain_attention(model: Any, wish: str) -> str:
-    """The attention that Transformers has chosen, or by its definition."""
+    """Name of the attention function that Transformers has chosen, or of the one by its definition."""
     chosen = model.config._attn_implementation
     return "eager" if wish == "reference" or chosen in (None, attention.NAME) else str(chosen)
 
@@ -216,8 +219,3 @@ def _plain_attention(model: Any, wish: str) -> str:
 def _padding_token(model: Any) -> int:
     token = getattr(model.config, "pad_token_id", None)
     return token if isinstance(token, int) and token >= 0 else 0
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 300 else text[:300] + " …"

@@ -1,6 +1,6 @@
-"""Puts fewer, larger operations in the place of many, by what they compute.
+"""Replaces groups of operations by fewer and larger ones, found by what they compute.
 
-Every rewrite gives the values that the operations gave that it replaces, rounded where they were rounded.
+Every rewrite gives the same values as the operations that it replaces, with the same roundings.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gridwork_kernels.program_table import ACTIVATIONS
 from gridwork_server.graph.nodes import Graph, Node, Ref
 from gridwork_server.graph.rewriter import FLOATS, Rewriter
 from gridwork_server.graph.rotary import fuse_rotary
@@ -20,8 +21,8 @@ aten = torch.ops.aten
 
 
 def fuse(graph: Graph, replace_weight: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
-    """Rewrites the graph in place. replace_weight(old, new): the weights of `old` now lie in `new` too, a view of
-    others, and its memory can be given back."""
+    """Rewrites the graph in place. replace_weight(old, new): the weights of `old` are now also in `new`, a view of a
+    larger tensor, so that the memory of `old` can be freed."""
     simplify(graph)
     for rewrite in (
         lambda rewriter: _merge_siblings(rewriter, replace_weight),
@@ -38,13 +39,13 @@ def fuse(graph: Graph, replace_weight: Callable[[torch.Tensor, torch.Tensor], No
 
 
 def _linears() -> dict[Any, int]:
-    """Operations (x, weights …, bias, out_features, float32_out), and how many tensors of weights each has."""
+    """Operations (x, weights …, bias, out_features, float32_out), with the number of their weight tensors."""
     ops = torch.ops.gridwork_cpu
     return {ops.linear.default: 1, ops.int8_linear.default: 2, ops.int4_linear.default: 2}
 
 
 def _merge_siblings(rewriter: Rewriter, replace_weight: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
-    """Linear layers with the same input become one, of which each has a part of the output."""
+    """Merges linear layers with the same input into one. Each former layer becomes a slice of its output."""
     families: dict[Any, list[Node]] = defaultdict(list)
     panel, linears = torch.ops.gridwork_cpu.linear_panel(), _linears()
     seen: set[int] = set()
@@ -52,7 +53,7 @@ def _merge_siblings(rewriter: Rewriter, replace_weight: Callable[[torch.Tensor, 
         if node.target not in linears or node.args[0] in rewriter.changed or node.shape is None:
             continue
         x, packed, *_, bias, features, wide = node.args
-        # A layer that is used twice has its weights in one place only.
+        # A layer that is used twice stays as it is: its weights can be part of one merged tensor only.
         if features % panel == 0 and not wide and id(packed) not in seen:
             seen.add(id(packed))
             families[x, node.target, packed.dtype, bias is None].append(node)
@@ -69,7 +70,7 @@ def _merged(
     num_weights: int,
     replace_weight: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> dict[int, list[Node]]:
-    """What takes the places of siblings. Their weights become parts of one tensor."""
+    """The replacements of sibling layers. Their weights become parts of one tensor."""
     weights = []
     for i in range(1, 1 + num_weights):
         parts = [node.args[i] for node in nodes]
@@ -92,18 +93,17 @@ def _merged(
 
 
 def _fuse_gated_activations(rewriter: Rewriter) -> None:
-    """activation(gate) * up."""
-    kinds = {aten.silu.default: 0, aten.gelu.default: 2}
+    """Fuses activation(gate) * up."""
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         if node.target != aten.mul.Tensor or len(node.args) != 2:
             continue
         for active, up in (node.args, node.args[::-1]):
-            activation = rewriter.made_by(active, *kinds)
+            activation = rewriter.made_by(active, aten.silu.default, aten.gelu.default)
             other = rewriter.producer.get(up) if isinstance(up, Ref) else None
             if activation is None or other is None or not rewriter.only_use(active) or up in rewriter.changed:
                 continue
-            kind = 1 if activation.kwargs.get("approximate") == "tanh" else kinds[activation.target]
+            kind = _activation_kind(activation)
             if node.shape != activation.shape or node.shape != other.shape or not _is_rows(node.shape):
                 continue
             if not node.dtype == activation.dtype == other.dtype or node.dtype not in FLOATS:
@@ -115,25 +115,33 @@ def _fuse_gated_activations(rewriter: Rewriter) -> None:
     rewriter.rewrite(replacements)
 
 
+_ACTIVATIONS = {aten.silu.default: "silu", aten.gelu.default: "gelu", aten.relu.default: "relu"}
+
+
+def _activation_kind(node: Node) -> int:
+    """The number of a node's activation in the table of programs."""
+    if node.kwargs.get("approximate") == "tanh":
+        return ACTIVATIONS["gelu_tanh"]
+    return ACTIVATIONS[_ACTIVATIONS[node.target]]
+
+
 def _is_rows(shape: Any) -> bool:
     """`[1, …, rows, width]`"""
     return shape is not None and len(shape) >= 2 and all(size == 1 for size in shape[:-2])
 
 
 def _replace_activations(rewriter: Rewriter) -> None:
-    """Activations by themselves, also those that are written out in several operations."""
-    kinds = {aten.silu.default: 0, aten.gelu.default: 2, aten.relu.default: 3}
+    """Replaces single activations, including those that are written in several operations."""
     target = torch.ops.gridwork_cpu.activation.default
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         if node.dtype not in FLOATS or not _is_rows(node.shape):
             continue
         x: Any
-        if node.target in kinds:
-            x = node.args[0]
-            kind = 1 if node.kwargs.get("approximate") == "tanh" else kinds[node.target]
+        if node.target in _ACTIVATIONS:
+            x, kind = node.args[0], _activation_kind(node)
         else:
-            x, kind = _match_gelu_in_steps(rewriter, node), 4
+            x, kind = _match_gelu_in_steps(rewriter, node), ACTIVATIONS["gelu_tanh_in_steps"]
         source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
         if source is not None and (source.shape, source.dtype) == (node.shape, node.dtype):
             replacements[id(node)] = [rewriter.new(target, (x, kind), node.shape, node.dtype, node.out)]
@@ -141,7 +149,7 @@ def _replace_activations(rewriter: Rewriter) -> None:
 
 
 def _match_gelu_in_steps(rewriter: Rewriter, node: Node) -> Ref | None:
-    """x of 0.5 * x * (1.0 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))."""
+    """Returns x where the node computes 0.5 * x * (1.0 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))."""
 
     def scaled(ref: Any, factor: float) -> Any:
         product = rewriter.made_by(ref, aten.mul.Tensor)
@@ -162,12 +170,12 @@ def _match_gelu_in_steps(rewriter: Rewriter, node: Node) -> Ref | None:
 
 
 def _is_number(argument: Any, value: float) -> bool:
-    """Whether an argument is this number: it may be a tensor, which cannot be compared."""
+    """Whether an argument is a Python number of this value. It may also be a tensor."""
     return isinstance(argument, int | float) and argument == value
 
 
 def _replace_layer_norms(rewriter: Rewriter) -> None:
-    """Layer norms over the last dimension."""
+    """Replaces layer norms over the last dimension."""
     target = torch.ops.gridwork_cpu.layer_norm.default
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
@@ -176,7 +184,7 @@ def _replace_layer_norms(rewriter: Rewriter) -> None:
         x, normalized, weight, bias, eps = (*node.args, *(None, None, 1e-5)[len(node.args) - 2 :])[:5]
         source = rewriter.producer.get(x) if isinstance(x, Ref) and x not in rewriter.changed else None
         same = source is not None and (source.shape, source.dtype) == (node.shape, node.dtype)
-        # Weights are constants: a norm that is scaled by what was computed stays as it is.
+        # Weights must be constants: a norm that is scaled by a computed tensor stays as it is.
         plain = all(
             w is None or (isinstance(w, torch.Tensor) and w.dtype == node.dtype and w.is_contiguous())
             for w in (weight, bias)
@@ -188,7 +196,7 @@ def _replace_layer_norms(rewriter: Rewriter) -> None:
 
 
 def _fuse_norms(rewriter: Rewriter) -> None:
-    """x + residual, and the norm of it."""
+    """Fuses x + residual with the norm of the sum."""
     ops = torch.ops.gridwork_cpu
     norms = {ops.rms_norm.default: ops.add_rms_norm.default, ops.layer_norm.default: ops.add_layer_norm.default}
     replacements: dict[int, list[Node]] = {}
@@ -206,8 +214,8 @@ def _fuse_norms(rewriter: Rewriter) -> None:
 
 
 def replace_scales(graph: Graph) -> None:
-    """Products with a number, and quotients by one, in place. By itself, since products with numbers are parts of what
-    other rewrites look for."""
+    """Replaces products with a number, and quotients by a number, in place. It must run after the other rewrites, whose
+    patterns contain such products."""
     rewriter = Rewriter(graph)
     target = torch.ops.gridwork_cpu.scale.default
     replacements: dict[int, list[Node]] = {}
@@ -227,7 +235,7 @@ def replace_scales(graph: Graph) -> None:
 
 
 def _factor(argument: Any, dtype: torch.dtype) -> float | None:
-    """The number that an argument is: one in Python, or a constant of the type."""
+    """The value of a number argument: a Python number, or a constant tensor of the data type."""
     if isinstance(argument, torch.Tensor):
         return float(argument) if argument.dim() == 0 and argument.dtype == dtype else None
     return float(argument) if isinstance(argument, int | float) and not isinstance(argument, bool) else None

@@ -1,7 +1,7 @@
-"""Computes only what the logits that are wanted need.
+"""Computes only the rows that the requested logits depend on.
 
-A step wants logits of its last tokens, often of one. What the other tokens are behind the last layer's attention nobody
-asks for: there the rows are chosen early, before the operations that compute each row by itself, instead of after them.
+A step needs the logits of its last tokens, often of one. After the last layer's attention, the other tokens' rows are
+unused. The rows to keep are therefore selected before the operations that compute each row independently, not after.
 """
 
 from collections import defaultdict
@@ -18,8 +18,8 @@ _TOKENS, _ROWS = Size(0, 1, 0), Size(0, 0, 1)
 
 
 def by_kept_rows(graph: Graph) -> tuple[Graph, Graph] | None:
-    """The graph for steps that want logits of every token, which chooses none, and the one for those that want fewer.
-    None when the graph chooses rows in no way that is known here."""
+    """Returns a graph for steps with logits of every token, which selects no rows, and a graph for steps with fewer.
+    Returns None when the graph selects rows in an unknown way."""
     choice = _choice(graph)
     if choice is None:
         return None
@@ -27,7 +27,7 @@ def by_kept_rows(graph: Graph) -> tuple[Graph, Graph] | None:
 
 
 def _choice(graph: Graph) -> Node | None:
-    """The one operation that uses `kept`, `x[:, kept]`, which keeps the tokens' order."""
+    """The only operation that uses `kept`, if it is `x[:, kept]`, which keeps the order of tokens."""
     users = [node for node in graph.nodes if graph.kept in node.inputs()]
     if len(users) != 1 or users[0].target != aten.index.Tensor or users[0].kwargs:
         return None
@@ -38,7 +38,7 @@ def _choice(graph: Graph) -> Node | None:
 
 
 def _without(graph: Graph, choice: Node) -> Graph:
-    """There are as many rows as tokens."""
+    """The graph without the selection, where the number of rows is the number of tokens."""
 
     def same(leaf: Any) -> Any:
         return Size(leaf.constant, leaf.tokens + leaf.rows, 0) if type(leaf) is Size else leaf
@@ -65,10 +65,10 @@ def _chosen_early(graph: Graph, choice: Node) -> Graph:
     chosen: dict[Ref, Ref] = {}
     shapes, dtypes = _shapes(graph), {ref: node.dtype for node in graph.nodes for ref in node.outputs}
     moved = {id(node) for node in early}
-    result = replace(graph)  # counts its own references
+    result = replace(graph)  # has its own count of references
 
     def choose(ref: Ref, nodes: list[Node]) -> None:
-        """Adds the choice of a tensor's rows, once."""
+        """Adds the selection of a tensor's rows, once for each tensor."""
         if ref not in made and ref not in chosen:
             chosen[ref] = result.new_ref()
             shape = _with_rows(shapes[ref])
@@ -86,13 +86,13 @@ def _chosen_early(graph: Graph, choice: Node) -> Graph:
         else:
             nodes.append(node)
     last = choice.args[0]
-    # Behind the choice everything is of the rows that are kept already.
+    # After the selection, all tensors have the kept rows only.
     return _renamed(result, nodes, {choice.out: chosen.get(last, last)})
 
 
 def _early(graph: Graph, choice: Node) -> list[Node]:
-    """Operations whose results nothing but the choice needs, directly or by each other, and that compute each row by
-    itself."""
+    """Operations that compute each row independently, and whose results are used only by the selection, directly or
+    through each other."""
     users: dict[Ref, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         for ref in node.inputs():
@@ -128,8 +128,8 @@ def _with_rows(shape: Any) -> Any:
 
 
 def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
-    """Whether the operation computes each token's values of `[1, T, features]` by themselves, with weights and numbers
-    at most."""
+    """Whether the operation computes each token's row of `[1, T, features]` independently, from rows, weights and
+    numbers only."""
     ops = torch.ops.gridwork_cpu
     inputs = list(node.inputs())
     if isinstance(node.target, Attend) or not inputs or not _is_of_tokens(node.shape):

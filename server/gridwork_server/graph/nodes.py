@@ -9,15 +9,15 @@ import torch
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor that an operation has given, or an input."""
+    """A tensor: an input of the graph, or an output of an operation."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Size:
-    """A whole number that depends on what a step computes: `constant + tokens * T + rows * K`, for T tokens of which K
-    give logits."""
+    """A whole number that depends on the step: `constant + tokens * T + rows * K`, for T tokens of which K give
+    logits."""
 
     constant: int
     tokens: int
@@ -30,37 +30,37 @@ class Size:
 
 @dataclass(frozen=True)
 class Attend:
-    """Stands for a layer's attention, with the cache: the target of a node whose arguments are query, key, value and
-    sinks; cosines and sines too where attention rotates."""
+    """A layer's attention over the cache, as the target of a node. The node's arguments are query, key, value and
+    sinks, and cosines and sines where attention rotates."""
 
     layer: int
     nth: int
-    """Which of the layer's calls in one forward pass this is."""
+    """Index of the call among the layer's attention calls in one forward pass."""
     scale: float
     window: int
     softcap: float
     interleaved: bool = False
-    """Whether dimensions 2i and 2i + 1 are turned together, in place of i and i + size / 2."""
+    """Whether dimensions 2i and 2i + 1 are partners in the rotation, not i and i + size / 2."""
 
 
 @dataclass(eq=False)
 class Node:
-    """One operation."""
+    """An operation of a graph."""
 
     target: Any
     """A `torch._ops.OpOverload`, or `Attend`."""
     args: tuple[Any, ...]
-    """Of Ref, Size, tensors (weights), numbers, and lists of these."""
+    """Ref, Size, tensors (weights), numbers, and lists of these."""
     kwargs: dict[str, Any]
     outputs: tuple["Ref | None", ...]
-    """None for what is no tensor."""
+    """None for an output that is not a tensor."""
     shape: tuple["int | Size", ...] | None = None
-    """Of the first output."""
+    """Shape of the first output."""
     dtype: torch.dtype | None = None
 
     @property
     def name(self) -> str:
-        """Of the operation, as `aten.mul`."""
+        """Name of the operation, such as `aten.mul`."""
         if isinstance(self.target, Attend):
             return "attend"
         schema = self.target._schema
@@ -68,20 +68,20 @@ class Node:
 
     @property
     def out(self) -> Ref:
-        """The one output."""
+        """The only output."""
         (ref,) = self.outputs
         assert ref is not None
         return ref
 
     def inputs(self) -> Iterator[Ref]:
-        """Every Ref among the arguments, as often as it is there."""
+        """Every Ref among the arguments, with repetitions."""
         yield from refs(self.args)
         yield from refs(self.kwargs)
 
 
 @dataclass
 class Graph:
-    """All operations in their order. What the graph gives are logits `[1, K, vocab_size]`."""
+    """All operations in order. The result is logits `[1, K, vocab_size]`."""
 
     input_ids: Ref
     position_ids: Ref
@@ -91,13 +91,13 @@ class Graph:
     next_index: int = field(default=0)
 
     def new_ref(self) -> Ref:
-        """A Ref that is not in use."""
+        """Returns an unused Ref."""
         self.next_index += 1
         return Ref(self.next_index - 1)
 
 
 def changed(graph: Graph) -> set[Ref]:
-    """Tensors that some operation writes to."""
+    """Tensors that some operation writes to in place."""
     tensors: set[Ref] = set()
     for node in graph.nodes:
         if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
@@ -120,7 +120,7 @@ def refs(tree: Any) -> Iterator[Ref]:
 
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The same tree with `function` of every leaf."""
+    """Applies `function` to every leaf of nested lists, tuples and dictionaries."""
     kind = type(tree)
     if kind is tuple:
         return tuple([mapped(item, function) for item in tree])

@@ -1,6 +1,6 @@
-"""Packs the weights of products that no layer stands for: those of a router to a model's experts above all.
+"""Packs constant weights of products that are not modules, such as those of a router to experts.
 
-On CPUs without AVX-512, PyTorch was seen to take 6 ms for such a product of one token in bfloat16.
+On a CPU without AVX-512, PyTorch took 6 ms for such a product of one token in bfloat16.
 """
 
 from dataclasses import replace
@@ -16,13 +16,13 @@ aten = torch.ops.aten
 
 
 def pack_constants(graph: Graph) -> None:
-    """Puts packed linear layers in the place of `aten.linear` with constant weights, in place."""
+    """Replaces `aten.linear` with constant weights by packed linear layers, in place."""
     written, refs = Written(graph), changed(graph)
     producer = {ref: node for node in graph.nodes for ref in node.outputs if ref is not None and ref not in refs}
     packed: dict[tuple[int, torch.dtype], torch.Tensor] = {}
 
     def constant(argument: Any) -> torch.Tensor | None:
-        """A weight, or one that is converted to another type in every pass."""
+        """The value of a constant weight, or of one that every pass converts to another type."""
         if isinstance(argument, torch.Tensor):
             return None if written.holds(argument) else argument
         node = producer.get(argument) if isinstance(argument, Ref) else None

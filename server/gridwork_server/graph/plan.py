@@ -1,7 +1,7 @@
-"""Which of a graph's operations can be run in one native program.
+"""Plans which operations of a graph run in one native program.
 
-What such an operation works on are rows, one for each token, whose values lie one behind the other. Views of those (a
-part of the values, other dimensions) are no operations: they are where an operand lies.
+Such operations work on rows, one for each token, whose values are contiguous. Views of rows (some of the values, other
+dimensions) are not operations: they only change where an operand lies.
 """
 
 from dataclasses import dataclass, field
@@ -10,23 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridwork_kernels.program import TYPES
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed
 
 aten = torch.ops.aten
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""What values can be, with the number that the compiled library has for it."""
-
 _TOKENS = Size(0, 1, 0)
 _FEWEST = 4
-"""Operations that are worth a call of their own."""
+"""Minimum number of operations of a program."""
 
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where each token's values lie: behind a tensor's start by `offset`, `stride` from the last token's."""
+    """Where each token's values lie: `offset` values after the start of `base`, `stride` values apart for each
+    token."""
 
     base: Ref
     offset: int
@@ -34,43 +33,43 @@ class Rows:
     features: int
     dtype: torch.dtype
     part_stride: int | None = None
-    """From one part (a head) to the next, where parts do not lie one behind the other."""
+    """Distance from one part (a head) to the next, where parts are not contiguous."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether tokens follow each other without a gap."""
+        """Whether the rows of consecutive tokens are contiguous."""
         return self.stride == self.features
 
 
 @dataclass
 class Segment:
-    """Consecutive operations, for one program."""
+    """Consecutive operations that run as one program."""
 
     nodes: list[Node]
     needs: list[Ref] = field(default_factory=list)
-    """Tensors from outside."""
+    """Tensors that are computed outside."""
     outputs: list[Ref] = field(default_factory=list)
     """Tensors that are used outside."""
 
     def inputs(self) -> list[Ref]:
-        """As a node has them."""
+        """The same interface as a node's."""
         return self.needs
 
 
 class Plan:
-    """A graph's nodes, those that can be run so in segments."""
+    """The nodes of a graph, in which consecutive nodes with kernels form segments."""
 
     def __init__(self, graph: Graph) -> None:
         self.shapes: dict[Ref, tuple[Any, ...]] = {}
         self.dtypes: dict[Ref, torch.dtype] = {}
         self.rows: dict[Ref, Rows] = {}
-        """What operands can be."""
+        """Tensors that can be operands, and where they lie."""
         self.items: list[Node | Segment] = []
-        """In an order in which they can be executed."""
+        """Nodes and segments in an order of execution."""
         self._views: dict[Ref, Node] = {}
         self._changed = changed(graph)
         self._ids = {graph.input_ids: graph.input_ids, graph.position_ids: graph.position_ids}
-        """Tensors that hold the tokens or their positions, and which of the inputs they are."""
+        """Tensors that hold the tokens or their positions, with the input that they are equal to."""
         self._open: list[Node] = []
         self._made: set[Ref] = set()
         for node in graph.nodes:
@@ -87,12 +86,12 @@ class Plan:
         self._find_outputs(graph)
 
     def base(self, ref: Ref) -> Ref:
-        """The tensor that an operand's rows, or the step's tokens or positions, lie in."""
+        """The tensor that holds an operand's rows, or the step's tokens or positions."""
         rows = self.rows.get(ref)
         return self._ids.get(ref, ref) if rows is None else rows.base
 
     def _describe(self, node: Node) -> None:
-        """What is known of the node's outputs."""
+        """Notes shape, dtype and rows of the node's outputs."""
         if node.shape is None or node.dtype is None:
             return
         for ref in node.outputs:
@@ -103,7 +102,7 @@ class Plan:
                     self.rows[ref] = Rows(ref, 0, features, features, node.dtype)
 
     def _add(self, node: Node) -> None:
-        """A node that is executed by itself: before the open segment when it needs nothing of it, else after."""
+        """Adds a node that is executed alone: before the open segment if it does not depend on it, else after."""
         needs = set(node.inputs())
         mutable = not isinstance(node.target, Attend) and node.target._schema.is_mutable
         if mutable or any(self._root(ref) in self._made for ref in needs):
@@ -118,7 +117,7 @@ class Plan:
         return ref
 
     def _show(self, ref: Ref) -> None:
-        """Makes a tensor of a view that was none so far."""
+        """Adds the node of a view that is needed as a tensor."""
         node = self._views.get(ref)
         if node is None:
             return
@@ -155,7 +154,7 @@ class Plan:
                 segment.outputs.append(ref)
 
     def _is_view(self, node: Node) -> bool:
-        """Whether the node's outputs are parts of rows, which are noted."""
+        """Whether the node's outputs are views of rows; notes where they lie."""
         if isinstance(node.target, Attend) or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
             return False
         if node.target in _VIEWS and node.args[0] in self._ids and node.shape == (1, _TOKENS):
@@ -177,7 +176,7 @@ class Plan:
         return True
 
     def _is_native(self, node: Node) -> bool:
-        """Whether there is a kernel for just this."""
+        """Whether there is a kernel for the node's operation and operands."""
         ops = torch.ops.gridwork_cpu
         if node.kwargs or node.dtype is None or any(ref is None or ref not in self.rows for ref in node.outputs):
             return False
@@ -201,7 +200,7 @@ class Plan:
             return len(whole) == 2 and same and all(rows.features == width for rows in whole)
         if node.target in (ops.layer_norm.default, ops.add_layer_norm.default):
             expected = 1 if node.target == ops.layer_norm.default else 2
-            # Of all of a token's values: what is normed by heads stays with PyTorch.
+            # Only norms over all values of a token; norms over heads are left to PyTorch.
             return len(whole) == expected and same and all(rows.features == last_dim(node) for rows in whole)
         if node.target in (ops.activation.default, ops.scale.default):
             return len(whole) == 1 and same and self.shapes[node.args[0]] == node.shape
@@ -212,7 +211,7 @@ class Plan:
         return False
 
     def _is_attention(self, node: Node) -> bool:
-        """Whether all that the node attends with are tensors of the step, but for the sinks."""
+        """Whether query, key, value and angles are the step's tensors of supported types, and sinks are constant."""
         query, key, value, sinks, *angles = node.args
         if isinstance(sinks, Ref) or not all(isinstance(ref, Ref) for ref in (query, key, value, *angles)):
             return False
@@ -226,13 +225,13 @@ class Plan:
         )
 
     def _is_lookup(self, node: Node) -> bool:
-        """Whether it gives the rows of weights that the step's tokens or positions name."""
+        """Whether it looks up rows of a constant table by the step's tokens or positions."""
         table, ids = node.args[:2]
         return isinstance(table, torch.Tensor) and table.is_contiguous() and isinstance(ids, Ref) and ids in self._ids
 
 
 def _is_of_tokens(shape: tuple[Any, ...]) -> bool:
-    """`[T, …]` or `[1, T, …]`, the others numbers."""
+    """Whether a shape is `[T, …]` or `[1, T, …]`, where the other sizes are constant."""
     rest = _of_a_token(shape)
     return rest is not None and all(type(size) is int for size in rest)
 
@@ -246,21 +245,21 @@ def _of_a_token(shape: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def features_of(shape: tuple[Any, ...]) -> int:
-    """Values of a token in a tensor `[T, …]` or `[1, T, …]`."""
+    """Number of values of a token in a tensor `[T, …]` or `[1, T, …]`."""
     rest = _of_a_token(shape)
     assert rest is not None
     return int(np.prod(rest, dtype=np.int64))
 
 
 def last_dim(node: Node) -> int:
-    """Of what a node that works on rows gives."""
+    """The last dimension of a node's output."""
     assert node.shape is not None and isinstance(node.shape[-1], int)
     return node.shape[-1]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Of a token's values: where it begins, its shape as a tensor, and Rows.part_stride."""
+    """A part of a token's values: where it begins, its shape as a tensor, and its part_stride."""
 
     begin: int
     shape: tuple[Any, ...]
@@ -268,14 +267,14 @@ class _Part:
 
 
 def _parts(node: Node, shape: tuple[Any, ...], apart: int | None) -> list[_Part] | None:
-    """What the node's outputs are of the values of each token; None for what is no part of rows. apart: part_stride of
-    those rows."""
+    """The parts of each token's values that the node's outputs are, or None where they are not such parts. apart:
+    part_stride of the input's rows."""
     rest = _of_a_token(shape)
     assert rest is not None and node.shape is not None
     first = node.target == aten.select.int and node.args[1:] == (0, 0)
     if first or node.target in (*_VIEWS, aten.unsqueeze.default, aten.contiguous.default):
         same = _is_of_tokens(node.shape) and features_of(node.shape) == features_of(shape)
-        # Heads that lie apart can have no other dimensions.
+        # Heads that are not contiguous cannot be viewed with other dimensions.
         return [_Part(0, node.shape, apart)] if (same and apart is None) or _of_a_token(node.shape) == rest else None
     cuts = _cuts(node, shape)
     if cuts is None:
@@ -285,13 +284,13 @@ def _parts(node: Node, shape: tuple[Any, ...], apart: int | None) -> list[_Part]
     if axis not in (0, len(rest) - 1) or (axis == 1 and len(rest) != 2):
         return None
     step, stride = inner if apart is None else apart, apart
-    if axis == 1:  # of every head
+    if axis == 1:  # a cut of every head
         step, stride = 1, step if rest[0] > 1 else None
     return [_Part(begin * step, (*shape[:dim], size, *shape[dim + 1 :]), stride) for begin, size in sizes]
 
 
 def _cuts(node: Node, shape: tuple[Any, ...]) -> tuple[int, list[tuple[int, int]]] | None:
-    """The dimension that the node cuts, and begin and size of each piece."""
+    """The dimension that the node cuts, with begin and size of each piece."""
     if node.target == aten.slice.Tensor and len(node.args) == 4:
         dim, begin = node.args[1] % len(shape), node.args[2]
         assert node.shape is not None

@@ -1,4 +1,4 @@
-"""What a model computes of a token's position alone, cosines and sines above all: computed once for each position."""
+"""Tables of values that depend on a token's position alone, such as cosines and sines. Each is computed once."""
 
 from typing import Any
 
@@ -11,27 +11,27 @@ aten = torch.ops.aten
 _VIEWS = ("expand", "permute", "reshape", "select", "slice", "squeeze", "transpose", "unsqueeze", "view")
 _CHANGES = ("_to_copy", "cat", "clone", "repeat_interleave", "stack", "to")
 _ARITHMETIC = ("add", "bmm", "cos", "div", "mul", "neg", "pow", "sin", "sub")
-"""Operations that a value for a position may be computed by. Others may look into tables that are shorter than the
-longest sequence, or beyond the token."""
+"""Operations that a position's values may be computed by. Other operations may read tables that are shorter than the
+longest sequence, or depend on other tokens."""
 
 _FEWEST = 2
-"""Operations that a table is worth."""
+"""Minimum number of operations that a table replaces."""
 
 _TRIED = ([7, 3], [10], [2, 9, 4, 4], list(range(1, 11)))
-"""Positions that are computed together, to see that one does not depend on the others."""
+"""Positions that are computed together, to check that a position's values do not depend on the others."""
 
 _FIRST = 1024
-"""Positions that are computed at first."""
+"""Number of positions that are computed at the start."""
 
 _MOST_AT_ONCE = 4096
 
 
 class PositionTables:
-    """Tables in the place of a graph's operations on positions. A row is filled before a step first needs it."""
+    """Tables that replace a graph's operations on positions. A row is filled before a step first needs it."""
 
     def __init__(self, graph: Graph) -> None:
-        """Rewrites the graph in place: a value that depends on the position alone becomes a row of a table, looked up
-        by `aten.embedding`. What was needed for it alone is left to be dropped."""
+        """Rewrites the graph in place: values that depend on the position alone become rows of a table, looked up by
+        `aten.embedding`. Operations that are then unused remain, and must be dropped."""
         nodes = _of_positions(graph)
         producer = {ref: node for node in nodes for ref in node.outputs if ref is not None}
         results = [ref for ref in _needed(graph, nodes, producer) if _can_be_a_row(producer[ref])]
@@ -51,19 +51,19 @@ class PositionTables:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of tables."""
         return len(self._tables)
 
     def allocate(self, num_positions: int) -> None:
-        """Makes room for so many positions: memory that nothing is written to yet takes none."""
+        """Allocates `num_positions` rows. The system gives memory only to rows that are written."""
         self._capacity, self._filled = num_positions, 0
         for table in self._tables.values():
-            # The same tensors, which programs know.
+            # The tensors stay the same, since programs refer to them.
             table.resize_(num_positions, table.shape[1])
         self.cover(min(_FIRST, num_positions))
 
     def cover(self, end: int) -> None:
-        """Sees to it that the positions below `end` stand in the tables."""
+        """Fills the tables for the positions below `end`."""
         if end <= self._filled:
             return
         if end > self._capacity:
@@ -91,7 +91,7 @@ class PositionTables:
         return result
 
     def _is_by_position(self, ref: Ref, plan: list[Node]) -> bool:
-        """Whether a position's values do not depend on what else is computed, to the bit."""
+        """Whether a position's values are the same, bit for bit, whatever is computed with them."""
         every = self._compute(ref, plan, torch.arange(1 + max(map(max, _TRIED))))
         return all(
             torch.equal(self._compute(ref, plan, positions), every[positions])
@@ -100,7 +100,7 @@ class PositionTables:
 
 
 def _of_positions(graph: Graph) -> list[Node]:
-    """Operations that depend on positions and constants alone."""
+    """Operations that depend only on positions and constants."""
     known = {graph.position_ids}
     written = changed(graph)
     nodes = []
@@ -119,7 +119,7 @@ def _of_positions(graph: Graph) -> list[Node]:
 
 
 def _depends_on_rows(node: Node) -> bool:
-    """Whether one of its sizes is a number of logits' rows."""
+    """Whether one of its sizes depends on the number of rows of logits."""
     found = []
 
     def look(leaf: Any) -> Any:
@@ -131,7 +131,7 @@ def _depends_on_rows(node: Node) -> bool:
 
 
 def _needed(graph: Graph, nodes: list[Node], producer: dict[Ref, Node]) -> list[Ref]:
-    """What the other operations use of these, by way of views at most."""
+    """The results of these operations that other operations use, directly or through views."""
     inside = {id(node) for node in nodes}
     needed: dict[Ref, None] = {}
     for used in [graph.result, *(ref for node in graph.nodes if id(node) not in inside for ref in node.inputs())]:
@@ -144,14 +144,14 @@ def _needed(graph: Graph, nodes: list[Node], producer: dict[Ref, Node]) -> list[
 
 
 def _can_be_a_row(node: Node) -> bool:
-    """Whether its values are `[1, T, features]` of a floating type."""
+    """Whether its output has shape `[1, T, features]` and a floating-point type."""
     shape = node.shape
     of_tokens = shape is not None and len(shape) == 3 and shape[:2] == (1, Size(0, 1, 0)) and type(shape[2]) is int
     return of_tokens and node.dtype is not None and node.dtype.is_floating_point
 
 
 def _ancestors(ref: Ref, nodes: list[Node]) -> list[Node]:
-    """Those of the operations that give `ref`, in their order."""
+    """The operations that `ref` depends on, in order."""
     wanted = {ref}
     found = []
     for node in reversed(nodes):

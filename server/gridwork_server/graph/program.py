@@ -1,23 +1,24 @@
-"""A graph as one Python function without branches, made of its operations one after the other, and of native programs
-in the place of those for which there are kernels."""
+"""Compiles a graph to one Python function without branches, which calls its operations in order, and native programs
+for operations that have kernels."""
 
 from typing import Any
 
 import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
-from gridwork_server.graph.native import LayerKey, NativeProgram
+from gridwork_server.attention import LayerKey
+from gridwork_server.graph.native import NativeProgram
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment
 
 _METHODS = frozenset(("reshape", "select", "transpose", "unsqueeze", "view"))
-"""Operations that are faster to call as a method of a tensor than by their overload."""
+"""Operations that are faster as methods of a tensor than by their overload."""
 
 _OPERATORS = {"aten::add": "+", "aten::mul": "*"}
 
 
 class Program:
-    """A compiled graph. Its caches and weights are bound to names of the function's own namespace."""
+    """A compiled graph. Caches and weights are names in the function's own namespace."""
 
     def __init__(
         self,
@@ -27,9 +28,9 @@ class Program:
         windowed: set[LayerKey],
         native: bool = True,
     ) -> None:
-        """chunks: by layer, positions in a chunk of its attention; sharing: layers that attend to another's keys and
-        values; windowed: layers whose keys and values lie where a layout of their own says; native: have operations run
-        by the compiled library where it can."""
+        """chunks: by layer, number of positions in a chunk of its attention; sharing: layers that attend to another
+        layer's keys and values; windowed: layers with a window, whose keys and values have a layout of their own;
+        native: whether the compiled library runs the operations that it supports."""
         self.num_operations = len(graph.nodes)
         self._chunks, self._sharing, self._windowed = chunks, sharing, windowed
         self._namespace: dict[str, Any] = {"paged_attention": _callable(torch.ops.gridwork_cpu.paged_attention.default)}
@@ -49,7 +50,7 @@ class Program:
 
     @property
     def num_calls(self) -> int:
-        """Operations that Python calls, native programs counted as one each."""
+        """Number of calls from Python; a native program counts as one."""
         return self._num_calls
 
     def run(
@@ -144,24 +145,24 @@ class Program:
         return self._bound(argument, argument, "c")
 
     def _bound(self, value: Any, key: Any, prefix: str) -> str:
-        """A name for what no source can say."""
+        """Binds a value that has no literal to a name."""
         if id(key) not in self._names:
             name = f"{prefix}{len(self._names)}"
             self._names[id(key)] = name
             self._namespace[name] = value
-            self._namespace.setdefault("keep", []).append(key)  # so that identities stay
+            self._namespace.setdefault("keep", []).append(key)  # keeps ids unique
         return self._names[id(key)]
 
 
 def _is_whole(slicing: Node) -> bool:
-    """Whether a slice has all that it asks for, whatever the number of tokens: one may ask for more than there is."""
+    """Whether a slice lies within its dimension for every number of tokens. A slice may also extend beyond it."""
     _, dim, begin, end = slicing.args
     numbers = all(type(number) is int and number >= 0 for number in (dim, begin, end))
     return numbers and slicing.shape is not None and slicing.shape[dim] == end - begin
 
 
 def _callable(overload: Any) -> Any:
-    """What calls an operation with the least Python around it."""
+    """The callable of an operation with the least Python overhead."""
     return getattr(overload, "_op", overload)
 
 

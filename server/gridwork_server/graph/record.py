@@ -1,8 +1,8 @@
-"""Records what a model's forward pass computes, for any number of tokens.
+"""Records the operations of a model's forward pass, for any number of tokens.
 
-The model runs a few times on made-up tokens, while every operation that reaches PyTorch's dispatcher is written down.
-From runs with different numbers of tokens follows which sizes depend on it, and how. What depends on the tokens' values
-(a branch on a number in a tensor, as many rows as there are hits) cannot be recorded, and is refused.
+The model runs a few times on made-up tokens, while every operation that reaches PyTorch's dispatcher is recorded. Runs
+with different numbers of tokens show which sizes depend on it, and how. Operations that depend on the tokens' values (a
+branch on a number in a tensor, a number of rows that is a number of hits) cannot be recorded, and are refused.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, mapped
 
 
 class RecordError(RuntimeError):
-    """The forward pass cannot be written down; the message says why."""
+    """The forward pass cannot be recorded; the message says why."""
 
 
 _FEWEST = 11
 _SIZES = ((_FEWEST, 3), (_FEWEST + 2, 3), (_FEWEST, 5), (_FEWEST + 320, 7))
-"""Tokens, and rows of logits, of the runs: three to find out what depends on them, and one to see that it does so."""
+"""Numbers of tokens and of rows of logits of the runs: three to find what depends on them, and one to verify it."""
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -35,7 +35,7 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any], torch.Tensor
 def record(forward: Forward) -> Graph:
     """The graph of a forward pass of any number of tokens. Raises RecordError."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # hardly anything is computed, and waking threads takes longer
+    torch.set_num_threads(1)  # little is computed, and waking threads would take longer
     try:
         return _general([_run(forward, *size) for size in _SIZES], _SIZES)
     except RecordError:
@@ -48,7 +48,7 @@ def record(forward: Forward) -> Graph:
 
 def _run(forward: Forward, num_tokens: int, num_rows: int) -> "_Recorder":
     input_ids = torch.zeros(1, num_tokens, dtype=torch.int64)
-    # Small ones: a table of positions may be shorter than the longest run.
+    # Small positions: a table of positions may be shorter than the longest run.
     position_ids = (torch.arange(num_tokens) % _FEWEST)[None]
     kept = torch.arange(num_tokens - num_rows, num_tokens)
     recorder = _Recorder([input_ids, position_ids, kept])
@@ -59,21 +59,21 @@ def _run(forward: Forward, num_tokens: int, num_rows: int) -> "_Recorder":
 
 
 class _Recorder(TorchDispatchMode):
-    """One run; also the context that the model's attention functions are given."""
+    """Records one run. It is also the context that the model's attention functions receive."""
 
     def __init__(self, inputs: list[torch.Tensor]) -> None:
         super().__init__()
         self.nodes: list[Node] = []
         self.result: Any = None
         self._refs: dict[int, Ref] = {}
-        self._alive: list[torch.Tensor] = []  # so that no two have the same identity
+        self._alive: list[torch.Tensor] = []  # keeps ids unique
         self._calls: dict[int, int] = {}
         for tensor in inputs:
             self._new_ref(tensor)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Else PyTorch imports its compiler, to keep it away from here."""
+        """Returns False, so that PyTorch does not import its compiler."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +98,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def ref(self, leaf: Any) -> Any:
-        """What stands for an argument in a node."""
+        """The argument as a node holds it: a Ref for a known tensor, else the argument itself."""
         return self._refs.get(id(leaf), leaf)
 
     def _add(self, target: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes.append(Node(target, args, kwargs, outputs, shape, dtype))
 
     def _new_ref(self, tensor: torch.Tensor) -> Ref:
-        """In-place operations give the tensor that they were given."""
+        """The tensor's Ref, new for a new tensor. In-place operations return a known tensor."""
         if id(tensor) not in self._refs:
             self._refs[id(tensor)] = Ref(len(self._alive))
             self._alive.append(tensor)
@@ -120,7 +120,8 @@ class _Recorder(TorchDispatchMode):
 
 
 def _of_shape(name: str, args: Any) -> torch.Tensor | None:
-    """What a layer gives, in shape alone, which is all that counts: these take the most time."""
+    """The output of a large operation, with the right shape only: values do not matter, and would take the most
+    time."""
     shape: tuple[int, ...]
     if name in _LINEARS:
         x, *_, out_features, float32_out = args
@@ -143,7 +144,7 @@ _REFUSED = {
 
 
 def _check(func: Any, args: Any) -> None:
-    """Raises RecordError for an operation that may do something else the next time."""
+    """Raises RecordError for an operation that may behave differently in another pass."""
     name = func._schema.name
     if name == "aten::index":
         indices = (index for index in args[1] if isinstance(index, torch.Tensor))
@@ -151,14 +152,14 @@ def _check(func: Any, args: Any) -> None:
             raise RecordError(f"{name} by a mask gives as many values as the mask says")
         return
     if name == "aten::dropout" and not args[2]:
-        return  # not in training: gives what it gets
+        return  # outside of training it returns its input
     for tag, reason in _REFUSED.items():
         if tag in func.tags:
             raise RecordError(f"{name} {reason}")
 
 
 def _general(runs: list[_Recorder], sizes: Sizes) -> Graph:
-    """One graph for all sizes."""
+    """Merges the runs into one graph for all sizes."""
     first = runs[0]
     if any(
         [node.target for node in run.nodes] != [node.target for node in first.nodes] or run.result != first.result

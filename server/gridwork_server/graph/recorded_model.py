@@ -27,12 +27,12 @@ _PRODUCTS = ("addmm", "baddbmm", "bmm", "convolution", "einsum", "linear", "matm
 
 
 def foreign_products(graph: Graph) -> list[str]:
-    """Names of the graph's operations of PyTorch's that multiply matrices."""
+    """Names of the graph's PyTorch operations that multiply matrices."""
     return sorted({node.name for node in graph.nodes if node.name.removeprefix("aten.") in _PRODUCTS})
 
 
 class RecordedModel:
-    """Programs for all numbers of tokens: one for steps that want logits of every token, and one for others."""
+    """Programs for any number of tokens: one for steps with logits of every token, and one for other steps."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class RecordedModel:
         windowed: "set[LayerKey]",
         lengths: "CallLengths | None" = None,
     ) -> None:
-        """forward: calls the model; lengths: gives tables that positions name rows of, in place of what modules
-        compute of them; for the others see Program. Raises RecordError when it cannot be recorded."""
+        """forward: calls the model; lengths: gives tables that positions index, which replace what modules compute from
+        positions; for the others see Program. Raises RecordError when the model cannot be recorded."""
         packed = [module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear)]
         owners = {
             id(buffer): (module, name)
@@ -54,7 +54,7 @@ class RecordedModel:
         }
 
         def replace_weight(old: torch.Tensor, new: torch.Tensor) -> None:
-            if id(old) in owners:  # else the graph's own
+            if id(old) in owners:  # other tensors belong to the graph
                 module, name = owners[id(old)]
                 setattr(module, name, new)
 
@@ -72,17 +72,17 @@ class RecordedModel:
         programs = [Program(each, chunks, sharing, windowed) for each in graphs]
         self._for_all_rows, self._for_some_rows = programs[0], programs[-1]
         self.foreign_products = foreign_products(graph)
-        """Operations of PyTorch's that multiply matrices: their sums depend on the number of rows."""
+        """PyTorch operations that multiply matrices. Their sums may depend on the number of rows."""
 
     @property
     def num_operations(self) -> int:
-        """In a forward pass that wants logits of every token."""
+        """Number of operations of a forward pass with logits of every token."""
         return self._for_all_rows.num_operations
 
     def bind(
         self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]", num_positions: int
     ) -> None:
-        """Sets the layers' caches, for sequences of at most so many positions."""
+        """Sets the layers' caches. num_positions: maximum length of a sequence."""
         if self._lengths is not None:
             self._lengths.allocate(num_positions)
         self._positions.allocate(num_positions)
@@ -105,8 +105,8 @@ class RecordedModel:
 
 
 def _check_positions(graph: "Graph", lengths: "CallLengths") -> None:
-    """Raises RecordError where positions are used for more than to look up rows of tables: what a program is given in
-    their place are these rows."""
+    """Raises RecordError where positions are used other than to look up rows of `lengths`' tables: a program receives
+    the rows' indices as its positions."""
     for node in graph.nodes:
         looks_up = node.target == torch.ops.aten.embedding.default and lengths.owns(node.args[0])
         if graph.position_ids in node.inputs() and not looks_up:

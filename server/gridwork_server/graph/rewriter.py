@@ -1,4 +1,4 @@
-"""What rewrites of a graph ask about it, and how they put nodes in the places of others."""
+"""Queries about a graph's nodes, and their replacement."""
 
 from collections import defaultdict
 from typing import Any
@@ -8,18 +8,18 @@ import torch
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-"""What there are kernels for."""
+"""Data types that there are kernels for."""
 
 
 class Rewriter:
-    """What is asked about a graph, and nodes that take the place of others."""
+    """An index of a graph's nodes by producer and use, for one rewrite."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.producer: dict[Ref, Node] = {}
         self.uses: dict[Ref, list[Node]] = defaultdict(list)
         self.changed: set[Ref] = {graph.result}
-        """Tensors that a rewrite must leave alone: those that operations write to, and what the graph gives."""
+        """Tensors that a rewrite must not touch: those that operations write to, and the graph's result."""
         for node in graph.nodes:
             for ref in node.inputs():
                 self.uses[ref].append(node)
@@ -32,24 +32,24 @@ class Rewriter:
                 self.changed.update(node.inputs())
 
     def made_by(self, ref: Any, *targets: Any) -> Node | None:
-        """The node that gives `ref`, when its operation is one of `targets`."""
+        """The node that computes `ref`, if its operation is one of `targets`."""
         node = self.source(ref)
         return node if node is not None and node.target in targets else None
 
     def source(self, ref: Any) -> Node | None:
-        """The node that gives `ref`, where that is a tensor which nothing writes to."""
+        """The node that computes `ref`, if nothing writes to that tensor."""
         return self.producer.get(ref) if isinstance(ref, Ref) and ref not in self.changed else None
 
     def only_use(self, ref: Ref) -> bool:
-        """Whether one operation alone uses it, once."""
+        """Whether exactly one operation uses it, once."""
         return len(self.uses[ref]) == 1 and ref not in self.changed
 
     def new(self, target: Any, args: tuple[Any, ...], shape: Any, dtype: Any, out: Ref | None = None) -> Node:
-        """A node that is in no list yet."""
+        """Makes a node, without adding it to the graph."""
         return Node(target, args, {}, (out or self.graph.new_ref(),), shape, dtype)
 
     def rewrite(self, replacements: dict[int, list[Node]]) -> None:
-        """By identity of a node: what takes its place."""
+        """replacements: by id of a node, the nodes that replace it."""
         nodes: list[Node] = []
         for node in self.graph.nodes:
             nodes += replacements.get(id(node), [node])

@@ -1,9 +1,8 @@
-"""Finds where queries and keys are turned by the rotary position embedding (Su et al. 2021, "RoFormer"), in the forms
-in which models write it out, and leaves that to attention.
+"""Moves the rotary position embedding (Su et al. 2021, "RoFormer") of queries and keys into attention.
 
-A form is `x * cos + turned(x) * sin`. Partners are dimensions i and i + size / 2, or 2i and 2i + 1; the first
-dimensions are turned, or all; it is computed in the type of the heads, each operation rounded, or in float32 and
-rounded once.
+Models write it as `x * cos + turned(x) * sin`. Partners are dimensions i and i + size / 2, or 2i and 2i + 1. All
+dimensions are rotated, or the first ones. It is computed in the type of the heads, where each operation rounds, or in
+float32 and rounded once.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Angles:
-    """How heads are turned: cosines and sines `[1, T, size]`, or `[1, 1, T, size]`, and the form."""
+    """A rotation of heads: cosines and sines `[1, T, size]` or `[1, 1, T, size]`, and its form."""
 
     cos: Ref
     sin: Ref
@@ -30,14 +29,14 @@ class _Angles:
 
 @dataclass(frozen=True)
 class _Turned:
-    """heads: `[1, heads, T, size]`"""
+    """Heads `[1, heads, T, size]` and their rotation."""
 
     heads: Ref
     angles: _Angles
 
 
 def fuse_rotary(rewriter: Rewriter) -> None:
-    """Attention rotates queries and keys itself."""
+    """Replaces the rotation of queries and keys by angles that attention rotates with."""
     replacements: dict[int, list[Node]] = {}
     tables: dict[tuple[Ref, bool], Ref] = {}
     for node in rewriter.graph.nodes:
@@ -64,7 +63,7 @@ def fuse_rotary(rewriter: Rewriter) -> None:
 
 
 def _rows_of_table(rewriter: Rewriter, table: Ref, wide: bool) -> list[Node]:
-    """What makes `[T, size]`, in float32 if wide, of `[1, T, size]` or `[1, 1, T, size]`."""
+    """Nodes that turn `[1, T, size]` or `[1, 1, T, size]` into `[T, size]`, in float32 if `wide`."""
     made = rewriter.producer[table]
     assert made.shape is not None
     nodes, shape, dtype = [], made.shape[-2:], made.dtype
@@ -80,7 +79,7 @@ def _rows_of_table(rewriter: Rewriter, table: Ref, wide: bool) -> list[Node]:
 
 
 def _by_token(rewriter: Rewriter, heads: Ref, rotated: Node) -> list[Node]:
-    """Views of heads `[1, heads, T, size]` as `[T, heads, size]`, as the rotated ones are given to attention."""
+    """Nodes that view heads `[1, heads, T, size]` as `[T, heads, size]`, the shape of attention's arguments."""
     made = rewriter.producer[heads]
     assert made.shape is not None
     one = rewriter.new(aten.select.int, (heads, 0, 0), made.shape[1:], made.dtype)
@@ -88,8 +87,8 @@ def _by_token(rewriter: Rewriter, heads: Ref, rotated: Node) -> list[Node]:
 
 
 def _match_rotated(rewriter: Rewriter, argument: Any, dtype: Any) -> _Turned | None:
-    """What the argument `[T, heads, size]` of an attention is made of, where all its dimensions or the first ones are
-    turned."""
+    """The heads and angles of an attention's argument `[T, heads, size]` whose dimensions, or whose first ones, are
+    rotated; else None."""
     copied = rewriter.made_by(argument, aten.contiguous.default)
     turned = rewriter.made_by(argument if copied is None else copied.args[0], aten.transpose.int)
     one = rewriter.made_by(turned.args[0], aten.select.int) if turned and turned.args[1:] == (0, 1) else None
@@ -115,7 +114,7 @@ def _match_rotated(rewriter: Rewriter, argument: Any, dtype: Any) -> _Turned | N
 
 
 def _match_turned(rewriter: Rewriter, ref: Any, dtype: torch.dtype) -> _Turned | None:
-    """What `ref`, `[1, heads, T, size]` of the type, is made of, where all dimensions are turned."""
+    """The heads and angles of `ref` `[1, heads, T, size]`, if all its dimensions are rotated and it has the type."""
     rounded = rewriter.made_by(ref, aten.to.dtype)
     wide = rounded is not None
     if rounded is not None and (len(rounded.args) != 2 or rounded.kwargs or rounded.dtype != dtype):
@@ -139,7 +138,7 @@ def _match_turned(rewriter: Rewriter, ref: Any, dtype: torch.dtype) -> _Turned |
 
 
 def _heads(rewriter: Rewriter, x: Any, dtype: torch.dtype, wide: bool) -> Ref | None:
-    """The heads of the type that x is, or, in float32, is made of."""
+    """The heads that x is, or that x is a float32 copy of."""
     converted = rewriter.made_by(x, aten.to.dtype) if wide else None
     if converted is not None and converted.dtype == torch.float32 and len(converted.args) == 2:
         x = converted.args[0]
@@ -148,7 +147,7 @@ def _heads(rewriter: Rewriter, x: Any, dtype: torch.dtype, wide: bool) -> Ref | 
 
 
 def _turns(rewriter: Rewriter, ref: Any, x: Any, shape: tuple[Any, ...]) -> bool | None:
-    """Whether `ref` is x turned with partners side by side (True), or half of the dimensions apart (False)."""
+    """Whether `ref` is x turned with adjacent partners (True) or with partners half of the dimensions apart (False)."""
     size, source = shape[-1], rewriter.source(x)
     if source is None or source.shape != shape or not isinstance(size, int) or size % 2:
         return None
@@ -157,7 +156,7 @@ def _turns(rewriter: Rewriter, ref: Any, x: Any, shape: tuple[Any, ...]) -> bool
         # cat([-x[..., half:], x[..., :half]], -1)
         ends = (size // 2, size), (0, size // 2)
         return False if half.args[1:] in ((-1,), (3,)) and _are_parts(rewriter, half, x, ends, ()) else None
-    # stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2); whatever gives this shape keeps the values' order.
+    # stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2); every view with this shape keeps the order of values.
     flat = rewriter.made_by(ref, aten.flatten.using_ints, aten.reshape.default, aten.view.default)
     pairs = rewriter.made_by(flat.args[0], aten.stack.default) if flat is not None and flat.shape == shape else None
     ends = (1, size), (0, size)
@@ -167,7 +166,7 @@ def _turns(rewriter: Rewriter, ref: Any, x: Any, shape: tuple[Any, ...]) -> bool
 def _are_parts(
     rewriter: Rewriter, joined: Node, x: Any, ends: tuple[tuple[int, int], tuple[int, int]], step: tuple[int, ...]
 ) -> bool:
-    """Whether two parts of x are joined, with these begins and ends, the first one negated."""
+    """Whether `joined` joins two parts of x with these begins and ends, the first one negated."""
     if len(joined.args[0]) != 2 or joined.kwargs:
         return False
     size = max(end for _, end in ends)
@@ -183,7 +182,7 @@ def _are_parts(
 
 
 def _table(rewriter: Rewriter, argument: Any, rotated: Node, dtype: torch.dtype) -> Ref | None:
-    """The table `[1, T, size]` that an argument `[1, 1, T, size]` is a view of, else the argument."""
+    """The table `[1, T, size]` that an argument `[1, 1, T, size]` is a view of, or the argument itself."""
     made = rewriter.source(argument)
     assert rotated.shape is not None
     if made is None or made.shape != (1, 1, *rotated.shape[2:]) or made.dtype not in (dtype, torch.float32):

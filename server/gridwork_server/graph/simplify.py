@@ -1,4 +1,4 @@
-"""Takes out operations whose results are there already, or that nothing needs."""
+"""Removes operations whose results exist already, or are unused."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed, mapped
 
 _MOST_VALUES = 65536
-"""Of a result that is kept for the next step."""
+"""Maximum number of values of a result that is computed once for all steps."""
 
 
 @torch.inference_mode()
@@ -21,7 +21,7 @@ def simplify(graph: Graph) -> None:
 
 
 def _drop_aliases(graph: Graph) -> None:
-    """Operations that give what they were given, a conversion to the type that it has already for example."""
+    """Removes operations that return their input, such as a conversion to the type that it already has."""
     graph.nodes[:] = [
         node
         for node in graph.nodes
@@ -32,7 +32,7 @@ def _drop_aliases(graph: Graph) -> None:
 
 
 def drop_unused(graph: Graph) -> None:
-    """Takes out what nothing needs."""
+    """Removes operations whose results are unused."""
     used = {graph.result}
     kept = []
     for node in reversed(graph.nodes):
@@ -44,7 +44,7 @@ def drop_unused(graph: Graph) -> None:
 
 
 class Written:
-    """What operations of a graph write to, itself or by way of a tensor with the same memory."""
+    """Memory that operations of a graph write to, directly or through a tensor that shares it."""
 
     def __init__(self, graph: Graph) -> None:
         self._tensors = changed(graph)
@@ -62,17 +62,17 @@ class Written:
             grows = len(self._tensors) + len(self._storages) > before
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether that is a constant with memory that is written to."""
+        """Whether a constant's memory is written to."""
         return _storage(tensor) in self._storages
 
     def touches(self, node: Node) -> bool:
-        """Whether that is among what the node is given or gives."""
+        """Whether the node has an input or output whose memory is written to."""
         used = {*node.inputs(), *node.outputs}
         return bool(used & self._tensors) or any(_storage(tensor) in self._storages for tensor in _constants(node))
 
 
 def _may_share_memory(node: Node) -> bool:
-    """Whether results can lie where arguments lie. Operations that are made of others do not always say so."""
+    """Whether results may share memory with arguments. Composite operations do not always declare it."""
     if isinstance(node.target, Attend):
         return False
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -89,14 +89,14 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _leaves(node: Node) -> list[Any]:
-    """Everything among the arguments."""
+    """All leaves of the arguments."""
     found: list[Any] = []
     mapped((node.args, node.kwargs), found.append)
     return found
 
 
 def _is_function(node: Node, graph: Graph, written: Written) -> bool:
-    """Whether the node gives the same for the same arguments, and nothing happens to either."""
+    """Whether the node always gives the same result for the same arguments, and nothing writes to either."""
     return not (
         isinstance(node.target, Attend)
         or node.target._schema.is_mutable
@@ -107,7 +107,7 @@ def _is_function(node: Node, graph: Graph, written: Written) -> bool:
 
 
 def _compute_constants(graph: Graph, written: Written) -> None:
-    """Operations on weights and numbers alone are computed now."""
+    """Computes operations on weights and numbers, and makes their results constants."""
     known: dict[Ref, torch.Tensor] = {}
 
     def value(leaf: Any) -> Any:
@@ -124,7 +124,7 @@ def _compute_constants(graph: Graph, written: Written) -> None:
 
 
 def _is_constant(node: Node) -> bool:
-    """Whether it gives one small tensor, of no step's values."""
+    """Whether it gives one small tensor that does not depend on a step."""
     if len(node.outputs) != 1 or node.outputs[0] is None or node.shape is None:
         return False
     numbers = all(type(size) is int for size in node.shape)
@@ -136,7 +136,7 @@ def _is_constant(node: Node) -> bool:
 
 
 def _compute_once(graph: Graph, written: Written) -> None:
-    """Of equal operations, the first one's results stand for the others'."""
+    """Replaces the results of equal operations by the first one's."""
     first: dict[Any, Node] = {}
     same: dict[Ref, Ref] = {}
 
@@ -157,12 +157,12 @@ def _compute_once(graph: Graph, written: Written) -> None:
 
 
 def _key(tree: Any) -> Any:
-    """Equal for arguments that are: tensors by identity, numbers with their type."""
+    """A key that is equal for equal arguments: tensors by identity, numbers with their type."""
     if isinstance(tree, list | tuple):
         return tuple(_key(item) for item in tree)
     if isinstance(tree, dict):
         return tuple((key, _key(item)) for key, item in tree.items())
     if isinstance(tree, torch.Tensor):
         return torch.Tensor, id(tree)
-    # Zeros of both signs are equal as numbers.
+    # 0.0 and -0.0 are equal as numbers.
     return type(tree), repr(tree) if isinstance(tree, float) else tree

@@ -1,4 +1,4 @@
-"""Moves and shortens views between what computes heads and what attends with them."""
+"""Moves and shortens views between the computation of heads and attention."""
 
 from typing import Any
 
@@ -11,9 +11,10 @@ aten = torch.ops.aten
 
 
 def sink_transposes(rewriter: Rewriter) -> None:
-    """Norms and cuts of the last dimension of x.transpose(1, 2) are done on x, `[1, T, heads, size]`, and turned."""
+    """Moves norms and cuts of the last dimension from x.transpose(1, 2) to x `[1, T, heads, size]`, before the
+    transpose."""
     replacements: dict[int, list[Node]] = {}
-    turned: dict[Ref, tuple[Ref, int]] = {}  # what a tensor is turned from, and the last dimension
+    turned: dict[Ref, tuple[Ref, int]] = {}  # the tensor before the transpose, and the last dimension
     for node in rewriter.graph.nodes:
         if node.shape is None or len(node.shape) != 4 or any(ref in rewriter.changed for ref in node.outputs):
             continue
@@ -42,11 +43,11 @@ def _swapped(shape: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _last_sizes(rewriter: Rewriter, node: Node, whole: int, last: int) -> list[int] | None:
-    """The last dimension of each of the node's outputs, where it works on that dimension of its `[1, heads, T, whole]`
-    alone. last: of the first output."""
+    """The last dimension of each of the node's outputs, if it works only on that dimension of `[1, heads, T, whole]`.
+    last: the first output's last dimension."""
     ops = torch.ops.gridwork_cpu
     if node.target in (ops.rms_norm.default, ops.layer_norm.default):
-        # They give what is contiguous: elsewhere it may be wanted so.
+        # Their results are contiguous, which other users than attention may rely on.
         return [whole] if _is_attended_with(rewriter, node.out) else None
     if node.target == aten.slice.Tensor:
         return [last] if node.args[1] in (3, -1) else None
@@ -59,7 +60,7 @@ def _last_sizes(rewriter: Rewriter, node: Node, whole: int, last: int) -> list[i
 
 
 def _is_attended_with(rewriter: Rewriter, heads: Ref) -> bool:
-    """Whether heads `[1, heads, T, size]` are used by token alone, as attention takes them."""
+    """Whether heads `[1, heads, T, size]` are used only as `[T, heads, size]`, the shape of attention's arguments."""
     first = rewriter.uses[heads]
     then = [user for node in first for user in rewriter.uses[node.outputs[0]]]  # type: ignore[index]
     return (
@@ -70,7 +71,7 @@ def _is_attended_with(rewriter: Rewriter, heads: Ref) -> bool:
 
 
 def shorten_views(rewriter: Rewriter) -> None:
-    """Chains of views of what attention takes and gives become one view."""
+    """Replaces chains of views of attention's arguments and results by one view."""
     replacements: dict[int, list[Node]] = {}
     for node in rewriter.graph.nodes:
         replacement = _without_turns(rewriter, node) or _without_first(rewriter, node)
@@ -80,7 +81,8 @@ def shorten_views(rewriter: Rewriter) -> None:
 
 
 def _without_turns(rewriter: Rewriter, node: Node) -> Node | None:
-    """`x[0]` for x.transpose(1, 2)[0].transpose(0, 1), and one view where x is one of `[1, T, features]`."""
+    """Replaces x.transpose(1, 2)[0].transpose(0, 1) by `x[0]`, and by one view where x is a view of `[1, T,
+    features]`."""
     if node.target != aten.transpose.int or node.args[1:] != (0, 1):
         return None
     one = rewriter.made_by(node.args[0], aten.select.int)
@@ -96,7 +98,7 @@ def _without_turns(rewriter: Rewriter, node: Node) -> Node | None:
 
 
 def _without_first(rewriter: Rewriter, node: Node) -> Node | None:
-    """One view for x.unsqueeze(0).reshape(1, T, -1)."""
+    """Replaces x.unsqueeze(0).reshape(1, T, -1) by one view of x."""
     if node.target not in (aten.reshape.default, aten.view.default) or node.shape is None:
         return None
     wider = rewriter.made_by(node.args[0], aten.unsqueeze.default)

@@ -1,1 +1,1 @@
-"""Models whose forward() depends on the length of the sequence: which calls do, and where the length counts."""
+"""Modules whose result depends on the length of the sequence: finds them, and gives each token its own length."""

@@ -1,8 +1,8 @@
 """Finds modules whose result for a token depends on the longest position of the call.
 
-Rotary embeddings with `longrope` or `dynamic` scaling choose their frequencies so. In a batch a token would get the
-frequencies of the longest sequence. Modules are found by calling them, never by name: what is told apart is whether the
-result for position 1 stays the same while another position of the same call grows.
+Rotary embeddings with `longrope` or `dynamic` scaling choose their frequencies by that length, so in a batch a token
+would get the frequencies of the longest sequence. Modules are found by calling them, never by name: the result for
+position 1 must stay the same while another position of the call grows.
 """
 
 import inspect
@@ -18,29 +18,30 @@ from torch import nn
 _LONGEST = 2**20
 """Longest call that is tried, in tokens."""
 
-_MOST_NUMBERS = 2**25
-"""Maximum size of a result, after which no longer call is tried: some grow with the square of the length."""
+_LARGEST_RESULT = 2**25
+"""Largest result, in numbers, beyond which no longer call is tried: some results grow with the square of the length."""
 
-_CLONED_NUMBERS = 2**16
-"""Maximum size of a tensor that is copied to be restored: frequencies have a few hundred numbers."""
+_LARGEST_COPY = 2**16
+"""Largest tensor, in numbers, that is copied so that it can be restored: frequencies have a few hundred numbers."""
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """How results depend on the length of a call, which is its longest position plus 1."""
+    """Dependence of a module's results on the length of a call, which is its longest position plus 1."""
 
     border: int
-    """Up to this length, results do not depend on it."""
+    """Largest length up to which results do not depend on the length."""
     apart: bool
-    """Whether every length beyond the border has results of its own, or all of them the same."""
+    """True if every length beyond the border has its own results; otherwise all of them share one result."""
 
     def classes(self, lengths: np.ndarray) -> np.ndarray:
-        """int64: equal where results are: 0 up to the border; beyond, the length, or 1."""
+        """Class of each length, int64: 0 up to the border; beyond it the length itself, or 1 when all results are
+        equal."""
         return np.where(lengths <= self.border, 0, lengths if self.apart else 1)
 
 
 def common_rule(rules: list[LengthRule]) -> LengthRule | None:
-    """The rule that keeps apart what any of these does. None: there are none."""
+    """The rule that separates whatever any of `rules` separates; None for an empty list."""
     if not rules:
         return None
     borders = {rule.border for rule in rules}
@@ -48,7 +49,7 @@ def common_rule(rules: list[LengthRule]) -> LengthRule | None:
 
 
 class FreshState:
-    """A module's attributes and buffers as they were before its first call."""
+    """Snapshot of a module's attributes and buffers from before its first call."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -58,12 +59,12 @@ class FreshState:
         self._copies = [
             (value, value.clone())
             for value in tensors
-            if isinstance(value, torch.Tensor) and value.numel() <= _CLONED_NUMBERS
+            if isinstance(value, torch.Tensor) and value.numel() <= _LARGEST_COPY
         ]
         self._versions = [_version(value) for value, _ in self._copies]
 
     def restore(self) -> None:
-        """Undoes what calls have changed."""
+        """Undoes the changes that calls made to the module."""
         held = vars(self._module)
         for name in [name for name, value in held.items() if _is_state(name, value) and name not in self._attributes]:
             del held[name]
@@ -84,12 +85,12 @@ def _is_state(name: str, value: Any) -> bool:
 
 
 def _version(tensor: torch.Tensor) -> int | None:
-    """How often it was written to; None where PyTorch does not count that."""
+    """Number of in-place writes to the tensor; None where PyTorch does not count them."""
     return None if tensor.is_inference() else tensor._version
 
 
 Place = int | str
-"""Of an argument: its index, or its name."""
+"""Place of an argument in a call: its index, or its name."""
 
 
 @dataclass
@@ -100,33 +101,33 @@ class PositionCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     place: Place | None
-    """Which argument the positions are; None: there are none, and results are for all positions of a call."""
+    """Place of the positions; None: the call has none, and its results serve all positions."""
     length_place: Place | None
-    """Which argument is the length of the call, if there is such."""
+    """Place of the length of the call; None when the call has no such argument."""
     state: FreshState
 
     @property
     def positions(self) -> torch.Tensor:
-        """`[…, T]`"""
+        """The positions in the call's arguments, `[…, T]`."""
         found: torch.Tensor = self.args[self.place] if isinstance(self.place, int) else self.kwargs[str(self.place)]
         return found
 
     @property
     def variant(self) -> str:
-        """Stands for the other arguments: a module may have frequencies of several kinds."""
+        """Key of the other arguments: a module may have several kinds of frequencies."""
         return variant_of(self.args, self.kwargs, (self.place, self.length_place))
 
     def run(self, positions: list[int]) -> list[torch.Tensor]:
-        """The tensors that a first call with these positions gives, in float32 where the module computes in the type of
-        its input."""
+        """Tensors that a first call with these positions returns, in float32 where the module computes in its input's
+        dtype."""
         args = tuple(_widened(value) for value in self.args)
         kwargs = {name: _widened(value) for name, value in self.kwargs.items()}
         if self.place is not None:
             own = self.positions
             row = torch.tensor(positions, dtype=own.dtype, device=own.device).expand(*own.shape[:-1], -1)
-            args, kwargs = put(args, kwargs, self.place, row)
+            args, kwargs = with_argument(args, kwargs, self.place, row)
         if self.length_place is not None:
-            args, kwargs = put(args, kwargs, self.length_place, positions[-1] + 1)
+            args, kwargs = with_argument(args, kwargs, self.length_place, positions[-1] + 1)
         self.state.restore()
         try:
             return tensors_of(self.module(*args, **kwargs))
@@ -135,39 +136,39 @@ class PositionCall:
 
 
 def parameter_names(module: nn.Module) -> list[str]:
-    """Of the arguments that `forward()` takes by place; empty where it takes any number of them."""
+    """Names of the arguments that `forward()` takes by position; empty when it takes any number of them."""
     parameters = inspect.signature(module.forward).parameters.values()
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY) for parameter in parameters):
         return []
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
-def named(
+def by_name(
     names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call by name, as far as they have one: a model may give them in either way."""
+    """Passes positional arguments by name where they have one: a model may pass them in either way."""
     known = min(len(args), len(names))
     return args[known:], dict(zip(names, args[:known], strict=False)) | kwargs
 
 
-def put(
+def with_argument(
     args: tuple[Any, ...], kwargs: dict[str, Any], place: Place, value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call with another value for one of them."""
+    """The arguments of a call with the one at `place` replaced by `value`."""
     if isinstance(place, str):
         return args, kwargs | {place: value}
     return (*args[:place], value, *args[place + 1 :]), kwargs
 
 
 def variant_of(args: tuple[Any, ...], kwargs: dict[str, Any], without: tuple[Place | None, ...]) -> str:
-    """The arguments of a call that are no tensors, as text. without: which are left out."""
+    """Text of the call's arguments that are not tensors. without: places of arguments to leave out."""
     given = [*enumerate(args), *sorted(kwargs.items())]
     others = [(place, value) for place, value in given if place not in without]
     return repr([(place, value) for place, value in others if isinstance(value, bool | int | float | str)])
 
 
 def tensors_of(out: Any) -> list[torch.Tensor]:
-    """The tensors that a module returned."""
+    """The tensors in a module's return value."""
     items = out if isinstance(out, tuple | list) else (out,)
     return [item for item in items if isinstance(item, torch.Tensor)]
 
@@ -179,14 +180,15 @@ def _widened(value: Any) -> Any:
 
 @dataclass
 class PositionWatch:
-    """What was called with positions while a model computed a sequence of its own."""
+    """Calls with positions that were observed while a model computed a sequence."""
 
     calls: list[PositionCall] = field(default_factory=list)
 
 
 @contextmanager
 def watch_positions(model: nn.Module, num_tokens: int) -> Iterator[PositionWatch]:
-    """Notes which small modules are called with the positions of `num_tokens` tokens, 0, 1, …, while it is entered."""
+    """Records which modules without parameters are called with the positions 0, 1, … of `num_tokens` tokens, for the
+    duration of a `with` block."""
     watch = PositionWatch()
     seen: set[tuple[int, str]] = set()
     hooks = []
@@ -200,7 +202,7 @@ def watch_positions(model: nn.Module, num_tokens: int) -> Iterator[PositionWatch
         def note(
             module: nn.Module, args: Any, kwargs: Any, state: FreshState = state, names: Sequence[str] = names
         ) -> None:
-            args, kwargs = named(names, args, kwargs)
+            args, kwargs = by_name(names, args, kwargs)
             given = [*enumerate(args), *kwargs.items()]
             place = next((at for at, value in given if _are_positions(value, num_tokens)), None)
             length_place = next((at for at, value in given if type(value) is int and value == num_tokens), None)
@@ -224,17 +226,16 @@ def _are_positions(value: Any, num_tokens: int) -> bool:
         return False
     if value.dim() > 3 or value.numel() > 4 * num_tokens or value.dtype == torch.bool:
         return False
-    # Some models number positions from another one on.
+    # Some models number positions from another start than 0.
     first = value[..., :1]
     return bool((first >= 0).all() and (value - first == torch.arange(num_tokens, device=value.device)).all())
 
 
 def lengths_to_try(config: Any) -> list[int]:
-    """Lengths around every number of a config, and powers of 2 up to the largest context that it could mean, in
-    ascending order."""
+    """Lengths around every number in a config, and powers of 2 up to 4 times the largest number, in ascending order."""
     try:
         settings = config.to_dict()
-    except Exception:  # as of a class of a model's own code
+    except Exception:  # the config class of a model's own code may raise anything
         settings = vars(config)
     numbers = {number for number in _numbers(settings) if 2 < number <= _LONGEST}
     most = 4 * max(numbers, default=1024)
@@ -258,7 +259,8 @@ def _numbers(tree: Any) -> Iterator[int]:
 
 @torch.inference_mode()
 def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
-    """How a module's results depend on the length of a call; None: they do not. lengths: to try, ascending."""
+    """Finds how a module's results depend on the length of a call; None when they do not. lengths: lengths to try, in
+    ascending order."""
     try:
         dims = token_dims(call)
     except Exception:  # a model's own code may raise anything
@@ -272,18 +274,18 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
         nonlocal largest
         try:
             out = call.run([0, 1, length - 1])
-        except Exception:  # as tables do that are shorter
+        except Exception:  # for example, a table that is too short
             return None
         largest = max(largest, *(tensor.numel() for tensor in out))
         return [tensor.select(dim, 1) for tensor, dim in zip(out, dims, strict=True)]
 
-    def alike_from(high: int) -> bool:
-        """Whether results are the same for all lengths from this one on. Where there is none, that is not known."""
+    def same_from(high: int) -> bool:
+        """Tells whether results are equal for all lengths from `high` on. A failing call counts as unequal."""
         beyond = result(high)
         for length in [high + 1, high + 2, *(length for length in lengths if length > high)]:
             if not _same(result(length), beyond):
                 return False
-            if largest > _MOST_NUMBERS:
+            if largest > _LARGEST_RESULT:
                 break
         return True
 
@@ -297,15 +299,16 @@ def rule_of(call: PositionCall, lengths: list[int]) -> LengthRule | None:
             return None
         if not _same(first, found):
             low, high = _border(first, low, length, result)
-            return LengthRule(low, apart=not alike_from(high))
-        if largest > _MOST_NUMBERS:
+            return LengthRule(low, apart=not same_from(high))
+        if largest > _LARGEST_RESULT:
             return None
         low = length
     return None
 
 
 def token_dims(call: PositionCall) -> list[int]:
-    """Of each tensor that a module gives: the dimension that counts tokens. Empty where one has none."""
+    """Dimension that counts tokens, for each tensor that the module returns. Empty when one has no such
+    dimension."""
     three, four = call.run([0, 1, 2]), call.run([0, 1, 2, 3])
     dims = []
     for a, b in zip(three, four, strict=True):
@@ -325,7 +328,8 @@ def _same(one: list[torch.Tensor] | None, other: list[torch.Tensor] | None) -> b
 def _border(
     first: list[torch.Tensor], low: int, high: int, result: Callable[[int], list[torch.Tensor] | None]
 ) -> tuple[int, int]:
-    """The last length whose results are `first`, and the next one, between `low`, which has them, and `high`."""
+    """Searches between `low`, whose results equal `first`, and `high`, whose do not. Returns the last length with equal
+    results and the next one."""
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _same(first, result(middle)) else (low, middle)

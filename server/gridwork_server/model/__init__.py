@@ -1,1 +1,1 @@
-"""What a model folder holds: its configuration, its code, its weights, and how they are loaded."""
+"""Reads a model folder: its configuration, code and weights, and loads the model."""

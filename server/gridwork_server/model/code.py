@@ -1,21 +1,22 @@
-"""Finds the classes of a model's config and of the model: Transformers' own, or code that comes with the model.
+"""Finds the classes of a model's config and of the model, in Transformers or in code that comes with the model.
 
-No code of a model is imported unless it is trusted, and what such code raises is told with the file that it stands in.
+A model's own code is imported only when it is trusted. Its errors are reported with the file that raised them.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
-    """The model's config as Transformers or the model's own code has it. content: of config.json. Raises ModelError."""
+    """Reads the model's config with Transformers or the model's own code. content: of config.json. Raises
+    ModelError."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -28,7 +29,7 @@ def read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{file} asks for its own Python code; if you trust it, start with --trust-remote-code"
+                f"{file} needs its own Python code; start with --trust-remote-code if you trust it"
             ) from None
         if "does not recognize this architecture" in str(error):
             import transformers
@@ -43,7 +44,7 @@ def read_config(config: ShardConfig, content: Any) -> "PretrainedConfig":
 
 
 def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> type["PreTrainedModel"]:
-    """The class that generates text with this config. Raises ModelError."""
+    """Finds the class that generates text with this config. Raises ModelError."""
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     references = _references(vars(model_config))
@@ -74,8 +75,8 @@ def find_model_class(model_config: "PretrainedConfig", config: ShardConfig) -> t
 
 
 def _mapping(model_config: "PretrainedConfig") -> Any:
-    """The classes of Transformers that generate with such a config: what the model was saved as decides where there are
-    both kinds. None when there are none."""
+    """Mapping to the classes of Transformers that generate with this config; None when there are none. Where both kinds
+    exist, decoders and encoder-decoders, the class that the model was saved from decides."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -90,7 +91,7 @@ def _mapping(model_config: "PretrainedConfig") -> Any:
         fitting.reverse()
     if fitting:
         return next(iter(named or fitting))
-    # Parts of larger models, saved by themselves, are in no mapping.
+    # Parts of larger models that were saved separately are in no mapping.
     found: list[Any] = [getattr(transformers, name, None) for name in sorted(saved)]
     return next(({type(model_config): each} for each in found if each is not None and each.can_generate()), None)
 
@@ -100,8 +101,8 @@ def _names(found: Any) -> set[str]:
 
 
 def _key_of_model(references: dict[str, str], architectures: list[str] | None) -> str | None:
-    """The entry of `auto_map` for a model that generates text. Some that do are only listed under other names, among
-    which the config's `architectures` tells."""
+    """Entry of `auto_map` for a model that generates text. Some models list it under another name; then the config's
+    `architectures` decides."""
     if "AutoModelForCausalLM" in references:
         return "AutoModelForCausalLM"
     named = [key for key in references if key.startswith("AutoModel")]
@@ -109,7 +110,7 @@ def _key_of_model(references: dict[str, str], architectures: list[str] | None) -
 
 
 def _references(content: Any) -> dict[str, str]:
-    """`auto_map`: what of a model comes from which class, as `file.Class` or `repository--file.Class`."""
+    """The entries of `auto_map`: classes as `file.Class` or `repository--file.Class`, by the auto class they serve."""
     found = content.get("auto_map") if isinstance(content, dict) else None
     return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
 
@@ -119,7 +120,7 @@ def _code_revision(config: ShardConfig) -> dict[str, str]:
 
 
 def _raise_for_code(error: Exception, config: ShardConfig, key: str, reference: str) -> NoReturn:
-    """Raises the ModelError that tells what is wrong with a model's own code."""
+    """Raises a ModelError that says what is wrong with a model's own code."""
     repository, _, rest = reference.rpartition("--")
     module, _, name = rest.rpartition(".")
     where = f"{config.model_path / 'config.json'}, auto_map.{key} (`{reference}`)"
@@ -149,16 +150,8 @@ def _raise_for_code(error: Exception, config: ShardConfig, key: str, reference: 
 
 
 def _missing_file(error: Exception, folder: Path) -> Path | None:
-    """A file of the model's folder that the error says is not there."""
+    """File of the model's folder that the error reports as missing; None otherwise."""
     if isinstance(error, FileNotFoundError) and error.filename:
         path = Path(error.filename)
         return path if path.parent == folder else None
     return None
-
-
-def one_line(error: Exception) -> str:
-    """An error of any kind as one line of readable length."""
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    if not isinstance(error, (ValueError, OSError, ImportError)) or not text:
-        text = f"{type(error).__name__}: {text}"
-    return text if len(text) < 600 else text[:600] + " …"

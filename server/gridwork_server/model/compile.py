@@ -1,8 +1,8 @@
-"""`--compile`: the model's forward() on the paged path, compiled by PyTorch and kept on disk for the next start.
+"""`--compile`: compiles the model's forward() on the paged path with PyTorch, and keeps the result on disk.
 
-What a layer attends to changes with every step, so attention is one operation that the compiler does not look into: it
-finds the step where `Compiled` has put it. The operations of our own kernels are described to the compiler by what
-shapes they give.
+The context of attention changes with every step, so attention is a single operation that the compiler does not look
+into. It finds the step where `Compiled` has put it. The compiler knows operations of our own kernels by the shapes of
+their results.
 """
 
 import functools
@@ -22,12 +22,12 @@ from gridwork_server.attention import ARGUMENT, PagedStep
 
 
 class Compiled:
-    """A model whose `forward()` is compiled where it is called with a step of the paged path. Other calls, as those of
-    the self-check that it is compared with, run the model's own."""
+    """A model whose `forward()` is compiled for calls with a step of the paged path. Other calls, such as those that
+    the self-check compares with, run the model's own code."""
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
-        """Nothing is compiled before the first step. folder: where to keep what was compiled."""
-        # Read whenever something is compiled.
+        """Nothing is compiled before the first step. folder: place of compiled code on disk."""
+        # PyTorch reads this variable whenever it compiles.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
         _describe_kernels()
         self._model = model
@@ -49,12 +49,12 @@ class Compiled:
         model.forward = forward
 
     def undo(self) -> None:
-        """Gives the model its own `forward()` back."""
+        """Restores the model's own `forward()`."""
         del self._model.forward
 
 
 def cache_folder(config_json: bytes, dtype: torch.dtype) -> Path:
-    """Where the compiled form of such a model is kept on this machine, for these versions."""
+    """Folder of compiled code for such a model on this machine, with these versions."""
     import transformers
 
     parts = (
@@ -67,7 +67,7 @@ def cache_folder(config_json: bytes, dtype: torch.dtype) -> Path:
 
 
 class _Current:
-    """What the compiled code cannot be given as an argument."""
+    """State that compiled code cannot get as an argument."""
 
     step: PagedStep | None = None
 
@@ -86,7 +86,12 @@ class _TracedStep:
         )
 
 
-@torch.library.custom_op("gridwork::attend", mutates_args=())
+@torch.library.custom_op(
+    "gridwork::attend",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value, Tensor? sinks, int layer, float scale, int window, float softcap)"
+    " -> Tensor",
+)
 def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -105,23 +110,14 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sinks: torch.Tensor | None,
-    layer: int,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> torch.Tensor:
+def _(query: torch.Tensor, _key: torch.Tensor, value: torch.Tensor, *_options: Any) -> torch.Tensor:
     return query.new_empty(query.shape[0], query.shape[1], value.shape[2])
 
 
 @functools.cache
 def _describe_kernels() -> None:
-    """Tells the compiler what shapes our operations give. One that is not told of here cannot be compiled, which is
-    noticed when it is tried."""
+    """Tells the compiler the shapes of our operations' results. A model with an operation that is missing here fails to
+    compile, and runs uncompiled."""
     from gridwork_kernels import cpu_library
 
     if not cpu_library.load():
@@ -150,5 +146,5 @@ def _describe_kernels() -> None:
             continue
         try:
             torch.library.register_fake(name, fake)
-        except RuntimeError as error:  # the library brings its own
+        except RuntimeError as error:  # the library has registered its own
             logger.debug(f"{name}: {error}")

@@ -1,6 +1,7 @@
-"""Checkpoints that Transformers turns into ordinary weights while it loads them: FP8 in blocks, MXFP8 and MXFP4.
+"""Loads checkpoints that Transformers converts to ordinary weights: FP8 in blocks, MXFP8 and MXFP4.
 
-Tells Transformers to, and checks before and after what it does not report."""
+It asks Transformers for the conversion, and checks before and after it for errors that Transformers does not report.
+"""
 
 import re
 from collections.abc import Collection
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _EIGHT_BITS = frozenset({"F8_E4M3", "F8_E5M2", "I8"})
-"""What safetensors calls the types of quantized weights; `I8` holds two numbers of 4 bits."""
+"""Dtypes of quantized weights, as safetensors names them; `I8` holds two 4-bit numbers."""
 
 _BLOCKS = {"fp8": (128, 128), "mxfp8": (1, 32)}
 _FP4_BLOCK = (1, 32)
@@ -32,8 +33,8 @@ def prepare(
     dtype: torch.dtype,
     unread: Collection[str] = (),
 ) -> list[str]:
-    """Sets a model's config so that its weights are dequantized, whatever devices this machine has. Returns what will
-    be done.
+    """Sets a model's config so that its weights are dequantized on any device. Returns descriptions of what will be
+    done.
 
     unread: patterns of tensors that the model's class does not read. Raises ModelError for scales that do not fit.
     """
@@ -54,7 +55,8 @@ def prepare(
 
 
 def check_loaded(model: Any, info: dict[str, Any], model_path: Path, found: QuantizedCheckpoint | None) -> None:
-    """info: of Transformers' loading. Raises ModelError when the weights are quantized in a way that was not undone."""
+    """Raises ModelError when the weights are quantized in a way that was not undone. info: Transformers' report of
+    loading the model."""
     if found is None or found.is_dequantized:
         weight_files.check_dtypes(model_path, model, _EIGHT_BITS if found and found.method in _BLOCKS else frozenset())
     unused = info["unexpected_keys"]
@@ -66,8 +68,8 @@ def check_loaded(model: Any, info: dict[str, Any], model_path: Path, found: Quan
 
 
 def _check_scales(found: QuantizedCheckpoint, model_path: Path, unread: Collection[str]) -> None:
-    """Transformers casts weights without a scale as they are, and takes the size of a block from the number of scales,
-    which is wrong where the last block is not whole."""
+    """Checks the scales of quantized weights. Transformers would cast weights without a scale as they are. It derives
+    the size of a block from the number of scales, which is wrong when the last block is not whole."""
     block = found.settings.get("weight_block_size", _BLOCKS[found.method])
     shapes = {name: (dtype, shape) for name, dtype, shape in weight_files.stored_tensors(model_path)}
     ignored = [re.compile(pattern) for pattern in unread]
@@ -92,7 +94,7 @@ def _check_scales(found: QuantizedCheckpoint, model_path: Path, unread: Collecti
 
 def _fits(size: list[int], grid: list[int], block: Any) -> bool:
     if len(grid) < 2 or grid[-2:] == [1, 1]:
-        return len(grid) >= 2 or grid in ([], [1])  # one scale for all
+        return len(grid) >= 2 or grid in ([], [1])  # one scale for the whole tensor
     sides = block if isinstance(block, (list, tuple)) and len(block) == 2 else (None, None)
     return all(
         count > 0

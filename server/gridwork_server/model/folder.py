@@ -1,4 +1,4 @@
-"""What can be told about a model folder before PyTorch is imported, which takes seconds."""
+"""Checks a model folder before PyTorch is imported, which takes seconds."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from gridwork_server.model import task
 
 
 def check(config: ShardConfig) -> Any:
-    """Returns the content of config.json. Raises ModelError for a folder that is obviously not a model that this
-    version can load, and for a path that is not there."""
+    """Returns the content of config.json. Raises ModelError for a missing folder, and for one that this version
+    certainly cannot load."""
     path = config.model_path
     if not (path / "config.json").is_file():
         raise ModelError(
@@ -42,7 +42,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("d_model", "n_embd", "n_layer", "n_head", "num_layers", "num_heads"),
 )
-"""What no model can do without, where its config has it."""
+"""Sizes that must be positive whole numbers where a config has them."""
 
 
 def _check_sizes(file: Path, config: dict[str, Any], prefix: str) -> None:

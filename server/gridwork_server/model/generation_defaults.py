@@ -1,7 +1,8 @@
-"""What a model's generation_config.json says of requests that leave something out.
+"""Reads a model's default values for requests from its generation_config.json.
 
-`generate()` of Transformers takes the file, or without one the same keys of config.json; so does this module, with
-Transformers' own reader. `KEYS` says of every key what becomes of it."""
+Like `generate()` of Transformers, it reads that file, or else the same keys of config.json, by Transformers' own
+reader. `KEYS` says what happens to every key.
+"""
 
 import inspect
 import math
@@ -24,11 +25,11 @@ READ, IGNORED, WITHOUT_EFFECT = "read", "ignored", "without effect"
 KEYS: dict[str, str] = {
     **dict.fromkeys(("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"), READ),
     **dict.fromkeys(("repetition_penalty", "max_new_tokens", "eos_token_id"), READ),
-    # Of single tokens; longer words are ignored.
+    # Entries for single tokens are read; longer words are ignored.
     **dict.fromkeys(("suppress_tokens", "bad_words_ids", "sequence_bias"), READ),
-    # By encoder-decoders, whose path asks the model's own generation config.
+    # Used by encoder-decoders, whose path reads the model's own generation config.
     **dict.fromkeys(("decoder_start_token_id", "bos_token_id", "forced_bos_token_id"), READ),
-    # They change which tokens `generate()` gives. Reported in the log and in `/info`.
+    # Change which tokens `generate()` gives. Reported in the log and in `/info`.
     **dict.fromkeys(("max_length", "min_length", "min_new_tokens", "max_time", "stop_strings"), IGNORED),
     **dict.fromkeys(("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping"), IGNORED),
     **dict.fromkeys(("top_h", "epsilon_cutoff", "eta_cutoff", "encoder_repetition_penalty"), IGNORED),
@@ -37,7 +38,7 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("begin_suppress_tokens", "token_healing", "guidance_scale", "watermarking_config"), IGNORED),
     **dict.fromkeys(("penalty_alpha", "dola_layers", "constraints", "force_words_ids"), IGNORED),
     **dict.fromkeys(("num_return_sequences",), IGNORED),
-    # They change how `generate()` computes or what it returns beside the tokens, not which tokens.
+    # Change how `generate()` computes, or what it returns beside the tokens, but not the tokens.
     **dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "max_cache_len"), WITHOUT_EFFECT),
     **dict.fromkeys(("low_memory", "prefill_chunk_size", "compile_config", "disable_compile"), WITHOUT_EFFECT),
     **dict.fromkeys(("continuous_batching_config", "pad_token_id", "use_mtp"), WITHOUT_EFFECT),
@@ -48,15 +49,15 @@ KEYS: dict[str, str] = {
     **dict.fromkeys(("max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind"), WITHOUT_EFFECT),
     **dict.fromkeys(("target_lookbehind", "assistant_ensemble_weight", "speculation_type"), WITHOUT_EFFECT),
 }
-"""What becomes of each key of a generation config."""
+"""Treatment of each key of a generation config."""
 
 _NEVER = -1e9
-"""Added to the logits of tokens that must not come; their probability is then 0 in float32."""
+"""Added to the logits of forbidden tokens, so that their probability is 0 in float32."""
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Values for what requests leave out. None: the generation config does not say."""
+    """Default values for requests. None: the generation config does not set the value."""
 
     eos_token_ids: list[int]
     do_sample: bool | None = None
@@ -68,12 +69,12 @@ class GenerationDefaults:
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
     biases: dict[int, float] = field(default_factory=dict)
-    """Added to the logits of tokens, for every request."""
+    """Values added to the logits of tokens, for every request."""
     ignored: list[str] = field(default_factory=list)
-    """Keys that would change answers and are not used, each with its value."""
+    """Unsupported keys that would change answers, each with its value."""
 
     def message(self) -> "pb.GenerationDefaults":
-        """As the router is told."""
+        """The defaults as the router receives them."""
         from gridwork_server._proto import shard_pb2 as pb
 
         return pb.GenerationDefaults(
@@ -92,12 +93,15 @@ class GenerationDefaults:
 
 
 def read(folder: Path, model_config: "PretrainedConfig", source: str = "auto") -> GenerationDefaults:
-    """source: `auto` (the model's folder), `none`, or another folder with a generation_config.json. End-of-sequence
-    tokens are read in any case. Raises ModelError for another folder that has no such file."""
+    """Reads the defaults. source: `auto` (the model's folder), `none`, or another folder with a generation_config.json.
+    End-of-sequence tokens are always read. Raises ModelError for another folder without that file."""
     if source not in ("auto", "none"):
         folder = Path(source)
         if not (folder / "generation_config.json").is_file():
-            raise ModelError(f"--generation-config {source}: there is no generation_config.json in this folder")
+            raise ModelError(
+                f"--generation-config is {source}, a folder without a generation_config.json; name one that has it, or "
+                "use auto or none"
+            )
     found = _load(folder, model_config)
     eos = _token_ids(found.eos_token_id)
     if not eos:
@@ -108,12 +112,12 @@ def read(folder: Path, model_config: "PretrainedConfig", source: str = "auto") -
 
 
 def _load(folder: Path, model_config: "PretrainedConfig") -> "GenerationConfig":
-    """As `from_pretrained` of a model does it."""
+    """Reads the generation config as a model's `from_pretrained` does."""
     from transformers import GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # there is none, it is damaged, or whatever values of wrong types lead to
+    except Exception as error:  # the file is missing or damaged, or has values of wrong types
         if (path := folder / "generation_config.json").is_file():
             logger.warning(f"{path} is not used: {' '.join(str(error).split())[:300]}")
     try:
@@ -121,9 +125,9 @@ def _load(folder: Path, model_config: "PretrainedConfig") -> "GenerationConfig":
             folder, config_file_name="config.json", _from_model_config=True, local_files_only=True
         )
     except Exception as error:  # as above
-        logger.warning(f"what config.json says of generation is not used: {' '.join(str(error).split())[:300]}")
+        logger.warning(f"the generation settings of config.json are not used: {' '.join(str(error).split())[:300]}")
         return GenerationConfig()
-    # A key that the architecture's config has a meaning of its own for, such as the experts of a token.
+    # The architecture's config may give a key a meaning of its own, such as the number of experts of a token.
     own = inspect.signature(type(model_config).__init__).parameters
     special = {"eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id"}
     for key in KEYS:
@@ -133,7 +137,7 @@ def _load(folder: Path, model_config: "PretrainedConfig") -> "GenerationConfig":
 
 
 def _token_ids(value: Any) -> list[int]:
-    """Of one number, a list of them, or none."""
+    """Token ids from one number, a list of numbers, or nothing."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return [int(id) for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
 
@@ -146,7 +150,7 @@ def _number(low: float, high: float, above_low: bool = False) -> Callable[[Any],
     return fits
 
 
-# The same bounds that requests have.
+# Same bounds as for requests.
 _BOUNDS: dict[str, Callable[[Any], bool]] = {
     "temperature": _number(0, 1e6),
     "top_k": lambda value: isinstance(value, int) and 0 <= value < 2**32,
@@ -179,13 +183,13 @@ def _defaults(found: "GenerationConfig", eos: list[int]) -> GenerationDefaults:
     do_sample = found.do_sample if isinstance(found.do_sample, bool) else None
     if ignored:
         logger.warning(
-            f"the model's generation config asks for what this version does not do: {', '.join(sorted(ignored))}"
+            f"the model's generation config has settings that this version ignores: {', '.join(sorted(ignored))}"
         )
     return GenerationDefaults(eos, do_sample=do_sample, biases=biases, ignored=sorted(ignored), **values)
 
 
 def _biases(found: "GenerationConfig") -> tuple[dict[int, float], list[str]]:
-    """What is said of single tokens, and keys that say something of several in a row."""
+    """Biases of single tokens, and descriptions of the entries for several tokens in a row, which are ignored."""
     biases: dict[int, float] = {}
     longer = []
     entries = found.sequence_bias or []

@@ -1,4 +1,4 @@
-"""Loads a model of any architecture that generates text, on the fastest path that it runs on."""
+"""Loads a model of any architecture that generates text, and chooses its fastest path."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,17 @@ from gridwork_server.errors import ModelError
 from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.model import dequantizing
 from gridwork_server.model import folder as model_folder
-from gridwork_server.model.code import find_model_class, one_line, read_config
+from gridwork_server.model.code import find_model_class, read_config
 from gridwork_server.model.context_length import context_tokens
 from gridwork_server.model.generation_defaults import GenerationDefaults
 from gridwork_server.model.generation_defaults import read as read_generation_defaults
+from gridwork_server.model.load_errors import check_shapes, load_errors
 from gridwork_server.model.token_bounds import embedding_rows
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedModel:
-    """A model that is ready to run, and what was found out about it."""
+    """A model that is ready to run, and its properties."""
 
     model: nn.Module
     config: "PretrainedConfig"
@@ -41,21 +43,21 @@ class LoadedModel:
     device: torch.device
     path: ModelPath
     path_reason: str
-    """Why not a faster one; empty for the fastest."""
+    """Reason why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     eos_token_ids: list[int]
     generation: GenerationDefaults
     max_context_tokens: int
-    """0 when the config gives no limit."""
+    """Maximum length of a sequence; 0: the config has no limit."""
     num_parameters: int
-    """Over all ranks."""
+    """Number of parameters over all ranks."""
     weight_bytes: int
-    """Over all ranks."""
+    """Memory of weights over all ranks."""
     notes: list[str]
     input_vocab_size: int = 0
-    """Rows of the embedding; 0 when it does not say."""
+    """Number of rows of the embedding; 0: unknown."""
     lengths: CallLengths | None = None
-    """What of the model depends on how many tokens are computed together."""
+    """Modules of the model that depend on how many tokens are computed together."""
 
 
 def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
@@ -66,7 +68,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     model_config = read_config(config, content)
     generation = read_generation_defaults(config.model_path, model_config, config.generation_config)
     model_class = find_model_class(model_config, config)
-    dtype = _dtype(config.dtype, model_config)
+    dtype = dtype_of(config.dtype, model_config)
     device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
     _check_attention(config, dtype, device)
     if config.quantize:
@@ -79,7 +81,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
             quantized, model_config, config.model_path, dtype, model_class._keys_to_ignore_on_load_unexpected or ()
         )
         model = _load_whole(model_class, model_config, config, dtype, quantized)
-        num_parameters, weight_bytes = _size(model)
+        num_parameters, weight_bytes = size_of(model)
     else:
         from gridwork_server.parallel.loading import load_part
 
@@ -123,14 +125,14 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
         max_context_tokens=context_tokens(model_config, model),
         num_parameters=num_parameters,
         weight_bytes=weight_bytes,
-        notes=split_notes + notes + getattr(choice.path, "notes", []),
+        notes=[*split_notes, *notes, *choice.path.notes],
         input_vocab_size=embedding_rows(model),
         lengths=choice.lengths,
     )
 
 
 def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Before weights are read: what can be told without them. Raises ModelError."""
+    """Checks the attention settings before weights are read. Raises ModelError."""
     from gridwork_kernels import attention_choice
 
     try:
@@ -145,7 +147,7 @@ def _check_attention(config: ShardConfig, dtype: torch.dtype, device: torch.devi
 
 
 def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
-    """Of decode steps to record as CUDA graphs."""
+    """Numbers of sequences for which decode steps are recorded as CUDA graphs."""
     if device.type != "cuda":
         return ()
     if config.cuda_graphs is not None:
@@ -155,7 +157,7 @@ def _decode_sizes(config: ShardConfig, device: torch.device) -> tuple[int, ...]:
 
 
 def _check_quantization(config: ShardConfig, device: torch.device) -> None:
-    """Before weights are read. Raises ModelError."""
+    """Checks `--quantize` before weights are read. Raises ModelError."""
     from gridwork_kernels import cpu_library
 
     if device.type != "cpu" or cpu_library.load() is None:
@@ -172,7 +174,7 @@ def _make_linears_plain(model: nn.Module) -> None:
 
 
 def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
-    """Returns what was done. Raises ModelError when there is nothing that it could be done to."""
+    """Quantizes layers. Returns notes of it. Raises ModelError when no layer can be quantized."""
     from gridwork_kernels import experts, packed_linear, quantized_linear
 
     head = model.get_output_embeddings()
@@ -192,7 +194,8 @@ def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConf
     return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
 
 
-def _dtype(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+def dtype_of(name: str, model_config: "PretrainedConfig") -> torch.dtype:
+    """Data type with this name; `auto` is that of the config, or float32."""
     if name != "auto":
         return getattr(torch, name)
     dtype = getattr(model_config, "dtype", None) or torch.float32
@@ -206,59 +209,36 @@ def _load_whole(
     dtype: torch.dtype,
     quantized: QuantizedCheckpoint | None,
 ) -> nn.Module:
-    from safetensors import SafetensorError
-    from transformers.utils import logging
-
     model: nn.Module
     info: dict[str, Any]
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what Transformers has to report, `info` says too
-    try:
+    with load_errors(config.model_path, f"as {model_class.__name__}", quantized):
         try:
             model, info = _from_pretrained(model_class, model_config, config, dtype)
         except NotImplementedError:
-            # A model is built of tensors without data, and perhaps with an operation that needs this for them.
+            # The model is built of tensors without data. Some operations need these imports for such tensors.
             if not deferred_imports.import_effects():
                 raise
             model, info = _from_pretrained(model_class, model_config, config, dtype)
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {config.model_path} are damaged ({error}); download them again") from None
-    except FileNotFoundError as error:
-        raise ModelError(f"{one_line(error)}; the folder is incomplete, download the model again") from None
-    except Exception as error:  # whatever a config's values, and a model's own code, lead to
-        if quantized is not None:
-            raise ModelError(f"{quantized}, and Transformers cannot load them: {one_line(error)}") from error
-        raise ModelError(
-            f"{config.model_path} cannot be loaded as {model_class.__name__}: {one_line(error)}; its config.json or "
-            "its code is at fault"
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
-    if info["mismatched_keys"]:
-        shapes = [f"{name} is {list(shape)}, not {list(wanted)}" for name, shape, wanted in info["mismatched_keys"]]
-        raise ModelError(
-            f"weights and config.json in {config.model_path} disagree in shape: {_some(shapes)}; they are not of one "
-            "model, download it again"
-        )
+    check_shapes(info, config.model_path)
     if info["missing_keys"]:
         raise ModelError(
-            f"the weights in {config.model_path} lack {_some(info['missing_keys'])}; the folder is incomplete, "
+            f"the weights in {config.model_path} lack {some(info['missing_keys'])}; the folder is incomplete, "
             "download the model again"
         )
     if info["unexpected_keys"]:
-        logger.warning(f"the weights have tensors that the model does not use: {_some(info['unexpected_keys'])}")
+        logger.warning(f"the weights have tensors that the model does not use: {some(info['unexpected_keys'])}")
     return model
 
 
 def _choose_compiled(
     model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: "RankGroup"
 ) -> Choice | None:
-    """The paged path with a compiled model, or None, with a warning and the model as it was, when that goes wrong."""
+    """Chooses the paged path with a compiled model. When that fails, warns, restores the model and returns None."""
     from gridwork_server.model.compile import Compiled, cache_folder
 
     folder = cache_folder((config.model_path / "config.json").read_bytes(), dtype)
-    logger.info(f"compiling, or reading what was compiled before from {folder}")
+    logger.info(f"compiling, or reading compiled code from {folder}")
     compiled = Compiled(model, folder)
     try:
         return choose(model, "paged", config.attention, dtype, device, group)
@@ -271,7 +251,7 @@ def _choose_compiled(
 def _from_pretrained(
     model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model, and which of its names and those in the files do not fit together."""
+    """The model, and the names of weights that differ between model and files."""
     loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
         config.model_path,
         config=model_config,
@@ -285,7 +265,7 @@ def _from_pretrained(
 
 
 def _use_own_layers(model: Any) -> list[str]:
-    """Puts our layers in the place of the model's, on CPUs. Returns what was done."""
+    """Replaces layers by our own, on CPUs. Returns notes of it."""
     from gridwork_kernels import cpu_library, rms_norm
 
     notes = _use_own_linears(model)
@@ -317,15 +297,11 @@ def _use_own_experts(model: Any) -> list[str]:
 
 
 def _left_alone(layers: int) -> list[str]:
-    reason = "they compute something else than what they say of themselves"
-    return [f"experts of {layers} layers left as they are, since {reason}"] if layers else []
+    reason = "their output does not match their declared layout"
+    return [f"left the experts of {layers} layers unpacked: {reason}"] if layers else []
 
 
-def _size(model: nn.Module) -> tuple[int, int]:
+def size_of(model: nn.Module) -> tuple[int, int]:
+    """Number of parameters of a model, and their bytes."""
     parameters = {id(parameter): parameter for parameter in model.parameters()}.values()
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _some(keys: Any) -> str:
-    keys = [str(key) for key in sorted(keys, key=str)]
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,4 +1,4 @@
-"""What a model is served for, as its folder tells it, and whether it can be served for what was asked."""
+"""Chooses the task that a model is served for, by its folder and `--task`."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gridwork_server.errors import ModelError
 
 
 class Task(StrEnum):
-    """What a model is served for; the names are those of `--task`."""
+    """Task that a model is served for; the names are those of `--task`."""
 
     GENERATE = "generate"
     EMBED = "embed"
@@ -20,22 +20,22 @@ class Task(StrEnum):
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What a model folder says of itself, without Transformers."""
+class ModelFolder:
+    """Facts of a model folder that can be read without Transformers."""
 
     path: Path
     architectures: tuple[str, ...]
-    """Names of the classes that the weights were saved from; empty when config.json does not say."""
+    """Names of the classes that the weights were saved from; empty when config.json does not tell."""
     num_labels: int
     is_encoder_decoder: bool
     has_pooling: bool
-    """Whether sentence-transformers' files make an embedder of it."""
+    """True if sentence-transformers' files make the model an embedder."""
 
     @staticmethod
-    def read(path: Path, content: Any) -> "Folder":
-        """content: of config.json."""
+    def read(path: Path, content: Any) -> "ModelFolder":
+        """Reads the folder's facts. content: of config.json."""
         architectures = content.get("architectures") or ()
-        return Folder(
+        return ModelFolder(
             path=path,
             architectures=tuple(str(name) for name in architectures),
             num_labels=_num_labels(content),
@@ -56,7 +56,7 @@ class Folder:
         return self.architecture.endswith("ForMaskedLM")
 
 
-# What the heads that no task here uses are for, by the end of their classes' names.
+# Purpose of the heads that no task here uses, by the end of their class names.
 _OTHER_HEADS = {
     "ForTokenClassification": "labels every token",
     "ForQuestionAnswering": "marks answers in texts",
@@ -66,19 +66,19 @@ _OTHER_HEADS = {
 
 
 def choose(wish: str, path: Path, content: Any) -> Task:
-    """The task for a folder. wish: of `--task`; content: of config.json. Raises ModelError when the folder's model
-    cannot do what is wished for, or nothing that is served."""
-    folder = Folder.read(path, content)
+    """Chooses the task for a folder. wish: value of `--task`; content: of config.json. Raises ModelError when the model
+    cannot do that task, or none of the tasks."""
+    folder = ModelFolder.read(path, content)
     if wish == "auto":
-        return _found(folder)
+        return _task_of(folder)
     task = Task(wish)
-    if (reason := _objection(task, folder)) is not None:
-        fitting = [f"--task {other}" for other in Task if other != task and _objection(other, folder) is None]
-        raise ModelError(f"--task {task} does not go with {path}: {reason}; {_or(fitting)} would work")
+    if (reason := _reason_against(task, folder)) is not None:
+        fitting = [f"--task {other}" for other in Task if other != task and _reason_against(other, folder) is None]
+        raise ModelError(f"--task {task} does not work with {path}: {reason}; use {_or(fitting)}")
     return task
 
 
-def _found(folder: Folder) -> Task:
+def _task_of(folder: ModelFolder) -> Task:
     if folder.is_classifier:
         return Task.RERANK if folder.num_labels == 1 else Task.CLASSIFY
     if folder.has_pooling:
@@ -89,7 +89,7 @@ def _found(folder: Folder) -> Task:
         if folder.architecture.endswith(ending):
             raise ModelError(
                 f"{folder.path / 'config.json'} says that the model is a {folder.architecture}, which {what}: no task "
-                "of this version does that; --task embed would serve what lies under that head"
+                "of this version does that; use --task embed for embeddings of the model under that head"
             )
     is_bare = folder.architecture.endswith(("Model", "Encoder")) and not folder.architecture.endswith("HeadModel")
     if is_bare and not folder.is_encoder_decoder:
@@ -97,29 +97,29 @@ def _found(folder: Folder) -> Task:
     return Task.GENERATE
 
 
-def _objection(task: Task, folder: Folder) -> str | None:
-    """Why the model cannot do the task."""
+def _reason_against(task: Task, folder: ModelFolder) -> str | None:
+    """Reason why the model cannot do the task; None when it can."""
     name = folder.architecture
     labels = f"{folder.num_labels} label{'s' if folder.num_labels > 1 else ''}"
     match task:
         case Task.GENERATE if folder.is_classifier or folder.is_masked:
             return f"its weights are those of a {name}, which does not generate"
         case Task.GENERATE if name.endswith(("Model", "Encoder")) and not name.endswith("HeadModel"):
-            # A decoder's embeddings may serve as its head; whether they do, its class knows.
+            # A decoder's embeddings may serve as its head; only its class knows whether they do.
             return f"its weights are those of a {name}, without a head that generates" if folder.has_pooling else None
         case Task.CLASSIFY if not folder.is_classifier:
             return f"its weights are those of a {name or 'model without a named head'}, not of a classifier"
         case Task.RERANK if not folder.is_classifier:
             return f"its weights are those of a {name or 'model without a named head'}, not of a reranker"
         case Task.RERANK if folder.num_labels != 1:
-            return f"it tells {labels} apart, where a reranker has one"
+            return f"it distinguishes {labels}, and a reranker has one"
         case Task.FILL_MASK if not folder.is_masked:
             return f"its weights are those of a {name or 'model without a named head'}, not of a masked language model"
     return None
 
 
 def _num_labels(content: Any) -> int:
-    """As Transformers reads it; its default is 2."""
+    """Number of labels as Transformers reads it; its default is 2."""
     labels = content.get("id2label")
     if isinstance(labels, dict) and labels:
         return len(labels)

@@ -1,5 +1,8 @@
-"""Tokens that a model has nothing for. The router refuses them; should one come all the same, it harms its own sequence
-alone: in a step, an id behind the embedding's last row would be an error of all its sequences."""
+"""Finds tokens outside a model's vocabulary.
+
+The router refuses them already. A token that arrives anyway fails its own sequence alone: in a step, an id past the
+embedding's last row would fail all sequences.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def embedding_rows(model: Any) -> int:
-    """How many tokens a model can be given; 0 when its embedding does not say."""
+    """Number of tokens that the model's embedding has rows for; 0 when the embedding does not tell."""
     try:
         embedding = model.get_input_embeddings()
         rows = getattr(embedding, "num_embeddings", None)
@@ -22,18 +25,19 @@ def embedding_rows(model: Any) -> int:
 
 
 class TokenBounds:
-    """Which ids a model can be given, and which it can give."""
+    """Bounds of the token ids that a model can take as input, and of those that it can give."""
 
     def __init__(self, inputs: int, outputs: int, has_encoder: bool) -> None:
-        """inputs: rows of the embedding, 0 when unknown; outputs: logits; has_encoder: which alone reads prompts."""
+        """inputs: rows of the embedding, 0 when unknown; outputs: logits; has_encoder: the encoder alone reads
+        prompts."""
         self._inputs = inputs or outputs
         self._outputs = outputs
         self._has_encoder = has_encoder
         self.may_sample_unusable = not has_encoder and self._outputs > self._inputs
-        """Whether there are tokens that can be sampled, and not be computed."""
+        """True if a token can be sampled that cannot be computed as input."""
 
     def refusal(self, new: "pb.NewSequence") -> str | None:
-        """Why a sequence cannot be computed."""
+        """Reason why a sequence cannot be computed; None when it can."""
         tokens = new.token_ids[: new.num_prompt_tokens] if self._has_encoder else new.token_ids
         largest = max(tokens, default=0)
         if largest >= self._inputs:
@@ -43,9 +47,9 @@ class TokenBounds:
         return None
 
     def unusable(self, tokens: np.ndarray) -> np.ndarray:
-        """bool: which of these cannot be computed. int64."""
+        """Tells for each token, int64, whether it cannot be computed; returns bools of the same shape."""
         return tokens >= self._inputs
 
     def message(self, token: int) -> str:
-        """What is wrong with it."""
+        """Error message for a token outside the vocabulary."""
         return f"token {token} is not in the vocabulary: the model's embedding has {self._inputs} rows"

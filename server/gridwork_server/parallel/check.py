@@ -1,7 +1,7 @@
-"""How a module's features depend on each other, found out by computing with a small copy of it.
+"""Checks, by computing with a small copy of a module, whether its features can be computed independently.
 
-A plan says which layers are split, but not what the module does with the features in between: it may halve them into
-gates and values, or norm them, for which parts do not do.
+A tensor-parallel plan says which layers are split, but not what the module does with the features in between. It may
+split them into gates and values, or normalize over all of them, which a part of the features cannot reproduce.
 """
 
 import copy
@@ -11,20 +11,21 @@ import torch
 from torch import nn
 
 _INPUTS, _FEATURES, _OUTPUTS = 5, 12, 7
-"""Sizes of the small copy, all different so that a mistake between them shows."""
+"""Sizes of the small copy, all different so that a confusion of two of them shows."""
 
 _PARTS = ((0, 4), (4, 12))
-"""Of the features; uneven, in fours for activations that work in groups."""
+"""Parts of the features: uneven, and multiples of 4 for activations that work in groups."""
 
 _TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def features_are_independent(module: nn.Module, makers: dict[str, int], taker: str) -> bool | None:
-    """Whether parts of the features, computed apart and summed, give what all give together.
+def features_are_independent(module: nn.Module, producers: dict[str, int], consumer: str) -> bool | None:
+    """Tells whether parts of the features, computed separately and summed, equal the result of all features together.
 
-    makers: by child, a linear layer, how many packs of the features it makes, one after the other. taker: the child
-    that takes them. None when the module cannot be run with other sizes than its own, which says nothing.
+    producers: the linear layers that produce the features, by child name, each with the number of packs of features in
+    its output. consumer: the child that consumes the features. Returns None when the module cannot be run with other
+    sizes than its own, which proves nothing.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -34,19 +35,19 @@ def features_are_independent(module: nn.Module, makers: dict[str, int], taker: s
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         return small
 
-    whole = {name: linear(packs * _FEATURES, _INPUTS, module.get_submodule(name)) for name, packs in makers.items()}
-    whole[taker] = linear(_OUTPUTS, _FEATURES, module.get_submodule(taker))
+    whole = {name: linear(packs * _FEATURES, _INPUTS, module.get_submodule(name)) for name, packs in producers.items()}
+    whole[consumer] = linear(_OUTPUTS, _FEATURES, module.get_submodule(consumer))
     x = torch.randn(1, 3, _INPUTS, generator=generator)
 
     def run(part: tuple[int, int]) -> torch.Tensor:
         start, stop = part
         layers = {}
-        for name, packs in makers.items():
+        for name, packs in producers.items():
             rows = torch.cat([torch.arange(start, stop) + pack * _FEATURES for pack in range(packs)])
             layers[name] = _narrowed(whole[name], rows, None)
-        layers[taker] = _narrowed(whole[taker], None, torch.arange(start, stop))
-        if start and layers[taker].bias is not None:
-            layers[taker].bias.zero_()
+        layers[consumer] = _narrowed(whole[consumer], None, torch.arange(start, stop))
+        if start and layers[consumer].bias is not None:
+            layers[consumer].bias.zero_()
         return _with_children(module, layers)(x)
 
     try:
@@ -59,8 +60,8 @@ def features_are_independent(module: nn.Module, makers: dict[str, int], taker: s
 
 @torch.no_grad()
 def gate_layout(experts: nn.Module) -> str | None:
-    """Where gates and values lie in what experts compute first: `halves`, or `pairs` of neighbours; `mixed` when one
-    feature depends on others. None when the module does not say."""
+    """Layout of gates and values in the first result of experts: `halves`, or `pairs` of neighbours; `mixed` when a
+    feature depends on others. None when the module does not tell."""
     apply_gate: Callable[[torch.Tensor], torch.Tensor] | None = getattr(experts, "_apply_gate", None)
     if apply_gate is None or not getattr(experts, "has_gate", True):
         return None
@@ -90,8 +91,8 @@ def _narrowed(linear: nn.Linear, rows: torch.Tensor | None, columns: torch.Tenso
 
 
 def _with_children(module: nn.Module, children: dict[str, nn.Linear]) -> nn.Module:
-    """The module with other children in the place of its own; everything else is shared, or where it has parameters,
-    which may be on `meta`, has values of no significance."""
+    """A copy of the module with some children replaced. Other children are shared, unless they have parameters: those
+    may be on `meta`, so they get a constant value that does not matter."""
     other = copy.copy(module)
     other._modules = {name: child and _with_values(child) for name, child in module._modules.items()} | children
     return other.eval()

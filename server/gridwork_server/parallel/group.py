@@ -1,4 +1,4 @@
-"""The ranks of a shard group: what they tell each other besides the model's own all-reduces."""
+"""The ranks of a shard group and the messages between them, apart from the model's own all-reduces."""
 
 import datetime
 import ipaddress
@@ -10,12 +10,12 @@ import torch
 
 from gridwork_server.config import ShardConfig
 
-# Ranks wait for the next step for as long as nobody asks for anything; the launcher watches for deaths.
+# Ranks wait for the next step until a request arrives, however long; the launcher watches for ranks that die.
 _FOREVER = datetime.timedelta(days=3650)
 
 
 class RankGroup:
-    """This process among `world_size` ones. With one rank nothing is ever sent."""
+    """This process as one of `world_size` ranks. With one rank, nothing is sent."""
 
     def __init__(self, rank: int = 0, world_size: int = 1, device: str = "cpu") -> None:
         self.rank = rank
@@ -24,17 +24,17 @@ class RankGroup:
 
     @staticmethod
     def join(config: ShardConfig) -> "RankGroup":
-        """Meets the other ranks in the meeting file, or at the master address."""
+        """Joins the other ranks by the meeting file, or at the master address."""
         if config.world_size > 1:
             import torch.distributed as dist
 
             if config.meeting_file is not None or _is_loopback(config.master_addr):
-                # Gloo would look for an interface by the machine's own name, which containers often cannot resolve.
+                # Gloo would look up an interface by the machine's host name, which containers often cannot resolve.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             if config.device == "cuda":
                 torch.cuda.set_device(config.rank)
             dist.init_process_group(
-                # Steps are announced over gloo, on the CPU; the model's own sums go over the device's backend.
+                # Steps are announced over gloo, on the CPU; the model's all-reduces use the device's backend.
                 "gloo" if config.device == "cpu" else "cpu:gloo,cuda:nccl",
                 store=_store(config),
                 rank=config.rank,
@@ -45,11 +45,11 @@ class RankGroup:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this is rank 0, which the router talks to."""
+        """True for rank 0, which the router talks to."""
         return self.rank == 0
 
     def broadcast_bytes(self, payload: bytes | None) -> bytes:
-        """Rank 0 gives bytes, every rank gets them."""
+        """Sends bytes from rank 0 to every rank. payload: None on the other ranks."""
         if self.world_size == 1:
             return payload or b""
         import torch.distributed as dist
@@ -66,17 +66,17 @@ class RankGroup:
         return data.numpy().tobytes()
 
     def announce(self, what: int, payload: bytes = b"") -> None:
-        """Rank 0 tells the others what comes: a number below 256, and a message that goes with it."""
+        """Announces the next action from rank 0 to the other ranks: a number below 256 and its message."""
         if self.world_size > 1:
             self.broadcast_bytes(bytes([what]) + payload)
 
     def next_announced(self) -> tuple[int, bytes]:
-        """Waits for what rank 0 announces."""
+        """Waits for the next announcement of rank 0."""
         message = self.broadcast_bytes(None)
         return message[0], message[1:]
 
     def broadcast_array(self, array: torch.Tensor) -> torch.Tensor:
-        """Every rank gives a CPU tensor of one shape, which becomes rank 0's."""
+        """Overwrites every rank's CPU tensor, all of one shape, with rank 0's values."""
         if self.world_size > 1:
             import torch.distributed as dist
 
@@ -101,7 +101,7 @@ class RankGroup:
         return [int(value) for value in tensor.tolist()]
 
     def leave(self) -> None:
-        """Tears the group down."""
+        """Leaves and destroys the process group."""
         if self.world_size > 1:
             import torch.distributed as dist
 
@@ -109,7 +109,8 @@ class RankGroup:
 
 
 def _store(config: ShardConfig) -> Any:
-    """What ranks find each other by. Ranks connect to the addresses that stand there: nobody else is to write them."""
+    """The store through which ranks find each other. It holds the addresses that ranks connect to, so no other process
+    may write to it."""
     import torch.distributed as dist
 
     if config.meeting_file is not None:
@@ -118,7 +119,7 @@ def _store(config: ShardConfig) -> Any:
     is_leader = config.rank == 0
     listener = None
     if is_leader:
-        # PyTorch's own listener would be reachable at every address of this machine.
+        # PyTorch's own listener would listen on every address of this machine.
         family = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server(address, family=family, backlog=config.world_size)
     return dist.TCPStore(

@@ -1,4 +1,4 @@
-"""Which heads of an attention module a rank has."""
+"""Assigns attention heads to ranks."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from gridwork_server.parallel.modules import share
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one attention module."""
+    """Number and size of the heads of one attention module."""
 
     num_heads: int
     num_kv_heads: int
@@ -19,7 +19,8 @@ class Heads:
 
     @staticmethod
     def of(module: nn.Module, width: int) -> "Heads | None":
-        """width: of the layer that takes what attention makes. None where the numbers do not fit."""
+        """Reads the heads of an attention module; None when its numbers do not fit. width: input features of the
+        module's output projection."""
         size = head_size(module)
         if not size or width % size:
             return None
@@ -34,8 +35,8 @@ class Heads:
         return Heads(num_heads, num_heads // groups, size)
 
     def part(self, width: int, where: str, group: RankGroup) -> tuple[int, int]:
-        """This rank's features of a layer with `width` of them. Where there are fewer KV heads than ranks, several
-        ranks have the same one, and share out its query heads. Raises ModelError."""
+        """Range of this rank's features in a layer with `width` features. With fewer KV heads than ranks, several ranks
+        have the same KV head and share its query heads. Raises ModelError."""
         rank, world_size = group.rank, group.world_size
         if self.num_kv_heads >= world_size:
             first, end = share(self.num_kv_heads, rank, world_size)
@@ -60,8 +61,9 @@ class Heads:
         return kv_head * step + first * step // queries_each, kv_head * step + end * step // queries_each
 
 
-def goes_with_heads(module: nn.Module, named: set[str], heads: Heads) -> str | None:
-    """A parameter of an attention module that seems to differ by head, but that the plan leaves whole."""
+def unplanned_head_parameter(module: nn.Module, named: set[str], heads: Heads) -> str | None:
+    """Name of a parameter that seems to differ by head but is not in the plan; None when there is none. named: children
+    and parameters that the plan splits."""
     for name, _parameter in module.named_parameters(recurse=False):
         if name not in named:
             return name
@@ -76,6 +78,6 @@ def goes_with_heads(module: nn.Module, named: set[str], heads: Heads) -> str | N
 
 
 def head_size(module: nn.Module) -> int | None:
-    """Of what an attention module's last layer takes; None for other modules."""
+    """Size of the heads that an attention module's output projection takes; None for other modules."""
     sizes = (getattr(module, name, None) for name in ("v_head_dim", "head_dim", "head_size"))
     return next((size for size in sizes if isinstance(size, int)), None)

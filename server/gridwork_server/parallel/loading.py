@@ -1,7 +1,7 @@
-"""One rank's part of a model that is split over several processes, by Transformers' own tensor-parallel plan.
+"""Loads one rank's part of a model that is split over several processes by Transformers' own tensor-parallel plan.
 
 Every rank has some of the attention heads and some of the intermediate features of each layer, and works on all tokens.
-What a layer adds to the hidden state is summed over the ranks, twice a layer. Shares may differ by rank.
+The ranks' contributions to the hidden state are summed twice in each layer. Ranks may have shares of different sizes.
 """
 
 import re
@@ -20,6 +20,7 @@ from gridwork_server.errors import ModelError
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.parallel.plan import Part, plan
 from gridwork_server.parallel.weight_files import WeightFiles
+from gridwork_server.text import some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,16 +28,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """What one rank has of a model."""
+    """One rank's part of a model."""
 
     model: nn.Module
-    """On the CPU."""
+    """The rank's modules, on the CPU."""
     num_parameters: int
-    """Of the whole model."""
+    """Number of parameters of the whole model."""
     weight_bytes: int
-    """On this rank."""
+    """Size of the weights on this rank."""
     notes: list[str]
-    """What is whole on every rank, against the plan, and why."""
+    """Modules that are whole on every rank although the plan splits them, with the reason."""
 
 
 def load_part(
@@ -47,10 +48,10 @@ def load_part(
     group: RankGroup,
     attention_name: str | None = attention.NAME,
 ) -> ModelPart:
-    """Builds this rank's part of the model. attention_name: of Transformers' registry; None for the model's own choice.
-    Raises ModelError for models that cannot be split, and for incomplete or damaged weights."""
+    """Builds this rank's part of the model. attention_name: a name in Transformers' registry; None for the model's own
+    choice. Raises ModelError for models that cannot be split, and for incomplete or damaged weights."""
     model = _build(model_class, model_config, dtype, attention_name)
-    ties = _ties(model)
+    ties = _owners_of_tied(model)
     num_parameters = sum(
         parameter.numel()
         for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -62,7 +63,7 @@ def load_part(
     with WeightFiles(model_path, model) as files:
         weight_bytes = _load(model, files, splits.parts, ties, dtype)
         if files.unused and group.is_leader:
-            logger.warning(f"the weights have tensors that the model does not use: {_some(files.unused)}")
+            logger.warning(f"the weights have tensors that the model does not use: {some(files.unused)}")
     for change in splits.changes:
         change()
     return ModelPart(model, num_parameters, weight_bytes, splits.notes)
@@ -74,7 +75,7 @@ def _build(
     dtype: torch.dtype,
     attention_name: str | None,
 ) -> "PreTrainedModel":
-    """The model with its buffers (rotary frequencies and the like) made, and its parameters on `meta`."""
+    """Builds the model with its buffers (such as rotary frequencies), and its parameters on `meta`."""
     from transformers.initialization import no_init_weights
 
     if attention_name is not None:
@@ -96,7 +97,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules that are built here keep their buffers, but no memory for their parameters."""
+    """Modules that are built inside the `with` block get real buffers, but no memory for their parameters."""
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -111,8 +112,8 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _ties(model: "PreTrainedModel") -> dict[str, str]:
-    """Of every parameter that shares its values with another: the one whose values they are, itself among them."""
+def _owners_of_tied(model: "PreTrainedModel") -> dict[str, str]:
+    """Maps each parameter that shares its values with another to the owner of the values; owners map to themselves."""
     ties = dict(model.all_tied_weights_keys)
     return ties | {source: source for source in ties.values()}
 
@@ -120,17 +121,17 @@ def _ties(model: "PreTrainedModel") -> dict[str, str]:
 def _load(
     model: "PreTrainedModel", files: WeightFiles, parts: dict[str, Part], ties: dict[str, str], dtype: torch.dtype
 ) -> int:
-    """Gives every parameter, and every buffer that is saved, its local values; returns their bytes."""
+    """Gives every parameter, and every saved buffer, its local values. Returns their size in bytes."""
     wide = [re.compile(_as_pattern(pattern)) for pattern in model._get_dtype_plan(dtype)]
     missing = []
     num_bytes = 0
     owners: dict[str, torch.Tensor] = {}
     tensors = dict(model.named_parameters(remove_duplicate=False))
     buffers = [name for name, _buffer in model.named_buffers() if name in files]
-    # Owners of shared values first.
+    # Owners of shared values come first.
     for name in sorted([*tensors, *buffers], key=lambda name: ties.get(name, name) != name):
         part = parts.get(name)
-        source = name if name in files else _stand_in(name, files, ties)
+        source = name if name in files else _saved_twin(name, files, ties)
         if source is None:
             missing.append(name)
             continue
@@ -148,7 +149,7 @@ def _load(
             value = files.read(source, part)
             if value.is_floating_point():
                 value = value.to(torch.float32 if any(pattern.search(name) for pattern in wide) else dtype)
-            # Saved twice: one copy is enough where both say the same.
+            # The files hold the values twice: one copy is enough when both are equal.
             if shared is not None and torch.equal(shared, value):
                 value = shared
         if ties.get(name) == name:
@@ -157,12 +158,12 @@ def _load(
             num_bytes += value.nbytes
         _assign(model, name, value)
     if missing:
-        raise ModelError(f"the weights lack {_some(missing)}; the folder is incomplete, download the model again")
+        raise ModelError(f"the weights lack {some(missing)}; the folder is incomplete, download the model again")
     return num_bytes
 
 
-def _stand_in(name: str, files: WeightFiles, ties: dict[str, str]) -> str | None:
-    """Name of a saved tensor that shares its values with one that is not saved."""
+def _saved_twin(name: str, files: WeightFiles, ties: dict[str, str]) -> str | None:
+    """Name of a saved tensor that shares its values with `name`, which is not saved; None when there is none."""
     if name not in ties:
         return None
     return next((other for other, source in ties.items() if source == ties[name] and other in files), None)
@@ -179,7 +180,3 @@ def _assign(model: nn.Module, name: str, value: torch.Tensor) -> None:
 
 def _as_pattern(glob: str) -> str:
     return re.escape(glob).replace(r"\*", r"[^.]+")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

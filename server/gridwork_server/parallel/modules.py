@@ -1,4 +1,4 @@
-"""Modules of which every rank has a part, and what brings the parts together again."""
+"""Modules that are split over the ranks, and the collectives that combine their results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ from gridwork_server.parallel.group import RankGroup
 
 
 def share(total: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Start and end of a rank's balanced, contiguous share of `total` things; the first ranks get one more."""
+    """Start and end of a rank's balanced, contiguous share of `total` items; the first ranks get one more."""
     base, extra = divmod(total, world_size)
     start = rank * base + min(rank, extra)
     return start, start + base + (rank < extra)
 
 
 class SummedLinear(nn.Module):
-    """A linear layer of which every rank has some input features; the ranks' results are summed."""
+    """A linear layer whose input features are split over the ranks; the ranks' results are summed."""
 
     def __init__(self, linear: nn.Linear, taken: tuple[int, int] | None = None) -> None:
-        """linear: this rank's input features; its bias is added once, after the sum. taken: which of the whole input's
-        features these are, when every rank is given all; None when a rank is given its own alone."""
+        """linear: has this rank's input features; its bias is added once, after the sum. taken: range of these features
+        in the whole input, when every rank is given all of it; None when a rank is given only its own."""
         super().__init__()
         self.local = linear
         self.bias = linear.bias
@@ -31,7 +31,7 @@ class SummedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """This rank's columns, for code that looks at the layer's dtype or device."""
+        """This rank's columns, for code that reads the layer's dtype or device."""
         return self.local.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,10 +44,10 @@ class SummedLinear(nn.Module):
 
 
 class GatheredLinear(nn.Module):
-    """A linear layer of which every rank has some output features, of which all ranks get all."""
+    """A linear layer whose output features are split over the ranks; every rank gets all of them."""
 
     def __init__(self, linear: nn.Linear, out_features: int, group: RankGroup) -> None:
-        """linear: this rank's output features, `share(out_features, …)` of them."""
+        """linear: has this rank's output features, `share(out_features, …)`."""
         super().__init__()
         self.local = linear
         self.out_features = out_features
@@ -55,7 +55,7 @@ class GatheredLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """This rank's rows, for code that looks at the layer's dtype or device."""
+        """This rank's rows, for code that reads the layer's dtype or device."""
         return self.local.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,8 +64,8 @@ class GatheredLinear(nn.Module):
 
 
 class GatheredHead(GatheredLinear):
-    """The head: rank 0 gets all of its output features; the others, which do not sample, get a tensor of that shape
-    without meaningful values."""
+    """The output projection over the vocabulary. Rank 0 gets all output features. The other ranks do not sample: they
+    get a tensor of that shape without meaningful values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: `[..., in_features]`; returns `[..., out_features]`."""
@@ -79,7 +79,7 @@ class GatheredHead(GatheredLinear):
 
 
 def gather_features(part: torch.Tensor, features: int, group: RankGroup) -> torch.Tensor:
-    """part: `[..., this rank's share of the features]`; returns `[..., features]`, the same on every rank."""
+    """Joins the ranks' parts `[..., share of the features]` into `[..., features]`, the same on every rank."""
     part = _padded(part, features, group)
     parts = [torch.empty_like(part) for _ in range(group.world_size)]
     dist.all_gather(parts, part)
@@ -87,7 +87,7 @@ def gather_features(part: torch.Tensor, features: int, group: RankGroup) -> torc
 
 
 def _padded(part: torch.Tensor, features: int, group: RankGroup) -> torch.Tensor:
-    """The part as wide as the widest rank's: only tensors of one shape can be gathered."""
+    """Pads a part to the width of the widest rank's: collectives need tensors of one shape."""
     missing = -(-features // group.world_size) - part.shape[-1]
     return (nn.functional.pad(part, (0, missing)) if missing else part).contiguous()
 
@@ -98,7 +98,7 @@ def _joined(parts: list[torch.Tensor], features: int) -> torch.Tensor:
 
 
 def sum_outputs(module: nn.Module) -> None:
-    """Has what the module returns summed over the ranks."""
+    """Sums the module's output over the ranks."""
 
     def hook(_module: nn.Module, _arguments: Any, out: torch.Tensor) -> torch.Tensor:
         out = out.contiguous()
@@ -109,11 +109,11 @@ def sum_outputs(module: nn.Module) -> None:
 
 
 def gather_outputs(module: nn.Module, features: int, group: RankGroup) -> None:
-    """Has what the module returns, this rank's share of the features, joined with the other ranks'."""
+    """Joins the module's output, this rank's share of the features, with the other ranks' shares."""
     hook: Callable[..., torch.Tensor] = lambda _module, _arguments, out: gather_features(out, features, group)  # noqa: E731
     module.register_forward_hook(hook)
 
 
 def divide_inputs(module: nn.Module, world_size: int) -> None:
-    """Has the module's first input divided by the number of ranks, for what every rank computes whole and is summed."""
+    """Divides the module's first input by the number of ranks: every rank computes the whole, and the sum adds up."""
     module.register_forward_pre_hook(lambda _module, arguments: (arguments[0] / world_size, *arguments[1:]))

@@ -1,7 +1,7 @@
-"""What one rank has of each parameter of a model, after Transformers' own tensor-parallel plan.
+"""Plans which part of each parameter a rank has, by Transformers' own tensor-parallel plan of the model.
 
-The plan names modules and parameters, and for each a style. Layers that belong together, those that make features and
-the one that takes them, have one parent: they are split alike, by attention heads or by features.
+The plan names modules and parameters, each with a style. Layers that belong together have one parent: those that
+produce features and the one that consumes them. They are split alike, by attention heads or by features.
 """
 
 import re
@@ -16,7 +16,7 @@ from torch import nn
 from gridwork_server.errors import ModelError
 from gridwork_server.parallel.check import features_are_independent, gate_layout
 from gridwork_server.parallel.group import RankGroup
-from gridwork_server.parallel.heads import Heads, goes_with_heads, head_size
+from gridwork_server.parallel.heads import Heads, head_size, unplanned_head_parameter
 from gridwork_server.parallel.modules import (
     GatheredHead,
     GatheredLinear,
@@ -36,10 +36,10 @@ _FEATURES = (_COLUMNS, _ROWS, _PACKED_COLUMNS, _PACKED_ROWS)
 """Styles of layers and parameters that are split together with others of their module."""
 
 _SUMMED = ("moe_tp_experts", "all_reduce")
-"""Styles of modules with parameters of their own, whose result is summed over the ranks."""
+"""Styles of modules with parameters of their own, whose results are summed over the ranks."""
 
-_GATHERED = ("colwise_gather_output", "colwise_rep")
-_TAKES_ITS_PART = ("rowwise_split_input", "rowwise_rep")
+_GATHERED_OUTPUT = ("colwise_gather_output", "colwise_rep")
+_SPLIT_INPUT = ("rowwise_split_input", "rowwise_rep")
 
 _WHOLE = (
     "replicated_with_grad_allreduce",
@@ -48,46 +48,47 @@ _WHOLE = (
     "local_params",
     "embedding_rowwise",
 )
-"""Styles of what every rank has whole; some of them matter for training alone. Embeddings are among it: looking up is
-no work, and saves a sum."""
+"""Styles of modules that are whole on every rank; some of them matter only for training. Embeddings are whole too: a
+lookup costs nothing, and no sum is needed."""
 
-_GRANULES = (32, 16, 8, 4, 1)
-"""Features are shared out in multiples of the first of these that suits: what vector units and panels like."""
+_MULTIPLES = (32, 16, 8, 4, 1)
+"""Features are split in multiples of the first of these that divides evenly: vector units and weight panels work in
+multiples of these."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank has of a tensor: the indices of `ranges`, one after another, along `dim`."""
+    """One rank's part of a tensor: the index ranges `ranges`, concatenated, along `dim`."""
 
     dim: int
     ranges: tuple[tuple[int, int], ...]
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """This part of a whole tensor; a view where it is contiguous."""
+        """This part of a whole tensor; a view when it is one range."""
         pieces = [tensor.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.dim)
 
 
 @dataclass
 class Splits:
-    """How a model is split."""
+    """Split of a model: parts of its parameters, changes and notes."""
 
     parts: dict[str, Part] = field(default_factory=dict)
-    """By parameter; parameters that are not named are whole on every rank."""
+    """Part of each parameter, by name; parameters without an entry are whole on every rank."""
     changes: list[Callable[[], None]] = field(default_factory=list)
-    """What is to be done to the model once its parameters have been loaded."""
+    """Changes to apply to the model after its parameters have been loaded."""
     notes: list[str] = field(default_factory=list)
-    """What is whole on every rank, against the plan, and why."""
+    """Modules that are whole on every rank although the plan splits them, with the reason."""
 
 
 def plan(model: "PreTrainedModel", group: RankGroup) -> Splits:
-    """Decides what this rank has. model: may be on `meta`. Raises ModelError for models that cannot be split."""
+    """Decides this rank's parts. model: may be on `meta`. Raises ModelError for models that cannot be split."""
     return _Planner(model, group).plan()
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A linear layer, or a parameter, that the plan names."""
+    """A linear layer or a parameter that the plan names."""
 
     path: str
     style: str
@@ -95,7 +96,7 @@ class _Named:
 
     @property
     def name(self) -> str:
-        """In its module."""
+        """Name within its module."""
         return self.path.rpartition(".")[2]
 
     @property
@@ -104,10 +105,10 @@ class _Named:
 
     @property
     def dim(self) -> int:
-        """Along which the weight is split: `[..., out_features, in_features]`, or of one dimension."""
+        """Dimension along which the weight is split: of `[..., out_features, in_features]`, or 0 for one dimension."""
         if self.weight.dim() == 1:
             return 0
-        return self.weight.dim() - (2 if self.style in (_COLUMNS, _PACKED_COLUMNS, *_GATHERED) else 1)
+        return self.weight.dim() - (2 if self.style in (_COLUMNS, _PACKED_COLUMNS, *_GATHERED_OUTPUT) else 1)
 
     @property
     def width(self) -> int:
@@ -130,7 +131,7 @@ class _Planner:
         summed: set[str] = set()
         things: list[tuple[str, Any]] = [*self._model.named_modules(), *self._model.named_parameters()]
         for path, thing in things:
-            style = styles.get(_generic(path), "replicate")
+            style = styles.get(_plan_path(path), "replicate")
             parent = path.rpartition(".")[0]
             if style in _WHOLE:
                 continue
@@ -140,7 +141,7 @@ class _Planner:
                 summed.add(path)
             elif style == "moe_identity_expert" and isinstance(thing, nn.Module):
                 self._splits.changes.append(partial(divide_inputs, thing, self._group.world_size))
-            elif style in (*_GATHERED, *_TAKES_ITS_PART) and isinstance(thing, nn.Linear):
+            elif style in (*_GATHERED_OUTPUT, *_SPLIT_INPUT) and isinstance(thing, nn.Linear):
                 alone.setdefault(parent, []).append(_Named(path, style, thing))
             elif style == "embedding_colwise" and isinstance(thing, nn.Embedding):
                 self._split_embedding(path, thing)
@@ -173,7 +174,7 @@ class _Planner:
         return ModelError(f"{self._name} {what}; use --num-shard 1")
 
     def _split_alone(self, named: _Named, is_head: bool) -> None:
-        """A layer that is given all features, and whose result every rank gets."""
+        """Splits a layer that is given all features and whose result every rank gets."""
         linear = named.value
         assert isinstance(linear, nn.Linear)
         whole = named.width
@@ -181,7 +182,7 @@ class _Planner:
         if whole < self._group.world_size:
             return  # too small to matter
         self._add(named, (part,))
-        if named.style in _TAKES_ITS_PART:
+        if named.style in _SPLIT_INPUT:
             self._replace(named.path, partial(SummedLinear, linear, part))
         elif is_head:
             self._replace(named.path, partial(GatheredHead, linear, whole, self._group))
@@ -194,7 +195,7 @@ class _Planner:
         self._splits.changes.append(partial(gather_outputs, embedding, features, self._group))
 
     def _split_summed(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
-        """Experts: every rank has some of the intermediate features of each."""
+        """Splits experts: every rank has some of the intermediate features of each."""
         where = f"{parent} of {self._name}"
         if getattr(module, "has_post_expert_norm", False):
             raise ModelError(f"{where} cannot be split: each expert's result is normalised; use --num-shard 1")
@@ -206,9 +207,7 @@ class _Planner:
             )
         layout = gate_layout(module)
         if layout == "mixed":
-            raise ModelError(
-                f"{where} cannot be split: what it computes of one feature depends on the others; use --num-shard 1"
-            )
+            raise ModelError(f"{where} cannot be split: its features depend on each other; use --num-shard 1")
         start, stop, whole = self._split_features(where, members, layout)
         for attribute, value in vars(module).items():
             if value == whole and re.search(r"intermediate|expert_dim|ffn|^moe_.*(dim|size)$", attribute):
@@ -216,51 +215,52 @@ class _Planner:
         self._splits.changes.append(partial(sum_outputs, module))
 
     def _split_layers(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
-        """Linear layers of an MLP."""
+        """Splits the linear layers of an MLP."""
         where = f"{parent} of {self._name}"
-        taker = self._taker(members)
-        makers = {member.name: 1 for member in members if member is not taker}
-        if taker is None or not makers:
-            return self._leave_whole(parent, self._counted(members))
-        independent = features_are_independent(module, makers, taker.name)
+        consumer = self._consumer(members)
+        producers = {member.name: 1 for member in members if member is not consumer}
+        if consumer is None or not producers:
+            return self._leave_whole(parent, self._describe_layers(members))
+        independent = features_are_independent(module, producers, consumer.name)
         if independent is None:
             return self._leave_whole(parent, "it does not run with a part of its features")
         if not independent:
-            return self._leave_whole(parent, "what it computes of one feature depends on the others")
+            return self._leave_whole(parent, "its features depend on each other")
         self._split_features(where, members)
 
     def _split_packed(self, parent: str, members: list[_Named]) -> bool:
-        """Layers of which the plan has everything gathered, but whose features turn out to be independent: packed gates
-        and values. Returns whether they are."""
-        takers = [member for member in members if member.style in _TAKES_ITS_PART]
-        makers = [member for member in members if member.style in _GATHERED]
-        if len(takers) != 1 or not makers or any(maker.width % takers[0].width for maker in makers):
+        """Splits packed gates and values: layers whose outputs the plan gathers, but whose features turn out to be
+        independent. Returns whether they are."""
+        consumers = [member for member in members if member.style in _SPLIT_INPUT]
+        producers = [member for member in members if member.style in _GATHERED_OUTPUT]
+        if len(consumers) != 1 or not producers or any(producer.width % consumers[0].width for producer in producers):
             return False
-        packs = {maker.name: maker.width // takers[0].width for maker in makers}
+        packs = {producer.name: producer.width // consumers[0].width for producer in producers}
         module = self._model.get_submodule(parent)
-        if head_size(module) is not None or not features_are_independent(module, packs, takers[0].name):
+        if head_size(module) is not None or not features_are_independent(module, packs, consumers[0].name):
             return False
-        whole = takers[0].width
+        whole = consumers[0].width
         start, stop = self._share_features(f"{parent} of {self._name}", whole)
-        for maker in makers:
-            packed = [(pack * whole + start, pack * whole + stop) for pack in range(packs[maker.name])]
-            self._add(maker, tuple(packed))
-        self._add(takers[0], ((start, stop),))
-        self._replace_taker(takers[0])
+        for producer in producers:
+            packed = [(pack * whole + start, pack * whole + stop) for pack in range(packs[producer.name])]
+            self._add(producer, tuple(packed))
+        self._add(consumers[0], ((start, stop),))
+        self._replace_consumer(consumers[0])
         return True
 
     def _split_features(self, where: str, members: list[_Named], layout: str | None = None) -> tuple[int, int, int]:
-        """Splits what makes features and the one that takes them. layout: of gates and values, where it has been found
-        out; the plan's styles tell that of the weights' files. Returns this rank's first, its last plus one, all."""
-        taker = self._taker(members)
-        if taker is None:
-            raise ModelError(f"{where} cannot be split: it has {self._counted(members)}; use --num-shard 1")
-        whole = taker.width
+        """Splits the layers that produce features and the one that consumes them. layout: of gates and values, where it
+        was found by trying; otherwise the plan's style tells the layout of the weights' files. Returns this rank's
+        first feature, the end of its range, and the number of all features."""
+        consumer = self._consumer(members)
+        if consumer is None:
+            raise ModelError(f"{where} cannot be split: it has {self._describe_layers(members)}; use --num-shard 1")
+        whole = consumer.width
         start, stop = self._share_features(where, whole)
         for member in members:
             packs = member.width / whole
             packed = (layout == "halves") if layout else "packed" in member.style
-            if member is taker or packs == 1:
+            if member is consumer or packs == 1:
                 self._add(member, ((start, stop),))
             elif packs == 2 and isinstance(member.value, nn.Parameter):
                 in_halves = ((start, stop), (whole + start, whole + stop))
@@ -270,7 +270,7 @@ class _Planner:
                     f"{where} cannot be split: its layers have {sorted({member.width for member in members})} "
                     "features; use --num-shard 1"
                 )
-        self._replace_taker(taker)
+        self._replace_consumer(consumer)
         return start, stop, whole
 
     def _share_features(self, where: str, whole: int) -> tuple[int, int]:
@@ -279,34 +279,34 @@ class _Planner:
             raise ModelError(
                 f"{where} cannot be split over {world_size} ranks: its layers have {whole} features; use --num-shard 1"
             )
-        granule = next(g for g in _GRANULES if whole % (g * world_size) == 0 or g == 1)
-        start, stop = share(whole // granule, self._group.rank, world_size)
-        return start * granule, stop * granule
+        multiple = next(g for g in _MULTIPLES if whole % (g * world_size) == 0 or g == 1)
+        start, stop = share(whole // multiple, self._group.rank, world_size)
+        return start * multiple, stop * multiple
 
     def _split_heads(self, parent: str, module: nn.Module, members: list[_Named]) -> None:
-        """An attention module: KV heads stay together with their query heads."""
+        """Splits an attention module: KV heads stay together with their query heads."""
         where = f"{parent} of {self._name}"
-        taker = self._taker(members)
-        if taker is None or len(members) < 2:
-            return self._leave_whole(parent, self._counted(members))
-        heads = Heads.of(module, taker.width)
+        consumer = self._consumer(members)
+        if consumer is None or len(members) < 2:
+            return self._leave_whole(parent, self._describe_layers(members))
+        heads = Heads.of(module, consumer.width)
         if heads is None or any(member.width % heads.num_kv_heads for member in members):
             widths = sorted({member.width for member in members})
             return self._leave_whole(parent, f"its layers have {widths} features for heads of {head_size(module)}")
-        if whole := goes_with_heads(module, {member.name for member in members}, heads):
+        if whole := unplanned_head_parameter(module, {member.name for member in members}, heads):
             return self._leave_whole(parent, f"the plan does not say how to split its `{whole}`")
         for member in members:
             self._add(member, (heads.part(member.width, where, self._group),))
-        self._localise_counts(module, heads, where)
-        self._replace_taker(taker)
+        self._set_local_head_counts(module, heads, where)
+        self._replace_consumer(consumer)
 
     def _leave_whole(self, parent: str, why: str) -> None:
-        note = f"{_generic(parent)} of {self._name} is whole on every rank: {why}"
+        note = f"{_plan_path(parent)} of {self._name} is whole on every rank: {why}"
         if note not in self._splits.notes:
             self._splits.notes.append(note)
 
-    def _localise_counts(self, module: nn.Module, heads: Heads, where: str) -> None:
-        """Modules that keep the number of their heads shape their tensors by it."""
+    def _set_local_head_counts(self, module: nn.Module, heads: Heads, where: str) -> None:
+        """Adjusts attributes that hold numbers of heads: modules reshape their tensors by them."""
         start, stop = heads.part(heads.num_heads, where, self._group)
         kv_heads = max(heads.num_kv_heads * (stop - start) // heads.num_heads, 1)
         for attribute, value in vars(module).items():
@@ -321,15 +321,15 @@ class _Planner:
                 self._splits.changes.append(partial(setattr, module, attribute, stop - start))
 
     @staticmethod
-    def _taker(members: list[_Named]) -> _Named | None:
-        """The one that takes the features that the others make; None when there is not one."""
-        # Weights that lie transposed, `[..., in_features, out_features]`, are the only ones that are packed along rows.
+    def _consumer(members: list[_Named]) -> _Named | None:
+        """The layer that consumes the features that the others produce; None when there is not exactly one."""
+        # Only transposed weights, `[..., in_features, out_features]`, are packed along rows.
         transposed = any(member.style == _PACKED_ROWS for member in members)
-        takers = [member for member in members if member.style == (_COLUMNS if transposed else _ROWS)]
-        return takers[0] if len(takers) == 1 else None
+        consumers = [member for member in members if member.style == (_COLUMNS if transposed else _ROWS)]
+        return consumers[0] if len(consumers) == 1 else None
 
     @staticmethod
-    def _counted(members: list[_Named]) -> str:
+    def _describe_layers(members: list[_Named]) -> str:
         columns = sum(member.style in (_COLUMNS, _PACKED_COLUMNS) for member in members)
         return f"{columns} layers split by columns and {len(members) - columns} by rows"
 
@@ -350,15 +350,15 @@ class _Planner:
 
         self._splits.changes.append(measure)
 
-    def _replace_taker(self, taker: _Named) -> None:
-        linear = taker.value
+    def _replace_consumer(self, consumer: _Named) -> None:
+        linear = consumer.value
         if isinstance(linear, nn.Linear):
-            self._replace(taker.path, partial(SummedLinear, linear))
+            self._replace(consumer.path, partial(SummedLinear, linear))
 
     def _replace(self, path: str, make: Callable[[], nn.Module]) -> None:
         self._splits.changes.append(lambda: self._model.set_submodule(path, make()))
 
 
-def _generic(path: str) -> str:
-    """The name as plans have it, with layers' numbers left open."""
+def _plan_path(path: str) -> str:
+    """The path as plans write it, with `*` for the numbers of layers."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", path)

@@ -1,4 +1,4 @@
-"""Reads parts of tensors from a model folder's safetensors files, under the names that the model has for them."""
+"""Reads parts of tensors from a model folder's safetensors files, by the model's own names."""
 
 import json
 import re
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 class WeightFiles:
     """The tensors of a model folder. A context manager, which keeps the files open.
 
-    Most tensors are read in parts. Those that Transformers makes of others, experts that are saved one by one for
-    example, are made whole by its own code before a part is taken of them.
+    Most tensors are read in parts. Some are made from several stored tensors, such as experts that are saved one by
+    one. Transformers' own code makes these whole before a part is taken.
     """
 
     def __init__(self, path: Path, model: "PreTrainedModel") -> None:
-        """model: gives the names to look for; Transformers' own renamings are applied. Raises ModelError, also for
-        weights that turn out to be quantized."""
+        """model: gives the names to look for; Transformers' renamings are applied. Raises ModelError, also for weights
+        that turn out to be quantized."""
         self._path = path
         self._model = model
         self._files: dict[str, Any] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        """By the model's name: file, and name in it."""
+        """File and stored name of each tensor, by the model's name."""
         self._conversions: dict[str, _Conversion] = {}
-        """By the model's name: what it is made by."""
+        """Conversion that makes a tensor, by the model's name."""
         self._converted: dict[str, torch.Tensor] = {}
-        """What has been made, but not been asked for yet."""
+        """Converted tensors that have not been read yet."""
         self.unused: list[str] = []
-        """Names in the files that the model has nothing for."""
+        """Stored names that the model does not use."""
         self._find(_Names(model))
 
     def __enter__(self) -> "WeightFiles":
@@ -62,7 +62,7 @@ class WeightFiles:
         return list(self._files[file].get_slice(key).get_shape())
 
     def read(self, name: str, part: Part | None = None) -> torch.Tensor:
-        """The tensor, or a part of it, in the file's dtype; memory of its own."""
+        """The tensor, or a part of it, in the file's dtype and in memory of its own."""
         if name in self._conversions:
             whole = self._convert(name)
             del self._converted[name]
@@ -92,7 +92,7 @@ class WeightFiles:
         self._refuse_quantized(names, keys)
 
     def _refuse_quantized(self, names: "_Names", keys: list[tuple[str, str]]) -> None:
-        """Whatever the folder says of itself."""
+        """Refuses quantized weights, whatever the folder's config says."""
         dtypes = ((key, self._files[file].get_slice(key).get_dtype()) for key, file in keys)
         quantized_tensors.check_dtypes(dtypes, names.tensors, self._path)
         quantized_tensors.check_unused(self.unused, [key for key, _file in keys], self._model, self._path)
@@ -108,7 +108,10 @@ class WeightFiles:
                     f"tensors in {self._path} ({error}); the folder is incomplete, download the model again"
                 ) from error
             if name not in made:
-                raise ModelError(f"{self._path}: {conversion.sources[0][2]} and its like do not give {name}")
+                raise ModelError(
+                    f"{self._path} has {conversion.sources[0][2]} and its like, which do not give {name}; the "
+                    "folder is incomplete, download the model again"
+                )
             self._converted |= {other: value for other, value in made.items() if other in self._conversions}
         return self._converted[name]
 
@@ -122,7 +125,8 @@ class WeightFiles:
         if (self._path / "model.safetensors").is_file():
             return ["model.safetensors"]
         raise ModelError(
-            f"{self._path} has neither model.safetensors nor model.safetensors.index.json; the folder is incomplete"
+            f"{self._path} has neither model.safetensors nor model.safetensors.index.json; the folder is incomplete, "
+            "download the model again"
         )
 
     def _open(self, file: str) -> Any:
@@ -141,16 +145,16 @@ class WeightFiles:
 
 @dataclass
 class _Conversion:
-    """What Transformers makes one or several tensors of the model by."""
+    """A conversion by Transformers of stored tensors into one or several tensors of the model."""
 
     target: str
-    """The first of the tensors that it makes."""
+    """Model's name of the first tensor that it makes."""
     converter: Any
     sources: list[tuple[str, str, str]] = field(default_factory=list)
-    """The converter's pattern, file, and name in it; in the order in which the converter wants them."""
+    """Converter's pattern, file and stored name of each source, in the converter's order."""
 
     def run(self, model: "PreTrainedModel", read: Callable[[str, str], torch.Tensor]) -> dict[str, torch.Tensor]:
-        """By the model's name, whole tensors."""
+        """Runs the conversion; returns whole tensors by the model's name."""
         converter = deepcopy(self.converter)
         for pattern, file, key in self.sources:
             converter.add_tensor(self.target, key, pattern, partial(read, file, key))
@@ -159,7 +163,7 @@ class _Conversion:
 
 
 class _Names:
-    """Transformers' own way from the names in the files to the model's."""
+    """Maps the names in the files to the model's names, by Transformers' own rules."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -174,13 +178,13 @@ class _Names:
 
     @staticmethod
     def in_order(keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """keys: name and file. As Transformers orders them: the tenth expert comes after the second."""
+        """Sorts (name, file) pairs as Transformers does: the tenth expert comes after the second."""
         from transformers.core_model_loading import dot_natural_key
 
         return sorted(keys, key=lambda key: dot_natural_key(key[0]))
 
     def find(self, key: str) -> tuple[list[str], Any, str]:
-        """The model's names for what is made of this tensor, with the converter and its pattern if there is one."""
+        """The model's names for the tensors made from this one, with the converter and its pattern if one applies."""
         from transformers.core_model_loading import rename_source_key
 
         name, pattern = rename_source_key(key, self._renamings, self._converters, self._prefix, self._names)
@@ -196,13 +200,13 @@ class _Names:
         return [target for target in targets if target in self._names], converter, pattern
 
     def tensors(self, key: str) -> list[torch.Tensor]:
-        """What of the model is made of this tensor."""
+        """The model's tensors that are made from this stored tensor."""
         return [self._names[target] for target in self.find(key)[0]]
 
 
 def check_dtypes(path: Path, model: "PreTrainedModel", known: frozenset[str] = frozenset()) -> None:
-    """Raises ModelError where a floating-point parameter of a loaded model was made of integers or 8-bit numbers.
-    known: types that were not just cast."""
+    """Raises ModelError when a floating-point parameter of a loaded model was made of integers or 8-bit numbers. known:
+    stored dtypes that were converted, not just cast."""
     plain = quantized_tensors.PLAIN_DTYPES | known
     suspects = [(name, dtype) for name, dtype in stored_dtypes(path) if dtype not in plain]
     if suspects:
@@ -215,8 +219,8 @@ def stored_dtypes(path: Path) -> list[tuple[str, str]]:
 
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, str, list[int]]]:
-    """Names, dtypes and shapes of the tensors in a folder's safetensors files, of which only the headers are read.
-    Raises ModelError."""
+    """Names, dtypes and shapes of the tensors in a folder's safetensors files. Reads only the files' headers. Raises
+    ModelError."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(path.glob("*.safetensors")):

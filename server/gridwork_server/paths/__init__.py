@@ -1,1 +1,2 @@
-"""The ways to run a model: `paged`, `batched` and `solo`. Which one is found out by trying, never by a model's name."""
+"""Runs models by one of the paths `paged`, `batched` and `solo`. The path is found by trying, never by a model's
+name."""

@@ -1,8 +1,8 @@
-"""The path for models that take and return a cache of their own: continuous batching over whatever that cache is.
+"""Runs models that take and return a cache of their own, as continuous batches over any kind of cache.
 
 A sequence's prompt is computed alone, in one piece. Sequences that decode share a cohort: one cache whose tensors are
-stacked along the batch dimension, shorter sequences padded on the left. A cohort stays as it is while its members do;
-when one joins or leaves, its tensors are put together anew.
+stacked along the batch dimension, with shorter sequences padded on the left. A cohort stays unchanged while its members
+do; when one joins or leaves, its tensors are stacked again.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from loguru import logger
 
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.cache_tree import CacheSpec, Member
 
 if TYPE_CHECKING:
@@ -25,26 +26,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cohort:
-    """Sequences that decode together. B of them."""
+    """B sequences that decode together."""
 
     ids: list[int]
     lengths: np.ndarray
-    """int64 [B]: tokens in the cache."""
+    """Number of each sequence's tokens in the cache, int64 [B]."""
     cache: Any
     sizes: list[list[int]] = field(default_factory=list)
-    """True sizes of the cache's tensors along their length, by sequence."""
+    """Sizes of the cache's tensors along their length without padding, by sequence."""
 
 
-class BatchedPath:
-    """Runs a model that takes a cache and returns it."""
-
-    shares_blocks = False
-    takes_drafts = False
+class BatchedPath(ModelPath):
+    """Path for a model that takes a cache and returns it."""
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str, cohorts: str, token: int = 0) -> None:
-        """cohorts: `padded`, sequences of any length decode together; `equal`, those of one length do; `single`, each
-        decodes alone. token: an id to try the model with. Raises PathError when the model returns no cache, or none
-        that sequences can share in that way."""
+        """cohorts: which sequences decode together: `padded`, those of any lengths; `equal`, those of one length;
+        `single`, none. token: an id to try the model with. Raises PathError when the model returns no cache, or one
+        that sequences cannot share in that way."""
         self.name = "solo" if cohorts == "single" else "batched"
         self.attention_name = attention_name
         self._caller = caller
@@ -52,20 +50,20 @@ class BatchedPath:
         self._mode = cohorts
         self._spec = CacheSpec([], [])
         self._cohorts: dict[int, Cohort] = {}
-        """By each of its members."""
+        """Cohort of each sequence, by the sequence's id."""
         with torch.inference_mode():
             self.needs = self._probe(token)
 
     def _probe(self, token: int) -> CacheNeeds:
         probe = self._caller.probe(token, share=self._mode != "single")
         self._spec = probe.spec or CacheSpec([], [])
-        # Stacking copies: what is put together stands beside what it is put together from.
+        # Stacking copies: the new tensors exist beside the ones that they are made from.
         return CacheNeeds(
             3 * max(0, probe.longer.num_bytes - probe.alone.num_bytes) // probe.more_tokens, 2 * probe.alone.num_bytes
         )
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. Caches are made as they are needed."""
+        """See ModelPath. Caches are allocated when they are needed."""
         self.reset()
 
     def release(self, ids: np.ndarray) -> None:
@@ -78,7 +76,8 @@ class BatchedPath:
         self._cohorts.clear()
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """See ModelPath. A chunk that does not reach the end of what is known is left for the one that does."""
+        """See ModelPath. A chunk that ends before the last known token computes nothing; the last chunk computes
+        all."""
         kept = wanted_tokens(batch, extra)
         rows: dict[int, torch.Tensor] = {}
         decodes = []
@@ -104,7 +103,7 @@ class BatchedPath:
             last = logits.shape[0] - 1
             for token in wanted.tolist():
                 row = last - (position - int(batch.positions[token]))
-                # The prompt of an encoder has no logits.
+                # Tokens of an encoder's prompt have no logits.
                 rows[token] = logits[row] if row >= 0 else torch.full_like(logits[last], torch.nan)
         try:
             cohorts = self._gather([id for id, _ in decodes])
@@ -115,7 +114,7 @@ class BatchedPath:
             lengths = cohort.lengths + self._offset(cohort.ids, table)
             tokens = table.token_ids[cohort.ids, lengths].astype(np.int64)
             if self._mode == "single" and not cohort.sizes:
-                self._restart(cohort, table)
+                self._recompute_cache(cohort, table)
             logits = self._decode(cohort, tokens)
             for id, token in decodes:
                 if id in cohort.ids:
@@ -135,17 +134,17 @@ class BatchedPath:
         first = self._caller.first_tokens(int(table.num_first[id]))
         offset = int(self._offset([id], table)[0])
         if self._call_lengths.by_call:
-            if length < first + offset:  # a piece of a prompt, which is a part of one call
+            if length < first + offset:  # a chunk of a prompt that `generate()` computes in one call
                 logits, cache = self._caller.first(table.token_ids[id, : first + offset], num_prompt, True)
                 return logits[: length - offset], cache
-            return self._as_generated(tokens, num_prompt, keep_all, first + offset, offset)
+            return self._first_token_by_token(tokens, num_prompt, keep_all, first + offset, offset)
         lengths = np.maximum(np.arange(1, length + 1 - offset), first)[None]
         return self._caller.first(tokens, num_prompt, keep_all, lambda: self._lengths_of(lengths))
 
-    def _as_generated(
+    def _first_token_by_token(
         self, tokens: np.ndarray, num_prompt: int, keep_all: bool, first: int, offset: int
     ) -> tuple[torch.Tensor, Any]:
-        """See Caller.first. What came behind the first tokens is computed one by one, as it was at first."""
+        """See Caller.first. Tokens after the first call's are computed one by one, as they were the first time."""
         first = min(first, len(tokens))
         logits, cache = self._caller.first(tokens[:first], num_prompt, keep_all)
         rows = [logits]
@@ -163,7 +162,7 @@ class BatchedPath:
         cohort.lengths = cohort.lengths + 1
         if self._mode != "single":
             try:
-                cohort.sizes = self._spec.grown(cohort.cache, cohort.sizes)
+                cohort.sizes = self._spec.sizes_after_token(cohort.cache, cohort.sizes)
             except ValueError as error:
                 self._stop_sharing(error)
         return logits
@@ -172,10 +171,10 @@ class BatchedPath:
         return nullcontext() if self._call_lengths is None else self._call_lengths.of(lengths)
 
     def _stop_sharing(self, error: Exception) -> None:
-        """From now on every sequence decodes alone: the cache has become something else than it was found to be. What
-        shared a cache is computed again from its tokens."""
+        """Makes every sequence decode alone from now on, because the cache no longer has the layout that was found.
+        Sequences that shared a cache are recomputed from their tokens."""
         logger.warning(
-            f"the model's caches cannot be put together any more ({type(error).__name__}: {error}): from now on every "
+            f"the model's caches can no longer be combined ({type(error).__name__}: {error}): from now on every "
             "sequence decodes alone"
         )
         self._mode = "single"
@@ -185,8 +184,8 @@ class BatchedPath:
                 if self._cohorts.get(id) is cohort:
                     self._cohorts[id] = Cohort([id], cohort.lengths[index : index + 1], None)
 
-    def _restart(self, cohort: Cohort, table: "SequenceTable") -> None:
-        """Makes the cache of a sequence anew."""
+    def _recompute_cache(self, cohort: Cohort, table: "SequenceTable") -> None:
+        """Recomputes the cache of a sequence that decodes alone."""
         (id,) = cohort.ids
         if cohort.cache is None:
             length = int(cohort.lengths[0] + self._offset([id], table)[0])
@@ -194,7 +193,7 @@ class BatchedPath:
         cohort.sizes = [[]]
 
     def _gather(self, ids: list[int]) -> list[Cohort]:
-        """The cohorts that exactly these sequences decode in."""
+        """Cohorts that together hold exactly these sequences; forms new ones where needed."""
         if not ids:
             return []
         lengths = {id: self._length(id) for id in ids}
@@ -211,13 +210,13 @@ class BatchedPath:
         return cohorts
 
     def _class(self, length: int) -> int:
-        """Different for lengths that one call cannot compute."""
+        """Class of a length: one call can compute lengths of one class only."""
         if self._call_lengths is None or not self._call_lengths.by_call:
             return 0
         return int(self._call_lengths.rule.classes(np.array([length]))[0])
 
     def _form(self, ids: list[int], lengths: dict[int, int]) -> Cohort:
-        """A new cohort of sequences from other ones. Cohorts that lose some go on as cohorts of those that stay."""
+        """Forms a cohort from members of others. The remaining members of those cohorts stay together."""
         members = [self._member(id) for id in ids]
         sources = list({id(cohort): cohort for cohort in (self._cohorts[i] for i in ids)}.values())
         cohort = self._stack(ids, members, lengths)
@@ -239,10 +238,10 @@ class BatchedPath:
         return self._spec.member(source.cache, index, source.sizes[index])
 
     def _sizes(self, cache: Any) -> list[list[int]]:
-        """True sizes of the tensors of one sequence's cache."""
+        """Sizes of the tensors of one sequence's cache along their length."""
         if self._mode != "single":
             try:
-                return [self._spec.whole(cache)]
+                return [self._spec.unpadded_sizes(cache)]
             except ValueError as error:
                 self._stop_sharing(error)
         return [[]]

@@ -1,7 +1,7 @@
-"""Takes caches apart into tensors and puts them together again, whatever a model's cache is made of.
+"""Takes caches of any structure apart into tensors, and rebuilds them.
 
 A cache may be one of Transformers' `Cache` classes, tuples of tensors as older code returns them, a list of states, or
-an object of the model's own. What its dimensions mean is found out by comparing the caches of a few short inputs.
+an object of the model's own. The meaning of its dimensions is found by comparing the caches of a few short inputs.
 """
 
 import copy
@@ -13,20 +13,20 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 _ATOMS = (bool, float, str, bytes, type(None), type, torch.device, torch.dtype, torch.Size)
 
 
 class _Visit:
-    """One walk through a cache, in an order that depends on its structure alone."""
+    """One traversal of a cache, in an order that depends only on its structure."""
 
     def __init__(self, tree: Any) -> None:
         self.tensors: dict[int, torch.Tensor] = {}
         self.shared: dict[int, Any] = {}
-        """Configs and modules, which many caches refer to."""
+        """Configs and modules, which many caches refer to and which are not copied."""
         self.numbers: list[tuple[Any, Any]] = []
-        """Where integers stand: a list or dictionary, and the index or key in it."""
+        """Places of integers: a list or dictionary, and the index or key in it."""
         self._seen: set[int] = set()
         self._items([tree])
 
@@ -45,7 +45,7 @@ class _Visit:
         if isinstance(value, dict | list | tuple):
             self._items(value)
             if isinstance(value, dict) and hasattr(value, "__dict__"):
-                return  # what returned outputs hold twice
+                return  # a model's output holds each value as an item and as an attribute
         elif isinstance(value, PretrainedConfig | nn.Module) or callable(value):
             self.shared[id(value)] = value
         elif hasattr(value, "__dict__"):
@@ -58,12 +58,12 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
 
 
 def numbers_of(tree: Any) -> list[int]:
-    """The integers in a cache: lengths above all."""
+    """The integers in a cache, mostly lengths."""
     return [holder[key] for holder, key in _Visit(tree).numbers]
 
 
 def rebuilt(tree: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[int | None]) -> Any:
-    """A copy of a cache with other tensors and, where they are given, other integers."""
+    """A copy of a cache with its tensors replaced, and its integers too where `numbers` is not None."""
     visit = _Visit(tree)
     memo: dict[int, Any] = {old: new for old, new in zip(visit.tensors, tensors, strict=True)}
     copied = copy.deepcopy(tree, memo | visit.shared)
@@ -75,24 +75,24 @@ def rebuilt(tree: Any, tensors: Sequence[torch.Tensor], numbers: Sequence[int | 
 
 @dataclass(frozen=True)
 class LeafKind:
-    """What the dimensions of one tensor of a cache mean."""
+    """Meaning of the dimensions of one tensor of a cache."""
 
     batch_dim: int | None
-    """None: the tensor has nothing of any single sequence."""
+    """Dimension that counts sequences; None when the tensor belongs to no single sequence."""
     per_sequence: int
-    """Indices of the batch dimension that one sequence takes: more than 1 where heads are folded into it."""
+    """Indices that one sequence has in the batch dimension: more than 1 when heads are folded into it."""
     length_dim: int | None
-    """None: its size does not depend on the sequence's length."""
+    """Dimension that counts tokens; None when the size does not depend on the sequence's length."""
     grows: bool
-    """Whether decoding makes it longer."""
+    """True if decoding makes the tensor longer."""
     is_length: bool = False
-    """Whether it holds one number, which is the sequence's length and `offset` more."""
+    """True if the tensor holds one number: the sequence's length plus `offset`."""
     offset: int = 0
 
 
 @dataclass
 class Member:
-    """One sequence's part of a cache: views of its tensors, without padding, and a cache to copy the structure of."""
+    """One sequence's part of a cache: views of its tensors without padding, and a cache with the structure to copy."""
 
     tensors: list[torch.Tensor]
     tree: Any
@@ -100,18 +100,18 @@ class Member:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a model's caches are made of."""
+    """Structure of a model's caches."""
 
     leaves: list[LeafKind]
-    """Of its tensors."""
+    """Kind of each tensor."""
     numbers: list[int | None]
-    """Of its integers: what each is more than the sequence's length; None for those that are no lengths."""
+    """Difference of each integer from the sequence's length; None when the integer is not a length."""
 
     def stack(self, members: Sequence[Member], length: int) -> tuple[Any, list[list[int]]]:
-        """One cache for all members, shorter ones padded with zeros before their first token.
+        """Combines the members into one cache, with shorter ones padded by zeros before their first token.
 
-        length: of the longest, tokens. Returns the cache, and for every member the true sizes of its tensors along
-        their length.
+        length: tokens of the longest member. Returns the cache, and for every member the sizes of its tensors along
+        their length, without padding.
         """
         stacked = []
         sizes: list[list[int]] = [[] for _ in members]
@@ -130,7 +130,7 @@ class CacheSpec:
         return rebuilt(members[0].tree, stacked, numbers), sizes
 
     def member(self, tree: Any, index: int, sizes: Sequence[int]) -> Member:
-        """A sequence's part of a cache. sizes: true sizes of its tensors along their length."""
+        """One sequence's part of a cache. sizes: sizes of its tensors along their length, without padding."""
         parts = []
         for tensor, kind, size in zip(tensors_of(tree), self.leaves, sizes, strict=True):
             if kind.batch_dim is not None:
@@ -141,8 +141,8 @@ class CacheSpec:
             parts.append(tensor)
         return Member(parts, tree)
 
-    def grown(self, tree: Any, sizes: list[list[int]]) -> list[list[int]]:
-        """True sizes after one more token: a window that is full grows no further."""
+    def sizes_after_token(self, tree: Any, sizes: list[list[int]]) -> list[list[int]]:
+        """Sizes without padding after one more token; a full window stays as it is."""
         totals = [
             0 if kind.length_dim is None else tensor.shape[kind.length_dim]
             for tensor, kind in zip(tensors_of(tree), self.leaves, strict=True)
@@ -152,8 +152,8 @@ class CacheSpec:
             for row in sizes
         ]
 
-    def whole(self, tree: Any) -> list[int]:
-        """True sizes of the tensors of a cache without padding."""
+    def unpadded_sizes(self, tree: Any) -> list[int]:
+        """Sizes along their length of the tensors of a cache without padding."""
         return [
             0 if kind.length_dim is None else tensor.shape[kind.length_dim]
             for tensor, kind in zip(tensors_of(tree), self.leaves, strict=True)
@@ -161,33 +161,35 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A cache as it was at one moment: decoding may change its tensors in place."""
+class CacheSnapshot:
+    """Snapshot of a cache's structure, since decoding may change its tensors in place."""
 
     shapes: list[list[int]]
     scalars: list[int | None]
-    """Of tensors that hold one integer: its value."""
+    """Values of tensors that hold one integer; None for other tensors."""
     numbers: list[int]
     num_bytes: int
 
     @staticmethod
-    def of(tree: Any) -> "Sample":
-        """What is compared of a cache."""
+    def of(tree: Any) -> "CacheSnapshot":
+        """Takes the snapshot of a cache."""
         tensors = tensors_of(tree)
         shapes = [list(t.shape) for t in tensors]
-        return Sample(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
+        return CacheSnapshot(shapes, [_scalar(t) for t in tensors], numbers_of(tree), sum(t.nbytes for t in tensors))
 
 
 def _scalar(tensor: torch.Tensor) -> int | None:
     return int(tensor) if tensor.numel() == 1 and tensor.dim() <= 1 and not tensor.is_floating_point() else None
 
 
-def spec_of(alone: Sample, longer: Sample, pair: Sample, decoded: Sample, length: int) -> CacheSpec:
-    """What a cache's tensors and integers mean.
+def spec_of(
+    alone: CacheSnapshot, longer: CacheSnapshot, pair: CacheSnapshot, decoded: CacheSnapshot, length: int
+) -> CacheSpec:
+    """Derives the meaning of a cache's tensors and integers from four snapshots.
 
-    alone: of a sequence of `length` tokens; longer: of one that is two tokens longer; pair: of two as long as the
-    first; decoded: of the first when one token more was computed. Raises PathError when that cannot be told, or
-    when sequences cannot share such a cache.
+    alone: of a sequence of `length` tokens; longer: of a sequence with two more tokens; pair: of two sequences of
+    `length` tokens; decoded: of the first sequence after one more token. Raises PathError when the meaning is not
+    clear, or when sequences cannot share such a cache.
     """
     samples = (alone, longer, pair, decoded)
     if len({len(sample.shapes) for sample in samples}) > 1 or len({len(sample.numbers) for sample in samples}) > 1:
@@ -201,7 +203,7 @@ def spec_of(alone: Sample, longer: Sample, pair: Sample, decoded: Sample, length
     numbers: list[int | None] = []
     for a, b, c in zip(alone.numbers, longer.numbers, pair.numbers, strict=True):
         if b - a not in (0, 2) or c != a:
-            raise PathError("its cache holds numbers whose meaning cannot be told")
+            raise PathError("its cache holds numbers whose meaning is not clear")
         numbers.append(a - length if b != a else None)
     return CacheSpec(leaves, numbers)
 
@@ -210,7 +212,7 @@ def _leaf_kind(
     a: list[int], b: list[int], c: list[int], d: list[int], value: int | None, longer: int | None, length: int
 ) -> LeafKind:
     if not len(a) == len(b) == len(c) == len(d):
-        raise PathError("its cache has tensors of another number of dimensions for other inputs")
+        raise PathError("its cache has tensors with another number of dimensions for other inputs")
     lengths = [i for i in range(len(a)) if a[i] != b[i]]
     batch = [i for i in range(len(a)) if a[i] != c[i]]
     if len(lengths) > 1 or len(batch) > 1 or (lengths and lengths == batch):

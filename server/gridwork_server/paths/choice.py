@@ -1,4 +1,4 @@
-"""Finds the fastest path that a model runs on, by trying them in turn."""
+"""Finds the fastest path that a model runs on, by trying the paths in turn."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,15 @@ import torch
 from loguru import logger
 
 from gridwork_server import attention
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
-from gridwork_server.paths.dependence_check import DependenceCheck, find_lengths
+from gridwork_server.paths.isolation_check import IsolationCheck, find_lengths
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
-from gridwork_server.paths.second_opinion import SecondOpinion
+from gridwork_server.paths.rounding_check import RoundingCheck
 from gridwork_server.paths.self_check import (
     compare,
     compare_generated,
@@ -29,6 +29,7 @@ from gridwork_server.paths.self_check import (
 from gridwork_server.paths.seq2seq import Seq2SeqCaller
 from gridwork_server.paths.stepwise import StepwisePath
 from gridwork_server.startup import deferred_imports
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from gridwork_server.parallel.group import RankGroup
@@ -40,23 +41,24 @@ class Choice:
 
     path: ModelPath
     reason: str
-    """Why not a faster one; empty for the fastest."""
+    """Reason why no faster path was chosen; empty for the fastest."""
     vocab_size: int
     lengths: CallLengths | None = None
-    """What of the model depends on how many tokens are computed together."""
+    """Modules of the model that depend on how many tokens are computed together."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
     impl: str
     what: str
-    """For the log."""
+    """Description for the log."""
     paged: bool
     odd: bool
-    """Whether it is for models whose tokens with a cache are others than without: `generate()` is what counts there."""
+    """True if the path is for models that give other tokens with a cache than without, so that it is compared with
+    `generate()`."""
     make: Callable[[], ModelPath]
     make_wide: Callable[[], ModelPath]
-    """The same for a model that is computed in float32 for a while."""
+    """Makes the same path for a model that is computed in float32 for a while."""
 
 
 def choose(
@@ -71,9 +73,7 @@ def choose(
     decode_sizes: Sequence[int] = (),
 ) -> Choice:
     """Tries the paths that `wish` allows (`auto`, `paged`, `batched` or `solo`), fastest first, and compares each with
-    plain `forward()`. record: run recorded operations instead of a model's code, where that can be; block_size: what
-    the cache will have; decode_sizes: of decode steps that a paged path is to replay. Raises ModelError when none
-    works."""
+    plain `forward()`. record, block_size, decode_sizes: see PagedPath. Raises ModelError when no path works."""
     plain_attention = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
     caller = Seq2SeqCaller(model, device) if model.config.is_encoder_decoder else Caller(model, device)
     sequences = sample_tokens(_vocab_size(model))
@@ -90,12 +90,12 @@ def choose(
             return PagedPath(model, torch.float32, caller.device, name, False, block_size, (), caller.lengths)
         return PagedPath(model, dtype, caller.device, attention_name, record, block_size, decode_sizes, caller.lengths)
 
-    dependence = DependenceCheck(caller, dtype, sequences[0], group)
+    isolation = IsolationCheck(caller, dtype, sequences[0], group)
 
     def use_attention(of_path: bool) -> None:
         _use_attention(model, attention.NAME if of_path else plain_attention, own_attention)
 
-    opinion = SecondOpinion(model, caller, dtype, sequences, group, use_attention)
+    rounding = RoundingCheck(model, caller, dtype, sequences, group, use_attention)
 
     for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
         if wish not in ("auto", candidate.impl):
@@ -106,7 +106,7 @@ def choose(
             if expected is None:
                 use_attention(False)
                 caller.lengths = caller.lengths or find_lengths(caller, sequences[0])
-                dependence.prepare()
+                isolation.prepare()
                 expected = plain_logits(caller, sequences, dtype, group.world_size)
             use_attention(candidate.paged)
             path = candidate.make()
@@ -115,9 +115,11 @@ def choose(
                     raise PathError("generate() does not run over several ranks")
                 compare_generated(path, generated_tokens(model, sequences, device), sequences)
             else:
-                judge = functools.partial(opinion.judge, path, expected=expected, twin=candidate.make_wide)
-                _compare_on_all_ranks(path, expected, sequences, dtype, group, judge)
-                dependence.check(path)
+                check = functools.partial(
+                    rounding.check, path, expected=expected, make_float32_path=candidate.make_wide
+                )
+                _compare_on_all_ranks(path, expected, sequences, dtype, group, check)
+                isolation.check(path)
             return path
 
         try:
@@ -128,7 +130,7 @@ def choose(
             except Exception as error:
                 if not deferred_imports.give_up():
                     raise
-                logger.warning(f"tried again with all of PyTorch imported: {_one_line(error)}")
+                logger.warning(f"tried again with all of PyTorch imported: {one_line(error, typed=True)}")
                 path = attempt()
         except ModelError:
             raise
@@ -137,11 +139,11 @@ def choose(
         except Exception as error:  # a model's own code may raise anything
             if group.world_size > 1:
                 raise ModelError(
-                    f"{type(model).__name__} cannot run with a part of its heads ({_one_line(error)}); "
+                    f"{type(model).__name__} cannot run with a part of its heads ({one_line(error, typed=True)}); "
                     "use --num-shard 1"
                 ) from error
             logger.opt(exception=True).debug(f"{candidate.what} cannot be used")
-            reasons.append(f"not {candidate.what}: {_one_line(error)}")
+            reasons.append(f"not {candidate.what}: {one_line(error, typed=True)}")
         else:
             reason = "; ".join(reasons)
             if reason:
@@ -154,8 +156,8 @@ def choose(
     raise ModelError(f"{type(model).__name__} cannot be served: {'; '.join(reasons)}; {advice}")
 
 
-_Judge = Callable[..., None]
-"""Of differences, `found`, and the block size: see SecondOpinion."""
+_Check = Callable[..., None]
+"""Called with the differences, `found`, and the block size; see RoundingCheck."""
 
 
 def _compare_on_all_ranks(
@@ -164,12 +166,13 @@ def _compare_on_all_ranks(
     sequences: list[np.ndarray],
     dtype: torch.dtype,
     group: "RankGroup",
-    judge: _Judge,
+    check: _Check,
 ) -> None:
-    """Rank 0, which alone has whole logits, decides for all. Raises PathError on all of them."""
+    """Compares a path with plain `forward()`. Rank 0, which alone has whole logits, decides. Raises PathError on all
+    ranks."""
     found: PathError | None = None
     try:
-        _compare(path, expected, sequences, dtype, judge)
+        _compare(path, expected, sequences, dtype, check)
     except PathError as error:
         found = error if group.is_leader else None
     if group.minimum(0 if found else 1) == 0:
@@ -181,21 +184,22 @@ def _compare(
     expected: torch.Tensor,
     sequences: list[np.ndarray],
     dtype: torch.dtype,
-    judge: _Judge,
+    check: _Check,
 ) -> None:
-    """Shortcuts that go wrong are given up for plain steps of the model's own code. Raises PathError."""
-    block_size = path.check_block_size if isinstance(path, PagedPath) else 4
+    """Compares a path with plain `forward()`, and gives up its shortcuts one by one while they differ or fail. Raises
+    PathError when plain steps of the model's own code differ too."""
+    block_size = path.check_block_size
     while True:
         try:
             differences = compare(path, expected, sequences, dtype, block_size)
             if dtype != torch.float32:
-                judge(found=differences, block_size=block_size)
+                check(found=differences, block_size=block_size)
             return
-        except Exception as error:  # whatever an operation makes of arguments that were recorded wrongly
-            shortcut = path.give_up_shortcut(_one_line(error)) if isinstance(path, PagedPath) else None
+        except Exception as error:  # an operation may raise anything for arguments that were recorded wrongly
+            shortcut = path.give_up_shortcut(one_line(error, typed=True))
             if shortcut is None:
                 raise
-            logger.warning(f"{shortcut} cannot be used: {_one_line(error)}")
+            logger.warning(f"{shortcut} cannot be used: {one_line(error, typed=True)}")
 
 
 def _candidates(
@@ -230,8 +234,3 @@ def _vocab_size(model: Any) -> int:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     size = getattr(head, "out_features", None)
     return int(size or model.config.get_text_config().vocab_size)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) < 300 else text[:300] + " …"

@@ -1,8 +1,8 @@
-"""Decode steps that are run again and again over buffers that never move: as CUDA graphs, on a GPU.
+"""Replays decode steps over buffers that never move: as CUDA graphs on a GPU.
 
-A step that computes one token of each of some sequences is filled up to the next of a few sizes, and its inputs are
-written where the step of that size reads them. What is filled up reads and writes a block of its own and is dropped.
-Nothing here needs a GPU: what a `Recorder` makes of a step is the step itself, or a graph.
+A step that computes one token of each sequence is padded to the next of a few sizes, and its inputs are written where
+the step of that size reads them. Padding reads and writes a block of its own, and its logits are dropped. Nothing here
+needs a GPU: a `Recorder` turns a step into a graph, or leaves it as it is.
 """
 
 from bisect import bisect_left
@@ -16,30 +16,32 @@ import torch
 
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_server.paths.sequence_table import DeviceTokens
 
 DEFAULT_SIZES = (1, 2, 4, *range(8, 65, 8), *range(80, 257, 16))
-"""Sequences of a step. Up to eight, a step costs what its weights cost; then filling up is to stay below a quarter."""
+"""Numbers of sequences in a step. Up to 8, reading the weights takes all of the time; above, padding stays below a
+quarter of the step."""
 
 
 @dataclass(frozen=True)
 class BlockSpace:
-    """Where keys and values may lie."""
+    """Blocks that keys and values may lie in."""
 
     block_size: int
     max_blocks: int
-    """Of one sequence."""
+    """Maximum number of blocks of one sequence."""
     null_block: int
-    """Stays zero. The one behind it takes what padding writes."""
+    """Block that stays zero. Padding writes to the block after it."""
 
     @property
     def scratch_block(self) -> int:
-        """See null_block."""
+        """Block that padding writes to."""
         return self.null_block + 1
 
 
 @dataclass(frozen=True)
 class StepPlaces:
-    """Where the tokens of a decode step lie in one space. n sequences."""
+    """Places of a decode step's tokens in one space. n sequences."""
 
     tables: np.ndarray
     """int32 `[n, width]`"""
@@ -49,51 +51,33 @@ class StepPlaces:
 
 @dataclass(frozen=True)
 class DecodeInputs:
-    """What a step of one size reads. All tensors stay where they are, but for those that are made of others on the
-    device."""
+    """Inputs of a step of one size. Tensors stay in place, except for those derived from others on the device."""
 
     input_ids: torch.Tensor
     """int64 `[1, size]`"""
     position_ids: torch.Tensor
     """int64 `[1, size]`"""
     kept: torch.Tensor
-    """int64 `[size]`: every token's logits are wanted."""
+    """int64 `[size]`: tokens whose logits are wanted, which is all of them."""
     layout: PagedLayout
     window_layout: PagedLayout | None
 
 
-@dataclass(frozen=True)
-class LateTokens:
-    """Input tokens of a step that the host does not know yet."""
-
-    rows: np.ndarray
-    """int64: of the step's tokens."""
-    tokens: torch.Tensor
-    """int64, on the device."""
-    source: np.ndarray
-    """int64: which of `tokens` each of the rows takes."""
-
-    def put_into(self, input_ids: torch.Tensor) -> None:
-        """input_ids: int64, the step's tokens, on the same device."""
-        rows, source = to_device(np.stack((self.rows, self.source)), input_ids.device)
-        input_ids.index_copy_(0, rows, self.tokens.index_select(0, source))
-
-
 RunStep = Callable[[DecodeInputs], torch.Tensor]
-"""Gives logits `[size, vocab_size]`."""
+"""Computes a step. Returns logits `[size, vocab_size]`."""
 
 Replay = Callable[[], torch.Tensor]
 
 
 class Recorder(Protocol):
-    """Turns a step into something that can be run again."""
+    """Makes a step repeatable."""
 
     def record(self, step: Replay) -> Replay:
-        """Raises whatever goes wrong when the step cannot be recorded."""
+        """Returns a function that runs the step again. Raises any error of a step that cannot be recorded."""
 
 
 class EagerRecorder:
-    """Runs the same code anew each time."""
+    """Runs the step's code each time."""
 
     def record(self, step: Replay) -> Replay:
         """See Recorder."""
@@ -101,24 +85,25 @@ class EagerRecorder:
 
 
 class CudaGraphRecorder:
-    """Records a CUDA graph. All graphs share their memory: no two run at once, and results are read before the next."""
+    """Records a CUDA graph. All graphs share memory, since no two run at once and each result is read before the next
+    graph runs."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, step: Replay) -> Replay:
         """See Recorder."""
-        # Compilers, libraries and caches set themselves up when they are first used, which cannot be recorded.
+        # Compilers, libraries and caches set themselves up at first use, which cannot be recorded.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             step()
-            # A step that waits for the GPU cannot be recorded. That is better noticed before a recording has begun.
+            # A step that waits for the GPU cannot be recorded: find out before a recording has begun.
             with _waiting_is_an_error():
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # What other threads do with the GPU meanwhile, as those that watch over NCCL do, is not to end the recording.
+        # Other threads may use the GPU meanwhile, as the NCCL watchdog does, without ending the recording.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = step()
 
@@ -131,7 +116,7 @@ class CudaGraphRecorder:
 
 @contextmanager
 def _waiting_is_an_error() -> Iterator[None]:
-    """What makes the host wait for the GPU raises RuntimeError."""
+    """Within the context, an operation that makes the host wait for the GPU raises RuntimeError."""
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -141,13 +126,13 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 
 def recorder_for(device: torch.device) -> Recorder:
-    """CUDA graphs where there are such."""
+    """Recorder for a device: CUDA graphs on GPUs."""
     return CudaGraphRecorder() if device.type == "cuda" else EagerRecorder()
 
 
 @dataclass
 class _Step:
-    """One size."""
+    """Buffers and recording of one size."""
 
     numbers: torch.Tensor
     """int64 `[4 or 5, size]`: token ids, positions, slots, lengths, slots in windows."""
@@ -155,31 +140,31 @@ class _Step:
     """int32 `[size]`"""
     kept: torch.Tensor
     tiles: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """They depend on the size alone."""
+    """See PagedLayout. Tiles depend on the size alone."""
     replay: Replay | None = None
 
 
-class DecodeReplay:
+class DecodeGraphs:
     """Decode steps of a few sizes."""
 
     def __init__(self, sizes: Sequence[int], run: RunStep, device: torch.device) -> None:
-        """sizes: sequences of a step; run: computes one."""
+        """sizes: numbers of sequences in a step; run: computes a step."""
         self._all_sizes = sorted(set(sizes))
         self._run, self._device = run, device
         self._spaces: list[BlockSpace] = []
         self._tables: list[torch.Tensor] = []
         self._steps: dict[int, _Step] = {}
         self.sizes: list[int] = []
-        """Those that are ready."""
+        """Sizes that are ready, ascending."""
 
     def clear(self) -> None:
-        """Drops what was allocated and recorded."""
+        """Drops all buffers and recordings."""
         self._spaces, self._tables, self._steps, self.sizes = [], [], {}, []
 
     @torch.inference_mode()
     def prepare(self, max_sequences: int, space: BlockSpace, window_space: BlockSpace | None) -> None:
-        """Makes the buffers, and records every size that so many sequences can need. The cache must have been
-        allocated. Raises whatever goes wrong when a step cannot be recorded."""
+        """Makes the buffers, and records every size up to the one that holds `max_sequences`. The cache must have been
+        allocated. Raises any error of a step that cannot be recorded."""
         self.clear()
         self._spaces = [space] if window_space is None else [space, window_space]
         sizes = sizes_for(self._all_sizes, max_sequences)
@@ -190,7 +175,7 @@ class DecodeReplay:
             for each in self._spaces
         ]
         recorder = recorder_for(self._device)
-        # The largest first: the others then fit into its memory.
+        # The largest size first: the memory of its graph is enough for the others.
         for size in reversed(sizes):
             step = _Step(
                 numbers=torch.zeros(3 + len(self._spaces), size, dtype=torch.int64, device=self._device),
@@ -203,7 +188,7 @@ class DecodeReplay:
         self.sizes = sizes
 
     def takes(self, num_sequences: int, num_tokens: int) -> bool:
-        """Whether a step of so many sequences and tokens is one of those that were prepared."""
+        """Returns whether a step is replayed: it has one token of each sequence, and a size that holds it is ready."""
         return num_sequences == num_tokens and bool(self.sizes) and num_sequences <= self.sizes[-1]
 
     def run(
@@ -211,14 +196,14 @@ class DecodeReplay:
         input_ids: np.ndarray,
         positions: np.ndarray,
         places: Sequence[StepPlaces],
-        late: LateTokens | None = None,
+        device_tokens: DeviceTokens | None = None,
     ) -> torch.Tensor:
-        """Runs a step. input_ids, positions: int64 `[n]`; places: in each of the spaces; late: of input_ids. Returns
-        logits `[n, vocab_size]`, which the next step overwrites."""
+        """Runs a step. input_ids, positions: int64 `[n]`; places: where its tokens lie in each space; device_tokens:
+        input tokens that are on the device alone. Returns logits `[n, vocab_size]`, which the next step overwrites."""
         step = self._steps[self.sizes[bisect_left(self.sizes, len(input_ids))]]
         self._fill(step, input_ids, positions, places)
-        if late is not None:
-            late.put_into(step.numbers[0])
+        if device_tokens is not None:
+            device_tokens.put_into(step.numbers[0])
         assert step.replay is not None
         return step.replay()[: len(input_ids)]
 
@@ -226,7 +211,7 @@ class DecodeReplay:
         return [StepPlaces(np.zeros((0, 1), np.int32), np.zeros(0, np.int64)) for _ in self._spaces]
 
     def _fill(self, step: _Step, input_ids: np.ndarray, positions: np.ndarray, places: Sequence[StepPlaces]) -> None:
-        """Padding is the first token of a sequence of its own, in the scratch block."""
+        """Writes a step's inputs. Padding is the first token of a sequence of its own, in the scratch block."""
         n, size = len(input_ids), step.numbers.shape[1]
         numbers = np.zeros((len(step.numbers), size), dtype=np.int64)
         numbers[0, :n] = input_ids
@@ -243,7 +228,8 @@ class DecodeReplay:
         step.numbers.copy_(to_device(numbers, self._device), non_blocking=True)
 
     def _inputs(self, step: _Step) -> DecodeInputs:
-        """What is derived of lengths and tables must be derived anew in each run, or it would be recorded as it was."""
+        """Inputs of a recording. Values derived from lengths and tables are computed within it: otherwise each replay
+        would have those of the recording."""
         numbers, size = step.numbers, step.numbers.shape[1]
         length = numbers[3].to(torch.int32)
         layouts = [
@@ -266,5 +252,5 @@ class DecodeReplay:
 
 
 def sizes_for(sizes: Sequence[int], max_sequences: int) -> list[int]:
-    """Those of ascending sizes that are of use: up to the first that takes all sequences."""
+    """Ascending sizes up to the first that holds all sequences."""
     return list(sizes[: bisect_left(sizes, max_sequences) + 1])

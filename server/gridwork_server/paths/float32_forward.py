@@ -1,4 +1,4 @@
-"""A model in 16 bits, computed in float32 for a while: the same weights, without the rounding between operations."""
+"""Runs a 16-bit model in float32 for a while, with the same weights but without rounding between operations."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,18 +12,19 @@ from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_kernels.replace import replace_modules
 
-_HALVES = (torch.bfloat16, torch.float16)
+_HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 _WIDE_SHARE = 0.5
-"""Of the free memory, what float32 copies of all weights may take; else one module at a time has them."""
+"""Largest share of the free memory for float32 copies of all weights. Beyond it, modules are widened one at a time."""
 
 
 @contextlib.contextmanager
 def in_float32(model: nn.Module, free_bytes: int) -> Iterator[None]:
-    """Computes in float32 with the model's weights, and leaves the model as it was.
+    """Makes the model compute in float32 with its own weights, for the duration of a `with` block.
 
-    Weights become float32 all at once where free_bytes, of the device's memory, has room for that. Else a module's own
-    weights become float32 before its `forward()` and go behind it: the most that this takes is the largest module's.
+    All weights become float32 at once if free_bytes, of the device's memory, has room for them. Otherwise a module's
+    weights become float32 before its `forward()` and are dropped after it, which needs room for the largest module
+    only.
     """
     replaced: dict[nn.Module, nn.Module] = {}
     has_room = _wide_bytes(model) <= free_bytes * _WIDE_SHARE
@@ -33,42 +34,42 @@ def in_float32(model: nn.Module, free_bytes: int) -> Iterator[None]:
         elif isinstance(module, PackedExperts):
             replaced[module] = _WideExperts(module)
     replace_modules(model, replaced)
-    owners = [module for module in model.modules() if _halves(module)]
+    owners = [module for module in model.modules() if _half_tensors(module)]
     try:
         if has_room:
-            with _all_at_once(owners):
+            with _widen_all(owners):
                 yield
         else:
-            with _one_at_a_time(owners):
+            with _widen_each_call(owners):
                 yield
     finally:
         replace_modules(model, {wide: packed for packed, wide in replaced.items()})
 
 
 def _wide_bytes(model: nn.Module) -> int:
-    """What float32 copies of all weights take, of experts one's at a time."""
-    sizes = {id(tensor): tensor.numel() * 4 for module in model.modules() for _, _, tensor in _halves(module)}
+    """Size of float32 copies of all weights, without those of experts, which are widened one at a time."""
+    sizes = {id(tensor): tensor.numel() * 4 for module in model.modules() for _, _, tensor in _half_tensors(module)}
     linears = (module for module in model.modules() if isinstance(module, PackedLinear | QuantizedLinear))
     return sum(sizes.values()) + sum(module.in_features * module.out_features * 4 for module in linears)
 
 
-def _halves(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
-    """A module's own parameters and buffers in 16 bits, and where it keeps them."""
+def _half_tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, torch.Tensor]]:
+    """A module's own 16-bit parameters and buffers, and the dictionaries that hold them."""
     return [
         (kept, name, tensor)
         for kept in (module._parameters, module._buffers)
         for name, tensor in kept.items()
-        if tensor is not None and tensor.dtype in _HALVES
+        if tensor is not None and tensor.dtype in _HALF_DTYPES
     ]
 
 
 @contextlib.contextmanager
-def _all_at_once(owners: list[nn.Module]) -> Iterator[None]:
+def _widen_all(owners: list[nn.Module]) -> Iterator[None]:
     restore = []
-    wide: dict[int, torch.Tensor] = {}  # what is tied stays one
+    wide: dict[int, torch.Tensor] = {}  # tied tensors stay tied
     try:
         for module in owners:
-            for kept, name, tensor in _halves(module):
+            for kept, name, tensor in _half_tensors(module):
                 if id(tensor) not in wide:
                     wide[id(tensor)] = _widened(tensor)
                 restore.append((kept, name, tensor))
@@ -80,12 +81,12 @@ def _all_at_once(owners: list[nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(owners: list[nn.Module]) -> Iterator[None]:
+def _widen_each_call(owners: list[nn.Module]) -> Iterator[None]:
     restore: dict[nn.Module, list[list[tuple[dict[str, Any], str, torch.Tensor]]]] = {}
     handles = []
 
     def widen(module: nn.Module, *_arguments: Any) -> None:
-        found = _halves(module)
+        found = _half_tensors(module)
         restore.setdefault(module, []).append(found)
         for kept, name, tensor in found:
             kept[name] = _widened(tensor)
@@ -113,12 +114,12 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _WideLinear(nn.Module):
-    """A packed or quantized layer, in float32, with the weights that it has."""
+    """A packed or quantized layer that computes in float32 with its own weights."""
 
     def __init__(self, packed: PackedLinear | QuantizedLinear, keep: bool) -> None:
-        """keep: the unpacked weights, instead of unpacking them at every call."""
+        """keep: keep the unpacked weights instead of unpacking them at every call."""
         super().__init__()
-        self._packed = [packed]  # in a list, so that it is no module of this one
+        self._packed = [packed]  # a list keeps it from becoming a child module
         self._keep = keep
         self._weight: torch.Tensor | None = None
         self.in_features, self.out_features = packed.in_features, packed.out_features
@@ -126,7 +127,7 @@ class _WideLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """float32 `[out_features, in_features]`."""
+        """The unpacked weight, float32 `[out_features, in_features]`."""
         weight = self._packed[0].weight.float() if self._weight is None else self._weight
         if self._keep:
             self._weight = weight
@@ -138,14 +139,14 @@ class _WideLinear(nn.Module):
 
 
 class _WideExperts(nn.Module):
-    """Packed experts, in float32, with the weights that they have."""
+    """Packed experts that compute in float32 with their own weights."""
 
     def __init__(self, packed: PackedExperts) -> None:
         super().__init__()
         self._packed = [packed]
 
     def forward(self, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """As PackedExperts; one expert is unpacked at a time."""
+        """Computes as PackedExperts does, and unpacks one expert at a time."""
         packed = self._packed[0]
         between: Callable[[torch.Tensor], torch.Tensor]
         between = packed.plain._apply_gate if packed.plain.has_gate else packed.plain.act_fn

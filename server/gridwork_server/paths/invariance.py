@@ -1,4 +1,4 @@
-"""What a request's logits depend on besides its own tokens, by path: for people to know what they can rely on."""
+"""Finds out whether a request's logits depend on more than its own tokens, for people to know what to rely on."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,6 @@ from torch import nn
 from gridwork_kernels.experts import PackedExperts
 from gridwork_kernels.packed_linear import PackedLinear
 from gridwork_kernels.quantized_linear import QuantizedLinear
-from gridwork_server.paths.paged import PagedPath
 
 if TYPE_CHECKING:
     from gridwork_server.paths.base import ModelPath
@@ -17,30 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Invariance:
-    """Whether logits are the same to the bit. What is not promised may still hold."""
+    """Promises that logits are equal to the bit. Where nothing is promised, they may still be equal."""
 
     in_batch: bool
-    """Whatever other requests run beside a request."""
+    """Equal whatever other requests are in the batch."""
     when_replayed: bool
-    """However a request's tokens are divided into steps: as chunks of a prompt, after a preemption or a restart, behind
-    a cached prefix, as drafts."""
+    """Equal however a request's tokens are divided into steps: as chunks of a prompt, after a preemption or a restart,
+    after a cached prefix, as drafts."""
     reason: str
-    """Why not; empty when both hold."""
+    """Reason why a promise is not made; empty when both are."""
 
 
 def invariance_of(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> Invariance:
-    """What holds for a model on its path."""
+    """Invariance of a model on its path."""
     if path.name == "solo":
-        if getattr(path, "recomputes_alike", False):
+        if path.recomputes_alike:
             return Invariance(True, True, "")
         return Invariance(True, False, "tokens that are computed again are computed together, which rounds otherwise")
-    if not isinstance(path, PagedPath):
+    if not path.has_paged_attention:
         return Invariance(False, False, "PyTorch's operations round by what sequences share a step")
     reason = _of_paged(path, model, device, world_size)
     return Invariance(not reason, not reason, reason)
 
 
-def _of_paged(path: PagedPath, model: nn.Module, device: torch.device, world_size: int) -> str:
+def _of_paged(path: "ModelPath", model: nn.Module, device: torch.device, world_size: int) -> str:
     if device.type != "cpu":
         return "a GPU's matrix products are summed in another order for another number of tokens"
     if world_size > 1:
@@ -54,7 +53,7 @@ def _of_paged(path: PagedPath, model: nn.Module, device: torch.device, world_siz
 
 
 def _foreign_layers(model: nn.Module) -> list[str]:
-    """Layers with matrices that no kernel of ours multiplies by."""
+    """Names of layers with matrices that PyTorch multiplies by, rather than kernels of ours."""
     ours: tuple[Any, ...] = (PackedLinear, QuantizedLinear, PackedExperts, nn.Embedding)
     return [
         name

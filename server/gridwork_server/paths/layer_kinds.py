@@ -1,15 +1,15 @@
-"""What kinds of layers a model has, and whether a paged cache can do for them."""
+"""Kinds of layers in a model, and whether a paged cache can serve them."""
 
 from typing import Any
 
 from gridwork_kernels.attention_choice import LayerDemands
 from gridwork_server.attention import LayerGeometry, LayerKey
-from gridwork_server.paths.base import PathError
+from gridwork_server.errors import PathError
 
 
 def chunks_of(model: Any) -> dict[int, int]:
-    """By layer that attends within chunks: positions in a chunk. Transformers tells them by the mask that the config's
-    layer types ask for, and our attention function gets no mask."""
+    """Positions in a chunk, by layer, for layers that attend within chunks. They follow from the config's layer types:
+    Transformers expresses chunks by a mask, and our attention function gets none."""
     config = model.config.get_text_config(decoder=True)
     size = getattr(config, "attention_chunk_size", None)
     types = getattr(config, "layer_types", None) or []
@@ -17,7 +17,7 @@ def chunks_of(model: Any) -> dict[int, int]:
 
 
 def check_cache_kinds(model: Any) -> None:
-    """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep something else
+    """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep anything other
     than keys and values."""
     from transformers.cache_utils import (
         DynamicCache,
@@ -37,7 +37,8 @@ def check_cache_kinds(model: Any) -> None:
 
 
 def check_windows(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dict[int, int]) -> None:
-    """Compares what layers were seen to do with the cache that `generate()` would give them. Raises PathError."""
+    """Compares the windows that layers attended with to the cache that `generate()` would give them. Raises
+    PathError."""
     from transformers.cache_utils import DynamicCache
 
     for i, kind in enumerate(DynamicCache(config=model.config).layers):
@@ -50,7 +51,7 @@ def check_windows(model: Any, layers: dict[LayerKey, LayerGeometry], chunks: dic
 
 
 def demands_of(layer: LayerGeometry, chunk: int) -> LayerDemands:
-    """What a layer asks of an implementation of attention. chunk: see chunks_of; 0: none."""
+    """Requirements of a layer on an implementation of attention. chunk: see chunks_of; 0: none."""
     return LayerDemands(
         num_heads=layer.num_heads,
         num_kv_heads=layer.num_kv_heads,

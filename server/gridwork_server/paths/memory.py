@@ -1,19 +1,20 @@
-"""How much memory is really free, and what the cache may take of it."""
+"""Free memory, and the part of it that the cache may take."""
 
 from pathlib import Path
 
 import torch
 
 _CPU_SHARE = 0.4
-"""Of the memory that is free after loading, what the cache takes on a CPU: other programs run there too."""
+"""Share of the memory free after loading that the cache takes on a CPU. Other programs run there too."""
 
 
 _GPU_SHARE = 0.95
-"""Of a GPU's memory, or the part of it that may be used: the driver, and memory in pieces, take some too."""
+"""Share of a GPU's usable memory that weights, steps and cache take. The driver and fragmentation take some too."""
 
 
 def free_cpu_bytes() -> int:
-    """What can be allocated without swapping: the machine's available memory, or what the control group leaves."""
+    """Bytes that can be allocated without swapping: the machine's available memory, or the rest of the control group's
+    limit."""
     free = _meminfo_available()
     group = Path("/sys/fs/cgroup")
     for limit_file, used_file in (
@@ -40,8 +41,8 @@ def _meminfo_available() -> int:
 def cache_budget_bytes(
     device: torch.device, wish_bytes: int | None, cuda_fraction: float, world_size: int, step_bytes: int = 0
 ) -> int:
-    """Bytes that this rank's part of the cache may take. wish_bytes: over all ranks; step_bytes: on a GPU, what steps
-    take beside the cache, and do not hold now."""
+    """Bytes that this rank's part of the cache may take. wish_bytes: for all ranks together; None: a share of the free
+    memory; step_bytes: memory that steps take on a GPU beside the cache, and do not hold now."""
     if wish_bytes is not None:
         return wish_bytes // world_size
     if device.type == "cpu":
@@ -51,12 +52,12 @@ def cache_budget_bytes(
 
 
 def gpu_budget_bytes(free_bytes: int, total_bytes: int, fraction: float, step_bytes: int) -> int:
-    """What a GPU's memory has room for, of the part of it that may be used."""
+    """Bytes for the cache on a GPU. fraction: part of its memory that may be used; step_bytes: see above."""
     return max(0, int(total_bytes * fraction * _GPU_SHARE) - (total_bytes - free_bytes) - step_bytes)
 
 
 def free_cuda_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, what PyTorch keeps for later included."""
+    """Free memory of a GPU, after PyTorch has given back what it keeps for later."""
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return int(torch.cuda.mem_get_info(device)[0])

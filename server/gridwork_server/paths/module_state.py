@@ -1,4 +1,4 @@
-"""State of sequences that modules keep in attributes of their own, instead of in a cache."""
+"""Saves and restores sequence state that modules keep in their own attributes instead of in a cache."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,14 @@ from torch import nn
 
 @dataclass
 class _CacheAndModules:
-    """A cache, and what the model's modules keep of a sequence in attributes of their own."""
+    """A cache, and the values of the modules' attributes that belong to it."""
 
     cache: Any
     attributes: list[Any]
 
 
 class ModuleState:
-    """Attributes of modules that hold a sequence's state: they are swapped in before a call, and out after it."""
+    """Attributes of modules that hold a sequence's state. They are set before a call and read after it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
@@ -29,7 +29,7 @@ class ModuleState:
         return {name: value for name, value in vars(module).items() if value is None or isinstance(value, torch.Tensor)}
 
     def find(self) -> None:
-        """Compares with how it was before the first call."""
+        """Finds the attributes that the first call has changed."""
         for module, before in zip(self._modules, self._before, strict=True):
             for name, value in self._held(module).items():
                 if isinstance(value, torch.Tensor) and name in before and before[name] is not value:
@@ -37,7 +37,7 @@ class ModuleState:
                     self._initial.append(before[name])
 
     def swap_in(self, cache: Any) -> Any:
-        """Gives the modules what belongs to a cache, and returns the cache alone."""
+        """Sets the modules' attributes to the values that belong to a cache, and returns the cache alone."""
         if not self._places:
             return cache
         attributes = self._initial if cache is None else cache.attributes
@@ -46,7 +46,7 @@ class ModuleState:
         return None if cache is None else cache.cache
 
     def swap_out(self, cache: Any) -> Any:
-        """Returns a cache with what the modules have of it now."""
+        """Returns the cache together with the modules' present values."""
         if not self._places:
             return cache
         return _CacheAndModules(cache, [getattr(module, name) for module, name in self._places])

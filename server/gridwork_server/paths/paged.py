@@ -1,4 +1,4 @@
-"""The fast path: one flat batch of tokens, keys and values in blocks that the router hands out."""
+"""The fast path: one flat batch of tokens, with keys and values in blocks that the router hands out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,15 +13,17 @@ from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
 from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
-from gridwork_server.errors import ModelError
+from gridwork_server.errors import ModelError, PathError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
 from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths import prefault
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
-from gridwork_server.paths.decode_graphs import BlockSpace, DecodeInputs, DecodeReplay, LateTokens, StepPlaces
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
+from gridwork_server.paths.decode_graphs import BlockSpace, DecodeGraphs, DecodeInputs, StepPlaces
 from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
+from gridwork_server.paths.sequence_table import DeviceTokens
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
+from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,12 +32,16 @@ if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
-class PagedPath:
+class PagedPath(ModelPath):
     """Runs a model whose layers call our attention function."""
 
     name = "paged"
     shares_blocks = True
     takes_drafts = True
+    takes_device_tokens = True
+    takes_positions = True
+    allocates_cache = True
+    has_paged_attention = True
 
     def __init__(
         self,
@@ -48,17 +54,18 @@ class PagedPath:
         decode_sizes: Sequence[int] = (),
         lengths: CallLengths | None = None,
     ) -> None:
-        """Runs one token through the model, to see what every layer writes to the cache. attention: name of an
-        implementation, or `auto`; record: run recorded operations instead of the model's code, where that can be;
-        block_size: what the cache will have; decode_sizes: of decode steps to replay; lengths: the model's modules
-        that depend on how many tokens are computed together, if it has any. Raises PathError when the model cannot run
-        so, ModelError when the attention asked for cannot be used."""
+        """Runs one token through the model, to see what every layer writes to the cache.
+
+        attention: name of an implementation, or `auto`; record: run recorded operations instead of the model's code,
+        where possible; block_size: that of the cache; decode_sizes: numbers of sequences for which decode steps are
+        replayed; lengths: the model's modules that depend on how many tokens are computed together, if it has any.
+        Raises PathError when the model cannot run on this path, ModelError when the named attention cannot be used.
+        """
         self._model, self._dtype, self._device = model, dtype, device
         self._keeps_logits = keeps_logits(model)
         self._lengths = lengths
         self._recorded: RecordedModel | None = None
         self.notes: list[str] = []
-        """For people to read: how it runs."""
         check_cache_kinds(model)
         if lengths is not None and lengths.by_call:
             raise PathError(f"rotary frequencies of {type(model).__name__} are those of a whole call")
@@ -69,7 +76,7 @@ class PagedPath:
         if not probe.layers:
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
         self.layers = probe.layers
-        """By layer: what it writes to the cache, on this rank."""
+        """Geometry of each layer, on this rank."""
         self._chunks = chunks_of(model)
         self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
         check_windows(model, self.layers, self._chunks)
@@ -84,7 +91,7 @@ class PagedPath:
             key: attention_choice.IMPLEMENTATIONS[name] for key, name in zip(self.layers, choice.names, strict=True)
         }
         self.check_block_size = block_size if device.type == "cuda" else 4
-        """Of the cache that it is checked with: on a GPU, implementations were chosen for blocks of their real size."""
+        """See ModelPath. On a GPU, implementations were chosen for the real block size."""
         element = torch.empty((), dtype=dtype).element_size()
         sizes = {
             key: layer.num_kv_heads * (layer.key_size + layer.value_size) * element
@@ -99,7 +106,7 @@ class PagedPath:
             window_tokens=max(windows.values()),
         )
         self._window_blocks: WindowBlocks | None = None
-        """None where windows are as long as the cache, and there is nothing to give back."""
+        """None where windows are as long as the cache, so that no block is freed early."""
         self._num_blocks = 0
         self._may_replay = True
         self._keys: dict[LayerKey, torch.Tensor] = {}
@@ -109,7 +116,7 @@ class PagedPath:
         if lengths is not None and decode_sizes:
             decode_sizes = ()
             self.notes = [*self.notes, "decodes without graphs: rotary frequencies depend on each sequence's length"]
-        self._decodes = DecodeReplay(decode_sizes, self._run_decode, device) if decode_sizes else None
+        self._decodes = DecodeGraphs(decode_sizes, self._run_decode, device) if decode_sizes else None
 
     def _record(self) -> None:
         def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any) -> torch.Tensor:
@@ -127,28 +134,27 @@ class PagedPath:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it runs recorded operations."""
+        """See ModelPath."""
         return self._recorded is not None
 
     @property
     def foreign_products(self) -> list[str]:
-        """Of recorded operations: those of PyTorch's that multiply matrices."""
+        """See ModelPath."""
         return self._recorded.foreign_products if self._recorded is not None else []
 
     @property
     def decode_sizes(self) -> list[int]:
-        """Sequences of the decode steps that it replays."""
+        """See ModelPath."""
         return self._decodes.sizes if self._decodes is not None else []
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the keys and values, those of layers that share them once."""
+        """See ModelPath. Keys and values that layers share count once."""
         caches = {id(cache): cache for cache in (*self._keys.values(), *self._values.values())}
         return sum(cache.nbytes for cache in caches.values())
 
     def give_up_shortcut(self, reason: str) -> str | None:
-        """Does without one of the ways in which it runs faster than by the model's own code. Returns which, None when
-        there is none left."""
+        """See ModelPath. Graphs go first, then recorded operations."""
         if self._decodes is not None:
             self._drop_decodes(reason)
             return "decode steps as they were recorded in graphs"
@@ -163,17 +169,17 @@ class PagedPath:
         self.notes = [*self.notes, f"decodes without graphs: {reason}"]
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. Blocks for padding lie behind the router's."""
-        # Dropped first, so that the memory can be had again.
+        """See ModelPath. Blocks for padding lie after the router's."""
+        # Dropped first, so that their memory is free again.
         self._keys, self._values = {}, {}
         self._num_blocks = num_blocks
         if self._decodes is not None:
             self._decodes.clear()
-        # Blocks of a pool of our own could not be shared: with a prefix cache all layers keep the whole context.
+        # Blocks of the shard's own pool cannot be shared: with a prefix cache all layers keep the whole context.
         window = 0 if limits.prefix_cache else self.needs.window_tokens
         self._window_blocks = None
         if window and most_in_use(window, limits) < num_blocks:
-            # As many as a table of the router's blocks has at most.
+            # As wide as a table of the router's blocks.
             longest = _longest(limits, num_blocks)
             self._window_blocks = WindowBlocks(window, limits, table_width(longest, limits.block_size_tokens) + 1)
         for index, layer in self.layers.items():
@@ -196,8 +202,7 @@ class PagedPath:
             self._prepare_decodes(limits, num_blocks)
 
     def spoil_cache(self, value: float) -> None:
-        """Fills what sequences may be given: keys with 0 and values with `value`, so that attending to what was not
-        written shows."""
+        """See ModelPath. Spare blocks stay as they are."""
         for key in self.layers:
             for cache, filling in ((self._keys[key], 0.0), (self._values[key], value)):
                 spare = SPARE_BLOCKS * (len(cache) // self._cache_blocks(key))
@@ -209,29 +214,27 @@ class PagedPath:
         return blocks + SPARE_BLOCKS
 
     def _prepare_decodes(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """A model that cannot be recorded runs its decodes like other steps."""
+        """Records decode steps. A model that cannot be recorded runs its decodes like other steps."""
         if self._decodes is None:
             return
         size = limits.block_size_tokens
-        # As wide as the table of all sequences: see SequenceTable.
+        # As wide as the block table of all sequences: see SequenceTable.
         space = BlockSpace(size, table_width(_longest(limits, num_blocks), size), num_blocks)
         window_space = None
         if (blocks := self._window_blocks) is not None:
             window_space = BlockSpace(size, space.max_blocks, blocks.null_block)
         try:
             self._decodes.prepare(limits.max_sequences, space, window_space)
-        except Exception as error:  # whatever a model's code does that a graph cannot hold
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        except Exception as error:  # a model's code may do anything that a graph cannot hold
+            reason = one_line(error, typed=True)
             logger.warning(f"decode steps cannot be recorded as graphs, and run without: {reason}")
             self._drop_decodes(reason)
 
-    def forward(
-        self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray, late: LateTokens | None = None
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """See ModelPath. late: of the batch's input tokens."""
+    def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """See ModelPath."""
         kept = wanted_tokens(batch, extra)
         if self.replays(len(batch.sequence_ids), len(batch.positions)):
-            logits = self.decode(batch, table, late)
+            logits = self.decode(batch, table)
             return logits if len(kept) == len(logits) else logits[to_device(kept, self._device)], kept
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, batch.positions[batch.last] + 1)
@@ -239,20 +242,14 @@ class PagedPath:
         rows = kept if len(kept) else batch.last[:1]
         lengths = table.call_lengths(batch) if self._lengths is not None else None
         step = self._step(batch, table)
-        logits = self._call(batch.input_ids, batch.positions, rows, step, late, lengths)[: len(kept)]
+        logits = self._call(batch.input_ids, batch.positions, rows, step, batch.device_tokens, lengths)[: len(kept)]
         if self._window_blocks is not None:
-            # The next step may go on behind the last token that is no draft.
+            # The next step may begin right after the last token that is no draft.
             self._window_blocks.trim(batch.sequence_ids, batch.positions[batch.last] + 1 - batch.num_drafts)
         return logits, kept
 
-    @property
-    def device(self) -> torch.device:
-        """That it runs on."""
-        return self._device
-
     def logits_at(self, batch: "StepBatch", table: "SequenceTable", positions: np.ndarray) -> torch.Tensor:
-        """Logits `[T, vocab_size]` of all tokens by the model's own code, for checks. positions: int64 [T], what the
-        model is told, while keys are kept where the batch says."""
+        """See ModelPath."""
         tokens, at, rows = (
             to_device(array, self._device)
             for array in (batch.input_ids[None], positions[None], np.arange(len(positions)))
@@ -263,26 +260,27 @@ class PagedPath:
             return self._call_model(tokens, at, rows, self._step(batch, table))[0]
 
     def replays(self, num_sequences: int, num_tokens: int) -> bool:
-        """Whether a step of so many sequences and tokens is one of the decode steps that it replays."""
+        """Returns whether a step with these numbers of sequences and tokens is replayed."""
         return self._decodes is not None and self._may_replay and self._decodes.takes(num_sequences, num_tokens)
 
     @contextmanager
     def without_replays(self) -> Iterator[None]:
-        """Runs decode steps like others meanwhile."""
+        """See ModelPath."""
         self._may_replay = False
         try:
             yield
         finally:
             self._may_replay = True
 
-    def decode(self, batch: "StepBatch", table: "SequenceTable", late: LateTokens | None = None) -> torch.Tensor:
-        """Computes a step that it replays. late: of the batch's input tokens. Returns logits `[B, vocab_size]` of all
-        sequences, which the next step overwrites."""
+    def decode(self, batch: "StepBatch", table: "SequenceTable") -> torch.Tensor:
+        """Replays a step. Returns logits `[B, vocab_size]` of all sequences, which the next step overwrites."""
         assert self._decodes is not None
         ends = batch.positions + 1
         if self._window_blocks is not None:
             self._window_blocks.reserve(batch.sequence_ids, ends)
-        logits = self._decodes.run(batch.input_ids, batch.positions, self._decode_places(batch, table), late)
+        logits = self._decodes.run(
+            batch.input_ids, batch.positions, self._decode_places(batch, table), batch.device_tokens
+        )
         if self._window_blocks is not None:
             self._window_blocks.trim(batch.sequence_ids, ends)
         return logits
@@ -319,7 +317,7 @@ class PagedPath:
         return self._call_on_device(inputs.input_ids, inputs.position_ids, inputs.kept, step)
 
     def release(self, ids: np.ndarray) -> None:
-        """See ModelPath. Other blocks are the router's."""
+        """See ModelPath. Only blocks of windows are freed here; the others are the router's."""
         if self._window_blocks is not None:
             self._window_blocks.release(np.unique(ids))
 
@@ -334,18 +332,18 @@ class PagedPath:
         positions: np.ndarray,
         kept: np.ndarray,
         step: Any,
-        late: LateTokens | None = None,
+        device_tokens: DeviceTokens | None = None,
         lengths: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
+        """Runs the model over a flat batch. lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
         if lengths is not None and self._lengths is not None:
             if self._recorded is None:
                 with self._lengths.of(lengths):
-                    return self._call(input_ids, positions, kept, step, late)
+                    return self._call(input_ids, positions, kept, step, device_tokens)
             positions = self._lengths.rows(positions, lengths)
         tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
-        if late is not None:
-            late.put_into(tokens[0])
+        if device_tokens is not None:
+            device_tokens.put_into(tokens[0])
         return self._call_on_device(tokens, at, rows, step)
 
     def _call_on_device(
@@ -358,7 +356,7 @@ class PagedPath:
     def _call_model(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
     ) -> torch.Tensor:
-        """Logits `[1, K, vocab_size]`."""
+        """Runs the model's own code. Returns logits `[1, K, vocab_size]`."""
         arguments: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_logits else {}
         out = self._model(
             input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments, **{ARGUMENT: step}
@@ -368,24 +366,24 @@ class PagedPath:
 
 
 def _longest(limits: "pb.WarmupRequest", num_blocks: int) -> int:
-    """Tokens that a sequence may come to, those of a step in flight included; see SequenceTable."""
+    """Maximum number of tokens of a sequence, those of a step in flight included; see SequenceTable."""
     return (limits.max_total_tokens or num_blocks * limits.block_size_tokens) + 2
 
 
 def table_width(num_tokens: int, block_size: int) -> int:
-    """Blocks of so many tokens."""
+    """Number of blocks that hold `num_tokens` tokens."""
     return -(-num_tokens // block_size)
 
 
 def _places(tables: np.ndarray, batch: "StepBatch", width: int, block_size: int) -> StepPlaces:
-    """Where a step's tokens lie by tables of all sequences, int32 `[max_sequences, max_blocks]`."""
+    """Places of a step's tokens. tables: block tables of all sequences, int32 `[max_sequences, max_blocks]`."""
     own = np.ascontiguousarray(tables[batch.sequence_ids, :width])
     of_token = own[batch.row, batch.positions // block_size].astype(np.int64)
     return StepPlaces(own, of_token * block_size + batch.positions % block_size)
 
 
 def keeps_logits(model: "nn.Module") -> bool:
-    """Whether `forward()` takes `logits_to_keep`."""
+    """Returns whether `forward()` takes `logits_to_keep`."""
     from inspect import signature
 
     return "logits_to_keep" in signature(model.forward).parameters

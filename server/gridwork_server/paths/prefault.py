@@ -1,7 +1,7 @@
-"""Memory of the cache that the first requests use, had from the system before they come.
+"""Pre-faults the first GiB of the KV cache, so that early requests do not pay for page faults.
 
-The system gives memory page by page as it is first written, and clears it: on some virtual machines at 0.5 GB/s. A page
-that a request waits for makes its step longer.
+The system provides a page when it is first written, and clears it: at 0.5 GB/s on some virtual machines. A step that
+writes to new pages takes longer by that time.
 """
 
 import ctypes
@@ -20,14 +20,15 @@ to 2.5 s without."""
 
 _PIECE_BYTES = 2 << 20
 _MADV_POPULATE_WRITE = 23
-"""Of Linux 5.14 and later; others refuse it."""
+"""Exists from Linux 5.14 on. Older kernels refuse it."""
 
 
 def populate(tensors: Iterable[torch.Tensor], most_bytes: int = MOST_BYTES, most_seconds: float = MOST_SECONDS) -> int:
-    """Has the system give the pages at the beginning of each tensor's memory, of all the same share; changes nothing.
+    """Makes the system provide the pages at the beginning of each tensor's memory, the same share of each. Contents do
+    not change.
 
-    tensors: contiguous, or views of contiguous memory, which count once; on other devices than CPUs nothing is done.
-    Returns how many bytes it asked for, fewer where `most_seconds` are over or the system refuses.
+    tensors: contiguous, or views of contiguous memory, which count once; those on other devices than CPUs are skipped.
+    Returns the number of bytes provided: fewer when `most_seconds` have passed, or when the system refuses.
     """
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
@@ -42,7 +43,7 @@ def populate(tensors: Iterable[torch.Tensor], most_bytes: int = MOST_BYTES, most
 
     def ask(piece: tuple[int, int, int]) -> int:
         offset, begin, size = piece
-        # Whole pages that lie in the piece.
+        # Only whole pages within the piece.
         first = -(-(begin + offset) // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (begin + offset + size) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length <= 0 or time.monotonic() > deadline:
@@ -50,5 +51,5 @@ def populate(tensors: Iterable[torch.Tensor], most_bytes: int = MOST_BYTES, most
         refused = madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_POPULATE_WRITE)
         return 0 if refused else length
 
-    with ThreadPoolExecutor(torch.get_num_threads(), "first-pages") as pool:
+    with ThreadPoolExecutor(torch.get_num_threads(), "prefault") as pool:
         return sum(pool.map(ask, pieces))

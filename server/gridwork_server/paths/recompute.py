@@ -1,11 +1,11 @@
-"""The path of last resort: every token computes its whole sequence again."""
+"""Runs models without any cache: every token recomputes its whole sequence. It is the path of last resort."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from gridwork_server.paths.base import CacheNeeds, wanted_tokens
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 
 if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
@@ -14,14 +14,11 @@ if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
-class RecomputePath:
-    """Runs anything that gives logits for tokens, one sequence at a time, without any cache."""
+class RecomputePath(ModelPath):
+    """Path for any model that gives logits for tokens, one sequence at a time."""
 
     name = "solo"
-    shares_blocks = False
-    takes_drafts = False
     recomputes_alike = True
-    """Tokens that are computed again are computed as they were."""
 
     def __init__(self, caller: "Caller | Seq2SeqCaller", attention_name: str) -> None:
         self._caller = caller
@@ -29,7 +26,7 @@ class RecomputePath:
         self.needs = CacheNeeds(0)
 
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. There is nothing to keep."""
+        """See ModelPath. This path keeps nothing."""
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""
@@ -42,7 +39,7 @@ class RecomputePath:
             positions = batch.positions[of_sequence]
             tokens = table.token_ids[sequence, : positions[-1] + 1]
             logits = self._caller.plain(tokens, int(table.num_prompt[sequence]))
-            # Some give those of the last token only.
+            # Some models give only the last token's logits.
             first = int(positions[-1]) + 1 - logits.shape[0]
             for position in positions.tolist():
                 missing = torch.full_like(logits[-1], torch.nan)

@@ -1,4 +1,4 @@
-"""Compares a path with plain `forward()` on a few tokens, before a model is called ready."""
+"""Compares a path with plain `forward()` on a few tokens, before the model becomes ready."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,8 @@ import torch
 from loguru import logger
 
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.paths.base import ModelPath, PathError
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.sequence_table import SequenceTable
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
 
 _PROMPTS = (7, 4)
-"""Tokens of the sequences' prompts."""
+"""Number of prompt tokens of each sequence."""
 
 _DECODES = ((0,), (0, 1), (0, 1), (1,))
-"""Which of them decode in each step: the second joins when the first has begun to, and goes on when it has left."""
+"""Sequences that decode in each step: the second joins after the first has begun, and continues after it has left."""
 
 _NUM_DECODED = 3
 
@@ -30,32 +31,32 @@ _NUM_BLOCKS = 8
 
 
 def _limits(block_size: int) -> tuple[pb.WarmupRequest, int]:
-    """The same for blocks of another size, and how many of them a sequence takes."""
+    """Limits for blocks of another size, and the number of blocks of a sequence."""
     limits = pb.WarmupRequest()
     limits.CopyFrom(_LIMITS)
     limits.block_size_tokens = block_size
     return limits, -(-limits.max_total_tokens // block_size)
 
 
-_NEVER_WRITTEN = 100.0
-"""What values of the cache are before they are written: anything that attends to one shows it. Their keys are 0, which
-are seen by whoever looks."""
+_UNWRITTEN_VALUE = 100.0
+"""Initial values of the cache, which show in the result if anything attends to them. Initial keys are 0, so that any
+query that can see them gives them weight."""
 
 
-_EXACT = 2e-3
-"""Largest root mean square of a row's differences in float32, as a share of the logits' own standard deviation."""
+_FLOAT32_TOLERANCE = 2e-3
+"""Largest root mean square of a row's differences in float32, as a share of the logits' standard deviation."""
 
-_NEARLY_EQUAL = {torch.float32: _EXACT, torch.float16: 0.05, torch.bfloat16: 0.15}
-"""The same for what may be rounded differently."""
+_TOLERANCE = {torch.float32: _FLOAT32_TOLERANCE, torch.float16: 0.05, torch.bfloat16: 0.15}
+"""Tolerance for results that may be rounded differently, by dtype."""
 
-_WITH_JOINT_DECODES = ((2, 3), (5, 6))
-"""Rows of the steps that both sequences decode in: of each sequence there are two, and an error that reaches one of
-them reaches both."""
+_JOINT_DECODE_ROWS = ((2, 3), (5, 6))
+"""Rows of the steps that both sequences decode in, two of each sequence. An error that reaches one of the two reaches
+both."""
 
 
 def sample_tokens(vocab_size: int) -> list[np.ndarray]:
-    """The sequences to compare on: int32, of the middle of the vocabulary, where no special tokens are. No two tokens
-    are the same, where the vocabulary has that many."""
+    """Sequences to compare on, int32. Their ids come from the middle of the vocabulary, where no special tokens are,
+    and are all different if the vocabulary is large enough."""
     generator = np.random.default_rng(0)
     low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
     total = sum(_PROMPTS) + len(_PROMPTS) * _NUM_DECODED
@@ -67,10 +68,10 @@ def sample_tokens(vocab_size: int) -> list[np.ndarray]:
 def plain_logits(
     caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray], dtype: torch.dtype, num_ranks: int
 ) -> torch.Tensor:
-    """What plain `forward()` gives after each prompt and each token that is decoded: float32 `[8, vocab_size]`.
+    """Logits of plain `forward()` after each prompt and each decoded token: float32 `[8, vocab_size]`.
 
-    A model that looks ahead gives other logits for a longer text: there every row is computed by itself. So it is over
-    several ranks, of which only the first has logits to tell by, while all must compute the same.
+    A model that looks ahead gives other logits for a longer text, so each of its rows is computed separately. The same
+    is done over several ranks: only the first has logits to tell by, and all ranks must compute the same.
     """
     rows = []
     for sequence, prompt in zip(sequences, _PROMPTS, strict=True):
@@ -78,7 +79,7 @@ def plain_logits(
         count = len(sequence) + 1 - prompt
         if num_ranks == 1:
             together = caller.plain(sequence, prompt)[-count:].float()
-            if len(together) == count and _nearly_equal(first, together[0], _NEARLY_EQUAL[dtype]):
+            if len(together) == count and _nearly_equal(first, together[0], _TOLERANCE[dtype]):
                 rows.append(together)
                 continue
         lengths = range(prompt + 1, len(sequence) + 1)
@@ -89,13 +90,14 @@ def plain_logits(
 
 @torch.inference_mode()
 def whole_logits(caller: "Caller | Seq2SeqCaller", sequences: list[np.ndarray]) -> torch.Tensor:
-    """The same as plain_logits, of every sequence at once; fewer rows from models that give only the last token's."""
+    """Like plain_logits, with each whole sequence in one call; fewer rows from models that give only the last
+    token's."""
     logits = [caller.plain(sequence, prompt) for sequence, prompt in zip(sequences, _PROMPTS, strict=True)]
     return torch.cat([rows[-_NUM_DECODED - 1 :].float() for rows in logits])
 
 
 def _nearly_equal(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    """Whether two rows of logits differ by no more than rounding does."""
+    """Tells whether two rows of logits differ by no more than rounding."""
     known = torch.isfinite(one) & torch.isfinite(other)
     if not known.any():
         return True
@@ -110,15 +112,13 @@ def path_logits(
     block_size: int = 4,
     during: Callable[[list[int]], AbstractContextManager[None]] = lambda _tokens: nullcontext(),
 ) -> torch.Tensor:
-    """The same by a path: the first prompt in two pieces, then both sequences together. Their blocks lie in no order,
-    and what nobody has written there yet is far from what anybody would. during: entered for each step, with its
-    tokens."""
+    """Logits by a path, in the order of plain_logits: the first prompt in two chunks, then both sequences together.
+    Their blocks are shuffled, and unwritten places of the cache hold values far from any real one. during: makes a
+    context for each step from the step's tokens."""
     limits, blocks = _limits(block_size)
     table = SequenceTable(2, limits.max_total_tokens, block_size, 2 * blocks)
     path.allocate(limits, 2 * blocks)
-    spoil = getattr(path, "spoil_cache", None)
-    if spoil is not None:
-        spoil(_NEVER_WRITTEN)
+    path.spoil_cache(_UNWRITTEN_VALUE)
     order = np.random.default_rng(1).permutation(2 * blocks)
     rows: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -154,7 +154,7 @@ _NUM_GENERATED = 4
 
 @torch.inference_mode()
 def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.device) -> list[list[int]]:
-    """What `generate()` gives for each sequence. Raises whatever it raises."""
+    """Tokens that `generate()` gives for each sequence. Passes on its exceptions."""
     results = []
     for sequence in sequences:
         tokens = torch.from_numpy(sequence.astype(np.int64))[None].to(device)
@@ -174,7 +174,7 @@ def generated_tokens(model: Any, sequences: list[np.ndarray], device: torch.devi
 
 @torch.inference_mode()
 def path_tokens(path: ModelPath, sequences: list[np.ndarray]) -> list[list[int]]:
-    """The same by a path, one sequence after the other."""
+    """Tokens that a path gives for each sequence, one sequence after the other."""
     path.allocate(_LIMITS, _NUM_BLOCKS)
     results = []
     for sequence in sequences:
@@ -194,33 +194,33 @@ def path_tokens(path: ModelPath, sequences: list[np.ndarray]) -> list[list[int]]
 
 
 def compare_generated(path: ModelPath, expected: list[list[int]], sequences: list[np.ndarray]) -> None:
-    """Raises PathError when a path's greedy tokens are not those of `generate()`."""
+    """Raises PathError when a path's greedy tokens differ from those of `generate()`."""
     if path_tokens(path, sequences) != expected:
         raise PathError("its tokens are not those of generate()")
 
 
 @dataclass(frozen=True)
 class Differences:
-    """How much two computations of the same logits differ."""
+    """Differences between two computations of the same logits."""
 
     rows: torch.Tensor
-    """float32 `[num_rows]`: root mean square of each row's differences, as a share of the logits' standard
+    """Root mean square of each row's differences, float32 `[num_rows]`, as a share of the logits' standard
     deviation."""
 
     @property
     def largest(self) -> float:
-        """Of any row; NaN where logits are no numbers that should be."""
+        """Largest difference of any row; NaN when logits are not numbers where they should be."""
         return float(self.rows.max())
 
     @property
-    def in_all(self) -> float:
-        """What no error that is about as large in every row that it reaches can stay below: few rows that rounding
-        changes much, since an expert or a key is chosen by a hair, do not count."""
-        return max(float(self.rows[list(pair)].min()) for pair in _WITH_JOINT_DECODES)
+    def in_every_row(self) -> float:
+        """Size of an error that is about as large in every row that it reaches. A few rows that rounding changes by
+        much, where an expert or a key was chosen by a tiny margin, do not count."""
+        return max(float(self.rows[list(pair)].min()) for pair in _JOINT_DECODE_ROWS)
 
     def check_exact(self) -> None:
-        """Raises PathError when any row differs by more than float32 is rounded."""
-        if not self.largest <= _EXACT:
+        """Raises PathError when any row differs by more than float32 rounding."""
+        if not self.largest <= _FLOAT32_TOLERANCE:
             raise PathError(f"its logits differ from those of plain forward() by {self.largest:.2g} of their spread")
 
     def __str__(self) -> str:
@@ -228,8 +228,8 @@ class Differences:
 
 
 def differences(given: torch.Tensor, expected: torch.Tensor) -> Differences | None:
-    """Logits `[num_rows, vocab_size]` each; None when none of those expected is a number. Raises PathError when their
-    shapes differ."""
+    """Compares logits, `[num_rows, vocab_size]` each; None when no expected logit is a number. Raises PathError when
+    their shapes differ."""
     if given.shape != expected.shape:
         raise PathError(f"it gives logits of shape {list(given.shape)} where forward() gives {list(expected.shape)}")
     known = torch.isfinite(expected)
@@ -243,9 +243,9 @@ def differences(given: torch.Tensor, expected: torch.Tensor) -> Differences | No
 def compare(
     path: ModelPath, expected: torch.Tensor, sequences: list[np.ndarray], dtype: torch.dtype, block_size: int = 4
 ) -> Differences | None:
-    """How a path's logits differ from those of plain `forward()`; None for not at all, as far as can be told from a
-    model whose own answers are numbers. Raises PathError for logits of another shape, and in float32, where nothing is
-    left to rounding, for any that differ. block_size: of the cache."""
+    """Compares a path's logits with those of plain `forward()`; None when the model's own logits are not numbers.
+    Raises PathError for logits of another shape. In float32, where rounding is negligible, it also raises PathError for
+    logits that differ. block_size: of the cache."""
     found = differences(path_logits(path, sequences, block_size), expected)
     if found is not None:
         logger.debug(f"rows differ by {found} of the logits' spread")

@@ -1,4 +1,4 @@
-"""Calls encoder-decoder models: the prompt goes through the encoder, what is generated through the decoder."""
+"""Calls encoder-decoder models: the encoder computes the prompt, the decoder the generated tokens."""
 
 import inspect
 from contextlib import nullcontext
@@ -8,64 +8,65 @@ from typing import Any
 import numpy as np
 import torch
 
+from gridwork_server.errors import PathError
 from gridwork_server.lengths.call_lengths import CallLengths
-from gridwork_server.paths.base import PathError
-from gridwork_server.paths.cache_tree import Sample, spec_of
+from gridwork_server.paths.cache_tree import CacheSnapshot, spec_of
 from gridwork_server.paths.caller import CacheProbe, Within, logits_of
 
 _SHORT = 5
-"""Tokens of the shortest input whose cache is looked at."""
+"""Number of tokens of the shortest input whose cache is examined."""
 
 
 @dataclass
 class _State:
-    """What is kept of sequences besides their tokens. B of them, padded on the left."""
+    """State of B sequences besides their tokens, padded on the left."""
 
     cache: Any
     hidden: torch.Tensor
-    """`[B, source_length, hidden_size]`: the encoder's output."""
+    """Output of the encoder, `[B, source_length, hidden_size]`."""
     mask: torch.Tensor
-    """int64 `[B, source_length]`"""
+    """Attention mask of the source, int64 `[B, source_length]`."""
 
 
 class Seq2SeqCaller:
-    """The counterpart of `Caller` for models with an encoder. A sequence's prompt is the source; what the decoder
-    computes is its start token and what was generated."""
+    """Counterpart of `Caller` for models with an encoder. A sequence's prompt is the source; the decoder computes its
+    start token and the generated tokens."""
 
     def __init__(self, model: Any, device: torch.device) -> None:
-        """Raises PathError when the config names no token that the decoder starts with."""
+        """Raises PathError when no config names the decoder's start token."""
         self.model, self.device = model, device
         self.lengths: CallLengths | None = None
-        """What of the model depends on how many tokens are computed together."""
+        """Modules of the model that depend on how many tokens are computed together; None when there are none."""
         self._start = start_token(model)
         self._encoded: Any = None
         """Class of the encoder's output."""
         self._takes = set(inspect.signature(model.forward).parameters)
-        self._forced_first, self._never = _rules(model)
+        self._forced_first, self._never = _token_rules(model)
 
     def offset(self, num_prompt: np.ndarray) -> np.ndarray:
-        """The prompt is not in the decoder's cache, and the start token is."""
+        """See Caller. The decoder's cache holds the start token but not the prompt."""
         return num_prompt - 1
 
     def first_tokens(self, num_first: int) -> int:
-        """See Caller. The start token; the prompt is the encoder's."""
+        """See Caller. The decoder's first call has only the start token; the encoder computes the prompt."""
         return 1
 
     def plain(self, tokens: np.ndarray, num_prompt: int) -> torch.Tensor:
-        """Logits after the start token and after each generated one: `[1 + num_generated, vocab_size]`."""
+        """Logits after the start token and after each generated token: `[1 + num_generated, vocab_size]`."""
         source, target = self._split(tokens, num_prompt)
         out = self.model(
             input_ids=source, attention_mask=torch.ones_like(source), decoder_input_ids=target, use_cache=False
         )
-        return self._ruled(logits_of(out)[0], np.arange(target.shape[1]))
+        return self._with_token_rules(logits_of(out)[0], np.arange(target.shape[1]))
 
     def first(
         self, tokens: np.ndarray, num_prompt: int, keep_all: bool, within: Within = nullcontext
     ) -> tuple[torch.Tensor, _State]:
-        """See Caller. Logits `[1 + num_generated, vocab_size]`. within: what the decoder's call is made in."""
+        """See Caller. Returns logits `[1 + num_generated, vocab_size]`. within: makes the context for the decoder's
+        call."""
         source, target = self._split(tokens, num_prompt)
         logits, state = self._first(source, target, within)
-        return self._ruled(logits[0], np.arange(target.shape[1])), state
+        return self._with_token_rules(logits[0], np.arange(target.shape[1])), state
 
     def _first(
         self, source: torch.Tensor, target: torch.Tensor, within: Within = nullcontext
@@ -77,24 +78,24 @@ class Seq2SeqCaller:
             return self._decode(target, _State(None, encoded[0], mask), torch.ones_like(target))
 
     def next(self, tokens: np.ndarray, state: _State, lengths: np.ndarray) -> tuple[torch.Tensor, _State]:
-        """See Caller. lengths: of what the decoder has computed."""
+        """See Caller. lengths: numbers of tokens that the decoder has computed."""
         longest = int(lengths.max())
         mask = torch.from_numpy(np.arange(longest + 1) >= (longest - lengths)[:, None]).to(torch.int64)
         target = torch.from_numpy(tokens)[:, None].to(self.device)
         logits, state = self._decode(target, state, mask.to(self.device))
-        return self._ruled(logits[:, -1], lengths), state
+        return self._with_token_rules(logits[:, -1], lengths), state
 
     def probe(self, token: int, share: bool) -> CacheProbe:
-        """See Caller. The longer input has two tokens more on both sides."""
+        """See Caller. The longer input has two more tokens on both sides."""
         source = torch.full((2, _SHORT + 2), token, dtype=torch.int64, device=self.device)
         target = torch.full_like(source[:, :3], token)
         state = self._first(source[:1, :_SHORT], target[:1, :1])[1]
-        alone = Sample.of(state)
-        longer = Sample.of(self._first(source[:1], target[:1])[1])
+        alone = CacheSnapshot.of(state)
+        longer = CacheSnapshot.of(self._first(source[:1], target[:1])[1])
         if not share:
             return CacheProbe(alone, longer, None, 2)
-        pair = Sample.of(self._first(source[:, :_SHORT], target[:, :1])[1])
-        decoded = Sample.of(self.next(np.array([token]), state, np.array([1]))[1])
+        pair = CacheSnapshot.of(self._first(source[:, :_SHORT], target[:, :1])[1])
+        decoded = CacheSnapshot.of(self.next(np.array([token]), state, np.array([1]))[1])
         return CacheProbe(alone, longer, spec_of(alone, longer, pair, decoded, 1), 2)
 
     def _split(self, tokens: np.ndarray, num_prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,9 +120,9 @@ class Seq2SeqCaller:
             raise PathError("forward() returns no cache")
         return logits_of(out), _State(cache, state.hidden, state.mask)
 
-    def _ruled(self, logits: torch.Tensor, num_before: np.ndarray) -> torch.Tensor:
-        """Applies what the generation config says of single tokens. num_before: int, for every row, tokens that the
-        decoder computed before it."""
+    def _with_token_rules(self, logits: torch.Tensor, num_before: np.ndarray) -> torch.Tensor:
+        """Applies the generation config's rules for single tokens. num_before: for every row, the number of tokens that
+        the decoder computed before it."""
         if self._never:
             logits[:, self._never] = -torch.inf
         if self._forced_first is not None:
@@ -133,7 +134,7 @@ class Seq2SeqCaller:
 
 
 def start_token(model: Any) -> int:
-    """The token that a decoder's input begins with. Raises PathError when no config names one."""
+    """First token of a decoder's input. Raises PathError when no config names one."""
     configs = (model.generation_config, model.config, getattr(model.config, "decoder", None))
     for name in ("decoder_start_token_id", "bos_token_id"):
         for config in configs:
@@ -143,8 +144,8 @@ def start_token(model: Any) -> int:
     raise PathError("neither config.json nor generation_config.json has a decoder_start_token_id")
 
 
-def _rules(model: Any) -> tuple[int | None, list[int]]:
-    """The token that every answer begins with, and those that are never generated."""
+def _token_rules(model: Any) -> tuple[int | None, list[int]]:
+    """Forced first token of every answer, or None, and the tokens that are never generated."""
     config = model.generation_config
     forced = getattr(config, "forced_bos_token_id", None)
     words = getattr(config, "bad_words_ids", None) or []

@@ -1,4 +1,4 @@
-"""What the shard keeps of every sequence between steps, as arrays indexed by the router's sequence ids."""
+"""State of every sequence between steps, as arrays indexed by the router's sequence ids."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,18 +13,35 @@ if TYPE_CHECKING:
     from gridwork_server._proto import shard_pb2 as pb
 
 
+@dataclass(frozen=True)
+class DeviceTokens:
+    """Input tokens of a step that the step before has sampled, and that the host has not read yet."""
+
+    rows: np.ndarray
+    """int64: index of each among the step's tokens."""
+    tokens: torch.Tensor
+    """int64, on the device: all tokens that the step before has sampled."""
+    source: np.ndarray
+    """int64: index into `tokens` for each of the rows."""
+
+    def put_into(self, input_ids: torch.Tensor) -> None:
+        """Writes them over a step's input tokens. input_ids: int64, on the same device."""
+        rows, source = to_device(np.stack((self.rows, self.source)), input_ids.device)
+        input_ids.index_copy_(0, rows, self.tokens.index_select(0, source))
+
+
 @dataclass
 class StepBatch:
-    """One step's tokens, flat. B sequences, T tokens."""
+    """Tokens of one step, concatenated. B sequences, T tokens."""
 
     sequence_ids: np.ndarray
     """int64 [B]"""
     num_tokens: np.ndarray
     """int64 [B], drafts included"""
     num_drafts: np.ndarray
-    """int64 [B]: how many of a sequence's last tokens are drafts."""
+    """int64 [B]: number of drafts, which are a sequence's last tokens."""
     has_drafts: bool
-    """Whether any of them is one."""
+    """True if any token is a draft."""
     input_ids: np.ndarray
     """int64 [T]"""
     positions: np.ndarray
@@ -32,24 +49,26 @@ class StepBatch:
     row: np.ndarray
     """int64 [T]: index into sequence_ids."""
     slots: np.ndarray
-    """int64 [T]: place of each token in the cache."""
+    """int64 [T]: slot of each token in the cache."""
     last: np.ndarray
     """int64 [B]: index of each sequence's last token among the T."""
     samples: np.ndarray
     """bool [B]: whether the next token of the sequence is sampled now."""
     sampled: np.ndarray
-    """int64, ascending: the tokens of the batch behind which one is sampled: of a sequence that samples, the last known
-    one and its drafts."""
+    """int64, ascending: tokens of the batch after which one is sampled. Of a sequence that samples, these are the last
+    known token and its drafts."""
+    device_tokens: DeviceTokens | None = None
+    """Input tokens that are on the device alone; `input_ids` holds any value in their place."""
 
 
 class SequenceTable:
-    """All sequences of a shard. Nothing here loops over sequences that merely decode."""
+    """All sequences of a shard. No method loops over sequences that merely decode."""
 
     def __init__(self, max_sequences: int, max_total_tokens: int, block_size: int, null_block: int) -> None:
-        """null_block: id of the block behind the router's last one, whose slots stay zero."""
+        """null_block: id of the block after the router's last one. Its slots stay zero."""
         self.block_size = block_size
         self.null_block = null_block
-        # Two more than the longest sequence: the token that is sampled last, and the surplus one of a step in flight.
+        # Room for two tokens more: the token that is sampled last, and the surplus one of a step in flight.
         self.max_blocks = -(-(max_total_tokens + 2) // block_size)
         self.token_ids = np.zeros((max_sequences, max_total_tokens + 2), dtype=np.int32)
         self.block_tables = np.full((max_sequences, self.max_blocks), null_block, dtype=np.int32)
@@ -58,7 +77,7 @@ class SequenceTable:
         self.num_computed = np.zeros(max_sequences, dtype=np.int64)
         self.num_prompt = np.zeros(max_sequences, dtype=np.int64)
         self.num_first = np.zeros(max_sequences, dtype=np.int64)
-        """Tokens that `generate()` computes in one call; every later one has a call of its own."""
+        """Number of tokens that `generate()` computes in its first call; each later token has a call of its own."""
         self.wants_prompt_logprobs = np.zeros(max_sequences, dtype=bool)
         self.top_n_prompt_logprobs = np.zeros(max_sequences, dtype=np.int64)
         self.failed = np.zeros(max_sequences, dtype=bool)
@@ -69,19 +88,16 @@ class SequenceTable:
         self.wants_prompt_logprobs[ids] = False
         self.failed[ids] = False
 
-    def expect_tokens(self, ids: np.ndarray) -> np.ndarray:
-        """Each of these sequences, int64 [B], has one more token, which is to be told by `set_tokens`. Returns where
-        the tokens stand, int64 [B]."""
-        positions = self.num_known[ids]
+    def expect_tokens(self, ids: np.ndarray) -> None:
+        """Makes room for one more token of each sequence, int64 [B]. `set_tokens` tells it later."""
         self.num_known[ids] += 1
-        return positions
 
     def set_tokens(self, ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
-        """Tokens that were expected. int64 [B] each."""
+        """Sets tokens that `expect_tokens` made room for. int64 [B] each."""
         self.token_ids[ids, positions] = tokens
 
     def admit(self, new: "pb.NewSequence") -> None:
-        """Takes over a sequence's tokens."""
+        """Takes a sequence in, with its tokens."""
         tokens = np.fromiter(new.token_ids, dtype=np.int32, count=len(new.token_ids))
         self.token_ids[new.id, : len(tokens)] = tokens
         self.num_known[new.id] = len(tokens)
@@ -94,7 +110,8 @@ class SequenceTable:
         self.failed[new.id] = False
 
     def append_blocks(self, ids: np.ndarray, num_new: np.ndarray, blocks: np.ndarray) -> None:
-        """ids: int64 [B]; num_new: int64 [B], how many of `blocks` (int64, concatenated) each gets."""
+        """Appends blocks to block tables. ids: int64 [B]; num_new: int64 [B], number of blocks for each sequence;
+        blocks: int64, concatenated."""
         if len(blocks) == 0:
             return
         rows = np.repeat(ids, num_new)
@@ -102,16 +119,16 @@ class SequenceTable:
         self.num_blocks[ids] += num_new
 
     def set_drafts(self, ids: np.ndarray, num_drafts: np.ndarray, drafts: np.ndarray) -> None:
-        """Puts drafts behind the known tokens. ids: int64 [B]; num_drafts: int64 [B], how many of `drafts` (int64,
-        concatenated) are for each."""
+        """Writes drafts after the known tokens. ids: int64 [B]; num_drafts: int64 [B], number of drafts of each
+        sequence; drafts: int64, concatenated."""
         if len(drafts) == 0:
             return
         rows = np.repeat(ids, num_drafts)
         self.token_ids[rows, self.num_known[rows] + _within(num_drafts)] = drafts
 
     def batch(self, ids: np.ndarray, num_tokens: np.ndarray, num_drafts: np.ndarray | None = None) -> StepBatch:
-        """The tokens that the step computes for these sequences, each at most once. num_drafts: None when there are
-        none."""
+        """Makes a step's batch. ids: int64 [B], each once; num_tokens: int64 [B], drafts included; num_drafts: int64
+        [B]; None: no drafts."""
         has_drafts = num_drafts is not None and bool(num_drafts.any())
         if num_drafts is None:
             num_drafts = np.zeros_like(ids)
@@ -147,7 +164,7 @@ class SequenceTable:
         )
 
     def layout(self, batch: StepBatch, device: torch.device) -> PagedLayout:
-        """Where the batch's tokens and their sequences' keys lie in the cache."""
+        """Layout of the batch's tokens, and of their sequences' keys, in the cache."""
         length = batch.positions + 1
         end = length[batch.last]
         width = -(-int(end.max(initial=1)) // self.block_size)
@@ -164,16 +181,16 @@ class SequenceTable:
         )
 
     def call_lengths(self, batch: StepBatch) -> np.ndarray:
-        """int64 [T]: of each token, how long the call is that `generate()` computes it in; see `CallLengths`."""
+        """int64 [T]: length of the call in which `generate()` computes each token; see `CallLengths`."""
         return np.maximum(self.num_first[batch.sequence_ids][batch.row], batch.positions + 1)
 
     def computed(self, batch: StepBatch) -> None:
-        """The batch's keys and values stand in the cache. Those of drafts count once they are taken."""
+        """Notes that the batch's keys and values are in the cache. Drafts count once they are taken."""
         self.num_computed[batch.sequence_ids] += batch.num_tokens - batch.num_drafts
 
     def append_tokens(self, ids: np.ndarray, tokens: np.ndarray, counts: np.ndarray | None = None) -> None:
-        """Tokens that were sampled: int64, concatenated. ids: int64 [B], each once; counts: int64 [B], how many of
-        `tokens` are of each; None: one."""
+        """Appends sampled tokens. ids: int64 [B], each once; tokens: int64, concatenated; counts: int64 [B], number of
+        tokens of each sequence; None: one each."""
         if counts is None:
             places = self.num_known[ids]
             self.token_ids[ids, places] = tokens
@@ -183,10 +200,10 @@ class SequenceTable:
         rows = np.repeat(ids, counts)
         self.token_ids[rows, self.num_known[rows] + _within(counts)] = tokens
         self.num_known[ids] += counts
-        # Those before the last were drafts, and are computed. Where there is none, the last known one will be, again.
+        # Tokens before the last were drafts, which are computed. A sequence that gets none computes its last one again.
         self.num_computed[ids] = self.num_known[ids] - 1
 
 
 def _within(counts: np.ndarray) -> np.ndarray:
-    """0, 1, … for each of the counts, concatenated. int64."""
+    """0, 1, … up to each count, concatenated. int64."""
     return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

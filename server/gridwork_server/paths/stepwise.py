@@ -1,4 +1,4 @@
-"""The path for models that only their own preparations for `generate()` know how to call, one sequence at a time."""
+"""Runs models that can only be called through their own preparation for `generate()`, one sequence at a time."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gridwork_server.paths.base import CacheNeeds, PathError, wanted_tokens
+from gridwork_server.errors import PathError
+from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.caller import logits_of
 from gridwork_server.paths.seq2seq import start_token
 
@@ -17,26 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class _State:
-    """What `generate()` would keep of a sequence."""
+    """State of a sequence as `generate()` would keep it."""
 
     input_ids: torch.Tensor
-    """int64 `[1, num_tokens]`, all computed; of the decoder, where there is an encoder."""
+    """Computed tokens, int64 `[1, num_tokens]`; those of the decoder when there is an encoder."""
     num_computed: int
-    """Tokens of the sequence, prompt and generated."""
+    """Number of computed tokens of the sequence, prompt and generated."""
     arguments: dict[str, Any]
 
 
-class StepwisePath:
-    """Does for each sequence what `generate()` does, a token at a time."""
+class StepwisePath(ModelPath):
+    """Path that does for each sequence what `generate()` does, one token at a time."""
 
     name = "solo"
-    shares_blocks = False
-    takes_drafts = False
     recomputes_alike = True
-    """Tokens that are computed again are computed as they were."""
 
     def __init__(self, model: Any, device: torch.device, attention_name: str, vocab_size: int) -> None:
-        """Raises PathError for a model without Transformers' preparations for generating."""
+        """Raises PathError for a model without Transformers' preparation for `generate()`."""
         for method in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
             if not hasattr(model, method):
                 raise PathError(f"{type(model).__name__} has no {method}()")
@@ -61,9 +59,9 @@ class StepwisePath:
         self._states.clear()
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """See ModelPath. The prompt is computed in one piece and every later token by itself, also after a preemption:
-        some models give other answers when tokens are computed together. Logits within prompts are NaN: such models do
-        not give them."""
+        """See ModelPath. The prompt is computed in one piece and every later token separately, also after a preemption:
+        some models give other answers when tokens are computed together. Logits within prompts are NaN, because such
+        models do not give them."""
         kept = wanted_tokens(batch, extra)
         rows = []
         sampled = set(batch.last[batch.samples].tolist())

@@ -1,7 +1,7 @@
-"""Blocks for layers that see only the last so many tokens: given back as soon as they lie behind the window.
+"""Blocks for layers with a sliding window, which are freed as soon as they lie before the window.
 
-The router hands out blocks by a sequence's whole length, which is what layers need that see everything. For those that
-do not, the shard keeps a pool of its own, of a size that can never run out, and a second block table. Nothing here
+The router hands out blocks for the whole length of a sequence, as layers with full attention need them. For layers with
+a window, the shard keeps a pool of its own, large enough that it never runs out, and a second block table. Nothing here
 loops over sequences.
 """
 
@@ -14,38 +14,33 @@ if TYPE_CHECKING:
 
 
 def most_in_use(window: int, limits: "pb.WarmupRequest") -> int:
-    """Blocks that can be in use at once. window: tokens, the computed one's own included."""
+    """Maximum number of blocks in use at once. window: tokens, the computed token included."""
     block_size = limits.block_size_tokens
-    # Between steps: a window that begins and ends within blocks, and room for drafts behind it. In a step: what it
-    # computes besides, a block more for each sequence that it begins, and the block of prefill that goes beside any
-    # number of decodes.
+    # Between steps: a window that begins and ends within blocks, and room for drafts after it. In a step: the tokens
+    # that it computes besides, one more block for each sequence that it begins, and one for a prefill beside any number
+    # of decodes.
     kept = limits.max_sequences * (-(-(window + limits.max_drafts) // block_size) + 1)
     return kept + limits.max_sequences + -(-limits.max_batch_tokens // block_size) + 1
 
 
 class WindowBlocks:
-    """The pool and the tables."""
+    """The pool of blocks, and the tables of all sequences."""
 
     def __init__(self, window: int, limits: "pb.WarmupRequest", max_blocks: int) -> None:
-        """max_blocks: of one sequence."""
+        """max_blocks: maximum number of blocks of one sequence."""
         self.window, self.block_size = window, limits.block_size_tokens
         self.num_blocks = most_in_use(window, limits)
         self.null_block = self.num_blocks
-        """Behind the last one; its slots stay zero."""
+        """Block after the last one. Its slots stay zero."""
         self.tables = np.full((limits.max_sequences, max_blocks), self.null_block, dtype=np.int32)
-        """int32 `[max_sequences, max_blocks]`: by a token's position, as in a table of all blocks."""
+        """int32 `[max_sequences, max_blocks]`: columns follow the token's position, as in the router's table."""
         self._first = np.zeros(limits.max_sequences, dtype=np.int64)
         self._end = np.zeros(limits.max_sequences, dtype=np.int64)
         self._free = np.arange(self.num_blocks - 1, -1, -1, dtype=np.int32)
         self._num_free = self.num_blocks
 
-    @property
-    def num_used(self) -> int:
-        """Blocks that sequences hold."""
-        return self.num_blocks - self._num_free
-
     def reserve(self, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Takes blocks for all positions before `ends`. ids, ends: int64 [B]."""
+        """Allocates blocks for all positions before `ends`. ids, ends: int64 [B]."""
         needed = -(-ends // self.block_size)
         num_new = np.maximum(needed - self._end[ids], 0)
         total = int(num_new.sum())
@@ -59,12 +54,12 @@ class WindowBlocks:
         self._end[ids] += num_new
 
     def trim(self, ids: np.ndarray, positions: np.ndarray) -> None:
-        """Gives back what the tokens from `positions` on do not see. ids, positions: int64 [B]."""
+        """Frees blocks that no token from `positions` on sees. ids, positions: int64 [B]."""
         first = np.minimum(np.maximum(positions - self.window + 1, 0) // self.block_size, self._end[ids])
         self._give_back(ids, np.maximum(first - self._first[ids], 0))
 
     def release(self, ids: np.ndarray) -> None:
-        """Gives back all that sequences hold. ids: int64 [B], each once."""
+        """Frees all blocks of sequences. ids: int64 [B], each once."""
         self._give_back(ids, self._end[ids] - self._first[ids])
         self._first[ids] = 0
         self._end[ids] = 0
@@ -81,7 +76,7 @@ class WindowBlocks:
 
 
 def _spread(ids: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of `counts` entries from `starts` on in each row. int64 [B] each; returns int64 [sum]."""
+    """Rows and columns of `counts` entries in each row, beginning at `starts`. int64 [B] each; returns int64 [sum]."""
     total = int(counts.sum())
     within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(ids, counts), np.repeat(starts, counts) + within

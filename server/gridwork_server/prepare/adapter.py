@@ -1,6 +1,5 @@
-"""Adapters of PEFT, merged onto their base model: the result is an ordinary model's folder in the cache."""
+"""Merges PEFT adapters onto their base model, into an ordinary model's folder in the cache."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,9 +11,10 @@ from loguru import logger
 
 from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder
+from gridwork_server.prepare.staging import build_folder, files_key
+from gridwork_server.text import one_line, some
 
-# Raise it when a merge's result changes, so that folders made by older versions are not used.
+# Increase it when a merge's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
 CONFIG = "adapter_config.json"
 _BASE = "base_model_name_or_path"
@@ -24,18 +24,18 @@ _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_token
 
 
 _UNMERGEABLE = {
-    "alora_invocation_tokens": "the adapter works from these tokens on only",
-    "arrow_config": "the adapter is mixed with others anew for each token",
+    "alora_invocation_tokens": "the adapter takes effect only from these tokens on",
+    "arrow_config": "the adapter is mixed with others for each token",
 }
-"""Keys of adapters whose effect depends on the tokens."""
+"""Keys of adapters whose effect depends on the tokens, with the reason why they cannot be merged."""
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
+    """Tells whether a folder holds an adapter and no whole model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def merged(
+def merge_adapter(
     folder: Path,
     base_folder_of: Callable[[str], Path],
     allow_pickle: bool,
@@ -43,43 +43,40 @@ def merged(
     code_revision: str | None,
     cache_dir: Path,
 ) -> Path:
-    """The folder of the adapter merged onto its base; made in `cache_dir` the first time, then found there.
+    """Folder of the adapter merged onto its base; made in `cache_dir` the first time, and found there later.
 
     base_folder_of: gives the folder of a model by its path or name. Raises PrepareError.
     """
     config = _read_config(folder)
     weights = _weights(folder, allow_pickle)
     base = _base(folder, config, base_folder_of)
-    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision}".encode())
-    for file in sorted([*folder.iterdir(), *base.iterdir()]):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    target = cache_dir / "merged" / f"{folder.name}-{digest.hexdigest()[:16]}"
+    key = files_key(f"{_FORMAT} {trust_remote_code} {code_revision}", [*folder.iterdir(), *base.iterdir()])
+    target = cache_dir / "merged" / f"{folder.name}-{key}"
 
     def build(partial: Path) -> None:
-        logger.info("Merging the adapter {} onto {}", folder, base)
+        logger.info(f"merging the adapter {folder} onto {base}")
         try:
             _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
         except PrepareError:
             raise
-        except Exception as error:  # whatever adapters of any kind, and a model's own code, lead to
-            logger.opt(exception=True).debug("The merge failed")
+        except Exception as error:  # adapters, and a model's own code, may raise anything
+            logger.opt(exception=True).debug("the merge failed")
             if "trust_remote_code" in str(error):
                 raise PrepareError(
-                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map). If you "
-                    "trust its author, pass --trust-remote-code"
+                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
+                    "pass --trust-remote-code if you trust its author"
                 ) from error
             raise PrepareError(
-                f"the adapter {folder} cannot be merged onto {base} ({type(error).__name__}: {_one_line(error)}). "
-                "It is damaged, or was made for another model"
+                f"the adapter {folder} cannot be merged onto {base} ({one_line(error, typed=True)}); "
+                "it is damaged, or was made for another model"
             ) from error
 
     return build_folder(target, is_complete, build)
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole merge; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole merge. Checking for files is enough, because a rename puts folders in
+    place."""
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return has_weights and (folder / "config.json").is_file()
 
@@ -89,11 +86,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise PrepareError(f"{path} is not valid JSON ({error}). Download it again") from error
+        raise PrepareError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict):
-        raise PrepareError(f"{path} is not a JSON object. Download it again")
+        raise PrepareError(f"{path} is not a JSON object; download it again")
     if not isinstance(config.get("peft_type"), str):
-        raise PrepareError(f"{path} has no peft_type: it is not an adapter of PEFT")
+        raise PrepareError(f"{path} has no peft_type, so it is not an adapter of PEFT; use another adapter")
     return config
 
 
@@ -104,15 +101,15 @@ def _weights(folder: Path, allow_pickle: bool) -> Path:
         if not allow_pickle:
             raise pickle_weights.refusal(folder / _PICKLE)
         return folder / _PICKLE
-    raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}. Download the adapter again")
+    raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}; download the adapter again")
 
 
 def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], Path]) -> Path:
     name = config.get(_BASE)
     where = f"{folder / CONFIG}, {_BASE}"
     if not isinstance(name, str) or not name:
-        raise PrepareError(f"{where}: no base model is named. Put the path or hub name of the adapter's base there")
-    # A relative path may be meant from the adapter's own folder.
+        raise PrepareError(f"{where}: no base model is named; put the path or hub name of the adapter's base there")
+    # A relative path may be relative to the adapter's own folder.
     beside = folder / name
     try:
         base = base_folder_of(str(beside) if (beside / "config.json").is_file() else name)
@@ -120,7 +117,7 @@ def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], 
         message = re.sub(r"^--model-id ", "", str(error))
         raise PrepareError(f"{where}: {message}") from error
     if not (base / "config.json").is_file():
-        raise PrepareError(f"{where}: {base} has no config.json: it is no model")
+        raise PrepareError(f"{where}: {base} has no config.json, so it is not a model; name the adapter's base there")
     quantized_weights.check_base(base)
     return base
 
@@ -148,20 +145,22 @@ def _merge(
     try:
         peft_config = PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
-        raise PrepareError(f"{folder / CONFIG} cannot be used: {_one_line(error)}") from error
+        raise PrepareError(
+            f"{folder / CONFIG} cannot be used ({one_line(error, typed=False)}); download the adapter again"
+        ) from error
     if peft_config.is_prompt_learning:
         raise PrepareError(
             f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which adds tokens in place of changing "
-            "weights: it cannot be merged"
+            "weights; it cannot be merged"
         )
     for key, reason in _UNMERGEABLE.items():
         if getattr(peft_config, key, None):
             raise PrepareError(f"{folder / CONFIG} has {key}: {reason}; it cannot be merged")
     peft_config.inference_mode = True
-    tensors = adapter_weights.with_one_name_each(_read(weights))
+    tensors = adapter_weights.without_second_names(_read(weights))
     rows = adapter_weights.vocabulary_rows(model, tensors, getattr(peft_config, "trainable_token_indices", None))
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
-        torch.manual_seed(0)  # of rows that the adapter does not have, the same every time
+        torch.manual_seed(0)  # makes the rows that the adapter does not have the same every time
         model.resize_token_embeddings(rows)
     was_tied = adapter_weights.is_tied(model)
     wrapped: Any = get_peft_model(model, peft_config)
@@ -170,31 +169,28 @@ def _merge(
     if unexpected:
         raise PrepareError(
             f"{weights} has tensors that {type(model).__name__} has no place for: "
-            f"{pickle_weights.tensor_names(unexpected)}. The adapter was made for another model"
+            f"{some(unexpected)}; the adapter was made for another model"
         )
     missing = [key for key in result.missing_keys if _belongs_to_adapter(key, wrapped)]
     if missing:
-        raise PrepareError(
-            f"{weights} lacks {pickle_weights.tensor_names(missing)}. The adapter is incomplete, or was made for "
-            "another model"
-        )
+        raise PrepareError(f"{weights} lacks {some(missing)}; the adapter is incomplete, or was made for another model")
     if not hasattr(wrapped, "merge_and_unload"):
         raise PrepareError(f"{folder / CONFIG} has the peft_type `{config['peft_type']}`, which cannot be merged")
-    adapter_weights.give_each_module_its_own(wrapped)
+    adapter_weights.copy_shared_weights(wrapped)
     with torch.no_grad():
         try:
             whole = wrapped.merge_and_unload(safe_merge=True)
         except NotImplementedError as error:
             raise PrepareError(
-                f"{folder / CONFIG} describes an adapter that cannot be merged: {_one_line(error)}"
+                f"{folder / CONFIG} describes an adapter that cannot be merged: {one_line(error, typed=False)}"
             ) from error
-    adapter_weights.tie_or_untie(whole, was_tied)
+    adapter_weights.update_tying(whole, was_tied)
     needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
     free_bytes = shutil.disk_usage(partial).free
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"the merged model needs {needed_bytes / 1e6:.0f} MB, but {partial.parent} has only "
-            f"{free_bytes / 1e6:.0f} MB free. Free some space, or name another folder"
+            f"{free_bytes / 1e6:.0f} MB free; free some space, or name another folder"
         )
     whole.save_pretrained(partial)
     _copy_settings(folder, base, partial)
@@ -221,7 +217,7 @@ def _read(weights: Path) -> dict[str, Any]:
     try:
         return load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise PrepareError(f"{weights} is damaged ({_one_line(error)}). Download it again") from error
+        raise PrepareError(f"{weights} is damaged ({one_line(error, typed=False)}); download it again") from error
 
 
 def _belongs_to_adapter(key: str, wrapped: Any) -> bool:
@@ -229,7 +225,7 @@ def _belongs_to_adapter(key: str, wrapped: Any) -> bool:
 
 
 def _copy_settings(folder: Path, base: Path, partial: Path) -> None:
-    """The tokenizer is the adapter's if it has one, else the base's; code and generation settings are the base's."""
+    """Copies the adapter's tokenizer if it has one, else the base's; code and generation settings are the base's."""
     has_tokenizer = any(
         file.name.startswith(("tokenizer.", "vocab", "spiece")) or file.suffix == ".tiktoken"
         for file in folder.iterdir()
@@ -242,7 +238,3 @@ def _copy_settings(folder: Path, base: Path, partial: Path) -> None:
         named = file.suffix == ".py" or file.name in ("generation_config.json", "preprocessor_config.json")
         if file.is_file() and named and not (partial / file.name).exists():
             shutil.copyfile(file, partial / file.name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__

@@ -8,8 +8,8 @@ from torch import nn
 _SAVED = ".modules_to_save."
 
 
-def with_one_name_each(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Modules that are saved whole have two names where PEFT saved the embeddings too; it reads the shorter one."""
+def without_second_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Removes second names: where PEFT saved the embeddings too, modules saved whole have two; it reads the shorter."""
     named: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         short = name.replace(_SAVED, ".")
@@ -19,9 +19,10 @@ def with_one_name_each(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def vocabulary_rows(model: Any, tensors: dict[str, torch.Tensor], trained_tokens: Any) -> int | None:
-    """Tokens that the adapter was made for, as tensors of the embeddings or the head show; None when it has none.
+    """Number of tokens that the adapter was made for, by its tensors of the embeddings or the head; None without such.
 
-    trained_tokens: `trainable_token_indices` of PEFT's config. Where only those are saved, there are at least as many.
+    trained_tokens: `trainable_token_indices` of PEFT's config. An adapter that saved only these rows has at least as
+    many tokens as they need.
     """
     names = [
         name
@@ -48,8 +49,8 @@ def _names(model: nn.Module, module: nn.Module | None) -> list[str]:
     return [name for name, other in model.named_modules() if other is module and module is not None]
 
 
-def give_each_module_its_own(model: nn.Module) -> bool:
-    """Copies weights that several modules share, so that what is merged into one does not change the other. Returns
+def copy_shared_weights(model: nn.Module) -> bool:
+    """Copies weights that several modules share, so that a merge into one module does not change another. Returns
     whether there were any."""
     seen: set[int] = set()
     shared = False
@@ -66,15 +67,16 @@ def give_each_module_its_own(model: nn.Module) -> bool:
 
 
 def is_tied(model: Any) -> bool:
-    """Whether embeddings and head are one tensor."""
+    """Tells whether embeddings and head are one tensor."""
     source, head = model.get_input_embeddings(), model.get_output_embeddings()
     return source is not None and head is not None and getattr(head, "weight", None) is source.weight
 
 
-def tie_or_untie(model: Any, was_tied: bool) -> None:
-    """Says of embeddings and head what is true of them after a merge: that they are the same, or that they are not.
+def update_tying(model: Any, was_tied: bool) -> None:
+    """Ties embeddings and head after a merge if they are still equal, and corrects `tie_word_embeddings` in the config.
 
-    was_tied: whether they were the same before."""
+    was_tied: whether they were tied before the merge.
+    """
     if not was_tied:
         return
     source, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -86,7 +88,7 @@ def tie_or_untie(model: Any, was_tied: bool) -> None:
 
 
 def is_copy(name: str, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether a tensor repeats another one of its kind: tokens that were trained, of a head that is tied to the
+    """Tells whether a tensor repeats another one: trained tokens are saved twice when the head is tied to the
     embeddings."""
     kind = ".token_adapter."
     tensor = tensors.get(name)

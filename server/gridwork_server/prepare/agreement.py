@@ -1,4 +1,4 @@
-"""Whether a tokenizer.json does what a tokenizer of Transformers does, tried on texts of many kinds."""
+"""Compares a tokenizer.json with a tokenizer of Transformers on texts of many kinds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ SAMPLES = (
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One text that the two read differently."""
+    """A text that the two tokenizers treat differently."""
 
     text: str
     detail: str
@@ -38,7 +38,8 @@ class Disagreement:
 
 
 def find_disagreement(tokenizer: Any, candidate: "Tokenizer") -> Disagreement | None:
-    """tokenizer: of Transformers, the truth; candidate: as the router will use it, without truncation and padding."""
+    """First disagreement; None when there is none. tokenizer: the reference, of Transformers; candidate: tokenizer as
+    the router will use it, without truncation and padding."""
     candidate.no_truncation()
     candidate.no_padding()
     special = [str(token) for token in tokenizer.all_special_tokens[:4]]
@@ -57,18 +58,18 @@ def find_disagreement(tokenizer: Any, candidate: "Tokenizer") -> Disagreement | 
 
 
 def decode(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-    """The text of ids, with spaces left as they are."""
+    """Text of the ids, with spaces unchanged."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
 
-def knows_no_text(tokenizer: Any) -> bool:
-    """Whether ordinary text comes to nothing but special tokens: the files of its vocabulary are missing."""
+def lacks_vocabulary(tokenizer: Any) -> bool:
+    """Tells whether ordinary text gives only special tokens, which means that the vocabulary's files are missing."""
     special = set(tokenizer.all_special_ids)
     return all(set(tokenizer.encode(text, add_special_tokens=False)) <= special for text in SAMPLES)
 
 
 def warn_of_sentencepiece(tokenizer: Any, folder: Path) -> None:
-    """Logs where the fast tokenizer cuts texts otherwise than the SentencePiece model it was made from."""
+    """Logs the first text that the fast tokenizer splits differently from the SentencePiece model it was made from."""
     files = sorted(file for file in folder.glob("*.model") if file.is_file())
     if not files:
         return
@@ -78,19 +79,15 @@ def warn_of_sentencepiece(tokenizer: Any, folder: Path) -> None:
     try:
         processor.Load(str(files[0]))
     except (RuntimeError, OSError):
-        return  # a tiktoken file goes by the same name
+        return  # the file belongs to tiktoken, which uses the same name
     for text in SAMPLES:
         pieces = [processor.id_to_piece(id) for id in processor.encode(text)]
         ours = tokenizer.convert_ids_to_tokens(tokenizer.encode(text, add_special_tokens=False))
         if pieces != ours:
             same = next((i for i, pair in enumerate(zip(ours, pieces, strict=False)) if pair[0] != pair[1]), 0)
             logger.warning(
-                "The tokenizer that Transformers makes of {} cuts {!r} otherwise than SentencePiece itself: into {} "
-                "and not {} from piece {} on",
-                files[0].name,
-                text[:40],
-                ours[same : same + 5],
-                pieces[same : same + 5],
-                same,
+                f"the tokenizer that Transformers makes of {files[0].name} splits {text[:40]!r} differently from "
+                f"SentencePiece itself: into {ours[same : same + 5]} and not {pieces[same : same + 5]} "
+                f"from piece {same} on"
             )
             return

@@ -1,4 +1,4 @@
-"""The subcommands `prepare` and `default-model` of gridwork-server."""
+"""Implements the subcommands `prepare` and `default-model` of gridwork-server."""
 
 import argparse
 import json
@@ -11,8 +11,8 @@ from loguru import logger
 
 from gridwork_server.prepare import adapter, pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.source import Folder, GgufFile, locate
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.source import GgufFile, LocalFolder, locate
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -31,7 +31,7 @@ def register(subparsers: "Subparsers") -> None:
     prepare.add_argument("--trust-remote-code", action="store_true", help="fetch the model's Python files too")
     prepare.add_argument("--code-revision", help="branch, tag or commit of Python code on the hub")
     prepare.add_argument(
-        "--allow-pickle-weights", action="store_true", help="convert pickled weights, of which only tensors are read"
+        "--allow-pickle-weights", action="store_true", help="convert pickled weights, reading nothing but tensors"
     )
     prepare.add_argument("--cache-dir", type=Path, help="the hub's cache folder (HF_HUB_CACHE, else the hub's default)")
     prepare.set_defaults(run=_run_prepare)
@@ -47,23 +47,23 @@ def register(subparsers: "Subparsers") -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What may be done with a model, and where its results are kept."""
+    """Permissions for preparing a model, and the folder for its results."""
 
     revision: str | None = None
     trust_remote_code: bool = False
     code_revision: str | None = None
     allow_pickle: bool = False
     cache_dir: Path | None = None
-    """The hub's cache folder, None for the usual one."""
+    """The hub's cache folder; None for the usual one."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the shard and the router are pointed at."""
+    """Folders for the shard and the router."""
 
     model_path: Path
     tokenizer: PreparedTokenizer | None
-    """None: the model's folder has a tokenizer.json."""
+    """Tokenizer for the router; None when the model's folder has a usable tokenizer.json."""
 
     def as_json(self) -> str:
         """The line that the launcher reads."""
@@ -74,35 +74,35 @@ class Prepared:
 
 
 def prepare(model_id: str, options: Options) -> Prepared:
-    """The local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
+    """Local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
     folder = _folder(model_id, options)
     if not (folder / "config.json").is_file():
-        return Prepared(folder, None)  # the launcher says what is wrong with it
+        return Prepared(folder, None)  # the launcher reports what is wrong with it
     made = _cache_dir(options) / "gridwork"
-    tokenizer = prepared_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
+    tokenizer = prepare_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
     return Prepared(folder, tokenizer)
 
 
 def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
-    """Fetched, converted and merged as far as is needed. is_base: an adapter is to be merged onto it."""
+    """Local folder of a model, fetched, converted and merged as needed. is_base: an adapter will be merged onto it."""
     source = locate(model_id)
-    if isinstance(source, Folder):
+    if isinstance(source, LocalFolder):
         folder = source.path
     elif isinstance(source, GgufFile):
-        from gridwork_server.prepare.gguf import converted as converted_gguf
+        from gridwork_server.prepare.gguf import convert_once
 
-        return converted_gguf(source.path, _cache_dir(options) / "gridwork")
+        return convert_once(source.path, _cache_dir(options) / "gridwork")
     else:
-        from gridwork_server.prepare.hub import fetched
+        from gridwork_server.prepare.hub import fetch_model
 
-        folder = fetched(
+        folder = fetch_model(
             source.name, options.revision, options.trust_remote_code, _cache_dir(options), options.allow_pickle
         )
     if adapter.is_adapter(folder):
         if is_base:
-            raise PrepareError(f"{folder} is an adapter itself. Merge that one onto its base first")
+            raise PrepareError(f"{folder} is an adapter itself; merge that one onto its base first")
         base_options = replace(options, revision=None)
-        return adapter.merged(
+        return adapter.merge_adapter(
             folder,
             lambda name: _folder(name, base_options, is_base=True),
             options.allow_pickle,
@@ -114,7 +114,7 @@ def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
         if not options.allow_pickle:
             raise pickle_weights.refusal(files[0])
         quantized_weights.check_readable(folder, model_id)
-        return pickle_weights.converted(folder, files, _cache_dir(options) / "gridwork")
+        return pickle_weights.convert_pickles(folder, files, _cache_dir(options) / "gridwork")
     return folder
 
 
@@ -123,7 +123,7 @@ def _cache_dir(options: Options) -> Path:
 
 
 def _hub_cache() -> Path:
-    # The hub library gives an empty variable a meaning of its own, which nobody wants.
+    # The hub library interprets an empty variable in a way that nobody wants.
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name) == "":
             del os.environ[name]
@@ -161,5 +161,5 @@ def _run_default_model(args: argparse.Namespace) -> int:
 
 
 def _fail(error: PrepareError) -> int:
-    logger.bind(fatal=True).error("{}", error)
+    logger.bind(fatal=True).error(str(error))
     return 1

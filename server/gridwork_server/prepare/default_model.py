@@ -21,7 +21,7 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def make_default_model(output: Path) -> Path:
-    """Makes the folder unless it is there already. Raises PrepareError."""
+    """Makes the folder unless it is complete already. Raises PrepareError."""
     return build_folder(output.absolute(), is_complete, _build)
 
 
@@ -35,7 +35,7 @@ def _build(folder: Path) -> None:
 
 
 def _installed_file() -> Path | None:
-    """The weights of an installed package; it is located, not imported, since importing it needs more packages."""
+    """Weights of an installed package. The package is located, not imported: importing it needs more packages."""
     spec = importlib.util.find_spec(_PACKAGE)
     file = Path(spec.origin).with_name(_FILE) if spec and spec.origin else None
     return file if file and file.is_file() else None
@@ -48,23 +48,23 @@ def _download(target: Path) -> Path:
         *_installer(),
         *("--no-deps", "--require-hashes", "--target", str(target), "--requirement", str(_LOCK)),
     ]
-    logger.info("Downloading the default model's package (about 96 MB)")
-    # Its output goes to the log, so that stdout stays this program's own.
+    logger.info("downloading the default model's package (about 96 MB)")
+    # The installer's output goes to the log; stdout belongs to this program.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         lines = [line.rstrip() for line in process.stdout or () if line.strip()]
     for line in lines:
-        logger.info("{}", line)
+        logger.info(line)
     file = target / _PACKAGE / _FILE
     if process.returncode != 0 or not file.is_file():
         raise PrepareError(
-            f"cannot install the default model's package (exit code {process.returncode}): {' '.join(lines[-3:])}. "
-            "Check the network and the package index settings, or serve another model with --model-id"
+            f"cannot install the default model's package (exit code {process.returncode}): {' '.join(lines[-3:])}; "
+            "check the network and the package index settings, or serve another model with --model-id"
         )
     return file
 
 
 def _installer() -> list[str]:
-    """A command that installs packages: uv where there is one, else this Python's pip."""
+    """Command that installs packages: uv if available, else this Python's pip."""
     checkout_uv = _SERVER.parent / ".cache" / "uv" / "bin" / "uv"
     uv = os.environ.get("UV") or (str(checkout_uv) if checkout_uv.is_file() else shutil.which("uv"))
     if uv:
@@ -72,5 +72,5 @@ def _installer() -> list[str]:
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check"]
     raise PrepareError(
-        "neither uv nor pip is there to fetch the default model's package. Install uv, or run `make model`"
+        "neither uv nor pip is available to fetch the default model's package; install uv, or run `make model`"
     )

@@ -1,4 +1,4 @@
-"""The one error that this package shows to users."""
+"""Defines the error that this package shows to users."""
 
 
 class PrepareError(Exception):

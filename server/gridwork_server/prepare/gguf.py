@@ -4,28 +4,29 @@ import functools
 import hashlib
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from loguru import logger
 
+from gridwork_server.prepare.background import repeated
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
 _MAGIC = b"GGUF"
 _HEARTBEAT_INTERVAL_S = 10.0
 _LARGEST_SENSIBLE_LENGTH = 1 << 40
 
 
-def converted(path: Path, cache_dir: Path) -> Path:
-    """The folder that holds a GGUF file's conversion; made in `cache_dir` the first time, then found there.
+def convert_once(path: Path, cache_dir: Path) -> Path:
+    """Folder with a GGUF file's conversion; made in `cache_dir` the first time, and found there later.
 
-    A file that changed (by path, size or time of modification) is converted anew. Raises PrepareError.
+    A file that changed (by path, size or modification time) is converted again. Raises PrepareError.
     """
     stat = path.stat()
     identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{_FORMAT}"
@@ -34,7 +35,8 @@ def converted(path: Path, cache_dir: Path) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
     return has_weights and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
 
@@ -43,14 +45,14 @@ def convert(path: Path, folder: Path) -> None:
     """Writes the conversion of one GGUF file into an existing folder. Raises PrepareError."""
     started = time.monotonic()
     _check_magic(path)
-    logger.info("Converting {} ({}) into bfloat16 safetensors", path, _megabytes(path.stat().st_size))
-    with _heartbeat(f"Converting {path.name}"), _one_reader():
+    logger.info(f"converting {path} ({_megabytes(path.stat().st_size)}) into bfloat16 safetensors")
+    with _heartbeat(f"converting {path.name}"), _one_reader():
         _convert(path, folder)
-    logger.info("Converted {} in {:.0f} s", path.name, time.monotonic() - started)
+    logger.info(f"converted {path.name} in {time.monotonic() - started:.0f} s")
 
 
 def _convert(path: Path, folder: Path) -> None:
-    # Progress bars would arrive as one endless line in the launcher's log; the heartbeat stands for them.
+    # Progress bars would be one endless line in the launcher's log; the heartbeat replaces them.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -66,10 +68,10 @@ def _convert(path: Path, folder: Path) -> None:
             local_files_only=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    except Exception as error:  # whatever a reader meets in a damaged or unknown file
-        logger.opt(exception=True).debug("The conversion failed")
+    except Exception as error:  # a reader may raise anything for a damaged or unknown file
+        logger.opt(exception=True).debug("the conversion failed")
         raise PrepareError(
-            f"Transformers cannot convert {path} ({type(error).__name__}: {_one_line(error)}). If the file is whole, "
+            f"Transformers cannot convert {path} ({one_line(error, typed=True)}); if the file is whole, "
             "its architecture is not supported: use the model's original repository instead"
         ) from error
 
@@ -80,30 +82,17 @@ def _convert(path: Path, folder: Path) -> None:
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"{path} becomes {_megabytes(needed_bytes)} of bfloat16 weights, but {folder.parent} has only "
-            f"{_megabytes(free_bytes)} free. Free some space, or name another folder"
+            f"{_megabytes(free_bytes)} free; free some space, or name another folder"
         )
-    logger.info("Writing {} of weights, and the tokenizer", _megabytes(needed_bytes))
+    logger.info(f"writing {_megabytes(needed_bytes)} of weights, and the tokenizer")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def _heartbeat(what: str) -> Iterator[None]:
-    """Logs every few seconds that something long still goes on."""
-    done = threading.Event()
+def _heartbeat(what: str) -> AbstractContextManager[None]:
+    """Logs every few seconds that a long operation is still running."""
     started = time.monotonic()
-
-    def watch() -> None:
-        while not done.wait(_HEARTBEAT_INTERVAL_S):
-            logger.info("{}: {:.0f} s so far", what, time.monotonic() - started)
-
-    watcher = threading.Thread(target=watch, name="heartbeat", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+    return repeated(lambda: logger.info(f"{what}: {time.monotonic() - started:.0f} s so far"), _HEARTBEAT_INTERVAL_S)
 
 
 def _check_magic(path: Path) -> None:
@@ -111,16 +100,16 @@ def _check_magic(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        raise PrepareError(f"{path} cannot be read: {_one_line(error)}") from error
+        raise PrepareError(f"{path} cannot be read ({one_line(error, typed=False)}); check its permissions") from error
     if magic != _MAGIC:
-        raise PrepareError(f"{path} is not a GGUF file. Download it again")
+        raise PrepareError(f"{path} is not a GGUF file; download it again")
 
 
 @contextmanager
 def _one_reader() -> Iterator[None]:
-    """Lets everything inside share one reader of the file.
+    """Makes all reads of a GGUF file within a `with` block share one reader.
 
-    Reading a vocabulary takes seconds, and Transformers does it anew for the config, the weights and the tokenizer.
+    Reading a vocabulary takes seconds, and Transformers repeats it for the config, the weights and the tokenizer.
     """
     import gguf
 
@@ -134,7 +123,3 @@ def _one_reader() -> Iterator[None]:
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,22 +1,21 @@
-"""Weights that are pickle files, written anew as safetensors. Only tensors are read: nothing that a pickle asks to be
-called is called, and a file that asks for more is refused."""
+"""Converts pickled weights to safetensors. Only tensors are read: no function that a pickle names is called, and a file
+that needs more is refused."""
 
-import hashlib
 import json
 import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder
+from gridwork_server.prepare.staging import build_folder, files_key
+from gridwork_server.text import one_line
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 1
 _INDEX = "pytorch_model.bin.index.json"
 _NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "adapter_model")
@@ -25,7 +24,7 @@ FLAG = "--allow-pickle-weights"
 
 
 def pickle_files(folder: Path) -> list[Path]:
-    """The pickle files that hold the model's weights; none where there are safetensors. Raises PrepareError."""
+    """Pickle files with the model's weights; none when there are safetensors. Raises PrepareError."""
     if any(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")):
         return []
     index = folder / _INDEX
@@ -35,10 +34,10 @@ def pickle_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PrepareError(f"{index} is damaged ({error!r}). Download it again") from error
+            raise PrepareError(f"{index} is damaged ({error!r}); download it again") from error
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise PrepareError(f"{folder / name} is missing, and {_INDEX} lists it. Download it again")
+                raise PrepareError(f"{folder / name} is missing, and {_INDEX} lists it; download it again")
         return [folder / name for name in names]
     return [
         file
@@ -48,28 +47,24 @@ def pickle_files(folder: Path) -> list[Path]:
 
 
 def refusal(file: Path) -> PrepareError:
-    """For a pickle file that nobody has allowed."""
+    """Error for a pickle file that was not allowed."""
     return PrepareError(
-        f"{file} is a pickle file, which can run code when it is loaded. Convert it with "
+        f"{file} is a pickle file, which can run code when it is loaded; convert it with "
         "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)` of the transformers package, or pass "
         f"{FLAG} to have nothing but tensors read from it"
     )
 
 
-def converted(folder: Path, files: list[Path], cache_dir: Path) -> Path:
-    """A folder like `folder`, with safetensors in the place of `files`; made in `cache_dir` the first time, then found
-    there. Files that changed (by path, size or time of modification) are converted anew. Raises PrepareError."""
-    digest = hashlib.sha256(f"{_FORMAT}".encode())
-    for file in sorted(folder.iterdir()):
-        if file.is_file():
-            stat = file.stat()
-            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    target = cache_dir / "converted" / f"{folder.name}-{digest.hexdigest()[:16]}"
+def convert_pickles(folder: Path, files: list[Path], cache_dir: Path) -> Path:
+    """A copy of `folder` with safetensors in place of `files`; made in `cache_dir` the first time, and found there
+    later. Files that changed (by path, size or modification time) are converted again. Raises PrepareError."""
+    target = cache_dir / "converted" / f"{folder.name}-{files_key(f'{_FORMAT}', folder.iterdir())}"
     return build_folder(target, is_complete, lambda partial: _convert(folder, files, partial))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     return (folder / "config.json").is_file() and (folder / "model.safetensors.index.json").is_file()
 
 
@@ -81,23 +76,23 @@ def _convert(folder: Path, files: list[Path], partial: Path) -> None:
     if needed_bytes > free_bytes:
         raise PrepareError(
             f"{folder} has {needed_bytes / 1e6:.0f} MB of pickled weights to convert, but {partial.parent} has only "
-            f"{free_bytes / 1e6:.0f} MB free. Free some space, or name another folder"
+            f"{free_bytes / 1e6:.0f} MB free; free some space, or name another folder"
         )
     copy_rest(folder, partial)
     weight_map: dict[str, str] = {}
     for number, file in enumerate(files, start=1):
-        logger.info("Converting {} to safetensors ({} of {})", file, number, len(files))
-        tensors = own_memory(read_tensors(file))
+        logger.info(f"converting {file} to safetensors ({number} of {len(files)})")
+        tensors = copy_shared_memory(read_tensors(file))
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         save_file(tensors, partial / name, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     if not weight_map:
-        raise PrepareError(f"{files[0]} holds no tensors. Download the model again")
+        raise PrepareError(f"{files[0]} holds no tensors; download the model again")
     (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def copy_rest(folder: Path, target: Path) -> None:
-    """Copies what is beside the weights: configs, tokenizer, code."""
+    """Copies everything but the weights: configs, tokenizer, code."""
     for file in folder.iterdir():
         if file.is_file() and file.suffix not in (*SUFFIXES, ".safetensors") and not file.name.endswith(".index.json"):
             shutil.copyfile(file, target / file.name)
@@ -106,33 +101,34 @@ def copy_rest(folder: Path, target: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """The tensors of a pickle file, by name. Runs nothing of it. Raises PrepareError for a file with anything else."""
+    """Reads the tensors of a pickle file by name, without running its code. Raises PrepareError for any other
+    content."""
     import torch
 
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise PrepareError(
-            f"{file} asks for more than tensors ({_wanted(error)}); nothing of it was run. It may be harmful: get the "
-            "model from somewhere else, as safetensors"
+            f"{file} needs more than tensors ({_wanted(error)}); nothing of it was run; it may be harmful, so get "
+            "the model from somewhere else, as safetensors"
         ) from None
-    except Exception as error:  # whatever a reader meets in a truncated file
-        raise PrepareError(f"{file} is damaged ({_one_line(error)}). Download it again") from error
+    except Exception as error:  # a reader may raise anything for a truncated file
+        raise PrepareError(f"{file} is damaged ({one_line(error, typed=False)}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict):
-        raise PrepareError(f"{file} holds a {type(content).__name__}, not tensors by name. It is no model's weights")
+        raise PrepareError(f"{file} holds a {type(content).__name__}, not tensors by name; it is not a model's weights")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise PrepareError(
-                f"{file} holds a {type(value).__name__} under `{name}`, where only tensors are expected. It is no "
-                "model's weights"
+                f"{file} holds a {type(value).__name__} under `{name}`, where only tensors are expected; it is "
+                "not a model's weights"
             )
     return content
 
 
-def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same tensors, none of which is a part of another's memory, as safetensors asks for."""
+def copy_shared_memory(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Copies tensors where needed, so that none shares memory with another: safetensors requires this."""
     seen: set[int] = set()
     separate = {}
     for name, tensor in tensors.items():
@@ -143,20 +139,10 @@ def own_memory(tensors: dict[str, Any]) -> dict[str, Any]:
     return separate
 
 
-def tensor_names(tensors: Iterable[str]) -> str:
-    """Some of the names, for messages."""
-    names = sorted(tensors)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _wanted(error: Exception) -> str:
-    """What PyTorch says that the pickle asked for, without its advice to run it."""
-    text = _one_line(error)
+    """Class or operation that the pickle needs, by PyTorch's message but without its advice to run the file."""
+    text = one_line(error, typed=False)
     for pattern in (r"GLOBAL:? (?:GLOBAL )?(\S+)", r"Unsupported class (\S+)", r"(Unsupported operand \S+)"):
         if found := re.search(pattern, text):
             return found[1]
-    return "it is no file of PyTorch's" if "operand" in text else text[:200]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return "it is not a file of PyTorch" if "operand" in text else text[:200]

@@ -1,4 +1,4 @@
-"""Refuses what no shard could load, before weights are fetched, converted or merged."""
+"""Refuses quantized weights that no shard could load, before weights are fetched, converted or merged."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from gridwork_server.prepare.errors import PrepareError
 
 
 def check_readable(folder: Path, name: str) -> None:
-    """name: of the model, for the message. Raises PrepareError for weights that are quantized in a way that nothing
-    installed here reads."""
+    """Raises PrepareError for weights with a quantization that no installed package reads. name: of the model, for the
+    message."""
     try:
         found = quantized_checkpoint.recognize_folder(folder)
         if found is not None:
@@ -19,13 +19,14 @@ def check_readable(folder: Path, name: str) -> None:
 
 
 def check_base(base: Path) -> None:
-    """Raises PrepareError for a base whose weights are quantized: an adapter's changes are sums with plain weights."""
+    """Raises PrepareError for a base with quantized weights: an adapter's changes can only be added to plain
+    weights."""
     try:
         found = quantized_checkpoint.recognize_folder(base)
     except ModelError as error:
         raise PrepareError(str(error)) from None
     if found is not None:
         raise PrepareError(
-            f"an adapter cannot be merged onto {base}: {found}. Name the unquantized model as its base, in "
+            f"an adapter cannot be merged onto {base}: {found}; name the unquantized model as its base, in "
             "base_model_name_or_path of adapter_config.json"
         )

@@ -1,9 +1,10 @@
-"""Folders that are either whole or not there."""
+"""Builds folders that are either complete or absent."""
 
 import fcntl
+import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from gridwork_server.prepare.errors import PrepareError
 def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
     """Makes a folder by calling `build` with an empty one beside it, which is renamed to `target` when it is done.
 
-    One process at a time builds a target, the others wait for it; a build that was killed leaves only a folder that the
-    next one removes. A target that is complete already is left alone. Raises PrepareError when the target holds
-    something else, or cannot be written.
+    One process at a time builds a target; others wait for it. A killed build leaves only a folder that the next build
+    removes. A complete target is left alone. Raises PrepareError when the target has other content, or cannot be
+    written.
     """
     if is_complete(target):
         return target
@@ -28,11 +29,11 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
                 return target
             if target.exists() and (not target.is_dir() or any(target.iterdir())):
                 raise PrepareError(
-                    f"{target} exists and does not hold a complete model. Remove it, or name another folder"
+                    f"{target} exists and does not hold a complete model; remove it, or name another folder"
                 )
             prefix = f".{target.name}.partial-"
             for leftover in target.parent.glob(f"{prefix}*"):
-                logger.info("Removing {}, left by a run that was interrupted", leftover)
+                logger.info(f"removing {leftover}, left by an interrupted run")
                 shutil.rmtree(leftover)
             partial = target.with_name(f"{prefix}{os.getpid()}")
             partial.mkdir()
@@ -44,24 +45,34 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     except OSError as error:
-        raise PrepareError(f"cannot write {target}: {error}. Free space there, or name another folder") from error
+        raise PrepareError(f"cannot write {target}: {error}; free space there, or name another folder") from error
     return target
+
+
+def files_key(settings: str, files: Iterable[Path]) -> str:
+    """16 hexadecimal digits that change with the settings, and with the path, size or modification time of a file."""
+    digest = hashlib.sha256(settings.encode())
+    for file in sorted(files):
+        if file.is_file():
+            stat = file.stat()
+            digest.update(f"\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file; the kernel lets go of it however the process ends."""
+    """Holds an exclusive lock on a file, which the kernel releases however the process ends."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("Waiting for another process that is preparing the same model")
+            logger.info("waiting for another process that is preparing the same model")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _settle(folder: Path) -> None:
-    """Makes files readable for those who may read the folder, and safe on disk before it gets its name."""
+    """Makes files readable for everyone, and writes them to disk before the folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode | 0o444)

@@ -1,8 +1,8 @@
-"""The bytes of every token of a tokenizer that exists as Python code alone, and a tokenizer.json made of them.
+"""Finds the bytes of every token of a tokenizer that exists only as Python code, and makes a tokenizer.json of them.
 
-The router turns tokens into text for every token that a model generates, and cannot ask Python each time. For nearly
-all tokenizers the text is the concatenation of what its tokens stand for; what that is, is found by trying the ways in
-which vocabularies are written and keeping the first that gives the tokenizer's own text for texts of many kinds.
+The router turns every generated token into text, and cannot call Python each time. For nearly all tokenizers the text
+is the concatenation of its tokens' bytes. This module tries the known ways of writing vocabularies, and keeps the first
+one that reproduces the tokenizer's own text for texts of many kinds.
 """
 
 import functools
@@ -15,25 +15,25 @@ from typing import Any
 from gridwork_server.prepare.agreement import SAMPLES, decode
 
 _SPACE = "\u2581"
-"""Stands for a space in SentencePiece's vocabularies."""
+"""Character that represents a space in SentencePiece's vocabularies."""
 
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """What tokens stand for, by id."""
+    """Bytes of tokens, by id."""
 
     table: list[bytes]
     way: str
-    """How the vocabulary is written, for people to read."""
+    """Name of the way in which the vocabulary is written, for people to read."""
     disagrees: str | None
-    """A text whose tokens do not concatenate to what the tokenizer says, if there is one."""
+    """A text whose tokens do not concatenate to the tokenizer's own text; None when there is none."""
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
     """Finds the bytes of every token."""
     size = max([len(tokenizer), *(id + 1 for id in tokenizer.added_tokens_decoder)])
     best: TokenBytes | None = None
-    for name, way in _WAYS.items():
+    for name, way in _ENCODINGS.items():
         table = [_bytes_of(tokenizer, id, way) for id in range(size)]
         disagreements = [text for text in SAMPLES if not _agrees(tokenizer, table, text)]
         if not disagreements:
@@ -45,7 +45,7 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
 
 
 def write_tokenizer(tokenizer: Any, found: TokenBytes, path: Path) -> None:
-    """Writes a tokenizer.json that turns ids into text. What it makes of texts is of no use."""
+    """Writes a tokenizer.json that turns ids into text. It is not meant to encode text."""
     alphabet = _alphabet()
     added = tokenizer.added_tokens_decoder
     vocab: list[list[Any]] = [["".join(alphabet[byte] for byte in data), 0.0] for data in found.table]
@@ -73,18 +73,18 @@ def write_tokenizer(tokenizer: Any, found: TokenBytes, path: Path) -> None:
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        # The one model whose vocabulary is a list: several ids may stand for the same bytes.
+        # Unigram is the only model whose vocabulary is a list, in which several ids may have the same bytes.
         "model": {"type": "Unigram", "unk_id": None, "vocab": vocab, "byte_fallback": False},
     }
     path.write_text(json.dumps(content, ensure_ascii=False))
 
 
 def _agrees(tokenizer: Any, table: list[bytes], text: str) -> bool:
-    """Whether the tokens of a text, behind those of another, give the text that the table says."""
+    """Tells whether the table reproduces the tokenizer's text for the tokens of `text` after those of another text."""
     before = tokenizer.encode("Once", add_special_tokens=False)
     ids = tokenizer.encode(text, add_special_tokens=False)
     concatenated = b"".join(table[id] for id in [*before, *ids]).decode(errors="replace")
-    # Some tokenizers strip the ends of a text; what stands before or follows would show them.
+    # Some tokenizers strip the ends of a text, which neighbouring tokens would reveal.
     return decode(tokenizer, [*before, *ids]).strip() == concatenated.strip()
 
 
@@ -94,7 +94,7 @@ def _bytes_of(tokenizer: Any, id: int, way: "Callable[[Any, int, str], bytes | N
         return str(added.content).encode()
     try:
         token = tokenizer.convert_ids_to_tokens(id)
-    except Exception:  # whatever a model's own code meets in ids that stand for nothing
+    except Exception:  # a model's own code may raise anything for unused ids
         return b""
     if isinstance(token, bytes):
         return token
@@ -104,8 +104,8 @@ def _bytes_of(tokenizer: Any, id: int, way: "Callable[[Any, int, str], bytes | N
 
 
 def _byte_level(_tokenizer: Any, _id: int, token: str) -> bytes | None:
-    places = _places()
-    found = [places.get(character) for character in token]
+    bytes_of = _byte_of_character()
+    found = [bytes_of.get(character) for character in token]
     return None if None in found else bytes(byte for byte in found if byte is not None)
 
 
@@ -138,7 +138,7 @@ def _as_followed(tokenizer: Any, id: int, _token: str) -> bytes | None:
     return whole[len(start) : len(whole) - len(last)].encode(errors="replace")
 
 
-_WAYS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
+_ENCODINGS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
     "byte-level alphabet": _byte_level,
     "one character a byte": _latin,
     "SentencePiece": _pieces,
@@ -148,13 +148,13 @@ _WAYS: "dict[str, Callable[[Any, int, str], bytes | None]]" = {
 
 
 @functools.cache
-def _places() -> dict[str, int]:
+def _byte_of_character() -> dict[str, int]:
     return {character: byte for byte, character in enumerate(_characters())}
 
 
 def _alphabet() -> list[str]:
-    """GPT-2's byte-level alphabet, by byte: printable bytes of Latin-1 stand for themselves, the others for the
-    characters from U+0100 on, in order."""
+    """GPT-2's byte-level alphabet, by byte: printable bytes of Latin-1 represent themselves, and the other bytes are
+    represented by the characters from U+0100 on, in order."""
     return list(_characters())
 
 

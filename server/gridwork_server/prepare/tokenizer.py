@@ -1,8 +1,8 @@
-"""The tokenizer of a folder as Transformers loads it, for the router.
+"""Provides the router with a folder's tokenizer as Transformers loads it.
 
-The folder's tokenizer.json is used where it is the same; else one is made, or described where there is no such form.
-
-The result lies in the cache, under the content of the files that it was made from; the model's folder is not touched.
+The folder's own tokenizer.json is used if it is equivalent. Otherwise one is made; for a tokenizer that has no such
+form, only the text of its tokens is described. The result lies in the cache, under a hash of the files that it was made
+from. The model's folder is not changed.
 """
 
 import hashlib
@@ -14,11 +14,12 @@ from typing import Any
 
 from loguru import logger
 
-from gridwork_server.prepare import verdict
+from gridwork_server.prepare import tokenizer_choice
 from gridwork_server.prepare.errors import PrepareError
 from gridwork_server.prepare.staging import build_folder
+from gridwork_server.text import one_line
 
-# Raise it when a conversion's result changes, so that folders made by older versions are not used.
+# Increase it when a conversion's result changes, so that folders made by older versions are not used.
 _FORMAT = 2
 _MARK = "gridwork.json"
 _COPIED = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
@@ -30,36 +31,37 @@ class PreparedTokenizer:
 
     path: Path
     encodes: bool
-    """Whether it turns text into tokens; else only tokens into text, and the shard does the other."""
+    """True if it turns text into tokens. Otherwise it only turns tokens into text, and the shard encodes."""
 
 
-def prepared_tokenizer(
+def prepare_tokenizer(
     folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
 ) -> PreparedTokenizer | None:
-    """None when the folder's tokenizer.json does what Transformers does. Raises PrepareError when no tokenizer can be
-    made of the folder."""
-    known = verdict.read(folder, cache_dir, trust_remote_code, code_revision)
+    """Makes a tokenizer for the folder; None when its own tokenizer.json is equivalent to Transformers' tokenizer.
+    Raises PrepareError when no tokenizer can be made of the folder."""
+    known = tokenizer_choice.read(folder, cache_dir, trust_remote_code, code_revision)
     if known is None or (known.path is not None and not is_complete(known.path)):
-        known = _judged(folder, trust_remote_code, code_revision, cache_dir)
+        known = _choose(folder, trust_remote_code, code_revision, cache_dir)
     return None if known.path is None else PreparedTokenizer(known.path, known.encodes)
 
 
-def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path) -> "verdict.Verdict":
+def _choose(
+    folder: Path, trust_remote_code: bool, code_revision: str | None, cache_dir: Path
+) -> "tokenizer_choice.TokenizerChoice":
     if (folder / "tokenizer.json").is_file():
         if not _is_tokenizer(folder / "tokenizer.json"):
-            return verdict.Verdict(None, True)  # the router says what is wrong with it
+            return tokenizer_choice.TokenizerChoice(None, True)  # the router reports what is wrong with it
         try:
             same = _is_same(folder, trust_remote_code, code_revision)
-        except Exception as error:  # damaged files, or a model's own code; the file may do all the same
+        except Exception as error:  # damaged files or a model's own code; the file may work all the same
             logger.warning(
-                "{} is used as it is, since Transformers cannot load the tokenizer of its folder: {}",
-                folder / "tokenizer.json",
-                _one_line(error),
+                f"{folder / 'tokenizer.json'} is used as it is, since Transformers cannot load the tokenizer of its "
+                f"folder: {one_line(error, typed=False)}"
             )
-            return verdict.Verdict(None, True)
+            return tokenizer_choice.TokenizerChoice(None, True)
         if same:
-            found = verdict.Verdict(None, True)
-            verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+            found = tokenizer_choice.TokenizerChoice(None, True)
+            tokenizer_choice.write(found, folder, cache_dir, trust_remote_code, code_revision)
             return found
     target = cache_dir / "tokenizers" / f"{folder.name}-{_key(folder, trust_remote_code, code_revision)}"
 
@@ -67,25 +69,25 @@ def _judged(folder: Path, trust_remote_code: bool, code_revision: str | None, ca
         _build(folder, partial, trust_remote_code, code_revision)
 
     path = build_folder(target, is_complete, build)
-    found = verdict.Verdict(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
-    verdict.write(found, folder, cache_dir, trust_remote_code, code_revision)
+    found = tokenizer_choice.TokenizerChoice(path, bool(json.loads((path / _MARK).read_text())["encodes"]))
+    tokenizer_choice.write(found, folder, cache_dir, trust_remote_code, code_revision)
     return found
 
 
 def _is_tokenizer(path: Path) -> bool:
-    """Whether the file can be read at all; this takes no import of Transformers."""
+    """Tells whether the file can be read at all, without importing Transformers."""
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(str(path))
-    except Exception:  # the library raises nothing narrower
+    except Exception:  # the library raises no narrower class
         return False
     return True
 
 
 def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -> bool:
-    """Whether tokenizer.json is, as it stands, what Transformers makes of the folder, and the special tokens that
-    Transformers knows by name are those that tokenizer_config.json names."""
+    """Tells whether tokenizer.json equals the one that Transformers makes of the folder, and whether Transformers'
+    named special tokens are those in tokenizer_config.json."""
     from tokenizers import Tokenizer
 
     from gridwork_server.prepare import agreement
@@ -103,7 +105,7 @@ def _is_same(folder: Path, trust_remote_code: bool, code_revision: str | None) -
         one.no_padding()
     contents = [json.loads(one.to_str()) for one in (made, plain)]
     if plain.post_processor is None and made.num_special_tokens_to_add(False) == 0:
-        # Transformers puts one there that adds nothing.
+        # Transformers adds a post-processor that does nothing.
         for content in contents:
             content["post_processor"] = None
     return bool(contents[0] == contents[1])
@@ -114,7 +116,7 @@ def _named(tokenizer: Any) -> dict[str, str]:
 
 
 def _named_in_files(folder: Path) -> dict[str, str]:
-    """As the router reads them: tokenizer_config.json, then special_tokens_map.json."""
+    """Named special tokens as the router reads them: from tokenizer_config.json, then from special_tokens_map.json."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         content = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
@@ -126,13 +128,16 @@ def _named_in_files(folder: Path) -> dict[str, str]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion; enough because folders appear by one rename."""
+    """Tells whether a folder holds a whole conversion. Checking for files is enough, since a rename puts folders in
+    place."""
     return (folder / _MARK).is_file() and (folder / "tokenizer.json").is_file()
 
 
 def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {trust_remote_code} {code_revision} {verdict.transformers_version()}".encode())
-    for file in verdict.tokenizer_files(folder):
+    digest = hashlib.sha256(
+        f"{_FORMAT} {trust_remote_code} {code_revision} {tokenizer_choice.transformers_version()}".encode()
+    )
+    for file in tokenizer_choice.tokenizer_files(folder):
         if file.is_file():
             digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
             digest.update(file.read_bytes())
@@ -140,35 +145,35 @@ def _key(folder: Path, trust_remote_code: bool, code_revision: str | None) -> st
 
 
 def _build(folder: Path, partial: Path, trust_remote_code: bool, code_revision: str | None) -> None:
-    from gridwork_server.prepare.agreement import knows_no_text
+    from gridwork_server.prepare.agreement import lacks_vocabulary
 
     if (folder / "tokenizer.json").is_file():
-        logger.info("{} tokenizes otherwise than Transformers does; making one that agrees", folder / "tokenizer.json")
+        logger.info(f"{folder / 'tokenizer.json'} tokenizes differently from Transformers; making one that agrees")
     else:
-        logger.info("{} has no tokenizer.json; making one of what it has", folder)
+        logger.info(f"{folder} has no tokenizer.json; making one from its other files")
     tokenizer = load_tokenizer(folder, trust_remote_code, code_revision)
     try:
-        if knows_no_text(tokenizer):
+        if lacks_vocabulary(tokenizer):
             raise PrepareError(
                 f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} knows no text: the files of its "
-                "vocabulary are missing or of another model. Download the model again"
+                "vocabulary are missing or of another model; download the model again"
             )
         encodes = _write(tokenizer, folder, partial)
     except PrepareError:
         raise
-    except Exception as error:  # whatever a model's own code does
-        logger.opt(exception=True).debug("The tokenizer failed")
+    except Exception as error:  # a model's own code may raise anything
+        logger.opt(exception=True).debug("the tokenizer failed")
         raise PrepareError(
             f"{folder} has no tokenizer.json, and its {type(tokenizer).__name__} fails on ordinary text "
-            f"({type(error).__name__}: {_one_line(error)}): its files are damaged, or its code does not fit "
-            f"Transformers {verdict.transformers_version()}. Download the model again"
+            f"({one_line(error, typed=True)}): its files are damaged, or its code does not fit "
+            f"Transformers {tokenizer_choice.transformers_version()}; download the model again"
         ) from error
     _write_settings(tokenizer, folder, partial)
     (partial / _MARK).write_text(json.dumps({"encodes": encodes}))
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | None) -> Any:
-    """The tokenizer as Transformers loads it. Raises PrepareError."""
+    """Loads the tokenizer with Transformers. Raises PrepareError."""
     from transformers import AutoTokenizer
 
     try:
@@ -177,16 +182,16 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | N
             trust_remote_code=trust_remote_code,
             **({"code_revision": code_revision} if trust_remote_code and code_revision else {}),
         )
-    except Exception as error:  # whatever a reader meets in damaged files, and a model's own code raises
-        logger.opt(exception=True).debug("The tokenizer cannot be loaded")
+    except Exception as error:  # damaged files and a model's own code may raise anything
+        logger.opt(exception=True).debug("the tokenizer cannot be loaded")
         if "trust_remote_code" in str(error):
             raise PrepareError(
-                f"the tokenizer of {folder} asks for Python code of its own. If you trust its author, pass "
-                "--trust-remote-code"
+                f"the tokenizer of {folder} needs Python code of its own; pass --trust-remote-code if you "
+                "trust its author"
             ) from error
         raise PrepareError(
             f"{folder} has no tokenizer.json, and Transformers cannot make a tokenizer of "
-            f"{_candidates(folder)} ({type(error).__name__}: {_one_line(error)}). Download the model again, or add a "
+            f"{_candidates(folder)} ({one_line(error, typed=True)}); download the model again, or add a "
             "tokenizer.json"
         ) from error
 
@@ -205,27 +210,24 @@ def _write(tokenizer: Any, folder: Path, partial: Path) -> bool:
             agreement.warn_of_sentencepiece(tokenizer, folder)
             (partial / "tokenizer.json").write_text(text)
             return True
-        logger.warning("{} cannot be converted, it would change {}", type(tokenizer).__name__, disagreement)
+        logger.warning(f"{type(tokenizer).__name__} cannot be converted, because it would change {disagreement}")
     found = token_bytes(tokenizer)
     write_tokenizer(tokenizer, found, partial / "tokenizer.json")
     Tokenizer.from_file(str(partial / "tokenizer.json"))
     logger.info(
-        "{} exists as Python code alone: the shard will tokenize, by that code (bytes of tokens: {})",
-        type(tokenizer).__name__,
-        found.way,
+        f"{type(tokenizer).__name__} exists only as Python code: the shard will tokenize with that code (bytes of "
+        f"tokens: {found.way})"
     )
     if found.disagrees is not None:
         logger.warning(
-            "The texts of single tokens of {} do not add up to the text that it gives for all of them, as for {!r}: "
-            "answers may differ from it in spaces",
-            type(tokenizer).__name__,
-            found.disagrees[:40],
+            f"the texts of single tokens of {type(tokenizer).__name__} do not add up to its text for all of them, as "
+            f"for {found.disagrees[:40]!r}: answers may differ from it in spaces"
         )
     return False
 
 
 def _serialized(tokenizer: Any) -> str | None:
-    """The tokenizer as a tokenizer.json, None when there is no such form of it."""
+    """The tokenizer in the form of a tokenizer.json; None when it has no such form."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         from transformers.convert_slow_tokenizer import SLOW_TO_FAST_CONVERTERS, convert_slow_tokenizer
@@ -235,13 +237,13 @@ def _serialized(tokenizer: Any) -> str | None:
         try:
             backend = convert_slow_tokenizer(tokenizer)
         except Exception as error:
-            logger.warning("{} cannot be converted: {}", type(tokenizer).__name__, _one_line(error))
+            logger.warning(f"{type(tokenizer).__name__} cannot be converted: {one_line(error, typed=False)}")
             return None
     return str(backend.to_str())
 
 
 def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
-    """The chat template and the special tokens, as the router reads them."""
+    """Writes the chat template and the special tokens as the router reads them."""
     for name in _COPIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, partial / name)
@@ -251,7 +253,7 @@ def _write_settings(tokenizer: Any, folder: Path, partial: Path) -> None:
     path = partial / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings.pop("auto_map", None)
-    # Those of special_tokens_map.json too, where Transformers reads it, and those that the class supplies.
+    # Includes those of special_tokens_map.json, where Transformers reads it, and those that the class supplies.
     named = set(getattr(tokenizer, "SPECIAL_TOKENS_ATTRIBUTES", ()))
     settings = {name: value for name, value in settings.items() if name not in named} | _named(tokenizer)
     template = getattr(tokenizer, "chat_template", None)
@@ -267,7 +269,3 @@ def _candidates(folder: Path) -> str:
         if file.suffix in (".model", ".txt", ".tiktoken", ".vocab", ".bpe") or file.name.startswith(("vocab", "merges"))
     ]
     return ", ".join([*names, "tokenizer_config.json"]) if names else "its tokenizer_config.json alone"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:600] or type(error).__name__

@@ -1,15 +1,17 @@
 """Random draws for the rows of a batch that do not decode greedily.
 
-Here are the rows whose distribution is cut by nothing but min-p: drawn over the whole vocabulary, in two steps (block,
-then token) and in the order of `weights.block_members`. The others are cut to candidates first and drawn in order of
-falling logit (`truncation`). Which way a row goes depends on its own settings alone.
+This module draws rows whose distribution is cut by nothing but min-p: over the whole vocabulary, in two steps (block,
+then token) and in the order of `weights.block_members`. Rows with other cuts are cut to candidates first and drawn in
+order of falling logit (`truncation`). A row's own settings alone decide which way it goes.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from gridwork_server.sampling.parameters import CUTS
 from gridwork_server.sampling.weights import (
     block_members,
     block_weights,
@@ -22,44 +24,49 @@ from gridwork_server.sampling.weights import (
 
 @dataclass(frozen=True)
 class Cuts:
-    """Which cuts any row of a batch has: known to the host, so that nothing has to be read from a device for it."""
+    """Cuts that rows of a batch have, by the contract's field. The host knows them, so that no value has to be read
+    from a device."""
 
-    top_k: bool
-    only_top_k: bool
-    """Whether every row has that."""
-    typical_p: bool
-    top_p: bool
-    min_p: bool
+    in_some: frozenset[str]
+    """Cuts that at least one row has."""
+    in_all: frozenset[str]
+    """Cuts that every row has."""
 
     @staticmethod
-    def of(top_k: np.ndarray, typical_p: np.ndarray, top_p: np.ndarray, min_p: np.ndarray) -> "Cuts":
-        """Of rows with these settings, [R] each."""
-        has_top_k = top_k > 0
+    def of(limits: Mapping[str, np.ndarray]) -> "Cuts":
+        """Cuts of rows with these limits, `[R]` for each of `CUTS`."""
+        active = {field: limits[field] != neutral for field, neutral in CUTS.items()}
         return Cuts(
-            top_k=bool(has_top_k.any()),
-            only_top_k=bool(has_top_k.all()),
-            typical_p=bool((typical_p < 1).any()),
-            top_p=bool((top_p < 1).any()),
-            min_p=bool((min_p > 0).any()),
+            in_some=frozenset(field for field, rows in active.items() if rows.any()),
+            in_all=frozenset(field for field, rows in active.items() if rows.all()),
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class DrawSettings:
-    """Per-row settings, all tensors of length R and on the logits' device; neutral values switch a cut off."""
+    """Settings of R rows; all tensors are on the logits' device."""
 
-    inverse_temperature: torch.Tensor  # float32
-    top_k: torch.Tensor  # int64, 0 off
-    typical_p: torch.Tensor  # float32, 1 off
-    top_p: torch.Tensor  # float32, 1 off
-    min_p: torch.Tensor  # float32, 0 off
-    uniform: torch.Tensor  # float64 in [0, 1), the row's random number
-    cuts: Cuts  # those of all rows that were asked for together
+    inverse_temperature: torch.Tensor
+    """float32 `[R, 1]`"""
+    uniform: torch.Tensor
+    """float64 `[R, 1]`: the row's random number in [0, 1)."""
+    limits: Mapping[str, torch.Tensor]
+    """`[R, 1]` for each of `CUTS`; the neutral value switches a cut off."""
+    cuts: Cuts
+    """Cuts of all rows that are drawn together, of which these may be a part."""
 
     def take(self, index: torch.Tensor) -> "DrawSettings":
-        """The settings of some of the rows."""
-        rows = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "cuts"}
-        return replace(self, **rows)
+        """Settings of some of the rows. index: int64."""
+        return replace(
+            self,
+            inverse_temperature=self.inverse_temperature[index],
+            uniform=self.uniform[index],
+            limits={field: values[index] for field, values in self.limits.items()},
+        )
+
+    def has(self, field: str) -> torch.Tensor:
+        """bool `[R, 1]`: whether each row has a cut."""
+        return self.limits[field] != CUTS[field]
 
 
 def draw_untruncated(
@@ -70,19 +77,19 @@ def draw_untruncated(
     maxima: float32 [R], each row's largest logit.
     """
     every = len(rows) == len(logits)
-    inverse_temperature, min_p = settings.inverse_temperature[:, None], settings.min_p[:, None]
+    inverse_temperature, min_p = settings.inverse_temperature, settings.limits["min_p"]
     blocks = []
     step = rows_per_chunk(logits)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         chunk = logits[part] if every else logits.index_select(0, rows[part])
         relative = relative_probabilities(chunk, maxima[part, None], inverse_temperature[part])
-        if settings.cuts.min_p:
+        if "min_p" in settings.cuts.in_some:
             relative *= relative >= min_p[part]
         blocks.append(block_weights(relative))
     weights = torch.cat(blocks)
 
-    block, inside = pick(weights, settings.uniform[:, None])
+    block, inside = pick(weights, settings.uniform)
     members = block_members(block[:, 0], weights.shape[1])
     values = logits[rows[:, None], members.clamp(max=logits.shape[1] - 1)]
     relative = relative_probabilities(values, maxima[:, None], inverse_temperature)

@@ -7,16 +7,16 @@ from gridwork_server.sampling.weights import rows_per_chunk
 
 
 def log_normalizers(logits: torch.Tensor) -> torch.Tensor:
-    """log(sum(exp(row))) float32 [R] of logits [R, vocab]; the logits stay as they are."""
+    """log(sum(exp(row))) float32 [R] of logits [R, vocab]. The logits do not change."""
     maxima = logits.amax(1, keepdim=True)
     return (logits - maxima).exp_().sum(1).log_() + maxima[:, 0]
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Log-probability float32 [T], on the logits' device, of one token in each row; made for a prompt's logprobs.
+    """Log-probability of one token in each row, float32 [T] on the logits' device, for log-probabilities of prompts.
 
-    logits: [T, vocab], any floating dtype; token_ids: int64 [T]. Works through the rows in chunks, so that the extra
-    memory does not grow with T.
+    logits: [T, vocab], any floating dtype; token_ids: int64 [T]. Rows are computed in chunks, so that the extra memory
+    does not grow with T.
     """
     token_ids = token_ids.to(logits.device)
     result = torch.empty(len(token_ids), dtype=torch.float32, device=logits.device)
@@ -30,9 +30,9 @@ def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tenso
 
 def best_logprobs(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The most likely tokens of each row, int64 [T, count], and their log-probabilities, float32 [T, count], both on
-    the logits' device, the most likely first and of equals the lowest id.
+    the logits' device. The most likely token comes first, and the lowest id among equal ones.
 
-    logits: [T, vocab], any floating dtype; count: 1 to vocab. Works through the rows in chunks, as `token_logprobs`.
+    logits: [T, vocab], any floating dtype; count: 1 to vocab. Rows are computed in chunks, as in `token_logprobs`.
     """
     ids = torch.empty(len(logits), count, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(len(logits), count, dtype=torch.float32, device=logits.device)

@@ -1,7 +1,7 @@
 """Random numbers that depend on a key and a counter alone: Philox4x32-10.
 
 J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011, section 4.3.
-The generator has no state: the number for (seed, position) is the same whichever batch, row or process asks for it.
+The generator has no state: the number for (seed, position) is the same in every batch, row and process.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def philox4x32(counters: np.ndarray, keys: np.ndarray) -> np.ndarray:
     counters: uint64 [4, N], keys: uint64 [2, N], each holding 32-bit words. Returns uint64 [4, N] of 32-bit words.
     """
     round_keys = (keys[None, :, :] + _KEY_STEPS) & _LOW
-    # Words 0 and 2 are multiplied, words 1 and 3 are mixed in; each pair is kept as one [2, N] array.
+    # Words 0 and 2 are multiplied, words 1 and 3 are mixed in. Each pair is one [2, N] array.
     multiplied, mixed = counters[0::2], counters[1::2]
     for key in round_keys:
         products = multiplied * _MULTIPLIERS
@@ -33,7 +33,7 @@ def philox4x32(counters: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seeds: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) with 53 random bits for each (seed, position).
+    """A number in [0, 1) with 53 random bits for each (seed, position).
 
     seeds: uint64 [N], positions: int64 [N], not negative. Returns float64 [N].
     """

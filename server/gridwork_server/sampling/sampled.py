@@ -1,4 +1,4 @@
-"""What a step has sampled: on the device while it is computed, on the host once it has been read."""
+"""Results of sampling a step: on the device while it is computed, on the host after it has been read."""
 
 from dataclasses import dataclass, field
 
@@ -13,34 +13,34 @@ from gridwork_server.sampling.weights import rows_per_chunk
 
 @dataclass
 class SampleOutput:
-    """What a step sampled, on the CPU, in the order of its sequence ids."""
+    """Results of a step on the CPU, in the order of its sequence ids."""
 
     token_ids: torch.Tensor  # int64 [B]
-    # bool [B]: the row's maximum is a NaN or infinite, or it has no finite logit at all; its token means nothing.
+    # bool [B]: the row's maximum is NaN or infinite, or the row has no finite logit. The token means nothing then.
     failed: np.ndarray
-    logprobs: np.ndarray | None = None  # float32 [B], NaN where not asked for; None when nobody asked
-    num_top: np.ndarray | None = None  # uint32 [B], how many of the two below are this row's; None when nobody asked
+    logprobs: np.ndarray | None = None  # float32 [B], NaN for rows that do not report any; None: no row does
+    num_top: np.ndarray | None = None  # uint32 [B], entries of each row in the two below; None: no row has any
     top_ids: np.ndarray | None = None  # uint32, concatenated, the most likely first
     top_logprobs: np.ndarray | None = None  # float32, parallel to top_ids
 
 
 @dataclass
 class Report:
-    """Log-probabilities of R rows, on the device."""
+    """Log-probabilities of R rows out of B, on the device."""
 
     rows: np.ndarray  # int64 [R]
-    top_n: np.ndarray  # int64 [B], how many of the most likely tokens each row reports
+    top_n: np.ndarray  # int64 [B], number of most likely tokens that each row reports
     chosen: torch.Tensor  # float32 [R]
-    top_ids: torch.Tensor | None = None  # int64 [A, K], of those rows that report any, the most likely first
+    top_ids: torch.Tensor | None = None  # int64 [A, K], for the A rows that report any, the most likely first
     top_logprobs: torch.Tensor | None = None  # float32 [A, K]
 
     def tensors(self) -> list[torch.Tensor]:
-        """Those that there are."""
+        """The tensors that are not None."""
         found = (self.chosen, self.top_ids, self.top_logprobs)
         return [tensor for tensor in found if tensor is not None]
 
     def fill(self, output: SampleOutput, chosen: torch.Tensor, *top: torch.Tensor) -> None:
-        """Puts what was read into the output. chosen, top: `tensors`, on the host."""
+        """Writes the report into the output. chosen, top: `tensors`, on the host."""
         output.logprobs = np.full(len(self.top_n), np.nan, dtype=np.float32)
         output.logprobs[self.rows] = chosen.numpy()
         if not self.top_n.any():
@@ -55,16 +55,16 @@ class Report:
 
 @dataclass
 class Sampled:
-    """A step's tokens on the logits' device, not waited for."""
+    """Tokens of a step on the logits' device, which may still be being computed."""
 
     token_ids: torch.Tensor  # int64 [B]
-    maxima: torch.Tensor  # float32 [B], each row's largest logit, which tells whether it failed
+    maxima: torch.Tensor  # float32 [B], each row's largest logit, which shows whether the row failed
     report: Report | None = None
     _on_host: list[torch.Tensor] = field(default_factory=list)
     _copied: torch.cuda.Event | None = None
 
     def start_reading(self) -> None:
-        """Begins to copy all of it to the host, which need not be waited for."""
+        """Starts to copy everything to the host, without waiting."""
         tensors = [self.token_ids, self.maxima, *(self.report.tensors() if self.report is not None else ())]
         self._on_host = [to_host(tensor) for tensor in tensors]
         if self.token_ids.is_cuda:
@@ -73,11 +73,11 @@ class Sampled:
 
     @property
     def can_be_read(self) -> bool:
-        """Whether `read` would return without waiting, once reading was started."""
+        """True if `read` returns without waiting, after `start_reading`."""
         return self._copied is None or self._copied.query()
 
     def read(self) -> SampleOutput:
-        """Waits for it, unless it is there."""
+        """Waits for the results on the host."""
         if not self._on_host:
             self.start_reading()
         if self._copied is not None:
@@ -91,7 +91,7 @@ class Sampled:
 
 @dataclass
 class Observed:
-    """The raw distribution of the rows that report log-probabilities, kept before anything changes the logits."""
+    """Logits of the rows that report log-probabilities, copied before any stage changes them."""
 
     rows: np.ndarray  # int64 [R]
     logits: torch.Tensor  # float32 [R, V], a copy
@@ -105,8 +105,8 @@ class Observed:
         return Observed(rows, kept, normalizers)
 
     def report(self, tokens: torch.Tensor, top_n: np.ndarray) -> Report:
-        """tokens: int64 [B], those that were sampled; top_n: int64 [B], how many of the most likely tokens each row
-        reports."""
+        """Log-probabilities of sampled tokens. tokens: int64 [B]; top_n: int64 [B], number of most likely tokens that
+        each row reports."""
         device = self.logits.device
         sampled = tokens.index_select(0, to_device(self.rows, device))
         chosen = self.logits.gather(1, sampled[:, None])[:, 0] - self.normalizers

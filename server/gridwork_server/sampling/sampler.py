@@ -1,4 +1,4 @@
-"""The sampler of one shard: per-sequence settings, and the order in which a step's logits are worked on."""
+"""The sampler of one shard: settings of each sequence, and the order in which a step's logits are worked on."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.argmax import argmax
 from gridwork_kernels.device_copies import to_device
-from gridwork_kernels.row_maxima import row_maxima
 from gridwork_server.sampling.draw import Cuts, DrawSettings, draw_untruncated
+from gridwork_server.sampling.parameters import CUTS, NO_DRAFTS, PARAMETERS, Stage
 from gridwork_server.sampling.philox import uniforms
 from gridwork_server.sampling.sampled import Observed, Sampled, SampleOutput
 from gridwork_server.sampling.sparse_rows import SparseRows
@@ -17,37 +18,30 @@ from gridwork_server.sampling.truncation import draw_truncated
 if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
 
-# What a sequence needs beyond the most likely token.
-_RANDOM, _TRUNCATED, _PENALIZED, _BIASED, _LOGPROBS = 1, 2, 4, 8, 16
-
-# Below this, a temperature changes nothing but the risk of an overflow: the distribution is its maximum.
-_MIN_TEMPERATURE = 1e-6
+_OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
 
 
 class Sampler:
     """Samples one token for each row of a step's logits, without a loop over rows.
 
-    A batch of greedy sequences costs one pass over the logits. Any other feature costs time and memory only for the
-    sequences that use it. All of it is computed where the logits are, without the host's waiting for any of it.
+    A batch of greedy sequences costs one pass over the logits. Any other stage costs time and memory only for the
+    sequences that need it. All work is done where the logits are, and the host never waits for it.
     """
 
     def __init__(self, max_sequences: int, vocab_size: int, device: torch.device | str) -> None:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
-        self._features = np.zeros(max_sequences, dtype=np.uint8)
-        self._inverse_temperature = np.ones(max_sequences, dtype=np.float32)
-        self._top_k = np.zeros(max_sequences, dtype=np.int64)
-        self._top_p = np.ones(max_sequences, dtype=np.float32)
-        self._min_p = np.zeros(max_sequences, dtype=np.float32)
-        self._typical_p = np.ones(max_sequences, dtype=np.float32)
-        self._repetition = np.ones(max_sequences, dtype=np.float32)
-        self._frequency = np.zeros(max_sequences, dtype=np.float32)
-        self._presence = np.zeros(max_sequences, dtype=np.float32)
-        self._seed = np.zeros(max_sequences, dtype=np.uint64)
+        self._stages = np.zeros(max_sequences, dtype=np.uint8)
+        """Stages that each sequence needs, as bits of `Stage`."""
+        self._columns = {each.field: np.full(max_sequences, each.neutral, each.dtype) for each in PARAMETERS}
+        """Values of each parameter, by the contract's field."""
         self._top_n = np.zeros(max_sequences, dtype=np.int64)
-        # Distinct tokens of prompt and generation, each with how often it was generated (0: in the prompt alone).
         self._counts = SparseRows(max_sequences, vocab_size, torch.int32, self._device)
+        """Distinct tokens of prompt and generation, with how often each was generated (0: in the prompt alone)."""
         self._biases = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
+        self._tables = {Stage.PENALTY: self._counts, Stage.BIAS: self._biases}
+        self._changes_of_logits = {Stage.BIAS: self._apply_biases, Stage.PENALTY: self._apply_penalties}
+        """Stages that change logits, in order."""
 
     def admit(
         self,
@@ -58,51 +52,51 @@ class Sampler:
         logprobs: bool = False,
         top_n: int = 0,
     ) -> None:
-        """Takes a sequence in; what the id meant before is forgotten.
+        """Takes a sequence in, and forgets the sequence that had the id before.
 
-        token_ids: int32, the prompt, then what was generated so far. Values that the contract calls neutral switch a
-        feature off; a temperature of 0 or less means greedy. Token ids outside the vocabulary are left out of account.
+        token_ids: int32, the prompt, then the tokens generated so far. Neutral values of the contract switch a
+        parameter off; a temperature of 0 or less means greedy. Token ids outside the vocabulary do not count.
         """
         self.release((sequence_id,))
-        features = 0
-        if not params.greedy and params.temperature > 0:
-            features |= _RANDOM
-            self._seed[sequence_id] = params.seed
-            self._inverse_temperature[sequence_id] = 1 / max(params.temperature, _MIN_TEMPERATURE)
-            top_k = params.top_k if params.top_k < self._vocab_size else 0
-            self._top_k[sequence_id] = top_k
-            self._top_p[sequence_id] = params.top_p
-            self._min_p[sequence_id] = params.min_p
-            self._typical_p[sequence_id] = params.typical_p
-            if top_k > 0 or params.top_p < 1 or params.typical_p < 1:
-                features |= _TRUNCATED
-        if params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0:
-            features |= _PENALIZED
-            self._repetition[sequence_id] = params.repetition_penalty
-            self._frequency[sequence_id] = params.frequency_penalty
-            self._presence[sequence_id] = params.presence_penalty
+        is_drawn = not params.greedy and params.temperature > 0
+        stages = Stage.DRAW if is_drawn else Stage(0)
+        for each in PARAMETERS:
+            if is_drawn or each.stage not in _OF_DRAWS:
+                value = each.column(getattr(params, each.field), self._vocab_size)
+                self._columns[each.field][sequence_id] = value
+                if value != each.neutral:
+                    stages |= each.stage
+        if stages & Stage.PENALTY:
             self._counts.set(sequence_id, *self._count(token_ids, num_prompt_tokens))
         bias_tokens = np.fromiter(params.logit_bias_tokens, dtype=np.int64)
         if len(bias_tokens):
-            features |= _BIASED
+            stages |= Stage.BIAS
             self._biases.set(sequence_id, *self._sum_biases(bias_tokens, params.logit_bias_values))
         if logprobs or top_n > 0:
-            features |= _LOGPROBS
+            stages |= Stage.LOGPROBS
         self._top_n[sequence_id] = min(top_n, self._vocab_size)
-        self._features[sequence_id] = features
+        self._stages[sequence_id] = stages
 
     def release(self, ids: Iterable[int]) -> None:
-        """Forgets sequences; ids that are not in use are fine."""
+        """Forgets sequences; ids that are not in use are allowed."""
         for sequence_id in ids:
-            features = self._features[sequence_id]
-            if features & _PENALIZED:
-                self._counts.clear(sequence_id)
-            if features & _BIASED:
-                self._biases.clear(sequence_id)
-            self._features[sequence_id] = 0
+            stages = self._stages[sequence_id]
+            if stages:
+                for stage, table in self._tables.items():
+                    if stages & stage:
+                        table.clear(sequence_id)
+                self._stages[sequence_id] = 0
+
+    def check_drafts(self, sequence_ids: np.ndarray) -> None:
+        """Raises ValueError when one of these sequences cannot have drafts. sequence_ids: int64."""
+        refused = sequence_ids[(self._stages[sequence_ids] & NO_DRAFTS) != 0]
+        if len(refused):
+            raise ValueError(
+                f"sequence {refused[0]} has drafts and penalties, which depend on all earlier tokens; send it no drafts"
+            )
 
     def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
-        """What `begin` samples, read at once."""
+        """Samples as `begin` does, and waits for the result."""
         return self.begin(logits, sequence_ids, positions).read()
 
     @torch.inference_mode()
@@ -110,38 +104,36 @@ class Sampler:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
-        positions: int64 [B], the place in its sequence that each new token takes: with the seed, it alone determines
+        positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
         the random number. Rows that fail get a token like the others, and disturb none of them.
         """
         logits = logits.contiguous()
-        features = self._features[sequence_ids]
-        if not features.any():
-            return Sampled(*row_maxima(logits))
-        wanted = int(np.bitwise_or.reduce(features, initial=0))
-        observed = Observed.of(logits, np.nonzero(features & _LOGPROBS)[0]) if wanted & _LOGPROBS else None
-        if wanted & _BIASED:
-            self._apply_biases(logits, np.nonzero(features & _BIASED)[0], sequence_ids)
-        if wanted & _PENALIZED:
-            self._apply_penalties(logits, np.nonzero(features & _PENALIZED)[0], sequence_ids)
+        stages = self._stages[sequence_ids]
+        if not stages.any():
+            return Sampled(*argmax(logits))
+        needed = int(np.bitwise_or.reduce(stages, initial=0))
+        observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
+        for stage, change in self._changes_of_logits.items():
+            if needed & stage:
+                change(logits, np.nonzero(stages & stage)[0], sequence_ids)
 
-        tokens, maxima = row_maxima(logits)
-        if wanted & _RANDOM:
-            drawn = features & (_RANDOM | _TRUNCATED)
-            for kind, draw in ((_RANDOM, draw_untruncated), (_RANDOM | _TRUNCATED, draw_truncated)):
-                rows = np.nonzero(drawn == kind)[0]
+        tokens, maxima = argmax(logits)
+        if needed & Stage.DRAW:
+            for of_row, draw in ((Stage.DRAW, draw_untruncated), (_OF_DRAWS, draw_truncated)):
+                rows = np.nonzero((stages & _OF_DRAWS) == of_row)[0]
                 if len(rows):
                     index = self._to_device(rows)
                     settings = self._settings(sequence_ids[rows], positions[rows])
                     tokens[index] = draw(logits, index, maxima[index], settings)
 
-        if wanted & _PENALIZED:
-            rows = np.nonzero(features & _PENALIZED)[0]
+        if needed & Stage.PENALTY:
+            rows = np.nonzero(stages & Stage.PENALTY)[0]
             self._counts.increment(sequence_ids[rows], tokens[self._to_device(rows)])
         report = observed.report(tokens, self._top_n[sequence_ids]) if observed is not None else None
         return Sampled(tokens, maxima, report)
 
     def _count(self, token_ids: np.ndarray, num_prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct tokens of a sequence, and how often each was generated."""
+        """Distinct tokens of a sequence, with the number of times each was generated."""
         token_ids = np.asarray(token_ids, dtype=np.int64)
         inside = (token_ids >= 0) & (token_ids < self._vocab_size)
         generated = np.arange(len(token_ids)) >= num_prompt_tokens
@@ -149,7 +141,7 @@ class Sampler:
         return distinct, np.bincount(index, weights=generated[inside], minlength=len(distinct)).astype(np.int32)
 
     def _sum_biases(self, tokens: np.ndarray, values: Iterable[float]) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct tokens of a bias, those named twice with the sum of their values."""
+        """Distinct tokens of a bias. Values of a token that is named twice are added."""
         inside = (tokens >= 0) & (tokens < self._vocab_size)
         distinct, index = np.unique(tokens[inside], return_inverse=True)
         summed = np.zeros(len(distinct), dtype=np.float32)
@@ -164,30 +156,27 @@ class Sampler:
             logits[places] = logits[places] + biases
 
     def _apply_penalties(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
-        """Repetition: N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency, presence: OpenAI's API reference."""
+        """Formulas: repetition, N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency and presence, OpenAI's API
+        reference."""
         rows = rows[self._counts.has_entries(sequence_ids[rows])]
         if len(rows):
             ids = sequence_ids[rows]
             tokens, counts = self._counts.gather(ids)
             places = (self._to_device(rows)[:, None], tokens)
-            repetition = self._to_device(self._repetition[ids])[:, None]
+            repetition = self._to_device(self._columns["repetition_penalty"][ids])[:, None]
             values = logits[places]
             values = torch.where(values < 0, values * repetition, values / repetition)
-            values -= self._to_device(self._frequency[ids])[:, None] * counts
-            values -= self._to_device(self._presence[ids])[:, None] * (counts > 0)
+            values -= self._to_device(self._columns["frequency_penalty"][ids])[:, None] * counts
+            values -= self._to_device(self._columns["presence_penalty"][ids])[:, None] * (counts > 0)
             logits[places] = values
 
     def _settings(self, ids: np.ndarray, positions: np.ndarray) -> DrawSettings:
-        cuts = self._top_k[ids], self._typical_p[ids], self._top_p[ids], self._min_p[ids]
-        top_k, typical_p, top_p, min_p = (self._to_device(values) for values in cuts)
+        limits = {field: self._columns[field][ids] for field in CUTS}
         return DrawSettings(
-            inverse_temperature=self._to_device(self._inverse_temperature[ids]),
-            top_k=top_k,
-            typical_p=typical_p,
-            top_p=top_p,
-            min_p=min_p,
-            uniform=self._to_device(uniforms(self._seed[ids], positions)),
-            cuts=Cuts.of(*cuts),
+            inverse_temperature=self._to_device(self._columns["temperature"][ids])[:, None],
+            uniform=self._to_device(uniforms(self._columns["seed"][ids], positions))[:, None],
+            limits={field: self._to_device(values)[:, None] for field, values in limits.items()},
+            cuts=Cuts.of(limits),
         )
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""One short table of (token, value) pairs for each sequence that needs one, as padded tensors.
+"""A short table of (token, value) pairs for each sequence that needs one, as padded tensors.
 
-Penalties and biases touch few of the vocabulary's tokens, so their memory grows with the distinct tokens of the
+Penalties and biases concern few tokens of the vocabulary, so their memory grows with the distinct tokens of the
 sequences that use them, not with sequences times vocabulary.
 """
 
@@ -13,9 +13,9 @@ _FIRST_CAPACITY = 64
 
 
 class SparseRows:
-    """Pairs of token id and value for some sequences; a token stands once at most in a sequence's table.
+    """Pairs of token id and value for some sequences. A token is at most once in a sequence's table.
 
-    Rows and columns are allocated as they are needed (doubling), rows are reused after `clear`.
+    Rows and columns are allocated when needed (doubling). Rows are reused after `clear`.
     """
 
     def __init__(self, max_sequences: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -23,14 +23,14 @@ class SparseRows:
         self._device = device
         self._row_of = np.full(max_sequences, -1, dtype=np.int64)  # row of each sequence id
         self._free: list[int] = []
-        # No fewer than a row's true length. The true one is known on the device alone, so that nothing waits for it.
+        # An upper bound of each row's length. Only the device knows the length itself, so that nothing waits for it.
         self._length_bound = np.zeros(0, dtype=np.int64)
         self._tokens = torch.zeros((0, _FIRST_CAPACITY), dtype=torch.int32, device=device)
         self._values = torch.zeros((0, _FIRST_CAPACITY), dtype=dtype, device=device)
         self._lengths = torch.zeros(0, dtype=torch.int64, device=device)
 
     def set(self, sequence_id: int, tokens: np.ndarray, values: np.ndarray) -> None:
-        """Gives a sequence its table. tokens: distinct ids inside the vocabulary, int [n]; values: [n]."""
+        """Sets a sequence's table. tokens: distinct ids within the vocabulary, int [n]; values: [n]."""
         if self._row_of[sequence_id] < 0:
             self._row_of[sequence_id] = self._take_row()
         row = int(self._row_of[sequence_id])
@@ -42,21 +42,21 @@ class SparseRows:
         self._length_bound[row] = len(tokens)
 
     def clear(self, sequence_id: int) -> None:
-        """Forgets a sequence's table; one that has none is fine."""
+        """Drops a sequence's table, if it has one."""
         row = int(self._row_of[sequence_id])
         if row >= 0:
             self._free.append(row)
             self._row_of[sequence_id] = -1
 
     def has_entries(self, sequence_ids: np.ndarray) -> np.ndarray:
-        """bool [N]: which of these sequences, all of which have a table, have anything in it."""
+        """bool [N]: whether the table of each sequence has entries. Every sequence must have a table."""
         return self._length_bound[self._row_of[sequence_ids]] > 0
 
     def gather(self, sequence_ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tables of these sequences, none of them empty: tokens int64 [N, W] and values [N, W].
+        """Tables of sequences, none of them empty: tokens int64 [N, W] and values [N, W].
 
-        Shorter tables are padded with copies of their first pair, so that a scatter of a result that depends on the
-        pair alone is right and the same each time.
+        Shorter tables are padded with copies of their first pair. A scatter of results that depend on the pair alone is
+        then right and deterministic.
         """
         rows, width = self._locate(sequence_ids)
         tokens = self._tokens[rows, :width].to(torch.int64)
@@ -65,7 +65,7 @@ class SparseRows:
         return torch.where(padding, tokens[:, :1], tokens), torch.where(padding, values[:, :1], values)
 
     def increment(self, sequence_ids: np.ndarray, tokens: torch.Tensor) -> None:
-        """Adds one to the value of one token, int64 [N] on the device, of each sequence; enters it if it is new."""
+        """Adds 1 to the value of a token of each sequence, int64 [N] on the device. A new token is entered with 1."""
         bounds = self._length_bound[self._row_of[sequence_ids]]
         self._reserve_columns(min(int(bounds.max()) + 1, self._vocab_size))
         rows, width = self._locate(sequence_ids)
@@ -82,10 +82,6 @@ class SparseRows:
         self._values[rows, column] = values + 1
         self._lengths[rows] = lengths + ~found
         self._length_bound[self._row_of[sequence_ids]] = np.minimum(bounds + 1, self._vocab_size)
-
-    def allocated_bytes(self) -> int:
-        """Memory held on the device for tables, in use or not."""
-        return self._tokens.nbytes + self._values.nbytes + self._lengths.nbytes
 
     def _locate(self, sequence_ids: np.ndarray) -> tuple[torch.Tensor, int]:
         rows = self._row_of[sequence_ids]
@@ -110,7 +106,7 @@ class SparseRows:
 
 
 def _grown(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A zero tensor of the larger shape that starts with the old contents."""
+    """Copies a tensor into a larger one that is zero elsewhere."""
     grown = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
     grown[tuple(slice(size) for size in tensor.shape)] = tensor
     return grown

@@ -1,26 +1,26 @@
-"""Softmax whose sums come out the same bit for bit, whatever is in the batch beside a row.
+"""Softmax whose sums are equal bit for bit, whatever else is in the batch.
 
-A token's relative probability is exp((logit - max) / temperature), its weight the same as an integer in units of 2^-40,
-rounded down. What a sum decides (which tokens stay, which one is drawn) must not depend on the order of summation,
-which PyTorch chooses by shape and number of threads. So sums over the vocabulary are added up as a tree of element-wise
-additions within blocks, and everything from there on is integers.
+A token's relative probability is exp((logit - max) / temperature). Its weight is the same number as an integer in units
+of 2^-40, rounded down. Sums decide which tokens stay and which one is drawn, so they must not depend on the order of
+summation, which PyTorch chooses by shape and number of threads. Sums over the vocabulary are therefore added as a tree
+of element-wise additions within blocks, and all later sums are of integers.
 """
 
 import torch
 
-# A row is looked at as blocks of this many tokens: block b of n holds the tokens b, b + n, b + 2n, … (strided, so that
-# reductions over a block run along contiguous memory).
+# Tokens in a block of a row: block b of n holds the tokens b, b + n, b + 2n, … (strided, so that reductions over a
+# block run along contiguous memory).
 BLOCK = 64
 
-# The weight of the most likely token. A vocabulary of 2^20 tokens still sums to less than 2^60.
+# Weight of the most likely token. The sum over a vocabulary of 2^20 tokens stays below 2^60.
 _LARGEST_WEIGHT = 1 << 40
 
-# Rows are taken in chunks of about this many elements: on a CPU the temporaries stay in the cache.
+# Elements in a chunk of rows, by device: on a CPU the temporaries stay in the cache.
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 25}
 
 
 def rows_per_chunk(logits: torch.Tensor, factor: float = 1) -> int:
-    """How many rows to work on at once; `factor` times as many elements as a streaming pass would take."""
+    """Number of rows to compute at once. factor: elements, as a multiple of those in a streaming pass."""
     elements = _CHUNK_ELEMENTS["cpu" if logits.device.type == "cpu" else "other"]
     return max(1, int(factor * elements) // logits.shape[1])
 
@@ -33,17 +33,17 @@ def relative_probabilities(
 
 
 def integer_weights(relative: torch.Tensor) -> torch.Tensor:
-    """int64 weights of non-negative numbers, where 1 stands for the most likely token."""
+    """int64 weights of relative probabilities, which are 1 for the most likely token."""
     return (relative.to(torch.float64) * _LARGEST_WEIGHT).to(torch.int64)
 
 
 def block_members(blocks: torch.Tensor, num_blocks: int) -> torch.Tensor:
-    """Token ids [..., BLOCK] of blocks [...]; ids past the vocabulary's end belong to the padding of `in_blocks`."""
+    """Token ids [..., BLOCK] of blocks [...]. Ids past the vocabulary's end belong to the padding of `in_blocks`."""
     return blocks.unsqueeze(-1) + num_blocks * torch.arange(BLOCK, device=blocks.device)
 
 
 def in_blocks(values: torch.Tensor, padding: float) -> torch.Tensor:
-    """[R, V] seen as [R, BLOCK, ceil(V / BLOCK)]; the end is padded where V is no multiple of BLOCK."""
+    """Views [R, V] as [R, BLOCK, ceil(V / BLOCK)]. The end is padded where V is no multiple of BLOCK."""
     missing = -values.shape[1] % BLOCK
     if missing:
         values = torch.nn.functional.pad(values, (0, missing), value=padding)
@@ -51,7 +51,7 @@ def in_blocks(values: torch.Tensor, padding: float) -> torch.Tensor:
 
 
 def block_weights(relative: torch.Tensor) -> torch.Tensor:
-    """The blocks' weights int64 [R, ceil(V / BLOCK)] from float32 [R, V], which is overwritten."""
+    """Weights of blocks, int64 [R, ceil(V / BLOCK)], from float32 [R, V], which is overwritten."""
     blocks = in_blocks(relative, 0)
     half = BLOCK // 2
     while half:
@@ -61,10 +61,10 @@ def block_weights(relative: torch.Tensor) -> torch.Tensor:
 
 
 def pick(weights: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse-CDF choice: the first index at which the running sum exceeds uniform times the total.
+    """Chooses by the inverse CDF: the first index at which the running sum exceeds uniform times the total.
 
-    weights int64 [R, n] with a positive sum, uniforms float64 [R, 1] in [0, 1). Returns the index int64 [R, 1], and
-    where inside the picked weight the target fell, float64 [R, 1] in [0, 1): again a uniform number.
+    weights: int64 [R, n] with a positive sum; uniforms: float64 [R, 1] in [0, 1). Returns the index int64 [R, 1], and
+    the place of the target within the picked weight, float64 [R, 1] in [0, 1): again a uniform number.
     """
     running = weights.cumsum(1)
     totals = running[:, -1:]

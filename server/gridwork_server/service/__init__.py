@@ -1,1 +1,1 @@
-"""The gRPC side of the shard: its server, the worker behind it, and tokenizers that are Python code."""
+"""The gRPC side of the shard: its server, the model's thread, and tokenizers that are Python code."""

@@ -1,4 +1,4 @@
-"""The shard's gRPC service. It only passes things on to the model's thread, so that it answers at any time."""
+"""The shard's gRPC service. Calls are passed on to the model's thread, so that the service answers at any time."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 from loguru import logger
 
-from gridwork_server import PROTOCOL_VERSION, __version__, logs
+from gridwork_server import logs
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
 from gridwork_server.config import ShardConfig
@@ -21,7 +21,7 @@ _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 
 
 class ShardService(pb_grpc.ShardServicer):
-    """See the contract for what each call means."""
+    """Serves the calls of the contract, which says what each means."""
 
     def __init__(self, worker: Worker, rank: int) -> None:
         self._worker = worker
@@ -40,50 +40,10 @@ class ShardService(pb_grpc.ShardServicer):
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext) -> pb.InfoResponse:
         await self._require_ready(context)
-        # Not before: the model's thread would be importing them too.
-        import torch
-        import transformers
-
-        from gridwork_server.paths.invariance import invariance_of
-
         if self._worker.encoder is not None:
             return self._worker.encoder.info()
-        runner = self._worker.runner
-        assert runner is not None
-        loaded = runner.loaded
-        device = str(loaded.device)
-        if loaded.device.type == "cuda":
-            device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
-        invariance = invariance_of(runner.path, loaded.model, loaded.device, runner.group.world_size)
-        return pb.InfoResponse(
-            protocol_version=PROTOCOL_VERSION,
-            shard_version=__version__,
-            model_type=loaded.config.model_type,
-            model_impl=runner.path.name,
-            model_impl_reason=loaded.path_reason,
-            attention=runner.path.attention_name,
-            dtype=str(loaded.dtype).removeprefix("torch."),
-            device=device,
-            vocab_size=loaded.vocab_size,
-            input_vocab_size=loaded.input_vocab_size,
-            max_context_tokens=loaded.max_context_tokens,
-            eos_token_ids=loaded.eos_token_ids,
-            num_parameters=loaded.num_parameters,
-            weight_bytes=loaded.weight_bytes,
-            world_size=runner.group.world_size,
-            transformers_version=transformers.__version__,
-            torch_version=torch.__version__,
-            task=pb.TASK_GENERATE,
-            shares_blocks=runner.path.shares_blocks,
-            batch_invariant=invariance.in_batch,
-            replay_invariant=invariance.when_replayed,
-            invariance_reason=invariance.reason,
-            draft_step_tokens=runner.draft_step_tokens,
-            generation_defaults=loaded.generation.message(),
-            length_border=loaded.lengths.rule.border if loaded.lengths else 0,
-            lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
-            recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
-        )
+        assert self._worker.runner is not None
+        return self._worker.runner.info()
 
     async def Warmup(self, request: pb.WarmupRequest, context: grpc.aio.ServicerContext) -> pb.WarmupResponse:
         await self._require_generator(context)
@@ -106,9 +66,9 @@ class ShardService(pb_grpc.ShardServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "call Warmup first")
         self._run_id += 1
         run_id = self._run_id
-        # What a stream that has not quite ended still has.
+        # Drops sequences of an earlier stream that has not quite ended.
         await asyncio.wrap_future(self._worker.reset())
-        # A client waits for the headers before it sends steps, and they would otherwise go with the first result.
+        # A client waits for the headers before it sends steps. By default they are sent with the first result.
         await context.send_initial_metadata(())
         loop = asyncio.get_running_loop()
         results: asyncio.Queue[pb.StepResult | None] = asyncio.Queue()
@@ -123,7 +83,7 @@ class ShardService(pb_grpc.ShardServicer):
                         break
                     self._worker.run(step, done)
             finally:
-                # Behind the last step, so that its result is not lost.
+                # Queued after the last step, so that its result is not lost.
                 self._worker.call(lambda _runner: loop.call_soon_threadsafe(results.put_nowait, None))
 
         reader = asyncio.create_task(read())
@@ -170,7 +130,8 @@ class ShardService(pb_grpc.ShardServicer):
 
 @contextmanager
 def _files_of_this_user_alone() -> Iterator[None]:
-    """Whatever the umask is: who may open the socket may have the model say anything to others."""
+    """Makes files accessible to this user only, whatever the umask. Anybody who can open the socket can make the model
+    say anything to others."""
     before = os.umask(0o177)
     try:
         yield
@@ -179,7 +140,7 @@ def _files_of_this_user_alone() -> Iterator[None]:
 
 
 def serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
-    """Serves until the process is told to end; returns the exit code."""
+    """Serves until the process is told to end. Returns the exit code."""
     return asyncio.run(_serve(config, otlp_endpoint))
 
 
@@ -213,5 +174,5 @@ async def _serve(config: ShardConfig, otlp_endpoint: str | None) -> int:
     await stop.wait()
     if worker.runner is not None:
         worker.runner.spans.shut_down()
-    # The model's thread may be in the middle of a step; there is nothing to save.
+    # The model's thread may be in the middle of a step. There is nothing to save.
     os._exit(0)

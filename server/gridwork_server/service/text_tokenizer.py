@@ -1,4 +1,4 @@
-"""Tokenizes for the router, where the model's tokenizer exists as Python code alone."""
+"""Tokenizes for the router when the model's tokenizer exists only as Python code."""
 
 import asyncio
 import threading
@@ -19,13 +19,13 @@ class TextTokenizerService(pb_grpc.TextTokenizerServicer):
 
     def __init__(self, config: ShardConfig) -> None:
         self._config = config
-        # One thread: nothing says that a model's own code may be called by two at once.
+        # A single thread: a model's own code may not be safe to call from two at once.
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
         self._loaded = threading.Event()
         self._error: str | None = None
 
     def start(self) -> None:
-        """Begins to load."""
+        """Starts loading."""
         self._pool.submit(self._load)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext) -> pb.TokenizeResponse:
@@ -36,7 +36,7 @@ class TextTokenizerService(pb_grpc.TextTokenizerServicer):
         loop = asyncio.get_running_loop()
         try:
             ids = await loop.run_in_executor(self._pool, self._encode, request.text, request.add_special_tokens)
-        except Exception as error:  # whatever a model's own code raises
+        except Exception as error:  # a model's own code may raise anything
             logger.opt(exception=True).warning("a text cannot be tokenized")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{type(error).__name__}: {error}")
         return pb.TokenizeResponse(token_ids=ids)

@@ -1,4 +1,4 @@
-"""The thread that the model runs in. Everything that touches the model goes through its queue, in order."""
+"""The thread that the model runs in. All work on the model goes through its queue, in order."""
 
 import gc
 import os
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _POLL_S = 0.0002
-"""How often a step that is being computed on a GPU is looked after, while there is no other."""
+"""Interval at which a step in flight on a GPU is polled while no other task waits."""
 
-# What a rank 0 announces to the others before it does it.
+# Actions that rank 0 announces to the other ranks before it takes them.
 _WARM_UP, _RESET, _RUN = range(3)
 
 
 class Worker:
-    """Loads the model in a thread of its own and runs what it is given there."""
+    """Loads the model in a thread of its own and runs tasks there."""
 
     def __init__(self, config: ShardConfig, otlp_endpoint: str | None) -> None:
         self._config = config
@@ -44,15 +44,15 @@ class Worker:
         self._runner: Runner | None = None
         self._encoder: EncoderRunner | None = None
         self._overlapped: OverlappedSteps | None = None
-        """On a GPU: what runs steps."""
+        """Runs the steps on a single GPU; None elsewhere."""
         self.state = "starting"
-        """What it is doing, for people to read."""
+        """Current activity, for people to read."""
         self.error: str | None = None
-        """Why it will never be ready."""
+        """Reason why the model will never be ready."""
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
 
     def start(self) -> None:
-        """Begins to load."""
+        """Starts loading."""
         self._thread.start()
 
     @property
@@ -67,11 +67,11 @@ class Worker:
 
     @property
     def is_ready(self) -> bool:
-        """Whether loading has ended well."""
+        """True if loading has succeeded."""
         return self._runner is not None or self._encoder is not None
 
     def encode(self, request: "pb.EncodeRequest") -> "Future[pb.EncodeResponse]":
-        """Computes a batch in the model's thread, after what was given before. Only of an encoder."""
+        """Computes a batch in the model's thread, after earlier tasks. Only for an encoder."""
         future: Future[pb.EncodeResponse] = Future()
 
         def run() -> None:
@@ -87,8 +87,8 @@ class Worker:
         return future
 
     def call(self, task: Callable[["Runner"], Result]) -> "Future[Result]":
-        """Runs a task in the model's thread, after those given before. Only once loading has ended. A task whose future
-        is cancelled before its turn is not run."""
+        """Runs a task in the model's thread, after earlier tasks. Only after loading. A task whose future is cancelled
+        before its turn does not run."""
 
         def run(runner: "Runner") -> Result:
             self._flush()
@@ -101,7 +101,7 @@ class Worker:
 
         def run() -> None:
             assert self._runner is not None
-            # From here on the future cannot be cancelled, as it would be when a call's client goes away.
+            # A call whose client disconnects cancels its future, which is not possible from here on.
             if not future.set_running_or_notify_cancel():
                 return
             try:
@@ -161,7 +161,7 @@ class Worker:
             return runner.run(step)
         except Exception as error:
             logger.opt(exception=True).error(f"step {step.id} failed")
-            # The other ranks wait in the middle of a sum, or the GPU is in an undefined state: only a restart helps.
+            # Other ranks wait in the middle of a sum, or the GPU is in an undefined state: only a restart helps.
             if runner.group.world_size > 1 or runner.loaded.device.type != "cpu":
                 end_process(f"a step failed: {error}")
             return runner.fail(step, f"{type(error).__name__}: {error}")
@@ -183,13 +183,13 @@ class Worker:
                     self._next_task()()
                 except Exception as error:
                     logger.opt(exception=True).error("the model's thread failed")
-                    end_process(f"the model's thread cannot go on: {type(error).__name__}: {error}")
+                    end_process(f"the model's thread failed: {type(error).__name__}: {error}")
         else:
             self._follow(self._runner)
 
     def _next_task(self) -> Callable[[], None]:
-        """Waits for it. Meanwhile the result of a step that has begun is given as soon as it is there: the router may
-        be waiting for it before it sends another one."""
+        """Waits for the next task. Meanwhile the result of a step in flight is delivered as soon as it is computed: the
+        router may wait for it before it sends another step."""
         while self._overlapped is not None and self._overlapped.has_begun:
             try:
                 return self._tasks.get(timeout=_POLL_S)
@@ -258,7 +258,7 @@ class Worker:
         )
 
     def _load_encoder(self, content: Any, task: Task) -> None:
-        """content: of config.json."""
+        """Loads an encoder. content: of config.json."""
         self.state = f"loading {self._config.model_path} to {task}"
         from gridwork_server.encoder.loading import load
         from gridwork_server.encoder.runner import EncoderRunner
@@ -267,7 +267,7 @@ class Worker:
         self.state = "ready"
 
     def _follow(self, runner: "Runner") -> None:
-        """On ranks other than 0: does what rank 0 announces."""
+        """Takes the actions that rank 0 announces, on the other ranks."""
         from gridwork_server._proto import shard_pb2 as pb
 
         while True:
@@ -283,7 +283,7 @@ class Worker:
                 else:
                     runner.run(pb.Step.FromString(payload))
             except Exception as error:
-                end_process(f"rank {self._config.rank} cannot go on: {error}")
+                end_process(f"rank {self._config.rank} failed: {error}")
 
     def _fail(self, message: str) -> None:
         self.error = message
@@ -292,7 +292,7 @@ class Worker:
 
 @contextmanager
 def _ends_the_process() -> Iterator[None]:
-    """When a step fails on a GPU, which is then in an undefined state: only a restart helps."""
+    """Ends the process when a step fails on a GPU, which is then in an undefined state: only a restart helps."""
     try:
         yield
     except Exception as error:
@@ -302,7 +302,8 @@ def _ends_the_process() -> Iterator[None]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """What is made here stays: looking through it for garbage takes a tenth of the start, and time in steps later."""
+    """Turns garbage collection off, and exempts all objects made meanwhile from it. They stay for good: searching them
+    takes a tenth of the start, and time in later steps."""
     gc.disable()
     try:
         yield
@@ -312,38 +313,36 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _check_task(config: ShardConfig, task: Task) -> None:
-    """Raises ModelError for what --quantize and --compile do not go with."""
+    """Raises ModelError for settings that are not compatible with --quantize or --compile."""
     if config.quantize and task != Task.GENERATE:
         raise ModelError(
-            f"--quantize goes with models that generate, and this one is served to {task}; remove --quantize"
+            f"--quantize needs a model that generates, and this one is served to {task}; remove --quantize"
         )
     if not config.compile:
         return
     if task != Task.GENERATE:
-        raise ModelError(
-            f"--compile goes with models that generate, and this one is served to {task}; remove --compile"
-        )
+        raise ModelError(f"--compile needs a model that generates, and this one is served to {task}; remove --compile")
     if config.world_size > 1 or config.device != "cpu":
         what = f"{config.world_size} shards" if config.world_size > 1 else f"--device {config.device}"
-        raise ModelError(f"--compile goes with one shard on --device cpu, not with {what}; remove --compile")
+        raise ModelError(f"--compile needs one shard on --device cpu, not {what}; remove --compile")
 
 
 @contextmanager
 def _lean_imports(config: ShardConfig) -> Iterator[None]:
-    """PyTorch and Transformers import less, where the model is neither split nor compiled."""
+    """Makes PyTorch and Transformers import less, where the model is neither split nor compiled."""
     # A model's own code may use anything.
     if config.world_size > 1 or config.compile or config.trust_remote_code:
         yield
         return
     from gridwork_server.startup import deferred_imports
-    from gridwork_server.startup.import_structure import noted_structure
+    from gridwork_server.startup.import_structure import cached_structure
 
     names = deferred_imports.ON_ONE_RANK + (deferred_imports.ON_CPU if config.device == "cpu" else ())
-    with deferred_imports.deferring(names), noted_structure():
+    with deferred_imports.deferring(names), cached_structure():
         yield
 
 
 def end_process(message: str) -> None:
-    """Ends the process at once, with a reason for the user; its threads may be anywhere."""
+    """Ends the process at once, with a reason for the user. Its threads may be in the middle of anything."""
     logs.fatal(message)
     os._exit(1)

@@ -1,1 +1,1 @@
-"""What makes a start fast: imports that are put off, and what is known of them beforehand."""
+"""Makes starting fast: defers imports, and caches what importing Transformers computes."""

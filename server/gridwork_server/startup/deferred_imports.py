@@ -1,9 +1,9 @@
-"""Keeps PyTorch and Transformers from importing, at the start, what a model on one rank never uses.
+"""Keeps PyTorch and Transformers from importing, at the start, modules that a model on one rank never uses.
 
-Both import a compiler (`torch._dynamo`), distributed tensors, checkpoints of trainings and more, which takes longer
-than all that is needed. While `deferring` is active, such a module is a stand-in, and what is imported from it a
-promise: the first real use imports the module after all. Nothing can behave differently by that, but for modules that
-are imported for what they do and not for what they have: of those there is one, which has a rule of its own.
+Both import a compiler (`torch._dynamo`), distributed tensors, training checkpoints and more, which takes longer than
+everything that is needed. While `deferring` is active, such a module is replaced by a stand-in, and each name imported
+from it by a promise; the first real use imports the module. Behaviour cannot change, except for modules that are
+imported for their side effects. There is one of those (`_EFFECTS`), which has its own rule.
 """
 
 import functools
@@ -32,19 +32,19 @@ ON_ONE_RANK = (
     "torch.onnx",
     "triton",
 )
-"""What a model that is neither split nor compiled does without, with all that lies under it."""
+"""Modules, with their submodules, that a model neither split nor compiled does not need."""
 
 ON_CPU = ("cuda.bindings",)
-"""What is of no use without a GPU."""
+"""Modules that are useless without a GPU."""
 
 _lock = threading.RLock()
 
 _EFFECTS = "torch._meta_registrations"
-"""Teaches PyTorch the shapes of some operations' results, which only tensors without data need. It is imported when a
-module is that works with such tensors (`_NEEDS_EFFECTS`), or by `import_effects`."""
+"""Registers the result shapes of some operations with PyTorch, which only tensors without data need. It is imported
+before a module that works with such tensors (`_NEEDS_EFFECTS`), or by `import_effects`."""
 
-_BESIDE_EFFECTS = ("torch._decomp", "torch._prims", "torch._refs")
-"""What it would import with it, and some functions of PyTorch take for imported."""
+_IMPORTED_WITH_EFFECTS = ("torch._decomp", "torch._prims", "torch._refs")
+"""Modules that `_EFFECTS` would import, and that some functions of PyTorch assume to be imported."""
 
 _NEEDS_EFFECTS = (
     *("torch._dynamo", "torch._export", "torch._functorch.aot_autograd", "torch._inductor", "torch.distributed.tensor"),
@@ -52,14 +52,14 @@ _NEEDS_EFFECTS = (
 )
 
 _DECORATORS = frozenset(("torch._dynamo", name) for name in ("allow_in_graph", "assume_constant_result", "disable"))
-"""What only means something to code that is being compiled, and is applied to functions while modules are imported."""
+"""Decorators that matter only to code that is being compiled, and that are applied while modules are imported."""
 
 _VALUES = frozenset(("torch.distributed.tensor", name) for name in ("Partial", "Replicate", "Shard"))
-"""Classes of plain values, none of them false, of which some are made while modules are imported."""
+"""Classes of plain, truthy values of which some are made while modules are imported."""
 
 
 def import_effects() -> bool:
-    """Imports what was put off. Returns False when there was nothing to import."""
+    """Imports `_EFFECTS` if it was deferred. Returns False when there was nothing to import."""
     with _lock:
         if not _EffectsFinder.installed:
             return False
@@ -69,8 +69,8 @@ def import_effects() -> bool:
 
 
 def give_up() -> bool:
-    """Imports for real from now on, also what was put off: for when something went wrong that this may be to blame for.
-    Returns False when nothing had been put off."""
+    """Ends all deferring and imports `_EFFECTS` too, for the case that deferring caused an error. Returns False when
+    nothing was deferred."""
     with _lock:
         active = [finder for finder in sys.meta_path if isinstance(finder, _Finder)]
         for finder in active:
@@ -80,9 +80,9 @@ def give_up() -> bool:
 
 @contextmanager
 def deferring(names: Sequence[str]) -> Iterator[None]:
-    """Defers imports of these modules, and of all under them, until something of them is used.
+    """Defers imports of these modules and their submodules, for the duration of a `with` block, until one is used.
 
-    Modules that are imported already stay as they are, and so do all once one had to be imported after all.
+    Modules that are already imported stay as they are. Once one deferred module is imported, all deferring ends.
     """
     finder = _Finder(names)
     sys.meta_path.insert(0, finder)
@@ -93,7 +93,7 @@ def deferring(names: Sequence[str]) -> Iterator[None]:
 
 
 class _EffectsFinder:
-    """Has `_EFFECTS` imported before what needs it."""
+    """Imports `_EFFECTS` before any module that needs it."""
 
     installed: ClassVar[list["_EffectsFinder"]] = []
 
@@ -103,7 +103,7 @@ class _EffectsFinder:
 
 
 class _Finder(Loader):
-    """Finds stand-ins for the modules that are deferred."""
+    """Finds stand-ins for the deferred modules."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
@@ -116,24 +116,24 @@ class _Finder(Loader):
         root = name.partition(".")[0]
         if root not in self._roots:
             self._roots[root] = root in sys.modules or PathFinder.find_spec(root) is not None
-        # What is not installed is to be missing as ever.
+        # A package that is not installed must still be missing.
         return ModuleSpec(name, self, is_package=True) if self._roots[root] else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _StandIn(spec.name, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Runs nothing, except that `_EFFECTS` gets a finder that imports it in time."""
         if module.__name__ != _EFFECTS:
             return
         _EffectsFinder.installed.append(_EffectsFinder())
         sys.meta_path.insert(sys.meta_path.index(self) + 1, _EffectsFinder.installed[-1])
-        for name in _BESIDE_EFFECTS:
+        for name in _IMPORTED_WITH_EFFECTS:
             parent, _, child = name.rpartition(".")
             vars(sys.modules[parent]).setdefault(child, _OnDemand(name))
 
     def stop(self) -> None:
-        """From now on everything is imported for real; promises hold."""
+        """Ends deferring: from now on everything is imported for real. Promises stay valid."""
         if self.stopped:
             return
         self.stopped = True
@@ -147,7 +147,7 @@ class _Finder(Loader):
 
 
 class _OnDemand(ModuleType):
-    """Imports a module when something of it is looked up."""
+    """A module that is imported when one of its attributes is read."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -156,7 +156,7 @@ class _OnDemand(ModuleType):
 
 
 class _StandIn(ModuleType):
-    """Stands in for a module that has not been imported."""
+    """Replacement for a module that has not been imported."""
 
     _finder: _Finder
 
@@ -165,7 +165,7 @@ class _StandIn(ModuleType):
         self.__dict__["_finder"] = finder
 
     def __getattr__(self, name: str) -> Any:
-        # Tools look for these in every module there is.
+        # Tools read these attributes of every module.
         if name.startswith("__") and name not in ("__all__", "__version__"):
             raise AttributeError(f"module '{self.__name__}' has no attribute '{name}'")
         if name == "__all__" or self._finder.stopped:
@@ -175,16 +175,16 @@ class _StandIn(ModuleType):
         return Promise(self, name)
 
     def _real(self) -> ModuleType:
-        """Imports it."""
+        """Imports the real module."""
         with _lock:
             self._finder.stop()
             module = importlib.import_module(self.__name__)
-            _fulfil(self, module)
+            _replace_promises(self, module)
             return module
 
 
-def _fulfil(stand_in: _StandIn, module: ModuleType) -> None:
-    """Puts the real things where modules hold promises of them, so that comparing by identity is right again."""
+def _replace_promises(stand_in: _StandIn, module: ModuleType) -> None:
+    """Replaces promises in all modules by the real objects, so that comparisons by identity are right again."""
     if stand_in.__dict__.get("_fulfilled"):
         return
     stand_in.__dict__["_fulfilled"] = True
@@ -195,7 +195,7 @@ def _fulfil(stand_in: _StandIn, module: ModuleType) -> None:
 
 
 def _decorate(module: _StandIn, name: str, function: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Applies the real decorator at the first call after its module was imported."""
+    """Applies the real decorator at the first call after the decorator's module was imported."""
     if function is None:
         return lambda function: _decorate(module, name, function, *args, **kwargs)
     if not isinstance(function, FunctionType):
@@ -215,16 +215,16 @@ def _decorate(module: _StandIn, name: str, function: Any = None, *args: Any, **k
 
 
 class Promise:
-    """Stands in for what would have been imported from a module: what is done with it, is done with the real one."""
+    """Replacement for a name imported from a deferred module; every use resolves it to the real object."""
 
     __slots__ = ("_make", "_module", "_name")
 
     def __init__(self, module: _StandIn, name: str, make: Callable[[], Any] | None = None) -> None:
-        """make: gives the real thing, where that is not what the module has by this name but something made of it."""
+        """make: makes the real object, when that is not the module's attribute but a value made from it."""
         self._module, self._name, self._make = module, name, make
 
     def resolve(self) -> Any:
-        """The real thing. Raises AttributeError when the module has no such name."""
+        """The real object. Raises AttributeError when the module has no such name."""
         if self._make is not None:
             return self._make()
         module = self._module._real()
@@ -238,7 +238,7 @@ class Promise:
         return module is not None and type(module) is not _StandIn
 
     def __instancecheck__(self, instance: object) -> bool:
-        # Nothing is an instance of a class whose module nobody has imported.
+        # A class of a module that was never imported has no instances.
         return self._is_real() and isinstance(instance, self.resolve())
 
     def __subclasscheck__(self, subclass: type) -> bool:
@@ -274,8 +274,8 @@ def _forward(operator: str) -> Callable[..., Any]:
     return apply
 
 
-# Operators are looked up on the class, not by __getattr__. Comparing keeps its default: resolving for it could import
-# something in the middle of another import.
+# Operators are looked up on the class, not by __getattr__. Equality keeps its default: resolving a promise to compare
+# it could start an import in the middle of another import.
 for _operator in (
     *("__len__", "__iter__", "__contains__", "__enter__", "__exit__", "__index__", "__int__", "__float__"),
     *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__floordiv__", "__rfloordiv__"),

@@ -1,7 +1,7 @@
-"""Threads that load something take turns.
+"""A lock for threads that import packages.
 
-Two that import the same packages at once, in another order, would wait for each other: Python notices, and lets one of
-them see modules that are half made.
+Two threads that import the same packages in a different order would deadlock. Python detects this and lets one of them
+see half-initialized modules.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""Transformers reads all of its files, about 1,700, to learn which class is where, each time that it is imported.
+"""Caches the import structure of Transformers, which otherwise reads all of its 1,700 or so files at every import.
 
-What it learns only changes with its installation. `python -m gridwork_server.startup.import_structure` notes it
-beside this file (`make python` does so), and `noted_structure` has Transformers take it from there.
+The structure only changes with the installation. `python -m gridwork_server.startup.import_structure` writes it to a
+file beside this one (`make python` does so), and `cached_structure` makes Transformers use that file.
 """
 
 import importlib.util
@@ -15,14 +15,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NOTE = Path(__file__).with_name("_import_structure.json")
+CACHE_FILE = Path(__file__).with_name("_import_structure.json")
 
 _MODULE = "transformers.utils.import_utils"
 
 
 @contextmanager
-def noted_structure() -> Iterator[None]:
-    """While this is active, importing Transformers uses the note, if there is one of this very installation."""
+def cached_structure() -> Iterator[None]:
+    """Makes an import of Transformers use the cached structure, if it is of this installation, within a `with`
+    block."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -31,8 +32,8 @@ def noted_structure() -> Iterator[None]:
         sys.meta_path.remove(finder)
 
 
-def write_note() -> None:
-    """Makes the note, reading all files of Transformers."""
+def write_cache() -> None:
+    """Writes the cache, which reads all files of Transformers."""
     from transformers.utils.import_utils import define_import_structure
 
     models = _models()
@@ -42,7 +43,7 @@ def write_note() -> None:
         [sorted(backends), {module: sorted(names) for module, names in modules.items()}]
         for backends, modules in found.items()
     ]
-    NOTE.write_text(json.dumps({"installation": _installation(models), "structure": structure}))
+    CACHE_FILE.write_text(json.dumps({"installation": _installation(models), "structure": structure}))
 
 
 def _models() -> Path | None:
@@ -51,23 +52,23 @@ def _models() -> Path | None:
 
 
 def _installation(models: Path) -> list[Any]:
-    """Changes when files are added to the models' folders, or removed, and with another version."""
+    """Fingerprint that changes with the version, and when files are added to the models' folder or removed from it."""
     times = [entry.stat().st_mtime_ns for entry in models.iterdir() if entry.name != "__pycache__"]
     return [str(models), len(times), max(times)]
 
 
 class _Finder:
-    """Changes one function of one module as soon as that is imported."""
+    """Replaces `define_import_structure` of one module when that module is imported."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path) if name == _MODULE else None
-        if spec is None or spec.loader is None or not NOTE.exists():
+        if spec is None or spec.loader is None or not CACHE_FILE.exists():
             return None
-        spec.loader = _NotedLoader(spec.loader)
+        spec.loader = _CachedLoader(spec.loader)
         return spec
 
 
-class _NotedLoader(Loader):
+class _CachedLoader(Loader):
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
 
@@ -77,29 +78,29 @@ class _NotedLoader(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         plain: Any = module.__dict__["define_import_structure"]
-        noted = _read_note()
+        cached = _read_cache()
 
         def define_import_structure(module_path: Any, prefix: str | None = None) -> Any:
             path = Path(module_path)
-            if noted is None or (path.parent if path.name == "__init__.py" else path) != noted[0]:
+            if cached is None or (path.parent if path.name == "__init__.py" else path) != cached[0]:
                 return plain(module_path, prefix)
             start = f"{prefix}." if prefix else ""
             return {
                 frozenset(backends): {f"{start}{name}": set(names) for name, names in modules.items()}
-                for backends, modules in noted[1]
+                for backends, modules in cached[1]
             }
 
         module.__dict__["define_import_structure"] = define_import_structure
 
 
-def _read_note() -> tuple[Path, Any] | None:
+def _read_cache() -> tuple[Path, Any] | None:
     try:
-        note = json.loads(NOTE.read_text())
-        models = Path(note["installation"][0])
-        return (models, note["structure"]) if note["installation"] == _installation(models) else None
+        cache = json.loads(CACHE_FILE.read_text())
+        models = Path(cache["installation"][0])
+        return (models, cache["structure"]) if cache["installation"] == _installation(models) else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
 if __name__ == "__main__":
-    write_note()
+    write_cache()

@@ -1,8 +1,8 @@
-"""What steps take of a GPU's memory beside the cache, found by running the largest ones before the cache is sized.
+"""Memory of a GPU that steps take beside the cache, measured by running the largest steps before the cache is sized.
 
-The largest prefill takes the most memory for what lies between layers, sampling sorts the logits of all sequences, and
-recorded decode steps keep what they take for good. All are run with a cache that holds them and no more. PyTorch's
-allocator keeps what it once had from the driver, so that the driver's count of free memory tells how much it came to.
+The largest prefill takes the most memory for activations, sampling sorts the logits of all sequences, and recorded
+decode steps keep their memory for good. All of these run with a cache that just holds them. PyTorch's allocator keeps
+memory that it once got from the driver, so the driver's count of free memory tells the peak.
 """
 
 from typing import TYPE_CHECKING
@@ -13,39 +13,37 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.memory import free_cuda_bytes
-from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.sequence_table import SequenceTable
-from gridwork_server.sampling import Sampler
+from gridwork_server.sampling import Sampler, costly_parameters
 
 if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import StepBatch
 
 _TOP_LOGPROBS = 20
-"""Of each token: more are seldom asked for, and take hardly more."""
+"""Top log-probabilities of each token. Requests seldom want more, and more take hardly more memory."""
 
 
 def step_bytes(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> int:
     """Bytes on the GPU that steps within these limits take beside the cache; 0 on CPUs, where the cache takes a share
-    that leaves enough. The path has a cache of some size afterwards. Raises RuntimeError when there is not even memory
-    for this."""
-    if device.type != "cuda" or not isinstance(path, PagedPath):
+    that leaves enough. Leaves the path with a cache of some size. Raises RuntimeError when memory runs out."""
+    if device.type != "cuda" or not path.allocates_cache:
         return 0
     before = free_cuda_bytes(device)
     largest_steps(path, limits, vocab_size, device)
     torch.cuda.synchronize(device)
-    # Not what PyTorch has given back since, but what it has had.
+    # The driver's count, since the peak matters, and not what PyTorch has in use now.
     taken = before - torch.cuda.mem_get_info(device)[0]
     return int(max(0, taken - path.cache_bytes))
 
 
 @torch.inference_mode()
-def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
-    """Runs the largest prefill, and samples for as many sequences as there can be; decode steps are recorded when the
-    cache is allocated, which it stays."""
+def largest_steps(path: ModelPath, limits: "pb.WarmupRequest", vocab_size: int, device: torch.device) -> None:
+    """Runs the largest prefill, and samples for the maximum number of sequences. Decode steps are recorded when the
+    cache is allocated. The cache stays."""
     block_size = limits.block_size_tokens
     longest = limits.max_total_tokens or limits.max_batch_tokens
     tokens = min(limits.max_batch_tokens, longest)
-    # Several prompts, where one cannot be as long as a step.
+    # Several prompts, where one prompt cannot fill a step.
     count = min(limits.max_sequences, -(-limits.max_batch_tokens // tokens))
     per_sequence = -(-tokens // block_size)
     num_blocks = count * per_sequence
@@ -62,11 +60,8 @@ def largest_steps(path: PagedPath, limits: "pb.WarmupRequest", vocab_size: int, 
 
 
 def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -> None:
-    """Samples for so many sequences, each of which asks for what takes memory."""
-    settings = pb.SamplingParameters(
-        temperature=1.5, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1, logit_bias_tokens=[0]
-    )
-    settings.logit_bias_values.append(1.0)
+    """Samples for `count` sequences, each of which needs all stages that take memory."""
+    settings = costly_parameters()
     sampler = Sampler(count, vocab_size, device)
     for id in range(count):
         sampler.admit(id, np.zeros(1, dtype=np.int32), 1, settings, logprobs=True, top_n=_TOP_LOGPROBS)
@@ -75,11 +70,11 @@ def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -
 
 
 def _shares(total: int, most: int, count: int) -> np.ndarray:
-    """int64 `[count]`: at most `most` each, `total` together as far as that goes."""
+    """int64 `[count]`: up to `most` tokens each, and up to `total` together."""
     taken = np.minimum(np.arange(1, count + 1) * most, total)
     return np.diff(taken, prepend=0)
 
 
 def _every_row(batch: "StepBatch", most: int) -> np.ndarray:
-    """int64: tokens of a batch whose logits are asked for, as many as sequences can decode at once."""
+    """int64: tokens of a batch whose logits are wanted, as many as sequences can decode at once."""
     return np.arange(min(len(batch.positions), most))

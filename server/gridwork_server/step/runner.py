@@ -1,7 +1,7 @@
 """Runs steps: the model, the cache and the sampler of one rank."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,49 +12,36 @@ from gridwork_kernels.device_copies import to_device
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
+from gridwork_server.model.info import common_info
 from gridwork_server.model.loading import LoadedModel
 from gridwork_server.model.token_bounds import TokenBounds
 from gridwork_server.parallel.group import RankGroup
-from gridwork_server.paths.base import CacheNeeds
+from gridwork_server.paths.invariance import invariance_of
 from gridwork_server.paths.memory import cache_budget_bytes
-from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
-from gridwork_server.paths.window_blocks import most_in_use
-from gridwork_server.sampling import Sampler, best_logprobs, taken, token_logprobs
-from gridwork_server.step import memory_profile
-from gridwork_server.step.result import add_tokens
+from gridwork_server.paths.sequence_table import SequenceTable
+from gridwork_server.sampling import Sampler, neutral_parameters, taken
+from gridwork_server.step import memory_profile, result
+from gridwork_server.step.cache_size import CacheSize, cache_size
+from gridwork_server.step.in_flight import InFlightStep
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-
-_KEPT = 4
-"""With a prefix cache, it is worth room for so many times what can be in use at once."""
-
+    from gridwork_server.sampling import SampleOutput
 
 _DRAFT_STEP_TOKENS = {"cpu": 16, "cuda": 128}
-"""By device: about as many tokens as are computed while the weights are read. From there on a draft costs nearly what a
-token costs that is certain."""
-
-
-@dataclass(frozen=True)
-class CacheSize:
-    """What the cache came to."""
-
-    num_blocks: int
-    bytes: int
-    """Over all ranks."""
-    bytes_per_token: int
-    """Over all ranks."""
+"""Maximum number of tokens in a step with drafts, by device: about as many as are computed while the weights are read.
+Beyond that number a draft costs nearly as much as a token that is certain."""
 
 
 class Runner:
-    """One rank's share of every step. Every rank runs the same steps; rank 0 samples and answers."""
+    """One rank's share of every step. Every rank runs the same steps; rank 0 samples and answers.
+
+    A step is begun and then finished. `run` does both; `OverlappedSteps` begins the next step in between.
+    """
 
     def __init__(
         self, loaded: LoadedModel, config: ShardConfig, group: RankGroup, spans: SequenceSpans | None = None
     ) -> None:
-        """Raises ModelError when the attention implementation that was asked for cannot be used."""
         self.loaded = loaded
         self.config = config
         self.group = group
@@ -63,11 +50,11 @@ class Runner:
         has_encoder = bool(loaded.config.is_encoder_decoder)
         self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
         self._reasons: dict[int, str] = {}
-        """Of sequences that have failed and whose failure no result has told yet."""
+        """Reasons why sequences cannot be computed, by id, until a result has told them."""
 
     @property
     def draft_step_tokens(self) -> int:
-        """Up to how many tokens of a step drafts are worth what they cost; 0: the path takes none."""
+        """Maximum number of tokens in a step for which drafts are worth their cost; 0: the path takes no drafts."""
         return _DRAFT_STEP_TOKENS[self.loaded.device.type] if self.path.takes_drafts else 0
 
     def warm_up(self, limits: "pb.WarmupRequest") -> CacheSize:
@@ -78,14 +65,22 @@ class Runner:
             raise LimitError(f"the {self.path.name} path cannot share what it computes: no prefix cache is possible")
         if limits.max_drafts and not self.path.takes_drafts:
             raise LimitError(f"the {self.path.name} path computes one token of a decode: no drafts are possible")
-        # What was there before must count as free.
+        # Memory of an earlier cache must count as free.
         self._free_cache()
         step_bytes = 0
         if self.config.kv_cache_memory_bytes is None:
             step_bytes = memory_profile.step_bytes(self.path, limits, self.loaded.vocab_size, self.loaded.device)
             self._free_cache()
-        size = self._size_cache(limits, step_bytes)
-        _check_capacity(size, limits)
+        budget = cache_budget_bytes(
+            self.loaded.device,
+            self.config.kv_cache_memory_bytes,
+            self.config.cuda_memory_fraction,
+            self.group.world_size,
+            step_bytes,
+        )
+        needs = self.path.needs.without_windows() if limits.prefix_cache else self.path.needs
+        size = cache_size(needs, limits, budget, self.group)
+        size.check(limits)
         error = self._allocate(limits, size.num_blocks)
         if self.group.minimum(0 if error else 1) == 0:
             raise LimitError(error or "another rank could not allocate its part of the cache")
@@ -97,6 +92,33 @@ class Runner:
         )
         return size
 
+    def info(self) -> "pb.InfoResponse":
+        """Description of the loaded model."""
+        loaded, path = self.loaded, self.path
+        invariance = invariance_of(path, loaded.model, loaded.device, self.group.world_size)
+        info = common_info(loaded, self.group.world_size)
+        info.MergeFrom(
+            pb.InfoResponse(
+                task=pb.TASK_GENERATE,
+                model_impl=path.name,
+                model_impl_reason=loaded.path_reason,
+                attention=path.attention_name,
+                input_vocab_size=loaded.input_vocab_size,
+                max_context_tokens=loaded.max_context_tokens,
+                eos_token_ids=loaded.eos_token_ids,
+                shares_blocks=path.shares_blocks,
+                batch_invariant=invariance.in_batch,
+                replay_invariant=invariance.when_replayed,
+                invariance_reason=invariance.reason,
+                draft_step_tokens=self.draft_step_tokens,
+                generation_defaults=loaded.generation.message(),
+                length_border=loaded.lengths.rule.border if loaded.lengths else 0,
+                lengths_apart=loaded.lengths is not None and loaded.lengths.rule.apart,
+                recompute_at_tokens=loaded.lengths.recompute_at if loaded.lengths else 0,
+            )
+        )
+        return info
+
     def reset(self) -> None:
         """Drops every sequence."""
         ids = np.arange(self._limits.max_sequences)
@@ -105,50 +127,82 @@ class Runner:
         self.path.reset()
         self.sampler = Sampler(self._limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
 
-    @torch.inference_mode()
     def run(self, step: "pb.Step") -> "pb.StepResult":
         """Computes one step. On ranks other than 0 the result is empty."""
-        result = pb.StepResult(step_id=step.id)
-        self.change_sequences(step)
+        return self.finish(self.begin(step))
+
+    @torch.inference_mode()
+    def begin(self, step: "pb.Step", after: InFlightStep | None = None) -> InFlightStep:
+        """Computes a step up to the sampling of its tokens, without reading them.
+
+        after: the step before, when that one is not finished. Tokens that it samples stay on the device, so the path
+        must take these (`takes_device_tokens`), and neither step may have drafts.
+        """
+        if after is not None and (step.released or step.admitted):
+            after.forget(np.array([*step.released, *(new.id for new in step.admitted)]), self.table.failed)
+        begun = InFlightStep(pb.StepResult(step_id=step.id))
+        self._change_sequences(step)
         ids, num_tokens = _array(step.sequence_ids), _array(step.num_tokens)
-        if step.new_blocks:
-            self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
+        self.table.append_blocks(ids, _array(step.num_new_blocks), _array(step.new_blocks))
         num_drafts = None
         if step.drafts:
             num_drafts = _array(step.num_drafts)
+            self.sampler.check_drafts(ids[num_drafts > 0])
             self.table.set_drafts(ids, num_drafts, _array(step.drafts))
         dead = self.table.failed[ids]
         if dead.any():
             for id in ids[dead].tolist():
-                reason = self._reasons.pop(id, "the sequence has failed before")
-                self._report_failures(result, [id], pb.SequenceFailure.KIND_INTERNAL, reason)
+                result.add_internal_failures(begun.result, [id], self._reasons.pop(id, result.FAILED_BEFORE))
             ids, num_tokens = ids[~dead], num_tokens[~dead]
             num_drafts = num_drafts[~dead] if num_drafts is not None else None
         if len(ids) == 0:
-            return result
+            return begun
         batch = self.table.batch(ids, num_tokens, num_drafts)
-        started = time.perf_counter()
-        of_prompts = self._wanted_prompt_tokens(batch)
+        batch.device_tokens = after.tokens_for(batch) if after is not None else None
+        begun.started = time.perf_counter()
+        of_prompts = result.wanted_prompt_tokens(self.table, batch)
         logits, kept = self.path.forward(batch, self.table, of_prompts)
-        computed = time.perf_counter()
+        begun.computed = time.perf_counter()
         self.table.computed(batch)
         if self.group.is_leader and len(of_prompts):
-            self._report_prompt_logprobs(result, batch, logits, kept)
-        self._sample(result, batch, logits, kept)
-        result.forward_us = int((computed - started) * 1e6)
-        result.sample_us = int((time.perf_counter() - computed) * 1e6)
-        return result
+            result.add_prompt_logprobs(begun.result, self.table, batch, logits, kept)
+        begun.ids = ids[batch.samples]
+        begun.positions = batch.positions[batch.sampled] + 1
+        begun.released = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
+        if batch.has_drafts:
+            begun.counts = batch.num_drafts[batch.samples] + 1
+            begun.inputs = batch.input_ids[batch.sampled]
+        else:
+            self.table.expect_tokens(begun.ids)
+        # An empty sample is read too where steps overlap, to know when the step has been computed.
+        if self.group.is_leader and (len(batch.sampled) or self.path.takes_device_tokens):
+            if len(kept) != len(batch.sampled):
+                logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
+            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions)
+            begun.sampled.start_reading()
+        return begun
+
+    @torch.inference_mode()
+    def finish(self, begun: InFlightStep) -> "pb.StepResult":
+        """Waits for the tokens of a step that has begun. Returns its result."""
+        output = begun.sampled.read() if begun.sampled is not None else None
+        if len(begun.ids):
+            self._take_tokens(begun, output)
+        if begun.started:
+            begun.result.forward_us = int((begun.computed - begun.started) * 1e6)
+            begun.result.sample_us = int((time.perf_counter() - begun.computed) * 1e6)
+        return begun.result
 
     def fail(self, step: "pb.Step", message: str) -> "pb.StepResult":
-        """The result of a step that raised an exception. Nobody knows what its sequences have by now: until they are
-        released, steps that have them report them as failed."""
+        """Result of a step that raised an exception. Its sequences may hold anything by now: until they are released,
+        steps that have them report them as failed."""
         for id in (*step.sequence_ids, *(new.id for new in step.admitted)):
             if id < len(self.table.failed):
                 self.table.failed[id] = True
         return pb.StepResult(step_id=step.id, error=message)
 
-    def change_sequences(self, step: "pb.Step") -> None:
-        """Lets go what a step releases and takes in what it admits."""
+    def _change_sequences(self, step: "pb.Step") -> None:
+        """Releases and admits the sequences that a step names."""
         if step.released:
             released = _array(step.released)
             self.table.release(released)
@@ -162,95 +216,61 @@ class Runner:
                 self._reasons[new.id] = refusal
                 continue
             self.table.admit(new)
-            # An encoder's prompt is no part of the text that penalties are for.
+            # An encoder's prompt is no part of the text that penalties apply to.
             first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
             tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
             num_prompt = new.num_prompt_tokens - first
             self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
             self.spans.admit(new.id, new.traceparent)
 
-    def _wanted_prompt_tokens(self, batch: StepBatch) -> np.ndarray:
-        """int64: tokens of the batch whose logits are wanted for the log-probabilities of prompts."""
-        wants = self.table.wants_prompt_logprobs[batch.sequence_ids]
-        return np.flatnonzero(wants[batch.row]) if wants.any() else np.array([], dtype=np.int64)
-
-    def _sample(self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray) -> None:
-        if len(batch.sampled) == 0:
-            return
-        ids = batch.sequence_ids[batch.samples]
-        counts = batch.num_drafts[batch.samples] + 1 if batch.has_drafts else None
-        of_tokens = ids if counts is None else np.repeat(ids, counts)
-        sampled = np.zeros((2, len(of_tokens)), dtype=np.int64)
-        if self.group.is_leader:
-            rows = logits
-            if len(kept) != len(of_tokens):
-                rows = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
-            output = self.sampler.sample(rows.float(), of_tokens, batch.positions[batch.sampled] + 1)
-            sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
-        # Every rank must know the tokens, since the next step may compute them.
-        sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
-        failed = sampled[1] != 0
-        if counts is None:
-            good = ~failed
-            dead = ids[failed]
-            self.table.append_tokens(ids[good], sampled[0][good])
+    def _take_tokens(self, begun: InFlightStep, output: "SampleOutput | None") -> None:
+        """Appends sampled tokens to their sequences, and reports them. output: on rank 0."""
+        ids, here = begun.ids, ~begun.released
+        tokens, failed = self._agreed(begun, output)
+        # A sequence may have failed in the step before, after this one had begun.
+        dead = np.where(begun.released, begun.had_failed, self.table.failed[ids])
+        result.add_internal_failures(begun.result, ids[dead])
+        if begun.counts is None:
+            good = ~dead & ~failed
+            lost = ~dead & failed
+            kept = good & here
+            self.table.set_tokens(ids[kept], begun.positions[kept], tokens[kept])
         else:
-            good = taken(sampled[0], failed, batch.input_ids[batch.sampled], counts)
-            num_taken = np.add.reduceat(good, np.cumsum(counts) - counts, dtype=np.int64)
-            self.table.append_tokens(ids, sampled[0][good], num_taken)
-            dead = ids[(num_taken == 0) & (counts == 1)]
+            good = taken(tokens, failed, begun.inputs, begun.counts)
+            num_taken = np.add.reduceat(good, np.cumsum(begun.counts) - begun.counts, dtype=np.int64)
+            self.table.append_tokens(ids, tokens[good], num_taken)
+            # NaN logits after a draft are met again when the draft's position is computed with a certain token. NaN
+            # logits before all drafts may come from these, since attention multiplies masked values by zero: the token
+            # is computed again without drafts.
+            lost = (num_taken == 0) & (begun.counts == 1)
+        self.table.failed[ids[lost & here]] = True
+        result.add_nan_failures(begun.result, ids[lost])
         if self.bounds.may_sample_unusable:
-            self._stop_unusable(of_tokens[good], sampled[0][good])
-        # A failure behind a draft is met again where the draft is a token that is known. One before all drafts may be
-        # theirs, since attention multiplies what it masks by zero: the token is computed again without them.
-        if len(dead):
-            self._report_failures(result, dead, pb.SequenceFailure.KIND_NAN_LOGITS, "the model produced NaN logits")
-        if not self.group.is_leader:
-            return
-        self.spans.sampled(ids)
-        add_tokens(result, of_tokens, output, good)
+            self._stop_unusable(begun.rows[good], tokens[good])
+        if output is not None:
+            self.spans.sampled(ids[here])
+            result.add_tokens(begun.result, begun.rows, output, good)
+
+    def _agreed(self, begun: InFlightStep, output: "SampleOutput | None") -> tuple[np.ndarray, np.ndarray]:
+        """Sampled tokens, int64 `[k]`, and whether each failed, bool `[k]`: those of rank 0, on every rank, since the
+        next step may compute them."""
+        sampled = np.zeros((2, len(begun.positions)), dtype=np.int64)
+        if output is not None:
+            sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
+        sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
+        return sampled[0], sampled[1] != 0
 
     def _stop_unusable(self, ids: np.ndarray, tokens: np.ndarray) -> None:
-        """Sequences whose newest token cannot be computed fail when it would be. ids, tokens: int64."""
+        """Marks sequences whose newest token the model has no input for; they fail in the next step. ids, tokens:
+        int64."""
         at = np.flatnonzero(self.bounds.unusable(tokens))
         for id, token in zip(ids[at].tolist(), tokens[at].tolist(), strict=True):
             self.table.failed[id] = True
             self._reasons[id] = self.bounds.message(token)
 
-    def _report_prompt_logprobs(
-        self, result: "pb.StepResult", batch: StepBatch, logits: torch.Tensor, kept: np.ndarray
-    ) -> None:
-        """The logits at a position give the log-probability of the token at the next one."""
-        for i in np.flatnonzero(self.table.wants_prompt_logprobs[batch.sequence_ids]):
-            sequence = int(batch.sequence_ids[i])
-            first = int(batch.last[i] - batch.num_tokens[i] + 1)
-            positions = batch.positions[first : batch.last[i] + 1]
-            positions = positions[positions + 1 < self.table.num_prompt[sequence]]
-            if len(positions) == 0:
-                continue
-            rows = np.searchsorted(kept, np.arange(first, first + len(positions)))
-            tokens = self.table.token_ids[sequence, positions + 1].astype(np.int64)
-            of_positions = logits[torch.from_numpy(rows).to(logits.device)].float()
-            logprobs = token_logprobs(of_positions, torch.from_numpy(tokens).to(logits.device))
-            reported = result.prompt_logprobs.add(
-                sequence_id=sequence, first_position=int(positions[0]) + 1, logprobs=logprobs.tolist()
-            )
-            top_n = min(int(self.table.top_n_prompt_logprobs[sequence]), logits.shape[1])
-            if top_n > 0:
-                top_ids, top_logprobs = best_logprobs(of_positions, top_n)
-                reported.top_n = top_n
-                reported.top_token_ids.extend(top_ids.flatten().tolist())
-                reported.top_logprobs.extend(top_logprobs.flatten().tolist())
-
-    def _report_failures(
-        self, result: "pb.StepResult", ids: "Iterable[int]", kind: "pb.SequenceFailure.Kind", message: str
-    ) -> None:
-        for sequence_id in ids:
-            self.table.failed[sequence_id] = True
-            result.failures.add(sequence_id=int(sequence_id), kind=kind, message=message)
-
     def _allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> str | None:
-        """Makes all that the limits determine the size of. Returns why it could not, for the ranks to agree on."""
+        """Makes everything whose size depends on the limits. Returns the reason when it fails, for the ranks to agree
+        on."""
         max_total_tokens = limits.max_total_tokens or num_blocks * limits.block_size_tokens
         self._limits = limits
         try:
@@ -265,85 +285,20 @@ class Runner:
     def _free_cache(self) -> None:
         self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)
 
-    def _size_cache(self, limits: "pb.WarmupRequest", step_bytes: int) -> CacheSize:
-        needs = self._needs(limits)
-        local = needs.bytes_per_token
-        budget = cache_budget_bytes(
-            self.loaded.device,
-            self.config.kv_cache_memory_bytes,
-            self.config.cuda_memory_fraction,
-            self.group.world_size,
-            step_bytes,
-        )
-        fixed = needs.bytes_per_sequence * limits.max_sequences
-        if fixed > budget:
-            raise LimitError(
-                f"the states of {limits.max_sequences} sequences take {fixed} bytes, and the memory for them is "
-                f"{budget}; give a smaller --max-batch-size, or more memory with --kv-cache-memory"
-            )
-        # Without a limit every sequence may become as long as there is memory, and the ids of its tokens take some too.
-        ids = 0 if limits.max_total_tokens else np.dtype(np.int32).itemsize * limits.max_sequences
-        num_blocks = self._num_blocks(budget - fixed, ids, limits)
-        if limits.max_total_tokens:
-            longest = -(-(limits.max_total_tokens + 1) // limits.block_size_tokens)
-            # More than this can never be in use; what is kept for later requests may be more.
-            num_blocks = min(num_blocks, longest * limits.max_sequences * (_KEPT if limits.prefix_cache else 1))
-        num_blocks = min(self.group.minimum(num_blocks), 2**31 // limits.block_size_tokens)
-        in_windows = min(num_blocks, most_in_use(needs.window_tokens, limits))
-        local_bytes = limits.block_size_tokens * (
-            num_blocks * (local - needs.window_bytes_per_token) + in_windows * needs.window_bytes_per_token
-        )
-        bytes_per_token, total_bytes = self.group.sum([local, local_bytes])
-        return CacheSize(num_blocks, total_bytes, bytes_per_token)
-
-    def _num_blocks(self, budget: int, id_bytes: int, limits: "pb.WarmupRequest") -> int:
-        """Blocks that fit into so many bytes. id_bytes: for a token's id. Layers that see a window need no more than
-        windows take."""
-        needs = self._needs(limits)
-        block = limits.block_size_tokens
-        num_blocks = budget // max(1, (needs.bytes_per_token + id_bytes) * block)
-        most = most_in_use(needs.window_tokens, limits)
-        if not needs.window_tokens or num_blocks <= most:
-            return num_blocks
-        rest = budget - most * block * (needs.bytes_per_token + id_bytes)
-        return most + rest // max(1, (needs.bytes_per_token - needs.window_bytes_per_token + id_bytes) * block)
-
-    def _needs(self, limits: "pb.WarmupRequest") -> CacheNeeds:
-        return self.path.needs.without_windows() if limits.prefix_cache else self.path.needs
-
     def _run_first_steps(self, num_blocks: int) -> None:
-        """A chunk of prefill and a decode, so that whatever is set up at first use is set up now."""
+        """Runs a chunk of prefill and a decode, so that whatever is set up at first use is set up now."""
         tokens = min(self._limits.max_batch_tokens, 16, num_blocks * self._limits.block_size_tokens - 1)
         if tokens < 1 or tokens + 1 > self.table.token_ids.shape[1] - 2:
             return
         needed = -(-(tokens + 1) // self._limits.block_size_tokens)
         step = pb.Step(id=0, sequence_ids=[0], num_tokens=[tokens], num_new_blocks=[needed], new_blocks=range(needed))
         step.admitted.add(
-            id=0,
-            token_ids=[0] * tokens,
-            num_prompt_tokens=tokens,
-            sampling=pb.SamplingParameters(greedy=True, temperature=1, top_p=1, typical_p=1, repetition_penalty=1),
+            id=0, token_ids=[0] * tokens, num_prompt_tokens=tokens, sampling=neutral_parameters(greedy=True)
         )
         self.run(step)
         self.run(pb.Step(id=0, sequence_ids=[0], num_tokens=[1], num_new_blocks=[0]))
         self.run(pb.Step(id=0, released=[0]))
 
 
-def _check_capacity(size: CacheSize, limits: "pb.WarmupRequest") -> None:
-    """Every rank comes to the same conclusion, since the size is agreed upon."""
-    if size.num_blocks == 0:
-        needed = limits.block_size_tokens * size.bytes_per_token
-        raise LimitError(
-            f"the memory for it does not hold one block of {limits.block_size_tokens} tokens, which takes {needed} "
-            "bytes; give it more with --kv-cache-memory"
-        )
-    capacity = size.num_blocks * limits.block_size_tokens
-    if capacity < limits.max_total_tokens:
-        raise LimitError(
-            f"it would hold {capacity} tokens, too few for one sequence of {limits.max_total_tokens} tokens; set "
-            f"--max-total-tokens to {capacity} or less, or give it more memory with --kv-cache-memory"
-        )
-
-
-def _array(values: "Iterable[int]") -> np.ndarray:
+def _array(values: Iterable[int]) -> np.ndarray:
     return np.array(values, dtype=np.int64)

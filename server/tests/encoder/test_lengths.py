@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on how long a sequence is: each sequence of a batch has its own."""
+"""Rotary frequencies that depend on the length of a sequence: each sequence of a batch has its own."""
 
 import copy
 from typing import Any
@@ -35,7 +35,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("wish", ["auto", "padded", "single"])
 @pytest.mark.parametrize("kind", ROPES)
-def test_hidden_states_are_those_of_a_model_that_has_seen_nothing_else(kind: str, wish: str) -> None:
+def test_each_sequence_of_a_batch_has_the_frequencies_of_its_own_length(kind: str, wish: str) -> None:
     model = models.build("llama", **ROPES[kind])
     fresh = copy.deepcopy(model)
     fresh.set_attn_implementation("eager")

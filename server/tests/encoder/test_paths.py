@@ -1,4 +1,4 @@
-"""Batches give what plain forward() gives of each sequence, and what cannot do so is not used."""
+"""Paths give the results of plain forward() for each sequence, and a path that does not is not selected."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from gridwork_server.encoder import attention
 from gridwork_server.encoder.batch import SequenceBatch
 from gridwork_server.encoder.selection import select
 from gridwork_server.errors import ModelError
@@ -21,7 +22,7 @@ PADDED = ["mpnet", "deberta-v2"]
 
 @torch.inference_mode()
 def plainly(model: Any, sequences: list[list[int]]) -> list[Any]:
-    """What the model itself returns of one sequence after the other."""
+    """Outputs of the model's own forward() for one sequence after the other."""
     model.set_attn_implementation("eager")
     return [
         model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
@@ -48,7 +49,7 @@ def test_hidden_states_are_those_of_plain_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FLAT[:6], *PADDED])
-def test_tokens_logits_are_those_of_plain_forward(name: str) -> None:
+def test_token_logits_are_those_of_plain_forward(name: str) -> None:
     model = models.build(name, transformers.AutoModelForMaskedLM)
     path = select(model, Task.FILL_MASK).path
     sequences = models.sequences(LENGTHS)
@@ -60,7 +61,7 @@ def test_tokens_logits_are_those_of_plain_forward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FLAT[:7], *PADDED])
-def test_labels_logits_are_those_of_plain_forward(name: str) -> None:
+def test_label_logits_are_those_of_plain_forward(name: str) -> None:
     model = models.build(name, transformers.AutoModelForSequenceClassification, num_labels=3)
     path = select(model, Task.CLASSIFY).path
     assert path.name == ("flat" if name in FLAT else "padded")
@@ -71,7 +72,7 @@ def test_labels_logits_are_those_of_plain_forward(name: str) -> None:
     assert difference(got, expected) < 2e-5
 
 
-def test_types_of_tokens_reach_the_model() -> None:
+def test_token_types_reach_the_model() -> None:
     model = models.build("bert", transformers.AutoModelForSequenceClassification, num_labels=1)
     path = select(model, Task.RERANK).path
     sequences = models.sequences([9, 5])
@@ -100,15 +101,13 @@ def test_positions_are_found_by_watching_the_model(name: str, offset: int) -> No
 
 
 @pytest.mark.parametrize(("name", "is_causal"), [("bert", False), ("llama", True), ("gemma3", False)])
-def test_causal_models_are_told_apart(name: str, is_causal: bool) -> None:
+def test_causal_models_are_recognized(name: str, is_causal: bool) -> None:
     assert select(models.build(name), Task.EMBED).is_causal == is_causal
 
 
-def test_a_path_that_gives_other_results_is_stepped_down_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gridwork_server.encoder.attention import AttentionOptions
-
-    # Layers that ignore their windows: only sequences longer than a window show it.
-    monkeypatch.setattr(AttentionOptions, "mask", lambda *_: None)
+def test_a_path_with_other_results_is_not_selected(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Layers ignore their windows, which only sequences longer than a window show.
+    monkeypatch.setattr(attention, "visible", lambda *_: None)
     selection = select(models.build("modernbert"), Task.EMBED)
     assert selection.path.name == "padded"
     assert "differ" in selection.reason
@@ -125,10 +124,10 @@ def test_the_definition_of_attention_agrees_with_the_fused_form() -> None:
 
 
 @pytest.mark.parametrize("wish", ["flat", "padded", "single"])
-def test_a_path_can_be_asked_for(wish: str) -> None:
+def test_a_named_path_is_selected(wish: str) -> None:
     assert select(models.build("bert"), Task.EMBED, wish).path.name == wish
 
 
-def test_a_path_that_cannot_be_used_is_refused_with_the_reason() -> None:
+def test_a_named_path_that_cannot_be_used_is_refused_with_the_reason() -> None:
     with pytest.raises(ModelError, match="attention interface"):
         select(models.build("mpnet"), Task.EMBED, "flat")

@@ -1,4 +1,4 @@
-"""Vectors are what sentence-transformers' files say."""
+"""Vectors are pooled as the files of sentence-transformers describe."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def folder(path: Path, pooling_config: dict[str, Any], *further: str) -> Path:
         ("pooling_mode_weightedmean_tokens", [(1 + 4 + 18) / 6, (-4 + 3) / 6]),
     ],
 )
-def test_each_way_to_pool(tmp_path: Path, flag: str, expected: list[float]) -> None:
+def test_each_pooling_mode(tmp_path: Path, flag: str, expected: list[float]) -> None:
     found = pooling.read(folder(tmp_path, {"pooling_mode_mean_tokens": False, flag: True}), False, CPU)
     vectors = found.pool(HIDDEN, BATCH)
     torch.testing.assert_close(vectors[0], torch.tensor(expected))
@@ -56,7 +56,7 @@ def test_each_way_to_pool(tmp_path: Path, flag: str, expected: list[float]) -> N
     assert not found.normalizes
 
 
-def test_several_ways_are_put_one_behind_the_other(tmp_path: Path) -> None:
+def test_vectors_of_several_modes_are_concatenated(tmp_path: Path) -> None:
     path = folder(tmp_path, {"pooling_mode": ["cls", "mean"]}, "Normalize")
     (path / "sentence_bert_config.json").write_text('{"max_seq_length": 77}')
     found = pooling.read(path, False, CPU)
@@ -81,13 +81,13 @@ def test_a_dense_layer_is_applied(tmp_path: Path) -> None:
     torch.testing.assert_close(vectors[0], torch.tanh(torch.tensor([0.5 - 1.0 + 0.1])))
 
 
-def test_without_files_causal_models_use_their_last_token_and_others_the_mean(tmp_path: Path) -> None:
+def test_without_files_causal_models_pool_the_last_token_and_others_the_mean(tmp_path: Path) -> None:
     mean, last = (pooling.read(tmp_path, is_causal, CPU) for is_causal in (False, True))
     assert (mean.modes, last.modes) == (("mean",), ("lasttoken",))
     assert mean.normalizes and last.normalizes
 
 
-def test_what_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_modules_and_modes_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="LSTM"):
         pooling.read(folder(tmp_path, {"pooling_mode": "cls"}, "LSTM"), False, CPU)
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": "attention"}')

@@ -1,4 +1,4 @@
-"""Batches in which a sequence makes the model raise: it fails alone."""
+"""A sequence that makes the model raise fails alone in its batch."""
 
 from pathlib import Path
 from typing import Any

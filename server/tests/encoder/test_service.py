@@ -36,13 +36,13 @@ def refusal(shard: ShardProcess, **request: object) -> grpc.RpcError:
     return caught.value
 
 
-def test_info_tells_the_task(shard: ShardProcess) -> None:
+def test_info_reports_the_task(shard: ShardProcess) -> None:
     info = shard.stub.Info(pb.InfoRequest())
     assert (info.task, info.model_impl, info.model_impl_reason) == (pb.TASK_FILL_MASK, "flat", "")
     assert (info.vocab_size, info.max_input_tokens) == (models.VOCAB, 128)
 
 
-def test_tokens_and_sparse_vectors_are_the_models(shard: ShardProcess) -> None:
+def test_tokens_and_sparse_vectors_are_those_of_the_model(shard: ShardProcess) -> None:
     model = models.build("roberta", transformers.AutoModelForMaskedLM)
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([ids])).logits[0] for ids in SEQUENCES]
@@ -63,7 +63,7 @@ def test_tokens_and_sparse_vectors_are_the_models(shard: ShardProcess) -> None:
         assert len(got.values) == int((weights > 0).sum())
 
 
-def test_a_batch_that_breaks_the_contract_is_refused(shard: ShardProcess) -> None:
+def test_a_batch_that_violates_the_contract_is_refused(shard: ShardProcess) -> None:
     tokens = pb.EncodeRequest.OUTPUT_TOKENS
     good = {"token_ids": FLAT, "lengths": [7, 2], "output": tokens, "positions": [1], "top_n": 1}
     for change, words in [
@@ -83,7 +83,7 @@ def test_a_batch_that_breaks_the_contract_is_refused(shard: ShardProcess) -> Non
     assert len(shard.stub.Encode(pb.EncodeRequest(**good)).encodings) == 2
 
 
-def test_a_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(shard: ShardProcess) -> None:
+def test_a_token_outside_the_vocabulary_fails_its_sequence_alone(shard: ShardProcess) -> None:
     request = {"lengths": [7, 2], "output": pb.EncodeRequest.OUTPUT_TOKENS, "positions": [1, 7], "top_n": 3}
     expected = shard.stub.Encode(pb.EncodeRequest(token_ids=FLAT, **request)).encodings
     tokens = [*FLAT[:8], models.VOCAB]
@@ -100,9 +100,9 @@ def test_an_encoder_takes_no_steps(shard: ShardProcess) -> None:
     assert "Encode" in caught.value.details()
 
 
-def test_what_an_encoder_cannot_be_started_with_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_settings_that_are_not_compatible_with_an_encoder_are_refused(folder: Path, tmp_path: Path) -> None:
     for arguments, words in [
-        (("--task", "rerank"), "--task embed or --task fill-mask would work"),
+        (("--task", "rerank"), "use --task embed or --task fill-mask"),
         (("--attention", "cpu"), "auto, sdpa or reference"),
     ]:
         with shards(folder, tmp_path, 1, *arguments) as (shard,):

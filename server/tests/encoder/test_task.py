@@ -1,4 +1,4 @@
-"""The task follows from the folder, and a wish that contradicts it is refused with what would work."""
+"""The task follows from the folder. A `--task` that contradicts it is refused, with tasks that would work."""
 
 import json
 from pathlib import Path
@@ -51,12 +51,14 @@ def test_the_task_follows_from_the_folder(
         ("fill-mask", content("BertModel"), "--task generate or --task embed"),
     ],
 )
-def test_a_contradicting_wish_is_refused(tmp_path: Path, wish: str, config: dict[str, Any], would_work: str) -> None:
-    with pytest.raises(ModelError, match=f"--task {wish} does not go with .*{would_work} would work"):
+def test_a_task_that_contradicts_the_folder_is_refused(
+    tmp_path: Path, wish: str, config: dict[str, Any], would_work: str
+) -> None:
+    with pytest.raises(ModelError, match=f"--task {wish} does not work with .*use {would_work}"):
         choose(wish, tmp_path, config)
 
 
-def test_heads_that_no_task_uses_are_refused_by_name(tmp_path: Path) -> None:
+def test_heads_without_a_task_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"BertForTokenClassification.*--task embed"):
         choose("auto", tmp_path, content("BertForTokenClassification"))
     assert choose("embed", tmp_path, content("BertForTokenClassification")) == Task.EMBED

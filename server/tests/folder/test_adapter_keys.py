@@ -1,4 +1,4 @@
-"""Each key of a LoRA's adapter_config.json does what the table says: merged, a base computes what PEFT computes."""
+"""Tests each key of a LoRA's adapter_config.json: a merged base must compute what PEFT computes."""
 
 import dataclasses
 from pathlib import Path
@@ -44,7 +44,7 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def merged(folder: Path, base: Path) -> Path:
-    return adapter.merged(folder, lambda name: base, False, False, None, folder.parent / "cache")
+    return adapter.merge_adapter(folder, lambda name: base, False, False, None, folder.parent / "cache")
 
 
 def check(base: Path, folder: Path, rows: int, settings: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def check(base: Path, folder: Path, rows: int, settings: dict[str, Any]) -> None
     torch.testing.assert_close(logits(found, tokens), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_no_key_of_peft_is_missing() -> None:
+def test_every_key_of_peft_is_listed() -> None:
     assert {field.name for field in dataclasses.fields(LoraConfig)} == set(LORA)
 
 
@@ -78,7 +78,7 @@ _CASES = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("key", "sample"), _CASES)
-def test_each_key_does_what_the_table_says(key: str, sample: Any, base: Path, tmp_path: Path) -> None:
+def test_each_key_has_the_listed_effect(key: str, sample: Any, base: Path, tmp_path: Path) -> None:
     settings = LORA[key].settings | {key: sample}
     if isinstance(LORA[key], Refused):
         with pytest.raises(PrepareError, match=key):
@@ -99,5 +99,5 @@ def test_each_key_does_what_the_table_says(key: str, sample: Any, base: Path, tm
         {"trainable_token_indices": [100, 101, 103]},
     ],
 )
-def test_a_base_that_gained_tokens(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
+def test_adapter_that_added_tokens_is_merged(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
     check(base, tmp_path / "adapter", ROWS + 4, {"target_modules": ["q_proj"]} | settings)

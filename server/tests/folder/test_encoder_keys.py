@@ -1,4 +1,4 @@
-"""Each key of config.json and of sentence-transformers' files does what the table says."""
+"""Tests each key of config.json and of sentence-transformers' files against the table."""
 
 import inspect
 import json
@@ -25,7 +25,7 @@ HIDDEN = torch.tensor([[1.0, -4.0], [2.0, 0.0], [6.0, 1.0], [-3.0, 5.0]])
 
 
 def write(folder: Path, modules: dict[str, dict[str, Any]]) -> Path:
-    """A folder with the modules of these names, and the configs of each."""
+    """Writes a folder with modules of these names, each with its config."""
     listed = []
     for index, (name, config) in enumerate({"Transformer": {}, **modules}.items()):
         path = f"{index}_{name}" if index else ""
@@ -45,12 +45,12 @@ MEAN = {"pooling_mode": "mean"}
 _DENSE = {"in_features": 2, "out_features": 1, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
 
 
-def test_no_key_of_transformers_config_is_missing() -> None:
+def test_every_key_of_transformers_config_is_listed() -> None:
     assert set(inspect.signature(PretrainedConfig.__init__).parameters) - {"self", "kwargs"} == set(CONFIG)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_each_module_is_run_or_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_each_module_runs_or_is_refused_by_name(name: str, tmp_path: Path) -> None:
     configs: dict[str, Any] = {"Dense": _DENSE, "LayerNorm": {"dimension": 2}}
     entry = MODULES[name]
     modules = (
@@ -71,7 +71,7 @@ def test_each_module_is_run_or_refused_by_name(name: str, tmp_path: Path) -> Non
     assert found.normalizes == (name == "Normalize")
 
 
-def test_vectors_that_are_normalized_before_the_last_module_are_normalized_here(tmp_path: Path) -> None:
+def test_normalize_before_another_module_is_applied(tmp_path: Path) -> None:
     found = pooling.read(write(tmp_path, {"Pooling": MEAN, "Normalize": {}, "Dense": _DENSE}), False, CPU)
     mean = torch.nn.functional.normalize(torch.stack([HIDDEN[:3].mean(0), HIDDEN[3]]))
     torch.testing.assert_close(found.pool(HIDDEN, BATCH), torch.tanh(mean.sum(1, keepdim=True) * 0.5 + 0.25))
@@ -79,7 +79,7 @@ def test_vectors_that_are_normalized_before_the_last_module_are_normalized_here(
 
 
 @pytest.mark.parametrize("key", [key for key, entry in DENSE.items() if isinstance(entry, Refused)])
-def test_layers_on_something_else_than_the_vector_are_refused(key: str, tmp_path: Path) -> None:
+def test_layers_on_token_vectors_are_refused(key: str, tmp_path: Path) -> None:
     folder = write(tmp_path, {"Pooling": MEAN, "Dense": _DENSE | {key: DENSE[key].samples[0]}})
     with pytest.raises(ModelError, match=key):
         pooling.read(folder, False, CPU)
@@ -96,7 +96,7 @@ _WITHOUT_FIRST = {
 
 
 @pytest.mark.parametrize("mode", _WITHOUT_FIRST)
-def test_a_prompts_tokens_are_left_out_where_the_file_says_so(mode: str, tmp_path: Path) -> None:
+def test_include_prompt_false_excludes_prompt_tokens(mode: str, tmp_path: Path) -> None:
     found = pooling.read(write(tmp_path, {"Pooling": {"pooling_mode": mode, "include_prompt": False}}), False, CPU)
     assert found.excludes_prompt
     vectors = found.pool(HIDDEN, BATCH, (1, 0))
@@ -105,13 +105,13 @@ def test_a_prompts_tokens_are_left_out_where_the_file_says_so(mode: str, tmp_pat
     torch.testing.assert_close(found.pool(HIDDEN, BATCH)[1], HIDDEN[3])
 
 
-def test_the_mean_is_on_where_the_file_does_not_say(tmp_path: Path) -> None:
+def test_mean_pooling_is_the_default(tmp_path: Path) -> None:
     found = pooling.read(write(tmp_path, {"Pooling": {"pooling_mode_cls_token": True}}), False, CPU)
     assert found.modes == ("cls", "mean")
     assert isinstance(POOLING["word_embedding_dimension"], WithoutEffect)
 
 
-def test_limits_of_the_tokenizer_and_of_sentence_transformers(tmp_path: Path) -> None:
+def test_length_limits_of_tokenizer_and_sentence_transformers(tmp_path: Path) -> None:
     for content, expected in (('{"model_max_length": 77}', 77), ('{"model_max_length": 1e30}', None), ("{}", None)):
         (tmp_path / "tokenizer_config.json").write_text(content)
         assert _tokenizer_limit(tmp_path) == expected
@@ -142,7 +142,7 @@ _SIGMOID, _IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.l
         (Task.RERANK, {"num_labels": 1, "sentence_transformers": {"activation_fn": _SIGMOID}}, LabelScore.SIGMOID),
     ],
 )
-def test_logits_become_scores_as_the_config_says(task: Task, settings: dict[str, Any], expected: LabelScore) -> None:
+def test_config_decides_how_logits_become_scores(task: Task, settings: dict[str, Any], expected: LabelScore) -> None:
     assert label_score.find(BertConfig(**settings), task) == expected
 
 

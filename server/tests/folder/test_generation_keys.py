@@ -1,4 +1,4 @@
-"""Each key of generation_config.json does what the table says."""
+"""Tests each key of generation_config.json against the table."""
 
 import json
 from pathlib import Path
@@ -62,13 +62,13 @@ def defaults(folder: Path, content: dict[str, Any] | str, source: str = "auto") 
     return read(folder, LlamaConfig(), source)
 
 
-def test_no_key_of_transformers_is_missing() -> None:
+def test_every_key_of_transformers_is_listed() -> None:
     assert set(KEYS) == set(vars(GenerationConfig()))
     assert {key for key, fate in KEYS.items() if fate == IGNORED} <= set(SAMPLES)
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))
-def test_each_key_does_what_the_table_says(key: str, tmp_path: Path) -> None:
+def test_each_key_has_the_listed_effect(key: str, tmp_path: Path) -> None:
     fate = KEYS[key]
     of_the_models_path = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
     # Transformers refuses this key without sampling.
@@ -96,32 +96,32 @@ def test_each_key_does_what_the_table_says(key: str, tmp_path: Path) -> None:
     ("key", "value"),
     [("temperature", -1.0), ("top_p", 0.0), ("top_p", float("nan")), ("min_p", 2.0), ("repetition_penalty", 0)],
 )
-def test_a_value_out_of_its_range_is_not_used(key: str, value: float, tmp_path: Path) -> None:
+def test_values_out_of_range_are_ignored(key: str, value: float, tmp_path: Path) -> None:
     found = defaults(tmp_path, json.dumps({key: value}))
     assert getattr(found, key) is None
 
 
-def test_words_of_several_tokens_are_reported(tmp_path: Path) -> None:
+def test_words_of_several_tokens_are_reported_as_ignored(tmp_path: Path) -> None:
     found = defaults(tmp_path, {"bad_words_ids": [[3], [4, 5]], "sequence_bias": [[[6, 7], 1.0]]})
     assert found.biases == {3: -1e9}
     assert len(found.ignored) == 2
 
 
-def test_none_keeps_the_end_tokens_alone(tmp_path: Path) -> None:
+def test_source_none_reads_only_end_tokens(tmp_path: Path) -> None:
     content = {"temperature": 0.5, "eos_token_id": 9, "num_beams": 3}
     assert defaults(tmp_path, content, "none") == GenerationDefaults([9])
 
 
-def test_another_folder_may_be_named_and_must_have_the_file(tmp_path: Path) -> None:
+def test_another_folder_must_have_a_generation_config(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    with pytest.raises(ModelError, match=r"other: there is no generation_config\.json"):
+    with pytest.raises(ModelError, match=r"other, a folder without a generation_config\.json"):
         defaults(tmp_path, {"temperature": 0.5}, str(other))
     (other / "generation_config.json").write_text('{"temperature": 0.75}')
     assert defaults(tmp_path, {"temperature": 0.5}, str(other)).temperature == 0.75
 
 
-def test_without_the_file_config_json_counts_as_it_does_for_generate(tmp_path: Path) -> None:
+def test_config_json_is_read_without_generation_config(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"model_type": "llama", "temperature": 0.5, "num_beams": 4, "eos_token_id": 8}'
     )
@@ -129,5 +129,5 @@ def test_without_the_file_config_json_counts_as_it_does_for_generate(tmp_path: P
     assert (found.temperature, found.eos_token_ids, found.ignored) == (0.5, [8], ["num_beams: 4"])
 
 
-def test_a_damaged_file_is_passed_over(tmp_path: Path) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path) -> None:
     assert defaults(tmp_path, "{") == NOTHING

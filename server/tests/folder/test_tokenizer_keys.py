@@ -1,4 +1,4 @@
-"""Whatever the files of a folder say of its tokenizer, the router's tokenizer.json does what Transformers does."""
+"""Tests that the router's tokenizer.json agrees with Transformers, whatever a folder's files configure."""
 
 import inspect
 import json
@@ -11,9 +11,9 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
-from gridwork_server.prepare import verdict
+from gridwork_server.prepare import tokenizer_choice
 from gridwork_server.prepare.agreement import find_disagreement
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 from ..prepare.test_tokenizer import byte_level
 from .keys import TOKENIZER_CONFIG, Read, WithoutEffect
@@ -23,7 +23,7 @@ TEXTS = ["a <|new|>b<|image|> (c) <|end|>x", "<|NEW|> It's", " <|new|>"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A byte-level tokenizer of the class that takes tokenizer.json as it is."""
+    """A folder with a byte-level tokenizer whose class uses tokenizer.json as it is."""
     path = tmp_path / "model"
     path.mkdir()
     byte_level().save(str(path / "tokenizer.json"))
@@ -38,7 +38,7 @@ def configure(folder: Path, **settings: Any) -> None:
 
 
 def prepared(folder: Path) -> PreparedTokenizer | None:
-    return prepared_tokenizer(folder, False, None, folder.parent / "cache")
+    return prepare_tokenizer(folder, False, None, folder.parent / "cache")
 
 
 def served(folder: Path) -> Tokenizer:
@@ -58,12 +58,12 @@ def agrees(folder: Path) -> None:
             assert found.decode(ids, skip_special_tokens=skip) == expected
 
 
-def test_no_key_of_transformers_is_missing() -> None:
+def test_every_key_of_transformers_is_listed() -> None:
     source = "".join(inspect.getsource(owner) for owner in (TokenizersBackend, PreTrainedTokenizerBase))
     read = set(re.findall(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""", source))
     read |= {f"{name}" for name in PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES}
     arguments = {
-        # Of calls, not of tokenizer_config.json.
+        # Arguments of calls, not keys of tokenizer_config.json.
         *("cache_dir", "force_download", "proxies", "token", "revision", "subfolder", "code_revision", "config"),
         *("_from_pipeline", "_from_auto", "_commit_hash", "trust_remote_code", "return_offsets_mapping"),
         *(
@@ -101,7 +101,7 @@ def test_each_key_is_read_as_transformers_reads_it(key: str, sample: Any, folder
         assert isinstance(entry, Read)
 
 
-def test_special_tokens_map_and_added_tokens_are_read_where_transformers_reads_them(folder: Path) -> None:
+def test_special_tokens_map_and_added_tokens_are_read_like_transformers(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text('{"bos_token": "<|new|>", "pad_token": {"content": "<|end|>"}}')
     (folder / "added_tokens.json").write_text('{"<|image|>": 401, "<|new|>": 400}')
     agrees(folder)
@@ -109,12 +109,12 @@ def test_special_tokens_map_and_added_tokens_are_read_where_transformers_reads_t
     assert made is not None
     named = json.loads((made.path / "tokenizer_config.json").read_text())
     assert (named["bos_token"], named["pad_token"], named["eos_token"]) == ("<|new|>", "<|end|>", "<|end|>")
-    # With a list of all added tokens in tokenizer_config.json, Transformers reads neither.
+    # With a list of all added tokens in tokenizer_config.json, Transformers reads neither file.
     configure(folder, added_tokens_decoder={})
     agrees(folder)
 
 
-def test_special_tokens_that_a_class_supplies_are_written_for_the_router(folder: Path) -> None:
+def test_special_tokens_of_the_class_are_written(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     agrees(folder)
     made = prepared(folder)
@@ -122,7 +122,7 @@ def test_special_tokens_that_a_class_supplies_are_written_for_the_router(folder:
     assert json.loads((made.path / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
 
 
-def test_lower_casing_is_what_the_class_makes_of_its_setting(tmp_path: Path) -> None:
+def test_do_lower_case_is_read_by_the_class(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -137,27 +137,27 @@ def test_lower_casing_is_what_the_class_makes_of_its_setting(tmp_path: Path) -> 
         assert ids == truth.encode("Kettle Café")
 
 
-def test_a_tokenizer_that_transformers_cannot_load_is_used_as_it_is(folder: Path) -> None:
+def test_tokenizer_json_is_used_if_transformers_cannot_load_the_folder(folder: Path) -> None:
     configure(folder, padding_side="middle")
     assert prepared(folder) is None
 
 
-def test_a_verdict_is_kept_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_choice_is_cached_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(folder, extra_special_tokens=["<|new|>"])
     made = prepared(folder)
     assert made is not None
     cache = folder.parent / "cache"
-    assert verdict.read(folder, cache, False, None) == verdict.Verdict(made.path, True)
-    assert verdict.read(folder, cache, True, None) is None
+    assert tokenizer_choice.read(folder, cache, False, None) == tokenizer_choice.TokenizerChoice(made.path, True)
+    assert tokenizer_choice.read(folder, cache, True, None) is None
     with monkeypatch.context() as patch:
-        patch.setattr("gridwork_server.prepare.tokenizer.load_tokenizer", None)  # it is not asked again
+        patch.setattr("gridwork_server.prepare.tokenizer.load_tokenizer", None)  # it is not called again
         assert prepared(folder) == made
     (folder / "model.safetensors").write_text("weights do not matter")
-    assert verdict.read(folder, cache, False, None) is not None
+    assert tokenizer_choice.read(folder, cache, False, None) is not None
     configure(folder)
-    assert verdict.read(folder, cache, False, None) is None
+    assert tokenizer_choice.read(folder, cache, False, None) is None
     assert prepared(folder) is None
 
 
-def test_the_hash_is_the_same_in_the_launcher() -> None:
-    assert verdict._fnv1a(b"foobar") == 0x85944171F73967E8
+def test_hash_equals_the_launchers() -> None:
+    assert tokenizer_choice._fnv1a(b"foobar") == 0x85944171F73967E8

@@ -1,4 +1,4 @@
-"""Steps that want logits of some tokens beside those that want all."""
+"""Steps with logits of some tokens against steps with logits of all tokens."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ T, K = Size(0, 1, 0), Size(0, 0, 1)
 
 
 def logits_of(path: PagedPath, lengths: list[int], wanted: np.ndarray) -> torch.Tensor:
-    """Of these tokens of a step with prompts of these lengths."""
+    """Logits of these tokens of a step with prompts of these lengths."""
     path.allocate(LIMITS, 64)
     table = SequenceTable(4, 600, 16, 64)
     ids = np.arange(len(lengths))
@@ -41,7 +41,7 @@ def logits_of(path: PagedPath, lengths: list[int], wanted: np.ndarray) -> torch.
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_a_tokens_logits_do_not_depend_on_which_others_are_wanted(
+def test_logits_do_not_depend_on_the_other_requested_tokens(
     name: str, dtype: str, quantize: str | None, tmp_path: Path
 ) -> None:
     if quantize and name not in ("llama", "qwen2"):
@@ -56,7 +56,7 @@ def test_a_tokens_logits_do_not_depend_on_which_others_are_wanted(
             assert torch.equal(logits_of(path, lengths, wanted), all_of_them[wanted]), (lengths, wanted)
 
 
-def test_the_last_layer_computes_what_is_wanted_behind_its_attention(tmp_path: Path) -> None:
+def test_the_last_layer_computes_only_requested_rows(tmp_path: Path) -> None:
     graph = graph_of("llama", tmp_path)
     fuse(graph, lambda _old, _new: None)
     every, some = by_kept_rows(graph) or (None, None)
@@ -65,7 +65,7 @@ def test_the_last_layer_computes_what_is_wanted_behind_its_attention(tmp_path: P
     assert _count(some) == Counter({("gridwork_cpu.linear", T): 3 * 4 - 3, ("gridwork_cpu.linear", K): 4})
     assert [node.name for node in every.nodes].count("aten.index") == 0
     chosen = [node for node in some.nodes if node.target == aten.index_select.default]
-    assert len(chosen) == 2, "what attention gives, and the residual"
+    assert len(chosen) == 2, "the output of attention, and the residual"
 
 
 def _count(graph: Graph) -> Counter[tuple[str, object]]:
@@ -73,7 +73,7 @@ def _count(graph: Graph) -> Counter[tuple[str, object]]:
     return Counter((node.name, node.shape[1]) for node in linears if node.shape is not None)
 
 
-def test_what_other_operations_need_too_is_computed_for_all() -> None:
+def test_tensors_with_other_users_are_computed_for_all_tokens() -> None:
     def node(target: object, args: tuple[object, ...], out: int, rows: Size = T) -> Node:
         return Node(target, args, {}, (Ref(out),), (1, rows, 8), torch.float32)
 
@@ -103,7 +103,7 @@ def test_what_other_operations_need_too_is_computed_for_all() -> None:
     assert some.nodes[-2].args == (Ref(9), Ref(10)) and some.nodes[-2].shape == (1, K, 8)
 
 
-def test_graphs_that_choose_otherwise_stay_as_they_are() -> None:
+def test_graphs_with_another_selection_stay() -> None:
     choice = Node(aten.index.Tensor, (Ref(3), [Ref(2)]), {}, (Ref(4),), (K, 8), torch.float32)
     start = Node(aten.embedding.default, (torch.zeros(4, 8), Ref(0)), {}, (Ref(3),), (T, 8), torch.float32)
     assert by_kept_rows(Graph(Ref(0), Ref(1), Ref(2), [start, choice], Ref(4), next_index=5)) is None

@@ -1,4 +1,4 @@
-"""Native programs beside the same operations called one by one."""
+"""Native programs against the same operations called one by one."""
 
 from functools import cached_property
 from itertools import combinations
@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gridwork_kernels import cpu_attention, cpu_library
+from gridwork_kernels.program import OPERATIONS, Measurement
 from gridwork_server.graph.fuse import replace_scales
-from gridwork_server.graph.native import OPERATIONS, Measurement, NativeProgram, _Place
+from gridwork_server.graph.native import NativeProgram, _Place
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment, features_of
 from gridwork_server.graph.program import Program
@@ -33,12 +34,12 @@ def program_of(path: object) -> Program:
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_programs_give_bit_for_bit_what_single_operations_give(
+def test_programs_equal_single_operations_bit_for_bit(
     name: str, dtype: str, quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if quantize and (name not in ("llama", "qwen2") or dtype == "float16"):
         pytest.skip("the same layers as others'")
-    # One whose gates and factors are whole panels, with biases.
+    # A model whose gates and factors are whole panels, with biases.
     sizes = {"hidden_size": 96, "intermediate_size": 64, "mlp_bias": True} if name == "llama" else {}
     if quantize:
         sizes = {"hidden_size": 96, "intermediate_size": 128}
@@ -53,7 +54,7 @@ def test_programs_give_bit_for_bit_what_single_operations_give(
     many = [250, 200, 150]
     for lengths in ([1], [40, 3, 1], many):
         assert torch.equal(all_logits(native, lengths), all_logits(single, lengths)), lengths
-    # In other blocks than for one thread, whatever the processor.
+    # Three threads cut other blocks than one thread, on any processor.
     cpu_library.set_num_threads(3)
     try:
         assert torch.equal(all_logits(native, many), all_logits(single, many))
@@ -62,7 +63,7 @@ def test_programs_give_bit_for_bit_what_single_operations_give(
 
 
 @pytest.mark.parametrize("hidden_size", [2048, 4096])
-def test_wide_layers_of_many_tokens_are_the_same_in_pieces(
+def test_wide_layers_are_the_same_in_blocks_of_tokens(
     hidden_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 320}
@@ -74,7 +75,7 @@ def test_wide_layers_of_many_tokens_are_the_same_in_pieces(
 
 
 def _randomize_biases(folder: Path) -> None:
-    """Transformers begins with zeros, which cannot be told from no biases."""
+    """Replaces the zeros that Transformers initialises biases with, which would hide missing biases."""
     file = folder / "model.safetensors"
     weights = {name: torch.randn_like(w) if name.endswith("bias") else w for name, w in load_file(file).items()}
     save_file(weights, file, {"format": "pt"})
@@ -87,22 +88,20 @@ def _without_segments(graph: Graph) -> Plan:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "phi"])
-def test_models_that_turn_parts_of_heads_or_have_layer_norms_are_one_call(name: str, tmp_path: Path) -> None:
-    # Keys and values of fewer features than a panel of packed weights would stay layers of PyTorch's.
+def test_partial_rotation_and_layer_norms_are_one_call(name: str, tmp_path: Path) -> None:
+    # With fewer features than a panel of packed weights, keys and values would stay PyTorch's layers.
     path = loaded(models.save(name, tmp_path, hidden_size=128))
     assert program_of(path).num_calls == 1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["granite", "gemma3", "exaone4", "gpt_neox", "olmo2", "glm4", "cohere"])
-def test_models_with_scales_norms_of_heads_or_other_rotations_are_one_call(
-    name: str, dtype: str, tmp_path: Path
-) -> None:
+def test_scales_head_norms_and_other_rotations_are_one_call(name: str, dtype: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4}
     path = loaded(models.save(name, tmp_path, **sizes), dtype)
     assert program_of(path).num_calls == 1
     rotate = [len(node.args) == 6 for node in attentions(path)]
-    assert rotate == [True, name != "exaone4", True], "EXAONE's layers without a window know no positions"
+    assert rotate == [True, name != "exaone4", True], "EXAONE's layers without a window do not rotate"
 
 
 def attentions(path: object) -> list[Node]:
@@ -110,13 +109,13 @@ def attentions(path: object) -> list[Node]:
     return [node for segment in segments for node in segment.nodes if node.name == "attend"]
 
 
-def test_opts_layers_are_one_call(tmp_path: Path) -> None:
+def test_opt_layers_are_one_call(tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "word_embed_proj_dim": 128, "ffn_dim": 128, "num_attention_heads": 4}
     path = loaded(models.save("opt", tmp_path, **sizes), "bfloat16")
-    assert program_of(path).num_calls == 3, "positions, which begin at 2, and their embedding, besides"
+    assert program_of(path).num_calls == 3, "also positions, which begin at 2, and their embedding"
 
 
-def test_weights_the_other_way_round_are_linear_layers(tmp_path: Path) -> None:
+def test_transposed_weights_are_linear_layers(tmp_path: Path) -> None:
     path = loaded(models.save("gpt2", tmp_path))
     with Measurement() as measured:
         all_logits(path, [5])  # a prompt and a decode
@@ -140,7 +139,7 @@ def test_all_layers_are_one_call(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(96, 64), (96, 96), (96, 192), (192, 128)], ids=str)
-def test_no_operation_writes_where_it_reads(sizes: tuple[int, int], tmp_path: Path) -> None:
+def test_no_operation_overwrites_its_inputs(sizes: tuple[int, int], tmp_path: Path) -> None:
     hidden, intermediate = sizes
     path = loaded(models.save("llama", tmp_path, hidden_size=hidden, intermediate_size=intermediate))
     joined = 0
@@ -152,18 +151,18 @@ def test_no_operation_writes_where_it_reads(sizes: tuple[int, int], tmp_path: Pa
 
 
 @pytest.mark.parametrize("sizes", [(96, 64), (96, 192)], ids=str)
-def test_what_lasts_is_not_written_over_by_tokens_that_are_ahead(sizes: tuple[int, int], tmp_path: Path) -> None:
+def test_persistent_memory_is_not_overwritten_within_a_section(sizes: tuple[int, int], tmp_path: Path) -> None:
     hidden, intermediate = sizes
     path = loaded(models.save("llama", tmp_path, hidden_size=hidden, intermediate_size=intermediate))
     for native in program_of(path)._native:
         places = native._places
-        assert {place.lasting for place in places} == {True, False}
+        assert {place.is_persistent for place in places} == {True, False}
         for section in native._sections:
-            assert not [pair for pair in _overlaps(native, section) if pair[0].lasting]
+            assert not [pair for pair in _overlaps(native, section) if pair[0].is_persistent]
 
 
 def _overlaps(native: NativeProgram, operations: list[tuple[Node, ...]]) -> list[tuple[_Place, _Place]]:
-    """Of the program's own tensors that these operations make or read, those that lie where another one does."""
+    """Pairs of the program's own tensors that these operations write or read and that overlap in memory."""
     nodes = [node for together in operations for node in together]
     refs = {native._plan.base(ref) for node in nodes for ref in (*node.inputs(), *node.outputs) if ref is not None}
     own = {}
@@ -175,7 +174,7 @@ def _overlaps(native: NativeProgram, operations: list[tuple[Node, ...]]) -> list
     return [
         (one, other)
         for ((one, _), bytes_of_one), ((other, _), bytes_of_other) in combinations(own.items(), 2)
-        if one.lasting == other.lasting and set(bytes_of_one) & set(bytes_of_other)
+        if one.is_persistent == other.is_persistent and set(bytes_of_one) & set(bytes_of_other)
     ]
 
 
@@ -192,7 +191,7 @@ class Builder:
 
     @cached_property
     def start(self) -> Ref:
-        """Given by an operation for which there is no kernel."""
+        """The output of an operation without a kernel."""
         return self.add(aten.neg.default, self.embedded)
 
     def add(self, target: object, *args: object, shape: tuple[object, ...] = (1, T, 32)) -> Ref:
@@ -207,7 +206,7 @@ class Builder:
         return first
 
     def run(self, ids: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, Program]:
-        """What the graph gives with and without programs."""
+        """The graph's result with and without programs."""
         ids = torch.arange(7)[None] if ids is None else ids
         results = []
         for native in (True, False):
@@ -231,7 +230,7 @@ def segments(graph: Graph) -> list[Segment]:
     return [item for item in Plan(graph).items if isinstance(item, Segment)]
 
 
-def test_operations_between_segments_see_what_they_need() -> None:
+def test_operations_between_segments_get_their_inputs() -> None:
     build = Builder()
     first = build.sums(build.start, build.start)
     other = build.add(aten.neg.default, build.start)  # needs nothing of the segment: executed before it
@@ -244,7 +243,7 @@ def test_operations_between_segments_see_what_they_need() -> None:
     assert program.num_calls == 2 + 1 + 1 + 1 + 1
 
 
-def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> None:
+def test_views_of_rows_are_tensors_only_where_needed() -> None:
     build = Builder()
     total = build.sums(build.start, build.start)
     lower = build.add(aten.slice.Tensor, total, 2, 0, 16, shape=(1, T, 16))
@@ -255,10 +254,10 @@ def test_parts_of_rows_are_operands_and_tensors_only_where_they_must_be() -> Non
     native, plain, _ = build.run()
     assert torch.equal(native, plain)
     (segment,) = segments(build.graph)
-    assert len(segment.nodes) == 5 and segment.outputs == [total, both], "the views are no operations of it"
+    assert len(segment.nodes) == 5 and segment.outputs == [total, both], "views are not operations"
 
 
-def test_only_attention_reads_heads_that_lie_apart() -> None:
+def test_only_attention_reads_heads_with_a_stride() -> None:
     build = Builder()
     total = build.sums(build.start, build.start)
     heads = build.add(aten.view.default, total, [1, -1, 4, 8], shape=(1, T, 4, 8))
@@ -281,7 +280,7 @@ def test_only_attention_reads_heads_that_lie_apart() -> None:
     native, plain, _ = build.run()
     assert torch.equal(native, plain)
     (segment,) = segments(build.graph)
-    assert len(segment.nodes) == 4, "the first sums alone"
+    assert len(segment.nodes) == 4, "only the first sums"
 
 
 def test_products_with_numbers_are_operations_of_programs() -> None:
@@ -300,7 +299,7 @@ def test_products_with_numbers_are_operations_of_programs() -> None:
     assert [node.name for node in segment.nodes].count("gridwork_cpu.scale") == 4
 
 
-def test_products_that_are_no_scaling_stay() -> None:
+def test_other_products_are_not_scales() -> None:
     build = Builder()
     x = build.start
     build.add(aten.mul.Tensor, x, torch.tensor(0.3, dtype=torch.float64))
@@ -314,7 +313,7 @@ def test_products_that_are_no_scaling_stay() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 3000])
-def test_rows_of_tables_are_looked_up(count: int) -> None:
+def test_embeddings_are_looked_up(count: int) -> None:
     build = Builder()
     build.sums(build.embedded, build.embedded)
     ids = (13 * torch.arange(count) % 50)[None]
@@ -323,7 +322,7 @@ def test_rows_of_tables_are_looked_up(count: int) -> None:
     assert program.num_calls == 1
 
 
-def test_ids_that_a_table_does_not_have_give_nan_and_others_what_they_give() -> None:
+def test_unknown_ids_give_nan_and_no_other_row_changes() -> None:
     build = Builder()
     build.sums(build.embedded, build.embedded)
     program = Program(build.graph, {}, set(), set())
@@ -334,7 +333,7 @@ def test_ids_that_a_table_does_not_have_give_nan_and_others_what_they_give() -> 
     assert result[[1, 3, 4]].isnan().all()
 
 
-def test_what_is_written_in_place_is_left_to_pytorch() -> None:
+def test_tensors_written_in_place_are_left_to_pytorch() -> None:
     build = Builder()
     total = build.sums(build.start, build.start)
     build.graph.nodes.append(Node(aten.add_.Tensor, (total, build.start), {}, (total,), (1, T, 32), torch.float32))

@@ -23,7 +23,7 @@ PACKED = "gridwork_cpu.linear"
 
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_constant_weights_are_packed_as_they_are_and_converted(dtype: torch.dtype) -> None:
+def test_constant_and_converted_weights_are_packed(dtype: torch.dtype) -> None:
     table, weight, bias = torch.randn(50, 24).to(dtype), torch.randn(5, 24).to(dtype), torch.randn(5).to(dtype)
 
     def forward(input_ids: torch.Tensor, _positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
@@ -41,11 +41,11 @@ def test_constant_weights_are_packed_as_they_are_and_converted(dtype: torch.dtyp
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
     torch.testing.assert_close(got, forward(ids, ids, kept, None), rtol=tolerance, atol=tolerance)
     shared = {id(node.args[1]) for node in graph.nodes if node.name == PACKED}
-    assert len(shared) == (1 if dtype == torch.float32 else 2), "each weight is packed once in a type"
+    assert len(shared) == (1 if dtype == torch.float32 else 2), "each weight is packed once for each type"
 
 
 @torch.inference_mode()
-def test_what_is_computed_or_written_to_is_no_constant() -> None:
+def test_computed_and_written_weights_are_not_packed() -> None:
     weight, sums = torch.randn(24, 24), torch.zeros(24, 24)
 
     def computed(input_ids: torch.Tensor, _positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_what_is_computed_or_written_to_is_no_constant() -> None:
         assert PACKED not in {node.name for node in graph.nodes}, forward.__name__
 
 
-def test_a_mixtures_router_is_packed(tmp_path: Path) -> None:
+def test_the_router_of_experts_is_packed(tmp_path: Path) -> None:
     path = loaded(models.save("qwen3_moe", tmp_path), "bfloat16")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         all_logits(path, [3])

@@ -1,4 +1,4 @@
-"""What depends on positions alone, looked up in tables, beside the operations themselves."""
+"""Tables of positions against the operations that they replace."""
 
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,20 @@ def run(forward: Any, positions: torch.Tensor, num_positions: int) -> tuple[Posi
 
 
 @pytest.mark.parametrize("highest", [5, 1500, 9999])
-def test_tables_give_what_the_operations_give(highest: int) -> None:
+def test_tables_equal_the_operations(highest: int) -> None:
     positions = torch.tensor([[highest, 0, 3, highest // 2, 3]])
     tables, result = run(rotated, positions, 10000)
     assert tables.count == 2, "cosines and sines"
     assert torch.equal(result, rotated(2 * positions, positions, torch.arange(5), None))
 
 
-def test_positions_beyond_what_there_is_room_for_are_refused() -> None:
+def test_positions_beyond_the_tables_are_refused() -> None:
     tables, _ = run(rotated, torch.tensor([[99]]), 100)
     with pytest.raises(ValueError, match="position 100 is beyond the 100"):
         tables.cover(101)
 
 
-def test_what_depends_on_other_tokens_or_looks_something_up_stays() -> None:
+def test_operations_on_other_tokens_and_lookups_stay() -> None:
     learned = torch.randn(400, 8)
 
     def relative(input_ids: torch.Tensor, positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
@@ -79,10 +79,10 @@ def test_what_depends_on_other_tokens_or_looks_something_up_stays() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
-def test_models_look_up_their_angles(name: str, tmp_path: Path) -> None:
+def test_models_look_up_angles(name: str, tmp_path: Path) -> None:
     path = loaded(models.save(name, tmp_path))
     recorded: Any = path._recorded
     assert recorded._positions.count == 2
     assert torch.isfinite(all_logits(path, [200, 90])).all()
-    # As many rows as a sequence can have tokens, and those of a step in flight.
+    # A row for each token of the longest sequence, and for a step in flight.
     assert all(len(table) == LIMITS.max_total_tokens + 2 for table in recorded._positions._tables.values())

@@ -1,4 +1,4 @@
-"""Models as recorded operations beside their own code."""
+"""Recorded operations against models' own code."""
 
 from collections import Counter
 from pathlib import Path
@@ -36,7 +36,7 @@ def loaded(folder: Path, dtype: str = "float32", **settings: Any) -> PagedPath:
 
 
 def all_logits(path: PagedPath, lengths: list[int]) -> torch.Tensor:
-    """Of every token of a step with prompts of these lengths, then of a decode of each sequence."""
+    """Logits of every token of a step with prompts of these lengths, then of a decode of each sequence."""
     path.allocate(LIMITS, 64)
     table = SequenceTable(4, 600, 16, 64)
     ids = np.arange(len(lengths))
@@ -55,7 +55,7 @@ def all_logits(path: PagedPath, lengths: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_recorded_operations_give_what_the_models_code_gives(name: str, dtype: str, tmp_path: Path) -> None:
+def test_recorded_operations_equal_the_models_code(name: str, dtype: str, tmp_path: Path) -> None:
     path = loaded(models.save(name, tmp_path), dtype)
     assert path.is_recorded, path.notes
     given = {lengths: all_logits(path, list(lengths)) for lengths in ((1,), (40, 3, 1), (200, 90))}
@@ -66,8 +66,8 @@ def test_recorded_operations_give_what_the_models_code_gives(name: str, dtype: s
         assert difference.max() < (1e-4 if dtype == "float32" else 0.03), lengths
 
 
-def test_what_depends_on_values_runs_the_models_own_code(tmp_path: Path) -> None:
-    # Its rotary frequencies depend on the longest position that it has seen.
+def test_models_that_depend_on_values_run_their_own_code(tmp_path: Path) -> None:
+    # Its rotary frequencies depend on the longest position so far.
     scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     path = loaded(models.save("llama", tmp_path, rope_parameters=scaled))
     assert not path.is_recorded
@@ -80,7 +80,7 @@ def test_without_fusion_nothing_is_recorded(tmp_path: Path) -> None:
     assert not loaded(folder, attention="sdpa").is_recorded
 
 
-def test_operations_that_were_recorded_wrongly_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrongly_recorded_operations_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(graph: Any, replace_weight: Any) -> None:
         fuse(graph, replace_weight)
         attend = next(node for node in graph.nodes if node.name == "attend")
@@ -102,13 +102,13 @@ def graph_of(name: str, folder: Path) -> Any:
     return record(path._call_model)
 
 
-def test_the_operations_of_a_layer_become_few(tmp_path: Path) -> None:
+def test_a_layer_has_few_operations(tmp_path: Path) -> None:
     graph = graph_of("llama", tmp_path)
     fuse(graph, lambda _old, _new: None)
     names = Counter(node.name for node in graph.nodes)
     layers = 3
     assert names["attend"] == layers
-    assert names["gridwork_cpu.linear"] == 4 * layers + 1, "queries, keys and values in one; gate and up in one"
+    assert names["gridwork_cpu.linear"] == 4 * layers + 1, "queries, keys and values are one layer; gate and up are one"
     assert names["gridwork_cpu.add_rms_norm"] == 2 * layers
     assert names["gridwork_cpu.gated_activation"] == layers
     assert names["aten.cat"] == 1, "cosines and sines, once for all layers"
@@ -116,7 +116,7 @@ def test_the_operations_of_a_layer_become_few(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v2"])
-def test_a_layers_experts_are_two_operations(name: str, tmp_path: Path) -> None:
+def test_the_experts_of_a_layer_are_two_operations(name: str, tmp_path: Path) -> None:
     path = loaded(models.save(name, tmp_path))
     names: Counter[str] = Counter()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
@@ -177,11 +177,11 @@ def test_sizes_are_found_for_any_number_of_tokens_and_rows() -> None:
     assert graph.nodes[-1].shape == (size,)
 
 
-def test_the_self_checks_sequences_are_shorter_than_what_is_recorded_on() -> None:
+def test_recorded_runs_are_longer_than_the_self_check() -> None:
     assert max(len(sequence) for sequence in self_check.sample_tokens(100)) < recording._FEWEST
 
 
-def test_a_scaled_product_with_weights_is_no_activation(tmp_path: Path) -> None:
+def test_a_scaled_product_is_not_an_activation(tmp_path: Path) -> None:
     weight = torch.randn(48)
 
     def forward(input_ids: torch.Tensor, _positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:

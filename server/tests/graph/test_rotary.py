@@ -1,4 +1,4 @@
-"""Rotary embeddings as models write them out, and as attention computes them."""
+"""Rotary embeddings in models' own code against those of attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ HEADS, SIZE, VOCAB = 2, 16, 50
 DTYPES = [torch.float32, torch.bfloat16]
 
 Turn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(heads `[1, heads, T, size]`, cosines and sines `[1, T, size]`, in float32) -> turned heads."""
+"""(heads `[1, heads, T, size]`, cosines and sines `[1, T, size]`, in float32) -> rotated heads."""
 
 
 def halves(x: torch.Tensor) -> torch.Tensor:
@@ -88,7 +88,7 @@ def attention(graph: Graph) -> Node:
 
 
 def run(graph: Graph, dtype: torch.dtype, native: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the graph gives for a prompt of 13 tokens, and the keys that it leaves in the cache."""
+    """The graph's result for a prompt of 13 tokens, and the keys in the cache after it."""
     keys, values = cpu_attention.allocate(2, 16, HEADS, SIZE, SIZE, dtype)
     keys.zero_(), values.zero_()
     positions = torch.arange(13)
@@ -104,7 +104,7 @@ def run(graph: Graph, dtype: torch.dtype, native: bool) -> tuple[torch.Tensor, t
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_attention_rotates_bit_for_bit_as_it_is_written_out(form: str, dtype: torch.dtype) -> None:
+def test_attention_rotates_bit_for_bit_as_the_model(form: str, dtype: torch.dtype) -> None:
     turn, interleaved = FORMS[form]
     graph = recorded(turn, dtype)
     expected = run(graph, dtype, native=False)
@@ -189,7 +189,7 @@ NEAR_MISSES = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NEAR_MISSES)
-def test_what_is_no_rotation_stays_as_it_is(name: str, dtype: torch.dtype) -> None:
+def test_other_operations_are_not_a_rotation(name: str, dtype: torch.dtype) -> None:
     graph = recorded(NEAR_MISSES[name], dtype)
     expected = run(graph, dtype, native=False)
     fuse(graph, lambda _old, _new: None)
@@ -200,13 +200,13 @@ def test_what_is_no_rotation_stays_as_it_is(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("turn", [rounded_sines, rounded_products])
-def test_what_is_rounded_before_the_sum_is_not_taken_for_what_is_computed_in_float32(turn: Turn) -> None:
+def test_rounded_products_are_not_a_float32_rotation(turn: Turn) -> None:
     graph = recorded(turn, torch.bfloat16)
     fuse(graph, lambda _old, _new: None)
     assert len(attention(graph).args) == 4
 
 
-def test_queries_and_keys_that_are_turned_otherwise_stay_as_they_are() -> None:
+def test_different_rotations_of_queries_and_keys_stay() -> None:
     for other in (plain(pairs), olmo2):
         graph = recorded(plain(halves), torch.bfloat16, other)
         fuse(graph, lambda _old, _new: None)

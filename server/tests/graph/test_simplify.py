@@ -1,4 +1,4 @@
-"""Operations that are taken out, and those that must stay."""
+"""Operations that are removed, and operations that must stay."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +21,7 @@ IDS = torch.tensor([[5, 0, 3, 9]])
 
 
 def simplified(compute: Callable[[torch.Tensor], torch.Tensor]) -> Graph:
-    """Of what is computed of the tokens as numbers, `[1, T]`."""
+    """A graph of operations on the tokens as numbers, `[1, T]`."""
 
     def forward(input_ids: torch.Tensor, _positions: torch.Tensor, kept: torch.Tensor, _step: Any) -> torch.Tensor:
         return compute(input_ids * 1.0)[:, kept]
@@ -66,7 +66,7 @@ def test_operations_with_other_arguments_stay() -> None:
 
 
 @pytest.mark.parametrize("by_view", [False, True])
-def test_what_is_written_to_in_between_is_computed_again(by_view: bool) -> None:
+def test_operations_on_written_tensors_are_repeated(by_view: bool) -> None:
     def compute(x: torch.Tensor) -> torch.Tensor:
         seen = x.view(-1) if by_view else x
         before = seen + 1
@@ -78,7 +78,7 @@ def test_what_is_written_to_in_between_is_computed_again(by_view: bool) -> None:
     assert names(graph)["add"] == 2
 
 
-def test_operations_of_constants_are_computed_when_the_graph_is_made() -> None:
+def test_constants_are_computed_once() -> None:
     weight = torch.rand(3, 2)
 
     def compute(x: torch.Tensor) -> torch.Tensor:

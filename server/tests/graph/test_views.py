@@ -16,7 +16,8 @@ WEIGHT = torch.rand(8)
 
 
 def sunk(*operations: tuple[object, tuple[object, ...], int, tuple[object, ...]]) -> list[str]:
-    """The names of operations (target, arguments, output, shape) on heads `[1, T, 4, 8]` that are turned first."""
+    """Names of the operations after the rewrite, of (target, arguments, output, shape) on transposed heads `[1, T, 4,
+    8]`."""
     norm = torch.ops.gridwork_cpu.rms_norm.default
     nodes = [
         Node(target or norm, args, {}, (Ref(out),), shape, torch.float32)
@@ -36,18 +37,18 @@ TURN = (aten.transpose.int, (Ref(6), 0, 1), 7, (T, 4, 8))
 NEG = (aten.neg.default, (Ref(7),), 8, (T, 4, 8))
 
 
-def test_norms_of_heads_that_are_attended_with_go_before_the_turn() -> None:
+def test_norms_of_attended_heads_move_before_the_transpose() -> None:
     norm = (None, (Ref(4), WEIGHT, 1e-6, 0), 5, (1, 4, T, 8))
     assert sunk(norm, SELECT, TURN, NEG) == ["transpose", "rms_norm", "transpose", "select", "transpose", "neg"]
 
 
-def test_norms_that_others_use_stay_where_they_are() -> None:
+def test_norms_with_other_users_stay() -> None:
     norm = (None, (Ref(4), WEIGHT, 1e-6, 0), 5, (1, 4, T, 8))
     flat = (aten.view.default, (Ref(5), [1, -1]), 9, (1, Size(0, 32, 0)))
     assert sunk(norm, SELECT, TURN, flat) == ["transpose", "rms_norm", "select", "transpose", "view"]
 
 
-def test_cuts_of_the_last_dimension_alone_go_before_the_turn() -> None:
+def test_cuts_of_the_last_dimension_move_before_the_transpose() -> None:
     for dim, end, shape in ((3, 4, (1, 4, T, 4)), (-1, 4, (1, 4, T, 4)), (1, 2, (1, 2, T, 8))):
         cut = (aten.slice.Tensor, (Ref(4), dim, 0, end), 5, shape)
         neg = (aten.neg.default, (Ref(5),), 6, shape)

@@ -1,4 +1,5 @@
-"""Rotary frequencies that depend on how long a sequence is: every token gets its own, whatever else is in the batch."""
+"""Tests rotary frequencies that depend on a sequence's length: every token gets its own, whatever else is in the
+batch."""
 
 import functools
 from pathlib import Path
@@ -19,7 +20,7 @@ from gridwork_server.lengths.probe import LengthRule
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths import choice
-from gridwork_server.paths.dependence_check import recomputing_length
+from gridwork_server.paths.isolation_check import recompute_length
 from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 from gridwork_server.step.runner import Runner
 
@@ -27,14 +28,14 @@ from .. import models
 from ..driver import Driver, Sequence
 
 LIMIT = 32
-"""Tokens up to which frequencies are those of short sequences."""
+"""Largest number of tokens with the frequencies of short sequences."""
 
 _FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 8.0, 20.0]}
 _LONGROPE = _FACTORS | {"rope_theta": 1e4, "rope_type": "longrope", "original_max_position_embeddings": LIMIT}
 _DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "longrope, computed anew": (
+    "longrope, recomputed": (
         "phi3",
         {"original_max_position_embeddings": LIMIT, "rope_scaling": _FACTORS | {"type": "longrope"}}
         | {"partial_rotary_factor": 1.0},
@@ -53,7 +54,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 RULES = {
-    "longrope, computed anew": (LengthRule(LIMIT, apart=False), LIMIT + 1),
+    "longrope, recomputed": (LengthRule(LIMIT, apart=False), LIMIT + 1),
     "longrope": (LengthRule(LIMIT, apart=False), 0),
     "dynamic": (LengthRule(LIMIT, apart=True), 0),
     "one kind of layers": (LengthRule(LIMIT, apart=True), 0),
@@ -67,7 +68,7 @@ LIMITS = pb.WarmupRequest(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from a name in CONFIGS to a folder with such a model."""
+    """Makes a function from a name in CONFIGS to a folder with such a model."""
 
     @functools.cache
     def build(name: str) -> Path:
@@ -79,7 +80,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(folders: Any) -> Any:
-    """Function from a name in CONFIGS to what `generate()` gives for each prompt by a model that did nothing before."""
+    """Makes a function from a name in CONFIGS to each prompt's tokens by `generate()` of a fresh model."""
 
     @functools.cache
     def compute(name: str) -> list[list[int]]:
@@ -94,7 +95,7 @@ def runner_of(folder: Path, **settings: Any) -> Runner:
 
 
 def served(runner: Runner, preempt_at: tuple[int, ...] = (), **settings: Any) -> list[list[int]]:
-    """Tokens of all prompts at once, each joining a step after the one before."""
+    """Serves all prompts at once, each joining a step after the one before; returns their tokens."""
     limits = pb.WarmupRequest()
     limits.CopyFrom(LIMITS)
     if not runner.path.takes_drafts:
@@ -119,21 +120,21 @@ def served(runner: Runner, preempt_at: tuple[int, ...] = (), **settings: Any) ->
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_rule_is_found_and_only_where_there_is_one(name: str, folders: Any) -> None:
+def test_length_rule_is_found(name: str, folders: Any) -> None:
     model = models.plain(folders(name))
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
-    assert (found[0].rule, recomputing_length(model)) == RULES[name]
+    assert (found[0].rule, recompute_length(model)) == RULES[name]
     found[0].remove()
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_other_models_are_left_as_they_are(tmp_path: Path) -> None:
+def test_models_without_length_dependence_are_unchanged(tmp_path: Path) -> None:
     model = models.plain(models.save("mistral", tmp_path))
     with torch.inference_mode(), watch(model, 10) as found:
         model(torch.tensor([PROMPTS[0][:10]]))
     assert not found
-    assert recomputing_length(model) == 0
+    assert recompute_length(model) == 0
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -141,9 +142,7 @@ def test_other_models_are_left_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lengths", [[300] * 4, [10, 10, 300, 300], [32, 33, 34, 200], [5, 32, 33, 33]])
 @pytest.mark.parametrize("name", ["longrope", "dynamic"])
 @torch.inference_mode()
-def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
-    name: str, lengths: list[int], by_row: bool, folders: Any
-) -> None:
+def test_a_token_gets_the_result_of_a_fresh_module(name: str, lengths: list[int], by_row: bool, folders: Any) -> None:
     model = models.plain(folders(name))
     fresh = [models.plain(folders(name)).model.rotary_emb for _ in lengths]
     with watch(model, 10) as found:
@@ -156,7 +155,7 @@ def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
     ]
     given = torch.tensor([positions])
     own = np.array(lengths)
-    for _ in range(2):  # what the first time leaves behind does not count
+    for _ in range(2):  # state from the first call must not matter
         with found[0].of(own[:, None] if by_row else own):
             together = rotary(hidden, position_ids=given.T if by_row else given)
         for i, each in enumerate(alone):
@@ -166,7 +165,7 @@ def test_a_token_gets_what_a_module_gives_that_has_seen_nothing_else(
 
 @pytest.mark.parametrize("impl", ["paged", "paged, own code", "batched", "solo"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_are_those_of_generate(name: str, impl: str, folders: Any, expected: Any) -> None:
+def test_tokens_equal_generate(name: str, impl: str, folders: Any, expected: Any) -> None:
     runner = runner_of(folders(name), model_impl=impl.split(",")[0], fuse=impl == "paged")
     assert runner.path.name == impl.split(",")[0]
     assert served(runner) == expected(name)
@@ -175,12 +174,12 @@ def test_tokens_are_those_of_generate(name: str, impl: str, folders: Any, expect
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_drafts_change_nothing(name: str, folders: Any, expected: Any) -> None:
+def test_drafts_do_not_change_tokens(name: str, folders: Any, expected: Any) -> None:
     runner = runner_of(folders(name), model_impl="paged")
     right = {tuple(prompt): answer for prompt, answer in zip(PROMPTS, expected(name), strict=True)}
 
     def draft(sequence: Sequence) -> list[int]:
-        """The next tokens, every third of them wrong."""
+        """The next tokens, with every third one wrong."""
         done = len(sequence.generated)
         answer = right[tuple(sequence.tokens[: sequence.num_prompt])][done : done + 4]
         return [token if (done + i) % 3 else 3 for i, token in enumerate(answer)]
@@ -188,7 +187,7 @@ def test_drafts_change_nothing(name: str, folders: Any, expected: Any) -> None:
     assert served(runner, draft=draft) == expected(name)
 
 
-def test_operations_are_recorded_where_there_are_two_kinds_of_frequencies(folders: Any) -> None:
+def test_operations_are_recorded_if_there_are_two_frequency_classes(folders: Any) -> None:
     for name in CONFIGS:
         runner = runner_of(folders(name), model_impl="paged")
         notes = " ".join(runner.loaded.notes)
@@ -200,7 +199,7 @@ def test_operations_are_recorded_where_there_are_two_kinds_of_frequencies(folder
 
 @pytest.mark.parametrize("path", ["paged", "batched"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_self_check_finds_what_is_not_followed(
+def test_self_check_finds_ignored_length_rule(
     name: str, path: str, folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "find_lengths", lambda *_: None)
@@ -208,8 +207,8 @@ def test_the_self_check_finds_what_is_not_followed(
         runner_of(folders(name), model_impl=path)
 
 
-def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that is computed with the frequencies of the longest position in its batch."""
+def test_self_check_finds_a_wrong_chunk(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes a chunk with the frequencies of the longest position in its batch."""
 
     def of_batch(_: SequenceTable, batch: StepBatch) -> np.ndarray:
         return np.full_like(batch.positions, batch.positions.max() + 1)
@@ -220,7 +219,7 @@ def test_a_wrong_piece_of_a_prompt_is_found(folders: Any, monkeypatch: pytest.Mo
 
 
 class Tables(nn.Module):
-    """Dynamic scaling as code of before 2024 has it: tables up to the longest length so far, which the caller gives."""
+    """Dynamic scaling as in code from before 2024: tables up to the longest length so far, which the caller passes."""
 
     def __init__(self, dim: int, base: float) -> None:
         super().__init__()
@@ -255,7 +254,7 @@ class TableRotary(nn.Module):
 
 
 @pytest.mark.parametrize("impl", ["auto", "solo"])
-def test_code_that_gives_the_length_of_a_call_decodes_only_equal_ones_together(
+def test_only_equal_lengths_decode_together_if_the_call_length_is_passed(
     impl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modeling_llama, "LlamaRotaryEmbedding", TableRotary)
@@ -269,8 +268,8 @@ def test_code_that_gives_the_length_of_a_call_decodes_only_equal_ones_together(
     assert served(runner, preempt_at=(3, 9, 15)) == right
 
 
-def test_a_decoder_behind_an_encoder_has_lengths_of_its_own(tmp_path: Path) -> None:
-    """A long prompt is the encoder's; the decoder begins with one token."""
+def test_decoder_lengths_exclude_the_prompt(tmp_path: Path) -> None:
+    """The encoder computes a long prompt; the decoder starts with one token."""
     part = {
         "vocab_size": models.VOCAB,
         "hidden_size": 48,
@@ -300,20 +299,7 @@ def test_a_decoder_behind_an_encoder_has_lengths_of_its_own(tmp_path: Path) -> N
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float32)
         return model.eval()
 
-    right = []
-    with torch.inference_mode():
-        for prompt in PROMPTS:
-            tokens = torch.tensor([prompt])
-            out = fresh().generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=COUNT,
-                min_new_tokens=COUNT,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-            right.append(out[0, -COUNT:].tolist())
+    right = [models.greedy(fresh(), prompt, COUNT) for prompt in PROMPTS]
     runner = runner_of(tmp_path)
     assert runner.loaded.lengths is not None
     assert served(runner) == right

@@ -1,4 +1,4 @@
-"""What is found out about modules that are given positions, or the length of a call."""
+"""Tests the rules found for modules that take positions, or the length of a call."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from gridwork_server.lengths.probe import (
 
 
 class Rotary(nn.Module):
-    """Frequencies by a rule of the longest position; counts its calls, and remembers the longest."""
+    """Frequencies that depend on the longest position; counts its calls, and remembers the longest."""
 
     def __init__(self, factor: Callable[[int], float]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Rotary(nn.Module):
 
 
 class Table(nn.Module):
-    """As many wide rows as the call has tokens, the same for all lengths."""
+    """Gives one wide row for each token of the call, the same rows for all lengths."""
 
     longest = 0
 
@@ -44,7 +44,7 @@ class Table(nn.Module):
 
 
 class Model(nn.Module):
-    """Calls a module with the positions of its tokens, as `by` says."""
+    """Calls a module with the positions of its tokens, in the way that `by` names."""
 
     def __init__(self, inner: nn.Module, by: str) -> None:
         super().__init__()
@@ -77,22 +77,22 @@ FACTORS: dict[str, tuple[Callable[[int], float], LengthRule | None]] = {
 
 @pytest.mark.parametrize("by", ["name", "place"])
 @pytest.mark.parametrize("name", FACTORS)
-def test_where_results_change_and_whether_they_go_on_to(name: str, by: str) -> None:
+def test_rule_tells_where_results_change_and_how_often(name: str, by: str) -> None:
     factor, rule = FACTORS[name]
     inner = Rotary(factor)
     lengths = lengths_to_try(PretrainedConfig(max_position_embeddings=2048))
     assert rules(inner, by, lengths) == [rule]
-    # As it was before the first call.
+    # The module's state is as it was before the first call.
     assert (inner.num_calls, inner.longest, inner.frequencies.tolist()) == (0, 0, torch.tensor([1, 0.1, 0.01]).tolist())
 
 
-def test_a_table_is_not_made_larger_and_larger() -> None:
+def test_large_tables_end_the_search() -> None:
     lengths = lengths_to_try(PretrainedConfig(max_position_embeddings=262_144))
     assert rules(Table(), "length", lengths) == [None]
     assert 8192 <= Table.longest < 20_000
 
 
-def test_lengths_lie_around_the_numbers_of_a_config() -> None:
+def test_lengths_to_try_lie_around_numbers_in_the_config() -> None:
     config = PretrainedConfig(max_position_embeddings=600, vocab_size=50_000, rope_parameters={"original": 77})
     lengths = lengths_to_try(config)
     assert {76, 77, 78, 79, 599, 600, 601, 602, 64, 1024, 2048} <= set(lengths)
@@ -100,7 +100,7 @@ def test_lengths_lie_around_the_numbers_of_a_config() -> None:
     assert lengths == sorted(set(lengths))
 
 
-def test_the_common_rule_keeps_apart_what_any_does() -> None:
+def test_common_rule_separates_whatever_any_rule_does() -> None:
     one, other = LengthRule(64, apart=False), LengthRule(32, apart=False)
     assert common_rule([]) is None
     assert common_rule([one, one]) == one

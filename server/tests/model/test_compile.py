@@ -1,4 +1,4 @@
-"""`--compile`: the same tokens as without, and the plain model where compiling goes wrong."""
+"""Tests `--compile`: the same tokens as without it, and the plain model when compiling fails."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, in which nothing is compiled yet."""
+    """An empty cache in place of the user's cache of compiled models."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     return tmp_path
@@ -35,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_compiled_model_gives_the_same_tokens(name: str, tmp_path: Path, cache: Path) -> None:
     import torch._dynamo
 
-    # PyTorch counts compiled forms by function, and all models share one that Transformers puts around theirs.
+    # PyTorch counts compiled forms by function, and all models share a wrapper function of Transformers.
     torch._dynamo.reset()
     folder = models.save(name, tmp_path / "model", num_hidden_layers=2)
     plain = models.plain(folder)
@@ -64,7 +64,7 @@ def test_without_a_compiler_the_plain_model_is_served(
     assert driver.finish()[name] == models.greedy(models.plain(folder), PROMPTS[0], 4)
 
 
-def test_what_it_does_not_go_with_is_refused_with_the_reason(folder: Path) -> None:
+def test_compile_is_refused_for_several_shards_and_gpus(folder: Path) -> None:
     for settings in ({"world_size": 2}, {"device": "cuda"}):
         config = ShardConfig(model_path=folder, socket="", compile=True, **settings)  # type: ignore[arg-type]
         with pytest.raises(ModelError, match="one shard on --device cpu"):

@@ -1,4 +1,4 @@
-"""What is said about models that cannot be served: each time what is wrong, where, and what to do."""
+"""Tests the errors for models that cannot be served: each says what is wrong, where, and what to do."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gridwork_kernels import cpu_library
 from gridwork_server.cli import main
@@ -19,6 +19,7 @@ from gridwork_server.model.loading import LoadedModel, load
 from gridwork_server.parallel.group import RankGroup
 
 from .. import models
+from ..damage import change_weights, refusal, set_config
 
 CUSTOM_CODE = """
 from pathlib import Path
@@ -41,36 +42,23 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(sound: Path, tmp_path: Path) -> Path:
-    """A copy of a sound model, to be damaged."""
+    """A copy of the sound model, to be damaged."""
     return shutil.copytree(sound, tmp_path / "model")
 
 
 def load_folder(folder: Path, **settings: Any) -> LoadedModel:
-    """Loads in float32."""
+    """Loads the folder in float32."""
     return load(ShardConfig(**({"model_path": folder, "socket": "", "dtype": "float32"} | settings)), RankGroup())
 
 
-def set_config(folder: Path, **changes: Any) -> None:
-    """Changes entries of config.json."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
-
-
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    """Rewrites model.safetensors."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-
 def truncate(folder: Path, kept: int) -> None:
-    """Cuts model.safetensors off at a number of bytes, or so many before the end."""
+    """Truncates model.safetensors to `kept` bytes, or by that many if negative."""
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
 
 
 def lose_a_file(folder: Path) -> None:
-    """Makes it a model of two files, of which one is not there."""
+    """Makes the folder a model of two files of which one is missing."""
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     weight_map = {"model.norm.weight": "model-00001-of-00002.safetensors"}
     weight_map["lm_head.weight"] = "model-00002-of-00002.safetensors"
@@ -78,7 +66,7 @@ def lose_a_file(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_a_sound_model_is_described(sound: Path) -> None:
+def test_loaded_model_is_described(sound: Path) -> None:
     loaded = load_folder(sound)
     plain = models.plain(sound)
     assert loaded.num_parameters == sum(parameter.numel() for parameter in plain.parameters())
@@ -124,14 +112,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE)
-def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(
-    damage: Callable[[Path], Any], words: list[str], folder: Path
-) -> None:
+def test_error_names_the_damage(damage: Callable[[Path], Any], words: list[str], folder: Path) -> None:
     damage(folder)
-    with pytest.raises(ModelError) as error:
-        load_folder(folder)
-    for word in words:
-        assert word in str(error.value)
+    refusal(load_folder, folder, words)
 
 
 def test_custom_code_runs_only_when_it_is_trusted(
@@ -143,7 +126,7 @@ def test_custom_code_runs_only_when_it_is_trusted(
     (folder / "custom.py").write_text(CUSTOM_CODE.format(mark=mark))
     auto_map = {"AutoConfig": "custom.CustomConfig", "AutoModelForCausalLM": "custom.CustomModel"}
     set_config(folder, model_type="custom-llama", auto_map=auto_map)
-    with pytest.raises(ModelError, match=r"config\.json asks for its own Python code.*--trust-remote-code"):
+    with pytest.raises(ModelError, match=r"config\.json needs its own Python code.*--trust-remote-code"):
         load_folder(folder)
     assert not mark.exists()
     assert type(load_folder(folder, trust_remote_code=True).model).__name__ == "CustomModel"
@@ -151,12 +134,12 @@ def test_custom_code_runs_only_when_it_is_trusted(
 
 
 @pytest.mark.parametrize("impl", ["paged", "batched", "solo"])
-def test_a_path_that_is_asked_for_is_taken(impl: str, sound: Path) -> None:
+def test_requested_path_is_used(impl: str, sound: Path) -> None:
     loaded = load_folder(sound, model_impl=impl)
     assert (loaded.path.name, loaded.path_reason) == (impl, "")
 
 
-def test_a_path_that_a_model_cannot_run_on_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_impossible_path_is_refused(tmp_path: Path) -> None:
     transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=2)
     ).save_pretrained(tmp_path)
@@ -164,7 +147,7 @@ def test_a_path_that_a_model_cannot_run_on_is_refused_with_the_reason(tmp_path: 
         load_folder(tmp_path, model_impl="paged")
 
 
-def test_an_unknown_path_is_refused_with_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_for_an_unknown_path_lists_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["serve", "--model-path", str(sound), "--socket", "x", "--model-impl", "fast"])
     assert exit.value.code == 2
@@ -172,7 +155,7 @@ def test_an_unknown_path_is_refused_with_the_known_ones(sound: Path, capsys: pyt
     assert all(word in message for word in ("--model-impl", "'fast'", "auto", "paged"))
 
 
-def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> None:
+def test_tied_weights_may_be_saved_once(tmp_path: Path) -> None:
     folder = models.save("qwen2", tmp_path / "model")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
     model: Any = load_folder(folder).model
@@ -181,13 +164,11 @@ def test_tied_weights_that_are_saved_once_are_not_missing(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_experts_that_are_not_packed_after_all_are_noted(
-    quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpacked_experts_are_noted(quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     plain = Qwen3MoeExperts.forward
     monkeypatch.setattr(Qwen3MoeExperts, "forward", lambda self, *values: 2 * plain(self, *values))
     notes = load_folder(models.save("qwen3_moe", tmp_path), quantize=quantize).notes
-    assert [note for note in notes if note.startswith("experts of 2 layers left as they are, since ")]
+    assert [note for note in notes if note.startswith("left the experts of 2 layers unpacked: ")]
     assert not [note for note in notes if note.startswith("experts of 2 layers packed")]

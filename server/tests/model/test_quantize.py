@@ -1,4 +1,4 @@
-"""--quantize: quality on real text, and what is refused."""
+"""Tests --quantize: quality on real text, and refusals."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ def loaded(folder: Path, **settings: Any) -> Any:
 
 @torch.inference_mode()
 def perplexity(folder: Path, quantize: str | None) -> float:
-    """Of TEXT, by the model's own forward()."""
+    """Perplexity of TEXT, by the model's own forward()."""
     from transformers import AutoTokenizer
 
     model = loaded(folder, quantize=quantize, dtype="bfloat16", model_impl="solo").model
@@ -51,14 +51,14 @@ def test_quantized_models_run_on_the_fast_path(method: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", quantized_linear.METHODS)
-def test_weights_the_other_way_round_are_quantized_too(method: str, tmp_path: Path) -> None:
+def test_transposed_weights_are_quantized(method: str, tmp_path: Path) -> None:
     model = loaded(models.save("gpt2", tmp_path), quantize=method, dtype="bfloat16")
     assert model.path.name == "paged" and model.path.is_recorded
     assert f"13 linear layers in {method}" in model.notes
 
 
 @pytest.mark.parametrize("method", quantized_linear.METHODS)
-def test_experts_are_quantized_too(method: str, tmp_path: Path) -> None:
+def test_experts_are_quantized(method: str, tmp_path: Path) -> None:
     folder = models.save("qwen3_moe", tmp_path, hidden_size=96, moe_intermediate_size=64, intermediate_size=96)
     model = loaded(folder, quantize=method)
     assert model.path.name == "paged" and model.path.is_recorded
@@ -66,7 +66,7 @@ def test_experts_are_quantized_too(method: str, tmp_path: Path) -> None:
     assert not [name for name, _ in model.model.named_parameters() if "experts" in name], "no other copy is kept"
 
 
-def test_what_cannot_be_quantized_is_refused(tmp_path: Path) -> None:
+def test_unquantizable_models_are_refused(tmp_path: Path) -> None:
     odd = models.save("gpt2", tmp_path / "gpt2", vocab_size=30, tie_word_embeddings=True, n_embd=60)
     with pytest.raises(ModelError, match=r"no effect on GPT2LMHeadModel.*leave it out"):
         loaded(odd, quantize="int8")

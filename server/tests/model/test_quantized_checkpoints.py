@@ -1,5 +1,5 @@
-"""Checkpoints whose weights are quantized: the answers are those of the weights that they stand for, or they are
-refused, with the method and the file that says so."""
+"""Tests quantized checkpoints: a model computes with the weights that they represent, or it is refused with the method
+and the file that declares it."""
 
 import json
 import shutil
@@ -22,7 +22,8 @@ from gridwork_server.model.task import Task
 from gridwork_server.parallel.group import RankGroup
 
 from .. import models
-from ..quantized import change_weights, mxfp4, save_fp8, set_config
+from ..damage import change_weights, set_config
+from ..quantized import mxfp4, save_fp8
 
 UP = "model.layers.1.mlp.up_proj"
 TOKENS = torch.tensor([models.prompts([20])[0]])
@@ -59,19 +60,19 @@ def assert_equal_logits(folder: Path, plain: Path) -> None:
     torch.testing.assert_close(model(TOKENS).logits, models.plain(plain)(TOKENS).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_fp8_in_blocks_is_what_its_scales_make_of_it(folder: Path) -> None:
+def test_fp8_blocks_are_dequantized(folder: Path) -> None:
     plain = save_fp8(folder, block=16)
     assert_equal_logits(folder, plain)
     loaded = load(folder)
     assert loaded.path.name == "paged" and "weights of fp8 as float32" in loaded.notes
 
 
-def test_fp8_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:
+def test_fp8_experts_stored_one_by_one_are_dequantized(tmp_path: Path) -> None:
     folder = models.save("qwen3_moe", tmp_path / "model", moe_intermediate_size=48)
     assert_equal_logits(folder, save_fp8(folder, block=16))
 
 
-def test_fp8_is_dequantized_on_a_cpu_whatever_gpus_there_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_is_dequantized_on_cpu_despite_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = save_fp8(folder, block=16)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_device: (9, 0))
@@ -79,14 +80,14 @@ def test_fp8_is_dequantized_on_a_cpu_whatever_gpus_there_are(folder: Path, monke
 
 
 @pytest.mark.skipif(cpu_library.load() is None, reason="no compiled kernels for this CPU")
-def test_fp8_may_be_quantized_anew(tmp_path: Path) -> None:
+def test_fp8_can_be_quantized_again(tmp_path: Path) -> None:
     folder = models.save("llama", tmp_path / "model", hidden_size=96, intermediate_size=96)
     save_fp8(folder, block=32)
     notes = load(folder, quantize="int8").notes
     assert "weights of fp8 as float32" in notes and "22 linear layers in int8" in notes
 
 
-def test_mxfp4_experts_are_what_their_scales_make_of_them(tmp_path: Path) -> None:
+def test_mxfp4_experts_are_dequantized(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.GptOssConfig(
         **{"vocab_size": models.VOCAB, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2},
@@ -111,7 +112,7 @@ def test_mxfp4_experts_are_what_their_scales_make_of_them(tmp_path: Path) -> Non
     assert_equal_logits(folder, plain)
 
 
-def test_an_encoder_in_fp8_is_what_its_scales_make_of_it(tmp_path: Path) -> None:
+def test_fp8_encoder_is_dequantized(tmp_path: Path) -> None:
     folder, task = bert(tmp_path / "model"), Task.EMBED
     plain = save_fp8(folder, block=16, chosen="encoder")
 
@@ -141,14 +142,14 @@ METHODS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "exl3": ({"quant_method": "exl3"}, ["exl3", "does not read"]),
     "nvfp4": ({"quant_method": "nvfp4"}, ["nvfp4", "does not read"]),
     "a new one": ({"quant_method": "fp3"}, ["fp3", "does not read"]),
-    "without a method": ({"group_size": 64}, ["no quant_method"]),
+    "without a method": ({"group_size": 64}, ["quant_method is missing"]),
     "mlx": ({"group_size": 64, "bits": 4}, ["MLX", "does not read"]),
 }
 
 
 @pytest.mark.parametrize("place", ["quantization_config", "text_config"])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_nothing_here_reads_is_refused_before_weights_are_read(name: str, place: str, folder: Path) -> None:
+def test_unreadable_methods_are_refused_before_weights_are_read(name: str, place: str, folder: Path) -> None:
     declared, words = METHODS[name]
     set_config(
         folder, **({place: declared} if place == "quantization_config" else {place: {"quantization_config": declared}})
@@ -173,15 +174,13 @@ def test_what_nothing_here_reads_is_refused_before_weights_are_read(name: str, p
         ("quanto_qmap.json", {UP: {"weights": "qint8"}}, "quanto"),
     ],
 )
-def test_files_of_quantizers_count_where_config_json_says_nothing(
-    file: str, content: dict[str, Any], words: str, folder: Path
-) -> None:
+def test_quantizers_own_files_are_recognized(file: str, content: dict[str, Any], words: str, folder: Path) -> None:
     (folder / file).write_text(json.dumps(content))
     message = refusal(folder)
     assert words in message and str(folder / file) in message
 
 
-def test_a_folder_whose_weights_are_plain_is_served(folder: Path) -> None:
+def test_plain_weights_are_served(folder: Path) -> None:
     set_config(folder, quantization_config=None)
     cache_only = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
     (folder / "hf_quant_config.json").write_text(json.dumps(cache_only))
@@ -189,15 +188,13 @@ def test_a_folder_whose_weights_are_plain_is_served(folder: Path) -> None:
     assert load(folder).path.name == "paged"
 
 
-def test_quantized_weights_are_not_split(folder: Path) -> None:
+def test_quantized_weights_cannot_be_split(folder: Path) -> None:
     save_fp8(folder, block=16)
     with pytest.raises(ModelError, match=r"fp8.*config\.json.*2 shards.*--num-shard 1"):
         model_folder.check(settings(folder, world_size=2))
 
 
-def test_a_method_that_transformers_runs_itself_is_not_quantized_twice(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_not_quantized_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     monkeypatch.setattr(quantized_checkpoint, "_is_installed", lambda _package: True)
     with pytest.raises(ModelError, match=r"gptq.*already.*leave --quantize int4 out"):
@@ -210,13 +207,13 @@ def test_fp8_without_its_scales_is_refused(folder: Path) -> None:
     assert f"{UP}.weight in {folder} is F8_E4M3 and has no {UP}.weight_scale_inv" in refusal(folder)
 
 
-def test_fp8_with_scales_of_another_name_is_refused(folder: Path) -> None:
+def test_fp8_with_renamed_scales_is_refused(folder: Path) -> None:
     save_fp8(folder, block=16)
     change_weights(folder, lambda t: t.update({f"{UP}.weight_scale": t.pop(f"{UP}.weight_scale_inv")}))
     assert f"{UP}.weight in {folder} is F8_E4M3" in refusal(folder)
 
 
-def test_what_a_declared_method_does_not_undo_is_refused(folder: Path) -> None:
+def test_weights_that_the_declared_method_does_not_explain_are_refused(folder: Path) -> None:
     plain = save_fp8(folder, block=16)
     change_weights(folder, lambda t: t.update({f"{UP}.weight": t[f"{UP}.weight"].to(torch.int32)}))
     assert f"{UP}.weight in {folder} is stored as I32" in refusal(folder)
@@ -225,7 +222,7 @@ def test_what_a_declared_method_does_not_undo_is_refused(folder: Path) -> None:
     assert "F8_E4M3" in refusal(plain)
 
 
-def test_fp8_whose_last_block_is_not_whole_is_refused(folder: Path) -> None:
+def test_fp8_with_a_partial_last_block_is_refused(folder: Path) -> None:
     save_fp8(folder, block=64)
     message = refusal(folder)
     assert "whole blocks of [64, 64]" in message and "fp8" in message
@@ -258,14 +255,14 @@ UNDECLARED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", UNDECLARED.values(), ids=UNDECLARED)
-def test_quantized_tensors_are_refused_where_nothing_declares_them(change: Any, folder: Path) -> None:
+def test_undeclared_quantized_tensors_are_refused(change: Any, folder: Path) -> None:
     change_weights(folder, change)
     message = refusal(folder)
     assert "quantized" in message and str(folder) in message and "nothing in config.json" in message
 
 
 @pytest.mark.parametrize("change", ["8-bit floats", "bytes", "a scale", "a second scale"])
-def test_an_encoders_too(change: str, tmp_path: Path) -> None:
+def test_undeclared_quantized_tensors_of_an_encoder_are_refused(change: str, tmp_path: Path) -> None:
     folder = bert(tmp_path / "model")
 
     def rename(tensors: dict[str, torch.Tensor]) -> None:
@@ -281,7 +278,7 @@ def test_an_encoders_too(change: str, tmp_path: Path) -> None:
         encoder_loading.load(config, model_folder.check(config), Task.EMBED)
 
 
-def test_what_ordinary_models_have_is_no_sign_of_quantization(folder: Path) -> None:
+def test_tensors_of_ordinary_models_are_not_taken_for_quantized(folder: Path) -> None:
     def add(tensors: dict[str, torch.Tensor]) -> None:
         tensors |= {
             "logit_scale": torch.ones(()),
@@ -300,8 +297,8 @@ def test_what_ordinary_models_have_is_no_sign_of_quantization(folder: Path) -> N
     assert load(folder).path.name == "paged"
 
 
-def test_parameters_called_scale_that_a_model_has_are_its_own(tmp_path: Path) -> None:
-    # Layer scales, and buffers of integers.
+def test_a_models_own_scales_are_not_taken_for_quantized(tmp_path: Path) -> None:
+    # Bloom has layer scales, and buffers of integers.
     model = transformers.BloomForCausalLM(
         transformers.BloomConfig(vocab_size=models.VOCAB, hidden_size=32, n_layer=2, n_head=2)
     )

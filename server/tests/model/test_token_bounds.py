@@ -1,4 +1,4 @@
-"""Which tokens a model can be given."""
+"""Tests which tokens a model can be given."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ def refusal(bounds: TokenBounds, *tokens: int, num_prompt: int | None = None, **
     return bounds.refusal(pb.NewSequence(token_ids=tokens, num_prompt_tokens=num_prompt, **settings))
 
 
-def test_prompts_are_held_against_the_embedding_and_log_probabilities_against_the_logits() -> None:
+def test_prompts_are_bounded_by_embedding_rows_and_logprobs_by_logits() -> None:
     bounds = TokenBounds(inputs=12, outputs=10, has_encoder=False)
     assert refusal(bounds, 3, 11) is None
     assert "token 12" in str(refusal(bounds, 3, 12)) and "12 rows" in str(refusal(bounds, 3, 12))
@@ -24,12 +24,12 @@ def test_prompts_are_held_against_the_embedding_and_log_probabilities_against_th
     assert not bounds.may_sample_unusable
 
 
-def test_without_a_known_embedding_the_logits_count() -> None:
+def test_logits_bound_prompts_if_the_embedding_is_unknown() -> None:
     bounds = TokenBounds(inputs=0, outputs=10, has_encoder=False)
     assert refusal(bounds, 9) is None and refusal(bounds, 10) is not None
 
 
-def test_what_a_decoder_has_generated_is_none_of_its_encoders_tokens() -> None:
+def test_generated_tokens_are_not_bounded_by_the_encoder() -> None:
     bounds = TokenBounds(inputs=5, outputs=10, has_encoder=True)
     assert refusal(bounds, 4, 9, num_prompt=1) is None
     assert refusal(bounds, 5, 9, num_prompt=1) is not None
@@ -50,5 +50,5 @@ def _raises() -> Any:
         (_raises, 0),
     ],
 )
-def test_rows_are_found_or_unknown(embedding: Any, rows: int) -> None:
+def test_embedding_rows_are_counted_or_unknown(embedding: Any, rows: int) -> None:
     assert embedding_rows(SimpleNamespace(get_input_embeddings=embedding)) == rows

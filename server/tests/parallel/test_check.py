@@ -1,4 +1,4 @@
-"""What computing with a small copy of a module tells about it."""
+"""Tests what computing with a small copy of a module finds out."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from gridwork_server.parallel.check import features_are_independent, gate_layout
 
 
 class Gated(nn.Module):
-    """An MLP with gates and values in one layer. kind: what lies between the layers."""
+    """An MLP with gates and values in one layer. kind: how the features depend on each other."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "independent"), [("halves", True), ("pairs", False), ("normed", False), ("sized", None)]
 )
-def test_tells_packed_features_that_can_be_computed_apart(kind: str, independent: bool | None) -> None:
+def test_independent_packed_features_are_recognized(kind: str, independent: bool | None) -> None:
     assert features_are_independent(Gated(kind), {"gate_up_proj": 2}, "down_proj") is independent
 
 
@@ -46,5 +46,5 @@ class Experts(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "layout"), [("halves", "halves"), ("pairs", "pairs"), ("mixed", "mixed")])
-def test_tells_where_experts_have_gates_and_values(kind: str, layout: str) -> None:
+def test_layout_of_gates_and_values_is_found(kind: str, layout: str) -> None:
     assert gate_layout(Experts(kind)) == layout

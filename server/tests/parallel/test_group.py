@@ -1,4 +1,4 @@
-"""How ranks meet, and what they tell each other."""
+"""Tests how ranks meet, and the messages that they send."""
 
 import socket
 from pathlib import Path
@@ -16,7 +16,7 @@ def _config(**meeting: object) -> ShardConfig:
     return ShardConfig(model_path=Path("model"), socket="", **meeting)  # type: ignore[arg-type]
 
 
-def test_rank_0_listens_at_the_given_address_alone() -> None:
+def test_rank_0_listens_only_at_the_given_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     store = group._store(_config(master_addr="127.0.0.1", master_port=port))
@@ -40,7 +40,7 @@ def test_ranks_of_one_machine_meet_without_a_port(tmp_path: Path) -> None:
     assert psutil.Process().net_connections("tcp") == before
 
 
-def test_what_is_announced_is_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_announcements_are_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[torch.Tensor] = []
     monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: sent.append(tensor.clone()))
     RankGroup(0, 2).announce(2, b"\x80\x04step")

@@ -1,4 +1,4 @@
-"""Models split over several real processes, against the same models in one."""
+"""Compares models split over several real processes with the same models in one process."""
 
 import json
 import os
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from gridwork_server.parallel.modules import share
 
 from .. import models
-from ..quantized import change_weights, save_fp8
+from ..damage import change_weights
+from ..quantized import save_fp8
 from ..shard_process import free_port
 
 SERVER = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ COUNT = 12
 
 
 def run_jobs(folder: Path, jobs: list[dict[str, Any]], world_size: int = 2) -> list[list[dict[str, Any]]]:
-    """The results of every rank."""
+    """Runs jobs on every rank; returns each rank's results."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     port = str(free_port())
     outputs = [folder / f"results-{rank}.json" for rank in range(world_size)]
@@ -99,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damage(folder: Path, name: str, kept: slice | None) -> None:
-    """Removes a tensor from a model, or all of it but a part."""
+    """Removes a tensor from a model, or all but a part of it."""
     tensors = load_file(folder / "model.safetensors")
     tensor = tensors.pop(name)
     if kept is not None:
@@ -109,7 +110,7 @@ def damage(folder: Path, name: str, kept: slice | None) -> None:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """By model: what each of two ranks says."""
+    """Results of the two ranks, by model."""
     names = [*CASES, *UNFIT, "bfloat16"]
     jobs = [
         {"folder": str(folder / name), "dtype": "float32", "prompts": PROMPTS, "count": COUNT} for name in names[:-1]
@@ -120,20 +121,22 @@ def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_give_the_tokens_of_one(name: str, folder: Path, results: dict[str, list[dict[str, Any]]]) -> None:
+def test_two_ranks_give_the_same_tokens_as_one(
+    name: str, folder: Path, results: dict[str, list[dict[str, Any]]]
+) -> None:
     first, second = results[name]
     assert "error" not in first, first
     model = models.plain(folder / name)
     tokens = [models.greedy(model, prompt, COUNT) for prompt in PROMPTS]
-    # One has a token that the model has no row for, and fails alone.
+    # The first model also got a prompt with a token outside its vocabulary; that sequence fails alone.
     assert first["tokens"] == (tokens if name != next(iter(CASES)) else [*tokens, []])
     assert first["num_parameters"] == second["num_parameters"] == sum(p.numel() for p in model.parameters())
-    # Norms and embeddings are on both ranks, and little else.
+    # Norms and embeddings are on both ranks, and little else is.
     whole = sum(p.numel() * 4 for p in model.parameters())
     assert whole < first["weight_bytes"] < whole * 1.5
 
 
-def test_heads_are_shared_out_unevenly_or_repeated(results: dict[str, list[dict[str, Any]]]) -> None:
+def test_heads_are_split_unevenly_or_repeated(results: dict[str, list[dict[str, Any]]]) -> None:
     assert [rank["kv_heads"] for rank in results["llama"]] == [[2, 2, 2], [1, 1, 1]]
     assert [rank["kv_heads"] for rank in results["qwen3"]] == [[1, 1, 1], [1, 1, 1]]
 
@@ -143,7 +146,7 @@ def test_runs_in_bfloat16(results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 @pytest.mark.parametrize(("name", "words"), UNFIT.items())
-def test_says_why_a_model_cannot_be_split(
+def test_error_says_why_a_model_cannot_be_split(
     name: str, words: list[str], results: dict[str, list[dict[str, Any]]]
 ) -> None:
     for rank in results[name]:

@@ -1,4 +1,4 @@
-"""Decode steps in buffers that stay, filled up to a size, against the plain steps of the same model."""
+"""Compares decode steps that are replayed in fixed buffers, padded to a size, with plain steps of the same model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +37,8 @@ Make = Callable[..., Runner]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Function from an architecture's name and settings to a runner that has been warmed up. sizes: of decode steps
-    that it replays, which on a CPU it does only here."""
+    """Makes a function from an architecture's name and settings to a warmed-up runner. sizes: sizes of replayed decode
+    steps; a CPU replays steps only in these tests."""
 
     def make_runner(
         name: str, sizes: tuple[int, ...] = SIZES, limits: pb.WarmupRequest = LIMITS, **settings: Any
@@ -63,7 +63,7 @@ def paged(runner: Runner) -> PagedPath:
 
 
 def watch(runner: Runner) -> list[torch.Tensor]:
-    """The logits of every step from now on."""
+    """Collects the logits of every step from now on."""
     seen: list[torch.Tensor] = []
     forward = runner.path.forward
 
@@ -77,7 +77,7 @@ def watch(runner: Runner) -> list[torch.Tensor]:
 
 
 def join_and_leave(runner: Runner) -> tuple[list[torch.Tensor], dict[int, list[int]]]:
-    """Sequences join one by one until there are as many as a step takes, and leave one by one."""
+    """Sequences join one by one up to the limit of a step, and leave one by one."""
     seen = watch(runner)
     driver = Driver(runner.run, runner.num_blocks, chunk=7)  # type: ignore[attr-defined]
     for i, prompt in enumerate(PROMPTS):
@@ -92,7 +92,7 @@ def join_and_leave(runner: Runner) -> tuple[list[torch.Tensor], dict[int, list[i
 @pytest.mark.parametrize("attention", ["cpu", "sdpa"])
 @pytest.mark.parametrize("prefix_cache", [False, True], ids=["windows", "whole contexts"])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
-def test_replayed_steps_give_what_plain_steps_give(name: str, prefix_cache: bool, attention: str, make: Make) -> None:
+def test_replayed_steps_equal_plain_steps(name: str, prefix_cache: bool, attention: str, make: Make) -> None:
     if attention == "cpu" and not cpu_attention.supports(torch.float32):
         pytest.skip("no compiled kernels for this CPU")
     limits = pb.WarmupRequest()
@@ -103,13 +103,13 @@ def test_replayed_steps_give_what_plain_steps_give(name: str, prefix_cache: bool
     assert paged(replayed).decode_sizes == list(SIZES)
     (expected, tokens), (given, replayed_tokens) = join_and_leave(plain), join_and_leave(replayed)
     assert replayed_tokens == tokens
-    # Our linear layers compute each row by itself; those of PyTorch may add in another order for other numbers of rows.
+    # Our linear layers compute each row by itself; PyTorch's may add in another order for another number of rows.
     exact = attention == "cpu" and name != "gpt2"
     for one, other in zip(expected, given, strict=True):
         torch.testing.assert_close(other, one, **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-4}))
 
 
-def test_every_number_of_sequences_runs_in_the_next_size(make: Make) -> None:
+def test_steps_are_padded_to_the_next_size(make: Make) -> None:
     runner = make("llama", (1, 2, 4, 6))
     decodes = paged(runner)._decodes
     assert decodes is not None
@@ -118,17 +118,17 @@ def test_every_number_of_sequences_runs_in_the_next_size(make: Make) -> None:
         replay = step.replay
         step.replay = lambda replay=replay, size=size: ran.append(size) or replay()  # type: ignore[misc]
     driver = Driver(runner.run, runner.num_blocks)  # type: ignore[attr-defined]
-    # More sequences than the largest size takes run as other steps do.
+    # A step with more sequences than the largest size runs like any other step.
     for prompt, expected in zip(PROMPTS, ([1], [2], [4], [4], [6], [6], [], []), strict=True):
         driver.add([*prompt, 3], 20)
         ran.clear()
-        driver.step()  # a prefill, which is not replayed
+        driver.step()  # prefills are not replayed
         assert ran == []
         driver.step()
         assert ran == expected
 
 
-def test_padding_harms_nobody_and_leaves_the_zero_block_alone(make: Make) -> None:
+def test_padding_changes_neither_sequences_nor_the_zero_block(make: Make) -> None:
     runner = make("llama", (8,), attention="sdpa")
     path = paged(runner)
     size = LIMITS.block_size_tokens
@@ -139,7 +139,7 @@ def test_padding_harms_nobody_and_leaves_the_zero_block_alone(make: Make) -> Non
     others = [block for block in range(runner.num_blocks) if block not in used]  # type: ignore[attr-defined]
     for cache in (*path._keys.values(), *path._values.values()):
         blocks = cache.unflatten(0, (-1, size))
-        blocks[-1] = torch.nan  # what padding may leave there
+        blocks[-1] = torch.nan  # padding may leave such values there
         blocks[others] = 7.0
     driver.step()
     for cache in (*path._keys.values(), *path._values.values()):
@@ -159,7 +159,7 @@ WAITS = {f"aten::{name}" for name in ("item", "is_nonzero", "_local_scalar_dense
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU, or move what it computes by values that it has not."""
+    """Records operations that make the host wait for a GPU, or that depend on values the host does not have."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mistral"])
 def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
-    # The model's own code, with attention as any device can run it.
+    # Runs the model's own code, with attention that any device can run.
     runner = make(name, attention="sdpa", fuse=False)
     driver = Driver(runner.run, runner.num_blocks)  # type: ignore[attr-defined]
     for prompt in PROMPTS[:3]:
@@ -185,7 +185,7 @@ def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
     ids = np.array([sequence.id for sequence in driver.running])
     batch = table.batch(ids, np.ones_like(ids))
     assert path.replays(len(ids), len(ids))
-    # Their blocks have room for one more token.
+    # The sequences' blocks have room for one more token.
     table.append_blocks(ids, np.ones_like(ids), np.arange(len(ids)) + 100)
     with Waits() as waits, torch.inference_mode():
         path.decode(batch, table)
@@ -195,7 +195,7 @@ def test_a_replayed_step_waits_for_nothing(name: str, make: Make) -> None:
 
 
 class Stale:
-    """Replays what was computed when a step was recorded, as a graph does of what a model takes to the host."""
+    """Replays the logits from recording, as a graph does for values that a model computes on the host."""
 
     def record(self, step: decode_graphs.Replay) -> decode_graphs.Replay:
         logits = step()
@@ -208,7 +208,7 @@ class Impossible:
 
 
 @pytest.mark.parametrize(("recorder", "reason"), [(Stale(), "logits differ"), (Impossible(), "not permitted")])
-def test_a_model_that_cannot_be_recorded_runs_without(
+def test_a_model_that_cannot_be_recorded_runs_without_graphs(
     recorder: Any, reason: str, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_graphs, "recorder_for", lambda device: recorder)
@@ -248,21 +248,21 @@ def test_the_largest_steps_stay_within_the_limits(limits: tuple[int, int, int], 
     assert paged(runner).cache_bytes == runner.path.needs.bytes_per_token * (num_blocks + SPARE_BLOCKS) * 4
 
 
-def test_a_gpus_memory_is_shared_between_cache_and_steps() -> None:
+def test_gpu_budget_leaves_memory_for_steps() -> None:
     gib = 2**30
     assert gpu_budget_bytes(100 * gib, 100 * gib, 1.0, 0) == 95 * gib
     assert gpu_budget_bytes(70 * gib, 100 * gib, 1.0, 5 * gib) == 60 * gib
     assert gpu_budget_bytes(70 * gib, 100 * gib, 0.2, 5 * gib) == 0
 
 
-def test_sizes_are_those_that_are_of_use() -> None:
+def test_sizes_cover_the_maximum_number_of_sequences() -> None:
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 1) == [1]
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 9) == [1, 2, 4, 8, 16]
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 1000) == list(decode_graphs.DEFAULT_SIZES)
     assert sizes_for([], 9) == []
 
 
-def test_sizes_are_read_as_text_generation_inference_has_them() -> None:
+def test_sizes_are_parsed_like_text_generation_inference() -> None:
     assert parse_sizes("8, 1,2,2") == (1, 2, 8)
     assert parse_sizes("0") == ()
     for wrong in ("", "1,,2", "-1", "a", "0,1", "1.5"):

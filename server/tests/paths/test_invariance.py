@@ -1,4 +1,4 @@
-"""What is promised of logits: the same bits whatever runs beside a request, and however its tokens are divided into
+"""Tests the promise for logits: the same bits whatever runs beside a request, and however its tokens are divided into
 steps."""
 
 from collections.abc import Callable
@@ -25,17 +25,17 @@ PROMPTS = (13, 5, 24, 9)
 DECODES = 10
 
 Step = dict[int, int]
-"""Tokens that a step computes of each sequence."""
+"""Number of tokens that a step computes for each sequence."""
 
 Logits = dict[tuple[int, int], torch.Tensor]
-"""By sequence and position."""
+"""Rows of logits by sequence and position."""
 
 SMALL: dict[str, Any] = {"vocab_size": models.VOCAB, "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
 
 
 def load_model(name: str, folder: Path, dtype: str, **settings: Any) -> LoadedModel:
     if name in models.ARCHITECTURES:
-        # Wide enough that all layers are packed.
+        # Wide enough for all layers to be packed.
         sizes = {"hidden_size": 64, "intermediate_size": 128} if name != "gpt2" else {}
         models.save(name, folder, **sizes, **({"num_attention_heads": 4} if sizes else {}))
     else:
@@ -50,7 +50,7 @@ def load_model(name: str, folder: Path, dtype: str, **settings: Any) -> LoadedMo
 
 @torch.inference_mode()
 def run(loaded: LoadedModel, sequences: list[np.ndarray], steps: list[Step], forgets: bool = False) -> Logits:
-    """Computes steps. forgets: tokens beyond the prompt are part of it, as after a restart."""
+    """Runs the steps. forgets: generated tokens are computed again with the prompt, as after a restart."""
     path, rows = loaded.path, {}
     table = SequenceTable(len(sequences), LIMITS.max_total_tokens, LIMITS.block_size_tokens, BLOCKS * len(sequences))
     path.allocate(LIMITS, BLOCKS * len(sequences))
@@ -75,12 +75,12 @@ def run(loaded: LoadedModel, sequences: list[np.ndarray], steps: list[Step], for
 
 
 def alone() -> list[Step]:
-    """Every sequence by itself, its prompt in one piece."""
+    """Runs every sequence alone, with its prompt in one piece."""
     return [step for id, prompt in enumerate(PROMPTS) for step in [{id: prompt}, *[{id: 1}] * DECODES]]
 
 
 def together() -> list[Step]:
-    """One sequence joins after the other."""
+    """Sequences join one after the other."""
     done = dict.fromkeys(range(len(PROMPTS)), -1)
     steps: list[Step] = []
     while any(count < DECODES for count in done.values()):
@@ -91,7 +91,7 @@ def together() -> list[Step]:
 
 
 def in_chunks() -> list[Step]:
-    """Prompts of pieces."""
+    """Prompts are computed in chunks."""
     steps: list[Step] = []
     for id, prompt in enumerate(PROMPTS):
         steps += [{id: min(6, prompt - begin)} for begin in range(0, prompt, 6)]
@@ -100,12 +100,12 @@ def in_chunks() -> list[Step]:
 
 
 def again() -> list[Step]:
-    """After a restart: what was generated is computed with the prompt."""
+    """Generated tokens are computed with the prompt, as after a restart."""
     return [{id: prompt + DECODES} for id, prompt in enumerate(PROMPTS)]
 
 
 def differing(given: Logits, expected: Logits) -> int:
-    """Rows that are not the same to the bit."""
+    """Number of rows that are not bitwise equal."""
     return sum(not torch.equal(row, expected[at]) for at, row in given.items())
 
 
@@ -124,9 +124,7 @@ PLANS: dict[str, tuple[Callable[[], list[Step]], bool]] = {
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_moe", "gpt2"])
-def test_the_paged_path_keeps_what_it_promises(
-    name: str, dtype: str, tmp_path: Path, sequences: list[np.ndarray]
-) -> None:
+def test_paged_path_is_invariant(name: str, dtype: str, tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model(name, tmp_path, dtype)
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert promised == Invariance(True, True, "")
@@ -135,24 +133,24 @@ def test_the_paged_path_keeps_what_it_promises(
         assert differing(run(loaded, sequences, plan(), forgets), expected) == 0, what
 
 
-def test_layers_that_pytorch_computes_promise_nothing(tmp_path: Path) -> None:
+def test_layers_of_pytorch_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16", fuse=False)
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert (loaded.path.name, promised.in_batch, promised.when_replayed) == ("paged", False, False)
     assert "is computed by PyTorch" in promised.reason
 
 
-def test_the_reference_attention_promises_nothing(tmp_path: Path) -> None:
+def test_reference_attention_is_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16", attention="reference")
     assert "attention is computed by 'reference'" in invariance_of(loaded.path, loaded.model, loaded.device, 1).reason
 
 
-def test_several_ranks_promise_nothing(tmp_path: Path) -> None:
+def test_several_ranks_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("llama", tmp_path, "bfloat16")
     assert "ranks" in invariance_of(loaded.path, loaded.model, loaded.device, 2).reason
 
 
-def test_cohorts_promise_nothing(tmp_path: Path) -> None:
+def test_cohorts_are_not_invariant(tmp_path: Path) -> None:
     loaded = load_model("bloom", tmp_path, "bfloat16")
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)
     assert loaded.path.name == "batched"
@@ -160,7 +158,7 @@ def test_cohorts_promise_nothing(tmp_path: Path) -> None:
     assert "PyTorch's operations" in promised.reason
 
 
-def test_what_is_computed_anew_for_every_token_is_the_same_always(tmp_path: Path, sequences: list[np.ndarray]) -> None:
+def test_recomputing_every_token_is_invariant(tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model("openai-gpt", tmp_path, "bfloat16")
     assert loaded.path.name == "solo"
     assert invariance_of(loaded.path, loaded.model, loaded.device, 1) == Invariance(True, True, "")
@@ -169,7 +167,7 @@ def test_what_is_computed_anew_for_every_token_is_the_same_always(tmp_path: Path
         assert differing(run(loaded, sequences, plan(), forgets), expected) == 0, what
 
 
-def test_a_sequence_alone_with_its_cache_is_the_same_beside_others(tmp_path: Path, sequences: list[np.ndarray]) -> None:
+def test_a_sequence_with_its_own_cache_is_invariant_in_a_batch(tmp_path: Path, sequences: list[np.ndarray]) -> None:
     loaded = load_model("bloom", tmp_path, "bfloat16", model_impl="solo")
     assert loaded.path.name == "solo"
     promised = invariance_of(loaded.path, loaded.model, loaded.device, 1)

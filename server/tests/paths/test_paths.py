@@ -1,4 +1,5 @@
-"""Paths of models without the attention interface: the same tokens, however sequences join, leave and are preempted."""
+"""Tests paths of models without the attention interface: tokens stay the same however sequences join, leave and are
+preempted."""
 
 import functools
 from pathlib import Path
@@ -11,11 +12,11 @@ from transformers.cache_utils import DynamicCache
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
+from gridwork_server.errors import PathError
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
-from gridwork_server.paths.base import PathError
 from gridwork_server.paths.batched import BatchedPath
-from gridwork_server.paths.cache_tree import Sample, numbers_of, rebuilt, spec_of, tensors_of
+from gridwork_server.paths.cache_tree import CacheSnapshot, numbers_of, rebuilt, spec_of, tensors_of
 from gridwork_server.step.runner import Runner
 
 from .. import models
@@ -67,7 +68,7 @@ CONFIGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from a name in CONFIGS to a folder with such a model."""
+    """Makes a function from a name in CONFIGS to a folder with such a model."""
 
     @functools.cache
     def build(name: str) -> Path:
@@ -82,7 +83,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def expected(folders: Any) -> Any:
-    """Function from a name in CONFIGS to the greedy continuations of PROMPTS."""
+    """Makes a function from a name in CONFIGS to the greedy continuations of PROMPTS."""
 
     @functools.cache
     def generate(name: str) -> list[list[int]]:
@@ -93,7 +94,7 @@ def expected(folders: Any) -> Any:
 
 
 def runner_for(folder: Path, **settings: Any) -> Runner:
-    """A runner in float32 that has been warmed up."""
+    """A warmed-up runner in float32."""
     given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**26}
     config = ShardConfig(**(given | settings))
     group = RankGroup()
@@ -128,7 +129,7 @@ def test_sequences_join_leave_and_are_preempted_without_changing_tokens(name: st
         assert results[number] == tokens[:count]
 
 
-def test_a_sequence_that_a_step_leaves_out_goes_on_later(folders: Any, expected: Any) -> None:
+def test_a_sequence_may_skip_steps(folders: Any, expected: Any) -> None:
     driver = driver_for(runner_for(folders("padding")))
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     for _ in range(3):
@@ -154,7 +155,7 @@ def test_a_sequence_with_nan_logits_fails_alone(folders: Any, expected: Any) -> 
     assert list(driver.failures) == [bad]
 
 
-def test_prompt_logprobs_equal_those_of_a_plain_forward(folders: Any) -> None:
+def test_prompt_logprobs_equal_plain_forward(folders: Any) -> None:
     driver = driver_for(runner_for(folders("padding")), chunk=7)
     asked = driver.add(PROMPTS[0], 2, prompt_logprobs=True)
     driver.add(PROMPTS[2], 4)
@@ -168,7 +169,7 @@ def test_prompt_logprobs_equal_those_of_a_plain_forward(folders: Any) -> None:
     torch.testing.assert_close(torch.tensor(list(known.values())), logprobs, rtol=1e-4, atol=1e-4)
 
 
-def test_caches_that_stop_fitting_together_are_computed_anew(
+def test_caches_that_no_longer_stack_are_recomputed(
     folders: Any, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = runner_for(folders("padding"))
@@ -195,7 +196,7 @@ def test_states_of_more_sequences_than_fit_are_refused(folders: Any) -> None:
 
 
 def cache_of(lengths: list[int], heads: int = 2) -> DynamicCache:
-    """A cache of sequences of one length: `[batch, heads, length, 4]` a layer."""
+    """A cache of sequences of one length, with tensors `[batch, heads, length, 4]` in each layer."""
     cache = DynamicCache()
     for layer in range(2):
         parts = torch.randn(len(lengths), heads, lengths[0], 4)
@@ -203,13 +204,17 @@ def cache_of(lengths: list[int], heads: int = 2) -> DynamicCache:
     return cache
 
 
-def test_a_cache_is_stacked_and_taken_apart_again() -> None:
+def test_caches_are_stacked_and_split() -> None:
     decoded = cache_of([6])
     spec = spec_of(
-        Sample.of(cache_of([5])), Sample.of(cache_of([7])), Sample.of(cache_of([5, 5])), Sample.of(decoded), 5
+        CacheSnapshot.of(cache_of([5])),
+        CacheSnapshot.of(cache_of([7])),
+        CacheSnapshot.of(cache_of([5, 5])),
+        CacheSnapshot.of(decoded),
+        5,
     )
     short, long = cache_of([3]), cache_of([9])
-    members = [spec.member(tree, 0, spec.whole(tree)) for tree in (short, long)]
+    members = [spec.member(tree, 0, spec.unpadded_sizes(tree)) for tree in (short, long)]
     stacked, sizes = spec.stack(members, 9)
     assert stacked.layers[0].keys.shape == (2, 2, 9, 4)
     assert stacked.layers[0].keys[0, :, :6].abs().max() == 0
@@ -218,7 +223,7 @@ def test_a_cache_is_stacked_and_taken_apart_again() -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_a_copy_shares_with_its_model_is_not_copied() -> None:
+def test_configs_in_a_cache_are_not_copied() -> None:
     config = transformers.GPT2Config()
     tree = {"cache": (torch.zeros(1, 2), [torch.ones(3)]), "config": config, "length": 7}
     copied = rebuilt(tree, [torch.full((1, 2), 5.0), torch.ones(3)], [9])
@@ -228,7 +233,13 @@ def test_what_a_copy_shares_with_its_model_is_not_copied() -> None:
     assert tree["cache"][0].tolist() == [[0.0, 0.0]]
 
 
-def test_a_cache_whose_growth_cannot_be_told_is_refused() -> None:
-    halves = [Sample.of([torch.zeros(1, 2, length // 2, 4)]) for length in (5, 7, 5, 6)]
+def test_a_cache_with_unclear_growth_is_refused() -> None:
+    halves = [CacheSnapshot.of([torch.zeros(1, 2, length // 2, 4)]) for length in (5, 7, 5, 6)]
     with pytest.raises(PathError, match="one entry a token"):
-        spec_of(halves[0], Sample.of([torch.zeros(1, 2, 3, 4)]), Sample.of([torch.zeros(2, 2, 2, 4)]), halves[0], 5)
+        spec_of(
+            halves[0],
+            CacheSnapshot.of([torch.zeros(1, 2, 3, 4)]),
+            CacheSnapshot.of([torch.zeros(2, 2, 2, 4)]),
+            halves[0],
+            5,
+        )

@@ -1,3 +1,5 @@
+"""Tests that the first part of the KV cache is page-faulted in ahead of time."""
+
 import ctypes
 import mmap
 
@@ -10,7 +12,7 @@ SIZE = 16 << 20
 
 
 def resident_bytes(tensor: torch.Tensor) -> int:
-    """Of the memory of a tensor, what the system has given."""
+    """Size of a tensor's memory that the system has allocated."""
     begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
     first = begin // mmap.PAGESIZE * mmap.PAGESIZE
     pages = (ctypes.c_ubyte * (-(-(end - first) // mmap.PAGESIZE)))()
@@ -20,17 +22,17 @@ def resident_bytes(tensor: torch.Tensor) -> int:
 
 @pytest.fixture
 def memory() -> torch.Tensor:
-    """Fresh from the system."""
+    """Fresh memory from the system."""
     return torch.frombuffer(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8)
 
 
-def test_pages_are_there_before_they_are_written(memory: torch.Tensor) -> None:
+def test_pages_are_allocated_before_they_are_written(memory: torch.Tensor) -> None:
     assert resident_bytes(memory) == 0
     assert prefault.populate([memory[:1000], memory]) == SIZE, "two views of one memory"
     assert resident_bytes(memory) == SIZE
 
 
-def test_of_several_tensors_each_has_its_share(memory: torch.Tensor) -> None:
+def test_each_tensor_gets_its_share_of_the_limit(memory: torch.Tensor) -> None:
     other = torch.empty(SIZE // 4, dtype=torch.uint8)
     given = prefault.populate([memory, other], most_bytes=SIZE // 2)
     assert SIZE // 2 - 8 * mmap.PAGESIZE <= given <= SIZE // 2
@@ -39,7 +41,7 @@ def test_of_several_tensors_each_has_its_share(memory: torch.Tensor) -> None:
     assert resident_bytes(other) >= other.nbytes * share - 2 * mmap.PAGESIZE
 
 
-def test_it_ends_in_time_and_changes_nothing(memory: torch.Tensor) -> None:
+def test_populate_respects_the_time_limit_and_keeps_values(memory: torch.Tensor) -> None:
     assert prefault.populate([memory], most_seconds=-1) == 0
     assert prefault.populate([]) == 0
     assert prefault.populate([torch.empty(0), torch.empty(10, device="meta")]) == 0

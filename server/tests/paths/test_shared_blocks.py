@@ -1,4 +1,4 @@
-"""Blocks that several sequences were given: what one has computed the others use, also in the same step."""
+"""Tests blocks shared by several sequences: what one computes the others use, even in the same step."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def runner_for(folder: Path, **settings: Any) -> Runner:
 
 
 def admit(step: pb.Step, id: int, tokens: list[int], blocks: list[int], num_computed: int = 0) -> None:
-    """Adds a sequence whose whole prompt is computed in this step, but for what stands in its first blocks."""
+    """Adds a sequence whose prompt is computed in this step, except for tokens that its first blocks already hold."""
     step.admitted.add(
         id=id,
         token_ids=tokens,
@@ -46,7 +46,7 @@ def admit(step: pb.Step, id: int, tokens: list[int], blocks: list[int], num_comp
 
 @pytest.mark.parametrize("attention", ["cpu", *EVERYWHERE])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "deepseek_v2"])
-def test_sequences_on_the_blocks_of_others_go_on_like_alone(name: str, attention: str, tmp_path: Path) -> None:
+def test_sequences_on_shared_blocks_give_the_same_tokens(name: str, attention: str, tmp_path: Path) -> None:
     folder = models.save(name, tmp_path / name)
     if attention == "cpu" and not cpu_attention.supports(torch.float32):
         pytest.skip("no compiled kernels for this CPU")
@@ -55,8 +55,8 @@ def test_sequences_on_the_blocks_of_others_go_on_like_alone(name: str, attention
     runner.reset()
     other = PROMPT[:20] + models.prompts([7])[0]
     step = pb.Step(id=1)
-    # The second begins with five blocks of the first, the third with five of the first and one of the second; all of
-    # them are being filled in this very step.
+    # The second sequence begins with five blocks of the first; the third with five of the first and one of the second.
+    # All of these blocks are filled in this very step.
     admit(step, 0, PROMPT, [9, 1, 8, 2, 7, 3, 6, 4])
     admit(step, 1, other, [9, 1, 8, 2, 7, 20, 21], num_computed=20)
     admit(step, 2, other, [9, 1, 8, 2, 7, 20, 22], num_computed=24)
@@ -73,7 +73,7 @@ def test_sequences_on_the_blocks_of_others_go_on_like_alone(name: str, attention
     plain = models.plain(folder)
     assert got[0] == models.greedy(plain, PROMPT, 8)
     assert got[1] == got[2] == models.greedy(plain, other, 8)
-    # Released by all who had them, the blocks still stand for what was computed into them.
+    # Blocks that all owners have released still hold what was computed into them.
     again = pb.Step(id=10, released=[0, 1, 2])
     admit(again, 5, PROMPT, [9, 1, 8, 2, 7, 3, 6, 60], num_computed=28)
     assert list(runner.run(again).token_ids) == got[0][:1]
@@ -93,7 +93,7 @@ def test_with_a_prefix_cache_all_layers_keep_the_whole_context(tmp_path: Path) -
     assert sizes[True] < sizes[False]
 
 
-def test_a_path_that_cannot_share_refuses_a_prefix_cache(tmp_path: Path) -> None:
+def test_prefix_cache_is_refused_by_paths_without_shared_blocks(tmp_path: Path) -> None:
     runner = runner_for(models.save("llama", tmp_path / "llama"), model_impl="batched")
     assert not runner.path.shares_blocks
     with pytest.raises(LimitError, match="cannot share"):

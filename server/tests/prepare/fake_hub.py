@@ -1,4 +1,4 @@
-"""A hub on this machine: the few routes that the hub library asks for, over HTTP."""
+"""Serves a model hub on this machine: the few routes that the hub library requests, over HTTP."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ class FakeHub:
 
 @contextmanager
 def running(hub: FakeHub) -> Iterator[FakeHub]:
-    """Serves a hub on a free port while the context lasts."""
+    """Serves a hub on a free port within a `with` block."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

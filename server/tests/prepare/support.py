@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass
 class Outcome:
-    """What a run printed and how it ended."""
+    """Output, log and exit code of a run."""
 
     code: int
     stdout: str
@@ -22,13 +22,13 @@ class Outcome:
 
     @property
     def fatal(self) -> str:
-        """The message of the one fatal line."""
+        """Message of the only fatal log line."""
         (message,) = [str(line["message"]) for line in self.log if line.get("fatal")]
         return message
 
 
 def run(*arguments: object, home: Path, **environment: str) -> Outcome:
-    """Runs a subcommand with a hub cache of its own under `home`."""
+    """Runs a subcommand with its own hub cache under `home`."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
     result = subprocess.run(
         [sys.executable, "-m", "gridwork_server", *map(str, arguments)],

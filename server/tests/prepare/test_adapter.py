@@ -1,4 +1,4 @@
-"""Adapters are merged onto their base: the result computes what base and adapter together do."""
+"""Tests that a merged adapter computes what base and adapter compute together."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(base: Path, tmp_path: Path) -> Path:
-    """An adapter whose weights are not the zeros that they begin at."""
+    """An adapter with random weights in place of the initial zeros."""
     return save_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj"])
 
 
@@ -44,7 +44,7 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> Path:
 
 
 def merged(folder: Path, **options: Any) -> Path:
-    """The folder that an adapter becomes."""
+    """Folder of the merged adapter."""
     return prepare(str(folder), Options(cache_dir=folder.parent / "cache", **options)).model_path
 
 
@@ -62,9 +62,7 @@ def logits(model: Any) -> torch.Tensor:
         {"target_modules": ["k_proj"], "modules_to_save": ["lm_head"]},
     ],
 )
-def test_a_merged_adapter_computes_what_base_and_adapter_do(
-    settings: dict[str, Any], base: Path, tmp_path: Path
-) -> None:
+def test_a_merged_adapter_equals_base_and_adapter(settings: dict[str, Any], base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "adapter", **settings)
     expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)))
     made = merged(folder)
@@ -74,19 +72,19 @@ def test_a_merged_adapter_computes_what_base_and_adapter_do(
     assert merged(folder) == made
 
 
-def test_the_tokenizer_is_the_adapters_if_it_has_one(folder: Path) -> None:
+def test_an_adapters_tokenizer_has_precedence(folder: Path) -> None:
     assert (merged(folder) / "tokenizer.json").read_text() == '{"of": "base"}'
     (folder / "tokenizer.json").write_text('{"of": "adapter"}')
     assert (merged(folder) / "tokenizer.json").read_text() == '{"of": "adapter"}'
 
 
-def test_a_base_may_lie_beside_the_adapter(folder: Path, base: Path, tmp_path: Path) -> None:
+def test_base_path_may_be_relative_to_the_adapter(folder: Path, base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path / "moved")
     set_config(folder, base_model_name_or_path="../moved")
     assert (merged(folder) / "model.safetensors").is_file()
 
 
-def test_a_pickled_adapter_follows_the_rule_for_pickles(folder: Path) -> None:
+def test_a_pickled_adapter_needs_the_flag(folder: Path) -> None:
     torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(PrepareError, match=r"adapter_model\.bin is a pickle file.*--allow-pickle-weights"):
@@ -94,7 +92,7 @@ def test_a_pickled_adapter_follows_the_rule_for_pickles(folder: Path) -> None:
     assert (merged(folder, allow_pickle=True) / "model.safetensors").is_file()
 
 
-def test_a_base_with_code_of_its_own_needs_trust(folder: Path, base: Path, tmp_path: Path) -> None:
+def test_a_base_with_own_code_needs_trust(folder: Path, base: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(base, tmp_path / "moved")
     config = json.loads((moved / "config.json").read_text())
     config |= {"model_type": "own-type", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
@@ -141,7 +139,7 @@ _KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
         (lambda f: change_weights(f, lambda t: t.update({"x.lora_A.weight": torch.ones(2)})), ["x.lora_A", "another"]),
     ],
 )
-def test_a_broken_adapter_is_named_with_the_reason(
+def test_error_names_the_damage_of_an_adapter(
     damage: Any, words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

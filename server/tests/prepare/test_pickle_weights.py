@@ -1,4 +1,4 @@
-"""Pickled weights: converted when that is allowed, and nothing that a pickle asks for is ever run."""
+"""Tests pickled weights: converted only when allowed, and no function that a pickle names is ever called."""
 
 import json
 import os
@@ -36,19 +36,19 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def allowed(folder: Path) -> Path:
-    """The folder that a pickled model becomes."""
+    """Folder of the converted model."""
     options = Options(allow_pickle=True, cache_dir=folder.parent / "cache")
     return prepare(str(folder), options).model_path
 
 
-def test_pickled_weights_are_refused_with_the_flag_and_the_other_way(folder: Path, tmp_path: Path) -> None:
+def test_refusal_of_pickled_weights_names_both_remedies(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PrepareError) as error:
         prepare(str(folder), Options(cache_dir=tmp_path / "cache"))
     for word in ("pytorch_model.bin", "--allow-pickle-weights", "save_pretrained"):
         assert word in str(error.value)
 
 
-def test_a_converted_model_is_the_same(folder: Path, sound: Path) -> None:
+def test_converted_weights_are_equal(folder: Path, sound: Path) -> None:
     made = allowed(folder)
     assert not list(made.glob("*.bin"))
     assert (made / "tokenizer.json").is_file()
@@ -58,7 +58,7 @@ def test_a_converted_model_is_the_same(folder: Path, sound: Path) -> None:
     assert allowed(folder) == made
 
 
-def test_weights_in_parts_are_converted_and_a_missing_part_is_named(folder: Path, sound: Path) -> None:
+def test_weights_in_several_files_are_converted(folder: Path, sound: Path) -> None:
     tensors = load_file(sound / "model.safetensors")
     (folder / "pytorch_model.bin").unlink()
     names = list(tensors)
@@ -76,11 +76,11 @@ def test_weights_in_parts_are_converted_and_a_missing_part_is_named(folder: Path
         allowed(folder)
 
 
-def test_tensors_that_share_memory_are_kept_whole(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_copied(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     tensors = {"whole": whole, "same": whole, "row": whole[1], "turned": whole.T}
     torch.save(tensors, tmp_path / "x.bin")
-    separate = pickle_weights.own_memory(pickle_weights.read_tensors(tmp_path / "x.bin"))
+    separate = pickle_weights.copy_shared_memory(pickle_weights.read_tensors(tmp_path / "x.bin"))
     assert all(torch.equal(separate[name], tensors[name]) for name in tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in separate.values()}) == 4
 
@@ -97,7 +97,7 @@ class Harmful:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_a_pickle_that_asks_for_a_call_is_refused_and_nothing_is_called(
+def test_a_pickle_with_a_call_is_refused_without_calling(
     name: str, zipped: bool, folder: Path, sound: Path, tmp_path: Path
 ) -> None:
     (folder / "pytorch_model.bin").unlink()
@@ -108,7 +108,7 @@ def test_a_pickle_that_asks_for_a_call_is_refused_and_nothing_is_called(
     assert name in str(error.value)
     assert "system" in str(error.value)
     assert not (tmp_path / "has-run").exists()
-    # The trap would have closed:
+    # The trap works when it is loaded without the restriction.
     torch.load(folder / name, weights_only=False)
     assert (tmp_path / "has-run").exists()
 
@@ -121,9 +121,9 @@ def test_a_plain_pickle_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{"a": torch.ones(2), "epoch": 3}, [torch.ones(2)], {"a": {"b": torch.ones(2)}}])
-def test_what_is_no_set_of_tensors_is_refused(content: Any, folder: Path) -> None:
+def test_pickles_without_named_tensors_are_refused(content: Any, folder: Path) -> None:
     torch.save(content, folder / "pytorch_model.bin")
-    with pytest.raises(PrepareError, match="no model's weights"):
+    with pytest.raises(PrepareError, match="not a model's weights"):
         allowed(folder)
 
 

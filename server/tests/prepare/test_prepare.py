@@ -1,4 +1,4 @@
-"""`gridwork-server prepare`: folders, wrong paths, and the hub, found in the cache or not."""
+"""Tests `gridwork-server prepare` with folders, wrong paths, and models of the hub that are cached or not."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def put_in_cache(home: Path, name: str, files: dict[str, bytes], listing: list[s
     return snapshot
 
 
-def test_a_folder_is_returned_as_it_is(tmp_path):
+def test_a_folder_is_returned_unchanged(tmp_path):
     outcome = run("prepare", "--model-id", tmp_path, home=tmp_path)
     assert outcome.code == 0
     assert outcome.model_path == tmp_path
@@ -52,29 +52,29 @@ def test_a_folder_is_returned_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     "model_id", ["/no/such/folder", "./no-such", "~/no-such", "a/b/c", "no-such.gguf", "org/x.gguf"]
 )
-def test_what_looks_like_a_path_and_is_not_there_is_told(tmp_path, model_id):
+def test_missing_paths_are_reported(tmp_path, model_id):
     outcome = run("prepare", "--model-id", model_id, home=tmp_path)
     assert outcome.code == 1
     assert outcome.stdout == ""
     assert f"{model_id}: there is no such file or folder" in outcome.fatal
 
 
-def test_neither_path_nor_name_is_told(tmp_path):
+def test_invalid_model_ids_are_reported(tmp_path):
     assert "neither a folder" in run("prepare", "--model-id", "what is this", home=tmp_path).fatal
     (tmp_path / "weights.bin").touch()
     outcome = run("prepare", "--model-id", tmp_path / "weights.bin", home=tmp_path)
-    assert "not a .gguf one" in outcome.fatal
+    assert "not a .gguf file" in outcome.fatal
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
-def test_a_cached_model_is_found_offline_and_at_once(tmp_path, revision):
+def test_a_cached_model_is_found_offline_quickly(tmp_path, revision):
     snapshot = put_in_cache(tmp_path, "org/tiny", MODEL)
     extra = [] if revision is None else ["--revision", revision]
     started = time.monotonic()
     outcome = run("prepare", "--model-id", "org/tiny", *extra, home=tmp_path, HF_HUB_OFFLINE="1")
     assert outcome.code == 0
     assert outcome.model_path == snapshot
-    assert time.monotonic() - started < 5  # far less on a quiet machine
+    assert time.monotonic() - started < 5  # takes far less on an idle machine
 
 
 def test_a_cached_model_is_used_without_asking_the_hub(tmp_path):
@@ -105,7 +105,7 @@ def test_a_sharded_model_in_the_cache_needs_every_shard(tmp_path):
     assert run(*arguments, home=tmp_path, HF_HUB_OFFLINE="1").code == 0
 
 
-def test_pickled_weights_are_downloaded_only_when_they_are_allowed_and_needed():
+def test_pickled_weights_are_downloaded_only_if_allowed_and_needed():
     pickled = ["config.json", "pytorch_model.bin", "optimizer.pt", "tokenizer.model"]
     assert wanted_files(pickled, trust_remote_code=False) == ["config.json", "tokenizer.model"]
     allowed = wanted_files(pickled, trust_remote_code=False, allow_pickle=True)
@@ -115,7 +115,7 @@ def test_pickled_weights_are_downloaded_only_when_they_are_allowed_and_needed():
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_a_model_is_downloaded_with_what_is_needed_and_no_more(tmp_path, trusted):
+def test_only_needed_files_are_downloaded(tmp_path, trusted):
     extra = ["--trust-remote-code"] if trusted else []
     with running(FakeHub({"org/tiny": MODEL})) as hub:
         outcome = run("prepare", "--model-id", "org/tiny", *extra, home=tmp_path, HF_ENDPOINT=hub.url)
@@ -129,7 +129,7 @@ def test_a_model_is_downloaded_with_what_is_needed_and_no_more(tmp_path, trusted
 
 
 @pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json"])
-def test_what_nothing_reads_is_refused_before_its_weights_are_downloaded(tmp_path, file):
+def test_unreadable_weights_are_refused_before_download(tmp_path, file):
     declared = {"quantization_config": {"quant_method": "exl2"}, "quantization": {"quant_algo": "FP8"}}
     files = MODEL | {file: json.dumps({"model_type": "llama"} | declared).encode()}
     with running(FakeHub({"org/small": files})) as hub:
@@ -157,7 +157,7 @@ def test_another_cache_folder_is_used_when_given(tmp_path):
     assert by_variable.model_path == outcome.model_path
 
 
-def test_offline_and_not_cached_says_what_to_do(tmp_path):
+def test_offline_error_says_what_to_do(tmp_path):
     outcome = run("prepare", "--model-id", "org/tiny", home=tmp_path, HF_HUB_OFFLINE="1")
     assert outcome.code == 1
     assert "org/tiny (revision main) is not in the cache" in outcome.fatal
@@ -165,14 +165,14 @@ def test_offline_and_not_cached_says_what_to_do(tmp_path):
     assert "Traceback" not in outcome.fatal
 
 
-def test_no_network_and_not_cached_says_what_to_do(tmp_path):
+def test_network_error_says_what_to_do(tmp_path):
     outcome = run("prepare", "--model-id", "gpt2", home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
     assert outcome.code == 1
     assert "the hub cannot be reached" in outcome.fatal
     assert "local folder" in outcome.fatal
 
 
-def test_what_the_hub_refuses_is_told_apart(tmp_path):
+def test_hub_errors_have_distinct_messages(tmp_path):
     bin_only = {"config.json": b"{}", "pytorch_model.bin": b"p", "tokenizer.json": b"{}"}
     gguf_only = {"README.md": b"", "tiny.Q4_0.gguf": b"g"}
     models = {"org/tiny": MODEL, "org/gated": MODEL, "org/bin": bin_only, "org/gguf": gguf_only}
@@ -191,7 +191,7 @@ def test_what_the_hub_refuses_is_told_apart(tmp_path):
             assert outcome.stdout == ""
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+def test_an_unwritable_cache_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with running(FakeHub({"org/tiny": MODEL})) as hub:
         outcome = run(
@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     assert "cannot store org/tiny" in outcome.fatal
 
 
-def test_the_command_line_imports_nothing_that_takes_seconds():
+def test_command_line_does_not_import_torch():
     code = "import sys, gridwork_server.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

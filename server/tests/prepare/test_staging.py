@@ -1,4 +1,4 @@
-"""Folders are whole or not there, also when a build is killed or two run at once."""
+"""Tests that folders are complete or absent, even when a build is killed or two run at once."""
 
 import multiprocessing
 import os
@@ -52,7 +52,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
     build_folder(tmp_path / "model", is_complete, build)
 
 
-def test_a_killed_build_leaves_no_target_and_is_cleared_up_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_build_are_removed(tmp_path):
     process = multiprocessing.get_context("fork").Process(
         target=build_slowly, args=(tmp_path / "model", tmp_path / "builds")
     )
@@ -68,7 +68,7 @@ def test_a_killed_build_leaves_no_target_and_is_cleared_up_by_the_next(tmp_path)
     assert not list(tmp_path.glob(".model.partial-*"))
 
 
-def test_two_at_once_build_once(tmp_path):
+def test_concurrent_builds_run_once(tmp_path):
     context = multiprocessing.get_context("fork")
     arguments = (tmp_path / "model", tmp_path / "builds")
     processes = [context.Process(target=build_slowly, args=arguments) for _ in range(3)]
@@ -80,7 +80,7 @@ def test_two_at_once_build_once(tmp_path):
     assert (tmp_path / "builds").read_text() == "build\n"
 
 
-def test_a_folder_that_holds_something_else_is_not_touched(tmp_path):
+def test_a_folder_with_other_content_is_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("years of work")
     with pytest.raises(PrepareError, match="does not hold a complete model"):
@@ -93,7 +93,7 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert is_complete(build_folder(tmp_path / "model", is_complete, build))
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PrepareError, match="cannot write"):
         build_folder(tmp_path / "file" / "model", is_complete, build)

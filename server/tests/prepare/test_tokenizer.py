@@ -1,4 +1,5 @@
-"""Folders without tokenizer.json: what is made of them tokenizes as Transformers does, and half characters are kept."""
+"""Tests folders without tokenizer.json: the made one agrees with Transformers, and bytes of half characters are
+kept."""
 
 import base64
 import json
@@ -14,7 +15,7 @@ from tokenizers.models import BPE
 
 from gridwork_server.prepare.agreement import SAMPLES
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepared_tokenizer
+from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 from .support import run
 
@@ -22,7 +23,7 @@ CORPUS = "\n".join(SAMPLES * 3)
 
 
 def put(folder: Path, model_type: str, **settings: Any) -> Path:
-    """The configs of a folder; settings: of tokenizer_config.json."""
+    """Writes the configs of a folder. settings: of tokenizer_config.json."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -90,14 +91,14 @@ def tiktoken(root: Path) -> Path:
 
 
 def prepared(folder: Path, cache: Path, trust: bool = False) -> PreparedTokenizer:
-    """What is made of a folder that has no tokenizer.json."""
-    found = prepared_tokenizer(folder, trust, None, cache)
+    """Tokenizer made for a folder that has no tokenizer.json."""
+    found = prepare_tokenizer(folder, trust, None, cache)
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("make", [llama, t5, gpt2, bert, tiktoken], ids=lambda make: make.__name__)
-def test_a_converted_tokenizer_does_what_transformers_does(make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_converted_tokenizer_agrees_with_transformers(make: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = make(tmp_path)
     before = sorted(folder.iterdir())
     found = prepared(folder, tmp_path / "cache")
@@ -114,7 +115,7 @@ def test_a_converted_tokenizer_does_what_transformers_does(make: Callable[[Path]
     assert settings["eos_token" if make is not bert else "cls_token"]
 
 
-def test_a_tokenizer_without_a_fast_form_is_described_by_the_bytes_of_its_tokens(tmp_path: Path) -> None:
+def test_a_python_tokenizer_is_described_by_token_bytes(tmp_path: Path) -> None:
     found = prepared(put(tmp_path / "byt5", "t5", tokenizer_class="ByT5Tokenizer"), tmp_path / "cache")
     assert not found.encodes
     ours = Tokenizer.from_file(str(found.path / "tokenizer.json"))
@@ -123,7 +124,7 @@ def test_a_tokenizer_without_a_fast_form_is_described_by_the_bytes_of_its_tokens
         ids = theirs.encode(text)
         assert ours.decode(ids, skip_special_tokens=True) == text
         assert ours.decode(ids, skip_special_tokens=False) == text + "</s>"
-    # Half a character: an id of its own, whose bytes are not lost.
+    # Half a character has its own id, and its bytes are not lost.
     two = theirs.encode("é", add_special_tokens=False)
     assert len(two) == 2
     assert ours.decode(two[:1]) == "\ufffd"
@@ -136,7 +137,7 @@ from transformers import PreTrainedTokenizer
 Path(r"{mark}").touch()
 
 class WordTokenizer(PreTrainedTokenizer):
-    """Words with a mark at their end, which is a space when another word comes."""
+    """Words with a mark at their end, which becomes a space when another word follows."""
 
     vocab_files_names = {{"vocab_file": "words.txt"}}
 
@@ -174,9 +175,7 @@ def custom(root: Path) -> Path:
     return folder
 
 
-def test_a_tokenizer_of_a_models_own_code_runs_only_when_it_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_tokenizer_code_runs_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(tmp_path / "modules")
     folder = custom(tmp_path)
@@ -197,7 +196,7 @@ def test_marks_at_the_end_of_words_become_spaces(tmp_path: Path, monkeypatch: py
     assert ours.decode(ids).rstrip() == theirs.decode(ids) == "Hello, world! 你好，世界！"
 
 
-def test_a_conversion_is_found_again_until_a_file_of_it_changes(tmp_path: Path) -> None:
+def test_a_conversion_is_cached_until_a_file_changes(tmp_path: Path) -> None:
     folder = gpt2(tmp_path)
     first = prepared(folder, tmp_path / "cache")
     assert prepared(folder, tmp_path / "cache") == first
@@ -205,10 +204,10 @@ def test_a_conversion_is_found_again_until_a_file_of_it_changes(tmp_path: Path) 
     assert prepared(folder, tmp_path / "cache").path != first.path
 
 
-def test_a_folder_with_tokenizer_json_needs_nothing(tmp_path: Path) -> None:
+def test_a_folder_with_tokenizer_json_needs_no_conversion(tmp_path: Path) -> None:
     folder = put(tmp_path / "model", "llama")
     (folder / "tokenizer.json").write_text("{}")
-    assert prepared_tokenizer(folder, False, None, tmp_path / "cache") is None
+    assert prepare_tokenizer(folder, False, None, tmp_path / "cache") is None
     assert not (tmp_path / "cache").exists()
 
 
@@ -223,7 +222,7 @@ def test_a_folder_with_tokenizer_json_needs_nothing(tmp_path: Path) -> None:
         ("unrelated.txt", b"x", "NoSuchTokenizer", []),
     ],
 )
-def test_files_that_are_no_tokenizer_are_told(
+def test_invalid_tokenizer_files_are_reported(
     name: str, content: bytes, tokenizer_class: str, words: list[str], tmp_path: Path
 ) -> None:
     folder = put(tmp_path / "model", "llama", tokenizer_class=tokenizer_class)
@@ -234,7 +233,7 @@ def test_files_that_are_no_tokenizer_are_told(
         assert word in str(error.value)
 
 
-def test_the_launcher_is_told_where_the_tokenizer_is(tmp_path: Path) -> None:
+def test_output_names_the_tokenizer(tmp_path: Path) -> None:
     outcome = run("prepare", "--model-id", gpt2(tmp_path), home=tmp_path / "home")
     answer = json.loads(outcome.stdout.splitlines()[-1])
     assert answer["model_path"] == str(tmp_path / "gpt2")

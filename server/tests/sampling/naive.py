@@ -1,4 +1,4 @@
-"""A slow sampler for one sequence at a time, written from the contract's words, to compare the batched one with."""
+"""A slow sampler for one sequence at a time, written from the contract, to compare the batched sampler with."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from transformers import (
 
 @dataclass
 class Parameters:
-    """Stands for the contract's SamplingParameters message; everything neutral unless given."""
+    """Stands in for the contract's SamplingParameters message. Every field is neutral unless given."""
 
     greedy: bool = False
     temperature: float = 1.0
@@ -34,7 +34,7 @@ class Parameters:
 
 
 def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]) -> torch.Tensor:
-    """Bias and penalties on logits float32 [V], token by token."""
+    """Applies bias and penalties to logits float32 [V], token by token."""
     values = logits.numpy().astype(np.float32).copy()
     for token, bias in zip(params.logit_bias_tokens, params.logit_bias_values, strict=True):
         values[token] += np.float32(bias)
@@ -48,7 +48,8 @@ def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], gener
 
 
 def warped(logits: torch.Tensor, params: Parameters) -> torch.Tensor:
-    """Temperature and truncation of logits [V] in float64 by Transformers' own processors; what is dropped is -inf."""
+    """Applies temperature and truncation to logits [V] in float64 by Transformers' own processors. Dropped tokens get
+    -inf."""
     scores, ids = logits[None].double(), torch.zeros((1, 1), dtype=torch.int64)
     scores = TemperatureLogitsWarper(params.temperature)(ids, scores) if params.temperature != 1 else scores
     if params.top_k:
@@ -63,5 +64,5 @@ def warped(logits: torch.Tensor, params: Parameters) -> torch.Tensor:
 
 
 def repetition_by_transformers(logits: torch.Tensor, penalty: float, tokens: list[int]) -> torch.Tensor:
-    """Transformers' repetition penalty on logits float32 [V]."""
+    """Applies Transformers' repetition penalty to logits float32 [V]."""
     return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits[None].clone())[0]

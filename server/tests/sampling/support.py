@@ -1,4 +1,4 @@
-"""Shared by the sampler's tests."""
+"""Helpers of the sampler's tests."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from .naive import Parameters
 
 
 def sampler_for(vocab_size: int, sequences: list[Parameters], **admit) -> Sampler:
-    """A sampler with one sequence for each of the parameters: ids from 0, a prompt of one token, nothing generated."""
+    """Makes a sampler with a sequence for each of the parameters: ids from 0, with a prompt of one token."""
     sampler = Sampler(max(len(sequences), 1), vocab_size, "cpu")
     for sequence_id, params in enumerate(sequences):
         sampler.admit(sequence_id, np.zeros(1, dtype=np.int32), 1, params, **admit)
@@ -17,14 +17,14 @@ def sampler_for(vocab_size: int, sequences: list[Parameters], **admit) -> Sample
 
 
 def sample(sampler: Sampler, logits: torch.Tensor, ids=None, positions=None):
-    """One step on a copy of the logits."""
+    """Samples one step on a copy of the logits."""
     ids = np.arange(len(logits)) if ids is None else np.asarray(ids)
     positions = np.ones(len(logits), dtype=np.int64) if positions is None else np.asarray(positions)
     return sampler.sample(logits.clone(), ids, positions)
 
 
 def peaked_logits(rows: int, vocab_size: int, seed: int = 0, coarse: bool = False) -> torch.Tensor:
-    """Logits that look like a model's: a broad floor and some dozens of tokens far above it.
+    """Makes logits like a model's: a broad floor, and some dozens of tokens far above it.
 
     coarse: rounded to bfloat16, so that many of them are equal.
     """

@@ -1,4 +1,4 @@
-"""On a GPU the host waits for nothing that it samples with: told by PyTorch's fake tensors, which have no values."""
+"""The host never waits for a GPU while it samples: checked with PyTorch's fake tensors, which have no values."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 class NoCopies(TorchDispatchMode):
-    """Copies between devices raise AssertionError, but for those of `to_device`."""
+    """Raises AssertionError for copies between devices, except for those of `to_device`."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ class NoCopies(TorchDispatchMode):
 
 
 def copied(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In the place of `to_device`: as if the values had been copied."""
+    """Stands in for `to_device`, as if the values had been copied."""
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
@@ -55,7 +55,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("names", [*([name] for name in SETTINGS), list(SETTINGS)], ids="-".join)
 @pytest.mark.parametrize("top_n", [None, 0, 3], ids=["", "logprobs", "top_logprobs"])
-def test_no_value_is_read_and_nothing_copied(names: list[str], top_n: int | None) -> None:
+def test_no_value_is_read_and_no_tensor_copied(names: list[str], top_n: int | None) -> None:
     batch = Sampler(len(names), VOCAB, "cuda")
     for id, name in enumerate(names):
         prompt = np.array([3, 4, 5], dtype=np.int32)
@@ -68,7 +68,7 @@ def test_no_value_is_read_and_nothing_copied(names: list[str], top_n: int | None
 
 
 @pytest.mark.usefixtures("gpu")
-def test_the_check_notices_what_would_wait() -> None:
+def test_the_check_notices_operations_that_wait() -> None:
     values = torch.empty(4, device="cuda")
     with pytest.raises(Exception, match="_local_scalar_dense"):
         bool(values.any())

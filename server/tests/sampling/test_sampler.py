@@ -1,4 +1,4 @@
-"""The sampler as a whole: what it draws, and that rows do not see each other."""
+"""The sampler as a whole: its draws, and the independence of rows."""
 
 import numpy as np
 import pytest
@@ -72,8 +72,8 @@ def test_the_number_of_threads_changes_no_token():
     assert torch.equal(results[0], results[2])
 
 
-def test_a_sequence_admitted_again_goes_on_as_it_would_have():
-    """As after a preemption: the generated tokens come back with the prompt, under another id."""
+def test_a_sequence_admitted_again_continues_with_the_same_tokens():
+    """As after a preemption: generated tokens come back with the prompt, under another id."""
     vocab_size, steps = 300, 12
     params = Parameters(temperature=1.5, repetition_penalty=1.2, frequency_penalty=0.5, presence_penalty=0.3, seed=42)
     prompt = np.array([5, 6, 7, 5], dtype=np.int32)
@@ -120,7 +120,7 @@ def test_tokens_are_drawn_as_softmax_says(params):
         counts += torch.bincount(tokens, minlength=vocab_size)
     assert counts[probabilities == 0].sum() == 0
     expected = probabilities * draws
-    common = expected >= 5  # the rest is put into one class
+    common = expected >= 5  # all others form one class
     observed = torch.cat((counts[common], counts[~common].sum()[None])).double()
     expected = torch.cat((expected[common], expected[~common].sum()[None]))
     observed, expected = observed[expected > 0], expected[expected > 0]
@@ -212,7 +212,7 @@ def test_a_bias_makes_or_forbids_a_token_and_adds_up_when_named_twice():
     assert sample(sampler_for(100, params), logits).token_ids.tolist() == [42, 2, 8]
 
 
-def test_tokens_outside_the_vocabulary_are_left_out_of_account():
+def test_tokens_outside_the_vocabulary_do_not_count():
     sampler = Sampler(2, 50, "cpu")
     params = Parameters(
         greedy=True, repetition_penalty=2.0, logit_bias_tokens=[50, 4_000_000], logit_bias_values=[9.0, 9.0]
@@ -274,7 +274,7 @@ def test_an_empty_step_gives_an_empty_answer():
 # --- log-probabilities -------------------------------------------------------------------------------------------
 
 
-def test_logprobs_are_those_of_the_raw_distribution_and_of_the_rows_that_asked():
+def test_logprobs_are_those_of_the_raw_distribution_for_rows_that_report_them():
     vocab_size = 5003
     params = mixed(16)
     logits = peaked_logits(16, vocab_size, seed=13)
@@ -294,7 +294,7 @@ def test_logprobs_are_those_of_the_raw_distribution_and_of_the_rows_that_asked()
     np.testing.assert_allclose(output.top_logprobs, expected_logprobs, atol=1e-4)
 
 
-def test_nobody_pays_for_logprobs_that_nobody_asked_for():
+def test_top_logprobs_are_left_out_when_no_row_reports_them():
     output = sample(sampler_for(100, [Parameters(greedy=True)] * 3, logprobs=True), torch.randn(3, 100))
     assert output.logprobs is not None
     assert output.num_top is None
@@ -313,7 +313,7 @@ def test_prompt_logprobs_equal_log_softmax_across_chunks(dtype):
 @pytest.mark.parametrize(("count", "vocab"), [(1, 20_000), (20, 20_000), (7, 7)])
 def test_the_most_likely_tokens_come_in_order_across_chunks(count, vocab):
     logits = peaked_logits(300, vocab, seed=15)
-    logits[5, 2:5] = logits[5].max() + 1  # equals come by their ids
+    logits[5, 2:5] = logits[5].max() + 1  # equal tokens come in the order of their ids
     ids, logprobs = best_logprobs(logits, count)
     expected = logits.double().log_softmax(1)
     order = expected.sort(stable=True, dim=1, descending=True).indices[:, :count]

@@ -1,9 +1,11 @@
 """Top-k, typical-p, top-p and min-p against Transformers, and the levels against each other."""
 
+import numpy as np
 import pytest
 import torch
 
 from gridwork_server.sampling.draw import Cuts, DrawSettings
+from gridwork_server.sampling.parameters import CUTS, PARAMETERS
 from gridwork_server.sampling.truncation import best_tokens, draw_truncated, truncate
 
 from .naive import Parameters, warped
@@ -13,23 +15,17 @@ VOCAB = 4999  # no multiple of a block
 
 
 def settings_for(params: list[Parameters], uniform: float = 0.5) -> DrawSettings:
-    def column(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([getattr(item, name) for item in params], dtype=dtype)
-
-    top_k = column("top_k", torch.int64)
-    typical_p, top_p, min_p = (column(name, torch.float32) for name in ("typical_p", "top_p", "min_p"))
+    columns = {each.field: np.array([getattr(item, each.field) for item in params], each.dtype) for each in PARAMETERS}
+    limits = {field: columns[field] for field in CUTS}
     return DrawSettings(
-        inverse_temperature=1 / column("temperature", torch.float32),
-        top_k=top_k,
-        typical_p=typical_p,
-        top_p=top_p,
-        min_p=min_p,
-        cuts=Cuts.of(top_k.numpy(), typical_p.numpy(), top_p.numpy(), min_p.numpy()),
-        uniform=torch.full((len(params),), uniform, dtype=torch.float64),
+        inverse_temperature=1 / torch.from_numpy(columns["temperature"])[:, None],
+        uniform=torch.full((len(params), 1), uniform, dtype=torch.float64),
+        limits={field: torch.from_numpy(values)[:, None] for field, values in limits.items()},
+        cuts=Cuts.of(limits),
     )
 
 
-CUTS = {
+SETTINGS = {
     "top_k_1": Parameters(top_k=1),
     "top_k_50": Parameters(top_k=50),
     "top_k_63": Parameters(top_k=63, temperature=1.7),
@@ -54,46 +50,46 @@ CUTS = {
 
 
 def kept_sets(logits: torch.Tensor, params: Parameters, level: int) -> list[set[int] | None]:
-    """What stays of each row; None where the level's candidates did not suffice."""
+    """Tokens that are kept of each row; None where the level's candidates did not suffice."""
     kept = truncate(logits, logits.amax(1, keepdim=True), settings_for([params] * len(logits)), level)
     rows = zip(kept.tokens, kept.weights, kept.complete, strict=True)
     return [set(tokens[weights > 0].tolist()) if complete else None for tokens, weights, complete in rows]
 
 
-@pytest.mark.parametrize("name", CUTS)
-def test_what_stays_is_what_transformers_keeps(name):
-    """Exactly, but for a rare token whose place in the mass is a matter of rounding."""
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_kept_tokens_are_those_that_transformers_keeps(name):
+    """Exactly, except for a rare token whose place in the mass depends on rounding."""
     logits = peaked_logits(16, VOCAB, seed=3)
     differing = 0
-    for row, kept in zip(logits, kept_sets(logits, CUTS[name], VOCAB), strict=True):
-        expected = set(torch.nonzero(warped(row, CUTS[name]).isfinite())[:, 0].tolist())
+    for row, kept in zip(logits, kept_sets(logits, SETTINGS[name], VOCAB), strict=True):
+        expected = set(torch.nonzero(warped(row, SETTINGS[name]).isfinite())[:, 0].tolist())
         if kept != expected:
             differing += 1
             (token,) = kept ^ expected
-            assert (row.double() / CUTS[name].temperature).softmax(0)[token] < 1e-4
+            assert (row.double() / SETTINGS[name].temperature).softmax(0)[token] < 1e-4
     assert differing <= 1
 
 
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("level", [64, 512])
-@pytest.mark.parametrize("name", CUTS)
-def test_fewer_candidates_keep_the_same_or_say_that_they_do_not_suffice(name, level, coarse):
-    if CUTS[name].top_k >= level:
+@pytest.mark.parametrize("name", SETTINGS)
+def test_fewer_candidates_keep_the_same_tokens_or_report_that_they_do_not_suffice(name, level, coarse):
+    if SETTINGS[name].top_k >= level:
         pytest.skip("top-k is never tried with so few candidates")
     logits = peaked_logits(32, VOCAB, seed=5, coarse=coarse)
-    few, all_of_them = kept_sets(logits, CUTS[name], level), kept_sets(logits, CUTS[name], VOCAB)
+    few, all_of_them = kept_sets(logits, SETTINGS[name], level), kept_sets(logits, SETTINGS[name], VOCAB)
     assert all(one is None or one == other for one, other in zip(few, all_of_them, strict=True))
 
 
 @pytest.mark.parametrize("name", ["top_k_50", "top_p_0.5", "top_p_tiny", "top_k_top_p", "top_k_typical"])
 def test_a_peaked_distribution_needs_few_candidates(name):
     logits = peaked_logits(32, VOCAB, seed=5)
-    assert sum(one is not None for one in kept_sets(logits, CUTS[name], 64)) >= 28
+    assert sum(one is not None for one in kept_sets(logits, SETTINGS[name], 64)) >= 28
 
 
 @pytest.mark.parametrize("coarse", [False, True], ids=["distinct", "ties"])
-def test_the_levels_change_no_token(coarse):
-    params = list(CUTS.values()) * 10
+def test_levels_change_no_token(coarse):
+    params = list(SETTINGS.values()) * 10
     logits = peaked_logits(len(params), VOCAB, seed=11, coarse=coarse)
     maxima, rows = logits.amax(1), torch.arange(len(params))
     for uniform in (0.0, 0.3, 0.77, 1 - 2**-53):

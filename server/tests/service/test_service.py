@@ -1,4 +1,4 @@
-"""Real shard processes over gRPC: what they answer, refuse and drop, and how they end."""
+"""Real shard processes over gRPC: their answers, refusals and ends."""
 
 import json
 import os
@@ -30,7 +30,7 @@ COUNT = 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = models.save("llama", tmp_path_factory.mktemp("models") / "llama")
-    # A tensor too many, which is worth a warning.
+    # A surplus tensor, which causes a warning.
     tensors = load_file(folder / "model.safetensors") | {"model.surplus": torch.zeros(2)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
@@ -38,14 +38,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shard(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardProcess]:
-    """Not warmed up when the first test uses it. Its attention is the slow one, to make a prefill long."""
+    """A shard that is not warmed up when the first test uses it. It has the slow attention, for a long prefill."""
     arguments = ("--dtype", "float32", "--attention", "reference")
     with shards(folder, tmp_path_factory.mktemp("socket"), 1, *arguments) as (shard,):
         yield shard.wait_ready()
 
 
 def generate(stream: Stream, num_blocks: int) -> list[list[int]]:
-    """Continuations of PROMPTS."""
+    """Generates continuations of PROMPTS."""
     driver = Driver(stream.run, num_blocks)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     results = driver.finish()
@@ -53,7 +53,7 @@ def generate(stream: Stream, num_blocks: int) -> list[list[int]]:
 
 
 def prefill(id: int, num_tokens: int, first_block: int) -> pb.Step:
-    """A first step that admits a sequence and computes its whole prompt."""
+    """Makes a first step that admits a sequence and computes its whole prompt."""
     blocks = range(first_block, first_block + num_tokens // 4 + 1)
     step = pb.Step(
         id=1, sequence_ids=[id], num_tokens=[num_tokens], num_new_blocks=[len(blocks)], new_blocks=list(blocks)
@@ -63,7 +63,7 @@ def prefill(id: int, num_tokens: int, first_block: int) -> pb.Step:
 
 
 def refusal(call: Any, *arguments: Any) -> grpc.RpcError:
-    """The error that a call ends with."""
+    """Error that a call ends with."""
     with pytest.raises(grpc.RpcError) as error:
         call(*arguments, timeout=30)
     return error.value
@@ -76,7 +76,7 @@ def test_run_is_refused_before_warmup(shard: ShardProcess) -> None:
     assert "Warmup" in error.value.details()
 
 
-def test_info_tells_what_is_loaded(shard: ShardProcess, folder: Path) -> None:
+def test_info_describes_the_model(shard: ShardProcess, folder: Path) -> None:
     info = shard.stub.Info(pb.InfoRequest(), timeout=30)
     assert info.protocol_version == PROTOCOL_VERSION
     assert (info.model_type, info.model_impl, info.dtype, info.device) == ("llama", "paged", "float32", "cpu")
@@ -96,7 +96,7 @@ def test_info_tells_what_is_loaded(shard: ShardProcess, folder: Path) -> None:
         ({"max_sequences": 0}, ["at least 1"]),
     ],
 )
-def test_limits_that_cannot_be_met_are_refused_and_leave_nothing_to_run_on(
+def test_limits_that_cannot_be_met_are_refused_and_leave_no_cache(
     limits: dict[str, int], words: list[str], shard: ShardProcess
 ) -> None:
     shard.stub.Warmup(LIMITS, timeout=30)
@@ -129,7 +129,7 @@ def test_a_stream_starts_from_empty_after_a_cancelled_one(shard: ShardProcess, f
         cancelled = Stream(shard)
         cancelled.run(prefill(7, 40, 0))
         cancelled.cancel()
-        # Blocks and ids that the cancelled stream had are free, and its sequences are unknown.
+        # Blocks and ids of the cancelled stream are free, and its sequences are unknown.
         stream = Stream(shard)
         assert generate(stream, num_blocks) == expected
         assert stream.close() == []
@@ -198,7 +198,7 @@ def test_while_loading_health_answers_warmup_is_unavailable_and_sigterm_ends_it(
         assert shard.lines == []
 
 
-def test_the_socket_is_its_users_alone_whatever_the_umask(folder: Path, tmp_path: Path) -> None:
+def test_only_its_user_can_open_the_socket_whatever_the_umask(folder: Path, tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         with shards(folder, tmp_path) as (shard,):
@@ -238,7 +238,7 @@ def test_ranks_other_than_0_take_no_steps_and_sigterm_ends_a_group(folder: Path,
         assert leader.fatal() == ""
 
 
-def test_a_folder_that_is_no_model_ends_the_process_with_the_reason_at_once(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_ends_the_process_at_once_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     with shards(tmp_path, tmp_path) as (shard,):

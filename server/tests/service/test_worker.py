@@ -1,4 +1,4 @@
-"""The thread that the model runs in, without a model."""
+"""The model's thread, without a model."""
 
 import gc
 import threading
@@ -21,11 +21,11 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     monkeypatch.setattr(worker, "_load", lambda: None)
     worker.start()
     yield worker
-    # The worker takes what is there for the model's, for good.
+    # The worker has exempted all objects from garbage collection.
     gc.unfreeze()
 
 
-def test_a_call_that_is_given_up_while_it_waits_is_not_run_and_the_next_ones_are(worker: Worker) -> None:
+def test_a_call_cancelled_while_it_waits_does_not_run_and_later_ones_do(worker: Worker) -> None:
     go, ran = threading.Event(), []
     first = worker.call(lambda _runner: go.wait(10))
     second = worker.call(lambda _runner: ran.append("second"))
@@ -36,7 +36,7 @@ def test_a_call_that_is_given_up_while_it_waits_is_not_run_and_the_next_ones_are
     assert ran == []
 
 
-def test_a_call_that_has_begun_cannot_be_given_up(worker: Worker) -> None:
+def test_a_call_that_has_begun_cannot_be_cancelled(worker: Worker) -> None:
     begun, go = threading.Event(), threading.Event()
 
     def task(_runner: Any) -> str:
@@ -51,14 +51,14 @@ def test_a_call_that_has_begun_cannot_be_given_up(worker: Worker) -> None:
     assert future.result(10) == "done"
 
 
-def test_a_failing_call_gives_its_error_and_the_next_ones_run(worker: Worker) -> None:
+def test_a_failing_call_raises_its_error_and_later_ones_run(worker: Worker) -> None:
     with pytest.raises(ZeroDivisionError):
         worker.call(lambda _runner: 1 // 0).result(10)
     assert worker.call(lambda _runner: "next").result(10) == "next"
 
 
-def test_a_result_that_nobody_can_take_ends_the_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the thread would be gone, and the shard would look healthy and never answer."""
+def test_an_error_outside_of_calls_ends_the_process(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the thread would end, and the shard would look healthy and never answer."""
     ended = threading.Event()
     reasons: list[str] = []
 

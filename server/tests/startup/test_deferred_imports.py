@@ -1,5 +1,5 @@
-"""What a start imports, and that what it puts off behaves as if it had been imported. In processes of their own, since
-this one has imported everything."""
+"""Tests what a start imports, and that deferred imports behave like real ones. Each test runs in a process of its own,
+since this one has imported everything."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ _HEAVY = (
 
 
 def run(program: str, *arguments: object) -> Any:
-    """What the program prints last, from JSON."""
+    """Runs a program; returns the JSON value that it prints last."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,7 @@ def test_a_model_on_one_rank_imports_neither_compiler_nor_distributed_tensors(fo
     assert set(_HEAVY) & set(imported) == set()
 
 
-def test_every_promise_can_be_kept(folder: Path) -> None:
+def test_every_promise_resolves(folder: Path) -> None:
     program = (
         _LOAD
         + """
@@ -70,7 +70,7 @@ print(json.dumps([len(promises), sum(type(each) is Promise for each in kept)]))
     assert left == 0
 
 
-def test_what_was_put_off_is_the_real_thing_when_it_is_used(folder: Path) -> None:
+def test_deferred_names_behave_like_the_real_ones(folder: Path) -> None:
     program = (
         _LOAD
         + """
@@ -90,7 +90,7 @@ print(json.dumps(results))
     assert run(program, folder) == [True, False, "DTensor", True, True, 2.0, True]
 
 
-def test_functions_that_take_references_for_imported_find_them() -> None:
+def test_torch_refs_are_imported_on_demand() -> None:
     program = """
 import json, sys
 from gridwork_server.startup import deferred_imports
@@ -103,7 +103,7 @@ print(json.dumps([before, list(shape), "torch._refs" in sys.modules]))
     assert run(program) == [False, [2, 3], True]
 
 
-def test_what_is_not_installed_is_missing_as_ever() -> None:
+def test_uninstalled_packages_stay_missing() -> None:
     program = """
 import json
 from gridwork_server.startup.deferred_imports import deferring
@@ -116,11 +116,11 @@ with deferring(["no_such_package"]):
     assert run(program) == "No module named 'no_such_package'"
 
 
-def test_the_noted_structure_is_what_transformers_finds_itself() -> None:
+def test_cached_structure_equals_transformers_own() -> None:
     program = """
 import json
 from contextlib import nullcontext
-from gridwork_server.startup.import_structure import noted_structure
+from gridwork_server.startup.import_structure import cached_structure
 with {context}():
     import transformers
     from transformers.utils import import_utils
@@ -129,8 +129,8 @@ found = sorted([sorted(key), sorted((name, sorted(names)) for name, names in val
                for key, value in structure.items())
 print(json.dumps([import_utils.define_import_structure.__module__, found, len(dir(transformers))]))
 """
-    assert import_structure.NOTE.exists(), "make python"
-    noted = run(program.replace("{context}", "noted_structure"))
+    assert import_structure.CACHE_FILE.exists(), "make python"
+    noted = run(program.replace("{context}", "cached_structure"))
     plain = run(program.replace("{context}", "nullcontext"))
     assert noted[0] == "gridwork_server.startup.import_structure"
     assert plain[0] == "transformers.utils.import_utils"

@@ -1,4 +1,4 @@
-"""A shard's threads that import and load take turns."""
+"""Tests that a shard's threads take turns in importing and loading."""
 
 import threading
 from pathlib import Path
@@ -13,7 +13,7 @@ from gridwork_server.service.worker import Worker
 from gridwork_server.startup import import_lock
 
 
-def test_a_tokenizer_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_tokenizer_waits_for_the_import_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda *_arguments: object())
     service = TextTokenizerService(ShardConfig(model_path=tmp_path, socket=""))
     with import_lock.LOCK:
@@ -22,7 +22,7 @@ def test_a_tokenizer_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert service._loaded.wait(10)
 
 
-def test_a_model_waits_for_its_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_waits_for_the_import_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loads, reasons = threading.Event(), []
 
     def load(_worker: Worker) -> None:

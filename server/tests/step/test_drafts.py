@@ -1,4 +1,4 @@
-"""Steps with drafts: the same tokens and log-probabilities as without, whatever was guessed."""
+"""Steps with drafts give the same tokens and log-probabilities as steps without, whatever the guesses."""
 
 import functools
 import random
@@ -14,15 +14,12 @@ import torch
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
 from gridwork_server.sampling import taken
-from gridwork_server.step.runner import Runner
 
 from .. import models
 from ..driver import Driver, Sequence, sampling
+from ..runners import SizedRunner, driver_for, load_runner
 
 MOST = 5
 LIMITS = pb.WarmupRequest(
@@ -36,36 +33,23 @@ Draft = Callable[[Sequence], list[int]]
 
 @pytest.fixture(scope="module")
 def runner_for(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Function from an architecture's name, and an attention, to a runner that has been warmed up."""
+    """Function from an architecture's name and an attention to a runner that has been warmed up."""
     folders = functools.cache(lambda name: models.save(name, tmp_path_factory.mktemp("models") / name))
 
     @functools.cache
-    def make(name: str, attention: str = "auto", prefix_cache: bool = False) -> Runner:
+    def make(name: str, attention: str = "auto", prefix_cache: bool = False) -> SizedRunner:
         if attention == "cpu" and not cpu_attention.supports(torch.float32):
             pytest.skip("no compiled kernels for this CPU")
-        runner = load_runner(folders(name), attention=attention)
         limits = pb.WarmupRequest()
         limits.CopyFrom(LIMITS)
         limits.prefix_cache = prefix_cache
-        runner.num_blocks = runner.warm_up(limits).num_blocks  # type: ignore[attr-defined]
-        return runner
+        return load_runner(folders(name), limits, attention=attention)
 
     return make
 
 
-def load_runner(folder: Path, **settings: Any) -> Runner:
-    config = ShardConfig(model_path=folder, socket="", dtype="float32", kv_cache_memory_bytes=2**24, **settings)
-    return Runner(load(config, RankGroup()), config, RankGroup())
-
-
-def driver_for(runner: Runner, draft: Draft = lambda _sequence: [], **settings: Any) -> Driver:
-    """A driver that starts from an empty cache."""
-    runner.reset()
-    return Driver(runner.run, runner.num_blocks, draft=draft, **settings)  # type: ignore[attr-defined]
-
-
 def oracle(answers: dict[int, list[int]], wrong: float = 0, seed: int = 0) -> Draft:
-    """Drafts what is known to follow; each token is spoilt with this probability."""
+    """Makes drafts from the known answers. wrong: probability of spoiling each token."""
     choice = random.Random(seed)
 
     def draft(sequence: Sequence) -> list[int]:
@@ -75,9 +59,9 @@ def oracle(answers: dict[int, list[int]], wrong: float = 0, seed: int = 0) -> Dr
     return draft
 
 
-def generate(runner: Runner, requests: list[dict[str, Any]], draft: Draft = lambda _: [], **more: Any) -> Driver:
+def generate(runner: SizedRunner, requests: list[dict[str, Any]], draft: Draft = lambda _: [], **more: Any) -> Driver:
     """Runs requests together."""
-    driver = driver_for(runner, draft, **more)
+    driver = driver_for(runner, draft=draft, **more)
     for request in requests:
         driver.add(wanted=COUNT, **request)
     driver.finish()
@@ -109,7 +93,7 @@ def test_greedy_tokens_are_the_same_whatever_is_drafted(
 def test_drafts_of_a_preempted_sequence_leave_nothing_behind(runner_for: Any) -> None:
     runner = runner_for("gemma3")
     expected = answers_of(generate(runner, [{"prompt": prompt} for prompt in PROMPTS]))
-    driver = driver_for(runner, oracle(expected, 0.3))
+    driver = driver_for(runner, draft=oracle(expected, 0.3))
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     for victim in (0, 3, 2, 1):
         driver.step()
@@ -118,11 +102,12 @@ def test_drafts_of_a_preempted_sequence_leave_nothing_behind(runner_for: Any) ->
             driver.preempt(names[victim])
     assert driver.finish() == expected
     runner.run(pb.Step(id=99, released=range(LIMITS.max_sequences)))
-    assert runner.path._window_blocks.num_used == 0
+    blocks = runner.path._window_blocks
+    assert (blocks.tables == blocks.null_block).all()
 
 
 def reports(driver: Driver) -> dict[int, list[tuple[int, float, list[int], list[float]]]]:
-    """By row: each token with its log-probability, the most likely ones and theirs."""
+    """By sequence: each token with its log-probability, the most likely tokens and theirs."""
     found = defaultdict(list)
     for result in driver.results:
         top = np.cumsum([0, *result.num_top])
@@ -163,7 +148,7 @@ def test_seeded_tokens_and_log_probabilities_are_the_same_whatever_is_drafted(ru
                 assert logprobs == pytest.approx(logprobs_, abs=1e-4)
 
 
-def test_sequences_with_penalties_go_on_beside_drafts_of_others(runner_for: Any) -> None:
+def test_sequences_with_penalties_run_beside_drafts_of_others(runner_for: Any) -> None:
     runner = runner_for("llama")
     requests: list[dict[str, Any]] = [
         {"prompt": PROMPTS[0]},
@@ -176,8 +161,8 @@ def test_sequences_with_penalties_go_on_beside_drafts_of_others(runner_for: Any)
     assert answers_of(drafted) == expected
 
 
-def poisoned(runner: Runner, token: int) -> Any:
-    """Makes what follows this token NaN; gives its embedding back."""
+def poisoned(runner: SizedRunner, token: int) -> Any:
+    """Makes logits after this token NaN. Returns the embedding, and the token's row before."""
     weight = runner.loaded.model.get_input_embeddings().weight  # type: ignore[operator, union-attr]
     before = weight[token].clone()
     weight[token] = float("nan")
@@ -185,7 +170,7 @@ def poisoned(runner: Runner, token: int) -> Any:
 
 
 @torch.inference_mode()
-def test_nan_logits_behind_a_draft_that_is_not_taken_harm_nobody(runner_for: Any) -> None:
+def test_nan_logits_after_a_draft_that_is_not_taken_fail_no_sequence(runner_for: Any) -> None:
     runner = runner_for("llama", "cpu")
     requests = [{"prompt": prompt} for prompt in PROMPTS]
     expected = answers_of(generate(runner, requests))
@@ -200,7 +185,7 @@ def test_nan_logits_behind_a_draft_that_is_not_taken_harm_nobody(runner_for: Any
 
 
 @torch.inference_mode()
-def test_nan_logits_behind_a_token_that_is_taken_fail_the_sequence_after_that_token(runner_for: Any) -> None:
+def test_nan_logits_after_a_taken_draft_fail_the_sequence_after_that_token(runner_for: Any) -> None:
     runner = runner_for("llama", "cpu")
     requests = [{"prompt": PROMPTS[2]}, {"prompt": PROMPTS[0]}]
     expected = answers_of(generate(runner, requests))
@@ -213,7 +198,7 @@ def test_nan_logits_behind_a_token_that_is_taken_fail_the_sequence_after_that_to
     assert answers_of(driver) == {0: expected[0][: expected[0].index(poison) + 1], 1: expected[1]}
 
 
-def test_what_is_taken_equals_the_definition() -> None:
+def test_the_taken_tokens_are_those_of_the_definition() -> None:
     choice = np.random.default_rng(3)
     for _ in range(300):
         counts = choice.integers(1, 6, size=choice.integers(1, 6))

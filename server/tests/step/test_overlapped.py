@@ -1,4 +1,4 @@
-"""Steps that begin before the tokens of the one before have been read, against steps one after the other."""
+"""Overlapped steps give the results of steps one after the other."""
 
 import gc
 import queue
@@ -12,8 +12,6 @@ import torch
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.config import ShardConfig
 from gridwork_server.model import loading
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.service.worker import Worker
 from gridwork_server.step.overlapped import OverlappedSteps
@@ -21,6 +19,7 @@ from gridwork_server.step.runner import Runner
 
 from .. import models
 from ..driver import Driver, sampling
+from ..runners import load_runner
 
 LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=4, max_total_tokens=60)
 PROMPTS = models.prompts([23, 1, 12, 5])
@@ -29,22 +28,15 @@ COUNT = 12
 
 @pytest.fixture
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Runner:
-    """Of a model with sliding windows and with full attention, that replays decode steps."""
+    """Runner of a model with sliding windows and full attention, which replays decode steps."""
     monkeypatch.setattr(loading, "_decode_sizes", lambda config, device: (1, 2, 4))
-    config = ShardConfig(
-        model_path=models.save("gemma3", tmp_path / "model"),
-        socket="",
-        dtype="float32",
-        kv_cache_memory_bytes=2**23,
-    )
-    runner = Runner(load(config, RankGroup()), config, RankGroup())
-    runner.warm_up(LIMITS)
+    runner = load_runner(models.save("gemma3", tmp_path / "model"), LIMITS, kv_cache_memory_bytes=2**23)
     runner.reset()
     return runner
 
 
 def alone(runner: Runner, settings: Any = None) -> list[list[int]]:
-    """The continuations of PROMPTS, each by itself, one step after the other."""
+    """Continuations of PROMPTS, each by itself, one step after the other."""
     results = []
     for prompt in PROMPTS:
         runner.reset()
@@ -56,10 +48,10 @@ def alone(runner: Runner, settings: Any = None) -> list[list[int]]:
 
 
 class Ahead:
-    """A router that sends every step before it has seen the results of those before."""
+    """A router that sends every step before it has the results of earlier steps."""
 
     def __init__(self, runner: Runner, chunk: int = 64) -> None:
-        """chunk: most tokens of a prompt in one step."""
+        """chunk: maximum number of tokens of a prompt in one step."""
         self.steps = OverlappedSteps(runner)
         self.chunk = chunk
         self.prompts = dict(enumerate(PROMPTS))
@@ -68,7 +60,7 @@ class Ahead:
         self.computed: dict[int, int] = {}
 
     def send(self, ids: list[int], admit: dict[int, Any] | None = None, released: list[int] | None = None) -> None:
-        """The next token or chunk of each sequence, the first of new ones. Sequence i has the blocks from 15 i on."""
+        """Sends a step with the next token or chunk of each sequence. Sequence i has the blocks from 15 i on."""
         self.sent += 1
         step = pb.Step(id=self.sent, released=released or [])
         for id, settings in (admit or {}).items():
@@ -94,7 +86,7 @@ class Ahead:
 
 
 def test_steps_that_are_sent_ahead_give_the_same_tokens(runner: Runner) -> None:
-    # Drawn, so that tokens depend on more than the last one.
+    # Random draws, so that tokens depend on more than the last token.
     settings = sampling(seed=5, temperature=1.5)
     expected = alone(runner, settings)
     ahead = Ahead(runner)
@@ -103,7 +95,7 @@ def test_steps_that_are_sent_ahead_give_the_same_tokens(runner: Runner) -> None:
     ahead.send([0], {1: settings, 2: settings})
     for _ in range(3):
         ahead.send([0, 1, 2])
-    # Another order, and not all of them; one joins, one leaves.
+    # Another order, with some left out; one joins, one leaves.
     ahead.send([2, 0])
     ahead.send([1, 2])
     ahead.send([2, 1, 0])
@@ -131,8 +123,8 @@ def test_a_result_comes_with_the_next_step(runner: Runner) -> None:
     assert len(ahead.results) == 5
 
 
-def test_chunks_of_prompts_begin_beside_decodes_whose_tokens_are_not_known(runner: Runner) -> None:
-    # Drawn, so that tokens depend on more than the last one.
+def test_chunks_of_prompts_begin_beside_decodes_whose_input_is_on_the_device(runner: Runner) -> None:
+    # Random draws, so that tokens depend on more than the last token.
     settings = sampling(seed=5, temperature=1.5)
     expected = alone(runner, settings)
     ahead = Ahead(runner, chunk=5)
@@ -142,26 +134,26 @@ def test_chunks_of_prompts_begin_beside_decodes_whose_tokens_are_not_known(runne
     for sent in range(4, 11):
         ahead.send([1, 2, 0])
         assert len(ahead.results) == sent - 1
-    # The prompt of 23 tokens took five steps, that of 12 three.
+    # The prompt of 23 tokens took five steps, the one of 12 tokens three.
     assert [len(ahead.tokens(id)) for id in range(3)] == [5, 10, 6]
     for id in range(3):
         tokens = ahead.tokens(id)
         assert tokens == expected[id][: len(tokens)]
 
 
-def test_an_id_may_mean_another_sequence_before_the_last_token_of_the_one_before_is_read(runner: Runner) -> None:
+def test_an_id_may_be_reused_before_the_last_token_of_its_sequence_is_read(runner: Runner) -> None:
     expected = alone(runner)
     ahead = Ahead(runner, chunk=12)
     ahead.prompts[1] = PROMPTS[2]
     ahead.send([], {1: sampling(), 3: sampling()})
     ahead.send([1, 3])
-    # Its tokens stand where the next one's prompt stands that is not computed yet.
+    # The last tokens belong where the next sequence's prompt is, which is not computed yet.
     ahead.prompts[1] = PROMPTS[0]
     ahead.send([3], {1: sampling()}, released=[1])
     ahead.send([3, 1])
     assert runner.table.token_ids[1, : len(PROMPTS[0])].tolist() == PROMPTS[0]
     ahead.send([1, 3])
-    # A failure of the one before is not the next one's either.
+    # Nor does a failure of the earlier sequence fail the next one.
     _spoil(runner, 1)
     ahead.send([3, 1])
     ahead.send([3], {1: sampling()}, released=[1])
@@ -173,7 +165,7 @@ def test_an_id_may_mean_another_sequence_before_the_last_token_of_the_one_before
     assert failures == [[]] * 5 + [[(1, pb.SequenceFailure.KIND_NAN_LOGITS)]] + [[]] * 3
 
 
-def test_a_sequence_that_had_failed_when_it_was_released_is_told_so(runner: Runner) -> None:
+def test_a_sequence_that_had_failed_before_its_release_is_reported(runner: Runner) -> None:
     expected = alone(runner)
     ahead = Ahead(runner)
     ahead.send([], {0: sampling(), 1: sampling()})
@@ -208,14 +200,14 @@ def test_steps_that_depend_on_more_than_tokens_wait(runner: Runner) -> None:
 
 
 def _spoil(runner: Runner, id: int) -> None:
-    """Puts NaNs into the first block of a sequence of `Ahead`, in the layer that sees the whole context."""
+    """Writes NaN into the first block of a sequence of `Ahead`, in the layer with full attention."""
     assert isinstance(runner.path, PagedPath)
     per_block = 1 if runner.path.attention_name == "cpu" else 4
     with torch.inference_mode():
         runner.path._keys[1, 0].unflatten(0, (-1, per_block))[15 * id] = torch.nan
 
 
-def test_sequences_that_are_drawn_and_penalized_begin_before_the_last_tokens_are_read_too(runner: Runner) -> None:
+def test_sequences_with_draws_and_penalties_overlap_too(runner: Runner) -> None:
     settings = sampling(seed=5, temperature=1.5, repetition_penalty=1.2, frequency_penalty=0.3, top_k=30)
     expected = alone(runner, settings)
     ahead = Ahead(runner)
@@ -227,7 +219,7 @@ def test_sequences_that_are_drawn_and_penalized_begin_before_the_last_tokens_are
     assert ahead.tokens(2) == expected[2]
 
 
-def test_log_probabilities_of_steps_sent_ahead_are_those_of_one_after_the_other(runner: Runner) -> None:
+def test_log_probabilities_of_overlapped_steps_are_the_same(runner: Runner) -> None:
     def logprobs(submit: Callable[[pb.Step, Callable[[pb.StepResult], Any]], Any]) -> list[tuple[Any, ...]]:
         runner.reset()
         results: list[pb.StepResult] = []
@@ -261,7 +253,7 @@ def test_log_probabilities_of_steps_sent_ahead_are_those_of_one_after_the_other(
         assert one[1] == pytest.approx(other[1], abs=1e-5) and one[4] == pytest.approx(other[4], abs=1e-5)
 
 
-def test_a_sequence_with_nan_logits_fails_alone_also_when_its_next_step_has_begun(runner: Runner) -> None:
+def test_a_sequence_with_nan_logits_fails_alone_even_if_its_next_step_has_begun(runner: Runner) -> None:
     expected = alone(runner)
     ahead = Ahead(runner)
     ahead.send([], {0: sampling(), 1: sampling(), 2: sampling()})
@@ -280,7 +272,7 @@ def test_a_sequence_with_nan_logits_fails_alone_also_when_its_next_step_has_begu
     assert kinds[4:] == [[(1, failure.KIND_INTERNAL)]] * 3
 
 
-def test_the_models_thread_gives_results_when_no_step_follows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_delivers_results_when_no_step_follows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = alone(runner)
     worker = Worker(ShardConfig(model_path=Path("none"), socket=""), None)
     worker._runner, worker._overlapped = runner, OverlappedSteps(runner)
@@ -293,9 +285,9 @@ def test_the_models_thread_gives_results_when_no_step_follows(runner: Runner, mo
     ahead.send([0])
     worker.start()
     tokens = [results.get(timeout=60).token_ids[0] for _ in range(3)]
-    # Whatever else is asked of the thread comes behind the steps before it.
+    # Other tasks of the thread run after earlier steps.
     ahead.send([0])
     assert worker.call(lambda _runner: results.qsize()).result(60) == 1
     worker.reset().result(60)
     assert [*tokens, results.get().token_ids[0]] == expected[0][:4]
-    gc.unfreeze()  # the worker takes what is there for the model's, for good
+    gc.unfreeze()  # the worker has exempted all objects from garbage collection

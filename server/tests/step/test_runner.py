@@ -1,24 +1,22 @@
-"""Runner against Transformers itself: the same tokens, however sequences are batched, cut up and preempted."""
+"""The runner gives the tokens of Transformers, however sequences are batched, chunked and preempted."""
 
 import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig
 from gridwork_server.errors import LimitError
-from gridwork_server.model.loading import load
-from gridwork_server.parallel.group import RankGroup
-from gridwork_server.step.runner import Runner
 
 from .. import models
-from ..driver import Driver, sampling
+from ..driver import sampling
+from ..runners import SizedRunner, driver_for, load_runner
 
 LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequences=8, max_total_tokens=100)
 PROMPTS = models.prompts([23, 1, 12, 5])
@@ -43,25 +41,13 @@ def expected(folders: Any) -> Any:
     return generate
 
 
-def runner_for(folder: Path, limits: pb.WarmupRequest = LIMITS, **settings: Any) -> Runner:
-    """A runner in float32 that has been warmed up."""
-    config = ShardConfig(
-        **({"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**24} | settings)
-    )
-    group = RankGroup()
-    runner = Runner(load(config, group), config, group)
-    runner.num_blocks = runner.warm_up(limits).num_blocks  # type: ignore[attr-defined]
-    return runner
+def runner_for(folder: Path, limits: pb.WarmupRequest = LIMITS, **settings: Any) -> SizedRunner:
+    """Makes a runner in float32 that has been warmed up."""
+    return load_runner(folder, limits, **settings)
 
 
-def driver_for(runner: Runner, **settings: Any) -> Driver:
-    """A driver that starts from an empty cache."""
-    runner.reset()
-    return Driver(runner.run, runner.num_blocks, **settings)  # type: ignore[attr-defined]
-
-
-def generate_together(runner: Runner, **settings: Any) -> list[list[int]]:
-    """Continuations of PROMPTS, in one batch."""
+def generate_together(runner: SizedRunner, **settings: Any) -> list[list[int]]:
+    """Generates continuations of PROMPTS, in one batch."""
     driver = driver_for(runner, **settings)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     results = driver.finish()
@@ -97,7 +83,7 @@ def test_sequences_join_and_leave_a_running_batch(folders: Any, expected: Any) -
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
-def test_a_preempted_sequence_goes_on_with_the_same_tokens(name: str, folders: Any, expected: Any) -> None:
+def test_a_preempted_sequence_continues_with_the_same_tokens(name: str, folders: Any, expected: Any) -> None:
     driver = driver_for(runner_for(folders(name)), chunk=6)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     for step, victim in enumerate([0, 3, 2, 3, 2, 1, 0, 0]):
@@ -143,7 +129,7 @@ def test_a_sequence_with_nan_logits_fails_alone_and_leaves_nothing_behind(
     bad = driver.add([5, poison, 6, 7, 8, 9], COUNT)
     driver.step()
     assert driver.failures[bad].kind == pb.SequenceFailure.KIND_NAN_LOGITS
-    # Blocks that the failed sequence wrote NaN into are given to others.
+    # Other sequences get the blocks that the failed one wrote NaN into.
     driver.preempt(names[0])
     for _ in range(10):
         driver.preempt(names[1])
@@ -161,7 +147,7 @@ def test_a_sequence_with_nan_logits_fails_alone_and_leaves_nothing_behind(
     ids=str,
 )
 @pytest.mark.parametrize("token", [models.VOCAB, 2**31 - 1, 2**32 - 1])
-def test_a_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(
+def test_a_token_outside_the_vocabulary_fails_its_sequence_alone(
     token: int, settings: dict[str, Any], folders: Any, expected: Any
 ) -> None:
     driver = driver_for(runner_for(folders("llama"), **settings), chunk=2)
@@ -177,15 +163,13 @@ def test_a_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(
         assert f"{models.VOCAB} rows" in driver.failures[name].message
 
 
-def test_a_sampled_token_that_the_model_has_no_row_for_fails_its_own_sequence_alone(
-    folders: Any, expected: Any
-) -> None:
+def test_a_sampled_token_without_an_embedding_fails_its_sequence_alone(folders: Any, expected: Any) -> None:
     whole = runner_for(folders("llama"))
     tokens = expected("llama")
     rows = max(max(answer) for answer in tokens)
     assert rows > max(max(prompt) for prompt in PROMPTS)
-    runner = Runner(replace(whole.loaded, input_vocab_size=rows), whole.config, whole.group)
-    runner.num_blocks = runner.warm_up(LIMITS).num_blocks  # type: ignore[attr-defined]
+    runner = SizedRunner(replace(whole.loaded, input_vocab_size=rows), whole.config, whole.group)
+    runner.warm_up(LIMITS)
     driver = driver_for(runner)
     names = [driver.add(prompt, COUNT) for prompt in PROMPTS]
     results = driver.finish()
@@ -202,7 +186,7 @@ def test_after_an_exception_the_sequences_of_its_step_can_be_computed_again(
 ) -> None:
     runner = runner_for(folders("llama"), **settings)
     tokens = expected("llama")
-    # The second one goes on where it was.
+    # The second sequence continues after tokens that it had generated.
     parts = [(PROMPTS[0], tokens[0]), (PROMPTS[2] + tokens[2][:3], tokens[2][3:])]
     step = pb.Step(id=1, sequence_ids=[0, 1], num_tokens=[len(tokens) for tokens, _ in parts])
     for id, (known, _) in enumerate(parts):
@@ -219,9 +203,9 @@ def test_after_an_exception_the_sequences_of_its_step_can_be_computed_again(
             runner.run(step)
     result = runner.fail(step, "RuntimeError: no memory")
     assert (result.error, list(result.token_ids), list(result.failures)) == ("RuntimeError: no memory", [], [])
-    # A step that was sent before its result was known.
-    late = runner.run(pb.Step(id=2, sequence_ids=[0, 1], num_tokens=[1, 1], num_new_blocks=[0, 0]))
-    assert [failure.sequence_id for failure in late.failures] == [0, 1] and not late.token_ids
+    # A step that was sent before the failure was known.
+    next_result = runner.run(pb.Step(id=2, sequence_ids=[0, 1], num_tokens=[1, 1], num_new_blocks=[0, 0]))
+    assert [failure.sequence_id for failure in next_result.failures] == [0, 1] and not next_result.token_ids
     step.id = 3
     step.released.extend([0, 1])
     assert list(runner.run(step).token_ids) == [answer[0] for _, answer in parts]
@@ -265,7 +249,7 @@ def test_the_most_likely_tokens_of_a_prompt_equal_those_of_a_plain_forward(name:
 
 
 def test_a_sequence_as_long_as_the_limit_has_room_for_the_surplus_token(folders: Any) -> None:
-    """One more step than needed may be under way when the last token is sampled."""
+    """A surplus step may be in flight when the last token is sampled."""
     prompt = models.prompts([90])[0]
     driver = driver_for(runner_for(folders("llama")))
     number = driver.add(prompt, 11)
@@ -294,28 +278,28 @@ def test_limits_that_cannot_be_met_are_refused(
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
-def test_blocks_behind_a_window_are_given_back(name: str, folders: Any) -> None:
+def test_blocks_before_a_window_are_freed(name: str, folders: Any) -> None:
     runner = runner_for(folders(name))
     path: Any = runner.path
     blocks = path._window_blocks
-    assert blocks.num_blocks < runner.num_blocks  # type: ignore[attr-defined]
+    assert blocks.num_blocks < runner.num_blocks
     driver = driver_for(runner, chunk=5)
     driver.add(models.prompts([60])[0], 20)
     most = 0
     while driver.running:
         driver.step()
-        most = max(most, blocks.num_used)
+        most = max(most, int(np.count_nonzero(blocks.tables != blocks.null_block)))
     # A window of 9 tokens lies in 3 or 4 blocks of 4, while the whole sequence takes 20.
     assert most in (3, 4)
     runner.run(pb.Step(id=99, released=[sequence.id for sequence in driver.finished.values()]))
-    assert blocks.num_used == 0
+    assert (blocks.tables == blocks.null_block).all()
 
 
-def test_memory_that_windows_do_not_need_holds_more_tokens(folders: Any) -> None:
+def test_layers_with_windows_leave_memory_for_more_tokens(folders: Any) -> None:
     limits = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=16, max_sequences=2, max_total_tokens=8000)
     runner = runner_for(folders("gemma3"), limits, kv_cache_memory_bytes=2**22)
     needs = runner.path.needs
     assert (needs.window_tokens, needs.window_bytes_per_token) == (9, needs.bytes_per_token * 2 // 3)
-    # One layer of three sees everything: nearly three times the tokens that fit if all did.
+    # One layer of three has full attention: nearly three times as many tokens fit as if all had.
     if_all_did = 2**22 // (needs.bytes_per_token * limits.block_size_tokens)
-    assert runner.num_blocks > 2 * if_all_did  # type: ignore[attr-defined]
+    assert runner.num_blocks > 2 * if_all_did

@@ -385,8 +385,7 @@ impl Task {
     }
 
     async fn connect(&self) -> Result<(ShardClient<Channel>, InfoResponse), StartError> {
-        let (client, info) =
-            client::find(&self.config.shard, self.config.startup_timeout).await?;
+        let (client, info) = client::find(&self.config.shard, self.config.startup_timeout).await?;
         if client::generates(&info) {
             return Err(StartError::OtherTask { task: info.task() });
         }

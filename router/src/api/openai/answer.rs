@@ -1,42 +1,33 @@
-//! What both generating routes have in common around an answer.
+//! Streamed answers of both generating routes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::response::Response;
-use tracing::Span;
 
-use super::choice::Choice;
-use super::chunk::{ChunkEncoder, Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, ChunkEncoder, Identity};
 use super::request::StreamOptions;
-use super::stream::{AnswerStream, End, StreamContent};
-use crate::http::headers::Account;
+use super::stream::{AnswerStream, StreamContent, StreamEnd};
+use crate::http::accounting::RequestAccounting;
 use crate::http::sse;
 use crate::state::AppState;
 
-/// Counts a request on `route` and begins its account.
-pub fn begin(state: &AppState, route: &'static str) -> Account {
-    metrics::counter!("gridwork_requests_total", "route" => route).increment(1);
-    Account::new(Instant::now(), &state.config().compute_type)
-}
-
-/// An answer that is streamed.
+/// An answer to stream.
 #[derive(Debug)]
 pub struct Streaming {
-    pub kind: Kind,
+    pub kind: AnswerKind,
     pub identity: Identity,
     pub options: StreamOptions,
     pub with_logprobs: bool,
 }
 
 impl Streaming {
-    /// The response whose body is the stream; it records how the answer ended.
+    /// Response with the stream as its body. The stream records how the answer ended.
     pub fn response(
         self,
         state: &AppState,
-        choices: Vec<Choice>,
-        mut account: Account,
-        span: Span,
+        choices: Vec<RunningChoice>,
+        mut accounting: RequestAccounting,
     ) -> Response {
         let content = StreamContent {
             logprobs: self.with_logprobs.then(|| Arc::clone(state.tokenizer())),
@@ -49,15 +40,15 @@ impl Streaming {
             choices.len() as u32,
             content.include_usage,
         );
-        let head = account.clone();
-        let prompt_tokens = account.prompt_tokens as u64;
-        let on_end = move |end: End<'_>| match end {
-            End::Complete(finishes) => {
-                finishes.iter().for_each(|finish| account.add(finish));
-                account.record_success(&span);
+        let head = accounting.clone();
+        let prompt_tokens = accounting.prompt_tokens as u64;
+        let on_end = move |end: StreamEnd<'_>| match end {
+            StreamEnd::Complete(finishes) => {
+                finishes.iter().for_each(|finish| accounting.add(finish));
+                accounting.record_success();
             }
-            End::Failed(error) => error.count(),
-            End::Dropped => {
+            StreamEnd::Failed(error) => error.count(),
+            StreamEnd::Dropped => {
                 metrics::counter!("gridwork_request_failures_total", "kind" => "dropped")
                     .increment(1);
             }

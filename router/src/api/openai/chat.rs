@@ -2,27 +2,26 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use tracing::Span;
+use axum::response::Response;
 
-use super::answer::{Streaming, begin};
+use super::answer::Streaming;
 use super::chat_request::ChatRequest;
-use super::choice::Choice;
-use super::chunk::{Identity, Kind};
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, Identity};
+use super::request::{StreamOptions, num_choices};
 use super::response::{
-    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, FinishReason, Usage,
+    AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
 };
-use super::submit::{Order, OrderedPrompt};
-use super::token_text::TokenTexts;
+use super::submit::GenerationJob;
 use crate::chat_template::RenderOptions;
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Answer a conversation
 ///
@@ -31,8 +30,7 @@ use crate::state::AppState;
 /// `data: {"error": …}`, after which the stream ends.
 #[utoipa::path(
     post,
-    path = "/v1/chat/completions",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = ChatRequest,
     responses(
         (status = 200, description = "The answer; with `stream`, chunks of it", content(
@@ -47,58 +45,46 @@ use crate::state::AppState;
 )]
 pub async fn chat_completions(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<ChatRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/chat/completions");
-    match answer(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::OpenAi),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    mut request: ChatRequest,
-    span: Span,
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    let mut account = begin(state, "chat_completions");
-    let mut shared = request.take_shared();
+    let mut accounting = arrival.begin(&state);
+    let state = &state;
     request.check_supported()?;
-    let (mut limit_field, mut limit) = request.limit();
+    let mut parameters = request.take_parameters()?;
+    let (mut limit_field, limit) = request.limit();
+    parameters.max_new_tokens = limit;
     if let Some(config) = request.generation_config.take() {
         if limit.is_none() && config.max_new_tokens.is_some() {
             limit_field = "generation_config.max_new_tokens";
-            limit = config.max_new_tokens;
         }
-        config.apply(&mut shared)?;
+        request.n = request.n.or(config.num_return_sequences);
+        config.apply(&mut parameters)?;
     }
-    let num_choices = shared.num_choices(
+    let num_choices = num_choices(
+        request.n,
         1,
         state.config().max_n,
         state.config().max_concurrent_requests,
     )?;
-    let stream = shared.stream.unwrap_or(false);
-    let stream_options = shared.stream_options()?;
+    let stream = request.stream.unwrap_or(false);
+    let stream_options = StreamOptions::of(stream, request.stream_options)?;
     let logprobs = logprobs(&request)?;
     state.ready()?;
 
     let (text, add_special_tokens) = chat_prompt(state, request).await?;
-    let order = Order {
-        prompts: vec![OrderedPrompt {
-            prompt: Prompt::Text {
-                text,
-                add_special_tokens,
-            },
-            text: None,
+    let job = GenerationJob {
+        prompts: vec![Prompt::Text {
+            text,
+            add_special_tokens,
         }],
         parameters: Parameters {
-            max_new_tokens: limit,
             logprobs: logprobs.is_some(),
-            top_n_tokens: logprobs.unwrap_or(0),
-            ..shared.into_parameters()?
+            top_n_tokens: logprobs,
+            ..parameters
         },
         names: FieldNames {
+            dialect: Dialect::OpenAi,
             prompt: "messages",
             max_new_tokens: limit_field,
             top_n_tokens: "top_logprobs",
@@ -108,25 +94,29 @@ async fn answer(
         echo: false,
         echo_only: false,
     };
-    let choices = order.submit(state, &span, &mut account).await?;
+    let choices = job.submit(state, &mut accounting).await?;
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
-            kind: Kind::Chat,
+            kind: AnswerKind::Chat,
             identity,
             options: stream_options,
             with_logprobs: logprobs.is_some(),
         };
-        return Ok(streaming.response(state, choices, account, span));
+        return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut account, logprobs.is_some()).await?;
-    account.record_success(&span);
-    let mut response = Json(body).into_response();
-    account.write(response.headers_mut());
-    Ok(response)
+    let body = collect(
+        state,
+        identity,
+        choices,
+        &mut accounting,
+        logprobs.is_some(),
+    )
+    .await?;
+    Ok(accounting.respond(Json(body)))
 }
 
-/// How many alternatives to show; `None`: no log-probabilities at all.
+/// Number of alternatives to report for each token; `None`: no log-probabilities at all.
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
@@ -138,8 +128,8 @@ fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     }
 }
 
-/// The conversation as the model was trained to read it, and whether the tokenizer's special tokens go before it. Rendered
-/// apart from the threads that serve connections: a template may take long.
+/// Renders the conversation with the model's chat template. Also returns whether the tokenizer's special tokens go
+/// before it. Runs on a worker thread, because a template may take long.
 pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
@@ -168,15 +158,15 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())
     })?;
-    // The template writes them itself.
+    // Special tokens are left to the template.
     Ok((text, request.add_special_tokens.unwrap_or(false)))
 }
 
 async fn collect(
     state: &AppState,
     identity: Identity,
-    mut running: Vec<Choice>,
-    account: &mut Account,
+    mut running: Vec<RunningChoice>,
+    accounting: &mut RequestAccounting,
     with_logprobs: bool,
 ) -> Result<ChatCompletion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
@@ -193,7 +183,7 @@ async fn collect(
                 content.push_str(&piece.text());
             })
             .await?;
-        account.add(&finish);
+        accounting.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(ChatChoice {
             index: choice.index,
@@ -202,7 +192,7 @@ async fn collect(
                 content,
             },
             logprobs,
-            finish_reason: FinishReason::from(&finish.reason),
+            finish_reason: OpenAiFinishReason::from(&finish.reason),
         });
     }
     Ok(ChatCompletion {
@@ -212,7 +202,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
-            .with_cached_tokens(Choice::sum_cached(&running)),
+        usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
+            .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

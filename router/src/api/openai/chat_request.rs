@@ -1,49 +1,51 @@
-//! Body of `/v1/chat/completions`, and which of it this version serves.
+//! Body of `/v1/chat/completions`, and the check for fields that this version does not support.
 
 use serde_json::{Map, Value};
 
 use super::generation_config::GenerationConfig;
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
 use super::tools;
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
+use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
-request! {
-    /// A conversation to go on with.
+parameter_table! { openai_request =>
+    /// A conversation to answer.
     pub struct ChatRequest {
-        /// The conversation so far. When the last message is the assistant's, the answer goes on with it.
+        /// The conversation so far. When the last message is the assistant's, the answer continues it.
         pub messages: Vec<Message>,
-        /// Most tokens to generate; what is left of the model's context when left out.
+        /// Maximum number of tokens to generate. Left out: the rest of the model's context.
         #[schema(minimum = 1)]
         pub max_completion_tokens: Option<u32>,
-        /// Older name of `max_completion_tokens`, which wins over it.
+        /// Older name of `max_completion_tokens`, which takes precedence.
         #[schema(minimum = 1)]
         pub max_tokens: Option<u32>,
         /// Answer with the log-probability of every token.
         #[schema(default = false)]
         pub logprobs: Option<bool>,
-        /// And with those of so many most likely tokens at its position; needs `logprobs`.
+        /// Number of most likely tokens to report at each position, with their log-probabilities; needs `logprobs`.
         #[schema(default = 0, minimum = 0)]
         pub top_logprobs: Option<u32>,
-        /// End the prompt with the opening of an assistant's message. On unless the last message is continued.
+        /// End the prompt with the opening of an assistant's message. Left out: on, unless the last message is
+        /// continued.
         pub add_generation_prompt: Option<bool>,
-        /// Go on with the last message instead of answering it. On when that message is the assistant's, unless
+        /// Continue the last message instead of answering it. Left out: on when that message is the assistant's, unless
         /// `add_generation_prompt` is set.
         pub continue_final_message: Option<bool>,
         /// Further variables for the model's chat template, such as `enable_thinking`.
         pub chat_template_kwargs: Option<Map<String, Value>>,
-        /// A variable for the model's chat template, if that knows it: `low`, `medium`, `high`, …
+        /// Variable for chat templates that know it: `low`, `medium`, `high`, …
         pub reasoning_effort: Option<String>,
-        /// Functions that the model may call, shown to it by its chat template. What it answers is text: calls are not
-        /// taken out of it.
+        /// Functions that the model may call, shown to it by its chat template. The answer is text: calls are not
+        /// extracted from it.
         pub tools: Option<Value>,
-        /// `auto`, or `none`: then the model does not see the tools. A call that is required is not supported.
+        /// Either `auto`, or `none` to hide the tools from the model. Required calls are not supported.
         #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
-        /// What the chat of Transformers' command line sends: settings of `generate()`, as an object or as the text of
-        /// one. Fields of the request itself win over them.
+        /// Settings of Transformers' `generate()`, as `transformers chat` sends them: an object, or the text of one.
+        /// Fields of the request itself take precedence.
         pub generation_config: Option<GenerationConfig>,
         /// Not supported: refused unless empty.
         pub functions: Option<Value>,
@@ -59,7 +61,7 @@ request! {
 }
 
 impl ChatRequest {
-    /// Refuses what this version cannot do, naming the field.
+    /// Refuses fields that this version does not support.
     pub fn check_supported(&self) -> Result<(), ApiError> {
         tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref())?;
         if !is_empty(self.functions.as_ref()) {
@@ -92,7 +94,7 @@ impl ChatRequest {
         self.check_messages()
     }
 
-    /// The variables for the chat template.
+    /// Variables for the chat template.
     pub fn template_variables(&self) -> Map<String, Value> {
         let mut variables = Map::new();
         let tools = tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref());
@@ -140,7 +142,7 @@ impl ChatRequest {
         Ok(())
     }
 
-    /// Whether to open an assistant's message and whether to go on with the last one.
+    /// Whether to open an assistant's message, and whether to continue the last message.
     pub fn continuation(&self) -> Result<(bool, bool), ApiError> {
         let from_assistant = self
             .messages
@@ -159,7 +161,7 @@ impl ChatRequest {
         }
     }
 
-    /// Limit of generated tokens, and which field says so.
+    /// Maximum number of generated tokens, with the name of the field that sets it.
     pub fn limit(&self) -> (&'static str, Option<u32>) {
         match (self.max_completion_tokens, self.max_tokens) {
             (None, Some(limit)) => ("max_tokens", Some(limit)),
@@ -168,8 +170,8 @@ impl ChatRequest {
     }
 }
 
-/// Templates say nothing useful about a message without content. Only an assistant's may have none: it called tools, or
-/// answered nothing.
+/// Refuses messages without content: the errors of templates about them are not helpful. Only an assistant's message
+/// may have none, where it called tools or answered nothing.
 fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiError> {
     let must_have = ["system", "developer", "user", "tool"];
     if message.content.is_some() || !must_have.contains(&message.role.as_str()) {
@@ -180,18 +182,16 @@ fn check_content_is_there(index: usize, message: &Message) -> Result<(), ApiErro
 }
 
 impl Body for ChatRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::unsupported("chat_template"); 27];
-        let (own, both) = all.split_at_mut(4);
-        own[1] = Unread::misplaced("documents", "chat_template_kwargs");
-        own[2] = Unread::unsupported("web_search_options");
-        own[3] = Unread::unsupported("echo");
-        both.copy_from_slice(&UNREAD_BY_BOTH);
-        all
-    };
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &unsupported_fields::<{ NUM_UNSUPPORTED_BY_BOTH + 4 }>(&[
+            UnsupportedField::unsupported("chat_template"),
+            UnsupportedField::misplaced("documents", "chat_template_kwargs"),
+            UnsupportedField::unsupported("web_search_options"),
+            UnsupportedField::unsupported("echo"),
+        ]);
 }
 
-/// Absent, `null`, `[]` or `{}`.
+/// Whether a value is absent, `null`, `[]` or `{}`.
 fn is_empty(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => true,
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_refused_by_name() {
+    fn unsupported_fields_are_refused_by_name() {
         assert_eq!(
             refused_field(json!({"tool_choice": "required"})),
             "tool_choice"
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn images_and_parts_without_text_are_refused_where_they_stand() {
+    fn errors_about_content_parts_name_their_path() {
         for (part, field) in [
             (
                 json!({"type": "image_url", "image_url": {"url": "data:"}}),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn reasoning_effort_reaches_the_template_unless_its_own_variables_say_otherwise() {
+    fn chat_template_kwargs_override_reasoning_effort() {
         let effort = |more: Value| {
             request(more)
                 .template_variables()
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_gets_the_tools_that_the_model_may_call() {
+    fn the_template_gets_tools_unless_tool_choice_is_none() {
         let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
         let shown = |choice: Value| {
             let request = request(json!({"tools": tools, "tool_choice": choice}));
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn max_completion_tokens_wins_over_its_older_name() {
+    fn max_completion_tokens_overrides_max_tokens() {
         assert_eq!(request(json!({})).limit(), ("max_completion_tokens", None));
         assert_eq!(
             request(json!({"max_tokens": 3})).limit(),

@@ -1,4 +1,4 @@
-//! One text in the making: the events of a generation, read the way this API shows them.
+//! A choice while it is generated: reads the engine's events and turns them into pieces of an answer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,65 +7,65 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
-use super::response::{ChatLogprobs, CompletionLogprobs, FinishReason};
-use super::token_text::TokenTexts;
+use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
+use crate::tokenizing::token_text::TokenTexts;
 
-/// What a completion with `echo` begins with. The choices of a prompt share it.
+/// The prompt that a completion with `echo` begins with. The choices of a prompt share it.
 #[derive(Debug, Clone, Default)]
 pub struct Echo {
     /// The prompt's text.
     pub text: String,
     pub ids: Vec<u32>,
-    /// Where each of the tokens begins in the text, in characters; none when no log-probabilities are shown.
+    /// Offset of each token in the text, in characters. Empty when no log-probabilities are reported.
     pub offsets: Vec<u64>,
 }
 
-/// Events of a choice; the engine's, or a test's.
+/// Stream of a choice's events, from the engine or from a test.
 pub trait Events: Stream<Item = Result<Event, GenerationError>> + Unpin + Send + 'static {}
 impl<S: Stream<Item = Result<Event, GenerationError>> + Unpin + Send + 'static> Events for S {}
 
-/// One text of an answer.
+/// A choice of an answer, while it is generated.
 #[derive(Debug)]
-pub struct Choice<S = Generation> {
+pub struct RunningChoice<S = Generation> {
     pub index: u32,
-    /// Which prompt it continues.
+    /// Index of the prompt that it continues.
     prompt: usize,
     events: S,
-    /// Taken when the text begins.
+    /// Echo to begin the text with; taken by the first piece.
     echo: Option<Arc<Echo>>,
-    /// Only the prompt is wanted: what is generated is not shown.
+    /// Show only the prompt, and nothing that is generated.
     echo_only: bool,
     prompt_logprobs: Vec<PromptLogprob>,
-    /// Characters of the echo.
+    /// Number of characters of the echo.
     num_echo_chars: u64,
-    /// Characters of the text so far, the echo's among them.
+    /// Number of characters of the text so far, including the echo's.
     num_chars: u64,
     /// Log-probabilities of tokens whose text is held back.
     pub held: CompletionLogprobs,
-    /// Generated tokens so far.
+    /// Number of tokens generated so far.
     pub num_generated: u32,
-    /// Tokens of the prompt that were in the cache; known at the end.
+    /// Number of prompt tokens found in the cache; set when the choice ends.
     num_cached: u32,
-    /// Whether a chunk of it has been sent.
+    /// Whether a chunk of this choice has been sent.
     pub started: bool,
     ended: bool,
 }
 
-/// What has become of a choice with one token.
+/// The piece that one generated token adds to a choice.
 #[derive(Debug)]
 pub struct Piece {
-    /// What the text begins with; in the first piece only.
+    /// Beginning of the text; in the first piece only.
     pub echo: Option<Arc<Echo>>,
     pub prompt_logprobs: Vec<PromptLogprob>,
     pub token: GeneratedToken,
-    /// Characters of the text before this token, as if none of it were held back; the echo's among them.
+    /// Number of characters before this token, including the echo and text that is still held back.
     pub offset: u64,
     /// Whether the token is shown and counted.
     pub shown: bool,
 }
 
 impl Piece {
-    /// The text it adds.
+    /// Text that this piece adds to the choice.
     pub fn text(self) -> String {
         let generated = if self.shown {
             self.token.text
@@ -78,12 +78,12 @@ impl Piece {
         }
     }
 
-    pub fn finish_reason(&self) -> Option<FinishReason> {
+    pub fn finish_reason(&self) -> Option<OpenAiFinishReason> {
         let finish = self.token.finish.as_ref()?;
         if !self.shown {
-            return Some(FinishReason::Length);
+            return Some(OpenAiFinishReason::Length);
         }
-        Some(FinishReason::from(&finish.reason))
+        Some(OpenAiFinishReason::from(&finish.reason))
     }
 
     /// Adds this piece's log-probabilities to a chat's.
@@ -91,7 +91,7 @@ impl Piece {
         logprobs.push(texts, &self.token);
     }
 
-    /// Adds this piece's log-probabilities to a completion's, the echo's included.
+    /// Adds this piece's log-probabilities to a completion's, including those of the echo.
     pub fn add_to_completion(&self, texts: TokenTexts<'_>, logprobs: &mut CompletionLogprobs) {
         if let Some(echo) = &self.echo {
             logprobs.push_prompt(texts, echo, &self.prompt_logprobs);
@@ -102,8 +102,8 @@ impl Piece {
     }
 }
 
-impl<S: Events> Choice<S> {
-    /// `prompt`: which one it continues. `echo_only`: show nothing of what is generated.
+impl<S: Events> RunningChoice<S> {
+    /// A choice that reads `events`. `prompt`: index of the prompt that it continues. `echo_only`: show only the echo.
     pub fn new(
         index: u32,
         prompt: usize,
@@ -128,7 +128,7 @@ impl<S: Events> Choice<S> {
         }
     }
 
-    /// Whether nothing more comes.
+    /// Whether the choice is complete or failed.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
@@ -182,12 +182,12 @@ impl<S: Events> Choice<S> {
         }
     }
 
-    /// Characters of the text so far, when they are counted.
+    /// Number of characters of the text so far, when they are counted.
     pub fn num_chars(&self) -> u64 {
         self.num_chars
     }
 
-    /// Generated tokens that count for the client.
+    /// Number of generated tokens to report in the usage.
     pub fn num_counted(&self) -> u64 {
         if self.echo_only {
             0
@@ -196,8 +196,8 @@ impl<S: Events> Choice<S> {
         }
     }
 
-    /// Tokens of all prompts that were in the cache before; known once all choices have ended. What one choice computes
-    /// of its prompt the others of this prompt find.
+    /// Number of tokens of all prompts that were in the cache before; known once all choices have ended. The other
+    /// choices of a prompt find in the cache what the first one computed, so the smallest count is taken.
     pub fn sum_cached(choices: &[Self]) -> u64 {
         choices
             .chunk_by(|a, b| a.prompt == b.prompt)
@@ -206,7 +206,7 @@ impl<S: Events> Choice<S> {
             .sum()
     }
 
-    /// Reads to the end, giving every piece to `each`.
+    /// Reads the choice to its end and passes every piece to `each`.
     pub async fn collect(
         &mut self,
         count_chars: bool,

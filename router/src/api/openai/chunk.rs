@@ -1,12 +1,12 @@
-//! Chunks of a stream, encoded by hand: everything that is the same in all chunks of an answer is written once, so that
-//! a token costs three copies.
+//! Encodes the chunks of a stream by hand. The parts that all chunks of an answer share are encoded once, so that a
+//! token costs three copies.
 
 use serde::Serialize;
 
-use super::response::{FinishReason, Usage};
+use super::response::{OpenAiFinishReason, Usage};
 use crate::http::sse::json_string;
 
-/// What all parts of one answer have in common.
+/// Fields that all chunks of an answer share.
 #[derive(Debug, Clone)]
 pub struct Identity {
     pub id: String,
@@ -17,15 +17,15 @@ pub struct Identity {
     pub system_fingerprint: String,
 }
 
-/// Which of the two routes a chunk belongs to.
+/// Kind of an answer: the two generating routes have chunks of different forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum AnswerKind {
     Chat,
     Completion,
 }
 
-impl Kind {
-    /// `object` of a chunk.
+impl AnswerKind {
+    /// Value of a chunk's field `object`.
     fn object(self) -> &'static str {
         match self {
             Self::Chat => "chat.completion.chunk",
@@ -33,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// Between a choice's index and its text, in the first chunk of a choice.
+    /// JSON between a choice's index and its text, in the first chunk of a choice.
     fn before_first_text(self) -> &'static str {
         match self {
             Self::Chat => r#""delta":{"role":"assistant","content":"#,
@@ -41,7 +41,7 @@ impl Kind {
         }
     }
 
-    /// And in all others.
+    /// JSON between a choice's index and its text, in all further chunks.
     fn before_text(self) -> &'static str {
         match self {
             Self::Chat => r#""delta":{"content":"#,
@@ -57,34 +57,34 @@ impl Kind {
     }
 }
 
-/// What a chunk says besides its text.
+/// Fields of a chunk besides its text.
 #[derive(Debug)]
-pub struct Details<'a, L> {
-    /// Whether it is the first of its choice.
+pub struct ChunkDetails<'a, L> {
+    /// Whether this is the choice's first chunk.
     pub first: bool,
     pub logprobs: Option<&'a L>,
-    pub finish_reason: Option<FinishReason>,
-    /// The usage so far, when every chunk brings it.
+    pub finish_reason: Option<OpenAiFinishReason>,
+    /// Usage so far, when every chunk reports it.
     pub usage: Option<Usage>,
 }
 
 /// Encodes the chunks of one answer as server-sent events.
 #[derive(Debug)]
 pub struct ChunkEncoder {
-    kind: Kind,
-    /// Up to and with the `[` of `choices`.
+    kind: AnswerKind,
+    /// Beginning of every chunk, through the `[` of `choices`.
     head: Vec<u8>,
-    /// For each choice: everything before the text of a chunk that is not its first.
+    /// Beginning of a chunk that only adds text, for each choice; not for its first chunk.
     plain_heads: Vec<Box<[u8]>>,
-    /// Everything after the text of a chunk that has nothing but text.
+    /// End of a chunk that only adds text.
     plain_tail: Vec<u8>,
     /// Whether chunks without usage say `"usage":null`.
     null_usage: bool,
 }
 
 impl ChunkEncoder {
-    /// `null_usage`: the last chunk will bring the usage, all others have it as `null`.
-    pub fn new(kind: Kind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
+    /// An encoder for one answer. `null_usage`: only the last chunk has the usage, and all others say `null`.
+    pub fn new(kind: AnswerKind, identity: &Identity, num_choices: u32, null_usage: bool) -> Self {
         let mut head = Vec::with_capacity(256);
         head.extend_from_slice(b"data: {\"id\":");
         json_string(&mut head, &identity.id);
@@ -119,7 +119,7 @@ impl ChunkEncoder {
         }
     }
 
-    /// A chunk with nothing but text, not the first of its choice.
+    /// Writes a chunk that only adds text. It must not be the first of its choice.
     pub fn text(&self, out: &mut Vec<u8>, index: u32, text: &str) {
         if let Some(head) = self.plain_heads.get(index as usize) {
             out.extend_from_slice(head);
@@ -128,13 +128,13 @@ impl ChunkEncoder {
         }
     }
 
-    /// Any chunk of a choice.
+    /// Writes any chunk of a choice.
     pub fn detailed<L: Serialize>(
         &self,
         out: &mut Vec<u8>,
         index: u32,
         text: &str,
-        details: &Details<'_, L>,
+        details: &ChunkDetails<'_, L>,
     ) -> Result<(), serde_json::Error> {
         out.extend_from_slice(&self.head);
         out.extend_from_slice(format!("{{\"index\":{index},").as_bytes());
@@ -154,7 +154,7 @@ impl ChunkEncoder {
         self.end(out, details.usage)
     }
 
-    /// The chunk without choices that brings the usage of the whole answer.
+    /// Writes the chunk without choices that reports the usage of the whole answer.
     pub fn usage(&self, out: &mut Vec<u8>, usage: Usage) -> Result<(), serde_json::Error> {
         out.extend_from_slice(&self.head);
         out.extend_from_slice(b"]");
@@ -184,7 +184,7 @@ mod tests {
         ChatCompletionChunk, ChatLogprobs, CompletionChunk, TokenLogprob,
     };
 
-    fn encoder(kind: Kind, null_usage: bool) -> ChunkEncoder {
+    fn encoder(kind: AnswerKind, null_usage: bool) -> ChunkEncoder {
         let identity = Identity {
             id: "chatcmpl-1".into(),
             created: 1_767_225_600,
@@ -205,7 +205,7 @@ mod tests {
         serde_json::from_str(json).unwrap()
     }
 
-    const NOTHING: Details<'static, ()> = Details {
+    const NOTHING: ChunkDetails<'static, ()> = ChunkDetails {
         first: false,
         logprobs: None,
         finish_reason: None,
@@ -213,8 +213,8 @@ mod tests {
     };
 
     #[test]
-    fn text_survives_whatever_it_contains() {
-        let encoder = encoder(Kind::Chat, false);
+    fn text_is_escaped_and_parses_back() {
+        let encoder = encoder(AnswerKind::Chat, false);
         for text in [
             "",
             " Paris",
@@ -235,8 +235,8 @@ mod tests {
     }
 
     #[test]
-    fn the_quick_way_writes_what_the_general_way_writes() {
-        for kind in [Kind::Chat, Kind::Completion] {
+    fn the_fast_path_writes_the_same_as_the_general_one() {
+        for kind in [AnswerKind::Chat, AnswerKind::Completion] {
             for null_usage in [false, true] {
                 let encoder = encoder(kind, null_usage);
                 let (mut quick, mut general) = (Vec::new(), Vec::new());
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn first_and_last_chunks_of_a_chat() {
-        let encoder = encoder(Kind::Chat, true);
+        let encoder = encoder(AnswerKind::Chat, true);
         let mut out = Vec::new();
         let logprobs = ChatLogprobs {
             content: vec![TokenLogprob {
@@ -259,7 +259,7 @@ mod tests {
                 top_logprobs: Vec::new(),
             }],
         };
-        let first = Details {
+        let first = ChunkDetails {
             first: true,
             logprobs: Some(&logprobs),
             finish_reason: None,
@@ -280,8 +280,8 @@ mod tests {
         assert!(json.as_object().unwrap().contains_key("usage"));
 
         out.clear();
-        let last = Details {
-            finish_reason: Some(FinishReason::Stop),
+        let last = ChunkDetails {
+            finish_reason: Some(OpenAiFinishReason::Stop),
             usage: Some(Usage::new(3, 4)),
             ..NOTHING
         };
@@ -294,17 +294,20 @@ mod tests {
 
     #[test]
     fn chunks_of_a_completion_and_its_usage() {
-        let encoder = encoder(Kind::Completion, false);
+        let encoder = encoder(AnswerKind::Completion, false);
         let mut out = Vec::new();
-        let last = Details {
-            finish_reason: Some(FinishReason::Length),
+        let last = ChunkDetails {
+            finish_reason: Some(OpenAiFinishReason::Length),
             ..NOTHING
         };
         encoder.detailed(&mut out, 1, "end", &last).unwrap();
         let chunk: CompletionChunk = parse(&out);
         assert_eq!(chunk.object, "text_completion");
         assert_eq!(chunk.choices[0].text, "end");
-        assert_eq!(chunk.choices[0].finish_reason, Some(FinishReason::Length));
+        assert_eq!(
+            chunk.choices[0].finish_reason,
+            Some(OpenAiFinishReason::Length)
+        );
         assert_eq!(chunk.usage, None);
 
         out.clear();

@@ -1,18 +1,20 @@
-//! Body of `/v1/completions`, and which of it this version serves.
+//! Body of `/v1/completions`, and the check for fields that this version does not support.
 
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::request::{UNREAD_BY_BOTH, request};
+use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
 use crate::error::ApiError;
+use crate::generation::parameters::Prompt;
+use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
+use crate::http::unsupported::UnsupportedField;
 
-/// Generated tokens when the client gives no limit, as OpenAI has it.
+/// Maximum number of generated tokens when the client gives none; OpenAI's default.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// What to go on with: one prompt or several, each as text or as token ids.
+/// One prompt to continue or several, each as text or as token ids.
 #[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
 #[serde(
     untagged,
@@ -29,39 +31,36 @@ pub enum PromptInput {
     TokenLists(Vec<Vec<u32>>),
 }
 
-/// One prompt out of a [`PromptInput`].
-#[derive(Debug, Clone, PartialEq)]
-pub enum OnePrompt {
-    Text(String),
-    Tokens(Vec<u32>),
-}
-
 impl PromptInput {
-    /// The single prompts, in order.
-    pub fn into_prompts(self) -> Vec<OnePrompt> {
+    /// The single prompts, in order. `add_special_tokens` applies to texts.
+    pub fn into_prompts(self, add_special_tokens: bool) -> Vec<Prompt> {
+        let from_text = |text| Prompt::Text {
+            text,
+            add_special_tokens,
+        };
         match self {
-            Self::Text(text) => vec![OnePrompt::Text(text)],
-            Self::Texts(texts) => texts.into_iter().map(OnePrompt::Text).collect(),
-            Self::Tokens(tokens) => vec![OnePrompt::Tokens(tokens)],
-            Self::TokenLists(lists) => lists.into_iter().map(OnePrompt::Tokens).collect(),
+            Self::Text(text) => vec![from_text(text)],
+            Self::Texts(texts) => texts.into_iter().map(from_text).collect(),
+            Self::Tokens(tokens) => vec![Prompt::Tokens(tokens)],
+            Self::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
         }
     }
 }
 
-request! {
-    /// A text to go on with.
+parameter_table! { openai_request =>
+    /// A text to continue.
     pub struct CompletionRequest {
         pub prompt: PromptInput,
-        /// Most tokens to generate for each choice. 0 is allowed with `echo`: then only the prompt comes back.
+        /// Maximum number of tokens to generate for each choice. 0 is allowed with `echo` and returns only the prompt.
         #[schema(default = 16, minimum = 0)]
         pub max_tokens: Option<u32>,
-        /// Answer with the log-probability of every token, and of so many most likely tokens at its position.
+        /// Answer with the log-probability of every token, and of this many most likely tokens at its position.
         #[schema(minimum = 0)]
         pub logprobs: Option<u32>,
-        /// Begin the text with the prompt; with `logprobs`, the prompt's tokens get theirs too.
+        /// Begin the text with the prompt. With `logprobs`, the prompt's tokens have log-probabilities too.
         #[schema(default = false)]
         pub echo: Option<bool>,
-        /// The same as `n`: this version generates no texts that it does not return.
+        /// Must equal `n`: this version returns every text that it generates.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
         /// Not supported: put it into the prompt, in the form that the model was trained on.
@@ -72,7 +71,7 @@ request! {
 }
 
 impl CompletionRequest {
-    /// Refuses what this version cannot do, naming the field. `max_prompts`: most prompts in one request.
+    /// Refuses fields that this version does not support. `max_prompts`: maximum number of prompts in a request.
     pub fn check_supported(&self, max_prompts: usize) -> Result<(), ApiError> {
         if let Some(suffix) = &self.suffix
             && !suffix.is_null()
@@ -138,11 +137,11 @@ impl CompletionRequest {
 }
 
 impl Body for CompletionRequest {
-    const UNREAD: &'static [Unread] = &{
-        let mut all = [Unread::renamed("max_completion_tokens", "max_tokens"); 24];
-        all.split_at_mut(1).1.copy_from_slice(&UNREAD_BY_BOTH);
-        all
-    };
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &unsupported_fields::<{ NUM_UNSUPPORTED_BY_BOTH + 1 }>(&[UnsupportedField::renamed(
+            "max_completion_tokens",
+            "max_tokens",
+        )]);
 }
 
 #[cfg(test)]
@@ -150,6 +149,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::generation::parameters::Parameters;
+    use crate::generation::values::{Seed, Stop};
 
     fn request(body: Value) -> CompletionRequest {
         serde_json::from_value(body).unwrap()
@@ -161,25 +162,28 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_may_be_text_or_tokens_one_or_several() {
-        let text = |text: &str| OnePrompt::Text(text.into());
+    fn prompts_are_text_or_tokens_one_or_several() {
+        let text = |text: &str| Prompt::Text {
+            text: text.into(),
+            add_special_tokens: false,
+        };
         for (prompt, expected) in [
             (json!("a"), vec![text("a")]),
             (json!(["a", "b"]), vec![text("a"), text("b")]),
-            (json!([1, 2]), vec![OnePrompt::Tokens(vec![1, 2])]),
+            (json!([1, 2]), vec![Prompt::Tokens(vec![1, 2])]),
             (
                 json!([[1, 2], [3]]),
-                vec![OnePrompt::Tokens(vec![1, 2]), OnePrompt::Tokens(vec![3])],
+                vec![Prompt::Tokens(vec![1, 2]), Prompt::Tokens(vec![3])],
             ),
         ] {
             let request = request(json!({ "prompt": prompt }));
             request.check_supported(2).unwrap();
-            assert_eq!(request.prompt.into_prompts(), expected);
+            assert_eq!(request.prompt.into_prompts(false), expected);
         }
     }
 
     #[test]
-    fn other_prompts_are_refused() {
+    fn prompts_of_other_types_are_refused() {
         for prompt in [
             json!(5),
             json!(["a", 1]),
@@ -205,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_cannot_do_is_refused_by_name() {
+    fn unsupported_fields_are_refused_by_name() {
         assert_eq!(
             refused_field(json!({"prompt": "a", "suffix": "b"})),
             "suffix"
@@ -236,28 +240,39 @@ mod tests {
     }
 
     #[test]
-    fn shared_fields_take_every_accepted_form() {
+    fn parameters_are_read_in_every_accepted_form() {
         let mut request = request(json!({
             "prompt": "a", "stop": ["x", "y"], "seed": -1, "n": 3, "top_k": -1, "logit_bias": {"5": -100},
             "stream": true, "stream_options": {"include_usage": true}, "ignore_eos": true, "stop_token_ids": [7],
         }));
-        let shared = request.take_shared();
-        assert_eq!(Vec::<String>::from(shared.stop.unwrap()), ["x", "y"]);
-        assert_eq!(u64::from(shared.seed.unwrap()), u64::MAX);
-        assert_eq!(shared.n, Some(3));
-        assert_eq!(shared.top_k, Some(-1));
-        assert_eq!(shared.logit_bias.unwrap()["5"], -100.0);
-        assert_eq!(shared.stream_options.unwrap().include_usage, Some(true));
-        assert_eq!(shared.stop_token_ids, Some(vec![7]));
-        let request: CompletionRequest =
-            serde_json::from_value(json!({"prompt": "a", "stop": "x", "seed": u64::MAX})).unwrap();
-        assert_eq!(
-            request.seed,
-            Some(super::super::request::Seed::Unsigned(u64::MAX))
-        );
-        assert_eq!(
-            request.stop,
-            Some(super::super::request::Stop::One("x".into()))
-        );
+        assert_eq!(request.n, Some(3));
+        assert_eq!(request.stream_options.unwrap().include_usage, Some(true));
+        let parameters = request.take_parameters().unwrap();
+        let expected = Parameters {
+            stop: Some(vec!["x".into(), "y".into()]),
+            seed: Some(u64::MAX),
+            top_k: Some(0),
+            logit_bias: Some(vec![(5, -100.0)]),
+            ignore_eos: Some(true),
+            stop_token_ids: Some(vec![7]),
+            takes_model_defaults: true,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
+        let body = json!({"prompt": "a", "stop": "x", "seed": u64::MAX});
+        let request: CompletionRequest = serde_json::from_value(body).unwrap();
+        assert_eq!(request.seed, Some(Seed::Unsigned(u64::MAX)));
+        assert_eq!(request.stop, Some(Stop::One("x".into())));
+    }
+
+    #[test]
+    fn parameters_are_neutral_when_nothing_is_given() {
+        let parameters = request(json!({"prompt": "a"})).take_parameters().unwrap();
+        let expected = Parameters {
+            takes_model_defaults: true,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
+        assert_eq!(parameters.do_sample, None);
     }
 }

@@ -2,23 +2,24 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
-use tracing::Span;
+use axum::response::Response;
 
-use super::answer::{Streaming, begin};
-use super::choice::Choice;
-use super::chunk::{Identity, Kind};
-use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS, OnePrompt};
-use super::response::{Completion, CompletionChoice, CompletionLogprobs, FinishReason, Usage};
-use super::submit::{Order, OrderedPrompt};
-use super::token_text::TokenTexts;
+use super::answer::Streaming;
+use super::choice::RunningChoice;
+use super::chunk::{AnswerKind, Identity};
+use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS};
+use super::request::{StreamOptions, num_choices};
+use super::response::{
+    Completion, CompletionChoice, CompletionLogprobs, OpenAiFinishReason, Usage,
+};
+use super::submit::GenerationJob;
 use crate::error::{ApiError, Dialect};
-use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::parameters::{FieldNames, Parameters};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
 /// Go on with a text
 ///
@@ -27,8 +28,7 @@ use crate::state::AppState;
 /// `data: {"error": …}`, after which the stream ends.
 #[utoipa::path(
     post,
-    path = "/v1/completions",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The answer; with `stream`, chunks of it", content(
@@ -43,53 +43,41 @@ use crate::state::AppState;
 )]
 pub async fn completions(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<CompletionRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/completions");
-    match answer(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::OpenAi),
-    }
-}
-
-async fn answer(
-    state: &AppState,
-    mut request: CompletionRequest,
-    span: Span,
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    let mut account = begin(state, "completions");
-    let shared = request.take_shared();
+    let mut accounting = arrival.begin(&state);
+    let state = &state;
     request.check_supported(state.config().max_client_batch_size)?;
+    let parameters = request.take_parameters()?;
     let echo = request.echo.unwrap_or(false);
-    let prompts: Vec<_> = request.prompt.into_prompts();
-    let num_choices = shared.num_choices(
+    let prompts = request
+        .prompt
+        .into_prompts(request.add_special_tokens.unwrap_or(true));
+    let num_choices = num_choices(
+        request.n,
         prompts.len(),
         state.config().max_n,
         state.config().max_concurrent_requests,
     )?;
-    let stream = shared.stream.unwrap_or(false);
-    let stream_options = shared.stream_options()?;
-    let add_special_tokens = request.add_special_tokens.unwrap_or(true);
-    let echo_only = request.max_tokens == Some(0);
+    let stream = request.stream.unwrap_or(false);
+    let stream_options = StreamOptions::of(stream, request.stream_options)?;
     let with_logprobs = request.logprobs.is_some();
     state.ready()?;
 
-    let order = Order {
-        prompts: prompts
-            .into_iter()
-            .map(|prompt| ordered(prompt, echo, add_special_tokens))
-            .collect(),
+    let job = GenerationJob {
+        prompts,
         parameters: Parameters {
-            // The engine always generates; one token is the least.
+            // The engine generates at least one token.
             max_new_tokens: request.max_tokens.map(|tokens| tokens.max(1)),
             logprobs: with_logprobs,
-            top_n_tokens: request.logprobs.unwrap_or(0),
+            top_n_tokens: request.logprobs,
             prompt_logprobs: with_logprobs && echo,
             prompt_top_n: request.logprobs.filter(|_| echo).unwrap_or(0),
-            ..shared.into_parameters()?
+            ..parameters
         },
         names: FieldNames {
+            dialect: Dialect::OpenAi,
             prompt: "prompt",
             max_new_tokens: "max_tokens",
             top_n_tokens: "logprobs",
@@ -97,47 +85,28 @@ async fn answer(
         num_choices,
         default_limit: request.max_tokens.is_none().then_some(DEFAULT_MAX_TOKENS),
         echo,
-        echo_only,
+        echo_only: request.max_tokens == Some(0),
     };
-    let choices = order.submit(state, &span, &mut account).await?;
+    let choices = job.submit(state, &mut accounting).await?;
     let identity = Identity::new("cmpl", state);
     if stream {
         let streaming = Streaming {
-            kind: Kind::Completion,
+            kind: AnswerKind::Completion,
             identity,
             options: stream_options,
             with_logprobs,
         };
-        return Ok(streaming.response(state, choices, account, span));
+        return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut account, with_logprobs).await?;
-    account.record_success(&span);
-    let mut response = Json(body).into_response();
-    account.write(response.headers_mut());
-    Ok(response)
-}
-
-fn ordered(prompt: OnePrompt, echo: bool, add_special_tokens: bool) -> OrderedPrompt {
-    match prompt {
-        OnePrompt::Text(text) => OrderedPrompt {
-            text: echo.then(|| (text.clone(), add_special_tokens)),
-            prompt: Prompt::Text {
-                text,
-                add_special_tokens,
-            },
-        },
-        OnePrompt::Tokens(ids) => OrderedPrompt {
-            prompt: Prompt::Tokens(ids),
-            text: None,
-        },
-    }
+    let body = collect(state, identity, choices, &mut accounting, with_logprobs).await?;
+    Ok(accounting.respond(Json(body)))
 }
 
 async fn collect(
     state: &AppState,
     identity: Identity,
-    mut running: Vec<Choice>,
-    account: &mut Account,
+    mut running: Vec<RunningChoice>,
+    accounting: &mut RequestAccounting,
     with_logprobs: bool,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
@@ -146,7 +115,7 @@ async fn collect(
     for choice in &mut running {
         let mut text = String::new();
         let mut logprobs = with_logprobs.then(CompletionLogprobs::default);
-        let mut finish_reason = FinishReason::Length;
+        let mut finish_reason = OpenAiFinishReason::Length;
         let finish = choice
             .collect(with_logprobs, |piece| {
                 if let Some(logprobs) = &mut logprobs {
@@ -159,7 +128,7 @@ async fn collect(
         if let Some(logprobs) = &mut logprobs {
             logprobs.end_at(choice.num_chars());
         }
-        account.add(&finish);
+        accounting.add(&finish);
         generated_tokens += choice.num_counted();
         choices.push(CompletionChoice {
             index: choice.index,
@@ -175,7 +144,7 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
-        usage: Usage::new(account.prompt_tokens as u64, generated_tokens)
-            .with_cached_tokens(Choice::sum_cached(&running)),
+        usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
+            .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
 }

@@ -1,22 +1,20 @@
 //! `POST /v1/embeddings`.
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use gridwork_engine::Output;
-use gridwork_proto::v1::Task;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::prompt_cut::cut;
-use crate::api::tei::{Account, Inputs, InputsForm, Shape};
-use crate::encoder::{Preparation, Usage};
-use crate::error::{ApiError, Dialect};
+use crate::api::inputs::{Inputs, InputsForm};
+use crate::encoder::{Preparation, VectorShape};
+use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
-use crate::http::unread::Unread;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// What to embed, and how to answer it.
@@ -40,7 +38,8 @@ pub struct EmbeddingRequest {
 }
 
 impl Body for EmbeddingRequest {
-    const UNREAD: &'static [Unread] = &[Unread::renamed("inputs", "input")];
+    const UNSUPPORTED: &'static [UnsupportedField] =
+        &[UnsupportedField::renamed("inputs", "input")];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
@@ -57,7 +56,7 @@ pub struct EmbeddingList {
     pub object: &'static str,
     pub data: Vec<Embedding>,
     pub model: String,
-    pub usage: EmbeddingUsage,
+    pub usage: PromptUsage,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -74,17 +73,26 @@ pub enum Vector {
     Base64(String),
 }
 
+/// Tokens of a request that generates none.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct EmbeddingUsage {
+pub struct PromptUsage {
     pub prompt_tokens: usize,
     pub total_tokens: usize,
+}
+
+impl PromptUsage {
+    pub fn new(tokens: usize) -> Self {
+        PromptUsage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+        }
+    }
 }
 
 /// A vector for each input
 #[utoipa::path(
     post,
-    path = "/v1/embeddings",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = EmbeddingRequest,
     responses(
         (status = 200, description = "The vectors", body = EmbeddingList),
@@ -95,45 +103,32 @@ pub struct EmbeddingUsage {
 )]
 pub async fn embeddings(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<EmbeddingRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/v1/embeddings");
-    let account = Account::begin("embeddings", Dialect::OpenAi, span);
-    account.respond(&state, run(&state, request).await)
-}
-
-async fn run(
-    state: &AppState,
-    request: EmbeddingRequest,
-) -> Result<(EmbeddingList, Usage), ApiError> {
+) -> Result<Response, ApiError> {
+    let accounting = arrival.begin(&state);
     let encoder = state.encoder();
-    let info = encoder.ready(&[Task::Embed], "/v1/embeddings")?;
-    let shape = Shape::new(request.dimensions, None, &info)?;
+    let info = arrival.encoder(&state)?;
+    let shape = VectorShape::new(request.dimensions, None, &info)?;
     let (truncation, max_tokens) = cut(
-        state,
+        &state,
         &info,
         request.truncate,
         request.truncate_prompt_tokens,
     )?;
     let preparation = Preparation {
-        field: "input",
-        truncation: Some(truncation),
-        prompt: encoder.prompt(None)?,
+        max_inputs: encoder.limits().max_openai_inputs,
+        truncation,
         max_tokens,
-        vocab_size: info.vocab_size,
+        prompt: encoder.prompt(None)?,
+        ..encoder.preparation(&info, "input")
     };
-    let answer = encoder
-        .encode_up_to(
-            encoder.limits().max_openai_inputs,
-            request.input.items,
-            preparation,
-            Output::Vector.into(),
-            |_| Ok(()),
-        )
+    let inputs = request.input.items;
+    let encoded = encoder
+        .encode(inputs, preparation, Output::Vector.into(), |_| Ok(()))
         .await?;
     let format = request.encoding_format.unwrap_or(EncodingFormat::Float);
-    let data = answer
+    let data = encoded
         .results
         .into_iter()
         .enumerate()
@@ -143,17 +138,13 @@ async fn run(
             embedding: in_format(shape.apply(result.values), format),
         })
         .collect();
-    let usage = EmbeddingUsage {
-        prompt_tokens: answer.usage.tokens,
-        total_tokens: answer.usage.tokens,
-    };
     let list = EmbeddingList {
         object: "list",
         data,
         model: state.served_name().to_owned(),
-        usage,
+        usage: PromptUsage::new(encoded.usage.tokens),
     };
-    Ok((list, answer.usage))
+    Ok(accounting.respond_encoded(&list, &encoded.usage))
 }
 
 fn in_format(vector: Vec<f32>, format: EncodingFormat) -> Vector {
@@ -174,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_of_little_endian_floats() {
+    fn base64_encodes_little_endian_floats() {
         let Vector::Base64(text) = in_format(vec![1.0, -2.0], EncodingFormat::Base64) else {
             panic!("base64");
         };

@@ -1,34 +1,60 @@
-//! `generation_config` of a chat: settings of Transformers' `generate()`, as its command line sends them.
+//! Reads the `generation_config` of a chat: settings of Transformers' `generate()`, as its command line sends them.
 
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::request::Shared;
 use crate::error::ApiError;
+use crate::generation::parameters::Parameters;
+use crate::generation::table::parameter_table;
 
-/// The settings that are read. All others are refused, unless they would change nothing.
-#[derive(Debug, Clone, Default, PartialEq, ToSchema)]
-pub struct GenerationConfig {
-    pub max_new_tokens: Option<u32>,
-    pub do_sample: Option<bool>,
-    pub temperature: Option<f32>,
-    pub top_k: Option<i64>,
-    pub top_p: Option<f32>,
-    pub min_p: Option<f32>,
-    pub typical_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    /// One text or several.
-    pub stop_strings: Option<Vec<String>>,
-    /// Further tokens that end the text, one or several.
-    pub eos_token_id: Option<Vec<u32>>,
-    pub num_return_sequences: Option<u32>,
-    #[schema(ignore)]
-    unread: Vec<String>,
+macro_rules! generation_config {
+    ({ $(#[$attribute:meta])* pub struct $config:ident { $($own:tt)* } } $(
+        $(#[$doc:meta])* $name:ident: $type:ty {
+            meaning $meaning:tt
+            openai $openai:tt
+            tgi $tgi:tt
+            transformers { $($(#[$field_attribute:meta])* $field:ident: $field_type:ty $(=> $conversion:expr)?;)? }
+        }
+    )*) => {
+        $(#[$attribute])*
+        pub struct $config {
+            $($($(#[$field_attribute])* pub $field: Option<$field_type>,)?)*
+            $($own)*
+        }
+
+        impl $config {
+            /// Reads a setting of the table; gives `value` back when there is none of this name.
+            fn read_parameter(&mut self, name: &str, value: Value) -> Result<Option<Value>, String> {
+                match name {
+                    $($(stringify!($field) => self.$field = read(name, value)?,)?)*
+                    _ => return Ok(Some(value)),
+                }
+                Ok(None)
+            }
+
+            fn into_parameters(self) -> Result<Parameters, ApiError> {
+                Ok(Parameters {
+                    $($($name: self.$field$(.map($conversion).transpose()?)?,)?)*
+                    ..Parameters::default()
+                })
+            }
+        }
+    };
 }
 
-/// Settings that say nothing about the text: how it is computed, what else is returned, where the object comes from.
+parameter_table! { generation_config =>
+    /// Settings of `generate()` that are read. Others are refused, unless they would change nothing.
+    #[derive(Debug, Clone, Default, PartialEq, ToSchema)]
+    pub struct GenerationConfig {
+        pub num_return_sequences: Option<u32>,
+        #[schema(ignore)]
+        unread: Vec<String>,
+    }
+}
+
+/// Settings that do not affect the text: how to compute it, further results, the origin of the object.
 const WITHOUT_EFFECT: [&str; 21] = [
     "_from_model_config",
     "assistant_confidence_threshold",
@@ -84,19 +110,12 @@ impl GenerationConfig {
             if value.is_null() {
                 continue;
             }
+            let Some(value) = config.read_parameter(&name, value)? else {
+                continue;
+            };
             match name.as_str() {
-                "max_new_tokens" => config.max_new_tokens = read(&name, value)?,
-                "do_sample" => config.do_sample = read(&name, value)?,
-                "temperature" => config.temperature = read(&name, value)?,
-                "top_k" => config.top_k = read(&name, value)?,
-                "top_p" => config.top_p = read(&name, value)?,
-                "min_p" => config.min_p = read(&name, value)?,
-                "typical_p" => config.typical_p = read(&name, value)?,
-                "repetition_penalty" => config.repetition_penalty = read(&name, value)?,
                 "num_return_sequences" => config.num_return_sequences = read(&name, value)?,
-                "stop_strings" => config.stop_strings = read(&name, listed(value))?,
-                "eos_token_id" => config.eos_token_id = read(&name, listed(value))?,
-                // `generate()` does not look at it either.
+                // `generate()` ignores it too.
                 "max_length" if max_new_tokens_given => {}
                 name if WITHOUT_EFFECT.contains(&name)
                     || name.starts_with("output_")
@@ -108,54 +127,34 @@ impl GenerationConfig {
         Ok(config)
     }
 
-    /// Puts the settings where the request itself has none; `max_new_tokens` is left to the caller.
-    pub fn apply(self, shared: &mut Shared) -> Result<(), ApiError> {
+    /// Fills the parameters that the request itself does not give. `num_return_sequences` is left to the caller.
+    pub fn apply(mut self, parameters: &mut Parameters) -> Result<(), ApiError> {
         if let Some(name) = self.unread.first() {
             let field = format!("generation_config.{name}");
             let message = format!("`{field}` is not supported by this version; leave it out");
             return Err(ApiError::validation(&field, message));
         }
-        let asks_for_sampling = shared.temperature.is_some()
-            || shared.top_p.is_some()
-            || shared.top_k.is_some()
-            || shared.min_p.is_some()
-            || shared.typical_p.is_some();
-        if !asks_for_sampling {
-            // As in `generate()`, where the most likely token is taken unless sampling is asked for.
-            shared.do_sample = Some(self.do_sample.unwrap_or(false));
-        }
-        shared.temperature = shared.temperature.or(self.temperature);
-        shared.top_k = shared.top_k.or(self.top_k);
-        shared.top_p = shared.top_p.or(self.top_p);
-        shared.min_p = shared.min_p.or(self.min_p);
-        shared.typical_p = shared.typical_p.or(self.typical_p);
-        shared.repetition_penalty = shared.repetition_penalty.or(self.repetition_penalty);
-        shared.n = shared.n.or(self.num_return_sequences);
-        shared.stop = shared
-            .stop
-            .take()
-            .or(self.stop_strings.map(super::request::Stop::Many));
-        shared.stop_token_ids = shared.stop_token_ids.take().or(self.eos_token_id);
+        self.do_sample = if parameters.asks_for_sampling() {
+            None
+        } else {
+            // As in `generate()`, which takes the most likely token unless `do_sample` is set.
+            Some(self.do_sample.unwrap_or(false))
+        };
+        parameters.fill_from(self.into_parameters()?);
         Ok(())
     }
 }
 
+/// Reads a setting. A single item may stand for a list of one.
 fn read<T: DeserializeOwned>(name: &str, value: Value) -> Result<Option<T>, String> {
     let given = value.to_string();
-    serde_json::from_value(value)
+    serde_json::from_value(value.clone())
+        .or_else(|_| serde_json::from_value(Value::Array(vec![value])))
         .map(Some)
         .map_err(|_| format!("`{name}` cannot be {given}"))
 }
 
-/// A list of what may stand alone.
-fn listed(value: Value) -> Value {
-    match value {
-        Value::Array(_) => value,
-        one => Value::Array(vec![one]),
-    }
-}
-
-/// Whether a setting that is not read is off.
+/// Whether an unknown setting is off.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -176,69 +175,72 @@ mod tests {
 
     use super::*;
 
-    fn applied(config: Value, mut shared: Shared) -> Result<Shared, String> {
+    fn applied(config: Value, mut parameters: Parameters) -> Result<Parameters, String> {
         let config: GenerationConfig =
             serde_json::from_value(config).map_err(|error| error.to_string())?;
         config
-            .apply(&mut shared)
+            .apply(&mut parameters)
             .map_err(|error| error.field.unwrap_or_default())?;
-        Ok(shared)
+        Ok(parameters)
     }
 
     #[test]
-    fn what_transformers_sends_is_read_from_its_text() {
+    fn the_text_of_a_json_object_is_read() {
         let text = "{\n  \"do_sample\": false,\n  \"max_new_tokens\": 20,\n  \"temperature\": 0.5,\n  \
                     \"transformers_version\": \"5.24.0\"\n}\n";
         let config: GenerationConfig = serde_json::from_value(json!(text)).unwrap();
         assert_eq!(config.max_new_tokens, Some(20));
-        let shared = applied(json!(text), Shared::default()).unwrap();
+        let parameters = applied(json!(text), Parameters::default()).unwrap();
         assert_eq!(
-            (shared.do_sample, shared.temperature),
+            (parameters.do_sample, parameters.temperature),
             (Some(false), Some(0.5))
         );
     }
 
     #[test]
-    fn the_requests_own_fields_win() {
-        let own = Shared {
+    fn fields_of_the_request_override_the_config() {
+        let own = Parameters {
             temperature: Some(2.0),
-            ..Shared::default()
+            ..Parameters::default()
         };
         let config = json!({"do_sample": false, "temperature": 0.5, "top_k": 3, "eos_token_id": 7});
-        let shared = applied(config, own).unwrap();
-        assert_eq!((shared.do_sample, shared.temperature), (None, Some(2.0)));
+        let parameters = applied(config, own).unwrap();
         assert_eq!(
-            (shared.top_k, shared.stop_token_ids),
+            (parameters.do_sample, parameters.temperature),
+            (None, Some(2.0))
+        );
+        assert_eq!(
+            (parameters.top_k, parameters.stop_token_ids),
             (Some(3), Some(vec![7]))
         );
-        let shared = applied(json!({}), Shared::default()).unwrap();
-        assert_eq!(shared.do_sample, Some(false));
+        let parameters = applied(json!({}), Parameters::default()).unwrap();
+        assert_eq!(parameters.do_sample, Some(false));
     }
 
     #[test]
-    fn settings_that_would_change_the_text_are_refused_by_name() {
+    fn unsupported_settings_are_refused_by_name() {
         for name in [
             "num_beams",
             "no_repeat_ngram_size",
             "penalty_alpha",
             "nobody_knows",
         ] {
-            let got = applied(json!({ name: 4 }), Shared::default());
+            let got = applied(json!({ name: 4 }), Parameters::default());
             assert_eq!(got, Err(format!("generation_config.{name}")));
         }
-        let refused = applied(json!({"max_length": 20}), Shared::default());
+        let refused = applied(json!({"max_length": 20}), Parameters::default());
         assert_eq!(refused, Err("generation_config.max_length".into()));
     }
 
     #[test]
-    fn settings_that_are_off_or_without_effect_are_accepted() {
+    fn settings_that_are_off_or_have_no_effect_are_accepted() {
         applied(
             json!({
                 "num_beams": 1, "no_repeat_ngram_size": 0, "penalty_alpha": null, "bad_words_ids": [],
                 "use_cache": true, "bos_token_id": 1, "pad_token_id": 2, "output_scores": true,
                 "max_length": 20, "max_new_tokens": 5, "early_stopping": false,
             }),
-            Shared::default(),
+            Parameters::default(),
         )
         .unwrap();
     }
@@ -257,7 +259,7 @@ mod tests {
             (json!("[1"), "the text of a JSON object"),
             (json!(5), "expected an object"),
         ] {
-            let error = applied(config, Shared::default()).unwrap_err();
+            let error = applied(config, Parameters::default()).unwrap_err();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -1,16 +1,16 @@
-//! Log-probabilities in the two forms that this API has for them.
+//! Builds the log-probabilities of chats and of completions, which have different forms.
 
 use gridwork_engine::{GeneratedToken, PromptLogprob, TopToken};
 use serde_json::{Map, Value};
 
 use super::choice::Echo;
 use super::response::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob};
-use super::token_text::TokenTexts;
+use crate::tokenizing::token_text::TokenTexts;
 
-/// What OpenAI shows for a token that cannot occur: JSON has no infinity.
+/// Log-probability that OpenAI reports for impossible tokens: JSON has no infinity.
 const IMPOSSIBLE: f32 = -9999.0;
 
-/// A chat's entry for one generated token.
+/// Entry of a chat's log-probabilities for one generated token.
 pub fn chat_entry(texts: TokenTexts<'_>, token: &GeneratedToken) -> TokenLogprob {
     let (text, bytes) = texts.text_and_bytes(token.id);
     let top_logprobs = token.top.iter().map(|top| {
@@ -36,7 +36,7 @@ impl ChatLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds a generated token; `offset`: characters of the text before it.
+    /// Adds a generated token. `offset`: number of characters of the text before it.
     pub fn push(&mut self, texts: TokenTexts<'_>, token: &GeneratedToken, offset: u64) {
         let (text, _) = texts.text_and_bytes(token.id);
         let logprob = finite(token.logprob);
@@ -47,7 +47,7 @@ impl CompletionLogprobs {
         self.text_offset.push(offset);
     }
 
-    /// Adds the prompt's tokens, with their log-probabilities where there are any.
+    /// Adds the prompt's tokens, with their log-probabilities where they are known.
     pub fn push_prompt(&mut self, texts: TokenTexts<'_>, echo: &Echo, known: &[PromptLogprob]) {
         for (position, &id) in echo.ids.iter().enumerate() {
             let (text, _) = texts.text_and_bytes(id);
@@ -64,7 +64,7 @@ impl CompletionLogprobs {
         }
     }
 
-    /// Splits off the tokens at the end whose text begins at `offset` or behind it.
+    /// Splits off the last tokens, whose text begins at `offset` or after it.
     pub fn split_off(&mut self, offset: u64) -> Self {
         let begins_before = |begin: &u64| *begin < offset;
         let at = self.text_offset.iter().rposition(begins_before);
@@ -77,7 +77,7 @@ impl CompletionLogprobs {
         }
     }
 
-    /// The text has ended after so many characters: tokens whose text was cut off stand at its end.
+    /// Ends the text at `num_chars` characters: tokens whose text was cut off get this offset.
     pub fn end_at(&mut self, num_chars: u64) {
         for offset in &mut self.text_offset {
             *offset = (*offset).min(num_chars);
@@ -85,12 +85,12 @@ impl CompletionLogprobs {
     }
 }
 
-/// The most likely tokens of a position and the one that stands there, by their texts.
+/// Log-probabilities of the most likely tokens at a position and of the token that stands there, by their texts.
 fn alternatives(texts: TokenTexts<'_>, own: (u32, f32), tops: &[TopToken]) -> Map<String, Value> {
     let mut alternatives = Map::new();
     let tops = tops.iter().map(|top| (top.id, finite(Some(top.logprob))));
     for (id, logprob) in tops.chain([own]) {
-        // Two tokens may look the same: the more likely one is shown.
+        // Two tokens may have the same text; the more likely one is kept.
         let (text, _) = texts.text_and_bytes(id);
         alternatives
             .entry(text)
@@ -105,7 +105,7 @@ fn finite(logprob: Option<f32>) -> f32 {
         .unwrap_or(IMPOSSIBLE)
 }
 
-/// The shortest decimal number that is this `f32`: going through `f64` would show digits that mean nothing.
+/// Shortest decimal number that reads back as this `f32`. Converting to `f64` would add meaningless digits.
 fn shortest(logprob: f32) -> Value {
     let number: f64 = logprob.to_string().parse().unwrap_or(f64::from(logprob));
     Value::from(number)
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chats_entries_tell_texts_bytes_and_alternatives() {
+    fn a_chats_entries_have_text_bytes_and_alternatives() {
         let tokenizer = tokenizer();
         let mut logprobs = ChatLogprobs::default();
         let tops = [(0, -0.1), (2, f32::NEG_INFINITY)];

@@ -1,22 +1,21 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! Handlers of `GET /v1/models` and `GET /v1/models/{id}`.
 
 use std::sync::OnceLock;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
 
 use super::response::{Model, ModelList};
 use super::submit::unix_time_s;
-use crate::error::{ApiError, Dialect};
+use crate::error::ApiError;
+use crate::http::route::LISTED;
 use crate::state::AppState;
 
 /// The served model, as a list: an entry for each of its names
 #[utoipa::path(
     get,
-    path = "/v1/models",
-    tag = "OpenAI",
+    path = LISTED,
     responses((status = 200, description = "The one model that is served, under each of its names", body = ModelList))
 )]
 pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
@@ -26,7 +25,7 @@ pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
             .config()
             .served_names
             .iter()
-            .map(|name| served(&state, name))
+            .map(|name| entry(&state, name))
             .collect(),
     })
 }
@@ -34,8 +33,7 @@ pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
 /// The served model
 #[utoipa::path(
     get,
-    path = "/v1/models/{id}",
-    tag = "OpenAI",
+    path = LISTED,
     params(("id" = String, Path, description = "Id of the model; slashes in it may stand as they are")),
     responses(
         (status = 200, description = "It is served", body = Model),
@@ -45,20 +43,15 @@ pub async fn models(State(state): State<AppState>) -> Json<ModelList> {
 pub async fn model(
     State(state): State<AppState>,
     id: Result<Path<String>, PathRejection>,
-) -> Response {
-    let id = match id {
-        Ok(Path(id)) => id,
-        Err(error) => {
-            return ApiError::validation("model", error.body_text()).into_response(Dialect::OpenAi);
-        }
-    };
+) -> Result<Json<Model>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::validation("model", error.body_text()))?;
     if state.config().served_names.contains(&id) {
-        return Json(served(&state, &id)).into_response();
+        return Ok(Json(entry(&state, &id)));
     }
-    ApiError::unknown_model("model", &id, state.served_name()).into_response(Dialect::OpenAi)
+    Err(ApiError::unknown_model("model", &id, state.served_name()))
 }
 
-fn served(state: &AppState, name: &str) -> Model {
+fn entry(state: &AppState, name: &str) -> Model {
     Model {
         id: name.to_owned(),
         object: "model".into(),
@@ -80,7 +73,7 @@ fn max_model_len(state: &AppState) -> Option<u32> {
     }
 }
 
-/// When this was first called: the routes do it when they are made. In seconds since 1970.
+/// Time of the first call, in seconds since 1970. The server calls it when it starts.
 pub fn started_s() -> u64 {
     static SINCE: OnceLock<u64> = OnceLock::new();
     *SINCE.get_or_init(unix_time_s)

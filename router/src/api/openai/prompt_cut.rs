@@ -1,4 +1,4 @@
-//! How OpenAI's routes of encoders cut inputs that are too long.
+//! Truncation of inputs on OpenAI's routes for encoders.
 
 use gridwork_proto::v1::InfoResponse;
 
@@ -6,8 +6,8 @@ use crate::encoder::{Truncation, TruncationDirection};
 use crate::error::ApiError;
 use crate::state::AppState;
 
-/// Whether to cut, and how many tokens an input may then have. `truncate`: as text-embeddings-inference has it;
-/// `truncate_prompt_tokens`: as vLLM has it, -1 for the model's maximum.
+/// Truncation of a request's inputs, and their maximum number of tokens. `truncate` is the field of
+/// text-embeddings-inference, `truncate_prompt_tokens` that of vLLM, where -1 is the model's maximum.
 pub fn cut(
     state: &AppState,
     info: &InfoResponse,

@@ -1,56 +1,16 @@
-//! What both generating routes of this API accept, as clients send it.
+//! Fields that both generating routes of this API accept, as clients send them.
 //!
-//! Everything optional may also be `null`. Fields that nobody knows are ignored, as OpenAI's clients expect; what other
-//! servers read and this one does not is refused, as far as the answer would be another.
-
-use std::collections::BTreeMap;
+//! Optional fields may also be `null`. Unknown fields are ignored, as OpenAI's clients expect. Fields that other
+//! servers read and this one does not are refused when they would change the answer.
 
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
-use crate::generation::parameters::Parameters;
-use crate::http::unread::Unread;
+use crate::generation::table::UNSUPPORTED;
+use crate::http::unsupported::UnsupportedField;
 
-/// Sequences that end the text.
-#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum Stop {
-    /// One sequence.
-    One(String),
-    /// Several sequences; whichever comes first ends the text.
-    Many(Vec<String>),
-}
-
-impl From<Stop> for Vec<String> {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::One(text) => vec![text],
-            Stop::Many(texts) => texts,
-        }
-    }
-}
-
-/// Any 64-bit integer, signed or not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected an integer of 64 bits")]
-pub enum Seed {
-    /// Fits into a signed integer; a negative one counts as its two's complement.
-    Signed(i64),
-    /// Does not.
-    Unsigned(u64),
-}
-
-impl From<Seed> for u64 {
-    fn from(seed: Seed) -> Self {
-        match seed {
-            Seed::Signed(seed) => seed.cast_unsigned(),
-            Seed::Unsigned(seed) => seed,
-        }
-    }
-}
-
-/// What a stream brings besides the text.
+/// Parts of a stream besides the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 pub struct StreamOptions {
     /// Send a last chunk with empty `choices` and the `usage` of the whole request.
@@ -63,253 +23,119 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// The fields that both generating routes share, out of either request.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Shared {
-    pub stream: Option<bool>,
-    pub stream_options: Option<StreamOptions>,
-    pub n: Option<u32>,
-    /// `None`: sample unless `temperature` or `top_p` is 0.
-    pub do_sample: Option<bool>,
-    pub temperature: Option<f32>,
-    pub top_p: Option<f32>,
-    pub top_k: Option<i64>,
-    pub min_p: Option<f32>,
-    pub typical_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub logit_bias: Option<BTreeMap<String, f32>>,
-    pub seed: Option<Seed>,
-    pub stop: Option<Stop>,
-    pub stop_token_ids: Option<Vec<u32>>,
-    pub include_stop_str_in_output: Option<bool>,
-    pub ignore_eos: Option<bool>,
-    pub skip_special_tokens: Option<bool>,
-    pub cache_salt: Option<String>,
+/// Number of choices for each prompt, from the request's `n`. The choices of all prompts together must fit into
+/// `max_concurrent` requests.
+pub fn num_choices(
+    n: Option<u32>,
+    num_prompts: usize,
+    max_n: u32,
+    max_concurrent: usize,
+) -> Result<u32, ApiError> {
+    let n = n.unwrap_or(1);
+    if !(1..=max_n).contains(&n) {
+        return Err(ApiError::validation(
+            "n",
+            format!("`n` must be >= 1 and <= {max_n} (--max-n). Given: {n}"),
+        ));
+    }
+    if (n as usize).saturating_mul(num_prompts) > max_concurrent {
+        return Err(ApiError::validation(
+            "n",
+            format!(
+                "`n` = {n} for {num_prompts} prompt(s) is more than the {max_concurrent} requests that this server \
+                 takes at once"
+            ),
+        ));
+    }
+    Ok(n)
 }
 
-impl Shared {
-    /// Texts to generate for each prompt. `num_prompts` of them must be able to run at all beside each other.
-    pub fn num_choices(
-        &self,
-        num_prompts: usize,
-        max_n: u32,
-        max_concurrent: usize,
-    ) -> Result<u32, ApiError> {
-        let n = self.n.unwrap_or(1);
-        if !(1..=max_n).contains(&n) {
-            return Err(ApiError::validation(
-                "n",
-                format!("`n` must be >= 1 and <= {max_n} (--max-n). Given: {n}"),
-            ));
-        }
-        if (n as usize).saturating_mul(num_prompts) > max_concurrent {
-            return Err(ApiError::validation(
-                "n",
-                format!(
-                    "`n` = {n} for {num_prompts} prompt(s) is more than the {max_concurrent} requests that this \
-                     server takes at once"
-                ),
-            ));
-        }
-        Ok(n)
-    }
-
-    /// What the stream brings; refused when there is no stream.
-    pub fn stream_options(&self) -> Result<StreamOptions, ApiError> {
-        match self.stream_options {
-            Some(_) if self.stream != Some(true) => Err(ApiError::validation(
+impl StreamOptions {
+    /// The options of a request; refused when there is no stream.
+    pub fn of(stream: bool, options: Option<Self>) -> Result<Self, ApiError> {
+        match options {
+            Some(_) if !stream => Err(ApiError::validation(
                 "stream_options",
                 "`stream_options` is only allowed when `stream` is true",
             )),
             options => Ok(options.unwrap_or_default()),
         }
     }
+}
 
-    /// The API-independent form; what the routes do differently is left at its default.
-    pub fn into_parameters(self) -> Result<Parameters, ApiError> {
-        // The most likely token alone has at least a probability of 0.
-        let only_likeliest = self.top_p == Some(0.0);
-        Ok(Parameters {
-            do_sample: if only_likeliest {
-                Some(false)
-            } else {
-                self.do_sample
-            },
-            temperature: self.temperature,
-            top_k: top_k(self.top_k)?,
-            top_p: self.top_p.filter(|_| !only_likeliest),
-            min_p: self.min_p,
-            typical_p: self.typical_p,
-            repetition_penalty: self.repetition_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            logit_bias: logit_bias(self.logit_bias.unwrap_or_default())?,
-            seed: self.seed.map(u64::from),
-            stop: self.stop.map(Vec::from).unwrap_or_default(),
-            stop_token_ids: self.stop_token_ids.unwrap_or_default(),
-            include_stop: self.include_stop_str_in_output.unwrap_or(false),
-            ignore_eos: self.ignore_eos.unwrap_or(false),
-            skip_special_tokens: self.skip_special_tokens.unwrap_or(true),
-            cache_salt: self.cache_salt,
-            takes_model_defaults: true,
-            ..Parameters::default()
-        })
+/// Fields of other servers that a route does not read: `own`, and those that neither route reads. `N` is their number.
+pub const fn unsupported_fields<const N: usize>(own: &[UnsupportedField]) -> [UnsupportedField; N] {
+    let mut all = [UnsupportedField::renamed("max_new_tokens", "max_tokens"); N];
+    assert!(N == NUM_UNSUPPORTED_BY_BOTH + own.len());
+    let mut i = 0;
+    while i < UNSUPPORTED.len() {
+        all[i] = UnsupportedField::unsupported(UNSUPPORTED[i]);
+        i += 1;
     }
-}
-
-fn top_k(given: Option<i64>) -> Result<Option<u32>, ApiError> {
-    match given {
-        None => Ok(None),
-        // Off, whatever the model's default.
-        Some(-1 | 0) => Ok(Some(0)),
-        Some(k @ 1..) => Ok(Some(u32::try_from(k).unwrap_or(u32::MAX))),
-        Some(k) => Err(ApiError::validation(
-            "top_k",
-            format!("`top_k` must be strictly positive, or 0 or -1 for off. Given: {k}"),
-        )),
+    let mut i = 0;
+    while i < own.len() {
+        all[UNSUPPORTED.len() + i] = own[i];
+        i += 1;
     }
+    all
 }
 
-fn logit_bias(given: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError> {
-    let entries = given.into_iter().map(|(id, value)| match id.parse() {
-        Ok(id) => Ok((id, value)),
-        Err(_) => Err(ApiError::validation(
-            "logit_bias",
-            format!("the keys of `logit_bias` must be token ids. Given: {id:?}"),
-        )),
-    });
-    entries.collect()
-}
+/// Number of fields of other servers that neither route reads.
+pub const NUM_UNSUPPORTED_BY_BOTH: usize = UNSUPPORTED.len() + 1;
 
-/// Fields of other servers that neither route reads.
-pub const UNREAD_BY_BOTH: [Unread; 23] = [
-    Unread::unsupported("guided_json"),
-    Unread::unsupported("guided_regex"),
-    Unread::unsupported("guided_choice"),
-    Unread::unsupported("guided_grammar"),
-    Unread::unsupported("structured_outputs"),
-    Unread::unsupported("json_schema"),
-    Unread::unsupported("regex"),
-    Unread::unsupported("ebnf"),
-    Unread::unsupported("grammar"),
-    Unread::unsupported("min_tokens"),
-    Unread::unsupported("bad_words"),
-    Unread::unsupported("allowed_token_ids"),
-    Unread::unsupported("logits_processors"),
-    Unread::unsupported("use_beam_search"),
-    Unread::unsupported("prompt_logprobs"),
-    Unread::unsupported("prompt_embeds"),
-    Unread::unsupported("truncate_prompt_tokens"),
-    Unread::unsupported("adapter_id"),
-    Unread::unsupported("lora_path"),
-    Unread::unsupported("mirostat"),
-    Unread::unsupported("dry_multiplier"),
-    Unread::unsupported("xtc_probability"),
-    Unread::renamed("max_new_tokens", "max_tokens"),
-];
-
-/// Declares a request: its own fields, then those of [`Shared`]. (`#[serde(flatten)]` would do the same, but errors
-/// could then no longer name the field.)
-macro_rules! request {
-    ($(#[$attribute:meta])* pub struct $name:ident { $($own:tt)* }) => {
+/// Declares a request: its own fields, those that both generating routes have, and those of the table of parameters.
+/// (`#[serde(flatten)]` would do the same, but errors could then no longer name the field.)
+macro_rules! openai_request {
+    (
+        { $(#[$attribute:meta])* pub struct $request:ident { $($own:tt)* } }
+        $(
+            $(#[$doc:meta])* $name:ident: $type:ty {
+                meaning $meaning:tt
+                openai { $($(#[$field_attribute:meta])* $field:ident: $field_type:ty $(=> $conversion:expr)?;)? }
+                tgi $tgi:tt
+                transformers $transformers:tt
+            }
+        )*
+    ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, PartialEq, serde::Deserialize, utoipa::ToSchema)]
-        pub struct $name {
+        pub struct $request {
             $($own)*
-            /// Any name, or none: there is one model.
+            /// Name of the model. Any name is accepted, because one model is served.
             pub model: Option<String>,
-            /// Answer with server-sent events, a chunk for each piece of text, and `[DONE]` at the end.
+            /// Answer with server-sent events: a chunk for each piece of text, and `[DONE]` at the end.
             #[schema(default = false)]
             pub stream: Option<bool>,
-            /// What a stream brings besides the text.
+            /// Parts of a stream besides the text.
             #[serde(default, deserialize_with = "crate::http::extract::object")]
             pub stream_options: Option<$crate::api::openai::request::StreamOptions>,
-            /// How many texts to generate for each prompt, with different seeds.
+            /// Number of choices to generate for each prompt, with different seeds.
             #[schema(default = 1, minimum = 1, maximum = 128)]
             pub n: Option<u32>,
-            /// Divides the logits before sampling: higher is more random; 0 takes the most likely token.
-            #[schema(default = 1.0, minimum = 0.0, example = 0.7)]
-            pub temperature: Option<f32>,
-            /// Sample from the most likely tokens that together have this probability; 1 is off, 0 takes the most
-            /// likely one.
-            #[schema(default = 1.0, minimum = 0.0, maximum = 1.0)]
-            pub top_p: Option<f32>,
-            /// Sample from this many most likely tokens; 0 and -1 are off.
-            #[schema(default = -1, minimum = -1)]
-            pub top_k: Option<i64>,
-            /// Sample from tokens that have at least this fraction of the most likely token's probability; 0 is off.
-            #[schema(default = 0.0, minimum = 0.0, maximum = 1.0)]
-            pub min_p: Option<f32>,
-            /// Sample from the most typical tokens that together have this probability; 1 is off.
-            #[schema(default = 1.0, exclusive_minimum = 0.0, maximum = 1.0)]
-            pub typical_p: Option<f32>,
-            /// Divides the logits of tokens in the prompt and the text so far; 1 is off.
-            #[schema(default = 1.0, exclusive_minimum = 0.0)]
-            pub repetition_penalty: Option<f32>,
-            /// Subtracted from the logits of tokens that the text so far contains.
-            #[schema(default = 0.0, minimum = -2.0, maximum = 2.0)]
-            pub presence_penalty: Option<f32>,
-            /// Subtracted from the logits of tokens as often as the text so far contains them.
-            #[schema(default = 0.0, minimum = -2.0, maximum = 2.0)]
-            pub frequency_penalty: Option<f32>,
-            /// Added to the logits: from token ids, as strings, to values from -100 to 100.
-            #[schema(example = json!({"50256": -100}))]
-            pub logit_bias: Option<std::collections::BTreeMap<String, f32>>,
-            /// The same seed with the same request gives the same text; random when left out.
-            pub seed: Option<$crate::api::openai::request::Seed>,
-            /// Sequences that end the text; they are not part of it, unless `include_stop_str_in_output` is set.
-            pub stop: Option<$crate::api::openai::request::Stop>,
-            /// Tokens that end the text, besides the model's own; they are not part of it.
-            pub stop_token_ids: Option<Vec<u32>>,
-            /// Let the text end with the stop sequence that was found.
-            #[schema(default = false)]
-            pub include_stop_str_in_output: Option<bool>,
-            /// Write the tokenizer's special tokens before the prompt: on for completions, off for chats, whose
-            /// template brings them.
+            /// Write the tokenizer's special tokens before the prompt. On for completions; off for chats, whose
+            /// template writes them.
             pub add_special_tokens: Option<bool>,
-            /// Go on after an end-of-sequence token.
-            #[schema(default = false)]
-            pub ignore_eos: Option<bool>,
-            /// Leave special tokens out of the text.
-            #[schema(default = true)]
-            pub skip_special_tokens: Option<bool>,
-            /// Share the cache of prompts only with requests that give the same: for tenants that must not learn from
-            /// the time of an answer what others asked. Any text of 1 to 512 bytes.
-            pub cache_salt: Option<String>,
+            $($(
+                $(#[$field_attribute])*
+                pub $field: Option<$field_type>,
+            )?)*
         }
 
-        impl $name {
-            /// Takes the fields that both generating routes share.
-            pub fn take_shared(&mut self) -> $crate::api::openai::request::Shared {
-                $crate::api::openai::request::Shared {
-                    stream: self.stream,
-                    stream_options: self.stream_options,
-                    n: self.n,
-                    do_sample: None,
-                    temperature: self.temperature,
-                    top_p: self.top_p,
-                    top_k: self.top_k,
-                    min_p: self.min_p,
-                    typical_p: self.typical_p,
-                    repetition_penalty: self.repetition_penalty,
-                    presence_penalty: self.presence_penalty,
-                    frequency_penalty: self.frequency_penalty,
-                    logit_bias: self.logit_bias.take(),
-                    seed: self.seed,
-                    stop: self.stop.take(),
-                    stop_token_ids: self.stop_token_ids.take(),
-                    include_stop_str_in_output: self.include_stop_str_in_output,
-                    ignore_eos: self.ignore_eos,
-                    skip_special_tokens: self.skip_special_tokens,
-                    cache_salt: self.cache_salt.take(),
-                }
+        impl $request {
+            /// Takes the parameters out of the request's fields.
+            pub fn take_parameters(
+                &mut self,
+            ) -> Result<$crate::generation::parameters::Parameters, $crate::error::ApiError> {
+                Ok($crate::generation::parameters::Parameters {
+                    takes_model_defaults: true,
+                    $($($name: self.$field.take()$(.map($conversion).transpose()?)?,)?)*
+                    ..Default::default()
+                })
             }
         }
     };
 }
-pub(crate) use request;
+pub(crate) use openai_request;
 
 #[cfg(test)]
 mod tests {
@@ -320,84 +146,26 @@ mod tests {
     }
 
     #[test]
-    fn top_k_is_off_at_zero_and_minus_one() {
-        for (given, expected) in [
-            (None, None),
-            (Some(0), Some(0)),
-            (Some(-1), Some(0)),
-            (Some(7), Some(7)),
-        ] {
-            assert_eq!(top_k(given).unwrap(), expected);
-        }
-        assert_eq!(field(top_k(Some(-2))).as_deref(), Some("top_k"));
-    }
-
-    #[test]
-    fn logit_bias_takes_token_ids_only() {
-        let bias = |id: &str| logit_bias(BTreeMap::from([(id.to_owned(), 1.5)]));
-        assert_eq!(bias("50256").unwrap(), [(50256, 1.5)]);
-        for id in ["", "a", "-1", "1.0", "99999999999"] {
-            assert_eq!(field(bias(id)).as_deref(), Some("logit_bias"));
-        }
-    }
-
-    #[test]
     fn n_is_bounded_by_what_can_run_at_once() {
-        let shared = |n| Shared {
-            n,
-            ..Shared::default()
-        };
-        assert_eq!(shared(None).num_choices(1, 128, 1).unwrap(), 1);
-        assert_eq!(shared(Some(4)).num_choices(2, 128, 8).unwrap(), 4);
+        assert_eq!(num_choices(None, 1, 128, 1).unwrap(), 1);
+        assert_eq!(num_choices(Some(4), 2, 128, 8).unwrap(), 4);
         for (n, prompts) in [(0, 1), (129, 1), (5, 2)] {
             assert_eq!(
-                field(shared(Some(n)).num_choices(prompts, 128, 8)).as_deref(),
+                field(num_choices(Some(n), prompts, 128, 8)).as_deref(),
                 Some("n")
             );
         }
-        let error = shared(Some(3)).num_choices(1, 2, 8).unwrap_err();
+        let error = num_choices(Some(3), 1, 2, 8).unwrap_err();
         assert!(error.message.contains("--max-n"), "{error}");
     }
 
     #[test]
     fn stream_options_need_a_stream() {
-        let shared = |stream| Shared {
-            stream,
-            stream_options: Some(StreamOptions::default()),
-            ..Shared::default()
-        };
-        shared(Some(true)).stream_options().unwrap();
+        let given = Some(StreamOptions::default());
+        StreamOptions::of(true, given).unwrap();
         assert_eq!(
-            field(shared(None).stream_options()).as_deref(),
+            field(StreamOptions::of(false, given)).as_deref(),
             Some("stream_options")
         );
-    }
-
-    #[test]
-    fn a_top_p_of_zero_takes_the_most_likely_token() {
-        for top_p in [0.0, -0.0] {
-            let shared = Shared {
-                top_p: Some(top_p),
-                temperature: Some(2.0),
-                ..Shared::default()
-            };
-            let parameters = shared.into_parameters().unwrap();
-            assert_eq!(
-                (parameters.do_sample, parameters.top_p),
-                (Some(false), None)
-            );
-        }
-    }
-
-    #[test]
-    fn nothing_given_means_plain_sampling_without_the_stop_text() {
-        let parameters = Shared::default().into_parameters().unwrap();
-        let expected = Parameters {
-            takes_model_defaults: true,
-            ..Parameters::default()
-        };
-        assert_eq!(parameters, expected);
-        assert!(!parameters.include_stop && parameters.skip_special_tokens);
-        assert_eq!(parameters.do_sample, None);
     }
 }

@@ -1,53 +1,54 @@
-//! What this API answers.
+//! Bodies of this API's answers.
 
+use gridwork_engine::FinishReason;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// Why a text ended.
+/// Reason for the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum FinishReason {
-    /// The model ended it, or a stop sequence or stop token did.
+pub enum OpenAiFinishReason {
+    /// The model, a stop sequence or a stop token ended the text.
     Stop,
-    /// The limit of tokens was reached.
+    /// The maximum number of tokens was reached.
     Length,
 }
 
-impl From<&gridwork_engine::FinishReason> for FinishReason {
-    fn from(reason: &gridwork_engine::FinishReason) -> Self {
+impl From<&FinishReason> for OpenAiFinishReason {
+    fn from(reason: &FinishReason) -> Self {
         match reason {
-            gridwork_engine::FinishReason::Length => Self::Length,
-            gridwork_engine::FinishReason::EndOfSequence
-            | gridwork_engine::FinishReason::StopString(_)
-            | gridwork_engine::FinishReason::StopToken(_) => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::EndOfSequence
+            | FinishReason::StopString(_)
+            | FinishReason::StopToken(_) => Self::Stop,
         }
     }
 }
 
-/// Tokens that a request used.
+/// Number of tokens that a request used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
-    /// Tokens of all prompts.
+    /// Number of tokens of all prompts.
     pub prompt_tokens: u64,
-    /// Tokens generated, over all choices.
+    /// Number of tokens generated, over all choices.
     pub completion_tokens: u64,
-    /// Both.
+    /// Sum of both.
     pub total_tokens: u64,
-    /// Of complete answers.
+    /// Set in complete answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_tokens_details: Option<PromptTokensDetails>,
 }
 
-/// More about `prompt_tokens`.
+/// Details of `prompt_tokens`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PromptTokensDetails {
-    /// Those whose keys and values were in the cache already.
+    /// Number of prompt tokens whose keys and values were in the cache already.
     pub cached_tokens: u64,
 }
 
 impl Usage {
-    /// Adds up the total.
+    /// Usage with its total.
     pub fn new(prompt_tokens: u64, completion_tokens: u64) -> Self {
         Self {
             prompt_tokens,
@@ -57,7 +58,7 @@ impl Usage {
         }
     }
 
-    /// Of a complete answer.
+    /// Usage of a complete answer.
     pub fn with_cached_tokens(self, cached_tokens: u64) -> Self {
         Self {
             prompt_tokens_details: Some(PromptTokensDetails { cached_tokens }),
@@ -66,36 +67,91 @@ impl Usage {
     }
 }
 
-/// Answer of `/v1/chat/completions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ChatCompletion {
-    /// Unique.
-    #[schema(example = "chatcmpl-0123456789abcdef0123456789abcdef")]
-    pub id: String,
-    #[schema(example = "chat.completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Id of the model that answered.
-    pub model: String,
-    /// Version of the server.
-    pub system_fingerprint: String,
-    /// One for each of `n`, in order.
-    pub choices: Vec<ChatChoice>,
-    pub usage: Usage,
+/// Declares the whole answer of a generating route.
+macro_rules! answer {
+    (
+        $(#[$attribute:meta])*
+        $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty
+    ) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $answer {
+            /// Unique id of the answer.
+            #[schema(example = $id)]
+            pub id: String,
+            #[schema(example = $object)]
+            pub object: String,
+            /// Seconds since 1970.
+            pub created: u64,
+            /// Id of the model that answered.
+            pub model: String,
+            /// Version of the server.
+            pub system_fingerprint: String,
+            $(#[$of_choices])*
+            pub choices: Vec<$choice>,
+            pub usage: Usage,
+        }
+    };
 }
 
-/// One of the texts generated.
+answer! {
+    /// Answer of `/v1/chat/completions`.
+    ChatCompletion: id "chatcmpl-0123456789abcdef0123456789abcdef", object "chat.completion", choices:
+    /// The `n` choices, in order.
+    ChatChoice
+}
+
+answer! {
+    /// Answer of `/v1/completions`.
+    Completion: id "cmpl-0123456789abcdef0123456789abcdef", object "text_completion", choices:
+    /// The `n` choices of each prompt; those of the first prompt come first.
+    CompletionChoice
+}
+
+/// Declares a piece of a streamed answer.
+macro_rules! chunk {
+    ($(#[$attribute:meta])* $chunk:ident: object $object:tt, choices: $choice:ty) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+        pub struct $chunk {
+            /// Id of the answer, the same in all of its chunks.
+            pub id: String,
+            #[schema(example = $object)]
+            pub object: String,
+            /// Seconds since 1970.
+            pub created: u64,
+            pub model: String,
+            pub system_fingerprint: String,
+            /// One choice; none in the chunk that reports the usage.
+            pub choices: Vec<$choice>,
+            /// Usage of the request, with `stream_options.include_usage` only; `null` in all chunks but the last.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub usage: Option<Usage>,
+        }
+    };
+}
+
+chunk! {
+    /// A piece of a streamed chat.
+    ChatCompletionChunk: object "chat.completion.chunk", choices: ChatChunkChoice
+}
+
+chunk! {
+    /// A piece of a streamed completion.
+    CompletionChunk: object "text_completion", choices: CompletionChunkChoice
+}
+
+/// A generated text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChatChoice {
     pub index: u32,
     pub message: AssistantMessage,
-    /// When asked for.
+    /// Set when requested.
     pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: FinishReason,
+    pub finish_reason: OpenAiFinishReason,
 }
 
-/// What the model said.
+/// Answer of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct AssistantMessage {
     #[schema(example = "assistant")]
@@ -113,13 +169,13 @@ pub struct ChatLogprobs {
 /// Log-probability of a token and of its alternatives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct TokenLogprob {
-    /// The token's text.
+    /// Text of the token.
     pub token: String,
-    /// Natural logarithm, of the model's own distribution; -9999 for impossible tokens.
+    /// Natural logarithm of the probability in the model's own distribution; -9999 for impossible tokens.
     pub logprob: f32,
-    /// The token's bytes: a character may be spread over several tokens.
+    /// Bytes of the token. A character may be spread over several tokens.
     pub bytes: Vec<u8>,
-    /// The most likely tokens at this position, best first; as many as `top_logprobs` asked for.
+    /// The `top_logprobs` most likely tokens at this position, best first.
     pub top_logprobs: Vec<TopLogprob>,
 }
 
@@ -131,33 +187,14 @@ pub struct TopLogprob {
     pub bytes: Vec<u8>,
 }
 
-/// Answer of `/v1/completions`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct Completion {
-    /// Unique.
-    #[schema(example = "cmpl-0123456789abcdef0123456789abcdef")]
-    pub id: String,
-    #[schema(example = "text_completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Id of the model that answered.
-    pub model: String,
-    /// Version of the server.
-    pub system_fingerprint: String,
-    /// `n` for each prompt: those of the first prompt first.
-    pub choices: Vec<CompletionChoice>,
-    pub usage: Usage,
-}
-
-/// One of the texts generated.
+/// A generated text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CompletionChoice {
     pub index: u32,
     pub text: String,
-    /// When asked for.
+    /// Set when requested.
     pub logprobs: Option<CompletionLogprobs>,
-    pub finish_reason: FinishReason,
+    pub finish_reason: OpenAiFinishReason,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.
@@ -165,78 +202,43 @@ pub struct CompletionChoice {
 pub struct CompletionLogprobs {
     /// Texts of the tokens.
     pub tokens: Vec<String>,
-    /// Natural logarithms, of the model's own distribution; `null` for the first token of an echoed prompt.
+    /// Natural logarithms of the probabilities in the model's own distribution; `null` for the first token of an echoed
+    /// prompt.
     pub token_logprobs: Vec<Option<f32>>,
-    /// The most likely tokens at each position, and the one that stands there, with their log-probabilities; `null` for
-    /// the first token of an echoed prompt.
+    /// Log-probabilities of the most likely tokens at each position and of the token that stands there; `null` for the
+    /// first token of an echoed prompt.
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// Where each token begins in `text`, in characters; for one that `text` leaves out, where it would.
+    /// Offset of each token in `text`, in characters. A token that `text` leaves out has the offset where it would be.
     pub text_offset: Vec<u64>,
 }
 
-/// A piece of a streamed chat.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ChatCompletionChunk {
-    /// The same in all chunks of an answer.
-    pub id: String,
-    #[schema(example = "chat.completion.chunk")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    pub model: String,
-    pub system_fingerprint: String,
-    /// One; none in the chunk that brings the usage.
-    pub choices: Vec<ChatChunkChoice>,
-    /// Only with `stream_options.include_usage`: `null` in all chunks but the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-}
-
-/// A piece of one of the texts.
+/// A piece of a generated text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChatChunkChoice {
     pub index: u32,
     pub delta: Delta,
     pub logprobs: Option<ChatLogprobs>,
     /// Set in the last chunk of this choice.
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<OpenAiFinishReason>,
 }
 
-/// What a chunk adds to the message.
+/// Part that a chunk adds to the message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Delta {
-    /// `assistant`, in the first chunk of a choice only.
+    /// Always `assistant`, and in the first chunk of a choice only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
     pub content: String,
 }
 
-/// A piece of a streamed completion.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct CompletionChunk {
-    /// The same in all chunks of an answer.
-    pub id: String,
-    #[schema(example = "text_completion")]
-    pub object: String,
-    /// Seconds since 1970.
-    pub created: u64,
-    pub model: String,
-    pub system_fingerprint: String,
-    /// One; none in the chunk that brings the usage.
-    pub choices: Vec<CompletionChunkChoice>,
-    /// Only with `stream_options.include_usage`: `null` in all chunks but the last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Usage>,
-}
-
-/// A piece of one of the texts.
+/// A piece of a generated text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct CompletionChunkChoice {
     pub index: u32,
     pub text: String,
     pub logprobs: Option<CompletionLogprobs>,
     /// Set in the last chunk of this choice.
-    pub finish_reason: Option<FinishReason>,
+    pub finish_reason: Option<OpenAiFinishReason>,
 }
 
 /// Answer of `/v1/models`.
@@ -250,17 +252,17 @@ pub struct ModelList {
 /// The served model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Model {
-    /// A name of the model.
+    /// Name of the model.
     pub id: String,
     #[schema(example = "model")]
     pub object: String,
-    /// When this server started, in seconds since 1970.
+    /// Start of this server, in seconds since 1970.
     pub created: u64,
     pub owned_by: String,
-    /// What was loaded, as it was given on the command line: the name or folder to take a tokenizer from.
+    /// Name or folder of the model, as given on the command line. Clients may load its tokenizer from there.
     pub root: String,
-    /// The model that this one is an adapter of; there are none.
+    /// Model that this one is an adapter of. Always `null`: there are no adapters.
     pub parent: Option<String>,
-    /// Longest sequence, prompt and generated, in tokens; known once the model is loaded.
+    /// Maximum number of tokens of a sequence, prompt and generated; known once the model is loaded.
     pub max_model_len: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! A streamed answer: the pieces of all its choices, in the order in which they come, as server-sent events.
+//! A streamed answer: the pieces of all choices as server-sent events, in the order of their arrival.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,58 +10,56 @@ use gridwork_engine::{Finish, Generation};
 use serde::Serialize;
 use tokenizers::Tokenizer;
 
-use super::choice::{Choice, Events, Piece};
-use super::chunk::{ChunkEncoder, DONE, Details, Kind};
+use super::choice::{Events, Piece, RunningChoice};
+use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
 use super::response::{ChatLogprobs, Usage};
-use super::token_text::TokenTexts;
 use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::http::sse::{self, FRAME_BYTES};
+use crate::tokenizing::token_text::TokenTexts;
 
-/// What a stream brings besides the text.
+/// Parts of a stream besides the text.
 #[derive(Debug, Clone, Default)]
 pub struct StreamContent {
-    /// Tokenizer to show log-probabilities with, when they were asked for.
+    /// Tokenizer for the texts of tokens, when log-probabilities are requested.
     pub logprobs: Option<Arc<Tokenizer>>,
-    /// A last chunk with the usage.
+    /// Send a last chunk with the usage.
     pub include_usage: bool,
-    /// The usage so far in every chunk.
+    /// Report the usage so far in every chunk.
     pub continuous_usage: bool,
 }
 
 /// How an answer ended.
 #[derive(Debug)]
-pub enum End<'a> {
-    /// Completely; how each of its choices did, in the order in which they ended.
+pub enum StreamEnd<'a> {
+    /// Complete. Holds the result of each choice, in the order in which they ended.
     Complete(&'a [Finish]),
     Failed(&'a ApiError),
-    /// The client went away.
+    /// The client closed the connection.
     Dropped,
 }
 
-/// Told once how the answer ended.
-pub type OnEnd = Box<dyn FnOnce(End<'_>) + Send>;
+/// Called once, with how the answer ended.
+pub type OnEnd = Box<dyn FnOnce(StreamEnd<'_>) + Send>;
 
 /// Server-sent events of one answer.
 pub struct AnswerStream<S = Generation> {
-    kind: Kind,
+    kind: AnswerKind,
     encoder: ChunkEncoder,
-    choices: Vec<Choice<S>>,
+    choices: Vec<RunningChoice<S>>,
     content: StreamContent,
     prompt_tokens: u64,
     finishes: Vec<Finish>,
     on_end: Option<OnEnd>,
     ended: bool,
-    /// The choice that the next frame begins with.
+    /// Index of the choice that the next frame begins with.
     next: usize,
 }
 
-/// Enough for one frame: what is ready beyond it goes into the next.
-const FRAME_BYTES: usize = 16 * 1024;
-
 impl<S: Events> AnswerStream<S> {
     pub fn new(
-        kind: Kind,
+        kind: AnswerKind,
         encoder: ChunkEncoder,
-        choices: Vec<Choice<S>>,
+        choices: Vec<RunningChoice<S>>,
         prompt_tokens: u64,
         content: StreamContent,
         on_end: OnEnd,
@@ -79,16 +77,16 @@ impl<S: Events> AnswerStream<S> {
         }
     }
 
-    /// Writes what is ready to `out`; `Pending` when nothing is.
+    /// Writes the pieces that are ready to `out`; `Pending` when none is.
     fn poll_events(&mut self, context: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<()> {
         let mut ready = true;
-        // Round after round, so that choices interleave as their tokens come.
+        // One piece of each choice in a round, so that choices interleave.
         while ready && !self.ended && out.len() < FRAME_BYTES {
             let first = std::mem::take(&mut self.next);
-            // Those before it have not been asked in this round.
+            // The choices before `first` have not been polled in this round.
             ready = first > 0;
             for position in first..self.choices.len() {
-                // An echo may be long, and there may be many.
+                // Echoes may be long, and there may be many choices.
                 if out.len() >= FRAME_BYTES {
                     self.next = position;
                     break;
@@ -112,7 +110,7 @@ impl<S: Events> AnswerStream<S> {
                     Poll::Ready(None) | Poll::Pending => {}
                 }
             }
-            if self.choices.iter().all(Choice::has_ended) {
+            if self.choices.iter().all(RunningChoice::has_ended) {
                 self.finish(out);
             }
         }
@@ -147,7 +145,7 @@ impl<S: Events> AnswerStream<S> {
                     return Ok(());
                 }
             }
-            let details = Details::<()> {
+            let details = ChunkDetails::<()> {
                 first: !std::mem::replace(&mut choice.started, true),
                 logprobs: None,
                 finish_reason,
@@ -157,15 +155,15 @@ impl<S: Events> AnswerStream<S> {
         };
         let texts = TokenTexts::new(tokenizer);
         match self.kind {
-            Kind::Chat => {
+            AnswerKind::Chat => {
                 let first = !std::mem::replace(&mut choice.started, true);
                 let mut logprobs = ChatLogprobs::default();
                 piece.add_to_chat(texts, &mut logprobs);
                 let details = details(first, &logprobs, finish_reason, usage);
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
-            Kind::Completion => {
-                // Log-probabilities come with their text, as far as that is held back.
+            AnswerKind::Completion => {
+                // Log-probabilities of text that is held back wait for their text.
                 let mut logprobs = std::mem::take(&mut choice.held);
                 piece.add_to_completion(texts, &mut logprobs);
                 if finish_reason.is_some() {
@@ -184,14 +182,14 @@ impl<S: Events> AnswerStream<S> {
     }
 
     fn usage(&self) -> Usage {
-        let generated = self.choices.iter().map(Choice::num_counted).sum();
+        let generated = self.choices.iter().map(RunningChoice::num_counted).sum();
         Usage::new(self.prompt_tokens, generated)
     }
 
     fn finish(&mut self, out: &mut Vec<u8>) {
         let usage = self
             .usage()
-            .with_cached_tokens(Choice::sum_cached(&self.choices));
+            .with_cached_tokens(RunningChoice::sum_cached(&self.choices));
         if self.content.include_usage
             && let Err(error) = self.encoder.usage(out, usage)
         {
@@ -200,19 +198,18 @@ impl<S: Events> AnswerStream<S> {
         out.extend_from_slice(DONE);
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Complete(&self.finishes));
+            on_end(StreamEnd::Complete(&self.finishes));
         }
     }
 
-    /// The answer ends with an error instead of `[DONE]`; choices still running are aborted.
+    /// Ends the answer with an error instead of `[DONE]`, and aborts the choices that still run.
     fn fail(&mut self, out: &mut Vec<u8>, error: ApiError) {
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(error.body(Dialect::OpenAi).to_string().as_bytes());
-        out.extend_from_slice(b"\n\n");
+        // Cannot fail: a JSON value is written to memory.
+        let _ = sse::json_event(out, &error.body(Dialect::OpenAi));
         self.choices.clear();
         self.ended = true;
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Failed(&error));
+            on_end(StreamEnd::Failed(&error));
         }
     }
 }
@@ -220,7 +217,7 @@ impl<S: Events> AnswerStream<S> {
 impl<S> Drop for AnswerStream<S> {
     fn drop(&mut self) {
         if let Some(on_end) = self.on_end.take() {
-            on_end(End::Dropped);
+            on_end(StreamEnd::Dropped);
         }
     }
 }
@@ -228,10 +225,10 @@ impl<S> Drop for AnswerStream<S> {
 fn details<L: Serialize>(
     first: bool,
     logprobs: &L,
-    finish_reason: Option<super::response::FinishReason>,
+    finish_reason: Option<super::response::OpenAiFinishReason>,
     usage: Option<Usage>,
-) -> Details<'_, L> {
-    Details {
+) -> ChunkDetails<'_, L> {
+    ChunkDetails {
         first,
         logprobs: Some(logprobs),
         finish_reason,

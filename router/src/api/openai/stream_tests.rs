@@ -60,8 +60,8 @@ fn send(sender: &Sender, token: GeneratedToken) {
 type Told = Arc<Mutex<String>>;
 
 fn answer(
-    kind: Kind,
-    choices: Vec<Choice<Events>>,
+    kind: AnswerKind,
+    choices: Vec<RunningChoice<Events>>,
     content: StreamContent,
 ) -> (AnswerStream<Events>, Told) {
     let identity = Identity {
@@ -75,9 +75,9 @@ fn answer(
     let told = end.clone();
     let on_end: OnEnd = Box::new(move |end| {
         *told.lock().unwrap() = match end {
-            End::Complete(finishes) => format!("{} complete", finishes.len()),
-            End::Failed(error) => error.type_name().to_owned(),
-            End::Dropped => "dropped".to_owned(),
+            StreamEnd::Complete(finishes) => format!("{} complete", finishes.len()),
+            StreamEnd::Failed(error) => error.type_name().to_owned(),
+            StreamEnd::Dropped => "dropped".to_owned(),
         }
     });
     (
@@ -86,9 +86,9 @@ fn answer(
     )
 }
 
-fn choice(index: u32) -> (Sender, Choice<Events>) {
+fn choice(index: u32) -> (Sender, RunningChoice<Events>) {
     let (sender, events) = unbounded();
-    (sender, Choice::new(index, 0, events, None, false))
+    (sender, RunningChoice::new(index, 0, events, None, false))
 }
 
 /// The JSON of every event; `[DONE]` as a string.
@@ -119,13 +119,13 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 #[tokio::test]
-async fn a_chat_has_its_role_first_its_finish_last_and_then_done() {
+async fn a_chat_begins_with_its_role_and_ends_with_finish_reason_and_done() {
     let (sender, choice) = choice(0);
     for text in ["", "Par", "is"] {
         send(&sender, token(0, text));
     }
     send(&sender, last(1, "", FinishReason::EndOfSequence));
-    let (stream, end) = answer(Kind::Chat, vec![choice], StreamContent::default());
+    let (stream, end) = answer(AnswerKind::Chat, vec![choice], StreamContent::default());
     let events = read_all(stream).await;
     let deltas: Vec<_> = events[..3]
         .iter()
@@ -158,7 +158,11 @@ async fn a_chat_has_its_role_first_its_finish_last_and_then_done() {
 async fn choices_interleave_as_their_tokens_come() {
     let (first, one) = choice(0);
     let (second, two) = choice(1);
-    let (mut stream, _) = answer(Kind::Completion, vec![one, two], StreamContent::default());
+    let (mut stream, _) = answer(
+        AnswerKind::Completion,
+        vec![one, two],
+        StreamContent::default(),
+    );
     send(&second, token(0, "b"));
     let frame = stream.next().await.unwrap();
     assert_eq!(read(&[frame])[0]["choices"][0]["index"], 1);
@@ -177,7 +181,7 @@ async fn choices_interleave_as_their_tokens_come() {
 }
 
 #[tokio::test]
-async fn usage_comes_last_or_with_every_chunk() {
+async fn usage_is_in_the_last_chunk_or_in_every_chunk() {
     let script = || {
         let (sender, choice) = choice(0);
         send(&sender, token(0, "a"));
@@ -188,7 +192,7 @@ async fn usage_comes_last_or_with_every_chunk() {
         include_usage: true,
         ..StreamContent::default()
     };
-    let (stream, _) = answer(Kind::Chat, vec![script()], include);
+    let (stream, _) = answer(AnswerKind::Chat, vec![script()], include);
     let events = read_all(stream).await;
     assert!(
         events[..2]
@@ -205,7 +209,7 @@ async fn usage_comes_last_or_with_every_chunk() {
         continuous_usage: true,
         ..StreamContent::default()
     };
-    let (stream, _) = answer(Kind::Chat, vec![script()], continuous);
+    let (stream, _) = answer(AnswerKind::Chat, vec![script()], continuous);
     let events = read_all(stream).await;
     assert_eq!(events[0]["usage"]["completion_tokens"], 1);
     assert_eq!(events[1]["usage"]["completion_tokens"], 2);
@@ -213,14 +217,14 @@ async fn usage_comes_last_or_with_every_chunk() {
 }
 
 #[tokio::test]
-async fn a_failure_is_an_event_and_the_end() {
+async fn a_failure_ends_the_stream_with_an_error_event() {
     let (sender, one) = choice(0);
     let (other, two) = choice(1);
     send(&sender, token(0, "a"));
     sender
         .unbounded_send(Err(GenerationError::NanLogits))
         .unwrap();
-    let (stream, end) = answer(Kind::Chat, vec![one, two], StreamContent::default());
+    let (stream, end) = answer(AnswerKind::Chat, vec![one, two], StreamContent::default());
     let events = read_all(stream).await;
     assert_eq!(events.len(), 2);
     assert!(
@@ -234,7 +238,7 @@ async fn a_failure_is_an_event_and_the_end() {
 }
 
 #[tokio::test]
-async fn every_token_comes_with_its_logprob_even_without_text() {
+async fn tokens_without_text_still_report_their_logprob() {
     let (sender, choice) = choice(0);
     send(&sender, token(0, ""));
     send(&sender, last(1, "ab", FinishReason::Length));
@@ -242,7 +246,7 @@ async fn every_token_comes_with_its_logprob_even_without_text() {
         logprobs: Some(tokenizer()),
         ..StreamContent::default()
     };
-    let (stream, _) = answer(Kind::Chat, vec![choice], content);
+    let (stream, _) = answer(AnswerKind::Chat, vec![choice], content);
     let events = read_all(stream).await;
     let entry = |event: &Value| event["choices"][0]["logprobs"]["content"][0]["token"].clone();
     assert_eq!(entry(&events[0]), "a");
@@ -262,7 +266,7 @@ async fn an_echo_comes_first_with_the_prompts_logprobs() {
         ids: vec![0, 1],
         offsets: vec![0, 1],
     };
-    let choice = Choice::new(0, 0, events, Some(Arc::new(echo)), false);
+    let choice = RunningChoice::new(0, 0, events, Some(Arc::new(echo)), false);
     let known = PromptLogprob {
         logprob: Some(-2.0),
         top: Vec::new(),
@@ -282,7 +286,7 @@ async fn an_echo_comes_first_with_the_prompts_logprobs() {
         logprobs: Some(tokenizer()),
         ..StreamContent::default()
     };
-    let (stream, _) = answer(Kind::Completion, vec![choice], content);
+    let (stream, _) = answer(AnswerKind::Completion, vec![choice], content);
     let events = read_all(stream).await;
     assert_eq!(events[0]["choices"][0]["text"], "aba");
     let logprobs = &events[0]["choices"][0]["logprobs"];
@@ -306,7 +310,7 @@ fn with_logprobs() -> StreamContent {
 }
 
 #[tokio::test]
-async fn log_probabilities_come_with_text_that_was_held_back() {
+async fn logprobs_wait_for_text_that_is_held_back() {
     let (sender, choice) = choice(0);
     send(&sender, token_at(0, false, token(0, "a")));
     send(&sender, token_at(1, true, token(1, "")));
@@ -315,7 +319,7 @@ async fn log_probabilities_come_with_text_that_was_held_back() {
         &sender,
         token_at(3, false, last(0, "bba", FinishReason::Length)),
     );
-    let (stream, _) = answer(Kind::Completion, vec![choice], with_logprobs());
+    let (stream, _) = answer(AnswerKind::Completion, vec![choice], with_logprobs());
     let events = read_all(stream).await;
     assert_eq!(events.len(), 3, "two chunks, and the end");
     let choice = &events[1]["choices"][0];
@@ -325,13 +329,13 @@ async fn log_probabilities_come_with_text_that_was_held_back() {
 }
 
 #[tokio::test]
-async fn tokens_of_a_stop_string_stand_at_the_end_of_the_text() {
+async fn tokens_of_a_stop_string_have_the_offset_of_the_texts_end() {
     let (sender, choice) = choice(0);
     send(&sender, token_at(0, true, token(0, "")));
     send(&sender, token_at(1, true, token(1, "")));
     let stop = FinishReason::StopString("bb".into());
     send(&sender, token_at(2, false, last(1, "a", stop)));
-    let (stream, _) = answer(Kind::Completion, vec![choice], with_logprobs());
+    let (stream, _) = answer(AnswerKind::Completion, vec![choice], with_logprobs());
     let events = read_all(stream).await;
     let choice = &events[0]["choices"][0];
     assert_eq!(choice["text"], "a");
@@ -340,20 +344,20 @@ async fn tokens_of_a_stop_string_stand_at_the_end_of_the_text() {
 }
 
 #[tokio::test]
-async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
+async fn echo_only_shows_nothing_generated() {
     let (sender, events) = unbounded();
     let echo = Echo {
         text: "ab".into(),
         ids: vec![0, 1],
         offsets: vec![],
     };
-    let choice = Choice::new(0, 0, events, Some(Arc::new(echo)), true);
+    let choice = RunningChoice::new(0, 0, events, Some(Arc::new(echo)), true);
     send(&sender, last(1, "b", FinishReason::EndOfSequence));
     let content = StreamContent {
         include_usage: true,
         ..StreamContent::default()
     };
-    let (stream, _) = answer(Kind::Completion, vec![choice], content);
+    let (stream, _) = answer(AnswerKind::Completion, vec![choice], content);
     let events = read_all(stream).await;
     assert_eq!(events[0]["choices"][0]["text"], "ab");
     assert_eq!(events[0]["choices"][0]["finish_reason"], "length");
@@ -361,9 +365,9 @@ async fn only_the_echo_is_shown_when_nothing_is_to_be_generated() {
 }
 
 #[tokio::test]
-async fn a_stream_waits_when_nothing_is_ready() {
+async fn a_stream_is_pending_while_no_token_is_ready() {
     let (sender, choice) = choice(0);
-    let (mut stream, end) = answer(Kind::Chat, vec![choice], StreamContent::default());
+    let (mut stream, end) = answer(AnswerKind::Chat, vec![choice], StreamContent::default());
     let waited = tokio::time::timeout(Duration::from_millis(10), stream.next()).await;
     assert!(waited.is_err());
     send(&sender, token(0, "a"));
@@ -374,7 +378,7 @@ async fn a_stream_waits_when_nothing_is_ready() {
 }
 
 #[tokio::test]
-async fn many_long_echoes_do_not_wait_in_one_frame() {
+async fn long_echoes_are_spread_over_frames() {
     let echo = Arc::new(Echo {
         text: "x".repeat(FRAME_BYTES),
         ids: vec![0],
@@ -386,10 +390,10 @@ async fn many_long_echoes_do_not_wait_in_one_frame() {
             let (sender, events) = unbounded();
             send(&sender, token(0, "a"));
             senders.push(sender);
-            Choice::new(index, 0, events, Some(echo.clone()), false)
+            RunningChoice::new(index, 0, events, Some(echo.clone()), false)
         })
         .collect();
-    let (mut stream, end) = answer(Kind::Completion, choices, StreamContent::default());
+    let (mut stream, end) = answer(AnswerKind::Completion, choices, StreamContent::default());
     let mut frames = Vec::new();
     for _ in 0..20 {
         frames.push(stream.next().await.unwrap());

@@ -1,106 +1,84 @@
-//! From validated prompts to running choices.
+//! Validates the prompts of a request and submits its choices to the engine.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::future::try_join_all;
-use tracing::Span;
 
-use super::choice::{Choice, Echo};
+use super::choice::{Echo, RunningChoice};
 use super::chunk::Identity;
 use super::text_offsets;
-use super::token_text::TokenTexts;
 use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
-use crate::http::headers::Account;
+use crate::http::accounting::RequestAccounting;
 use crate::state::AppState;
+use crate::tokenizing::token_text::TokenTexts;
 
-/// What to generate, and how to call things when something is wrong with it.
+/// Choices to generate for a request, with the names of its fields for errors.
 #[derive(Debug)]
-pub struct Order {
-    pub prompts: Vec<OrderedPrompt>,
+pub struct GenerationJob {
+    pub prompts: Vec<Prompt>,
     pub parameters: Parameters,
     pub names: FieldNames,
-    /// Texts for each prompt.
+    /// Choices for each prompt.
     pub num_choices: u32,
-    /// Bound of generated tokens that gives way to the context's end, for when the client has set none.
+    /// Default maximum number of generated tokens. The context's end may come before it.
     pub default_limit: Option<u32>,
     /// Begin the texts with their prompts.
     pub echo: bool,
-    /// And show nothing else.
+    /// Show only the prompts, and nothing that is generated.
     pub echo_only: bool,
 }
 
-/// A prompt, and the text that an echo shows for it.
-#[derive(Debug)]
-pub struct OrderedPrompt {
-    pub prompt: Prompt,
-    /// And whether special tokens are written before it; `None`: what its tokens stand for.
-    pub text: Option<(String, bool)>,
-}
+/// Text of a prompt, and whether special tokens are written before it; `None` for tokens.
+type PromptText = Option<(String, bool)>;
 
-impl OrderedPrompt {
-    /// Characters of a text; 0 for tokens.
-    fn num_chars(&self) -> usize {
-        match &self.prompt {
-            Prompt::Text { text, .. } => text.chars().count(),
-            Prompt::Tokens(_) => 0,
-        }
-    }
-}
-
-impl Order {
-    /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices come in
-    /// the order of their indices: those of the first prompt first. `account` gets what is known of the prompts.
+impl GenerationJob {
+    /// Validates all prompts and submits all choices; when one is refused, none is left running. The choices are
+    /// sorted by index, with those of the first prompt first. Counts the prompts in `accounting`.
     pub async fn submit(
-        self,
+        mut self,
         state: &AppState,
-        span: &Span,
-        account: &mut Account,
-    ) -> Result<Vec<Choice>, ApiError> {
+        accounting: &mut RequestAccounting,
+    ) -> Result<Vec<RunningChoice>, ApiError> {
+        if self.parameters.top_p == Some(0.0) {
+            // The most likely token alone has at least a probability of 0.
+            self.parameters.do_sample = Some(false);
+            self.parameters.top_p = None;
+        }
+        let span = accounting.span.clone();
         span.record("parameters", format!("{:?}", self.parameters));
-        account.prompt_chars = self.prompts.iter().map(OrderedPrompt::num_chars).sum();
-        let texts: Vec<_> = self
-            .prompts
-            .iter()
-            .map(|prompt| prompt.text.clone())
-            .collect();
+        accounting.prompt_chars = self.prompts.iter().map(Prompt::num_chars).sum();
+        let texts = self.echoed_texts();
         let validations = self.prompts.into_iter().map(|prompt| {
-            state.validate(
-                prompt.prompt,
-                self.parameters.clone(),
-                &self.names,
-                span.clone(),
-            )
+            state.validate(prompt, self.parameters.clone(), &self.names, span.clone())
         });
-        let mut valid = try_join_all(validations).await?;
+        let valid = try_join_all(validations).await?;
         if self.echo {
-            let of_prompts = valid.iter().zip(&texts);
-            let bytes: usize = of_prompts
-                .map(|(valid, text)| {
-                    let text = text.as_ref().map(|(text, _)| text.as_str());
-                    echo_bytes(valid, text, &self.parameters)
-                })
+            let bytes: usize = valid
+                .iter()
+                .zip(&texts)
+                .map(|(valid, text)| echo_bytes(valid, text.as_ref(), &self.parameters))
                 .sum();
             let bytes = bytes.saturating_mul(self.num_choices as usize);
             check_echo(bytes, state.config().max_echo_bytes)?;
         }
         intake::release_current();
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
-        for (prompt, (valid, text)) in valid.iter_mut().zip(texts).enumerate() {
+        for (prompt, (mut valid, text)) in valid.into_iter().zip(texts).enumerate() {
             if let Some(limit) = self.default_limit {
                 valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
             }
-            account.prompt_tokens += valid.prompt_tokens;
-            account.validation = account.validation.max(valid.validation_time);
+            accounting.prompt_tokens += valid.prompt_ids().len();
+            accounting.validation = accounting.validation.max(valid.validation_time);
             if let Some(seed) = valid.seed {
                 span.record("seed", seed);
             }
             let echo = match self.echo {
                 true => Some(Arc::new(
-                    echo(state, text, &valid.prompt_ids, &self.parameters).await?,
+                    echo(state, text, valid.prompt_ids(), &self.parameters).await?,
                 )),
                 false => None,
             };
@@ -108,18 +86,36 @@ impl Order {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
                 let echo = echo.clone();
-                choices.push(Choice::new(index, prompt, events, echo, self.echo_only));
+                choices.push(RunningChoice::new(
+                    index,
+                    prompt,
+                    events,
+                    echo,
+                    self.echo_only,
+                ));
             }
         }
         Ok(choices)
     }
+
+    /// Text that an echo shows, for each prompt.
+    fn echoed_texts(&self) -> Vec<PromptText> {
+        let text = |prompt: &Prompt| match prompt {
+            Prompt::Text {
+                text,
+                add_special_tokens,
+            } if self.echo => Some((text.clone(), *add_special_tokens)),
+            Prompt::Text { .. } | Prompt::Tokens(_) => None,
+        };
+        self.prompts.iter().map(text).collect()
+    }
 }
 
-/// About how many bytes of a prompt one choice repeats.
-fn echo_bytes(valid: &Valid, text: Option<&str>, parameters: &Parameters) -> usize {
-    let num_tokens = valid.prompt_ids.len();
+/// Estimated number of bytes of a prompt that one choice repeats.
+fn echo_bytes(valid: &Valid, text: Option<&(String, bool)>, parameters: &Parameters) -> usize {
+    let num_tokens = valid.prompt_ids().len();
     // The tokens' own texts are not known yet.
-    let text_bytes = text.map_or(num_tokens * BYTES_PER_TOKEN, str::len);
+    let text_bytes = text.map_or(num_tokens * BYTES_PER_TOKEN, |(text, _)| text.len());
     let logprobs = if parameters.prompt_logprobs {
         num_tokens * BYTES_PER_LOGPROB
     } else {
@@ -128,9 +124,9 @@ fn echo_bytes(valid: &Valid, text: Option<&str>, parameters: &Parameters) -> usi
     text_bytes + logprobs
 }
 
-/// Of a token's text.
+/// Estimated size of a token's text.
 const BYTES_PER_TOKEN: usize = 4;
-/// Of what an answer says of a token of the prompt, when its log-probability is asked for.
+/// Estimated size of a prompt token's entry in the log-probabilities of an answer.
 const BYTES_PER_LOGPROB: usize = 64;
 
 fn check_echo(bytes: usize, limit: usize) -> Result<(), ApiError> {
@@ -146,10 +142,10 @@ fn check_echo(bytes: usize, limit: usize) -> Result<(), ApiError> {
     ))
 }
 
-/// `given`: the prompt when it was a text; else what its tokens stand for is shown.
+/// The echo of a prompt. `given`: the prompt's text; without it the tokens are decoded.
 async fn echo(
     state: &AppState,
-    given: Option<(String, bool)>,
+    given: PromptText,
     ids: &[u32],
     parameters: &Parameters,
 ) -> Result<Echo, ApiError> {
@@ -160,7 +156,7 @@ async fn echo(
         Some((text, add_special_tokens)) => {
             let offsets = match text_offsets::of_text(texts, ids, &text) {
                 Some(offsets) => offsets,
-                // The tokens' bytes are not the text's: only the tokenizer knows what came of what.
+                // The tokenizer changed the text, so that only it knows the offsets.
                 None => {
                     let again = state
                         .validator()
@@ -190,7 +186,7 @@ async fn echo(
 }
 
 impl Identity {
-    /// A new one. `prefix`: `chatcmpl` or `cmpl`.
+    /// Identity of a new answer. `prefix` of its id: `chatcmpl` or `cmpl`.
     pub fn new(prefix: &str, state: &AppState) -> Self {
         Self {
             id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
@@ -201,7 +197,7 @@ impl Identity {
     }
 }
 
-/// Seconds since 1970.
+/// Current time, in seconds since 1970.
 pub fn unix_time_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
@@ -212,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_echo_may_repeat_has_a_limit_that_names_its_flag() {
+    fn an_echo_beyond_its_limit_names_the_flag() {
         assert!(check_echo(100, 100).is_ok());
         let error = check_echo(101, 100).expect_err("too much");
         assert_eq!(error.field.as_deref(), Some("echo"));

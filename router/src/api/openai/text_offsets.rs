@@ -1,9 +1,9 @@
-//! Where tokens begin in a text, in characters. All tokens of one character begin where it does.
+//! Offsets of tokens in a text, in characters. All tokens of one character have its offset.
 
-use super::token_text::TokenTexts;
+use crate::tokenizing::token_text::TokenTexts;
 
-/// Of tokens that were made of `text`, which may have special tokens around them that it does not show. `None` when their
-/// bytes are not the text's: then the tokenizer has changed the text before cutting it.
+/// Offsets of the tokens `ids` that `text` was tokenized to. Special tokens need not be part of the text. `None` when
+/// the tokens' bytes differ from the text's, because the tokenizer normalized the text.
 pub fn of_text(texts: TokenTexts<'_>, ids: &[u32], text: &str) -> Option<Vec<u64>> {
     let mut walk = Walk::new(texts, text);
     let starts: Option<Vec<usize>> = ids.iter().map(|&id| walk.exactly(id)).collect();
@@ -11,7 +11,7 @@ pub fn of_text(texts: TokenTexts<'_>, ids: &[u32], text: &str) -> Option<Vec<u64
     Some(of_bytes(text, starts.into_iter()))
 }
 
-/// Of tokens that `text` was decoded from, special ones included.
+/// Offsets of the tokens `ids` that `text` was decoded from, including special ones.
 pub fn of_decoded(texts: TokenTexts<'_>, ids: &[u32], text: &str) -> Vec<u64> {
     let bytes: Vec<Vec<u8>> = ids.iter().map(|&id| texts.bytes(id)).collect();
     let whole = bytes.concat();
@@ -28,14 +28,15 @@ pub fn of_decoded(texts: TokenTexts<'_>, ids: &[u32], text: &str) -> Vec<u64> {
     of_bytes(text, starts.into_iter())
 }
 
-/// Of tokens that begin at these bytes of `text`, in ascending order.
+/// Offsets in characters of tokens that begin at these bytes of `text`, in ascending order.
 pub fn of_bytes(text: &str, starts: impl Iterator<Item = usize>) -> Vec<u64> {
     of_lossy_bytes(text.as_bytes(), starts)
 }
 
-/// Of tokens that begin at these bytes, in ascending order; what is no UTF-8 shows as one U+FFFD for each piece.
+/// Offsets in characters of tokens that begin at these bytes, in ascending order. Each invalid piece of UTF-8 counts as
+/// one U+FFFD.
 fn of_lossy_bytes(bytes: &[u8], starts: impl Iterator<Item = usize>) -> Vec<u64> {
-    // The byte behind each character.
+    // Byte offset of each character's end.
     let mut ends = bytes
         .utf8_chunks()
         .scan(0, |at, chunk| {
@@ -60,12 +61,12 @@ fn of_lossy_bytes(bytes: &[u8], starts: impl Iterator<Item = usize>) -> Vec<u64>
         .collect()
 }
 
-/// Goes through a text, token by token.
+/// Walks through a text, token by token.
 struct Walk<'a> {
     texts: TokenTexts<'a>,
     text: &'a [u8],
     at: usize,
-    /// Whether a token has been found in it yet.
+    /// Whether a token has been found in the text yet.
     has_begun: bool,
 }
 
@@ -83,7 +84,7 @@ impl<'a> Walk<'a> {
         self.text.get(self.at..).unwrap_or_default()
     }
 
-    /// Where the token begins; `None` when the text does not go on with it.
+    /// Offset of the token; `None` when the text does not continue with it.
     fn exactly(&mut self, id: u32) -> Option<usize> {
         let start = self.at;
         let bytes = self.texts.bytes(id);
@@ -96,7 +97,7 @@ impl<'a> Walk<'a> {
             && !self.has_begun
             && rest.starts_with(word)
         {
-            // SentencePiece puts a space before a text, and decoding takes it away again.
+            // SentencePiece adds a space before the text, and decoding removes it.
             self.at += word.len();
         } else {
             return None;
@@ -105,12 +106,12 @@ impl<'a> Walk<'a> {
         Some(start)
     }
 
-    /// The same; a token that the text does not go on with begins where the last one has ended.
+    /// Offset of the token. One that the text does not continue with gets the end of the token before it.
     fn as_far_as_possible(&mut self, id: u32) -> usize {
         const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
         let start = self.at;
         if self.exactly(id).is_none() && self.rest().starts_with(REPLACEMENT) {
-            // A byte that is no character.
+            // A byte that is not valid UTF-8.
             self.at += REPLACEMENT.len();
         }
         start
@@ -126,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// Tokens 0 to 5 of `a b é😀`, 6 alone is no character, 9 is special.
+    /// A tokenizer with the tokens 0 to 5 for `a b é😀`. Token 6 alone is half a character; 9 is special.
     fn byte_level() -> Tokenizer {
         let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
         let vocab = json!({"a": 0, "Ġb": 1, "Ġ": 2, "Ã©": 3, "ðŁ": 4, "ĺĢ": 5, "Ã": 6, "<7>": 7, "<8>": 8, "<s>": 9});
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_one_character_begin_where_it_does() {
+    fn tokens_of_one_character_have_its_offset() {
         let tokenizer = byte_level();
         let texts = TokenTexts::new(&tokenizer);
         let ids = [0, 1, 2, 3, 4, 5, 0];
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_take_room_where_the_text_shows_them() {
+    fn special_tokens_count_when_the_text_shows_them() {
         let tokenizer = byte_level();
         let texts = TokenTexts::new(&tokenizer);
         let ids = [9, 0, 9, 1];
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_character_show_as_one() {
+    fn invalid_bytes_count_as_one_character() {
         let tokenizer = byte_level();
         let texts = TokenTexts::new(&tokenizer);
         let ids = [6, 0, 4, 0];
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_the_tokenizer_has_changed_is_left_to_it() {
+    fn a_normalized_text_has_no_offsets() {
         let tokenizer = byte_level();
         let texts = TokenTexts::new(&tokenizer);
         assert_eq!(of_text(texts, &[0, 1], "A B"), None);

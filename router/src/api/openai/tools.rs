@@ -1,13 +1,13 @@
-//! Tools that a chat may use: what this version does with them.
+//! Tools of a chat.
 //!
-//! The template shows their definitions to the model, and what the model answers is text: calls in it are not taken apart.
-//! So a client that would let the model decide gets an answer, and one that insists on a call is refused.
+//! The template shows their definitions to the model. The answer is text: calls in it are not parsed. So a client that
+//! lets the model decide gets an answer, and one that requires a call is refused.
 
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
-/// The definitions that the template is to show; refuses what is no definition, and a choice that needs a call.
+/// Definitions for the template. Refuses invalid definitions, and a `tool_choice` that requires a call.
 pub fn for_template<'a>(
     tools: Option<&'a Value>,
     choice: Option<&Value>,
@@ -56,7 +56,7 @@ fn needs_a_call(choice: &str) -> ApiError {
     )
 }
 
-/// Refuses what is not a function's definition. `path`: where it stands.
+/// Refuses an invalid definition of a function. `path`: its place in the request.
 fn check(tool: &Value, path: &str) -> Result<(), ApiError> {
     let tool = object(Some(tool), path)?;
     let kind_path = format!("{path}.type");
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_are_shown_when_the_model_may_choose() {
+    fn the_template_gets_tools_unless_the_choice_is_none() {
         let tools = json!([tool(), {"type": "function", "function": {"name": "f"}}]);
         for choice in [None, Some(json!(null)), Some(json!("auto"))] {
             let shown = for_template(Some(&tools), choice.as_ref()).unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_needs_a_call_is_refused() {
+    fn a_required_call_is_refused() {
         let tools = json!([tool()]);
         for choice in [
             json!("required"),
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_definition_is_refused_where_it_stands() {
+    fn an_invalid_definition_is_refused_with_its_path() {
         let with = |field: &str, value: Value| {
             let mut tool = tool();
             tool["function"][field] = value;

@@ -1,4 +1,4 @@
-//! `POST /load_model`: what the chat of Transformers' command line asks before its first message.
+//! Handler of `POST /load_model`, which `transformers chat` calls before its first message.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -7,20 +7,21 @@ use serde::Deserialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use crate::error::Dialect;
+use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
-use crate::http::unread::Unread;
+use crate::http::route::LISTED;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
-/// Which model is to be loaded.
+/// Request to load a model.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 pub struct LoadModelRequest {
-    /// Any name, or none: there is one model.
+    /// Name of the model. Any name is accepted, because one model is served.
     pub model: Option<String>,
 }
 
 impl Body for LoadModelRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// Tell that the model is loaded
@@ -28,8 +29,7 @@ impl Body for LoadModelRequest {
 /// The answer is one server-sent event, `data: {"status": "ready", …}`.
 #[utoipa::path(
     post,
-    path = "/load_model",
-    tag = "OpenAI",
+    path = LISTED,
     request_body = LoadModelRequest,
     responses(
         (status = 200, description = "It is loaded", content_type = "text/event-stream", body = String),
@@ -39,20 +39,18 @@ impl Body for LoadModelRequest {
 pub async fn load_model(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<LoadModelRequest>,
-) -> Response {
-    if state.encoder().loaded().is_none()
-        && let Err(error) = state.ready()
-    {
-        return error.into_response(Dialect::OpenAi);
+) -> Result<Response, ApiError> {
+    if state.encoder().loaded().is_none() {
+        state.ready()?;
     }
     let name = request
         .model
         .unwrap_or_else(|| state.served_name().to_owned());
     let event = json!({"status": "ready", "model": name, "cached": true});
     let content_type = HeaderValue::from_static("text/event-stream");
-    (
+    let answer = (
         [(header::CONTENT_TYPE, content_type)],
         format!("data: {event}\n\n"),
-    )
-        .into_response()
+    );
+    Ok(answer.into_response())
 }

@@ -2,14 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::api::tgi::types::ErrorResponse;
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, ErrorKind, ErrorResponse};
 use crate::http::extract::{ApiJson, Body};
-use crate::http::unread::Unread;
+use crate::http::route::LISTED;
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// What `/decode` takes.
@@ -21,7 +20,7 @@ pub struct DecodeRequest {
 }
 
 impl Body for DecodeRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// The tokens of one text or of several.
@@ -37,7 +36,7 @@ pub enum DecodeIds {
 
 /// Turn tokens into text.
 #[utoipa::path(
-    post, path = "/decode", tag = "Encoders", request_body = DecodeRequest,
+    post, path = LISTED, request_body = DecodeRequest,
     responses(
         (status = 200, description = "A text for each array of tokens", body = Vec<String>),
         (status = 413, description = "Too many arrays", body = ErrorResponse),
@@ -46,14 +45,7 @@ pub enum DecodeIds {
 pub async fn decode(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<DecodeRequest>,
-) -> Response {
-    match run(&state, request).await {
-        Ok(texts) => Json(texts).into_response(),
-        Err(error) => error.into_response(Dialect::Tei),
-    }
-}
-
-async fn run(state: &AppState, request: DecodeRequest) -> Result<Vec<String>, ApiError> {
+) -> Result<Json<Vec<String>>, ApiError> {
     let lists = match request.ids {
         DecodeIds::One(ids) => vec![ids],
         DecodeIds::Many(lists) => lists,
@@ -65,8 +57,11 @@ async fn run(state: &AppState, request: DecodeRequest) -> Result<Vec<String>, Ap
         let texts = lists.iter().map(|ids| tokenizer.decode(ids, skip));
         texts.collect::<Result<Vec<_>, _>>()
     });
-    decoded
+    let texts = decoded
         .await
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("decoding failed: {error}")))?
-        .map_err(|error| ApiError::validation("ids", format!("`ids` cannot be decoded: {error}")))
+        .map_err(|error| {
+            ApiError::validation("ids", format!("`ids` cannot be decoded: {error}"))
+        })?;
+    Ok(Json(texts))
 }

@@ -1,20 +1,17 @@
 //! `/predict`: labels of texts, or tokens for masks.
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::Response;
 use gridwork_engine::{EncodeSequence, Encoded, Output, Wanted};
 use gridwork_proto::v1::{InfoResponse, Task};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::account::Account;
-use super::types::{PredictRequest, Prediction, truncation};
-use crate::api::tgi::types::ErrorResponse;
-use crate::encoder::{Input, Preparation, Usage, label_scores};
-use crate::error::{ApiError, Dialect};
+use super::types::{PredictRequest, Prediction};
+use crate::encoder::{EncodingUsage, Input, Preparation, label_scores};
+use crate::error::{ApiError, ErrorResponse};
 use crate::http::extract::ApiJson;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
 /// Tokens for each mask when the client does not say how many.
@@ -22,25 +19,25 @@ const DEFAULT_TOP_K: u32 = 5;
 /// And at most.
 const MAX_TOP_K: u32 = 100;
 
-/// The predictions of one input: by label or token, or for several masks a list for each.
+/// Predictions of one input: a list of labels or tokens, or a list for each of several masks.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum OneAnswer {
-    Predictions(Vec<Prediction>),
-    Masks(Vec<Vec<Prediction>>),
+pub enum InputPredictions {
+    One(Vec<Prediction>),
+    Many(Vec<Vec<Prediction>>),
 }
 
-/// Of a single input, or of several.
+/// Predictions of a single input, or of several.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum PredictResponse {
-    One(OneAnswer),
-    Many(Vec<OneAnswer>),
+    One(InputPredictions),
+    Many(Vec<InputPredictions>),
 }
 
 /// Tell what a text or a pair of texts is; or, with a masked language model, fill in its masks.
 #[utoipa::path(
-    post, path = "/predict", tag = "Encoders", request_body = PredictRequest,
+    post, path = LISTED, request_body = PredictRequest,
     responses(
         (status = 200, description = "For each input its labels, or the likeliest tokens, best first", body = PredictResponse),
         (status = 400, description = "Nothing to predict for, or the model does not predict", body = ErrorResponse),
@@ -50,105 +47,93 @@ pub enum PredictResponse {
 )]
 pub async fn predict(
     State(state): State<AppState>,
-    headers: HeaderMap,
-    ApiJson(request): ApiJson<PredictRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/predict");
-    let account = Account::begin("predict", Dialect::Tei, span);
-    account.respond(&state, run(&state, request).await)
-}
-
-async fn run(
-    state: &AppState,
-    mut request: PredictRequest,
-) -> Result<(PredictResponse, Usage), ApiError> {
+    arrival: Arrival,
+    ApiJson(mut request): ApiJson<PredictRequest>,
+) -> Result<Response, ApiError> {
+    let accounting = arrival.begin(&state);
     request.adopt_parameters()?;
     let encoder = state.encoder();
-    let tasks = [Task::Classify, Task::Rerank, Task::FillMask];
-    let info = encoder.ready(&tasks, "/predict")?;
+    let info = arrival.encoder(&state)?;
     let raw = request.raw_scores.unwrap_or(false);
     let top_k = top_k(request.top_k, &info)?;
     let preparation = Preparation {
-        field: "inputs",
-        truncation: Some(truncation(
-            state,
-            request.truncate,
-            request.truncation_direction,
-        )),
-        prompt: None,
-        max_tokens: encoder.max_input_tokens(&info),
-        vocab_size: info.vocab_size,
+        truncation: encoder.truncation(request.truncate, request.truncation_direction),
+        ..encoder.preparation(&info, "inputs")
     };
     let items = request.inputs.items;
-    let (answers, usage): (Vec<OneAnswer>, Usage) = if info.task() == Task::FillMask {
-        let mask = encoder.mask().ok_or_else(|| {
-            let message = "the model's tokenizer_config.json names no mask_token to fill in";
-            ApiError::validation("inputs", message)
-        })?;
-        let wanted = Wanted {
-            output: Output::Tokens,
-            top_n: top_k,
-        };
-        // Kept where a single mask is filled in, to show what comes of it.
-        let with_one_mask: Vec<Option<String>> = items
-            .iter()
-            .map(|item| match item {
-                Input::Text(text) if text.matches(mask.1).count() == 1 => Some(text.clone()),
-                _ => None,
-            })
-            .collect();
-        let answer = encoder
-            .encode(items, preparation, wanted, |sequence| {
-                find_masks(sequence, mask)
-            })
-            .await?;
-        let text = |id: u32| {
-            state
-                .tokenizer()
-                .decode(&[id], false)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
-        let results = answer.results.iter();
-        let answers = results
-            .zip(with_one_mask)
-            .map(|(result, sentence)| {
-                let mut answer = masks(result, top_k, raw, text);
-                if let (OneAnswer::Predictions(tokens), Some(sentence)) = (&mut answer, sentence) {
-                    for token in tokens {
-                        token.sequence = Some(sentence.replacen(mask.1, &token.label, 1));
-                    }
-                }
-                answer
-            })
-            .collect();
-        (answers, answer.usage)
+    let (answers, usage) = if info.task() == Task::FillMask {
+        fill_masks(&state, items, preparation, top_k, raw).await?
     } else {
-        let answer = encoder
+        let encoded = encoder
             .encode(items, preparation, Output::Labels.into(), |_| Ok(()))
             .await?;
-        let results = answer.results.into_iter();
-        let answers = results
-            .map(|result| {
-                let mut labels = labels(result.values, raw, &info);
-                labels.truncate(if top_k == 0 {
-                    usize::MAX
-                } else {
-                    top_k as usize
-                });
-                OneAnswer::Predictions(labels)
-            })
-            .collect();
-        (answers, answer.usage)
+        let most = if top_k == 0 {
+            usize::MAX
+        } else {
+            top_k as usize
+        };
+        let results = encoded.results.into_iter();
+        let answers = results.map(|result| {
+            let mut labels = labels(result.values, raw, &info);
+            labels.truncate(most);
+            InputPredictions::One(labels)
+        });
+        (answers.collect(), encoded.usage)
     };
     let response = if request.inputs.is_single {
         let first = answers.into_iter().next();
-        PredictResponse::One(first.unwrap_or(OneAnswer::Predictions(vec![])))
+        PredictResponse::One(first.unwrap_or(InputPredictions::One(vec![])))
     } else {
         PredictResponse::Many(answers)
     };
-    Ok((response, usage))
+    Ok(accounting.respond_encoded(&response, &usage))
+}
+
+/// The likeliest tokens for the masks of each input.
+async fn fill_masks(
+    state: &AppState,
+    inputs: Vec<Input>,
+    preparation: Preparation,
+    top_k: u32,
+    raw: bool,
+) -> Result<(Vec<InputPredictions>, EncodingUsage), ApiError> {
+    let mask = state.encoder().mask().ok_or_else(|| {
+        let message = "the model's tokenizer_config.json names no mask_token to fill in";
+        ApiError::validation("inputs", message)
+    })?;
+    let wanted = Wanted {
+        output: Output::Tokens,
+        top_n: top_k,
+    };
+    // Kept where a single mask is filled in, to show the text with the token in its place.
+    let with_one_mask: Vec<Option<String>> = inputs
+        .iter()
+        .map(|input| match input {
+            Input::Text(text) if text.matches(mask.1).count() == 1 => Some(text.clone()),
+            _ => None,
+        })
+        .collect();
+    let encoded = state
+        .encoder()
+        .encode(inputs, preparation, wanted, |sequence| {
+            find_masks(sequence, mask)
+        })
+        .await?;
+    let text_of = |id: u32| {
+        let text = state.tokenizer().decode(&[id], false);
+        text.unwrap_or_default().trim().to_owned()
+    };
+    let results = encoded.results.iter().zip(with_one_mask);
+    let answers = results.map(|(result, sentence)| {
+        let mut answer = masks(result, top_k, raw, text_of);
+        if let (InputPredictions::One(tokens), Some(sentence)) = (&mut answer, sentence) {
+            for token in tokens {
+                token.sequence = Some(sentence.replacen(mask.1, &token.label, 1));
+            }
+        }
+        answer
+    });
+    Ok((answers.collect(), encoded.usage))
 }
 
 /// How many labels or tokens to answer; 0: all.
@@ -188,7 +173,12 @@ fn find_masks(sequence: &mut EncodeSequence, mask: (u32, &str)) -> Result<(), Ap
     Ok(())
 }
 
-fn masks(result: &Encoded, top_k: u32, raw: bool, text: impl Fn(u32) -> String) -> OneAnswer {
+fn masks(
+    result: &Encoded,
+    top_k: u32,
+    raw: bool,
+    text: impl Fn(u32) -> String,
+) -> InputPredictions {
     let top_k = top_k as usize;
     let mut masks: Vec<Vec<Prediction>> = result
         .values
@@ -214,9 +204,9 @@ fn masks(result: &Encoded, top_k: u32, raw: bool, text: impl Fn(u32) -> String) 
         })
         .collect();
     if masks.len() == 1 {
-        OneAnswer::Predictions(masks.remove(0))
+        InputPredictions::One(masks.remove(0))
     } else {
-        OneAnswer::Masks(masks)
+        InputPredictions::Many(masks)
     }
 }
 
@@ -258,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_come_best_first_as_probabilities_or_as_they_are() {
+    fn labels_come_best_first_as_probabilities_or_logits() {
         let predictions = labels(vec![0.0, 1.0], false, &names());
         assert_eq!(predictions[0].label, "good");
         let e = std::f32::consts::E;
@@ -277,7 +267,7 @@ mod tests {
             queue: Default::default(),
             inference: Default::default(),
         };
-        let OneAnswer::Masks(lists) = masks(&result, 2, false, |id| id.to_string()) else {
+        let InputPredictions::Many(lists) = masks(&result, 2, false, |id| id.to_string()) else {
             panic!("two masks");
         };
         assert_eq!(lists[1][0].score, 1.0);
@@ -285,7 +275,7 @@ mod tests {
         result.values.truncate(2);
         assert!(matches!(
             masks(&result, 2, false, |id| id.to_string()),
-            OneAnswer::Predictions(list) if list.len() == 2
+            InputPredictions::One(list) if list.len() == 2
         ));
     }
 

@@ -7,24 +7,17 @@ use axum::response::Response;
 use tokenizers::Tokenizer;
 
 use super::types::{EncoderToken, TokenizeInputs, TokenizeRequest};
-use crate::error::{ApiError, Dialect};
+use crate::error::ApiError;
 use crate::http::extract::ApiJson;
 use crate::http::json_stream;
 use crate::state::AppState;
-use crate::tokenizing::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::TokenizedText;
 
 /// What an encoder sees of texts: a list of tokens for each.
 pub async fn tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<TokenizeRequest>,
-) -> Response {
-    match run(&state, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tei),
-    }
-}
-
-async fn run(state: &AppState, request: TokenizeRequest) -> Result<Response, ApiError> {
+) -> Result<Response, ApiError> {
     let encoder = state.encoder();
     let texts = match request.inputs {
         TokenizeInputs::One(text) => vec![text],
@@ -39,7 +32,7 @@ async fn run(state: &AppState, request: TokenizeRequest) -> Result<Response, Api
     let mut texts_of_tokens = Vec::with_capacity(texts.len());
     for text in texts {
         let text = prompt.clone() + &text;
-        let text = encoder.reading().apply(&text).into_owned();
+        let text = encoder.normalization().apply(&text).into_owned();
         let encoded = state
             .validator()
             .encode(text.clone(), add_special_tokens, "inputs")
@@ -50,7 +43,10 @@ async fn run(state: &AppState, request: TokenizeRequest) -> Result<Response, Api
 }
 
 /// The JSON of an array of arrays of [`EncoderToken`].
-fn respond(tokenizer: Arc<Tokenizer>, texts: Vec<(String, Encoded)>) -> Result<Response, ApiError> {
+fn respond(
+    tokenizer: Arc<Tokenizer>,
+    texts: Vec<(String, TokenizedText)>,
+) -> Result<Response, ApiError> {
     let held_bytes = texts
         .iter()
         .map(|(text, encoded)| text.len() + encoded.size_bytes())

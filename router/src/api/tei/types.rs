@@ -4,68 +4,11 @@ use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::encoder::{Input, Truncation, TruncationDirection};
+use crate::api::inputs::{Inputs, InputsForm, unless_missing};
+use crate::encoder::{Input, TruncationDirection};
 use crate::error::ApiError;
 use crate::http::extract::Body;
-use crate::http::unread::Unread;
-use crate::state::AppState;
-
-/// One input or several: texts, or token ids.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Inputs {
-    pub items: Vec<Input>,
-    /// Whether there was one that stood by itself rather than in an array.
-    pub is_single: bool,
-}
-
-/// The forms that [`Inputs`] come in.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
-pub enum InputsForm {
-    Text(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    Many(Vec<Vec<u32>>),
-    Mixed(Vec<InputForm>),
-}
-
-/// A text or token ids.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
-pub enum InputForm {
-    Text(String),
-    Tokens(Vec<u32>),
-}
-
-impl<'de> Deserialize<'de> for Inputs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let form = InputsForm::deserialize(deserializer).map_err(|error| {
-            unless_missing(
-                error,
-                "expected a string, an array of token ids, or an array of strings and arrays of token ids",
-            )
-        })?;
-        let (items, is_single) = match form {
-            InputsForm::Text(text) => (vec![Input::Text(text)], true),
-            // An empty array has no inputs, rather than one that is empty.
-            InputsForm::Tokens(ids) if ids.is_empty() => (vec![], false),
-            InputsForm::Tokens(ids) => (vec![Input::Tokens(ids)], true),
-            InputsForm::Texts(texts) => (texts.into_iter().map(Input::Text).collect(), false),
-            InputsForm::Many(ids) => (ids.into_iter().map(Input::Tokens).collect(), false),
-            InputsForm::Mixed(items) => (
-                items
-                    .into_iter()
-                    .map(|item| match item {
-                        InputForm::Text(text) => Input::Text(text),
-                        InputForm::Tokens(ids) => Input::Tokens(ids),
-                    })
-                    .collect(),
-                false,
-            ),
-        };
-        Ok(Inputs { items, is_single })
-    }
-}
+use crate::http::unsupported::UnsupportedField;
 
 /// A text, a pair of texts, or an array of arrays of one or two texts.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,15 +19,6 @@ pub struct PredictInputs {
 
 const PREDICT_FORMS: &str =
     "expected a string, a pair of strings, or an array of arrays of one or two strings";
-
-/// The error of a value that has none of the forms that are allowed; that of a field which is not there stays.
-fn unless_missing<E: Error>(error: E, forms: &str) -> E {
-    if error.to_string().starts_with("missing field") {
-        error
-    } else {
-        E::custom(forms)
-    }
-}
 
 /// The forms that [`PredictInputs`] come in.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -137,29 +71,12 @@ pub struct EmbedRequest {
 }
 
 impl Body for EmbedRequest {
-    const UNREAD: &'static [Unread] = &[];
-}
-
-impl EmbedRequest {
-    pub fn truncation(&self, state: &AppState) -> Truncation {
-        truncation(state, self.truncate, self.truncation_direction)
-    }
-}
-
-pub(super) fn truncation(
-    state: &AppState,
-    enabled: Option<bool>,
-    direction: Option<TruncationDirection>,
-) -> Truncation {
-    Truncation {
-        enabled: enabled.unwrap_or(state.encoder().limits().auto_truncate),
-        direction: direction.unwrap_or_default(),
-    }
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// What `/rerank` takes.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-pub struct RerankRequest {
+pub struct RerankTextsRequest {
     pub query: String,
     pub texts: Vec<String>,
     pub truncate: Option<bool>,
@@ -170,8 +87,8 @@ pub struct RerankRequest {
     pub return_text: Option<bool>,
 }
 
-impl Body for RerankRequest {
-    const UNREAD: &'static [Unread] = &[Unread::unsupported("top_n")];
+impl Body for RerankTextsRequest {
+    const UNSUPPORTED: &'static [UnsupportedField] = &[UnsupportedField::unsupported("top_n")];
 }
 
 /// A text's place in the ranking.
@@ -244,7 +161,7 @@ impl PredictRequest {
 }
 
 impl Body for PredictRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 /// A label, or a token for a mask.
@@ -273,7 +190,7 @@ pub struct SimilarityRequest {
 }
 
 impl Body for SimilarityRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -300,7 +217,7 @@ pub struct TokenizeRequest {
 }
 
 impl Body for TokenizeRequest {
-    const UNREAD: &'static [Unread] = &[];
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
 }
 
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -333,39 +250,8 @@ pub struct SparseValue {
 mod tests {
     use super::*;
 
-    fn inputs(json: &str) -> Result<Inputs, String> {
-        serde_json::from_str(json).map_err(|error| error.to_string())
-    }
-
     #[test]
-    fn inputs_come_alone_and_in_arrays() {
-        let text = |text: &str| Input::Text(text.into());
-        for (json, items, is_single) in [
-            (r#""a""#, vec![text("a")], true),
-            ("[1, 2]", vec![Input::Tokens(vec![1, 2])], true),
-            (r#"["a", "b"]"#, vec![text("a"), text("b")], false),
-            (
-                "[[1], [2]]",
-                vec![Input::Tokens(vec![1]), Input::Tokens(vec![2])],
-                false,
-            ),
-            (
-                r#"["a", [2]]"#,
-                vec![text("a"), Input::Tokens(vec![2])],
-                false,
-            ),
-            ("[]", vec![], false),
-        ] {
-            assert_eq!(inputs(json), Ok(Inputs { items, is_single }), "{json}");
-        }
-        for json in ["3", "[-1]", r#"["a", 1]"#, "{}", "[[\"a\"]]", "[1.5]"] {
-            let message = inputs(json).expect_err(json);
-            assert!(message.contains("expected a string"), "{message}");
-        }
-    }
-
-    #[test]
-    fn predictions_are_of_texts_and_pairs() {
+    fn inputs_of_predict_are_texts_and_pairs() {
         let read = |json: &str| serde_json::from_str::<PredictInputs>(json).ok();
         let pair = Input::Pair("a".into(), "b".into());
         let one = Input::Text("a".into());

@@ -1,33 +1,29 @@
-//! `/generate` and `/`: the whole text at once.
-
-use std::time::Instant;
+//! Handlers of `/generate` and `/`, which answer with the whole text at once.
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use gridwork_engine::{Event, Finish, Generation};
+use gridwork_engine::{Event, Finish, GeneratedToken, Generation, TopToken};
 use tokenizers::Tokenizer;
-use tracing::Span;
 
 use super::stream::stream_response;
 use super::types::{
-    BestOfSequence, CompatGenerateRequest, Details, ErrorResponse, GenerateParameters,
-    GenerateRequest, GenerateResponse, PrefillToken, Token,
+    BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
+    PrefillToken, Token, check_best_of,
 };
 use crate::connections::intake;
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, ErrorResponse};
 use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
 use crate::state::AppState;
 
 /// Continue a text.
 #[utoipa::path(
-    post, path = "/generate", tag = "Text generation", request_body = GenerateRequest,
+    post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "The text", body = GenerateResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -38,20 +34,18 @@ use crate::state::AppState;
 )]
 pub async fn generate(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<GenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/generate");
-    respond(&state, request, span, |response| {
-        Json(response).into_response()
-    })
-    .await
+) -> Result<Response, ApiError> {
+    let mut accounting = arrival.begin(&state);
+    let answer = run(&state, request, &mut accounting).await?;
+    Ok(accounting.respond(Json(answer)))
 }
 
 /// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route; `return_full_text` is true
 /// when left out.
 #[utoipa::path(
-    post, path = "/", tag = "Text generation", request_body = CompatGenerateRequest,
+    post, path = LISTED, request_body = CompatGenerateRequest,
     responses(
         (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", body = Vec<GenerateResponse>),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -60,59 +54,36 @@ pub async fn generate(
 )]
 pub async fn compat_generate(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<CompatGenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/");
+) -> Result<Response, ApiError> {
     let CompatGenerateRequest {
         inputs,
         parameters,
         stream,
     } = request;
     let mut parameters = parameters.unwrap_or_default();
-    // Clients of this route have always got the whole text unless they said otherwise.
+    // Clients of this route expect the whole text unless they say otherwise.
     parameters.return_full_text.get_or_insert(true);
     let request = GenerateRequest {
         inputs,
         parameters: Some(parameters),
     };
     if stream == Some(true) {
-        return match stream_response(&state, request, span).await {
-            Ok(response) => response,
-            Err(error) => error.into_response(Dialect::Tgi),
-        };
+        let accounting = arrival.begin_stream(&state);
+        return stream_response(&state, request, accounting).await;
     }
-    respond(&state, request, span, |response| {
-        Json([response]).into_response()
-    })
-    .await
-}
-
-async fn respond(
-    state: &AppState,
-    request: GenerateRequest,
-    span: Span,
-    encode: impl FnOnce(GenerateResponse) -> Response,
-) -> Response {
-    metrics::counter!("gridwork_requests_total", "route" => "generate").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
-    match run(state, request, &span, &mut account).await {
-        Ok(answer) => {
-            account.record_success(&span);
-            let mut response = encode(answer);
-            account.write(response.headers_mut());
-            response
-        }
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
+    let mut accounting = arrival.begin(&state);
+    let answer = run(&state, request, &mut accounting).await?;
+    Ok(accounting.respond(Json([answer])))
 }
 
 async fn run(
     state: &AppState,
     request: GenerateRequest,
-    span: &Span,
-    account: &mut Account,
+    accounting: &mut RequestAccounting,
 ) -> Result<GenerateResponse, ApiError> {
+    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     let best_of = parameters.best_of(state.config().max_best_of)?;
@@ -120,25 +91,28 @@ async fn run(
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
-    let parameters: GenerateParameters = parameters;
     let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
-    account.prompt_chars = inputs.chars().count();
+    check_best_of(best_of, &parameters)?;
+    accounting.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
     let prompt = Prompt::Text {
         text: inputs,
         add_special_tokens: true,
     };
-    let mut valid = state
+    let valid = state
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_tokens;
-    account.validation = valid.validation_time;
+    accounting.prompt_tokens = valid.prompt_ids().len();
+    accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
 
-    let prompt_ids = valid.prompt_ids.clone();
+    let prompt_ids = match valid.request.logprobs.prompt {
+        true => valid.prompt_ids().to_vec(),
+        false => Vec::new(),
+    };
     let mut sequences = Vec::with_capacity(best_of);
     for valid in valid.repeat(best_of) {
         let generation = state.engine().submit(valid.request)?;
@@ -151,7 +125,7 @@ async fn run(
     }
     let mut sequences = try_join_all(sequences).await?;
     for sequence in &mut sequences {
-        account.add(&sequence.finish);
+        accounting.add(&sequence.finish);
         if let Some(prefix) = &prefix {
             sequence.text.insert_str(0, prefix);
         }
@@ -161,7 +135,7 @@ async fn run(
         .enumerate()
         .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
         .map_or(0, |(index, _)| index);
-    // What one sequence had to compute the others found.
+    // The other sequences find in the cache what the first one computed.
     let cached = |sequence: &Collected| sequence.finish.num_cached_tokens;
     let cached_tokens = sequences.iter().map(cached).min().unwrap_or(0);
     let best = sequences.swap_remove(best);
@@ -181,7 +155,7 @@ async fn run(
     })
 }
 
-/// One sequence that has ended.
+/// A complete sequence.
 struct Collected {
     text: String,
     seed: Option<u64>,
@@ -232,27 +206,12 @@ async fn collect(
                     })
                     .collect();
             }
-            Event::Token(token) => {
+            Event::Token(mut token) => {
                 text.push_str(&token.text);
                 if !token.top.is_empty() {
-                    top_tokens.push(
-                        token
-                            .top
-                            .iter()
-                            .map(|top| top_token(tokenizer, top))
-                            .collect(),
-                    );
+                    top_tokens.push(reported_top(tokenizer, &token.top));
                 }
-                tokens.push(Token {
-                    id: token.id,
-                    text: if token.special {
-                        own_text(tokenizer, token.id)
-                    } else {
-                        token.text
-                    },
-                    logprob: token.logprob.unwrap_or(0.0),
-                    special: token.special,
-                });
+                tokens.push(reported(tokenizer, &mut token));
                 if let Some(finish) = token.finish {
                     return Ok(Collected {
                         text,
@@ -269,20 +228,36 @@ async fn collect(
     Err(gridwork_engine::GenerationError::Shutdown.into())
 }
 
-/// The text of a token by itself, special or not.
-pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.decode(&[id], false).unwrap_or_default()
+/// A generated token as answers report it. Takes the text out of `token`.
+pub(super) fn reported(tokenizer: &Tokenizer, token: &mut GeneratedToken) -> Token {
+    let text = std::mem::take(&mut token.text);
+    Token {
+        id: token.id,
+        text: match token.special {
+            true => own_text(tokenizer, token.id),
+            false => text,
+        },
+        logprob: token.logprob.unwrap_or(0.0),
+        special: token.special,
+    }
 }
 
-pub(super) fn top_token(tokenizer: &Tokenizer, top: &gridwork_engine::TopToken) -> Token {
-    let special = tokenizer
-        .get_added_tokens_decoder()
-        .get(&top.id)
-        .is_some_and(|token| token.special);
-    Token {
+/// The most likely tokens at a position as answers report them.
+pub(super) fn reported_top(tokenizer: &Tokenizer, tops: &[TopToken]) -> Vec<Token> {
+    let special = |id: u32| {
+        let added = tokenizer.get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
+    };
+    let token = |top: &TopToken| Token {
         id: top.id,
         text: own_text(tokenizer, top.id),
         logprob: top.logprob,
-        special,
-    }
+        special: special(top.id),
+    };
+    tops.iter().map(token).collect()
+}
+
+/// Text of a single token, also of a special one.
+fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.decode(&[id], false).unwrap_or_default()
 }

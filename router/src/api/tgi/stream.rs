@@ -1,8 +1,7 @@
-//! `/generate_stream`: an event for every token.
+//! Handler of `/generate_stream`, which sends an event for every token.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -10,22 +9,21 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
-use tracing::Span;
 
-use super::generate::{own_text, top_token};
-use super::types::{ErrorResponse, GenerateRequest, StreamDetails, StreamResponse};
+use super::generate::{reported, reported_top};
+use super::types::{GenerateRequest, StreamDetails, StreamResponse};
 use crate::connections::intake;
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, Dialect, ErrorResponse};
 use crate::generation::parameters::{FieldNames, Prompt};
+use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
-use crate::http::headers::Account;
-use crate::http::sse::{self, json_string};
-use crate::observability::telemetry::request_span;
+use crate::http::route::{Arrival, LISTED};
+use crate::http::sse::{self, FRAME_BYTES, json_string};
 use crate::state::AppState;
 
 /// Continue a text and stream it, token by token.
 #[utoipa::path(
-    post, path = "/generate_stream", tag = "Text generation", request_body = GenerateRequest,
+    post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "Server-sent events", body = StreamResponse, content_type = "text/event-stream"),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -35,24 +33,20 @@ use crate::state::AppState;
 )]
 pub async fn generate_stream(
     State(state): State<AppState>,
-    headers: HeaderMap,
+    arrival: Arrival,
     ApiJson(request): ApiJson<GenerateRequest>,
-) -> Response {
-    let span = request_span(&headers, "POST", "/generate_stream");
-    match stream_response(&state, request, span).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
+) -> Result<Response, ApiError> {
+    let accounting = arrival.begin_stream(&state);
+    stream_response(&state, request, accounting).await
 }
 
-/// Admits the request, then answers with its stream.
+/// Submits the request and answers with its stream.
 pub(super) async fn stream_response(
     state: &AppState,
     request: GenerateRequest,
-    span: Span,
+    mut accounting: RequestAccounting,
 ) -> Result<Response, ApiError> {
-    metrics::counter!("gridwork_requests_total", "route" => "generate_stream").increment(1);
-    let mut account = Account::new(Instant::now(), &state.config().compute_type);
+    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     if parameters.best_of.is_some_and(|best_of| best_of != 1) {
@@ -71,7 +65,7 @@ pub(super) async fn stream_response(
     let full_text = parameters.return_full_text.unwrap_or(false);
     span.record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(true, state.served_name())?;
-    account.prompt_chars = inputs.chars().count();
+    accounting.prompt_chars = inputs.chars().count();
     let text = if full_text {
         inputs.clone()
     } else {
@@ -85,19 +79,18 @@ pub(super) async fn stream_response(
         .validate(prompt, parameters, &FieldNames::TGI, span.clone())
         .await?;
     intake::release_current();
-    account.prompt_tokens = valid.prompt_tokens;
-    account.validation = valid.validation_time;
+    accounting.prompt_tokens = valid.prompt_ids().len();
+    accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
         span.record("seed", seed);
     }
     let generation = state.engine().submit(valid.request)?;
     let mut headers = HeaderMap::new();
-    account.write_for_stream(&mut headers);
+    accounting.write_for_stream(&mut headers);
     let mut response = sse::response(TokenStream {
         state: state.clone(),
         generation,
-        span,
-        account,
+        accounting,
         text,
         seed: valid.seed,
         wants_details,
@@ -108,22 +101,18 @@ pub(super) async fn stream_response(
     Ok(response)
 }
 
-/// Frames of events, one event for each token.
+/// Stream of frames, with one event for each token.
 struct TokenStream {
     state: AppState,
     generation: Generation,
-    span: Span,
-    account: Account,
-    /// All text so far.
+    accounting: RequestAccounting,
+    /// Text so far.
     text: String,
     seed: Option<u64>,
     wants_details: bool,
     index: u32,
     ended: bool,
 }
-
-/// Enough for one frame: what is ready beyond it goes into the next.
-const FRAME_BYTES: usize = 16 * 1024;
 
 impl Stream for TokenStream {
     type Item = Bytes;
@@ -151,7 +140,7 @@ impl Stream for TokenStream {
 }
 
 impl TokenStream {
-    fn write(&mut self, out: &mut Vec<u8>, token: GeneratedToken) {
+    fn write(&mut self, out: &mut Vec<u8>, mut token: GeneratedToken) {
         self.index += 1;
         self.text.push_str(&token.text);
         if token.finish.is_none() && token.top.is_empty() && !token.special {
@@ -171,47 +160,34 @@ impl TokenStream {
             return;
         }
         let tokenizer = self.state.tokenizer().clone();
-        let text = if token.special {
-            own_text(&tokenizer, token.id)
-        } else {
-            token.text
-        };
         let mut event = StreamResponse {
             index: self.index,
-            token: super::types::Token {
-                id: token.id,
-                text,
-                logprob: token.logprob.unwrap_or(0.0),
-                special: token.special,
-            },
-            top_tokens: token
-                .top
-                .iter()
-                .map(|top| top_token(&tokenizer, top))
-                .collect(),
+            token: reported(&tokenizer, &mut token),
+            top_tokens: reported_top(&tokenizer, &token.top),
             generated_text: None,
             details: None,
         };
         if let Some(finish) = token.finish {
-            self.account.add(&finish);
-            self.account.record_success(&self.span);
+            self.accounting.add(&finish);
+            self.accounting.record_success();
             event.generated_text = Some(std::mem::take(&mut self.text));
             event.details = self.wants_details.then(|| StreamDetails {
                 finish_reason: (&finish.reason).into(),
                 generated_tokens: finish.num_generated_tokens,
                 seed: self.seed,
-                input_length: self.account.prompt_tokens,
+                input_length: self.accounting.prompt_tokens,
                 cached_tokens: finish.num_cached_tokens,
             });
             self.ended = true;
         }
-        write_event(out, &event);
+        // Cannot fail: the event has only strings, numbers and options, and is written to memory.
+        let _ = sse::json_event(out, &event);
     }
 
     fn write_error(&mut self, out: &mut Vec<u8>, error: GenerationError) {
         let error = ApiError::from(error);
         error.count();
-        write_event(out, &error.body(Dialect::Tgi));
+        let _ = sse::json_event(out, &error.body(Dialect::Tgi));
         self.ended = true;
     }
 }
@@ -224,14 +200,7 @@ impl Drop for TokenStream {
     }
 }
 
-fn write_event(out: &mut Vec<u8>, event: &impl serde::Serialize) {
-    out.extend_from_slice(b"data: ");
-    // Writing to memory what has only strings, numbers and options in it cannot fail.
-    let _ = serde_json::to_writer(&mut *out, event);
-    out.extend_from_slice(b"\n\n");
-}
-
-/// JSON has no infinity: a logprob of a token that cannot be sampled shows as `null`.
+/// Writes a log-probability. JSON has no infinity, so that of an impossible token is `null`.
 fn write_number(out: &mut Vec<u8>, value: f32) {
     let _ = serde_json::to_writer(out, &value);
 }

@@ -1,19 +1,20 @@
-//! `/tokenize` and `/chat_tokenize`: what the model sees of a text and of a conversation.
+//! Handlers of `/tokenize` and `/chat_tokenize`: the tokens of a text and of a conversation.
 
 use axum::extract::State;
 use axum::response::Response;
 
-use super::types::{ChatTokenizeResponse, ErrorResponse, GenerateRequest, SimpleToken};
+use super::types::{ChatTokenizeResponse, GenerateRequest, SimpleToken};
 use crate::api::openai::{ChatRequest, chat_prompt};
-use crate::error::{ApiError, Dialect};
+use crate::error::{ApiError, ErrorResponse};
 use crate::http::extract::ApiJson;
 use crate::http::json_stream;
+use crate::http::route::LISTED;
 use crate::state::AppState;
-use crate::tokenizing::text_encoder::Encoded;
+use crate::tokenizing::text_encoder::TokenizedText;
 
 /// Tokenize a text, special tokens included.
 #[utoipa::path(
-    post, path = "/tokenize", tag = "Text generation", request_body = GenerateRequest,
+    post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "Its tokens", body = Vec<SimpleToken>),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -22,23 +23,18 @@ use crate::tokenizing::text_encoder::Encoded;
 pub async fn tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<GenerateRequest>,
-) -> Response {
+) -> Result<Response, ApiError> {
     if request.inputs.is_empty() {
-        return ApiError::validation("inputs", "`inputs` cannot be empty")
-            .into_response(Dialect::Tgi);
+        let message = "`inputs` cannot be empty";
+        return Err(ApiError::validation("inputs", message));
     }
-    match tokens(&state, request.inputs, true, "inputs")
-        .await
-        .and_then(|tokens| tokens.respond(b"[", b"]"))
-    {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
+    let tokens = tokens(&state, request.inputs, true, "inputs").await?;
+    tokens.respond(b"[", b"]")
 }
 
-/// Render a conversation as the model's chat template has it, and tokenize that.
+/// Render a conversation with the model's chat template, and tokenize the result.
 #[utoipa::path(
-    post, path = "/chat_tokenize", tag = "Text generation", request_body = ChatRequest,
+    post, path = LISTED, request_body = ChatRequest,
     responses(
         (status = 200, description = "The prompt and its tokens", body = ChatTokenizeResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
@@ -47,18 +43,11 @@ pub async fn tokenize(
 pub async fn chat_tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<ChatRequest>,
-) -> Response {
-    match run_chat(&state, request).await {
-        Ok(response) => response,
-        Err(error) => error.into_response(Dialect::Tgi),
-    }
-}
-
-/// Answers with a [`ChatTokenizeResponse`].
-async fn run_chat(state: &AppState, request: ChatRequest) -> Result<Response, ApiError> {
+) -> Result<Response, ApiError> {
     request.check_supported()?;
-    let (templated_text, add_special_tokens) = chat_prompt(state, request).await?;
-    let tokens = tokens(state, templated_text, add_special_tokens, "messages").await?;
+    let (templated_text, add_special_tokens) = chat_prompt(&state, request).await?;
+    let tokens = tokens(&state, templated_text, add_special_tokens, "messages").await?;
+    // A [`ChatTokenizeResponse`].
     let mut end = b"],\"templated_text\":".to_vec();
     json_stream::push(&mut end, &tokens.text);
     end.push(b'}');
@@ -81,7 +70,7 @@ async fn tokens(
 /// A text and its tokens.
 struct Tokens {
     text: String,
-    encoded: Encoded,
+    encoded: TokenizedText,
 }
 
 impl Tokens {

@@ -8,7 +8,7 @@ pub type Name = Arc<str>;
 pub struct Expr {
     pub line: u32,
     pub kind: ExprKind,
-    /// How deep expressions are within each other, this one included.
+    /// Depth of nested expressions, including this one.
     pub depth: u32,
 }
 
@@ -45,10 +45,10 @@ pub enum ExprKind {
     },
     Attribute(Box<Expr>, Name),
     Item(Box<Expr>, Box<Expr>),
-    /// Within brackets only.
+    /// Occurs only within brackets.
     Slice(Box<[Option<Expr>; 3]>),
     Call(Box<Expr>, Arguments),
-    /// Without an operand in filter blocks and set blocks: what the block wrote.
+    /// The operand is absent in filter blocks and set blocks, which filter the block's text.
     Filter(Option<Box<Expr>>, Name, Arguments),
     Test(Box<Expr>, Name, Arguments),
 }
@@ -149,11 +149,11 @@ pub struct Arguments {
     pub double_star: Option<Box<Expr>>,
 }
 
-/// Statements with names of their own.
+/// Statements with their own scope.
 #[derive(Debug, Default)]
 pub struct Body {
     pub statements: Vec<Stmt>,
-    /// Names that are undefined until the body sets them, whatever the template was given.
+    /// Names that are undefined until the body sets them, even if the template got variables of these names.
     pub hidden: Vec<Name>,
 }
 
@@ -177,26 +177,26 @@ pub enum StmtKind {
     Text(String),
     Print(Vec<Expr>),
     Set(Target, Expr),
-    /// Sets what the body writes, through the filters if there are any.
+    /// Assigns the body's text, filtered if there are filters.
     SetBlock(Target, Option<Expr>, Body),
     For(Arc<For>),
     If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
     With(Vec<(Target, Expr)>, Body),
     Macro(Arc<Macro>),
-    /// `{% call %}`: the call, whose `caller` is the macro.
+    /// `{% call %}`: the call, and the macro that becomes its `caller`.
     Call(Expr, Arc<Macro>),
     FilterBlock(Expr, Body),
     /// `{% generation %}`: Transformers calls its body as a macro.
     Generation(Arc<Macro>),
-    /// A body with names of its own: `{% autoescape false %}`.
+    /// A body with its own scope: `{% autoescape false %}`.
     Scoped(Body),
     Break,
     Continue,
-    /// Something that Jinja2 can do and this interpreter cannot, by its name.
+    /// Name of a feature of Jinja2 that this interpreter refuses.
     Refused(String),
 }
 
-/// What an assignment writes to.
+/// Target of an assignment.
 #[derive(Debug)]
 pub enum Target {
     Name(Name),
@@ -217,13 +217,13 @@ pub struct For {
 
 #[derive(Debug)]
 pub struct Macro {
-    /// `None`: the body of a `{% call %}`.
+    /// `None` for the body of a `{% call %}`.
     pub name: Option<Name>,
     pub parameters: Vec<Name>,
-    /// Of the last parameters.
+    /// Default values of the last parameters.
     pub defaults: Vec<Expr>,
     pub body: Body,
-    /// Whether the body uses these names: a call may hand over more arguments than the macro has parameters then.
+    /// True if the body uses these names. A call may then pass more arguments than the macro has parameters.
     pub uses_caller: bool,
     pub uses_varargs: bool,
     pub uses_kwargs: bool,

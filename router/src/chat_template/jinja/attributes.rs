@@ -79,7 +79,7 @@ const TUPLE_METHODS: [&str; 2] = ["count", "index"];
 const DICT_METHODS: [&str; 6] = ["copy", "fromkeys", "get", "items", "keys", "values"];
 const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
 
-/// The methods of a type that templates may call.
+/// Returns the methods of a type that templates may call.
 fn methods(value: &Value) -> &'static [&'static str] {
     match value {
         Value::Str(_) | Value::Markup(_) => &STR_METHODS,
@@ -98,7 +98,7 @@ fn methods(value: &Value) -> &'static [&'static str] {
     }
 }
 
-/// What Python finds with `getattr`, before the sandbox looks at it.
+/// Looks up an attribute as Python's `getattr` does, before the sandbox's checks.
 fn python_attribute(value: &Value, name: &str) -> Result<Option<Value>> {
     if methods(value).contains(&name)
         || matches!(value, Value::Markup(_)) && MARKUP_METHODS.contains(&name)
@@ -152,7 +152,7 @@ fn python_attribute(value: &Value, name: &str) -> Result<Option<Value>> {
     })
 }
 
-/// Whether Python has the attribute and the sandbox hides it.
+/// True if Python has the attribute and the sandbox hides it.
 fn is_hidden(value: &Value, name: &str) -> bool {
     let changes: &[&str] = match value {
         Value::List(_) => &LIST_CHANGES,
@@ -185,7 +185,7 @@ fn missing(value: &Value, key: &Value) -> Result<Value> {
     }))
 }
 
-/// `value.name`: the attribute, else the item.
+/// Evaluates `value.name`: the attribute, or else the item.
 pub fn attribute(value: &Value, name: &str) -> Result<Value> {
     if let Value::Undefined(undefined) = value {
         return Err(undefined.error());
@@ -198,7 +198,7 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value> {
         _ => None,
     };
     if is_hidden(value, name) {
-        // Python has some of these names for each type, and a key of the same name counts for the others only.
+        // Each type has some of these names in Python; a key of the same name counts only for other types.
         if entry.is_some() && name.starts_with("__") {
             return Err(Error::refused(format!("the attribute `{name}`")));
         }
@@ -210,7 +210,7 @@ pub fn attribute(value: &Value, name: &str) -> Result<Value> {
     }
 }
 
-/// `value|attr(name)`: the attribute alone.
+/// Evaluates `value|attr(name)`: the attribute only, never an item.
 pub fn attribute_only(value: &Value, name: &str) -> Result<Value> {
     if let Value::Undefined(undefined) = value {
         return Err(undefined.error());
@@ -222,7 +222,7 @@ pub fn attribute_only(value: &Value, name: &str) -> Result<Value> {
     }
 }
 
-/// `value[key]`: the item, else the attribute.
+/// Evaluates `value[key]`: the item, or else the attribute.
 pub fn item(value: &Value, key: &Value) -> Result<Value> {
     match value {
         Value::Undefined(undefined) => return Err(undefined.error()),
@@ -279,7 +279,7 @@ pub fn item(value: &Value, key: &Value) -> Result<Value> {
     }
 }
 
-/// Where an index points, counted from the end when it is negative.
+/// Resolves an index. Negative indices count from the end.
 fn position(index: i128, length: usize) -> Option<usize> {
     let at = if index < 0 {
         index + length as i128
@@ -299,7 +299,7 @@ pub fn slice(value: &Value, bounds: [Value; 3]) -> Result<Value> {
         }
         Value::List(items) | Value::Tuple(items) | Value::Group(items) => items.len(),
         Value::Range(range) => range.len(),
-        // Jinja2 fails, but for constants, of which it makes something undefined.
+        // Jinja2 fails here, except for constants, which become undefined values.
         other => {
             return Err(Error::refused(format!(
                 "a slice of a value of type {}",
@@ -359,7 +359,7 @@ pub fn slice(value: &Value, bounds: [Value; 3]) -> Result<Value> {
     }
 }
 
-/// The indices that a slice visits: `count` of them from `start` on.
+/// Indices that a slice visits: `count` of them, from `start` on.
 struct Slice {
     start: i128,
     stop: i128,
@@ -404,7 +404,7 @@ impl Slice {
     }
 }
 
-/// Start and end of `find(part, start, end)` in a text of `length` characters.
+/// Returns the start and end of `find(part, start, end)` in a text of `length` characters.
 pub fn text_bounds(bounds: &[Option<Value>; 2], length: usize) -> Result<(usize, usize)> {
     let mut found = [0, length];
     for (found, bound) in found.iter_mut().zip(bounds) {

@@ -13,7 +13,7 @@ pub struct CallArguments {
 }
 
 impl CallArguments {
-    /// The arguments in the order of `names`; `function` is for messages. The first `required` must be there.
+    /// Returns the arguments in the order of `names`. `function` is for messages. The first `required` ones must be present.
     pub fn bind<const N: usize>(
         &self,
         function: &str,
@@ -76,7 +76,7 @@ impl CallArguments {
     }
 }
 
-/// A number that must be an integer.
+/// Returns a number that must be an integer.
 pub fn to_index(value: &Value) -> Result<i128> {
     match value {
         Value::Undefined(undefined) => Err(undefined.error()),
@@ -89,7 +89,7 @@ pub fn to_index(value: &Value) -> Result<i128> {
     }
 }
 
-/// A text that must be a string; `what` is for the message.
+/// Returns a text that must be a string. `what` is for the message.
 pub fn to_text<'v>(value: &'v Value, what: &str) -> Result<&'v str> {
     match value {
         Value::Str(text) => Ok(text),
@@ -102,7 +102,7 @@ pub fn to_text<'v>(value: &'v Value, what: &str) -> Result<&'v str> {
     }
 }
 
-/// `None` for an argument that is left out or `None`.
+/// Returns `None` for an argument that is left out or `None`.
 pub fn given(argument: Option<Value>) -> Option<Value> {
     argument.filter(|value| !matches!(value, Value::None))
 }

@@ -1,8 +1,8 @@
-//! `strftime_now`.
+//! The function `strftime_now`.
 
 use super::error::{Error, Result};
 
-/// `datetime.now().strftime(format)`: local time, C locale.
+/// Evaluates `datetime.now().strftime(format)`: local time, C locale.
 pub fn strftime_now(format: &str) -> Result<String> {
     let invalid = || Error::runtime("strftime_now: the format is not usable");
     if format.is_empty() {
@@ -20,7 +20,7 @@ pub fn strftime_now(format: &str) -> Result<String> {
     let format = std::ffi::CString::new(format).map_err(|_| invalid())?;
     let mut buffer = [0u8; 4096];
     // SAFETY: `time` and `broken_down` live on this stack, `format` ends with a zero byte, and strftime writes at most
-    // `buffer.len()` bytes and says how many.
+    // `buffer.len()` bytes and returns their number.
     let length = unsafe {
         let time = libc::time(std::ptr::null_mut());
         let mut broken_down: libc::tm = std::mem::zeroed();
@@ -40,7 +40,7 @@ pub fn strftime_now(format: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// Python's own directives: `%f` is the microsecond; `%z` and `%Z` are empty for a time without a zone.
+/// Expands Python's own directives: `%f` is the microsecond; `%z` and `%Z` are empty for a time without a zone.
 fn with_microseconds(format: &str, microseconds: u32) -> String {
     let mut result = String::with_capacity(format.len() + 8);
     let mut chars = format.chars();

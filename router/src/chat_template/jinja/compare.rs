@@ -1,4 +1,4 @@
-//! `==`, `<`, `in`, and going over values.
+//! Comparison (`==`, `<`, `in`) and iteration of values.
 
 use std::cmp::Ordering;
 use std::rc::Rc;
@@ -8,7 +8,7 @@ use super::meter;
 use super::numbers::compare_int_float;
 use super::value::{Value, View};
 
-/// `left == right`.
+/// Evaluates `left == right`.
 pub fn equal(left: &Value, right: &Value) -> Result<bool> {
     meter::spend(1)?;
     if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {
@@ -83,12 +83,12 @@ fn items_equal(left: &[Value], right: &[Value]) -> Result<bool> {
     Ok(true)
 }
 
-/// What containers compare with: the same object is equal to itself, even a NaN.
+/// Compares as containers do: an object equals itself, even a NaN.
 fn same_or_equal(left: &Value, right: &Value) -> Result<bool> {
     Ok(is_same(left, right) == Some(true) || equal(left, right)?)
 }
 
-/// `left is right`; `None` where it depends on how Python keeps its objects.
+/// Evaluates `left is right`; `None` where the result depends on how Python stores its objects.
 pub fn is_same(left: &Value, right: &Value) -> Option<bool> {
     match (left, right) {
         (Value::None, Value::None) => Some(true),
@@ -108,7 +108,7 @@ pub fn is_same(left: &Value, right: &Value) -> Option<bool> {
     }
 }
 
-/// The order of two values; `None` with NaN. Fails for types that Python does not order; `op` is for the message.
+/// Returns the order of two values; `None` with NaN. Fails for types that Python does not order; `op` is for the message.
 pub fn order(left: &Value, right: &Value, op: &str) -> Result<Option<Ordering>> {
     meter::spend(1)?;
     if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {
@@ -158,7 +158,7 @@ pub fn order(left: &Value, right: &Value, op: &str) -> Result<Option<Ordering>> 
     )))
 }
 
-/// `item in container`.
+/// Evaluates `item in container`.
 pub fn contains(container: &Value, item: &Value) -> Result<bool> {
     match container {
         Value::Str(_) | Value::Markup(_) => {
@@ -212,14 +212,14 @@ fn search(container: &Value, item: &Value) -> Result<bool> {
     Ok(false)
 }
 
-/// Goes over the items of a value, as `for` does.
+/// Iterator over the items of a value, as in `for`.
 #[derive(Debug)]
 pub struct Iter {
     source: Value,
     position: usize,
 }
 
-/// `iter(value)`.
+/// Evaluates `iter(value)`.
 pub fn iterate(value: &Value) -> Result<Iter> {
     match value {
         Value::Undefined(_)
@@ -278,7 +278,7 @@ impl Iter {
     }
 }
 
-/// `list(value)`.
+/// Evaluates `list(value)`.
 pub fn collect(value: &Value) -> Result<Vec<Value>> {
     let mut items = Vec::new();
     let mut iter = iterate(value)?;
@@ -289,7 +289,7 @@ pub fn collect(value: &Value) -> Result<Vec<Value>> {
     Ok(items)
 }
 
-/// `len(value)`.
+/// Evaluates `len(value)`.
 pub fn length(value: &Value) -> Result<usize> {
     Ok(match value {
         Value::Undefined(_) => 0,
@@ -310,7 +310,7 @@ pub fn length(value: &Value) -> Result<usize> {
     })
 }
 
-/// `sorted(…)` by the keys; stable, also when it is reversed.
+/// Sorts by the keys as `sorted` does; stable, also when reversed.
 pub fn sort_by_keys(mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let mut failure = None;
     if reverse {

@@ -1,11 +1,11 @@
-//! Why a template has no result.
+//! Errors of templates.
 
-/// What kind of failure it was.
+/// Kinds of failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The template is not Jinja.
     Syntax,
-    /// Jinja2 can do this and this interpreter refuses to, by name, rather than to do it another way.
+    /// A feature of Jinja2 that this interpreter refuses by name, rather than deviate from it.
     Refused,
     /// A limit on work, memory, depth or time was reached.
     Limit,
@@ -59,7 +59,7 @@ impl Error {
         Self::new(Kind::Runtime, message)
     }
 
-    /// The same failure, at `line` unless an inner line is known already.
+    /// Adds the line, unless an inner line is known already.
     pub fn at(mut self, line: u32) -> Self {
         if self.line == 0 {
             self.line = line;

@@ -2,7 +2,7 @@
 
 use super::error::{Error, Result};
 
-/// The string that `literal` (without its quotes) stands for.
+/// Returns the string that `literal` (without its quotes) denotes.
 pub fn unescape(literal: &str) -> Result<String> {
     let mut text = String::with_capacity(literal.len());
     let mut chars = literal.chars();
@@ -30,7 +30,7 @@ pub fn unescape(literal: &str) -> Result<String> {
             'N' => return Err(Error::refused("the escape `\\N{…}`")),
             '0'..='7' => text.push(octal(&mut chars, escape)),
             _ if escape.is_ascii() => text.extend(['\\', escape]),
-            // Jinja2 writes such a character as an escape of its own before it reads the string's escapes.
+            // Jinja2 replaces such a character by an escape before it reads the string's escapes.
             _ => text.push_str(&match u32::from(escape) {
                 code @ 0..=0xff => format!("\\x{code:02x}"),
                 code @ 0x100..=0xffff => format!("\\u{code:04x}"),
@@ -60,7 +60,7 @@ fn hex(chars: &mut std::str::Chars<'_>, escape: char, digits: usize) -> Result<c
     })
 }
 
-/// `\uXXXX`. Python keeps the halves of a pair as they are, which no text can be made of.
+/// Reads `\uXXXX`. Python keeps the halves of a surrogate pair, which no valid text contains.
 fn utf16(chars: &mut std::str::Chars<'_>) -> Result<char> {
     char::from_u32(code(chars, 'u', 4)?).ok_or_else(lone_surrogate)
 }
@@ -69,7 +69,7 @@ fn lone_surrogate() -> Error {
     Error::refused("an escape of a surrogate (`\\ud800` to `\\udfff`)")
 }
 
-/// Up to three octal digits, of which `first` is read already.
+/// Reads up to three octal digits; `first` has been read already.
 fn octal(chars: &mut std::str::Chars<'_>, first: char) -> char {
     let mut code = first.to_digit(8).unwrap_or_default();
     for _ in 0..2 {

@@ -1,4 +1,4 @@
-//! From tokens to expressions.
+//! Parses tokens into expressions.
 
 use super::ast::{Arguments, BinaryOp, CompareOp, Expr, ExprKind};
 use super::error::Result;
@@ -6,7 +6,7 @@ use super::lexer::Token;
 use super::meter;
 use super::parser::Parser;
 
-/// Maximum number of expressions within each other. Python's parser has no room for more either.
+/// Maximum depth of nested expressions. Python's parser does not allow more either.
 const MAX_DEPTH: u32 = 600;
 
 fn expr(line: u32, kind: ExprKind) -> Expr {
@@ -36,7 +36,7 @@ impl Parser {
         Ok(node)
     }
 
-    /// Refuses an expression that is deeper than it may be: going through it and dropping it take stack.
+    /// Refuses an expression beyond the maximum depth, since traversing and dropping it uses stack.
     pub fn check(&self, node: Expr) -> Result<Expr> {
         if node.depth > MAX_DEPTH {
             return self.fail(format!(
@@ -252,7 +252,7 @@ impl Parser {
         Ok(expr(line, kind))
     }
 
-    /// What stands in parentheses: a tuple, which may be empty, or an expression.
+    /// Parses the content of parentheses: a tuple, which may be empty, or an expression.
     fn tuple_or_nothing(&mut self) -> Result<Expr> {
         if self.is_op(")") {
             return Ok(expr(self.line(), ExprKind::Tuple(Vec::new())));
@@ -260,7 +260,7 @@ impl Parser {
         self.tuple(true, &[])
     }
 
-    /// Expressions with commas between them are a tuple.
+    /// Parses a tuple or a single expression: expressions with commas between them are a tuple.
     pub fn tuple(&mut self, with_condition: bool, ends: &[&str]) -> Result<Expr> {
         let line = self.line();
         let mut items = Vec::new();
@@ -365,7 +365,7 @@ impl Parser {
         Ok(expr(line, ExprKind::Item(Box::new(node), Box::new(key))))
     }
 
-    /// What stands within brackets: an expression or a slice.
+    /// Parses the content of brackets: an expression or a slice.
     fn subscribed(&mut self) -> Result<Expr> {
         let line = self.line();
         let mut bounds = [None, None, None];
@@ -450,7 +450,7 @@ impl Parser {
         })
     }
 
-    /// Whether the argument of a test stands here, without parentheses.
+    /// True if an argument of a test without parentheses follows.
     fn starts_argument(&self) -> bool {
         match self.peek() {
             Token::Name(name) => !matches!(&**name, "else" | "or" | "and"),

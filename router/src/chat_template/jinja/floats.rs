@@ -1,4 +1,4 @@
-//! Numbers in formats: what `%` and `str.format` share.
+//! Number formats that `%` and `str.format` share.
 
 use super::error::{Error, Result};
 use super::numbers::exponent_text;
@@ -42,7 +42,7 @@ fn exponential(magnitude: f64, precision: usize, alternate: bool) -> String {
     )
 }
 
-/// Style `g`; `keep_point`: the style of `str.format` without a type, which shows that it is a float.
+/// Digits in style `g`. With `keep_point`, the style of `str.format` without a type, which shows that it is a float.
 pub fn general(magnitude: f64, precision: usize, alternate: bool, keep_point: bool) -> String {
     let text = format!("{magnitude:.*e}", precision - 1);
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -76,7 +76,7 @@ pub fn general(magnitude: f64, precision: usize, alternate: bool, keep_point: bo
     fixed
 }
 
-/// Digits of an integer's magnitude in a base, with the prefix that `#` asks for.
+/// Digits of an integer's magnitude in a base, with the prefix that `#` adds.
 pub fn int_digits(value: i128, style: char, alternate: bool) -> (&'static str, String) {
     let magnitude = value.unsigned_abs();
     let (prefix, digits) = match style {

@@ -1,11 +1,11 @@
-//! `format(value, spec)`: how a field of `str.format` is written.
+//! The function `format(value, spec)`, which writes the fields of `str.format`.
 
 use super::error::{Error, Result};
 use super::floats::{float_digits, general, int_digits};
 use super::value::Value;
 use super::{meter, repr, strings};
 
-/// `format(value, spec)`.
+/// Evaluates `format(value, spec)`.
 pub fn format_value(value: &Value, spec: &str) -> Result<String> {
     if spec.is_empty() {
         return repr::to_string(value);
@@ -24,7 +24,7 @@ pub fn format_value(value: &Value, spec: &str) -> Result<String> {
     }
 }
 
-/// `[[fill]align][sign][z][#][0][width][grouping][.precision][type]`.
+/// Parsed form of `[[fill]align][sign][z][#][0][width][grouping][.precision][type]`.
 struct Spec {
     fill: char,
     align: Option<char>,
@@ -199,7 +199,7 @@ impl Spec {
         }
     }
 
-    /// Puts separators between groups of digits, and zeros before them where the width asks for zeros.
+    /// Puts separators between groups of digits, and zeros before them if the width needs zeros.
     fn group(&self, prefix: &str, digits: &str, rest: &str, size: usize) -> Result<String> {
         let Some(separator) = self.grouping else {
             return Ok(digits.to_owned());

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use super::call::{CallArguments, to_index, to_text};
 use super::compare::{collect, iterate};
 use super::error::{Error, Result};
-use super::interpreter::Interpreter;
 use super::value::{Cycler, Joiner, Namespace, Range, Value};
 use super::{clock, meter, repr};
 
@@ -24,15 +23,15 @@ const NAMES: [&str; 8] = [
     "strftime_now",
 ];
 
-/// The global function of this name.
+/// Returns the global function of this name.
 pub fn get(name: &str) -> Option<Value> {
     let known = NAMES.iter().find(|known| **known == name)?;
     Some(Value::Function(known))
 }
 
-/// `name(arguments)`.
+/// Evaluates `name(arguments)`. `namespaces` receives each new namespace.
 pub fn call(
-    interpreter: &mut Interpreter<'_>,
+    namespaces: &mut Vec<Rc<Namespace>>,
     name: &str,
     arguments: &CallArguments,
 ) -> Result<Value> {
@@ -44,7 +43,8 @@ pub fn call(
             for (key, value) in pairs(arguments)? {
                 namespace.set(to_text(&key, "an attribute's name")?, value)?;
             }
-            interpreter.keep_namespace(&namespace);
+            meter::made(128);
+            namespaces.push(Rc::clone(&namespace));
             Ok(Value::Namespace(namespace))
         }
         "cycler" => {
@@ -111,7 +111,7 @@ fn range(arguments: &CallArguments) -> Result<Value> {
     Ok(Value::Range(range))
 }
 
-/// The entries of `dict(…)`: of one mapping or list of pairs, and the named ones.
+/// Returns the entries of `dict(…)`: those of one mapping or list of pairs, and the named ones.
 fn pairs(arguments: &CallArguments) -> Result<Vec<(Value, Value)>> {
     let mut entries = Vec::new();
     match arguments.positional.as_slice() {

@@ -4,61 +4,12 @@ use super::ast::BinaryOp;
 use super::call::CallArguments;
 use super::compare::{contains, equal, is_same, iterate, order};
 use super::error::{Error, Kind, Result};
-use super::interpreter::Interpreter;
 use super::value::{Value, View};
-use super::{filters, operators, repr, strings};
+use super::{builtins, operators, repr, strings};
 use std::cmp::Ordering;
 
-/// Names of all tests that Jinja2 has.
-pub const NAMES: [&str; 39] = [
-    "odd",
-    "even",
-    "divisibleby",
-    "defined",
-    "undefined",
-    "filter",
-    "test",
-    "none",
-    "boolean",
-    "false",
-    "true",
-    "integer",
-    "float",
-    "lower",
-    "upper",
-    "string",
-    "mapping",
-    "number",
-    "sequence",
-    "iterable",
-    "callable",
-    "sameas",
-    "escaped",
-    "in",
-    "==",
-    "eq",
-    "equalto",
-    "!=",
-    "ne",
-    ">",
-    "gt",
-    "greaterthan",
-    "ge",
-    ">=",
-    "<",
-    "lt",
-    "lessthan",
-    "<=",
-    "le",
-];
-
-/// `value is name(arguments)`.
-pub fn call(
-    _: &mut Interpreter<'_>,
-    name: &str,
-    value: &Value,
-    arguments: &CallArguments,
-) -> Result<bool> {
+/// Evaluates `value is name(arguments)`.
+pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<bool> {
     match name {
         "divisibleby" | "sameas" | "in" | "==" | "eq" | "equalto" | "!=" | "ne" | ">" | "gt"
         | "greaterthan" | "ge" | ">=" | "<" | "lt" | "lessthan" | "<=" | "le" => {
@@ -147,8 +98,8 @@ fn alone(name: &str, value: &Value) -> Result<bool> {
         "even" => remainder_is(value, &Value::Int(2), 0)?,
         "lower" => strings::is_all(&repr::to_string(value)?, char::is_lowercase),
         "upper" => strings::is_all(&repr::to_string(value)?, char::is_uppercase),
-        "filter" => known(value, &filters::NAMES)?,
-        "test" => known(value, &NAMES)?,
+        "filter" => known(value, &builtins::FILTERS)?,
+        "test" => known(value, &builtins::TESTS)?,
         other => return Err(Error::runtime(format!("No test named '{other}'."))),
     })
 }
@@ -163,7 +114,7 @@ fn known(value: &Value, names: &[&str]) -> Result<bool> {
     Ok(value.as_str().is_some_and(|name| names.contains(&name)))
 }
 
-/// Something undefined has a length and may be subscribed, if only to fail.
+/// True for an undefined value: it has a length and can be subscripted, even if only to fail.
 fn is_empty_undefined(value: &Value) -> Result<bool> {
     Ok(matches!(value, Value::Undefined(_)))
 }

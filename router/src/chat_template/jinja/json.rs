@@ -1,4 +1,4 @@
-//! `json.dumps`.
+//! The function `json.dumps`.
 
 use super::compare::sort_by_keys;
 use super::error::{Error, Result};
@@ -12,14 +12,14 @@ use super::value::{Dict, Value};
 pub struct Options {
     /// Write everything outside ASCII as `\uXXXX`.
     pub ensure_ascii: bool,
-    /// What one level is indented by; `None`: everything on one line.
+    /// Indentation of one level; `None`: everything on one line.
     pub indent: Option<String>,
     pub item_separator: String,
     pub key_separator: String,
     pub sort_keys: bool,
 }
 
-/// `json.dumps(value, **options)`.
+/// Evaluates `json.dumps(value, **options)`.
 pub fn dumps(value: &Value, options: &Options) -> Result<String> {
     let mut writer = Writer {
         out: Out::default(),

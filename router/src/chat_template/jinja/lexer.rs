@@ -1,4 +1,4 @@
-//! From a template's text to tokens, with Jinja2's rules for white space around tags (`trim_blocks` and `lstrip_blocks`).
+//! Splits a template into tokens, with Jinja2's rules for white space around tags (`trim_blocks` and `lstrip_blocks`).
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ const OPERATORS: [&str; 26] = [
     ">", "<", "=", ".", ":", "|", ",", ";",
 ];
 
-/// The tokens of `source`, each with its line.
+/// Returns the tokens of `source`, each with its line.
 pub fn tokenize(source: &str) -> Result<Vec<(u32, Token)>> {
     let mut source = source.replace("\r\n", "\n").replace('\r', "\n");
     if source.ends_with('\n') {
@@ -54,7 +54,7 @@ enum Tag {
 struct Lexer<'a> {
     rest: &'a str,
     line: u32,
-    /// Whether what was read last ended a line.
+    /// True if the last text ended a line.
     line_starting: bool,
     tokens: Vec<(u32, Token)>,
 }
@@ -83,7 +83,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Text before a tag, without the white space that the tag takes.
+    /// Reads the text before a tag, without the white space that the tag strips.
     fn data(&mut self, text: &str, sign: Option<char>, is_block: bool) {
         let mut kept = text;
         if sign == Some('-') {
@@ -103,7 +103,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Moves on by `bytes`, whose lines have been counted.
+    /// Advances by `bytes`, whose lines have been counted.
     fn skip(&mut self, bytes: usize) {
         if bytes > 0 {
             self.line_starting = self.rest[..bytes].ends_with('\n');
@@ -128,7 +128,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// White space after the end of a tag: all of it, or one line break.
+    /// Skips white space after the end of a tag: all of it, or one line break.
     fn after_end(&mut self, strips: bool, trims: bool) {
         let mut bytes = 0;
         if strips {
@@ -139,7 +139,7 @@ impl<'a> Lexer<'a> {
         self.advance(bytes);
     }
 
-    /// From `raw` of `{% raw %}` to the end of `{% endraw %}`.
+    /// Reads from `raw` of `{% raw %}` to the end of `{% endraw %}`.
     fn raw(&mut self) -> Result<()> {
         let line = self.line;
         let missing = || Error::syntax("Missing end of raw directive", line);
@@ -167,7 +167,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// What stands within `{% %}` or `{{ }}`.
+    /// Reads the content of `{% %}` or `{{ }}`.
     fn tag(&mut self, is_block: bool) -> Result<()> {
         let begin = if is_block {
             Token::BlockBegin
@@ -203,7 +203,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Reads the end of the tag, if it stands here.
+    /// Reads the end of the tag, if it follows.
     fn tag_end(&mut self, is_block: bool) -> bool {
         let (end, token) = if is_block {
             ("%}", Token::BlockEnd)
@@ -311,7 +311,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// Where the next tag begins and which it is.
+/// Finds the next tag, and where it begins.
 fn next_tag(text: &str) -> Option<(usize, Tag)> {
     let mut from = 0;
     loop {
@@ -334,7 +334,7 @@ fn next_tag(text: &str) -> Option<(usize, Tag)> {
     }
 }
 
-/// Length of ` raw %}` and whether a dash strips what follows.
+/// Returns the length of ` raw %}`, and true if a dash strips the white space after it.
 fn raw_begin(text: &str) -> Option<(usize, bool)> {
     let rest = text.trim_start_matches(is_space).strip_prefix("raw")?;
     let rest = rest.trim_start_matches(is_space);
@@ -346,7 +346,7 @@ fn raw_begin(text: &str) -> Option<(usize, bool)> {
     Some((text.len() - rest.len(), strips))
 }
 
-/// Length of ` endraw %}` and the sign at its end.
+/// Returns the length of ` endraw %}` and the sign at its end.
 fn endraw(text: &str) -> Option<(usize, Option<char>)> {
     let rest = text.trim_start_matches(is_space).strip_prefix("endraw")?;
     let rest = rest.trim_start_matches(is_space);
@@ -364,7 +364,7 @@ fn base_of(letter: u8) -> Option<u32> {
     }
 }
 
-/// End of digits with single underscores between them; `leading`: one may stand before the first too.
+/// Returns the end of digits with single underscores between them. With `leading`, an underscore may precede the first.
 fn digits_end(bytes: &[u8], leading: bool, is_digit: impl Fn(u8) -> bool) -> usize {
     let mut end = 0;
     loop {
@@ -376,7 +376,7 @@ fn digits_end(bytes: &[u8], leading: bool, is_digit: impl Fn(u8) -> bool) -> usi
     }
 }
 
-/// End of a float whose whole part ends at `whole`; `None` when it is an integer.
+/// Returns the end of a float whose whole part ends at `whole`; `None` for an integer.
 fn float_end(bytes: &[u8], whole: usize) -> Option<usize> {
     let digits = |from: usize| digits_end(&bytes[from..], false, |b| b.is_ascii_digit());
     let mut end = whole;

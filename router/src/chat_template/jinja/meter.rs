@@ -1,7 +1,7 @@
-//! What a rendering may use: steps, bytes alive at once, depth and time.
+//! Limits of a rendering: steps, live bytes, depth and time.
 //!
-//! A rendering runs on one thread from its start to its end, so its meter belongs to the thread. Values tell it when they
-//! are made and dropped, and each loop over data pays for its rounds.
+//! A rendering runs on one thread from start to end, so the meter belongs to the thread. Values report when they
+//! are made and dropped, and each loop over data pays for its iterations.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 pub struct Limits {
     /// Maximum number of steps: expressions evaluated, items visited, and one for each 32 bytes written.
     pub steps: u64,
-    /// Maximum number of bytes of all values alive at once.
+    /// Maximum number of bytes of all live values.
     pub memory_bytes: usize,
     /// Maximum number of bytes of the result.
     pub output_bytes: usize,
@@ -36,7 +36,7 @@ impl Limits {
 const MIB: usize = 1 << 20;
 /// Maximum number of bytes of stack below the start of a rendering. Threads have 2 MiB.
 const STACK_BYTES: usize = 1 << 20;
-/// How many steps pass between two looks at the clock.
+/// Number of steps between two readings of the clock.
 const STEPS_PER_CLOCK: u64 = 4096;
 
 thread_local! {
@@ -124,12 +124,12 @@ fn check_clock(meter: &Meter) -> Result<()> {
     }
 }
 
-/// Pays for going over `bytes` of text.
+/// Pays for scanning `bytes` of text.
 pub fn scan(bytes: usize) -> Result<()> {
     spend(1 + bytes as u64 / 32)
 }
 
-/// Pays for making `bytes`, and refuses when they would not fit beside what is alive.
+/// Pays for making `bytes`, and refuses them if they would exceed the limit of live bytes.
 pub fn reserve(bytes: usize) -> Result<()> {
     scan(bytes)?;
     METER.with(|meter| {
@@ -149,18 +149,18 @@ fn too_much_memory() -> Error {
     Error::limit("rendering takes more memory than a chat template may take")
 }
 
-/// A value of `bytes` was made.
+/// Records that a value of `bytes` was made.
 pub fn made(bytes: usize) {
     METER.with(|meter| meter.live.set(meter.live.get().saturating_add(bytes)));
 }
 
-/// A value of `bytes` is gone.
+/// Records that a value of `bytes` was dropped.
 pub fn dropped(bytes: usize) {
-    // The thread may be ending, and its meter gone.
+    // The thread may be ending, its meter already dropped.
     let _ = METER.try_with(|meter| meter.live.set(meter.live.get().saturating_sub(bytes)));
 }
 
-/// Refuses when calls nest so deep that the stack gets short.
+/// Fails when calls nest so deeply that the stack may overflow.
 pub fn check_depth() -> Result<()> {
     METER.with(|meter| {
         let start = meter.stack_start.get();
@@ -173,7 +173,7 @@ pub fn check_depth() -> Result<()> {
     })
 }
 
-/// Address of something on the stack.
+/// Returns an address on the current stack.
 #[inline(never)]
 fn stack_position() -> usize {
     let here = 0u8;

@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::str_methods;
 use super::value::{Range, Value, View};
 
-/// `owner.name(arguments)`, for a name that `attributes` knows as a method.
+/// Evaluates `owner.name(arguments)` for a name that `attributes` knows as a method.
 pub fn call(owner: &Value, name: &str, arguments: &CallArguments) -> Result<Value> {
     match owner {
         Value::Str(text) => str_methods::call(text, name, arguments),
@@ -64,7 +64,7 @@ pub fn call(owner: &Value, name: &str, arguments: &CallArguments) -> Result<Valu
     }
 }
 
-/// `dict.fromkeys(keys, value)`.
+/// Evaluates `dict.fromkeys(keys, value)`.
 fn from_keys(arguments: &CallArguments) -> Result<Value> {
     let [keys, value] = arguments.positional("fromkeys", 1)?;
     let value = value.unwrap_or(Value::None);

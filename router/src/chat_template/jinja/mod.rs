@@ -5,12 +5,12 @@
 
 mod ast;
 mod attributes;
+mod builtins;
 mod call;
 mod clock;
 mod compare;
 mod error;
 mod escapes;
-mod evaluate;
 mod expressions;
 mod filters;
 mod floats;
@@ -20,24 +20,18 @@ mod interpreter;
 mod is_tests;
 mod json;
 mod lexer;
-mod loops;
 mod meter;
 mod methods;
 mod names;
 mod numbers;
-mod objects;
 mod operators;
-mod order_filters;
 mod parser;
 mod percent;
 mod repr;
-mod scope;
-mod sequence_filters;
 mod str_format;
 mod str_methods;
 mod strings;
 mod symbols;
-mod text_filters;
 mod value;
 
 pub use error::{Error, Kind};
@@ -45,8 +39,7 @@ pub use meter::Limits;
 pub use strings::is_space;
 
 use interpreter::Interpreter;
-use scope::Scope;
-use value::Value;
+use value::{Scope, Value};
 
 /// A parsed template.
 #[derive(Debug)]

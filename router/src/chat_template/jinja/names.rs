@@ -1,8 +1,8 @@
-//! Which names a body reads, for what depends on it.
+//! Finds the names that a body reads.
 
 use super::ast::{Arguments, Expr, ExprKind, Name, Stmt, StmtKind};
 
-/// Whether `body` reads `name` anywhere, bodies of its own macros included.
+/// True if `body` reads `name` anywhere, including its own macros.
 pub fn uses(body: &[Stmt], name: &str) -> bool {
     body.iter().any(|statement| statement_uses(statement, name))
 }

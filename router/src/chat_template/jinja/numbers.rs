@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use super::error::{Error, Result};
 use super::strings::is_space;
 
-/// `repr(value)`: the shortest digits, with an exponent from 1e16 up and below 1e-4.
+/// Evaluates `repr(value)`: the shortest digits, with an exponent from 1e16 up and below 1e-4.
 pub fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "nan".into();
@@ -22,18 +22,18 @@ pub fn float_repr(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// `e+05`: a sign and two digits at least.
+/// Writes an exponent such as `e+05`: a sign and at least two digits.
 pub fn exponent_text(exponent: i32) -> String {
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("e{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// The integer that a float equals.
+/// Returns the integer that a float equals.
 pub fn exact_int(value: f64) -> Option<i128> {
     (value.is_finite() && value.fract() == 0.0 && value.abs() < 1.7e38).then_some(value as i128)
 }
 
-/// `int(value)` of a float.
+/// Evaluates `int(value)` of a float.
 pub fn truncate(value: f64) -> Result<i128> {
     if value.is_nan() {
         return Err(Error::runtime("cannot convert float NaN to integer"));
@@ -48,7 +48,7 @@ pub fn too_large() -> Error {
     Error::refused("an integer beyond 128 bits")
 }
 
-/// Compares exactly; `None` with NaN.
+/// Compares an integer and a float exactly; `None` with NaN.
 pub fn compare_int_float(left: i128, right: f64) -> Option<Ordering> {
     if right.is_nan() {
         return None;
@@ -68,7 +68,7 @@ pub fn compare_int_float(left: i128, right: f64) -> Option<Ordering> {
     })
 }
 
-/// `float(text)`.
+/// Evaluates `float(text)`.
 pub fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim_matches(is_space);
     let digits = without_underscores(text)?;
@@ -85,7 +85,7 @@ pub fn parse_float(text: &str) -> Option<f64> {
     digits.parse().ok()
 }
 
-/// `int(text, base)`.
+/// Evaluates `int(text, base)`.
 pub fn parse_int(text: &str, base: u32) -> Result<Option<i128>> {
     if base != 0 && !(2..=36).contains(&base) {
         return Err(Error::runtime("int() base must be >= 2 and <= 36, or 0"));
@@ -131,7 +131,7 @@ pub fn parse_int(text: &str, base: u32) -> Result<Option<i128>> {
     Ok(Some(if negative { -value } else { value }))
 }
 
-/// Digits without the underscores between them; `None` where one stands elsewhere.
+/// Removes underscores between digits; `None` if one stands elsewhere.
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
@@ -143,7 +143,7 @@ fn without_underscores(text: &str) -> Option<String> {
     Some(text.replace('_', ""))
 }
 
-/// `round(value, digits)` of a float.
+/// Evaluates `round(value, digits)` of a float.
 pub fn round_float(value: f64, digits: i128) -> Result<f64> {
     if !value.is_finite() || value == 0.0 || digits > 330 {
         return Ok(value);
@@ -159,14 +159,14 @@ pub fn round_float(value: f64, digits: i128) -> Result<f64> {
     let rounded = if value.fract() == 0.0 {
         round_int(whole, digits)?
     } else {
-        // A part of one breaks the tie that the whole number alone would have.
+        // A fraction breaks the tie that the integer part alone would have.
         let doubled = whole.checked_mul(10).ok_or_else(too_large)? + value.signum() as i128;
         round_int(doubled, digits - 1)? / 10
     };
     Ok((rounded as f64).copysign(value))
 }
 
-/// `round(value, digits)` of an integer: halves go to the even one.
+/// Evaluates `round(value, digits)` of an integer: halves round to even.
 pub fn round_int(value: i128, digits: i128) -> Result<i128> {
     if digits >= 0 {
         return Ok(value);

@@ -6,7 +6,7 @@ use super::meter;
 use super::numbers::too_large;
 use super::value::Value;
 
-/// `left op right`.
+/// Evaluates `left op right`.
 pub fn binary(op: BinaryOp, left: &Value, right: &Value) -> Result<Value> {
     if op == BinaryOp::Mod
         && let Value::Str(format) = left
@@ -178,7 +178,7 @@ fn of_floats(op: BinaryOp, left: f64, right: f64) -> Result<Value> {
     }))
 }
 
-/// `divmod(left, right)` of floats: the rest has the sign of the divisor.
+/// Evaluates `divmod(left, right)` of floats: the remainder has the sign of the divisor.
 fn divide(left: f64, right: f64) -> (f64, f64) {
     let mut rest = left % right;
     let mut quotient = (left - rest) / right;
@@ -203,7 +203,7 @@ fn divide(left: f64, right: f64) -> (f64, f64) {
     (floor, rest)
 }
 
-/// `-value` (or `+value`).
+/// Evaluates `-value` or `+value`.
 pub fn sign(value: &Value, negative: bool) -> Result<Value> {
     match value {
         Value::Float(number) => Ok(Value::Float(if negative { -number } else { *number })),

@@ -1,4 +1,4 @@
-//! From tokens to statements.
+//! Parses tokens into statements.
 
 use std::sync::Arc;
 
@@ -24,16 +24,16 @@ pub fn parse(source: &str) -> Result<Body> {
 pub struct Parser {
     tokens: Vec<(u32, Token)>,
     at: usize,
-    /// How many loops are open around here.
+    /// Number of open loops.
     loops: usize,
-    /// How many bodies of macros and calls are open around here.
+    /// Number of open bodies of macros and calls.
     macros: usize,
 }
 
-/// Maximum number of macros and calls within each other: each looks through its whole body for the names that it reads.
+/// Maximum depth of nested macros and calls. Each searches its whole body for the names that it reads.
 const MAX_MACROS: usize = 50;
 
-/// Tags of Jinja2 that need other templates, and of its extensions that chat templates do without.
+/// Tags of Jinja2 that need other templates, and tags of extensions that chat templates do not use.
 const REFUSED_TAGS: [&str; 5] = ["include", "import", "from", "extends", "block"];
 const END_TAGS: [&str; 3] = ["else", "elif", "endif"];
 
@@ -109,7 +109,7 @@ impl Parser {
         ))
     }
 
-    /// The current token, for messages.
+    /// Describes the current token, for messages.
     pub fn describe(&self) -> String {
         match self.peek() {
             Token::Data(_) => "template text".into(),
@@ -126,7 +126,7 @@ impl Parser {
         }
     }
 
-    /// Statements up to one of the tags `ends`, whose name is read too; without any, up to the end of the template.
+    /// Parses statements up to one of the tags `ends`, whose name is read too; without any, up to the end of the template.
     fn body(&mut self, ends: &[&str]) -> Result<(Vec<Stmt>, Name)> {
         meter::check_depth()?;
         let mut body = Vec::new();
@@ -177,7 +177,7 @@ impl Parser {
         }
     }
 
-    /// The body of a statement, from the end of its first tag on.
+    /// Parses the body of a statement, from the end of its first tag on.
     fn statements(&mut self, ends: &[&str]) -> Result<(Vec<Stmt>, Name)> {
         self.skip_op(":");
         self.expect_block_end()?;
@@ -238,7 +238,7 @@ impl Parser {
         }
     }
 
-    /// Skips to the end of a tag that is refused when it is reached, with its body.
+    /// Skips a tag and its body. The tag is refused when it is reached.
     fn refused_tag(&mut self, tag: &str) -> Result<StmtKind> {
         while !matches!(self.peek(), Token::BlockEnd | Token::Eof) {
             self.skip();
@@ -246,7 +246,7 @@ impl Parser {
         if tag == "block" {
             self.expect_block_end()?;
             self.body(&["endblock"])?;
-            // The block's name may stand at its end too.
+            // The block's name may follow its end tag.
             if matches!(self.peek(), Token::Name(_)) {
                 self.skip();
             }
@@ -354,7 +354,7 @@ impl Parser {
         Ok(StmtKind::Call(call, Arc::new(caller)))
     }
 
-    /// A body that runs elsewhere: loops around it are not its own.
+    /// Parses a body that runs elsewhere: surrounding loops are not its own.
     fn own_body(&mut self, end: &str) -> Result<Vec<Stmt>> {
         let loops = std::mem::take(&mut self.loops);
         self.macros += 1;
@@ -397,7 +397,7 @@ impl Parser {
         Ok((parameters, defaults))
     }
 
-    /// What is assigned to: a name, a namespace's attribute, or several in a tuple.
+    /// Parses an assignment target: a name, a namespace's attribute, or several in a tuple.
     fn target(&mut self, ends: &[&str], with_namespace: bool) -> Result<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
@@ -449,7 +449,7 @@ impl Parser {
         Ok(Target::Name(name))
     }
 
-    /// Filters after `|`, for a block's text; `inline`: the first one stands without `|`.
+    /// Parses filters after `|`, for a block's text. With `inline`, the first has no `|`.
     fn filter_chain(&mut self, operand: Option<Expr>, inline: bool) -> Result<Option<Expr>> {
         let mut node = operand;
         let mut inline = inline;
@@ -463,7 +463,7 @@ impl Parser {
         Ok(node)
     }
 
-    /// One filter: its name and arguments.
+    /// Parses one filter: its name and arguments.
     pub fn filter(&mut self, operand: Option<Expr>) -> Result<Expr> {
         let line = self.line();
         let name = self.dotted_name()?;

@@ -1,4 +1,4 @@
-//! `format % values`.
+//! The operator `format % values`.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use super::repr;
 use super::strings;
 use super::value::{Dict, Items, Value};
 
-/// `text % values`.
+/// Evaluates `text % values`.
 pub fn format(text: &str, values: &Value) -> Result<String> {
     meter::scan(text.len())?;
     let mut values = Values::new(values);
@@ -28,7 +28,7 @@ pub fn format(text: &str, values: &Value) -> Result<String> {
     Ok(out.take())
 }
 
-/// What the directives take their values from.
+/// The values of the directives.
 struct Values<'a> {
     all: &'a Value,
     tuple: Option<&'a Rc<Items>>,
@@ -70,7 +70,7 @@ impl<'a> Values<'a> {
     fn check_all_used(&self) -> Result<()> {
         let complete = match self.tuple {
             Some(items) => self.used >= items.len(),
-            // A dict or list need not be used: Python takes it for a mapping.
+            // A dict or list need not be used up: Python treats it as a mapping.
             None => {
                 self.used > 0
                     || matches!(
@@ -92,7 +92,7 @@ impl<'a> Values<'a> {
     }
 }
 
-/// One `%…`.
+/// One directive `%…`.
 struct Directive {
     left: bool,
     plus: bool,
@@ -283,7 +283,7 @@ impl Directive {
     }
 }
 
-/// Digits, or `*` for a value.
+/// Parses digits, or `*` for a value.
 fn count<'t>(text: &'t str, values: &mut Values<'_>) -> Result<(Option<i128>, &'t str)> {
     if let Some(rest) = text.strip_prefix('*') {
         let value = values.next()?;
@@ -306,7 +306,7 @@ fn bounded(number: u128) -> Result<usize> {
         .ok_or_else(|| Error::runtime("width too big"))
 }
 
-/// `float(value)`.
+/// Evaluates `float(value)`.
 pub fn to_float(value: &Value) -> Result<f64> {
     match value {
         Value::Float(number) => Ok(*number),

@@ -1,4 +1,4 @@
-//! `str(value)` and `repr(value)`.
+//! The functions `str(value)` and `repr(value)`.
 
 use super::error::{Error, Result};
 use super::meter;
@@ -6,11 +6,11 @@ use super::numbers::float_repr;
 use super::strings::is_printable;
 use super::value::{Dict, Value, View};
 
-/// Text that is being written, paid for as it grows.
+/// Text being written, paid for as it grows.
 #[derive(Debug, Default)]
 pub struct Out {
     text: String,
-    /// Maximum number of bytes, for a text that has a limit of its own.
+    /// Maximum number of bytes, for a text with its own limit.
     limit: Option<usize>,
 }
 
@@ -104,7 +104,7 @@ pub fn write_repr(value: &Value, out: &mut Out) -> Result<()> {
             Some(name) => out.push(&format!("<Macro {}>", quote(name))),
             None => out.push("<Macro anonymous>"),
         },
-        // Python prints an address, or what only a debugger wants to see.
+        // Python prints an address or other internals here.
         other => Err(Error::refused(format!(
             "printing a value of type {}",
             other.type_name()
@@ -161,7 +161,7 @@ fn write_view(view: View, dict: &Dict, out: &mut Out) -> Result<()> {
     out.push("])")
 }
 
-/// `repr` of a string: in single quotes unless it has some and no double ones.
+/// Writes `repr` of a string: in single quotes, unless it contains single quotes and no double ones.
 pub fn quote(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
@@ -185,7 +185,7 @@ pub fn quote(text: &str) -> String {
     result
 }
 
-/// `ascii(value)` of a text that `repr` wrote.
+/// Converts a text that `repr` wrote to `ascii(value)`.
 pub fn ascii(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     for c in text.chars() {

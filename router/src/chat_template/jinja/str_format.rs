@@ -1,4 +1,4 @@
-//! `str.format`.
+//! The method `str.format`.
 
 use super::attributes;
 use super::call::CallArguments;
@@ -8,7 +8,7 @@ use super::meter;
 use super::repr;
 use super::value::Value;
 
-/// `text.format(*args, **kwargs)`.
+/// Evaluates `text.format(*args, **kwargs)`.
 pub fn format(text: &str, arguments: &CallArguments) -> Result<String> {
     let mut formatter = Formatter {
         arguments,
@@ -58,7 +58,7 @@ impl Formatter<'_> {
         Ok(out.take())
     }
 
-    /// What `{name!conversion:spec}` stands for.
+    /// Writes the field `{name!conversion:spec}`.
     fn field(&mut self, field: &str, depth: usize) -> Result<String> {
         let mut brackets = 0;
         let name_end = field
@@ -170,7 +170,7 @@ impl Formatter<'_> {
     }
 }
 
-/// Where the field that begins `text` ends.
+/// Finds the end of the field at the beginning of `text`.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     for (at, c) in text.char_indices() {

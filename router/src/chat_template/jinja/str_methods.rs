@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use super::value::Value;
 use super::{meter, repr, str_format, strings};
 
-/// `text.name(arguments)`.
+/// Evaluates `text.name(arguments)`.
 pub fn call(text: &str, name: &str, arguments: &CallArguments) -> Result<Value> {
     meter::scan(text.len())?;
     match name {
@@ -266,7 +266,7 @@ fn find(text: &str, name: &str, arguments: &CallArguments) -> Result<Value> {
     }
 }
 
-/// `text.replace(old, new, count)`.
+/// Evaluates `text.replace(old, new, count)`.
 pub fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
     let most = usize::try_from(count).unwrap_or(usize::MAX);
     let matches = if old.is_empty() {
@@ -279,7 +279,7 @@ pub fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<Value> {
     Ok(Value::str(text.replacen(old, new, matches)))
 }
 
-/// `text.join(items)`.
+/// Evaluates `text.join(items)`.
 fn join(text: &str, items: &Value) -> Result<Value> {
     let mut iter = iterate(items).map_err(|_| Error::runtime("can only join an iterable"))?;
     let mut out = repr::Out::default();
@@ -303,7 +303,7 @@ fn join(text: &str, items: &Value) -> Result<Value> {
     Ok(Value::str(out.take()))
 }
 
-/// How many characters `width` asks for beyond those of `text`.
+/// Returns the number of characters that `text` lacks for `width`.
 fn missing(text: &str, width: i128) -> Result<usize> {
     let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
     let missing = width.saturating_sub(strings::length(text));
@@ -311,7 +311,7 @@ fn missing(text: &str, width: i128) -> Result<usize> {
     Ok(missing)
 }
 
-/// `text.center(width, fill)`, `ljust` and `rjust`.
+/// Evaluates `text.center(width, fill)`, `ljust` and `rjust`.
 pub fn pad(text: &str, name: &str, width: i128, fill: &str) -> Result<Value> {
     let missing = missing(text, width)?;
     let left = match name {
@@ -354,7 +354,7 @@ fn expand_tabs(text: &str, size: usize) -> Result<Value> {
     Ok(Value::str(result))
 }
 
-/// `text.isalpha()` and its kin.
+/// Evaluates `text.isalpha()` and similar methods.
 fn is(text: &str, name: &str) -> Result<bool> {
     let all = |test: fn(char) -> bool| !text.is_empty() && text.chars().all(test);
     match name {
@@ -373,7 +373,7 @@ fn is(text: &str, name: &str) -> Result<bool> {
         }
         return Ok(!text.is_empty());
     }
-    // What counts as a digit beyond ASCII differs between Python's and Rust's tables.
+    // Python's and Rust's tables differ in the digits beyond ASCII.
     if !text.is_ascii() {
         return Err(Error::refused(format!(
             "the method `str.{name}` of a text beyond ASCII"

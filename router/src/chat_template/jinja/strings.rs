@@ -1,13 +1,13 @@
-//! What Python knows about characters and lines.
+//! Python's rules for characters and lines.
 
 use super::error::{Error, Result};
 
-/// `str.isspace` of one character.
+/// Evaluates `str.isspace` of one character.
 pub fn is_space(c: char) -> bool {
     matches!(c, '\x1c'..='\x1f') || c.is_whitespace()
 }
 
-/// Where `str.splitlines` breaks lines.
+/// True for characters at which `str.splitlines` breaks lines.
 fn is_line_break(c: char) -> bool {
     matches!(
         c,
@@ -15,7 +15,7 @@ fn is_line_break(c: char) -> bool {
     )
 }
 
-/// `str.splitlines(keepends)`.
+/// Evaluates `str.splitlines(keepends)`.
 pub fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
@@ -32,7 +32,7 @@ pub fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     lines
 }
 
-/// Number of characters, which is Python's length.
+/// Returns the number of characters, which is Python's length.
 pub fn length(text: &str) -> usize {
     if text.is_ascii() {
         text.len()
@@ -41,7 +41,7 @@ pub fn length(text: &str) -> usize {
     }
 }
 
-/// Byte offset of character `index`; the end when there are fewer.
+/// Returns the byte offset of character `index`, or the end if there are fewer.
 pub fn byte_offset(text: &str, index: usize) -> usize {
     if text.is_ascii() {
         return index.min(text.len());
@@ -51,7 +51,7 @@ pub fn byte_offset(text: &str, index: usize) -> usize {
         .map_or(text.len(), |(at, _)| at)
 }
 
-/// Characters `start..end`.
+/// Returns characters `start..end`.
 pub fn slice(text: &str, start: usize, end: usize) -> &str {
     if start >= end {
         return "";
@@ -61,17 +61,17 @@ pub fn slice(text: &str, start: usize, end: usize) -> &str {
     &text[from..to]
 }
 
-/// `str.upper`.
+/// Evaluates `str.upper`.
 pub fn upper(text: &str) -> String {
     text.to_uppercase()
 }
 
-/// `str.lower`.
+/// Evaluates `str.lower`.
 pub fn lower(text: &str) -> String {
     text.to_lowercase()
 }
 
-/// `str.capitalize`.
+/// Evaluates `str.capitalize`.
 pub fn capitalize(text: &str) -> Result<String> {
     let mut chars = text.chars();
     let Some(first) = chars.next() else {
@@ -79,14 +79,14 @@ pub fn capitalize(text: &str) -> Result<String> {
     };
     let mut result = String::with_capacity(text.len());
     push_title(first, &mut result)?;
-    // A final sigma looks at what stands before it: the whole is made lower, and its first character left out.
+    // The form of a final sigma depends on the text before it. So the whole text is lowered, then its first character dropped.
     let lowered = text.to_lowercase();
     let skipped: usize = first.to_lowercase().map(char::len_utf8).sum();
     result.push_str(&lowered[skipped..]);
     Ok(result)
 }
 
-/// `str.title`.
+/// Evaluates `str.title`.
 pub fn title(text: &str) -> Result<String> {
     if !text.is_ascii() && text.contains('Σ') {
         return Err(Error::refused("`title` of a text with a capital sigma"));
@@ -107,7 +107,7 @@ pub fn title(text: &str) -> Result<String> {
 fn push_title(c: char, result: &mut String) -> Result<()> {
     let mut upper = c.to_uppercase();
     match (upper.next(), upper.next()) {
-        // Letters whose title case is neither their upper case nor of one character.
+        // Letters whose title case is neither their upper case nor a single character.
         (Some(_), Some(_)) => Err(Error::refused(format!("the title case of `{c}`"))),
         _ if matches!(c, '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{10d0}'..='\u{10ff}') => {
             Err(Error::refused(format!("the title case of `{c}`")))
@@ -126,7 +126,7 @@ pub fn is_cased(c: char) -> bool {
         || matches!(c, '\u{1c5}' | '\u{1c8}' | '\u{1cb}' | '\u{1f2}')
 }
 
-/// `str.islower` (or `str.isupper`).
+/// Evaluates `str.islower` (or `str.isupper`).
 pub fn is_all(text: &str, wanted: fn(char) -> bool) -> bool {
     let mut cased = false;
     for c in text.chars() {
@@ -140,7 +140,7 @@ pub fn is_all(text: &str, wanted: fn(char) -> bool) -> bool {
     cased
 }
 
-/// `str.swapcase`.
+/// Evaluates `str.swapcase`.
 pub fn swap_case(text: &str) -> Result<String> {
     if text.contains('Σ') {
         return Err(Error::refused("`swapcase` of a text with a capital sigma"));
@@ -158,7 +158,7 @@ pub fn swap_case(text: &str) -> Result<String> {
     Ok(result)
 }
 
-/// `str.isalpha` of one character, for letters of scripts where Rust's and Python's tables agree.
+/// Evaluates `str.isalpha` of one character, for scripts where Rust's and Python's tables agree.
 pub fn is_letter(c: char) -> Result<bool> {
     if c.is_ascii() || !c.is_alphabetic() {
         return Ok(c.is_ascii_alphabetic());
@@ -180,7 +180,7 @@ pub fn is_letter(c: char) -> Result<bool> {
     }
 }
 
-/// Whether `repr` shows the character as it is.
+/// True if `repr` shows the character unescaped.
 pub fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return matches!(c, ' '..='~');
@@ -191,7 +191,7 @@ pub fn is_printable(c: char) -> bool {
     pair.escape_debug().nth(1) == Some(c)
 }
 
-/// `str.strip` with characters to strip, or white space.
+/// Evaluates `str.strip` with characters to strip, or white space.
 pub fn strip<'a>(text: &'a str, chars: Option<&str>, left: bool, right: bool) -> &'a str {
     let strips = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let mut text = text;

@@ -1,7 +1,7 @@
-//! Which variables a body hides from the start.
+//! Finds the variables that a body hides from its start.
 //!
-//! Jinja2 decides before it runs a template where each name of a body comes from. A name that the body sets before it reads
-//! it is undefined until then, also for the loops and macros within, and even if the template was given such a variable.
+//! Jinja2 decides before a template runs where each name of a body comes from. A name that the body sets before it reads
+//! it is undefined until then, also in its loops and macros, and even if the template got a variable of that name.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub fn resolve(body: &mut Body) -> Result<()> {
     frame(body, &[], &mut Vec::new())
 }
 
-/// Where a name's value comes from when the body begins.
+/// Origin of a name's value when the body begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Undefined,
@@ -180,7 +180,7 @@ impl Symbols {
         }
     }
 
-    /// What one branch may set stays what it was given for the others.
+    /// Merges branches: a name that only one branch sets keeps its outer value in the others.
     fn branches(
         &mut self,
         branches: &[(Expr, Vec<Stmt>)],
@@ -190,12 +190,12 @@ impl Symbols {
         let Some(((test, body), rest)) = branches.split_first() else {
             return Ok(());
         };
-        // The copies below are paid for like any work.
+        // The copies below count as steps.
         meter::spend(1 + self.origins.len() as u64)?;
         self.load(test, outer);
         let mut taken = self.clone();
         taken.visit(body, outer)?;
-        // Each `elif` is an `if` of its own within the branch of them all.
+        // Each `elif` is a separate `if` within the shared branch.
         let mut elifs = self.clone();
         for branch in rest {
             elifs.branches(std::slice::from_ref(branch), &[], outer)?;

@@ -1,4 +1,4 @@
-//! Constructs of Jinja2 with the answers of Jinja2 itself, and limits.
+//! Compares constructs of Jinja2 with Jinja2's own answers, and tests the limits.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ struct Constructs {
 #[derive(Deserialize)]
 struct Case {
     template: String,
-    /// What Jinja2 makes of it.
+    /// Text that Jinja2 renders.
     answer: Option<String>,
-    /// Or the exception that it raises.
+    /// Exception that Jinja2 raises instead.
     error: Option<String>,
-    /// Whether it is refused here.
+    /// True if this interpreter refuses the construct.
     #[serde(default)]
     refused: bool,
 }
@@ -91,7 +91,7 @@ fn failures_name_the_line_they_come_from() {
 mod limits {
     use super::*;
 
-    /// Fewer steps than a server allows, for the tests' sake.
+    /// Fewer steps than a server allows, to keep the tests fast.
     fn limited(source: &str) -> Error {
         let limits = Limits {
             steps: 1_000_000,

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_form_gives_the_text_however_it_arrives() {
+    async fn every_encoding_is_undone_at_any_frame_size() {
         let text = text();
         for frame in [1, 7, 100_000] {
             for (data, encodings) in [
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_broken_or_cut_off_is_refused() {
+    async fn damaged_and_incomplete_bodies_are_refused() {
         let text = text();
         for (data, encoding) in [
             (gzip(&text), Encoding::Gzip),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bomb_comes_in_small_frames() {
+    async fn a_decompression_bomb_comes_in_small_frames() {
         let once = gzip(&vec![b' '; 64 << 20]);
         let twice = gzip(&once);
         for (data, encodings) in [

@@ -9,9 +9,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::error::{ApiError, ErrorKind};
 use crate::state::AppState;
 use decoding::{DecodeError, Decoding, Encoding};
 
@@ -27,7 +27,7 @@ pub async fn decode(State(state): State<AppState>, request: Request, next: Next)
         Ok(encodings) if encodings.is_empty() => return next.run(request).await,
         Ok(encodings) => encodings,
         Err(error) => {
-            let mut response = error.into_response(Dialect::of(request.uri().path()));
+            let mut response = error.into_response();
             let accepted = HeaderValue::from_static("gzip, deflate");
             response
                 .headers_mut()
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn encodings_are_undone_from_the_last_one_on() {
+    fn the_last_encoding_is_undone_first() {
         use Encoding::{Deflate, Gzip};
         assert_eq!(of(&[]), Ok(vec![]));
         assert_eq!(of(&["identity"]), Ok(vec![]));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_and_too_many_are_refused() {
+    fn unknown_encodings_and_too_many_are_refused() {
         for value in ["br", "zstd", "gzip, br", "compress"] {
             assert!(of(&[value]).unwrap_err().contains("gzip or deflate"));
         }

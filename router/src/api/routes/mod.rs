@@ -1,0 +1,221 @@
+//! The list of routes. The router, the OpenAPI document, the dialects of errors, the labels of metrics and the table in
+//! docs/api.md are all made from it.
+
+mod by_body;
+mod table;
+
+use axum::http::Method;
+use gridwork_proto::v1::Task;
+use utoipa::OpenApi;
+
+use super::{info, openai, tei, tgi};
+use crate::error::Dialect;
+use crate::http::route::{ALL_TASKS, Api, Route};
+pub use table::table;
+
+const ANY: &[Task] = ALL_TASKS;
+const GENERATE: &[Task] = &[Task::Generate];
+const EMBED: &[Task] = &[Task::Embed];
+const RERANK: &[Task] = &[Task::Rerank];
+const FILL_MASK: &[Task] = &[Task::FillMask];
+const PREDICT: &[Task] = &[Task::Classify, Task::Rerank, Task::FillMask];
+const ENCODE: &[Task] = &[Task::Embed, Task::Classify, Task::Rerank, Task::FillMask];
+
+/// Declares a static [`Route`] for each entry, and `ROUTES` of all of them.
+macro_rules! routes {
+    ($($name:ident: $method:ident $path:literal, $api:ident, $tasks:ident, $counted_as:expr,
+        $($handler:ident)::+ $([$($documentation:tt)+])?, $summary:literal;)*) => {
+        $(static $name: Route = Route {
+            method: Method::$method,
+            path: $path,
+            api: Api::$api,
+            tasks: $tasks,
+            counted_as: &$counted_as,
+            call: |request, state| Box::pin(axum::handler::Handler::call($($handler)::+, request, state)),
+            openapi: routes!(@openapi ($($handler)::+) $($($documentation)+)?),
+            summary: $summary,
+        };)*
+
+        /// All routes.
+        pub static ROUTES: &[&Route] = &[$(&$name),*];
+    };
+    (@openapi ($($handler:tt)+)) => {
+        Some(|| {
+            #[derive(OpenApi)]
+            #[openapi(paths($($handler)+))]
+            struct Document;
+            Document::openapi()
+        })
+    };
+    (@openapi ($($handler:tt)+) undocumented) => { None };
+    (@openapi ($($handler:tt)+) documented by $($other:tt)+) => { routes!(@openapi ($($other)+)) };
+}
+
+// Name: method path, API, tasks, labels of the metric, handler, summary. While the model is loading, the first route of
+// a method and path answers.
+routes! {
+    CHAT_COMPLETIONS: POST "/v1/chat/completions", OpenAi, GENERATE, ["chat_completions"],
+        openai::chat::chat_completions, "Answer a conversation";
+    COMPLETIONS: POST "/v1/completions", OpenAi, GENERATE, ["completions"],
+        openai::completions::completions, "Continue a text";
+    EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],
+        openai::embeddings::embeddings, "Vectors of texts; see [Encoders](#encoders), also for the other routes of encoders";
+    // Where text-embeddings-inference has it as well.
+    EMBEDDINGS_OF_TEI: POST "/embeddings", OpenAi, EMBED, ["embeddings"],
+        openai::embeddings::embeddings [undocumented], "The same";
+    RERANK_DOCUMENTS: POST "/v1/rerank", OpenAi, RERANK, ["rerank"],
+        openai::rerank::rerank, "Documents, by how well they answer a query, in the form of Jina and Cohere";
+    RERANK_DOCUMENTS_V2: POST "/v2/rerank", OpenAi, RERANK, ["rerank"],
+        openai::rerank::rerank [undocumented], "The same";
+    MODELS: GET "/v1/models", OpenAi, ANY, [],
+        openai::models::models, "The served model, under each of its names";
+    MODEL: GET "/v1/models/{*id}", OpenAi, ANY, [],
+        openai::models::model, "The served model, when it has this name";
+    LOAD_MODEL: POST "/load_model", OpenAi, ANY, [],
+        openai::warm::load_model, "What `transformers chat` asks first: an event that says `ready`";
+
+    GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
+        tgi::generate::generate, "Continue a text";
+    GENERATE_STREAM: POST "/generate_stream", Tgi, GENERATE, ["generate_stream"],
+        tgi::stream::generate_stream, "The same, an event for every token";
+    GENERATE_EITHER: POST "/", Tgi, GENERATE, ["generate", "generate_stream"],
+        tgi::generate::compat_generate, "Either of them, by `stream`";
+    TOKENIZE: POST "/tokenize", Tgi, GENERATE, [],
+        tgi::tokenize::tokenize, "The tokens of a text";
+    CHAT_TOKENIZE: POST "/chat_tokenize", Tgi, GENERATE, [],
+        tgi::tokenize::chat_tokenize, "The prompt that a conversation becomes, and its tokens";
+    INVOCATIONS: POST "/invocations", Tgi, GENERATE, [],
+        by_body::invocations, "What SageMaker calls: `messages` mean `/v1/chat/completions`, `prompt` means \
+         `/v1/completions`, else `/`";
+
+    EMBED_INPUTS: POST "/embed", Tei, EMBED, ["embed"],
+        tei::embed::embed, "Vectors of texts";
+    EMBED_ALL: POST "/embed_all", Tei, EMBED, ["embed_all"],
+        tei::embed::embed_all, "A vector for each token";
+    EMBED_SPARSE: POST "/embed_sparse", Tei, FILL_MASK, ["embed_sparse"],
+        tei::embed::embed_sparse, "Sparse vectors over the vocabulary";
+    SIMILARITY: POST "/similarity", Tei, EMBED, ["similarity"],
+        tei::similarity::similarity, "How alike sentences are";
+    RERANK_TEXTS: POST "/rerank", Tei, RERANK, ["rerank"],
+        by_body::rerank [documented by tei::rerank::rerank], "Texts, by how well they answer a query; `documents` mean \
+         `/v1/rerank`";
+    PREDICT_LABELS: POST "/predict", Tei, PREDICT, ["predict"],
+        tei::predict::predict, "Labels of texts, or tokens for masks";
+    TOKENIZE_INPUTS: POST "/tokenize", Tei, ENCODE, [],
+        tei::tokenize::tokenize [undocumented], "The tokens of texts";
+    DECODE: POST "/decode", Tei, ENCODE, [],
+        tei::decode::decode, "The texts of tokens";
+    BY_TASK: POST "/", Tei, ENCODE, [],
+        by_body::by_task [undocumented], "What the task is for: `/embed`, `/predict` or `/rerank`";
+    INVOCATIONS_BY_TASK: POST "/invocations", Tei, ENCODE, [],
+        by_body::by_task [undocumented], "What SageMaker calls: `input` means `/v1/embeddings`, `documents` mean \
+         `/v1/rerank`, else `/`";
+
+    HEALTH: GET "/health", Server, ANY, [],
+        info::health, "200 when requests would be answered now, else 503 with `Retry-After` and the reason: loading, a \
+         shard that hangs or is being restarted, shutting down";
+    HEALTH_ROOT: GET "/", Server, ANY, [],
+        info::health [undocumented], "The same";
+    PING: GET "/ping", Server, ANY, [],
+        info::ping, "The same, where SageMaker asks";
+    INFO: GET "/info", Server, ANY, [],
+        info::info, "Model, limits, versions; whether answers depend on other requests (`batch_invariant`) and on replays \
+         (`replay_invariant`), and why: see \
+         [architecture.md](architecture.md#three-ways-to-run-a-model-chosen-by-capability-never-by-name)";
+    METRICS: GET "/metrics", Server, ANY, [],
+        info::metrics, "See [metrics.md](metrics.md)";
+}
+
+/// Ends of paths that clients of OpenAI's API ask for and that are not served here.
+const UNSERVED_ENDS: [&str; 5] = [
+    "/responses",
+    "/messages",
+    "/moderations",
+    "/audio/speech",
+    "/audio/transcriptions",
+];
+
+/// End of `path` that belongs to OpenAI's API, whatever stands before it: a client's base URL may be wrong.
+pub fn openai_end(path: &str) -> Option<&'static str> {
+    let path = path.trim_end_matches('/');
+    let served = ROUTES
+        .iter()
+        .filter(|route| route.api == Api::OpenAi)
+        .filter_map(|route| route.path.strip_prefix("/v1"))
+        // Another API may have a route of that name, as `/rerank`.
+        .filter(|end| listed(end).is_none_or(|route| route.api == Api::OpenAi));
+    for end in served.chain(UNSERVED_ENDS) {
+        match end.split_once("{*") {
+            Some((start, _)) if path.starts_with(start) => {
+                return Some(start.trim_end_matches('/'));
+            }
+            None if path.ends_with(end) => return Some(end),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn listed(path: &str) -> Option<&'static Route> {
+    ROUTES.iter().copied().find(|route| route.path == path)
+}
+
+/// Dialect of a path's errors: that of its route. Everything under `/v1/` and `/v2/` is OpenAI's, and so are paths that
+/// end as OpenAI's do.
+pub fn dialect_of(path: &str) -> Dialect {
+    let is_below = |version: &str| {
+        path.strip_prefix(version)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    match listed(path) {
+        Some(route) => route.api.dialect(),
+        None if is_below("/v1") || is_below("/v2") || openai_end(path).is_some() => Dialect::OpenAi,
+        None => Dialect::Tgi,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn the_dialect_follows_the_path() {
+        assert_eq!(dialect_of("/v1/completions"), Dialect::OpenAi);
+        assert_eq!(dialect_of("/generate"), Dialect::Tgi);
+        assert_eq!(dialect_of("/v1x"), Dialect::Tgi);
+        assert_eq!(dialect_of("/embed"), Dialect::Tei);
+        assert_eq!(dialect_of("/rerank"), Dialect::Tei);
+        for path in [
+            "/v2/rerank",
+            "/chat/completions",
+            "/completions/",
+            "/openai/v1/chat/completions",
+            "/models",
+            "/models/org/m",
+            "/embeddings",
+        ] {
+            assert_eq!(dialect_of(path), Dialect::OpenAi, "{path}");
+        }
+        assert_eq!(dialect_of("/v2x"), Dialect::Tgi);
+    }
+
+    #[test]
+    fn no_two_routes_answer_the_same_request() {
+        let mut seen = HashSet::new();
+        for route in ROUTES {
+            for task in route.tasks {
+                let request = (&route.method, route.path, *task);
+                assert!(seen.insert(request), "{request:?} is listed twice");
+            }
+        }
+    }
+
+    #[test]
+    fn only_routes_that_are_posted_to_are_counted() {
+        for route in ROUTES {
+            assert!(route.method == Method::POST || route.counted_as.is_empty());
+        }
+    }
+}
