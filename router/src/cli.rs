@@ -511,7 +511,7 @@ impl Cli {
             engine: EngineConfig {
                 shard: model.shard_socket,
                 block_size_tokens: batching.block_size,
-                max_batch_tokens: batching.max_batch_prefill_tokens,
+                max_batch_prefill_tokens: batching.max_batch_prefill_tokens,
                 max_sequences: batching.max_batch_size,
                 max_total_tokens: limits.max_total_tokens,
                 max_batch_total_tokens: batching.max_batch_total_tokens,

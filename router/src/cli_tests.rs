@@ -22,7 +22,7 @@ fn refusal(args: &[&str], key: Option<&str>) -> String {
 #[test]
 fn defaults_are_the_documented_ones() {
     let config = read(&[], None).expect("defaults").into_config();
-    assert_eq!(config.engine.max_batch_tokens, 512);
+    assert_eq!(config.engine.max_batch_prefill_tokens, 512);
     assert_eq!(config.engine.max_sequences, 128);
     assert_eq!(config.engine.max_concurrent_requests, 128);
     assert_eq!(config.engine.speculate, 0);

@@ -160,7 +160,7 @@ impl AppState {
             Defaults::of(&ready.info).fill(&mut parameters);
         }
         // An overloaded server refuses before any work is done.
-        let place = self.0.engine.reserve()?;
+        let permit = self.0.engine.reserve()?;
         let mut valid = self
             .0
             .validator
@@ -174,7 +174,7 @@ impl AppState {
             )
             .await?;
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
-        valid.request.place = place.into();
+        valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {
             valid.request.namespace.tenant = api_keys::current_tenant();
         }

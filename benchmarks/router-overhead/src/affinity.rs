@@ -1,8 +1,8 @@
-//! Pins threads to cores, so that the router has one core to itself and the measuring does not take from it.
+//! Pins threads to cores, so that the router has a core of its own and the measuring program does not disturb it.
 
 use std::io;
 
-/// Restricts the calling thread, and the threads and processes that it starts from now on, to one core.
+/// Restricts the calling thread, and the threads and processes that it starts later, to one core.
 pub fn pin_to(core: usize) -> io::Result<()> {
     // SAFETY: `cpu_set_t` is plain bits for which zero is valid; the call only reads it.
     let result = unsafe {

@@ -1,4 +1,5 @@
-//! Streaming clients on plain TCP: as little work as possible between the router's bytes and their counting.
+//! Streaming clients on plain TCP. They do as little work as possible between receiving the router's bytes and
+//! counting them.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,21 +7,22 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Prompts of the clients begin with this token plus the client's number, so that the shard can tell them apart.
+/// First token of the first client's prompt. Each client adds its number, so that the shard can tell the prompts
+/// apart.
 pub const FIRST_PROMPT_TOKEN: u32 = 2_000;
 
 const PROMPT_TOKENS: usize = 32;
 
-/// What one client saw of one answer.
+/// One answer as its client received it.
 pub struct Answer {
     pub started: Instant,
-    /// When the bytes of each token's event arrived; a read may bring several.
+    /// Arrival times of the tokens' events. One read may bring several.
     pub arrivals: Vec<Instant>,
 }
 
 /// Sends one streaming completion of `num_tokens` tokens and reads it to its end.
 ///
-/// Fails when the router answers anything but 200, or another number of events than one a token.
+/// Fails when the router's status is not 200, or when the number of events differs from the number of tokens.
 pub async fn stream_once(port: u16, client: u32, num_tokens: usize) -> io::Result<Answer> {
     let mut prompt = vec![(FIRST_PROMPT_TOKEN + client).to_string()];
     prompt.resize(PROMPT_TOKENS, "500".into());
@@ -95,7 +97,8 @@ impl EventCounter {
     }
 }
 
-/// Runs `clients` clients at once, each with `requests` answers of `num_tokens` tokens, one after another.
+/// Runs `clients` clients at the same time. Each requests `requests` answers of `num_tokens` tokens, one after
+/// another.
 pub async fn run_clients(
     port: u16,
     clients: u32,

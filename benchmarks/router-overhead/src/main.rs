@@ -1,9 +1,9 @@
-//! What the router itself costs.
+//! Measures the router's own cost.
 //!
-//! Starts `gridwork-router` on one core with a shard that has no model, and streams to many clients from another core.
-//! Prints a Markdown table: tokens per second that the one core streams, and what the router adds to a token's latency
-//! (from the moment the shard has the step's result to the arrival of the event's bytes at the client). Before that, what
-//! the scheduler alone takes for a step.
+//! Starts `gridwork-router` on one core with a shard that has no model, and streams to many clients from another
+//! core. Prints Markdown tables: the time that the scheduler alone takes for a step, the tokens per second that the
+//! one core streams, and the latency that the router adds to a token (from the moment the shard has the step's result
+//! to the arrival of the event's bytes at the client).
 
 mod affinity;
 mod load;
@@ -20,7 +20,7 @@ use clap::Parser;
 use tokio::net::UnixListener;
 
 use crate::load::{Answer, FIRST_PROMPT_TOKEN, run_clients};
-use crate::null_shard::{NullShard, SentTimes};
+use crate::null_shard::{SentTimes, null_shard};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -33,45 +33,45 @@ struct Args {
     /// Folder with a tokenizer; its weights are not read
     #[arg(long)]
     model_path: PathBuf,
-    /// Core that the router gets
+    /// Core of the router
     #[arg(long, default_value_t = 0)]
     router_core: usize,
-    /// Core of the clients and of the shard
+    /// Core of the clients and the shard
     #[arg(long, default_value_t = 1)]
     client_core: usize,
-    /// Streaming clients at once
+    /// Number of concurrent streaming clients
     #[arg(long, default_value_t = 512)]
     clients: u32,
-    /// Tokens of one answer
+    /// Number of tokens of one answer
     #[arg(long, default_value_t = 256)]
     tokens: usize,
-    /// Answers that each client asks for, one after another
+    /// Number of answers that each client requests, one after another
     #[arg(long, default_value_t = 4)]
     requests: usize,
-    /// Rounds; the median is printed
+    /// Number of rounds, of which the median is printed
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// End after the scheduler's own cost
+    /// Measure only the scheduler
     #[arg(long)]
     scheduler_only: bool,
 }
 
-/// A router on its own core, with a null shard in this process; both end with this value.
-struct Bench {
+/// A router on its own core, with a null shard in this process. Dropping it ends both.
+struct MeasuredRouter {
     router: Child,
     port: u16,
     shard: tokio::task::JoinHandle<()>,
     socket: PathBuf,
 }
 
-impl Bench {
+impl MeasuredRouter {
     async fn start(args: &Args, step_time: Duration, sent: Option<SentTimes>) -> Result<Self> {
         let socket =
             std::env::temp_dir().join(format!("gridwork-null-shard-{}.sock", std::process::id()));
         let _ = std::fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket)?;
         let shard = tokio::spawn(async move {
-            if let Err(error) = NullShard::new(step_time, sent).serve(listener).await {
+            if let Err(error) = null_shard(step_time, sent).serve(listener).await {
                 eprintln!("the null shard ended: {error}");
             }
         });
@@ -107,14 +107,14 @@ impl Bench {
         affinity::pin_to(args.client_core)?;
         let router =
             started.map_err(|error| format!("cannot start {}: {error}", args.router.display()))?;
-        let bench = Bench {
+        let measured = MeasuredRouter {
             router,
             port,
             shard,
             socket,
         };
-        bench.wait_until_ready().await?;
-        Ok(bench)
+        measured.wait_until_ready().await?;
+        Ok(measured)
     }
 
     async fn wait_until_ready(&self) -> Result<()> {
@@ -131,7 +131,7 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
+impl Drop for MeasuredRouter {
     fn drop(&mut self) {
         let _ = self.router.kill();
         let _ = self.router.wait();
@@ -140,13 +140,14 @@ impl Drop for Bench {
     }
 }
 
-/// Tokens per second with the shard at full speed, and CPU microseconds of the router a token.
+/// Tokens per second with the shard at full speed, CPU microseconds of the router for each token, and the median
+/// TPOT.
 async fn throughput(args: &Args, clients: u32, requests: usize) -> Result<(f64, f64, f64)> {
-    let bench = Bench::start(args, Duration::ZERO, None).await?;
-    run_clients(bench.port, clients, 1, args.tokens).await?;
-    let cpu_before = affinity::cpu_seconds(bench.router.id())?;
-    let (elapsed, answers) = run_clients(bench.port, clients, requests, args.tokens).await?;
-    let cpu = affinity::cpu_seconds(bench.router.id())? - cpu_before;
+    let measured = MeasuredRouter::start(args, Duration::ZERO, None).await?;
+    run_clients(measured.port, clients, 1, args.tokens).await?;
+    let cpu_before = affinity::cpu_seconds(measured.router.id())?;
+    let (elapsed, answers) = run_clients(measured.port, clients, requests, args.tokens).await?;
+    let cpu = affinity::cpu_seconds(measured.router.id())? - cpu_before;
     let tokens = f64::from(clients) * (requests * args.tokens) as f64;
     let tpot = quantile(answers.iter().flatten().map(tpot_us).collect(), 0.5);
     Ok((tokens / elapsed.as_secs_f64(), cpu * 1e6 / tokens, tpot))
@@ -161,13 +162,13 @@ fn tpot_us(answer: &Answer) -> f64 {
     }
 }
 
-/// Microseconds from the step's result to the event's bytes at the client, p50 and p99, with steps of `step_time`; and
-/// from the request's bytes to those of the first token, p50, less the step itself.
+/// Latencies with steps of `step_time`, in microseconds: from the step's result to the event's bytes at the client,
+/// p50 and p99, and from the request's bytes to those of the first token without the step itself, p50.
 async fn latency(args: &Args, clients: u32, step_time: Duration) -> Result<(f64, f64, f64)> {
     let sent: SentTimes = Arc::new(Mutex::new(Default::default()));
-    let bench = Bench::start(args, step_time, Some(sent.clone())).await?;
+    let measured = MeasuredRouter::start(args, step_time, Some(sent.clone())).await?;
     let _ = sent.lock().map(|mut sent| sent.clear());
-    let (_, answers) = run_clients(bench.port, clients, 1, args.tokens).await?;
+    let (_, answers) = run_clients(measured.port, clients, 1, args.tokens).await?;
     let sent = sent.lock().map_err(|_| "the null shard panicked")?;
     let mut added = Vec::new();
     let mut first = Vec::new();

@@ -12,13 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use gridwork_proto::v1::HealthResponse;
 use gridwork_proto::v1::health_response::State;
-use gridwork_proto::v1::shard_server::{Shard, ShardServer};
-use gridwork_proto::v1::{
-    EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
-    StepResult, WarmupRequest, WarmupResponse,
-};
-use tonic::{Request, Response, Status, Streaming};
+use gridwork_testing::FakeShard;
 
 /// Names the folder through which test and stand-ins talk.
 pub const FOLDER_VARIABLE: &str = "GRIDWORK_TEST_FOLDER";
@@ -190,17 +186,8 @@ impl Fake {
         let runtime = runtime();
         let term = self.end_at_sigterm(&runtime);
         let socket = self.value("--socket");
-        let shard = FakeShard {
-            orders: self.folder.join(format!("{}.orders", self.role)),
-        };
-        runtime.spawn(async move {
-            let listener = tokio::net::UnixListener::bind(socket).unwrap();
-            tonic::transport::Server::builder()
-                .add_service(ShardServer::new(shard))
-                .serve_with_incoming(tokio_stream::wrappers::UnixListenerStream::new(listener))
-                .await
-                .unwrap();
-        });
+        let shard = ordered_shard(self.folder.join(format!("{}.orders", self.role)));
+        let _shard = shard.serve_at(socket.as_ref());
         let _ = runtime.block_on(term);
         std::process::exit(0);
     }
@@ -242,26 +229,13 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Answers `Health` as its orders say at that moment.
-struct FakeShard {
-    orders: PathBuf,
-}
-
-#[tonic::async_trait]
-impl Shard for FakeShard {
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Err(Status::unimplemented("a stand-in"))
-    }
-
-    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
-        Err(Status::unimplemented("a stand-in"))
-    }
-
-    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
-        let orders = fs::read_to_string(&self.orders).unwrap_or_default();
+/// A shard whose health follows its orders at that moment.
+fn ordered_shard(orders: PathBuf) -> FakeShard {
+    FakeShard::idle().with_health(move || {
+        let orders = fs::read_to_string(&orders).unwrap_or_default();
         let has = |order: &str| orders.lines().any(|line| line == order);
         if has("hang") {
-            std::future::pending::<()>().await;
+            return None;
         }
         let (state, message) = if has("never ready") {
             (State::Loading, "loading layer 3 of 7")
@@ -270,20 +244,10 @@ impl Shard for FakeShard {
         } else {
             (State::Ready, "")
         };
-        Ok(Response::new(HealthResponse {
+        Some(HealthResponse {
             state: state.into(),
             message: message.to_owned(),
             rank: 0,
-        }))
-    }
-
-    async fn encode(&self, _: Request<EncodeRequest>) -> Result<Response<EncodeResponse>, Status> {
-        Err(Status::unimplemented("a stand-in"))
-    }
-
-    type RunStream = tokio_stream::Pending<Result<StepResult, Status>>;
-
-    async fn run(&self, _: Request<Streaming<Step>>) -> Result<Response<Self::RunStream>, Status> {
-        Err(Status::unimplemented("a stand-in"))
-    }
+        })
+    })
 }

@@ -1,28 +1,30 @@
-//! Events that clients have not taken yet, and how many bytes of them may wait.
+//! Events that clients have not read yet, and how many bytes of them may wait.
 //!
-//! A generation does not wait for its client: it holds a place, a row and blocks that others need. What it makes waits in
-//! memory instead, a few hundred bytes a token, and a client that reads slowly gets all of it. Only what no client needs
-//! that reads at all is refused: see [`SEQUENCE_BYTES`] and [`ALL_BYTES`].
+//! A generation does not wait for its client: it holds a permit, a sequence id and blocks that others need. Its
+//! events wait in memory instead, a few hundred bytes a token, and a slow client still gets all of them. A generation
+//! is ended only when more waits than a client that reads at all leaves unread: see [`SEQUENCE_BYTES`] and
+//! [`ALL_BYTES`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::request::Event;
 
-/// Maximum number of bytes that wait of one sequence: some 60,000 tokens.
+/// Maximum number of unread bytes of one sequence: about 60,000 tokens.
 pub(crate) const SEQUENCE_BYTES: usize = 16 << 20;
 
-/// Maximum number of bytes that wait of all sequences; then those with more than [`FREE_BYTES`] that still grow are ended.
+/// Maximum number of unread bytes of all sequences. Beyond it, sequences with more than [`FREE_BYTES`] that still
+/// grow are ended.
 pub(crate) const ALL_BYTES: usize = 512 << 20;
 
-/// Bytes that every sequence may have waiting.
+/// Number of unread bytes that every sequence may have.
 pub(crate) const FREE_BYTES: usize = 1 << 20;
 
-/// What waits of all sequences.
+/// Unread bytes of all sequences.
 #[derive(Debug, Default)]
 pub(crate) struct Backlogs(AtomicUsize);
 
-/// What waits of one sequence. Clones are of the same.
+/// Unread bytes of one sequence. Clones count for the same sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct Backlog(Arc<Waiting>);
 
@@ -40,14 +42,14 @@ impl Backlog {
         }))
     }
 
-    /// An event waits now.
+    /// Counts an event that was sent.
     pub fn add(&self, event: &Event) {
         let cost = cost(event);
         self.0.bytes.fetch_add(cost, Ordering::Relaxed);
         self.0.all.0.fetch_add(cost, Ordering::Relaxed);
     }
 
-    /// An event has been taken.
+    /// Counts an event that was read.
     pub fn remove(&self, event: &Event) {
         let cost = cost(event);
         self.0.bytes.fetch_sub(cost, Ordering::Relaxed);
@@ -58,7 +60,7 @@ impl Backlog {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether too much waits for the sequence to go on.
+    /// Whether the sequence must be ended because too much is unread.
     pub fn is_too_long(&self) -> bool {
         let own = self.bytes();
         own > FREE_BYTES
@@ -74,7 +76,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Bytes that an event takes while it waits.
+/// Bytes that an event takes in memory.
 fn cost(event: &Event) -> usize {
     let beside = match event {
         Event::PromptLogprobs(logprobs) => {
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sequence_may_have_its_part_waiting() {
+    fn one_sequence_is_limited_by_its_own_unread_bytes() {
         let all = Arc::default();
         let backlog = Backlog::new(&all);
         let large = event(SEQUENCE_BYTES);
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_is_used_up_small_backlogs_still_grow() {
+    fn small_backlogs_may_grow_when_the_total_is_exceeded() {
         let all = Arc::default();
         let large: Vec<Backlog> = (0..40).map(|_| Backlog::new(&all)).collect();
         let part = event(SEQUENCE_BYTES - 1000);

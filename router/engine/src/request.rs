@@ -1,47 +1,71 @@
-//! What the engine is asked for and what it answers: the one internal form that every HTTP API translates to.
+//! Requests to the engine and its events. Every HTTP API translates to this one form.
 
 use std::time::Duration;
 
 pub use gridwork_proto::v1::SamplingParameters;
 
-use crate::places::Reserved;
+use crate::permits::ReservedPermit;
 
 /// One sequence to generate. The caller has validated it: the prompt is not empty, and prompt plus `max_new_tokens`
-/// fit into [`Limits::max_total_tokens`](crate::Limits).
+/// are within [`Limits::max_total_tokens`](crate::Limits).
 #[derive(Debug, Clone)]
 pub struct GenerationRequest {
-    /// The prompt, tokenized; special tokens included.
+    /// The tokenized prompt, including special tokens.
     pub token_ids: Vec<u32>,
-    /// Most tokens to generate; at least 1.
+    /// Maximum number of tokens to generate; at least 1.
     pub max_new_tokens: u32,
     pub sampling: SamplingParameters,
     pub stop: StopConditions,
     pub logprobs: LogprobOptions,
     pub priority: Priority,
-    /// What its cached keys and values may be shared with.
+    /// Namespace within which its cached keys and values are shared.
     pub namespace: CacheNamespace,
     /// Leave special tokens out of the generated text.
     pub skip_special_tokens: bool,
-    /// How long the request may wait for its first step before it fails; `None`: the engine's own limit.
+    /// Maximum time until the request's first step; `None`: the engine's default.
     pub queue_timeout: Option<Duration>,
-    /// A place that was taken for it; without one it is given a place when it is submitted.
-    pub place: Reserved,
+    /// Permit taken beforehand; without one, a permit is taken when the request is submitted.
+    pub permit: ReservedPermit,
     /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
     pub span: tracing::Span,
+}
+
+impl GenerationRequest {
+    /// A greedy request with neutral options.
+    pub fn greedy(token_ids: Vec<u32>, max_new_tokens: u32) -> Self {
+        GenerationRequest {
+            token_ids,
+            max_new_tokens,
+            sampling: SamplingParameters {
+                greedy: true,
+                repetition_penalty: 1.0,
+                ..Default::default()
+            },
+            stop: StopConditions::default(),
+            logprobs: LogprobOptions::default(),
+            priority: Priority::Normal,
+            namespace: CacheNamespace::default(),
+            skip_special_tokens: true,
+            queue_timeout: None,
+            permit: ReservedPermit::default(),
+            span: tracing::Span::none(),
+        }
+    }
 }
 
 /// When to stop before `max_new_tokens`.
 #[derive(Debug, Clone, Default)]
 pub struct StopConditions {
-    /// Go on after an end-of-sequence token.
+    /// Continue after an end-of-sequence token.
     pub ignore_eos: bool,
-    /// Stop as soon as the generated text contains one of these, wherever in a token it ends. One that contains a special
-    /// token is found where that token is generated, also when special tokens are left out of the text.
+    /// Stop as soon as the generated text contains one of these strings, wherever in a token it ends. A string that
+    /// contains a special token is found where that token is generated, even when special tokens are left out of the
+    /// text.
     pub strings: Vec<String>,
-    /// Stop at these tokens; they are not part of the text.
+    /// Stop at these tokens, which are not part of the text.
     pub token_ids: Vec<u32>,
-    /// Whether the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may be the
-    /// beginning of a stop string is held back until it is known not to be.
+    /// Whether the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may begin a stop
+    /// string is held back until it is certain.
     pub include_in_output: bool,
 }
 
@@ -49,31 +73,32 @@ pub struct StopConditions {
 pub struct LogprobOptions {
     /// Log-probability of every generated token.
     pub sampled: bool,
-    /// And of the `top_n` most likely tokens at its position.
+    /// Number of most likely tokens reported at each generated token's position.
     pub top_n: u32,
-    /// And of the prompt's tokens, as an [`Event::PromptLogprobs`] before the first token.
+    /// Log-probabilities of the prompt's tokens, as an [`Event::PromptLogprobs`] before the first token.
     pub prompt: bool,
-    /// And of the most likely tokens at each position of the prompt; needs `prompt`.
+    /// Number of most likely tokens reported at each position of the prompt. Needs `prompt`.
     pub prompt_top_n: u32,
 }
 
-/// What, besides the tokens before it, a token's keys and values depend on, or are to be kept apart by. Requests share
-/// what was computed before only when all of this is the same.
+/// Everything besides the preceding tokens that a token's keys and values depend on, or by which requests are kept
+/// apart. Requests share cached blocks only when all of it is equal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct CacheNamespace {
-    /// Adapter that the model runs with.
+    /// Adapter with which the model runs.
     pub adapter: Option<String>,
-    /// Hash over what the prompt holds besides text, collision-free.
+    /// Collision-free hash of the prompt's content other than text.
     pub media_hash: Option<[u8; 32]>,
-    /// Whose request it is, where tenants are kept apart.
+    /// Tenant, where tenants are kept apart.
     pub tenant: Option<u32>,
-    /// The client's own.
+    /// Salt chosen by the client.
     pub salt: Option<String>,
-    /// How many tokens were computed together with these, as far as keys depend on it. The engine's own.
+    /// Class of the number of tokens computed together, where keys depend on it. Set by the engine.
     pub length_class: usize,
 }
 
-/// Scheduling class; within a class, first come first served, but for requests whose prompts are in the cache.
+/// Scheduling class. Within a class requests are served first come, first served, except that cached prompts may go
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
     High,
@@ -82,8 +107,8 @@ pub enum Priority {
     Low,
 }
 
-/// What happens to an admitted request, in order: at most one `PromptLogprobs`, then `Token`s, the last of which has
-/// `finish` set. A failure ends the stream with a [`GenerationError`] instead.
+/// Events of an admitted request, in order: at most one `PromptLogprobs`, then `Token`s, the last of which has
+/// `finish` set. A failure ends the stream with a [`GenerationError`](crate::GenerationError) instead.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// One entry for each prompt token; the first has no log-probability.
@@ -91,10 +116,10 @@ pub enum Event {
     Token(GeneratedToken),
 }
 
-/// What the model thought of a token of the prompt.
+/// Log-probabilities at one position of the prompt.
 #[derive(Debug, Clone, Default)]
 pub struct PromptLogprob {
-    /// Natural logarithm, of the model's own distribution; `None` for the first token.
+    /// Natural logarithm of the token's probability in the model's own distribution; `None` for the first token.
     pub logprob: Option<f32>,
     /// Most likely tokens at this position, best first; empty unless asked for.
     pub top: Vec<TopToken>,
@@ -103,17 +128,17 @@ pub struct PromptLogprob {
 #[derive(Debug, Clone)]
 pub struct GeneratedToken {
     pub id: u32,
-    /// Text that has become certain with this token, ready to be shown; empty while a character or a possible stop
-    /// string is incomplete. The texts of all tokens, concatenated, are the generated text.
+    /// Text that became certain with this token, ready to be shown. Empty while a character or a possible stop string
+    /// is incomplete. The concatenated texts of all tokens are the generated text.
     pub text: String,
-    /// Characters of the text that was decoded before this token: where its own text begins, even while text before it
-    /// is held back. Counted only when log-probabilities are asked for, else 0.
+    /// Number of characters decoded before this token: the offset of its own text, even while earlier text is held
+    /// back. Counted only when log-probabilities are requested, else 0.
     pub offset_chars: u64,
-    /// Whether text is held back that may turn out to be the beginning of a stop string.
+    /// Whether text is held back because it may begin a stop string.
     pub holds_text: bool,
-    /// `Some` when asked for; natural logarithm, of the model's own distribution.
+    /// Natural logarithm of the token's probability in the model's own distribution; `Some` when requested.
     pub logprob: Option<f32>,
-    /// Whether it is one of the tokenizer's special tokens.
+    /// Whether the token is one of the tokenizer's special tokens.
     pub special: bool,
     /// Most likely tokens at this position, best first; empty unless asked for.
     pub top: Vec<TopToken>,
@@ -131,7 +156,7 @@ pub struct TopToken {
 pub struct Finish {
     pub reason: FinishReason,
     pub num_generated_tokens: u32,
-    /// Tokens of the prompt that were in the cache already.
+    /// Number of prompt tokens that were found in the cache.
     pub num_cached_tokens: u32,
     pub timing: Timing,
 }
@@ -140,7 +165,7 @@ pub struct Finish {
 pub enum FinishReason {
     /// `max_new_tokens` reached.
     Length,
-    /// An end-of-sequence token, also when it is the last one allowed.
+    /// An end-of-sequence token was generated, possibly as the last one allowed.
     EndOfSequence,
     /// This stop string was found.
     StopString(String),
@@ -150,40 +175,10 @@ pub enum FinishReason {
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timing {
-    /// From submission to the first step that computes any of it.
+    /// Time from submission to the first step that computes any of it.
     pub queue: Duration,
-    /// From submission to the first token.
+    /// Time from submission to the first token.
     pub first_token: Duration,
-    /// From the first step to the last token.
+    /// Time from the first step to the last token.
     pub inference: Duration,
-}
-
-/// Why a request was not admitted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubmitError {
-    #[error("The model is still loading")]
-    NotReady,
-    #[error("The server is shutting down")]
-    Draining,
-    #[error("Model is overloaded: {limit} requests are already running or waiting")]
-    Overloaded { limit: usize, retry_after_s: u64 },
-}
-
-/// Why an admitted request failed. It harms no other request.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum GenerationError {
-    #[error("the model produced NaN logits for this request")]
-    NanLogits,
-    #[error("the shard died {deaths} times while computing this request")]
-    ShardKiller { deaths: u32 },
-    #[error("the request waited longer than {limit_s} s for its first step")]
-    QueueTimeout { limit_s: u64 },
-    #[error("the client left {bytes} bytes of its answer unread; read faster, or ask for less")]
-    Unread { bytes: usize },
-    #[error("{0}")]
-    Shard(String),
-    #[error("the server stopped before the request was finished")]
-    Shutdown,
-    #[error("the server ends before the request is finished: {0}")]
-    GivenUp(String),
 }

@@ -1,32 +1,23 @@
 //! An encoder over a real gRPC connection, with a shard that sums: a sequence's vector is its length and its tokens' sum.
 
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::Stream;
 use futures::future::join_all;
 use gridwork_engine::{
     EncodeError, EncodeSequence, Encoder, EncoderConfig, Engine, EngineConfig, GenerationError,
     Output, ShardAddress, StartError, SubmitError,
 };
-use gridwork_proto::PROTOCOL_VERSION;
-use gridwork_proto::v1::shard_server::{Shard, ShardServer};
-use gridwork_proto::v1::{
-    EncodeRequest, EncodeResponse, Encoding, HealthRequest, HealthResponse, InfoRequest,
-    InfoResponse, Step, StepResult, Task, WarmupRequest, WarmupResponse, health_response,
-};
+use gridwork_proto::v1::{EncodeRequest, EncodeResponse, Encoding, Task};
+use gridwork_testing::{FakeShard, Serving};
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
-use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Status;
 
 /// A batch with this token breaks the connection.
-const KILL: u32 = 666;
+const CRASH: u32 = 666;
 /// A sequence with this token has an error of its own.
 const BAD: u32 = 1_013;
 
@@ -35,7 +26,7 @@ struct SummingShard {
     task: Task,
     /// Lengths of the sequences of each batch.
     batches: Arc<Mutex<Vec<Vec<u32>>>>,
-    /// Batches that may be answered.
+    /// Permits for the batches that may be answered.
     gate: Arc<Semaphore>,
 }
 
@@ -48,55 +39,24 @@ impl SummingShard {
         }
     }
 
+    /// Answers no batch until the gate is given permits.
     fn closed() -> Self {
         SummingShard {
             gate: Arc::new(Semaphore::new(0)),
             ..Self::new(Task::Embed)
         }
     }
-}
 
-#[tonic::async_trait]
-impl Shard for SummingShard {
-    type RunStream = Pin<Box<dyn Stream<Item = Result<StepResult, Status>> + Send>>;
-
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(InfoResponse {
-            protocol_version: PROTOCOL_VERSION,
-            task: self.task.into(),
-            ..Default::default()
-        }))
-    }
-
-    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
-        Err(Status::failed_precondition("an encoder"))
-    }
-
-    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
-        Ok(Response::new(HealthResponse {
-            state: health_response::State::Ready.into(),
-            ..Default::default()
-        }))
-    }
-
-    async fn run(&self, _: Request<Streaming<Step>>) -> Result<Response<Self::RunStream>, Status> {
-        Err(Status::failed_precondition("an encoder"))
-    }
-
-    async fn encode(
-        &self,
-        request: Request<EncodeRequest>,
-    ) -> Result<Response<EncodeResponse>, Status> {
-        let request = request.into_inner();
+    async fn encode(self, request: EncodeRequest) -> Result<EncodeResponse, Status> {
         self.batches
             .lock()
             .expect("no panic")
             .push(request.lengths.clone());
         match self.gate.acquire().await {
             Ok(permit) => permit.forget(),
-            Err(_closed) => return Err(Status::unavailable("the shard is going")),
+            Err(_closed) => return Err(Status::unavailable("the shard is closing")),
         }
-        if request.token_ids.contains(&KILL) {
+        if request.token_ids.contains(&CRASH) {
             return Err(Status::unavailable("the shard has died"));
         }
         let mut left = &request.token_ids[..];
@@ -114,35 +74,17 @@ impl Shard for SummingShard {
                 ..Default::default()
             });
         }
-        Ok(Response::new(EncodeResponse {
+        Ok(EncodeResponse {
             encodings,
             forward_us: 1,
-        }))
+        })
     }
 }
 
-struct Served {
-    socket: PathBuf,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn serve(folder: &Path, shard: &SummingShard) -> Served {
-    let socket = folder.join("shard");
-    let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).expect("a socket");
-    let server = tonic::transport::Server::builder()
-        .add_service(ShardServer::new(shard.clone()))
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    let task = tokio::spawn(async move {
-        let _ = server.await;
-    });
-    Served { socket, task }
+fn serve(folder: &Path, shard: &SummingShard) -> Serving {
+    let encoding = shard.clone();
+    FakeShard::encoding(shard.task, move |batch| encoding.clone().encode(batch))
+        .serve_at(&folder.join("shard"))
 }
 
 fn config(socket: &Path) -> EncoderConfig {
@@ -158,7 +100,7 @@ fn config(socket: &Path) -> EncoderConfig {
     }
 }
 
-async fn started(served: &Served) -> Encoder {
+async fn started(served: &Serving) -> Encoder {
     let encoder = Encoder::start(config(&served.socket));
     encoder.ready().await.expect("ready");
     encoder
@@ -184,7 +126,7 @@ async fn until(mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn each_of_many_requests_gets_its_own_results_in_order() {
+async fn concurrent_requests_each_get_their_results_in_order() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::new(Task::Embed);
     let served = serve(folder.path(), &shard);
@@ -209,7 +151,7 @@ async fn each_of_many_requests_gets_its_own_results_in_order() {
 }
 
 #[tokio::test]
-async fn at_most_two_batches_are_at_the_shard() {
+async fn at_most_two_batches_are_in_flight() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::closed();
     let served = serve(folder.path(), &shard);
@@ -227,7 +169,7 @@ async fn at_most_two_batches_are_at_the_shard() {
 }
 
 #[tokio::test]
-async fn a_lost_batch_is_computed_by_the_shard_that_comes_back() {
+async fn a_lost_batch_is_computed_after_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::closed();
     let served = serve(folder.path(), &shard);
@@ -245,15 +187,15 @@ async fn a_lost_batch_is_computed_by_the_shard_that_comes_back() {
 }
 
 #[tokio::test]
-async fn what_kills_the_shard_fails_and_its_neighbours_do_not() {
+async fn only_the_sequence_that_crashes_the_shard_fails() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::new(Task::Embed);
     let served = serve(folder.path(), &shard);
     let encoder = started(&served).await;
-    let (killer, innocent) = tokio::join!(sums(&encoder, &[&[KILL]]), sums(&encoder, &[&[5]]));
+    let (killer, innocent) = tokio::join!(sums(&encoder, &[&[CRASH]]), sums(&encoder, &[&[5]]));
     assert_eq!(
         killer,
-        Err(EncodeError::Failed(GenerationError::ShardKiller {
+        Err(EncodeError::Failed(GenerationError::ShardCrash {
             deaths: 3
         }))
     );
@@ -261,7 +203,7 @@ async fn what_kills_the_shard_fails_and_its_neighbours_do_not() {
 }
 
 #[tokio::test]
-async fn a_sequence_that_fails_does_not_fail_other_requests() {
+async fn a_failed_sequence_fails_its_own_request_only() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::new(Task::Embed);
     let served = serve(folder.path(), &shard);
@@ -277,7 +219,7 @@ async fn a_sequence_that_fails_does_not_fail_other_requests() {
 }
 
 #[tokio::test]
-async fn the_queue_is_bounded_and_a_client_that_leaves_makes_room() {
+async fn concurrent_requests_are_limited_and_an_abort_returns_the_permit() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::closed();
     let served = serve(folder.path(), &shard);
@@ -305,7 +247,7 @@ async fn the_queue_is_bounded_and_a_client_that_leaves_makes_room() {
 }
 
 #[tokio::test]
-async fn drafts_are_refused_before_anything_looks_ready() {
+async fn speculation_is_refused_before_the_encoder_looks_ready() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::closed();
     let served = serve(folder.path(), &shard);
@@ -322,7 +264,7 @@ async fn drafts_are_refused_before_anything_looks_ready() {
 }
 
 #[tokio::test]
-async fn draining_finishes_what_runs_and_admits_nothing() {
+async fn drain_finishes_running_requests_and_admits_no_new_ones() {
     let folder = tempfile::tempdir().expect("a folder");
     let shard = SummingShard::closed();
     let served = serve(folder.path(), &shard);
@@ -348,7 +290,7 @@ async fn draining_finishes_what_runs_and_admits_nothing() {
 }
 
 #[tokio::test]
-async fn generators_and_encoders_are_told_apart() {
+async fn a_shard_for_another_task_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let generator = serve(folder.path(), &SummingShard::new(Task::Generate));
     let encoder = Encoder::start(config(&generator.socket));
@@ -365,7 +307,7 @@ async fn generators_and_encoders_are_told_apart() {
         EngineConfig {
             shard: ShardAddress::Unix(classifier.socket.clone()),
             block_size_tokens: 16,
-            max_batch_tokens: 16,
+            max_batch_prefill_tokens: 16,
             max_sequences: 4,
             max_total_tokens: None,
             max_batch_total_tokens: None,

@@ -1,159 +1,50 @@
 //! The engine over a real gRPC stream, with a shard that counts: the token after `n` is `n + 1`.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use gridwork_engine::{
-    CacheNamespace, Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest,
-    LogprobOptions, Priority, SamplingParameters, ShardAddress, StartError, StopConditions,
-    SubmitError,
+    Engine, EngineConfig, Event, FinishReason, GenerationError, GenerationRequest, ShardAddress,
+    StartError, SubmitError,
 };
 use gridwork_proto::PROTOCOL_VERSION;
-use gridwork_proto::v1::shard_server::{Shard, ShardServer};
-use gridwork_proto::v1::{
-    EncodeRequest, EncodeResponse, HealthRequest, HealthResponse, InfoRequest, InfoResponse, Step,
-    StepResult, WarmupRequest, WarmupResponse, health_response,
-};
+use gridwork_testing::{FakeShard, Serving};
 use tokenizers::Tokenizer;
 use tokenizers::models::wordlevel::WordLevel;
-use tokio::net::UnixListener;
-use tokio::task::JoinHandle;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::{Request, Response, Status, Streaming};
 
 const CONTEXT_TOKENS: u32 = 256;
 
-/// A shard that counts, at a pace.
-#[derive(Clone)]
-struct CountingShard {
-    protocol_version: u32,
-    num_blocks: u32,
-    step_time: Duration,
-}
-
-impl Default for CountingShard {
-    fn default() -> Self {
-        CountingShard {
-            protocol_version: PROTOCOL_VERSION,
-            num_blocks: 64,
-            step_time: Duration::ZERO,
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl Shard for CountingShard {
-    type RunStream = Pin<Box<dyn Stream<Item = Result<StepResult, Status>> + Send>>;
-
-    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
-        Ok(Response::new(InfoResponse {
-            protocol_version: self.protocol_version,
-            max_context_tokens: CONTEXT_TOKENS,
-            ..Default::default()
-        }))
-    }
-
-    async fn warmup(&self, _: Request<WarmupRequest>) -> Result<Response<WarmupResponse>, Status> {
-        Ok(Response::new(WarmupResponse {
-            num_blocks: self.num_blocks,
-            ..Default::default()
-        }))
-    }
-
-    async fn health(&self, _: Request<HealthRequest>) -> Result<Response<HealthResponse>, Status> {
-        let state = health_response::State::Ready.into();
-        Ok(Response::new(HealthResponse {
-            state,
-            ..Default::default()
-        }))
-    }
-
-    async fn encode(&self, _: Request<EncodeRequest>) -> Result<Response<EncodeResponse>, Status> {
-        Err(Status::failed_precondition("this shard generates"))
-    }
-
-    async fn run(
-        &self,
-        steps: Request<Streaming<Step>>,
-    ) -> Result<Response<Self::RunStream>, Status> {
-        let mut steps = steps.into_inner();
-        let (results, stream) = tokio::sync::mpsc::channel(4);
-        let step_time = self.step_time;
-        tokio::spawn(async move {
-            // Per row: known tokens, and how many of them are computed.
-            let mut rows: HashMap<u32, (Vec<u32>, usize)> = HashMap::new();
-            while let Ok(Some(step)) = steps.message().await {
-                tokio::time::sleep(step_time).await;
-                for row in &step.released {
-                    rows.remove(row);
-                }
-                rows.extend(
-                    step.admitted
-                        .into_iter()
-                        .map(|new| (new.id, (new.token_ids, 0))),
-                );
-                let mut result = StepResult {
-                    step_id: step.id,
-                    ..Default::default()
-                };
-                for (row, count) in step.sequence_ids.iter().zip(&step.num_tokens) {
-                    let Some((tokens, computed)) = rows.get_mut(row) else {
-                        return;
-                    };
-                    *computed += *count as usize;
-                    if *computed == tokens.len() {
-                        let next = tokens[tokens.len() - 1] + 1;
-                        tokens.push(next);
-                        result.sequence_ids.push(*row);
-                        result.token_ids.push(next);
-                    }
-                }
-                if results.send(Ok(result)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
-    }
-}
-
-/// Serves a shard on `socket` until the handle is aborted; connections end with their tasks.
-fn serve(shard: CountingShard, socket: &Path) -> tokio::runtime::Runtime {
-    let _ = std::fs::remove_file(socket);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("runtime");
-    let socket = socket.to_owned();
-    let (listening, is_listening) = std::sync::mpsc::channel();
-    let _serving: JoinHandle<()> = runtime.spawn(async move {
-        let listener = UnixListener::bind(socket).expect("a free socket");
-        listening.send(()).expect("the test waits");
-        let service = tonic::transport::Server::builder().add_service(ShardServer::new(shard));
-        let _ = service
-            .serve_with_incoming(UnixListenerStream::new(listener))
-            .await;
-    });
-    is_listening.recv().expect("the shard listens");
-    runtime
+/// A shard that counts, and takes `step_ms` for each step.
+fn counting_shard(step_ms: u64) -> FakeShard {
+    let mut shard = FakeShard::generating(|sequence| sequence.last_token + 1);
+    shard.info.max_context_tokens = CONTEXT_TOKENS;
+    shard.warmup.num_blocks = 64;
+    shard.step_time = Duration::from_millis(step_ms);
+    shard
 }
 
 struct Setup {
-    _folder: tempfile::TempDir,
-    socket: PathBuf,
+    folder: tempfile::TempDir,
     engine: Engine,
+}
+
+impl Setup {
+    fn serve(&self, shard: FakeShard) -> Serving {
+        shard.serve_at(&socket(&self.folder))
+    }
+}
+
+fn socket(folder: &tempfile::TempDir) -> std::path::PathBuf {
+    folder.path().join("shard")
 }
 
 fn config(socket: &Path) -> EngineConfig {
     EngineConfig {
         shard: ShardAddress::Unix(socket.to_owned()),
         block_size_tokens: 16,
-        max_batch_tokens: 64,
+        max_batch_prefill_tokens: 64,
         max_sequences: 8,
         max_total_tokens: None,
         max_batch_total_tokens: None,
@@ -169,34 +60,14 @@ fn config(socket: &Path) -> EngineConfig {
 
 fn start(adapt: impl FnOnce(&mut EngineConfig)) -> Setup {
     let folder = tempfile::tempdir().expect("a folder");
-    let socket = folder.path().join("shard");
-    let mut config = config(&socket);
+    let mut config = config(&socket(&folder));
     adapt(&mut config);
     let engine = Engine::start(config, Arc::new(Tokenizer::new(WordLevel::default())));
-    Setup {
-        _folder: folder,
-        socket,
-        engine,
-    }
+    Setup { folder, engine }
 }
 
 fn request(first: u32, max_new_tokens: u32) -> GenerationRequest {
-    GenerationRequest {
-        token_ids: vec![first],
-        max_new_tokens,
-        sampling: SamplingParameters {
-            greedy: true,
-            ..Default::default()
-        },
-        stop: StopConditions::default(),
-        logprobs: LogprobOptions::default(),
-        priority: Priority::Normal,
-        namespace: CacheNamespace::default(),
-        skip_special_tokens: true,
-        queue_timeout: None,
-        place: Default::default(),
-        span: tracing::Span::none(),
-    }
+    GenerationRequest::greedy(vec![first], max_new_tokens)
 }
 
 async fn collect(
@@ -214,13 +85,13 @@ async fn collect(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_are_answered_side_by_side() {
+async fn concurrent_requests_each_get_their_own_tokens() {
     let setup = start(|_| ());
     assert_eq!(
         setup.engine.submit(request(1, 1)).err(),
         Some(SubmitError::NotReady)
     );
-    let _shard = serve(CountingShard::default(), &setup.socket);
+    let _shard = setup.serve(counting_shard(0));
     let ready = setup.engine.ready().await.expect("ready");
     assert_eq!(ready.limits.max_total_tokens, CONTEXT_TOKENS);
     let generations: Vec<_> = (0..4)
@@ -239,49 +110,36 @@ async fn requests_are_answered_side_by_side() {
         );
         assert_eq!(reason, Some(FinishReason::Length));
     }
-    std::mem::forget(_shard);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_goes_on_where_it_was_when_the_shard_comes_back() {
+async fn a_stream_continues_after_a_shard_restart() {
     let setup = start(|_| ());
-    let slow = CountingShard {
-        step_time: Duration::from_millis(5),
-        ..Default::default()
-    };
-    let shard = serve(slow.clone(), &setup.socket);
+    let mut shard = Some(setup.serve(counting_shard(5)));
+    let mut restarted = None;
     setup.engine.ready().await.expect("ready");
     let mut generation = setup.engine.submit(request(0, 100)).expect("admitted");
     let mut ids = Vec::new();
-    let mut shard = Some(shard);
     while let Some(event) = generation.next().await {
         if let Event::Token(token) = event.expect("no failure") {
             ids.push(token.id);
         }
-        if ids.len() == 20
-            && let Some(first) = shard.take()
-        {
-            first.shutdown_background();
-            std::mem::forget(serve(slow.clone(), &setup.socket));
+        if ids.len() == 20 && shard.take().is_some() {
+            restarted = Some(setup.serve(counting_shard(5)));
         }
     }
+    assert!(restarted.is_some());
     assert_eq!(ids, (1..=100).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_a_generation_makes_room_and_draining_waits_for_the_rest() {
+async fn a_dropped_generation_returns_its_permit_and_drain_waits_for_others() {
     let setup = start(|config| config.max_concurrent_requests = 2);
-    std::mem::forget(serve(
-        CountingShard {
-            step_time: Duration::from_millis(2),
-            ..Default::default()
-        },
-        &setup.socket,
-    ));
+    let _shard = setup.serve(counting_shard(2));
     setup.engine.ready().await.expect("ready");
     let kept = setup.engine.submit(request(0, 100)).expect("admitted");
     drop(setup.engine.submit(request(0, 100)).expect("admitted"));
-    // The place is free as soon as the engine's task has heard of it.
+    // The permit is returned as soon as the engine's task has handled the abort.
     let again = loop {
         match setup.engine.submit(request(0, 100)) {
             Err(SubmitError::Overloaded { .. }) => tokio::task::yield_now().await,
@@ -299,62 +157,54 @@ async fn dropping_a_generation_makes_room_and_draining_waits_for_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_place_is_free_when_its_generation_has_ended_whoever_reads_it() {
+async fn an_ended_generation_returns_its_permit_before_it_is_read() {
     let setup = start(|config| config.max_concurrent_requests = 1);
-    std::mem::forget(serve(CountingShard::default(), &setup.socket));
+    let _shard = setup.serve(counting_shard(0));
     setup.engine.ready().await.expect("ready");
     let unread = setup.engine.submit(request(0, 5)).expect("admitted");
     let mut reserved = loop {
         match setup.engine.reserve() {
-            Ok(place) => break request_at(place),
+            Ok(permit) => break request_with(permit),
             Err(SubmitError::Overloaded { .. }) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             Err(error) => panic!("{error}"),
         }
     };
-    // The place was taken before, and a copy has none.
+    // The only permit is reserved, and a clone of the request has none.
     assert!(setup.engine.submit(request(0, 5)).is_err());
     assert!(setup.engine.submit(reserved.clone()).is_err());
     reserved.max_new_tokens = 3;
-    let generation = setup.engine.submit(reserved).expect("its own place");
+    let generation = setup.engine.submit(reserved).expect("its own permit");
     assert_eq!(collect(generation).await.expect("no failure").0, [1, 2, 3]);
-    // At once: its place was free before its last token was told.
+    // The permit was returned before the last token was sent.
     drop(setup.engine.submit(request(0, 1)).expect("room again"));
-    let (ids, _) = collect(unread).await.expect("all of it waited");
+    let (ids, _) = collect(unread).await.expect("unread tokens are kept");
     assert_eq!(ids, [1, 2, 3, 4, 5]);
 }
 
-fn request_at(place: gridwork_engine::Place) -> GenerationRequest {
+fn request_with(permit: gridwork_engine::Permit) -> GenerationRequest {
     GenerationRequest {
-        place: place.into(),
+        permit: permit.into(),
         ..request(0, 5)
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shard_of_another_version_or_with_too_small_a_cache_is_refused_with_the_reason() {
+async fn another_protocol_version_and_too_small_caches_are_refused() {
     let setup = start(|_| ());
-    std::mem::forget(serve(
-        CountingShard {
-            protocol_version: PROTOCOL_VERSION + 1,
-            ..Default::default()
-        },
-        &setup.socket,
-    ));
+    let mut other_version = counting_shard(0);
+    other_version.info.protocol_version = PROTOCOL_VERSION + 1;
+    let _shard = setup.serve(other_version);
     assert!(matches!(
         setup.engine.ready().await,
         Err(StartError::Version { .. })
     ));
 
     let setup = start(|_| ());
-    std::mem::forget(serve(
-        CountingShard {
-            num_blocks: 2,
-            ..Default::default()
-        },
-        &setup.socket,
-    ));
+    let mut small = counting_shard(0);
+    small.warmup.num_blocks = 2;
+    let _shard = setup.serve(small);
     let error = setup
         .engine
         .ready()
@@ -367,7 +217,7 @@ async fn a_shard_of_another_version_or_with_too_small_a_cache_is_refused_with_th
     );
 
     let setup = start(|config| config.max_total_tokens = Some(1000));
-    std::mem::forget(serve(CountingShard::default(), &setup.socket));
+    let _shard = setup.serve(counting_shard(0));
     let error = setup
         .engine
         .ready()
@@ -378,9 +228,9 @@ async fn a_shard_of_another_version_or_with_too_small_a_cache_is_refused_with_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn speculation_that_the_shard_cannot_verify_is_refused_with_the_reason() {
+async fn speculation_without_verification_is_refused() {
     let setup = start(|config| config.speculate = 3);
-    std::mem::forget(serve(CountingShard::default(), &setup.socket));
+    let _shard = setup.serve(counting_shard(0));
     let error = setup.engine.ready().await.expect_err("no drafts");
     assert!(
         matches!(error, StartError::NoDrafts { speculate: 3, .. }),
@@ -390,7 +240,7 @@ async fn speculation_that_the_shard_cannot_verify_is_refused_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shard_that_never_comes_is_given_up_on() {
+async fn a_shard_that_never_starts_times_out() {
     let setup = start(|config| config.startup_timeout = Duration::from_millis(200));
     assert!(matches!(
         setup.engine.ready().await,
@@ -399,15 +249,9 @@ async fn a_shard_that_never_comes_is_given_up_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_takes_too_long_is_told_and_its_late_answer_is_taken() {
+async fn an_overdue_step_is_reported_and_its_answer_still_used() {
     let setup = start(|config| config.shard_timeout = Duration::from_secs(1));
-    std::mem::forget(serve(
-        CountingShard {
-            step_time: Duration::from_secs(6),
-            ..Default::default()
-        },
-        &setup.socket,
-    ));
+    let _shard = setup.serve(counting_shard(6000));
     setup.engine.ready().await.expect("ready");
     let vitals = setup.engine.vitals();
     assert!(vitals.hang().is_none());
@@ -434,16 +278,12 @@ async fn a_step_that_takes_too_long_is_told_and_its_late_answer_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_given_up_ends_with_the_reason_though_no_shard_is_there() {
+async fn giving_up_fails_requests_without_a_shard() {
     let setup = start(|_| ());
-    let slow = CountingShard {
-        step_time: Duration::from_millis(20),
-        ..Default::default()
-    };
-    let shard = serve(slow, &setup.socket);
+    let shard = setup.serve(counting_shard(20));
     setup.engine.ready().await.expect("ready");
     let generation = setup.engine.submit(request(0, 100)).expect("admitted");
-    shard.shutdown_background();
+    drop(shard);
     setup.engine.vitals().give_up("no memory".into());
     assert_eq!(
         setup.engine.submit(request(0, 1)).err(),

@@ -208,7 +208,7 @@ impl EncoderService {
         let bytes = inputs.iter().map(Input::num_bytes).sum();
         self.check_bytes(bytes, field)?;
         // Before anything is worked on.
-        let place = self.encoder.reserve()?;
+        let permit = self.encoder.reserve()?;
         let started = Instant::now();
         let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());
         let normalization = self.files.normalization;
@@ -246,7 +246,7 @@ impl EncoderService {
         for &length in &lengths {
             metrics::histogram!("gridwork_request_input_tokens").record(length as f64);
         }
-        let results = self.encoder.encode_at(place, sequences, wanted).await?;
+        let results = self.encoder.encode_with(permit, sequences, wanted).await?;
         let longest = |time: fn(&Encoded) -> Duration| results.iter().map(time).max();
         let usage = EncodingUsage {
             tokens: lengths.iter().sum(),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gridwork_engine::{
-    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, Reserved,
+    CacheNamespace, GenerationRequest, Limits, LogprobOptions, Priority, ReservedPermit,
     SamplingParameters, StopConditions,
 };
 use tracing::Span;
@@ -38,9 +38,9 @@ impl Valid {
         &self.request.token_ids
     }
 
-    /// Repeats the request `count` times. All but the first have other seeds and no reserved place.
+    /// Repeats the request `count` times. All but the first have other seeds and no reserved permit.
     pub fn repeat(mut self, count: usize) -> Vec<Valid> {
-        let place = std::mem::take(&mut self.request.place);
+        let permit = std::mem::take(&mut self.request.permit);
         let first_seed = self.seed;
         let mut copies = vec![self; count];
         for (i, copy) in copies.iter_mut().enumerate() {
@@ -52,7 +52,7 @@ impl Valid {
             }
         }
         if let Some(first) = copies.first_mut() {
-            first.request.place = place;
+            first.request.permit = permit;
         }
         copies
     }
@@ -234,7 +234,7 @@ fn fit(
         },
         skip_special_tokens: true,
         queue_timeout: None,
-        place: Reserved::default(),
+        permit: ReservedPermit::default(),
         span,
     };
     parameters.write(&mut request);

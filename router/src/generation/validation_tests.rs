@@ -45,7 +45,7 @@ fn engine_limits() -> Limits {
         capacity_tokens: 128,
         kv_cache_bytes: 0,
         max_total_tokens: 10,
-        max_batch_tokens: 64,
+        max_batch_prefill_tokens: 64,
         max_sequences: 4,
         max_concurrent_requests: 4,
         prefix_cache: true,

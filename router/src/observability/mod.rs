@@ -2,4 +2,5 @@
 
 pub mod logs;
 pub mod metrics;
+pub mod metrics_page;
 pub mod telemetry;

@@ -1,5 +1,5 @@
-//! Which cache blocks are free, held by sequences, or kept for what was computed into them. The only place that hands
-//! them out and takes them back.
+//! Owners of the cache blocks: a block is free, held by sequences, or cached. Blocks are handed out and taken back
+//! here and nowhere else.
 
 use std::hash::RandomState;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::sync::Arc;
 use crate::cache::prefix_tree::{Namespace, NodeId, PrefixTree};
 use crate::request::CacheNamespace;
 
-/// Pool of the cache's block ids. Blocks leave it as [`Blocks`] and must come back through [`BlockPool::release`].
+/// Pool of the cache's block ids. Blocks leave it as [`Blocks`] and must return through [`BlockPool::release`].
 #[derive(Debug)]
 pub(crate) struct BlockPool {
     free: Vec<u32>,
     total: usize,
-    /// Full blocks, to be used again; `None`: nothing is shared.
+    /// Cached full blocks; `None`: nothing is shared.
     tree: Option<PrefixTree>,
     num_evicted: u64,
 }
@@ -21,10 +21,10 @@ pub(crate) struct BlockPool {
 #[derive(Debug, Default)]
 pub(crate) struct Blocks {
     ids: Vec<u32>,
-    /// The nodes of the first full ones. Where a node has another block, that one was computed by another sequence at
-    /// the same time, and the sequence's own block is known to nobody else.
+    /// Nodes of the first full blocks. A node has another block where another sequence computed the same tokens at
+    /// the same time; this sequence's own block is then unknown to the tree.
     nodes: Vec<u32>,
-    /// How many of `nodes` are confirmed.
+    /// Number of `nodes` that are confirmed, from the first on.
     num_confirmed: usize,
 }
 
@@ -37,17 +37,17 @@ impl Blocks {
         &self.ids
     }
 
-    /// Whether it uses what was computed into this node's block, `depth` blocks behind the first.
+    /// Whether the sequence reads this node's block, which stands at index `depth` of its prefix.
     pub fn uses(&self, node: NodeId, depth: usize) -> bool {
         self.nodes.get(depth) == Some(&node.block)
     }
 }
 
-/// A sequence's tokens, as keys of its blocks.
+/// Keys under which a sequence's blocks are cached.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixKey {
     namespace: Namespace,
-    /// Of its first full blocks, as far as they were needed.
+    /// Hashes of the first full blocks, computed when they are first needed.
     hashes: Vec<u64>,
 }
 
@@ -59,7 +59,7 @@ impl PrefixKey {
         }
     }
 
-    /// The same tokens with keys of another class; see [`CacheNamespace::length_class`].
+    /// Changes the length class, which changes all hashes; see [`CacheNamespace::length_class`].
     pub fn set_length_class(&mut self, class: usize) {
         let known = self.namespace.as_ref().map_or(0, |own| own.length_class);
         if known == class {
@@ -75,7 +75,7 @@ impl PrefixKey {
 }
 
 impl BlockPool {
-    /// `block_size_tokens`: `None` when nothing is to be shared.
+    /// A pool of `total` free blocks. With `block_size_tokens`, full blocks are shared.
     pub fn new(total: u32, block_size_tokens: Option<usize>, hasher: RandomState) -> Self {
         // Popped from the end, so that low ids are used first and a small load touches little memory.
         BlockPool {
@@ -90,22 +90,22 @@ impl BlockPool {
         self.total
     }
 
-    /// Blocks that can be had, those included that are kept and not held.
+    /// Number of available blocks: free ones, and cached ones that no sequence holds.
     pub fn num_free(&self) -> usize {
         self.free.len() + self.tree.as_ref().map_or(0, PrefixTree::num_unreferenced)
     }
 
-    /// Blocks that sequences hold.
+    /// Number of blocks that sequences hold.
     pub fn num_used(&self) -> usize {
         self.total - self.num_free()
     }
 
-    /// Blocks that can be found by what was computed into them.
+    /// Number of cached blocks, held or not.
     pub fn num_cached(&self) -> usize {
         self.tree.as_ref().map_or(0, PrefixTree::len)
     }
 
-    /// Blocks evicted since the last call.
+    /// Number of blocks evicted since the last call.
     pub fn take_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.num_evicted)
     }
@@ -114,7 +114,7 @@ impl BlockPool {
         self.tree.is_some()
     }
 
-    /// Appends `count` blocks to `blocks`; false, and nothing changed, when there are fewer.
+    /// Appends `count` blocks to `blocks`. When fewer are available, returns false and changes nothing.
     pub fn extend(&mut self, blocks: &mut Blocks, count: usize) -> bool {
         if count > self.num_free() {
             return false;
@@ -129,7 +129,7 @@ impl BlockPool {
         true
     }
 
-    /// Takes back everything that `blocks` holds.
+    /// Takes back all of `blocks`.
     pub fn release(&mut self, blocks: &mut Blocks) {
         while let Some(id) = blocks.ids.pop() {
             let node = blocks.nodes.get(blocks.ids.len()).copied();
@@ -143,7 +143,8 @@ impl BlockPool {
         *blocks = Blocks::default();
     }
 
-    /// About how many of the first `limit` blocks of `tokens` are there already, and how many of these nobody holds.
+    /// Estimates how many of the first `limit` blocks of `tokens` are cached, and how many of these no sequence
+    /// holds.
     pub fn estimate(&self, key: &mut PrefixKey, tokens: &[u32], limit: usize) -> (usize, usize) {
         let Some(tree) = &self.tree else {
             return (0, 0);
@@ -152,8 +153,8 @@ impl BlockPool {
         tree.estimate(&key.hashes[..limit.min(key.hashes.len())])
     }
 
-    /// Gives to `blocks`, which must be empty, those of the first `limit` blocks of `tokens` that are there already.
-    /// Returns their number.
+    /// Appends the cached ones among the first `limit` blocks of `tokens` to `blocks`, which must be empty. Returns
+    /// their number.
     pub fn adopt(
         &mut self,
         blocks: &mut Blocks,
@@ -178,7 +179,7 @@ impl BlockPool {
         blocks.nodes.len()
     }
 
-    /// Makes the first `num_full` blocks known: those that a step computes that is on its way, or was before.
+    /// Caches the first `num_full` blocks. The steps that compute them must have been scheduled.
     pub fn share(
         &mut self,
         blocks: &mut Blocks,
@@ -211,14 +212,14 @@ impl BlockPool {
         }
     }
 
-    /// A token was sampled from the first `num_full` blocks, and all was well.
+    /// Confirms the first `num_full` blocks: a token was sampled from them without a failure.
     pub fn confirm(&mut self, blocks: &mut Blocks, num_full: usize) {
         let Some(tree) = &mut self.tree else {
             return;
         };
         while blocks.num_confirmed < num_full.min(blocks.nodes.len()) {
             let node = blocks.nodes[blocks.num_confirmed];
-            // What another one computed was not read.
+            // Another sequence computed this node's block; it was not read.
             if node != blocks.ids[blocks.num_confirmed] {
                 return;
             }
@@ -227,7 +228,7 @@ impl BlockPool {
         }
     }
 
-    /// Nodes on the way that have not been confirmed, by anyone.
+    /// Nodes of `blocks` that no sequence has confirmed.
     pub fn unconfirmed(&self, blocks: &Blocks) -> Vec<NodeId> {
         let Some(tree) = &self.tree else {
             return Vec::new();
@@ -237,7 +238,7 @@ impl BlockPool {
         nodes[first..].iter().map(|node| tree.id(*node)).collect()
     }
 
-    /// Of nodes one behind the other, the first that is in the tree and not confirmed, and its depth.
+    /// The first of `nodes`, each the parent of the next, that is in the tree and not confirmed; and its depth.
     pub fn first_unconfirmed(&self, nodes: &[NodeId]) -> Option<(NodeId, usize)> {
         let tree = self.tree.as_ref()?;
         let doubtful = |node: &&NodeId| tree.contains(**node) && !tree.is_confirmed(node.block);
@@ -245,7 +246,7 @@ impl BlockPool {
         Some((*node, tree.depth(node.block)))
     }
 
-    /// Takes a node and all behind it out of the tree. No sequence may use them.
+    /// Removes a node and its descendants from the tree. No sequence may use them.
     pub fn forget(&mut self, node: NodeId) {
         if let Some(tree) = &mut self.tree
             && tree.contains(node)
@@ -254,7 +255,8 @@ impl BlockPool {
         }
     }
 
-    /// Every block is either free, or held once, or in the tree, which is whole. `held`: all blocks that sequences hold.
+    /// Checks that every block is free, held once, or in the tree, and that the tree is intact. `held` are the blocks
+    /// of all sequences.
     pub fn check_integrity<'a>(
         &self,
         held: impl Iterator<Item = &'a Blocks>,

@@ -24,7 +24,7 @@ fn namespace(number: u8) -> Namespace {
     })
 }
 
-/// A sequence: what it found, what it has, and what it computes.
+/// A sequence: its key, its blocks, and its tokens.
 struct Text {
     namespace: u8,
     key: PrefixKey,
@@ -51,7 +51,7 @@ impl Text {
         pool.adopt(&mut self.blocks, &mut self.key, &self.tokens, limit)
     }
 
-    /// Takes the blocks that it lacks and computes all.
+    /// Allocates the missing blocks and computes all tokens.
     fn compute(&mut self, pool: &mut BlockPool) -> bool {
         let missing = self.tokens.len().div_ceil(BLOCK_SIZE) - self.blocks.len();
         if !pool.extend(&mut self.blocks, missing) {
@@ -64,7 +64,7 @@ impl Text {
 }
 
 #[test]
-fn blocks_come_back_and_without_a_cache_are_never_shared() {
+fn without_a_cache_blocks_are_returned_and_never_shared() {
     let mut pool = BlockPool::new(4, None, RandomState::new());
     let (mut a, mut b) = (Text::new(0, &[1; 6]), Text::new(0, &[1; 4]));
     assert!(a.compute(&mut pool));
@@ -89,7 +89,7 @@ fn blocks_come_back_and_without_a_cache_are_never_shared() {
 }
 
 #[test]
-fn the_same_text_is_found_again_and_another_namespace_finds_nothing() {
+fn equal_text_is_found_within_its_namespace_only() {
     let mut pool = pool(8);
     let mut a = Text::new(0, &[1, 2, 3, 4, 5]);
     assert!(a.compute(&mut pool));
@@ -104,7 +104,7 @@ fn the_same_text_is_found_again_and_another_namespace_finds_nothing() {
 }
 
 #[test]
-fn everything_in_a_namespace_keeps_it_apart() {
+fn every_field_of_a_namespace_separates_it() {
     let plain = CacheNamespace::default();
     let all = [
         plain.clone(),
@@ -147,7 +147,7 @@ fn everything_in_a_namespace_keeps_it_apart() {
 }
 
 #[test]
-fn a_block_that_two_compute_at_once_stays_with_each_until_it_is_done() {
+fn two_sequences_computing_one_block_keep_their_own_copies() {
     let mut pool = pool(8);
     let (mut a, mut b) = (Text::new(0, &[1, 2, 3, 4]), Text::new(0, &[1, 2, 3, 4]));
     assert!(pool.extend(&mut b.blocks, 2));
@@ -163,7 +163,7 @@ fn a_block_that_two_compute_at_once_stays_with_each_until_it_is_done() {
 }
 
 #[test]
-fn what_failed_is_forgotten_with_all_behind_it_and_what_proved_good_is_not() {
+fn a_failed_block_is_dropped_with_its_descendants_only() {
     let mut pool = pool(8);
     let mut a = Text::new(0, &[1, 2, 3, 4, 5, 6]);
     assert!(a.compute(&mut pool));
@@ -179,7 +179,7 @@ fn what_failed_is_forgotten_with_all_behind_it_and_what_proved_good_is_not() {
     assert_eq!(pool.check_integrity([&a.blocks].into_iter()), Ok(()));
 }
 
-/// What the pool must do, without any of its data structures.
+/// A model of the pool without its data structures.
 #[derive(Default)]
 struct Model {
     known: HashMap<(u8, Vec<u32>), Known>,
@@ -212,7 +212,7 @@ impl Model {
         }
     }
 
-    /// The leaf that was used least recently of those without holders.
+    /// The least recently used leaf without holders.
     fn evict(&mut self) {
         let leaf = |prefix: &&(u8, Vec<u32>)| {
             let longer = |other: &&(u8, Vec<u32>)| {
@@ -231,7 +231,7 @@ impl Model {
         self.known.remove(&oldest);
     }
 
-    /// `text` has computed all its tokens; it had `known` full and `had` blocks in all before.
+    /// Notes that `text` has computed all its tokens. Before, it had `known` full blocks and `had` blocks in total.
     fn compute(&mut self, text: &Text, known: usize, had: usize, total: usize) {
         let taken = text.blocks.len() - had;
         let free = total - self.known.len() - self.num_private;
@@ -276,7 +276,7 @@ impl Model {
     }
 }
 
-/// The block of a prefix, without using it.
+/// The block of a prefix. Looking it up does not count as a use.
 fn block_of(pool: &BlockPool, number: u8, tokens: &[u32]) -> Option<u32> {
     let tree = pool.tree.as_ref()?;
     let namespace = namespace(number);
@@ -319,8 +319,8 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever begins, grows and ends: the tree is the model's map, what is found is what the model has, and what is
-    /// evicted is what the model evicts.
+    /// For any order of beginnings, growth and ends, the tree equals the model's map, look-ups find the model's
+    /// blocks, and evictions take the model's blocks.
     #[test]
     fn the_tree_is_a_map_from_prefixes_to_blocks(
         actions in prop::collection::vec(action(), 1..120),

@@ -1,4 +1,4 @@
-//! The paged KV cache as the router sees it: blocks, and the tree of prefixes that share them.
+//! The router's view of the paged KV cache: blocks, and the prefix tree through which sequences share them.
 
 pub(crate) mod blocks;
 pub(crate) mod prefix_tree;

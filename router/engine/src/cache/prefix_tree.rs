@@ -1,13 +1,13 @@
-//! Full cache blocks by what was computed into them: a radix tree with one node a block.
+//! A radix tree of full cache blocks, one node for each block.
 //!
-//! A node stands for a block's tokens behind those of its parent, so that the way to it is a prefix. Sequences hold
-//! references on every node of their way; a node that nobody references stays until its block is needed for something
-//! else. Which goes first: sequences let go of their way from its end, and what nobody references is kept in the order
-//! in which it was let go of. A node therefore never stands before its children there, and the first one is always a
-//! leaf: the one that was used least recently. Looking it up, letting go and evicting take constant time.
+//! A node stands for the tokens of its block after those of its parent, so the path to a node is a prefix. A sequence
+//! holds a reference on every node of its path. A node without references stays until its block is needed. Sequences
+//! release their paths from the end, and unreferenced nodes are listed in the order of their release. A node
+//! therefore never precedes its children in that list, and the first one is always a leaf: the least recently used.
+//! Looking up, releasing and evicting take constant time.
 //!
-//! Nodes are found by a hash over their whole way, and then compared token by token: two texts are never taken for each
-//! other. The hash is keyed by random numbers of this process, so that no client can choose texts that collide.
+//! Nodes are found by a hash over their whole path and then compared token by token, so two texts are never confused.
+//! The hash is keyed with random numbers of this process, so that no client can choose texts that collide.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use hashbrown::HashTable;
 
 use crate::request::CacheNamespace;
 
-/// What, besides the tokens, must be the same for keys and values to be shared. `None`: nothing of it was asked for.
+/// Everything besides the tokens that must be equal for keys and values to be shared; `None`: the default.
 pub(crate) type Namespace = Option<Arc<CacheNamespace>>;
 
 const NONE: u32 = u32::MAX;
 
-/// A node for as long as it is in the tree; a later node of the same block is another one.
+/// Identifies a node while it is in the tree. A later node of the same block has another serial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct NodeId {
     pub block: u32,
@@ -30,11 +30,11 @@ pub(crate) struct NodeId {
 
 #[derive(Debug, Clone)]
 struct Node {
-    /// Of the tokens from the beginning to the end of this block, and of the namespace.
+    /// Hash of the namespace and of all tokens up to the end of this block.
     hash: u64,
-    /// 0: not in the tree.
+    /// 0 when the node is not in the tree.
     serial: u64,
-    /// Of a node without parent; those below have the same.
+    /// Namespace of a node without parent. Its descendants share it, and have `None` here.
     namespace: Namespace,
     parent: u32,
     depth: u32,
@@ -42,10 +42,10 @@ struct Node {
     first_child: u32,
     next_sibling: u32,
     previous_sibling: u32,
-    /// Neighbours among the nodes that nobody references.
+    /// Neighbours in the list of unreferenced nodes.
     older: u32,
     newer: u32,
-    /// A token was sampled from it, and it was no failure.
+    /// Whether a token was sampled from this node without a failure.
     confirmed: bool,
 }
 
@@ -69,12 +69,12 @@ impl Node {
 #[derive(Debug)]
 pub(crate) struct PrefixTree {
     block_size_tokens: usize,
-    /// By block id, as far as blocks have had nodes.
+    /// Nodes by block id, up to the highest block that ever had one.
     nodes: Vec<Node>,
-    /// Of every block's node, likewise.
+    /// Tokens of each block's node, likewise.
     tokens: Vec<u32>,
     index: HashTable<u32>,
-    /// Ends of the list of nodes that nobody references.
+    /// Ends of the list of unreferenced nodes.
     oldest: u32,
     newest: u32,
     num_unreferenced: usize,
@@ -101,17 +101,17 @@ impl PrefixTree {
         self.block_size_tokens
     }
 
-    /// Nodes, each with its block.
+    /// Number of nodes, which is the number of cached blocks.
     pub fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Nodes that nobody references.
+    /// Number of unreferenced nodes.
     pub fn num_unreferenced(&self) -> usize {
         self.num_unreferenced
     }
 
-    /// Completes `hashes` to those of the first `count` blocks of `tokens`.
+    /// Extends `hashes` to the first `count` blocks of `tokens`.
     pub fn extend_hashes(
         &self,
         hashes: &mut Vec<u64>,
@@ -125,14 +125,14 @@ impl PrefixTree {
         }
     }
 
-    /// Hash of a block's node. `before`: that of the one before it.
+    /// Hash of a block's node. `before` is the hash of its parent.
     fn hash(&self, before: Option<u64>, namespace: &Namespace, tokens: &[u32]) -> u64 {
         let before = before.unwrap_or_else(|| self.hasher.hash_one(namespace));
         self.hasher.hash_one((before, tokens))
     }
 
-    /// How many of the blocks with these hashes are in the tree, and how many of them nobody references. In time that
-    /// grows with the logarithm of their number; what is found is to be compared before it is used.
+    /// Number of the blocks with these hashes that are in the tree, and how many of them are unreferenced. Takes time
+    /// logarithmic in their number. Only hashes are compared: compare the tokens before using a block.
     pub fn estimate(&self, hashes: &[u64]) -> (usize, usize) {
         let node = |hash: &u64| {
             let same = |block: &u32| self.nodes[*block as usize].hash == *hash;
@@ -146,7 +146,7 @@ impl PrefixTree {
         (found, found - in_use)
     }
 
-    /// The node of a block of `tokens` behind `parent`.
+    /// Finds the child of `parent` that holds `tokens`.
     pub fn find(
         &self,
         parent: Option<u32>,
@@ -166,7 +166,7 @@ impl PrefixTree {
             .copied()
     }
 
-    /// Adds a node, with one reference. There must be none with these tokens behind `parent`.
+    /// Adds a node with one reference. `parent` must have no child with these tokens.
     pub fn insert(
         &mut self,
         block: u32,
@@ -207,7 +207,7 @@ impl PrefixTree {
             .insert_unique(hash, block, |other| nodes[*other as usize].hash);
     }
 
-    /// Adds a reference. The caller has one on the parent.
+    /// Adds a reference. The caller must hold one on the parent.
     pub fn acquire(&mut self, block: u32) {
         if self.nodes[block as usize].references == 0 {
             self.unlink(block);
@@ -215,7 +215,7 @@ impl PrefixTree {
         self.nodes[block as usize].references += 1;
     }
 
-    /// Gives a reference back. The caller has given back those on nodes below.
+    /// Releases a reference. The caller must have released those on the node's descendants.
     pub fn release(&mut self, block: u32) {
         let node = &mut self.nodes[block as usize];
         node.references -= 1;
@@ -232,14 +232,14 @@ impl PrefixTree {
         self.num_unreferenced += 1;
     }
 
-    /// Removes the leaf that was used least recently of those that nobody references, and returns its block.
+    /// Removes the least recently used of the unreferenced leaves and returns its block.
     pub fn evict(&mut self) -> Option<u32> {
         let block = Some(self.oldest).filter(|block| *block != NONE)?;
         self.remove(block);
         Some(block)
     }
 
-    /// Removes a node and all below it, which nobody may reference, and appends their blocks to `removed`.
+    /// Removes a node and its descendants, all unreferenced, and appends their blocks to `removed`.
     pub fn remove_subtree(&mut self, top: u32, removed: &mut Vec<u32>) {
         let mut next = top;
         loop {
@@ -258,7 +258,7 @@ impl PrefixTree {
         }
     }
 
-    /// Identifies the node of a block that is in the tree.
+    /// Identity of the node of a block that is in the tree.
     pub fn id(&self, block: u32) -> NodeId {
         NodeId {
             block,
@@ -272,12 +272,12 @@ impl PrefixTree {
             .is_some_and(|node| node.serial == id.serial)
     }
 
-    /// Number of the node's block in its sequences.
+    /// Index of the node's block in the sequences that use it.
     pub fn depth(&self, block: u32) -> usize {
         self.nodes[block as usize].depth as usize
     }
 
-    /// What was computed into the node's block has proved good.
+    /// Marks the node's block as computed without a failure.
     pub fn confirm(&mut self, block: u32) {
         self.nodes[block as usize].confirmed = true;
     }
@@ -291,7 +291,7 @@ impl PrefixTree {
         &self.tokens[start..start + self.block_size_tokens]
     }
 
-    /// Removes a leaf that nobody references.
+    /// Removes an unreferenced leaf.
     fn remove(&mut self, block: u32) {
         self.unlink(block);
         let node = std::mem::replace(&mut self.nodes[block as usize], Node::ABSENT);
@@ -309,7 +309,7 @@ impl PrefixTree {
         }
     }
 
-    /// Takes a node out of the list of those that nobody references.
+    /// Removes a node from the list of unreferenced ones.
     fn unlink(&mut self, block: u32) {
         let Node { older, newer, .. } = self.nodes[block as usize];
         match older {
@@ -328,7 +328,7 @@ impl PrefixTree {
         self.index.iter().copied()
     }
 
-    /// Whether these nodes hang one behind the other.
+    /// Checks that each of these nodes is the parent of the next.
     pub fn check_path(&self, path: &[u32]) -> Result<(), String> {
         let mut parent = NONE;
         for &block in path {
@@ -341,7 +341,7 @@ impl PrefixTree {
         Ok(())
     }
 
-    /// Whether all is as it must be. `references`: how many sequences hold each block's node.
+    /// Checks the tree's invariants. `references` are the numbers of sequences that hold each block's node.
     pub fn check_integrity(&self, references: &[u32]) -> Result<(), String> {
         let present = self.nodes.iter().filter(|node| node.serial != 0).count();
         if present != self.index.len() {
@@ -400,7 +400,7 @@ impl PrefixTree {
         self.check_order()
     }
 
-    /// The list of nodes that nobody references: all of them, children first.
+    /// Checks that the list of unreferenced nodes is complete, children first.
     fn check_order(&self) -> Result<(), String> {
         let mut listed = vec![false; self.nodes.len()];
         let (mut block, mut previous, mut count) = (self.oldest, NONE, 0);

@@ -1,4 +1,4 @@
-//! Sequences that wait, and how batches are made of them.
+//! Waiting sequences, and the batches made of them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,41 +7,41 @@ use gridwork_proto::v1::{EncodeRequest, Encoding};
 use tokio::sync::oneshot;
 
 use super::request::{EncodeSequence, Encoded, Wanted};
-use crate::request::GenerationError;
+use crate::error::GenerationError;
 use crate::shard::watchdog::Work;
 
-/// At how many deaths of the shard a sequence fails. After the first one it is computed alone.
+/// Number of shard deaths at which a sequence fails. After the first death it is computed alone.
 const DEATHS_UNTIL_FAILED: u32 = 3;
 
 pub(super) type Answer = oneshot::Sender<Result<Encoded, GenerationError>>;
 
-/// A sequence and who waits for it.
+/// A waiting sequence, and the channel to its client.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub sequence: EncodeSequence,
     pub wanted: Wanted,
     pub answer: Answer,
     pub since: Instant,
-    /// Deaths of the shard while it had this sequence.
+    /// Number of shard deaths while the shard computed this sequence.
     pub deaths: u32,
 }
 
-/// Sequences that are computed together.
+/// Sequences computed together.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub members: Vec<Waiting>,
     pub started: Instant,
 }
 
-/// What one batch may have.
+/// Limits of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchLimits {
-    /// A longer sequence is computed alone.
+    /// Maximum number of tokens. A longer sequence is computed alone.
     pub max_tokens: usize,
     pub max_sequences: usize,
 }
 
-/// First come, first served.
+/// Waiting sequences, first come, first served.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
@@ -56,12 +56,12 @@ impl Queue {
         self.waiting.len()
     }
 
-    /// Whether the first one may be what the shard died of.
+    /// Whether the first sequence may have crashed the shard.
     pub fn begins_with_suspect(&self) -> bool {
         self.waiting.front().is_some_and(|first| first.deaths > 0)
     }
 
-    /// Takes the first sequence, and those behind it that go with it. Those whose clients are gone are dropped.
+    /// Takes the first sequence and the compatible ones behind it. Sequences whose clients disconnected are dropped.
     pub fn next_batch(&mut self, limits: BatchLimits, now: Instant) -> Option<Batch> {
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
         let first = self.waiting.pop_front()?;
@@ -72,7 +72,8 @@ impl Queue {
         for waiting in self.waiting.drain(..) {
             let more = tokens + waiting.sequence.token_ids.len();
             let fits = members.len() < limits.max_sequences && more <= limits.max_tokens;
-            // What does not fit ends the batch, so that nobody overtakes; another output only waits for its own batch.
+            // The first sequence that does not fit ends the batch, so that none is overtaken. One with another output
+            // only waits for its own batch.
             if alone || waiting.deaths > 0 || waiting.wanted != wanted {
                 left.push_back(waiting);
             } else if fits {
@@ -84,7 +85,7 @@ impl Queue {
             }
         }
         self.waiting = left;
-        // Neighbours of equal length need no copying in the shard.
+        // Sorted by length: the shard need not copy neighbours of equal length.
         members.sort_by_key(|member| std::cmp::Reverse(member.sequence.token_ids.len()));
         Some(Batch {
             members,
@@ -92,7 +93,7 @@ impl Queue {
         })
     }
 
-    /// Takes back a batch that the shard did not answer. Sequences that have seen too many deaths fail.
+    /// Puts back a batch that the shard did not answer. Sequences with too many deaths fail.
     pub fn take_back(&mut self, batch: Batch) {
         for mut waiting in batch.members.into_iter().rev() {
             waiting.deaths += 1;
@@ -100,14 +101,14 @@ impl Queue {
                 let deaths = waiting.deaths;
                 let _ = waiting
                     .answer
-                    .send(Err(GenerationError::ShardKiller { deaths }));
+                    .send(Err(GenerationError::ShardCrash { deaths }));
             } else {
                 self.waiting.push_front(waiting);
             }
         }
     }
 
-    /// Fails what has waited too long, and drops what nobody waits for.
+    /// Fails sequences that waited too long, and drops those whose clients disconnected.
     pub fn expire(&mut self, limit: Duration, now: Instant) {
         let expired = |waiting: &Waiting| now.duration_since(waiting.since) > limit;
         for waiting in std::mem::take(&mut self.waiting) {
@@ -133,7 +134,7 @@ impl Queue {
 }
 
 impl Batch {
-    /// What its time depends on.
+    /// Size of the batch, on which its time depends.
     pub fn work(&self) -> Work {
         let lengths = || {
             let members = self.members.iter();
@@ -153,7 +154,7 @@ impl Batch {
             .sum()
     }
 
-    /// As the contract has it.
+    /// The batch as a message of the contract.
     pub fn request(&self) -> EncodeRequest {
         let has_types = self
             .members
@@ -187,7 +188,7 @@ impl Batch {
         request
     }
 
-    /// Hands the results to those who wait. `encodings` are in the order of the members.
+    /// Sends the results to the clients. `encodings` are in the order of the members.
     pub fn answer(self, encodings: Vec<Encoding>, now: Instant) {
         let inference = now.duration_since(self.started);
         for (member, encoding) in self.members.into_iter().zip(encodings) {

@@ -1,4 +1,4 @@
-//! How batches are made.
+//! Tests of making batches.
 
 use gridwork_proto::v1::encode_request::Output;
 use tokio::sync::oneshot::Receiver;
@@ -48,7 +48,7 @@ fn next(queue: &mut Queue) -> Vec<u32> {
 fn a_batch_is_filled_in_order_up_to_its_tokens() {
     let mut queue = Queue::default();
     let _replies = add_all(&mut queue, &[4, 5, 3, 1]);
-    // The one of 1 would fit, but must not overtake the one of 3.
+    // The sequence of length 1 would fit, but must not overtake the one of length 3.
     assert_eq!(next(&mut queue), [5, 4]);
     assert_eq!(next(&mut queue), [3, 1]);
     assert_eq!(next(&mut queue), [0; 0]);
@@ -81,7 +81,7 @@ fn other_outputs_wait_for_a_batch_of_their_own() {
 }
 
 #[test]
-fn those_whose_clients_are_gone_are_not_computed() {
+fn sequences_of_disconnected_clients_are_dropped() {
     let mut queue = Queue::default();
     let mut replies = add_all(&mut queue, &[1, 2, 3]);
     drop(replies.remove(1));
@@ -89,7 +89,7 @@ fn those_whose_clients_are_gone_are_not_computed() {
 }
 
 #[test]
-fn after_a_death_the_sequences_come_back_first_and_alone() {
+fn after_a_death_sequences_are_retried_first_and_alone() {
     let mut queue = Queue::default();
     let mut replies = add_all(&mut queue, &[1, 2]);
     let batch = queue.next_batch(LIMITS, Instant::now()).expect("a batch");
@@ -103,7 +103,7 @@ fn after_a_death_the_sequences_come_back_first_and_alone() {
 }
 
 #[test]
-fn a_sequence_that_kills_the_shard_again_and_again_fails() {
+fn a_sequence_with_repeated_deaths_fails() {
     let mut queue = Queue::default();
     let mut reply = add(&mut queue, 1, Output::Vector);
     for _ in 0..DEATHS_UNTIL_FAILED {
@@ -113,7 +113,7 @@ fn a_sequence_that_kills_the_shard_again_and_again_fails() {
     }
     assert_eq!(
         reply.try_recv(),
-        Ok(Err(GenerationError::ShardKiller {
+        Ok(Err(GenerationError::ShardCrash {
             deaths: DEATHS_UNTIL_FAILED
         }))
     );
@@ -121,7 +121,7 @@ fn a_sequence_that_kills_the_shard_again_and_again_fails() {
 }
 
 #[test]
-fn waiting_too_long_fails() {
+fn a_sequence_that_waits_too_long_fails() {
     let mut queue = Queue::default();
     let mut reply = add(&mut queue, 1, Output::Vector);
     let limit = Duration::from_secs(5);
@@ -135,7 +135,7 @@ fn waiting_too_long_fails() {
 }
 
 #[test]
-fn a_request_has_types_and_positions_of_the_whole_batch() {
+fn a_request_has_the_types_and_positions_of_the_whole_batch() {
     let (answer, _reply) = oneshot::channel();
     let member = |sequence, answer| Waiting {
         sequence,

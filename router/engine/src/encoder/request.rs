@@ -1,30 +1,30 @@
-//! What an encoder is asked for and what it answers.
+//! Requests to an encoder and their results.
 
 use std::time::Duration;
 
 pub use gridwork_proto::v1::encode_request::Output;
 
-use crate::request::{GenerationError, SubmitError};
+use crate::error::{GenerationError, SubmitError};
 
-/// One sequence. The caller has validated it: it is not empty, its tokens are in the vocabulary, and it is no longer than the
-/// model's limit.
+/// One sequence. The caller has validated it: it is not empty, its tokens are in the vocabulary, and it is within the
+/// model's maximum length.
 #[derive(Debug, Clone, Default)]
 pub struct EncodeSequence {
-    /// Special tokens included.
+    /// Tokens, including special ones.
     pub token_ids: Vec<u32>,
-    /// Parallel to `token_ids`, or empty when all are 0.
+    /// Token types, parallel to `token_ids`; empty when all are 0.
     pub token_type_ids: Vec<u32>,
-    /// For [`Output::Tokens`]: indices into `token_ids`, ascending.
+    /// For [`Output::Tokens`]: positions to predict, as ascending indices into `token_ids`.
     pub positions: Vec<u32>,
-    /// How many of the first tokens are a prompt's, which the vector is to leave out.
+    /// Number of leading tokens that form a prompt, which the vector excludes.
     pub prompt_length: u32,
 }
 
-/// What is wanted of every sequence of a request.
+/// Output requested for every sequence of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wanted {
     pub output: Output,
-    /// For [`Output::Tokens`]: how many tokens at each position.
+    /// For [`Output::Tokens`]: number of tokens returned for each position.
     pub top_n: u32,
 }
 
@@ -34,25 +34,25 @@ impl From<Output> for Wanted {
     }
 }
 
-/// The result of one sequence; see the contract's `Encoding` for what the numbers are.
+/// Result of one sequence. The contract's `Encoding` describes the numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Encoded {
     pub values: Vec<f32>,
     pub token_ids: Vec<u32>,
     pub log_normalizers: Vec<f32>,
-    /// From submission to the first batch that computes it.
+    /// Time from submission to the batch that computed it.
     pub queue: Duration,
-    /// Of the batch that computed it.
+    /// Time that the batch took.
     pub inference: Duration,
 }
 
-/// Why a request got no result.
+/// Why a request has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// It was not admitted.
+    /// The request was not admitted.
     #[error(transparent)]
     Submit(#[from] SubmitError),
-    /// One of its sequences failed later.
+    /// One of its sequences failed.
     #[error(transparent)]
     Failed(#[from] GenerationError),
 }

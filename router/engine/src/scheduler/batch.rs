@@ -1,4 +1,4 @@
-//! A step while it is being filled, and what is remembered of one that is under way.
+//! A step while it is being filled, and the record of a step in flight.
 
 use std::time::Instant;
 
@@ -12,29 +12,29 @@ use crate::shard::watchdog::Work;
 pub(crate) struct StepInFlight {
     pub id: u64,
     pub sent: Instant,
-    /// To compute.
+    /// Number of tokens to compute.
     pub num_tokens: usize,
-    /// Of the longest sequence, up to the last token that is computed.
+    /// Context of the longest sequence, up to the last computed token.
     pub context_tokens: usize,
-    /// In the order of the step's `sequence_ids`.
+    /// Entries in the order of the step's `sequence_ids`.
     pub entries: Vec<StepEntry>,
-    /// Sequences that gave their blocks up while this was the last step on its way.
-    pub departed: Vec<Departed>,
+    /// Sequences that released their blocks while this was the last step in flight.
+    pub released_nodes: Vec<ReleasedNodes>,
 }
 
-/// What a sequence leaves behind that steps on their way still compute, or read.
+/// Nodes that a sequence released while steps in flight still compute or read them.
 #[derive(Debug)]
-pub(crate) struct Departed {
+pub(crate) struct ReleasedNodes {
     pub key: SequenceKey,
-    /// Those of its blocks in the cache that no sampled token has proved good, one behind the other.
+    /// Its cached blocks that no sampled token has confirmed, each the parent of the next.
     pub nodes: Vec<NodeId>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StepEntry {
-    pub row: u32,
+    pub sequence_id: u32,
     pub key: SequenceKey,
-    /// The sequence's, when the step was made.
+    /// The sequence's epoch when the step was made.
     pub epoch: u32,
     pub samples: bool,
     pub num_drafts: usize,
@@ -45,12 +45,12 @@ pub(crate) struct Batch {
     pub step: Step,
     pub entries: Vec<StepEntry>,
     pub budget_tokens: usize,
-    /// Of the longest sequence so far.
+    /// Context of the longest sequence so far.
     pub context_tokens: usize,
 }
 
 impl StepInFlight {
-    /// What its time depends on.
+    /// Size of the step, on which its time depends.
     pub fn work(&self) -> Work {
         Work {
             num_sequences: self.entries.len(),
@@ -70,13 +70,13 @@ impl Batch {
         }
     }
 
-    /// Prefill goes on beside any number of decodes.
+    /// Guarantees prefill a part of the step beside any number of decodes.
     pub fn leave_for_prefill(&mut self, at_least_tokens: usize) {
         self.budget_tokens = self.budget_tokens.max(at_least_tokens);
     }
 
-    /// Schedules `num_tokens` of a running sequence, and drafts behind them; false, and nothing changed, when there are
-    /// not enough blocks.
+    /// Schedules `num_tokens` of a running sequence, and drafts behind them. Returns false, having changed nothing,
+    /// when too few blocks are available.
     pub fn add(
         &mut self,
         sequence: &mut Sequence,
@@ -85,7 +85,7 @@ impl Batch {
         pool: &mut BlockPool,
         block_size_tokens: usize,
     ) -> bool {
-        let Some(row) = sequence.row else {
+        let Some(sequence_id) = sequence.sequence_id else {
             return false;
         };
         let computed = sequence.num_computed + num_tokens;
@@ -102,13 +102,13 @@ impl Batch {
         if samples {
             sequence.num_pending += 1;
         }
-        // Steps are executed in order, and a step writes before it reads: whoever comes next may use these blocks. Among
-        // drafts, not even the last known token is sure to be computed well.
+        // Steps are executed in order, and a step writes before it reads, so the next sequence may use these blocks.
+        // With drafts, not even the last known token is certain to be computed correctly.
         if drafts.is_empty() {
             sequence.share_blocks(pool, block_size_tokens);
         }
         let new_blocks = &sequence.blocks.ids()[sequence.num_sent_blocks..];
-        self.step.sequence_ids.push(row);
+        self.step.sequence_ids.push(sequence_id);
         self.step
             .num_tokens
             .push((num_tokens + drafts.len()) as u32);
@@ -123,7 +123,7 @@ impl Batch {
         }
         sequence.num_sent_blocks = sequence.blocks.len();
         self.entries.push(StepEntry {
-            row,
+            sequence_id,
             key: sequence.key,
             epoch: sequence.epoch,
             samples,

@@ -1,27 +1,27 @@
-//! How long steps take, so that nobody has to wait for two long ones.
+//! Estimates the time of steps, so that a request need not wait for two long ones.
 
 use std::time::Duration;
 
 use gridwork_proto::v1::StepResult;
 
-/// While a step of this length is computed, the next is not sent: what is asked meanwhile can still go into it. The time
-/// that the shard then waits for it is some hundredths of this.
+/// A step from this length on is not followed by another before its result: requests that arrive meanwhile join the
+/// next step. The shard then waits for that step for a few hundredths of this time.
 const LONG: Duration = Duration::from_millis(20);
 
 /// The weight of the latest step in an average.
 const LATEST: f64 = 0.25;
 
-/// What the last steps took.
+/// Averages over the last steps.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// Of steps that only decode.
+    /// Time of steps that only decode.
     decode_us: Option<f64>,
-    /// Of others, for each token.
+    /// Time of other steps, for each token.
     prefill_token_us: Option<f64>,
 }
 
 impl Pace {
-    /// A step of so many sequences and tokens has been computed.
+    /// Records the time of a computed step.
     pub fn observe(&mut self, num_sequences: usize, num_tokens: usize, result: &StepResult) {
         if num_tokens == 0 {
             return;
@@ -36,7 +36,7 @@ impl Pace {
         *average = Some(before + LATEST * (latest - before));
     }
 
-    /// Whether a step of so many sequences and tokens will take long, as far as it is known.
+    /// Whether a step of this size is expected to take long. False while nothing is known.
     pub fn is_long(&self, num_sequences: usize, num_tokens: usize) -> bool {
         let expected_us = if num_tokens > num_sequences {
             self.prefill_token_us.unwrap_or(0.0) * num_tokens as f64
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_as_long_as_those_like_them_were() {
+    fn a_step_is_expected_to_take_as_long_as_similar_ones() {
         let mut pace = Pace::default();
         assert!(!pace.is_long(1, 512), "nothing is known yet");
         pace.observe(1, 100, &took(10_000));

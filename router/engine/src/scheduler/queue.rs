@@ -1,9 +1,10 @@
-//! Sequences that wait to be computed, and which of them is next.
+//! Waiting sequences, and the choice of the next one.
 //!
-//! By priority, then by arrival; but of the first few of one priority, the one whose prompt is in the cache for the
-//! longest part goes first: its blocks might be gone by the time that it is its turn. Of several, the shortest: the others
-//! wait for it the least, and it would wait for them the longest. Each may be overtaken a few times only, and one that was
-//! preempted never. Nothing here takes longer for a longer queue, but for a logarithm.
+//! The order is by priority, then by arrival, with one exception. Among the first few of a priority, the sequence
+//! with the longest cached prefix goes first, since its blocks may be evicted before its turn. Among equals the
+//! shortest goes first: the others wait for it the least, and it would wait for them the longest. A sequence can be
+//! overtaken a few times only, and a preempted one never. All operations take at most logarithmic time in the queue's
+//! length.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use std::time::Instant;
 use crate::request::Priority;
 use crate::sequence::{Sequence, SequenceKey, Sequences};
 
-/// How many of the first in the queue are compared.
+/// Number of sequences at the front of the queue that are compared.
 ///
 /// The shortest first, against arrival order, on an Intel Xeon without AMX (`chat`, SmolLM2): the first
 /// token came after 686 ms (848 before) with 32 clients and 1661 ms (2016) with 64, medians of 3 and 5
@@ -20,14 +21,14 @@ use crate::sequence::{Sequence, SequenceKey, Sequences};
 /// 2 %.
 const WINDOW: usize = 8;
 
-/// How often a sequence may be overtaken by later ones.
+/// Maximum number of times that a sequence is overtaken by later ones.
 pub(crate) const MAX_OVERTAKEN: u32 = 8;
 
 #[derive(Debug, Default)]
 pub(crate) struct WaitingQueue {
-    /// Best first: keys grow with arrival.
+    /// Waiting sequences, best first: keys grow with arrival.
     order: BTreeSet<(Priority, SequenceKey)>,
-    /// Until when those that never ran are to be started.
+    /// Deadlines of the sequences that never ran.
     deadlines: BTreeSet<(Instant, SequenceKey)>,
 }
 
@@ -55,7 +56,7 @@ impl WaitingQueue {
         }
     }
 
-    /// One whose deadline has passed.
+    /// A sequence whose deadline has passed.
     pub fn expired(&self, now: Instant) -> Option<SequenceKey> {
         let &(deadline, key) = self.deadlines.first()?;
         (deadline < now).then_some(key)
@@ -65,7 +66,8 @@ impl WaitingQueue {
         self.order.first().map(|(_, key)| *key)
     }
 
-    /// The next one: the first, or one that may overtake it. `num_cached`: how many blocks of a sequence are in the cache.
+    /// The next sequence: the first, or one that may overtake it. `num_cached` gives the number of a sequence's
+    /// cached blocks.
     pub fn next(
         &self,
         sequences: &mut Sequences,
@@ -91,7 +93,7 @@ impl WaitingQueue {
         Some(best.map_or(first, |(key, _)| key))
     }
 
-    /// `key` is started now: counts that for those that it overtakes.
+    /// Counts the start of `key` for the sequences that it overtakes.
     pub fn overtake(&self, key: SequenceKey, sequences: &mut Sequences) {
         for &(_, before) in self.order.iter().take_while(|(_, other)| *other != key) {
             if let Some(sequence) = sequences.get_mut(&before) {

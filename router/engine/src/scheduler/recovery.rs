@@ -1,17 +1,18 @@
-//! Steps that failed: nobody may use their blocks any more, and whoever did is computed again. So are all sequences of a step
-//! that raised an exception, each alone, since nobody knows which of them was the reason.
+//! Recovery from failed steps. Blocks that a failed step wrote are removed from the cache, and sequences that used
+//! them are recomputed. When a step raised an exception, each of its sequences is recomputed alone, since any of them
+//! may be the cause.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::Scheduler;
 use crate::cache::blocks::BlockPool;
 use crate::cache::prefix_tree::NodeId;
-use crate::request::GenerationError;
-use crate::scheduler::batch::{Departed, StepEntry, StepInFlight};
+use crate::error::GenerationError;
+use crate::scheduler::batch::{ReleasedNodes, StepEntry, StepInFlight};
 use crate::sequence::{Sequence, SequenceKey};
 
 impl Scheduler {
-    /// Takes it that `step` raised an exception. A sequence that it computed alone has failed.
+    /// Handles a step that raised an exception. A sequence that it computed alone has failed.
     pub(super) fn step_raised(&mut self, step: &StepInFlight, message: &str) {
         let is_alone = step.entries.len() == 1;
         tracing::warn!(
@@ -23,7 +24,7 @@ impl Scheduler {
                 "; each is computed again, alone"
             }
         );
-        // Before any is sent back, and with it those that share its blocks.
+        // All suspects are noted before any sequence is sent back, together with those that share its blocks.
         for entry in step.entries.iter().filter(|_| !is_alone) {
             if let Some(sequence) = self.sequences.get_mut(&entry.key)
                 && sequence.epoch == entry.epoch
@@ -37,8 +38,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes the failure of what `step` computed of a sequence. Blocks that it may have spoilt are used by nobody any
-    /// more: sequences that do are computed again, and so is this one where there is no `error` to fail with.
+    /// Handles the failure of one sequence of `step`. Sequences that use the blocks it may have spoilt are
+    /// recomputed. The sequence itself fails with `error`, or is recomputed without one.
     pub(super) fn entry_failed(
         &mut self,
         entry: &StepEntry,
@@ -46,15 +47,15 @@ impl Scheduler {
         step: &StepInFlight,
     ) {
         let mut doubtful: Vec<Vec<NodeId>> = self
-            .departed(step)
-            .filter(|departed| departed.key == entry.key)
-            .map(|departed| departed.nodes.clone())
+            .released_nodes(step)
+            .filter(|released_nodes| released_nodes.key == entry.key)
+            .map(|released_nodes| released_nodes.nodes.clone())
             .collect();
         if let Some(sequence) = self.sequences.get(&entry.key)
             && sequence.epoch == entry.epoch
         {
             doubtful.push(self.pool.unconfirmed(&sequence.blocks));
-            let waits = sequence.row.is_none();
+            let waits = sequence.sequence_id.is_none();
             match error {
                 Some(error) => self.fail(entry.key, error),
                 None => {
@@ -83,23 +84,24 @@ impl Scheduler {
         }
     }
 
-    /// Sequences that gave up blocks of these while tokens were sampled from them: those tokens are not theirs.
+    /// Drops the pending tokens of sequences that released these nodes while tokens were sampled from them.
     fn recompute_users(&mut self, nodes: &[NodeId], step: &StepInFlight) {
         let nodes: HashSet<NodeId> = nodes.iter().copied().collect();
         let keys: Vec<SequenceKey> = self
-            .departed(step)
-            .filter(|departed| departed.nodes.iter().any(|node| nodes.contains(node)))
-            .map(|departed| departed.key)
+            .released_nodes(step)
+            .filter(|released_nodes| released_nodes.nodes.iter().any(|node| nodes.contains(node)))
+            .map(|released_nodes| released_nodes.key)
             .collect();
         for key in keys {
-            let waits = |sequence: &&Sequence| sequence.row.is_none() && sequence.num_pending > 0;
+            let waits =
+                |sequence: &&Sequence| sequence.sequence_id.is_none() && sequence.num_pending > 0;
             if self.sequences.get(&key).filter(waits).is_some() {
                 self.forget_results(key);
             }
         }
     }
 
-    /// What steps on their way say of this sequence is not to be used.
+    /// Ignores what the steps in flight return for this sequence.
     fn forget_results(&mut self, key: SequenceKey) {
         if let Some(sequence) = self.sequences.get_mut(&key) {
             sequence.epoch += 1;
@@ -107,14 +109,17 @@ impl Scheduler {
         }
     }
 
-    /// Of `step` and those behind it.
-    fn departed<'a>(&'a self, step: &'a StepInFlight) -> impl Iterator<Item = &'a Departed> {
-        let behind = self.in_flight.iter().flat_map(|step| &step.departed);
-        step.departed.iter().chain(behind)
+    /// Released nodes of `step` and of the steps behind it.
+    fn released_nodes<'a>(
+        &'a self,
+        step: &'a StepInFlight,
+    ) -> impl Iterator<Item = &'a ReleasedNodes> {
+        let behind = self.in_flight.iter().flat_map(|step| &step.released_nodes);
+        step.released_nodes.iter().chain(behind)
     }
 }
 
-/// Gives a sequence's blocks back. What steps on their way do with them is remembered with the last of these.
+/// Releases a sequence's blocks. The last step in flight remembers those that steps in flight still use.
 pub(super) fn release(
     sequence: &mut Sequence,
     pool: &mut BlockPool,
@@ -124,7 +129,7 @@ pub(super) fn release(
         let nodes = pool.unconfirmed(&sequence.blocks);
         if !nodes.is_empty() {
             let key = sequence.key;
-            step.departed.push(Departed { key, nodes });
+            step.released_nodes.push(ReleasedNodes { key, nodes });
         }
     }
     pool.release(&mut sequence.blocks);

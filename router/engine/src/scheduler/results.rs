@@ -1,4 +1,4 @@
-//! What becomes of a step's result: tokens for their sequences, failures, and what they mean for blocks.
+//! Applies a step's result: tokens for their sequences, failures, and confirmed blocks.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -6,13 +6,13 @@ use std::time::Instant;
 use gridwork_proto::v1::{SequenceFailure, StepResult, sequence_failure};
 
 use super::Scheduler;
-use crate::request::GenerationError;
+use crate::error::GenerationError;
 use crate::scheduler::batch::StepEntry;
 use crate::sequence::sampled::Sampled;
 
 impl Scheduler {
-    /// Takes the result of the oldest step in flight. An error means that router and shard disagree on what was
-    /// asked: the connection cannot be used any further.
+    /// Applies the result of the oldest step in flight. An error means that router and shard disagree about the step;
+    /// the connection cannot be used any further.
     pub fn apply(&mut self, result: &StepResult, now: Instant) -> Result<(), String> {
         let step = self
             .in_flight
@@ -33,8 +33,8 @@ impl Scheduler {
             .observe(step.entries.len(), step.num_tokens, result);
         let mut num_sampled = 0;
         for prompt in &result.prompt_logprobs {
-            let of_row = |entry: &&StepEntry| entry.row == prompt.sequence_id;
-            if let Some(entry) = step.entries.iter().find(of_row)
+            let of_sequence = |entry: &&StepEntry| entry.sequence_id == prompt.sequence_id;
+            if let Some(entry) = step.entries.iter().find(of_sequence)
                 && let Some(sequence) = self.sequences.get_mut(&entry.key)
                 && sequence.epoch == entry.epoch
             {
@@ -48,17 +48,19 @@ impl Scheduler {
             .collect();
         if !failures.is_empty() {
             for entry in &step.entries {
-                if let Some(failure) = failures.get(&entry.row) {
+                if let Some(failure) = failures.get(&entry.sequence_id) {
                     self.entry_failed(entry, Some(error_of(failure)), &step);
                 }
             }
         }
         let mut sampled = Sampled::of(result)?.peekable();
         for entry in &step.entries {
-            if !entry.samples || failures.contains_key(&entry.row) {
+            if !entry.samples || failures.contains_key(&entry.sequence_id) {
                 continue;
             }
-            let tokens = std::iter::from_fn(|| sampled.next_if(|token| token.row == entry.row));
+            let tokens = std::iter::from_fn(|| {
+                sampled.next_if(|token| token.sequence_id == entry.sequence_id)
+            });
             num_sampled += self
                 .take_tokens(entry, tokens, now)
                 .map_err(|count| format!("step {} gave {count} for {entry:?}", step.id))?;
@@ -66,7 +68,7 @@ impl Scheduler {
         if let Some(extra) = sampled.next() {
             return Err(format!(
                 "step {} gave a token for sequence {}, unasked",
-                step.id, extra.row
+                step.id, extra.sequence_id
             ));
         }
         if !step.entries.is_empty() {
@@ -88,8 +90,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes the tokens that were sampled of a sequence, and says how many of them it needed; `Err`: how many they were,
-    /// if that is not what was asked for.
+    /// Takes a sequence's sampled tokens and returns how many of them it needed. `Err` is the number of tokens when
+    /// it is not the requested one.
     fn take_tokens(
         &mut self,
         entry: &StepEntry,
@@ -97,26 +99,26 @@ impl Scheduler {
         now: Instant,
     ) -> Result<usize, usize> {
         let sequence = self.sequences.get_mut(&entry.key);
-        // One that has finished or gone since then, or is computed again: the tokens are surplus.
+        // The tokens are surplus when the sequence has ended or is recomputed since then.
         let mut sequence = sequence.filter(|sequence| sequence.epoch == entry.epoch);
         let num_known = sequence
             .as_ref()
             .map_or(0, |sequence| sequence.tokens.len());
-        let most = entry.num_drafts + 1;
+        let max = entry.num_drafts + 1;
         let mut num_sampled = 0;
         let mut finish = None;
         for token in sampled {
             num_sampled += 1;
             if let Some(sequence) = &mut sequence
                 && finish.is_none()
-                && num_sampled <= most
+                && num_sampled <= max
             {
                 finish = sequence.accept(token, &self.eos_token_ids, &self.vocabulary, now);
             }
         }
-        // Among drafts that do harm nothing is sampled: the token is computed again without them.
-        let fewest = usize::from(entry.num_drafts == 0);
-        if !(fewest..=most).contains(&num_sampled) {
+        // Drafts with NaN logits yield no token; the token is recomputed without them.
+        let min = usize::from(entry.num_drafts == 0);
+        if !(min..=max).contains(&num_sampled) {
             return Err(num_sampled);
         }
         let Some(sequence) = sequence else {
@@ -127,7 +129,7 @@ impl Scheduler {
             self.metrics
                 .drafted(entry.num_drafts, num_taken.saturating_sub(1));
         }
-        sequence.answered(num_sampled);
+        sequence.on_step_result(num_sampled);
         let block_size = self.config.block_size_tokens;
         if num_taken > 0 {
             self.pool
@@ -137,7 +139,7 @@ impl Scheduler {
         if let Some(finish) = finish {
             self.metrics.finished(&finish);
             self.remove(entry.key);
-        } else if let Some(error) = sequence.unread_too_long() {
+        } else if let Some(error) = sequence.unread_error() {
             self.fail(entry.key, error);
         } else if num_taken > 0 && num_known == sequence.num_prompt_tokens {
             self.metrics

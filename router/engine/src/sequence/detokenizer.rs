@@ -1,18 +1,19 @@
-//! Turns generated tokens into text one by one, so that the pieces concatenate to what decoding all of them gives.
+//! Turns generated tokens into text, one at a time. The concatenated pieces equal the decoding of all tokens.
 //!
-//! A character may be spread over several tokens; its text comes with the token that completes it.
+//! A character may span several tokens. Its text comes with the token that completes it.
 
 use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
 
-/// What all sequences share: the tokenizer and, where its decoder works on bytes, the bytes of every token.
+/// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the bytes of every
+/// token.
 pub(crate) struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
-    /// Indexed by token id.
+    /// Whether each token is special, by token id.
     special: Vec<bool>,
-    /// Bytes of every token, when the decoder is byte-level: then decoding is concatenation.
+    /// Bytes of every token when the decoder is byte-level. Decoding is then concatenation.
     bytes: Option<Vec<Box<[u8]>>>,
 }
 
@@ -48,7 +49,7 @@ impl Vocabulary {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// A special token as a text names it, `<|im_start|>` for example.
+    /// A special token's name in a text, `<|im_start|>` for example.
     pub fn special_text(&self, id: u32) -> Option<String> {
         self.is_special(id)
             .then(|| self.tokenizer.id_to_token(id))
@@ -63,7 +64,7 @@ pub(crate) enum Detokenizer {
 }
 
 impl Detokenizer {
-    /// `prompt`: the tokens before the first generated one; its end decides whether a leading space is kept.
+    /// `prompt` holds the tokens before the first generated one. Its end decides whether a leading space is kept.
     pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
         if vocabulary.bytes.is_some() {
             Detokenizer::Bytes(ByteLevel {
@@ -76,7 +77,7 @@ impl Detokenizer {
         }
     }
 
-    /// Text that has become certain with this token.
+    /// Adds a token. Returns the text that became certain with it.
     pub fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
         match self {
             Detokenizer::Bytes(bytes) => bytes.push(vocabulary, id),
@@ -84,8 +85,8 @@ impl Detokenizer {
         }
     }
 
-    /// Characters at the beginning of what the last [`Detokenizer::push`] gave that stem from tokens before: what was
-    /// waiting to become a character and was none.
+    /// Number of characters at the beginning of the last [`Detokenizer::push`] that stem from earlier tokens: bytes
+    /// that waited to become a character and did not.
     pub fn num_earlier_chars(&self) -> usize {
         match self {
             Detokenizer::Bytes(bytes) => bytes.num_earlier_chars,
@@ -93,7 +94,7 @@ impl Detokenizer {
         }
     }
 
-    /// What remains when no more tokens come: an incomplete character shows as U+FFFD.
+    /// The rest of the text after the last token. An incomplete character becomes U+FFFD.
     pub fn flush(&mut self, vocabulary: &Vocabulary) -> String {
         match self {
             Detokenizer::Bytes(bytes) => {
@@ -104,9 +105,9 @@ impl Detokenizer {
     }
 }
 
-/// For byte-level decoders: concatenates bytes and gives out what is complete.
+/// Detokenizer for byte-level decoders: concatenates bytes and returns the complete characters.
 pub(crate) struct ByteLevel {
-    /// Beginning of an incomplete character: three bytes at most.
+    /// Beginning of an incomplete character, up to three bytes.
     pending: Vec<u8>,
     num_earlier_chars: usize,
     skip_special_tokens: bool,
@@ -155,7 +156,7 @@ impl ByteLevel {
                 }
             }
         }
-        // Of three bytes at most, which begin a character: they are one that is none, or belong to what follows.
+        // The earlier bytes, up to three, begin a character. They are invalid, or belong to the bytes that follow.
         let is_cut_off = |chunk: std::str::Utf8Chunk<'_>| {
             chunk.valid().is_empty() && chunk.invalid().len() <= num_earlier_bytes
         };
@@ -167,21 +168,21 @@ impl ByteLevel {
     }
 }
 
-/// For every other decoder: decodes a short window of tokens twice, without and with the new token, and gives out
-/// the difference. The window begins with tokens whose text is known already, since decoders treat the beginning of
-/// a text in their own way (leading spaces).
+/// Detokenizer for every other decoder: decodes a short window of tokens twice, without and with the new token, and
+/// returns the difference. The window begins with tokens whose text is known, since decoders treat the beginning of a
+/// text differently (leading spaces).
 pub(crate) struct Window {
     ids: Vec<u32>,
-    /// Tokens of `ids` whose text has been given out.
+    /// Number of leading `ids` whose text has been returned.
     num_shown: usize,
     shown_text: String,
     num_earlier_chars: usize,
-    /// U+FFFD at the end of the text that wait to become a character.
+    /// Number of U+FFFD at the end of the text that may still become a character.
     num_waiting: usize,
     skip_special_tokens: bool,
 }
 
-/// Prompt tokens that the window begins with; enough to hold a character that is spread over byte tokens.
+/// Number of prompt tokens at the beginning of the window: enough for a character that spans byte tokens.
 const CONTEXT_TOKENS: usize = 6;
 
 impl Window {
@@ -194,7 +195,7 @@ impl Window {
             num_waiting: 0,
             skip_special_tokens,
         };
-        // A window that began inside a character would spoil the bytes that follow it.
+        // A window that begins inside a character would spoil the bytes that follow it.
         loop {
             window.shown_text = window.decode(vocabulary, &window.ids);
             if window.ids.is_empty() || !window.shown_text.starts_with(char::REPLACEMENT_CHARACTER)
@@ -235,7 +236,7 @@ impl Window {
         self.show(vocabulary, &text)
     }
 
-    /// Gives out what `text`, the decoded window, has beyond what was shown, and moves the window on.
+    /// Returns the part of `text`, the decoded window, that has not been shown, and moves the window.
     fn show(&mut self, vocabulary: &Vocabulary, text: &str) -> String {
         let Some(new) = text
             .strip_prefix(self.shown_text.as_str())
@@ -244,7 +245,7 @@ impl Window {
             return String::new();
         };
         let new = new.to_owned();
-        // What was given out just now ends and began at whole characters: a good beginning for the next window.
+        // The text just returned begins and ends at whole characters: a good beginning for the next window.
         self.ids.drain(..self.num_shown);
         self.num_shown = self.ids.len();
         self.shown_text = self.decode(vocabulary, &self.ids);
@@ -252,8 +253,8 @@ impl Window {
     }
 }
 
-/// Character of the byte-level alphabet to byte, as GPT-2 defined it: printable bytes of Latin-1 stand for
-/// themselves, the others for the characters from U+0100 on, in order.
+/// The byte of each character of the byte-level alphabet, as GPT-2 defined it. Printable bytes of Latin-1 are their
+/// own characters; the others are the characters from U+0100 on, in order.
 fn byte_level_alphabet() -> std::collections::HashMap<char, u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut next = 0x100;
@@ -270,7 +271,7 @@ fn byte_level_alphabet() -> std::collections::HashMap<char, u8> {
         .collect()
 }
 
-/// Bytes of a token; one with characters outside the alphabet (an added token) stands for its own UTF-8.
+/// Bytes of a token. A token with characters outside the alphabet (an added token) is its own UTF-8.
 fn token_bytes(token: &str, byte_of: &std::collections::HashMap<char, u8>) -> Box<[u8]> {
     token
         .chars()
@@ -285,7 +286,7 @@ mod tests {
     use proptest::prelude::*;
     use std::str::FromStr;
 
-    /// Byte-level vocabulary: one token a byte, and a special one.
+    /// A byte-level vocabulary: one token for each byte, and a special one.
     fn byte_level() -> Vocabulary {
         let mut alphabet: Vec<(char, u8)> = byte_level_alphabet().into_iter().collect();
         alphabet.sort_by_key(|(_, byte)| *byte);
@@ -301,7 +302,7 @@ mod tests {
         ))
     }
 
-    /// SentencePiece-like vocabulary: word pieces with U+2581 for spaces, byte fall-back, leading space stripped.
+    /// A SentencePiece-like vocabulary: word pieces with U+2581 for spaces, byte fallback, leading space stripped.
     fn sentence_piece() -> Vocabulary {
         let mut vocab: Vec<String> = (0..=255u8)
             .map(|byte| format!("\"<0x{byte:02X}>\":{byte}"))
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_spread_over_tokens_comes_with_its_last_token() {
+    fn a_character_of_several_tokens_is_shown_with_the_last() {
         let vocabulary = byte_level();
         let emoji: Vec<u32> = "a😀b".bytes().map(u32::from).collect();
         assert_eq!(
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_fallback_is_held_until_the_character_is_whole() {
+    fn byte_fallback_is_held_until_the_character_is_complete() {
         let vocabulary = sentence_piece();
         let mut ids = vec![256];
         ids.extend("😀".bytes().map(u32::from));
@@ -371,7 +372,7 @@ mod tests {
         assert_eq!(pieces(&vocabulary, &[], &[257, 258]).concat(), "worldly");
     }
 
-    /// Where each token's text begins, in characters.
+    /// Offsets of the tokens' texts, in characters.
     fn offsets(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<usize> {
         let mut detokenizer = Detokenizer::new(vocabulary, &[], true);
         let mut num_chars = 0;
@@ -385,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_character_count_for_their_own_token() {
+    fn invalid_bytes_count_for_their_own_token() {
         let vocabulary = byte_level();
         let [a, b] = [u32::from(b'a'), u32::from(b'b')];
         for (ids, expected) in [

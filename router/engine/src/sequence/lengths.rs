@@ -1,15 +1,15 @@
-//! How keys depend on the number of tokens that were computed together with them: see `InfoResponse.length_border`.
+//! Dependence of keys on the number of tokens computed together; see `InfoResponse.length_border`.
 
 use gridwork_proto::v1::InfoResponse;
 
-/// What the shard says of its model; the default is for models whose keys depend on tokens and positions alone.
+/// The rule of the shard's model. The default is for models whose keys depend on tokens and positions alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct LengthRule {
-    /// Up to so many tokens computed together, keys do not depend on their number; 0: they never do.
+    /// Number of tokens computed together up to which keys do not depend on it; 0: they never do.
     pub border: usize,
-    /// Whether each number beyond the border gives keys of its own, or all the same.
+    /// Whether each number beyond the border gives different keys, or all the same.
     pub apart: bool,
-    /// Length at which a sequence that began shorter is computed anew; 0: none is.
+    /// Length at which a sequence that began shorter is recomputed; 0: never.
     pub recompute_at: usize,
 }
 
@@ -22,7 +22,7 @@ impl LengthRule {
         }
     }
 
-    /// How many of a sequence's first tokens count as computed together, when it has so many.
+    /// Number of a sequence's leading tokens that count as computed together.
     pub fn num_first(&self, num_prompt_tokens: usize, num_tokens: usize) -> usize {
         if (num_prompt_tokens + 1..=num_tokens).contains(&self.recompute_at) {
             self.recompute_at
@@ -31,7 +31,7 @@ impl LengthRule {
         }
     }
 
-    /// Tells sequences apart whose keys are not the same, by how many of their tokens were computed together.
+    /// Class of sequences with equal keys, by the number of tokens computed together.
     pub fn class(&self, num_first: usize) -> usize {
         match self.border {
             0 => 0,
@@ -41,8 +41,8 @@ impl LengthRule {
         }
     }
 
-    /// How many tokens of a sequence may be computed before it is computed anew; `None`: all.
-    pub fn most_computed(&self, num_first: usize) -> Option<usize> {
+    /// Number of tokens up to which a sequence is computed before it is recomputed; `None`: no limit.
+    pub fn max_computed(&self, num_first: usize) -> Option<usize> {
         (num_first < self.recompute_at).then(|| self.recompute_at - 1)
     }
 }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sequence_that_crosses_is_computed_anew_once() {
+    fn a_sequence_that_crosses_is_recomputed_once() {
         let rule = LengthRule {
             border: 64,
             apart: false,
@@ -64,9 +64,9 @@ mod tests {
         assert_eq!(rule.num_first(64, 65), 65);
         assert_eq!(rule.num_first(65, 65), 65);
         assert_eq!(rule.num_first(70, 90), 70);
-        assert_eq!(rule.most_computed(40), Some(64));
-        assert_eq!(rule.most_computed(65), None);
-        assert_eq!(rule.most_computed(70), None);
+        assert_eq!(rule.max_computed(40), Some(64));
+        assert_eq!(rule.max_computed(65), None);
+        assert_eq!(rule.max_computed(70), None);
     }
 
     #[test]
@@ -81,6 +81,6 @@ mod tests {
         let none = LengthRule::default();
         assert_eq!([1, 64, 300].map(|n| none.class(n)), [0, 0, 0]);
         assert_eq!(none.num_first(5, 9), 5);
-        assert_eq!(none.most_computed(5), None);
+        assert_eq!(none.max_computed(5), None);
     }
 }

@@ -1,7 +1,9 @@
-//! One request while it lives in the scheduler.
+//! A request during its life in the scheduler.
 
+pub(crate) mod crashes;
 pub(crate) mod detokenizer;
 pub(crate) mod lengths;
+mod output;
 pub(crate) mod sampled;
 pub(crate) mod speculation;
 pub(crate) mod stop;
@@ -10,81 +12,79 @@ pub(crate) mod trace;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gridwork_proto::v1::{NewSequence, PromptLogprobs};
+use gridwork_proto::v1::NewSequence;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::backlog::Backlog;
 use crate::cache::blocks::{BlockPool, Blocks, PrefixKey};
-use crate::places::Place;
-use crate::request::{
-    CacheNamespace, Event, Finish, FinishReason, GeneratedToken, GenerationError,
-    GenerationRequest, PromptLogprob, Timing, TopToken,
-};
-use crate::scheduler::suspects::CrashRecord;
+use crate::error::GenerationError;
+use crate::permits::Permit;
+use crate::request::{CacheNamespace, Event, FinishReason, GenerationRequest, PromptLogprob};
+use crate::sequence::crashes::CrashRecord;
 use crate::sequence::detokenizer::{Detokenizer, Vocabulary};
 use crate::sequence::lengths::LengthRule;
-use crate::sequence::sampled::Sampled;
 use crate::sequence::speculation::Speculation;
 use crate::sequence::stop::StopMatcher;
 use crate::sequence::trace::RequestSpans;
 
-/// Identifies a request for the life of the engine; never reused.
+/// Identifies a request during the life of the engine; never reused.
 pub(crate) type SequenceKey = u64;
 
-/// By key. Keys count up and nobody outside chooses them, so that a quick hasher is good enough.
+/// Sequences by key. Clients cannot choose keys, so a fast hasher is safe.
 pub(crate) type Sequences = hashbrown::HashMap<SequenceKey, Sequence>;
 
-/// Where a request's events go.
+/// Channel of a request's events.
 pub(crate) type EventSender = UnboundedSender<Result<Event, GenerationError>>;
 
 pub(crate) struct Sequence {
     pub key: SequenceKey,
     pub request: GenerationRequest,
     pub num_prompt_tokens: usize,
-    /// The prompt, then every generated token that the router has seen.
+    /// The prompt, then every generated token that the router received.
     pub tokens: Vec<u32>,
-    /// Its id at the shard; `None` while it waits.
-    pub row: Option<u32>,
+    /// Its id at the shard; `None` while the sequence waits.
+    pub sequence_id: Option<u32>,
     pub blocks: Blocks,
-    /// How many of its blocks the shard knows.
+    /// Number of its blocks that the shard was sent.
     pub num_sent_blocks: usize,
-    /// Of its tokens, for blocks that are shared.
+    /// Hashes of full blocks. The prefix cache compares them.
     pub prefix_key: PrefixKey,
-    /// Tokens whose computation has been scheduled.
+    /// Number of tokens whose computation has been scheduled.
     pub num_computed: usize,
-    /// Tokens of the prompt that did not have to be computed before the first token.
+    /// Number of prompt tokens found in the cache before the first token.
     pub num_cached: usize,
-    /// Tokens being sampled by steps whose results are outstanding.
+    /// Number of tokens being sampled by steps in flight.
     pub num_pending: usize,
-    /// Drafts of the step on its way, as long as what it computes is not thrown away.
+    /// Number of drafts in the step in flight, unless its result is to be dropped.
     pub num_drafts: usize,
-    /// Counts how often what was computed had to be thrown away: results of before are not its any more.
+    /// Number of times that computed tokens had to be dropped. Results for an earlier epoch are ignored.
     pub epoch: u32,
-    /// How many of its first tokens count as computed together: more than the prompt once it was computed anew.
+    /// Number of leading tokens that count as computed together: the prompt, or more once the sequence was
+    /// recomputed.
     pub num_first: usize,
     lengths: LengthRule,
-    /// How often a later sequence was started before it.
+    /// Number of later sequences that were started before it.
     pub num_overtaken: u32,
     pub crashes: CrashRecord,
     pub submitted: Instant,
-    /// Until when it must be started; `None`: it may wait for ever.
+    /// Deadline for its first step; `None`: it may wait forever.
     pub start_by: Option<Instant>,
     pub spans: RequestSpans,
     first_scheduled: Option<Instant>,
     first_token: Option<Instant>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    /// `None`: nothing is drafted for it.
+    /// Draft predictor; `None`: no drafts.
     speculation: Option<Speculation>,
-    /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when not asked for.
+    /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when they were not requested.
     prompt_logprobs: Option<Vec<PromptLogprob>>,
-    /// Characters decoded so far; counted only for log-probabilities.
+    /// Number of characters decoded so far; counted only for log-probabilities.
     num_decoded_chars: u64,
     events: EventSender,
-    /// What the client has not taken yet.
+    /// Unread events of the client.
     backlog: Option<Backlog>,
-    /// Free again before the client is told of the end, so that its next request finds a place.
-    place: Option<Place>,
+    /// Returned before the client is told of the end, so that its next request finds a permit.
+    permit: Option<Permit>,
 }
 
 impl Sequence {
@@ -102,7 +102,7 @@ impl Sequence {
         Sequence {
             key,
             num_prompt_tokens: tokens.len(),
-            row: None,
+            sequence_id: None,
             blocks: Blocks::default(),
             num_sent_blocks: 0,
             prefix_key: PrefixKey::new(namespace),
@@ -130,42 +130,43 @@ impl Sequence {
             num_decoded_chars: 0,
             events,
             backlog: None,
-            place: None,
+            permit: None,
             tokens,
             request,
         }
     }
 
-    /// Holding `place` until it ends, with what its client has not taken counted in `backlog`.
-    pub fn admitted(mut self, place: Place, backlog: Backlog) -> Self {
-        self.place = Some(place);
+    /// Holds `permit` until the sequence ends, and counts its unread events in `backlog`.
+    pub fn admitted(mut self, permit: Permit, backlog: Backlog) -> Self {
+        self.permit = Some(permit);
         self.backlog = Some(backlog);
         self
     }
 
-    /// With at most so many drafts in a step.
-    pub fn speculating(mut self, most_drafts: usize) -> Self {
+    /// Lets the sequence draft up to `max_drafts` tokens in a step.
+    pub fn speculating(mut self, max_drafts: usize) -> Self {
         let sampling = &self.request.sampling;
-        // Penalties at a position depend on the tokens before it, drafts included: the shard does not follow that.
+        // Penalties at a position depend on the tokens before it, drafts included. The shard does not apply them to
+        // drafts.
         let penalized = sampling.repetition_penalty != 1.0
             || sampling.frequency_penalty != 0.0
             || sampling.presence_penalty != 0.0;
-        // Two tokens until its guesses are trusted, a draft, and the token behind it.
+        // Two tokens until guesses are trusted, one draft, and the token behind it.
         let is_short = self.request.max_new_tokens < 4;
-        if most_drafts > 0 && !penalized && !is_short {
-            self.speculation = Some(Speculation::new(most_drafts, &self.tokens));
+        if max_drafts > 0 && !penalized && !is_short {
+            self.speculation = Some(Speculation::new(max_drafts, &self.tokens));
         }
         self
     }
 
-    /// For a model of which this is true.
-    pub fn follow(&mut self, lengths: LengthRule) {
+    /// Sets the model's dependence of keys on lengths.
+    pub fn set_length_rule(&mut self, lengths: LengthRule) {
         self.lengths = lengths;
-        self.settle();
+        self.update_length_class();
     }
 
-    /// Decides how many of its tokens are computed together. Nothing of it may be computed.
-    fn settle(&mut self) {
+    /// Sets the number of tokens computed together. None of the sequence may be computed at this point.
+    fn update_length_class(&mut self) {
         self.num_first = self
             .lengths
             .num_first(self.num_prompt_tokens, self.tokens.len());
@@ -173,65 +174,65 @@ impl Sequence {
             .set_length_class(self.lengths.class(self.num_first));
     }
 
-    /// Whether it has become so long that nothing of what was computed can be used any more, and no token of it is
-    /// being sampled.
+    /// Whether the sequence crossed the length at which its keys are invalid, and no token of it is being sampled.
     pub fn must_be_recomputed(&self) -> bool {
-        let most = self.lengths.most_computed(self.num_first);
-        most.is_some_and(|most| self.tokens.len() > most) && self.num_pending == 0
+        let max = self.lengths.max_computed(self.num_first);
+        max.is_some_and(|max| self.tokens.len() > max) && self.num_pending == 0
     }
 
     pub fn num_generated(&self) -> usize {
         self.tokens.len() - self.num_prompt_tokens
     }
 
-    /// Tokens that can be computed next: those known or being sampled, less those scheduled before. Zero when the
-    /// last allowed token is being sampled already.
+    /// Number of tokens that can be computed next: those known or being sampled, less those already scheduled. Zero
+    /// when the last allowed token is being sampled.
     pub fn num_ready(&self) -> usize {
         if self.num_generated() + self.num_pending >= self.request.max_new_tokens as usize {
             return 0;
         }
-        let most = self.lengths.most_computed(self.num_first);
+        let max = self.lengths.max_computed(self.num_first);
         let known = self.tokens.len() + self.num_pending;
         known
-            .min(most.unwrap_or(known))
+            .min(max.unwrap_or(known))
             .saturating_sub(self.num_computed)
     }
 
-    /// Whether its next step computes the one token that was sampled last.
+    /// Whether its next step computes only the token that was sampled last.
     pub fn is_decoding(&self) -> bool {
         self.num_computed >= self.num_prompt_tokens
             && self.num_computed + 1 == self.tokens.len() + self.num_pending
     }
 
-    /// Whether drafts are worth it for now.
+    /// Whether drafts are currently worth their cost.
     pub fn may_draft(&self) -> bool {
         self.speculation
             .as_ref()
             .is_some_and(Speculation::is_trusted)
     }
 
-    /// Guesses at what follows its last token, `most` at most: none that could not be used.
-    pub fn drafts(&self, most: usize, eos_token_ids: &[u32]) -> Vec<u32> {
+    /// Up to `max` drafts of the tokens after the last one, without those that could not be used.
+    pub fn drafts(&self, max: usize, eos_token_ids: &[u32]) -> Vec<u32> {
         let Some(speculation) = &self.speculation else {
             return Vec::new();
         };
-        // A token more is sampled than there are drafts.
+        // One more token is sampled than there are drafts.
         let left = self.request.max_new_tokens as usize - self.num_generated();
-        let most = most.min(left.saturating_sub(1));
-        let most = match self.lengths.most_computed(self.num_first) {
-            Some(limit) => most.min(limit.saturating_sub(self.num_computed + 1)),
-            None => most,
+        let max = max.min(left.saturating_sub(1));
+        let max = match self.lengths.max_computed(self.num_first) {
+            Some(limit) => max.min(limit.saturating_sub(self.num_computed + 1)),
+            None => max,
         };
-        let mut drafts = speculation.drafts(&self.tokens, most);
+        let mut drafts = speculation.drafts(&self.tokens, max);
         let ends = |id: &u32| self.end_of(*id, eos_token_ids).is_some();
         drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
         drafts
     }
 
-    /// The shard has answered a step of it with so many tokens, which have been accepted as far as they are needed.
-    pub fn answered(&mut self, num_tokens: usize) {
+    /// Notes that a step of this sequence returned `num_tokens` tokens, which have been accepted as far as needed.
+    pub fn on_step_result(&mut self, num_tokens: usize) {
         self.num_pending -= 1;
-        // Its token counts as computed since the step was made; drafts do now, but for the token behind them.
+        // The sequence's own token counted as computed when the step was made. Drafts do now, except the token behind
+        // them.
         if std::mem::take(&mut self.num_drafts) > 0 {
             self.num_computed = self.num_computed + num_tokens - 1;
         }
@@ -242,12 +243,12 @@ impl Sequence {
         }
     }
 
-    /// Whether what was computed before may be used: not when every position's log-probabilities are wanted.
+    /// Whether the prefix cache may be used: not when the log-probabilities of every position are requested.
     pub fn may_use_cache(&self) -> bool {
         self.prompt_logprobs.is_none()
     }
 
-    /// About how many of its blocks are in the cache, and how many of these nobody holds.
+    /// Estimates how many of its blocks are cached, and how many of these no sequence holds.
     pub fn estimate_cached(
         &mut self,
         pool: &BlockPool,
@@ -257,7 +258,7 @@ impl Sequence {
         pool.estimate(&mut self.prefix_key, &self.tokens, limit)
     }
 
-    /// Takes what is in the cache of its tokens; returns how many they are.
+    /// Takes its cached blocks. Returns the number of their tokens.
     pub fn adopt_cached(&mut self, pool: &mut BlockPool, block_size_tokens: usize) -> usize {
         let limit = self.max_cached_blocks(block_size_tokens);
         let key = &mut self.prefix_key;
@@ -269,7 +270,7 @@ impl Sequence {
         self.num_computed
     }
 
-    /// Lets others use its full blocks: those whose tokens are known and whose computation has been scheduled.
+    /// Caches its full blocks whose tokens are known and whose computation has been scheduled.
     pub fn share_blocks(&mut self, pool: &mut BlockPool, block_size_tokens: usize) {
         let num_full = self.num_computed.min(self.tokens.len()) / block_size_tokens;
         pool.share(
@@ -280,7 +281,7 @@ impl Sequence {
         );
     }
 
-    /// The first so many blocks that it could take from the cache: at least one token is computed.
+    /// Maximum number of blocks that it may take from the cache. At least one token must be computed.
     fn max_cached_blocks(&self, block_size_tokens: usize) -> usize {
         if self.may_use_cache() {
             (self.tokens.len() - 1) / block_size_tokens
@@ -289,28 +290,28 @@ impl Sequence {
         }
     }
 
-    /// Until when it must be started, if it has not been.
+    /// Deadline for its first step, if it has not started.
     pub fn deadline(&self) -> Option<Instant> {
         self.start_by.filter(|_| !self.has_started())
     }
 
-    /// Forgets what the shard holds of it. Tokens that are being sampled may still arrive.
+    /// Forgets what the shard holds of it. Tokens being sampled may still arrive.
     pub fn rewind(&mut self) {
-        self.row = None;
+        self.sequence_id = None;
         self.num_sent_blocks = 0;
         self.num_computed = 0;
         self.num_drafts = 0;
         if let Some(logprobs) = &mut self.prompt_logprobs {
             logprobs.truncate(1);
         }
-        self.settle();
+        self.update_length_class();
     }
 
     pub fn has_started(&self) -> bool {
         self.first_scheduled.is_some()
     }
 
-    /// The first step that computes any of it has been scheduled; returns how long it waited, once.
+    /// Notes the first step that computes any of it. Returns the time it waited, once.
     pub fn started(&mut self, now: Instant) -> Option<Duration> {
         if self.first_scheduled.is_some() {
             return None;
@@ -320,10 +321,10 @@ impl Sequence {
         Some(now.duration_since(self.submitted))
     }
 
-    /// What the shard is told when the sequence is admitted, or admitted again.
-    pub fn introduction(&self, row: u32) -> NewSequence {
+    /// The message that tells the shard of this sequence when it is admitted, possibly again.
+    pub fn to_new_sequence(&self, sequence_id: u32) -> NewSequence {
         NewSequence {
-            id: row,
+            id: sequence_id,
             token_ids: self.tokens.clone(),
             num_prompt_tokens: self.num_prompt_tokens as u32,
             num_computed_tokens: self.num_computed as u32,
@@ -340,118 +341,7 @@ impl Sequence {
         }
     }
 
-    pub fn add_prompt_logprobs(&mut self, reported: &PromptLogprobs) {
-        let num_prompt_tokens = self.num_prompt_tokens;
-        let first_position = reported.first_position as usize;
-        if let Some(known) = &mut self.prompt_logprobs
-            && first_position <= known.len()
-        {
-            known.truncate(first_position);
-            let tops = reported.top_token_ids.iter().zip(&reported.top_logprobs);
-            let mut tops = tops.map(|(&id, &logprob)| TopToken { id, logprob });
-            let top_n = reported.top_n as usize;
-            known.extend(reported.logprobs.iter().map(|&logprob| PromptLogprob {
-                logprob: Some(logprob),
-                top: tops.by_ref().take(top_n).collect(),
-            }));
-            known.truncate(num_prompt_tokens);
-        }
-    }
-
-    /// Takes the token that `sampled` stands for, tells the client, and says whether it was the last one.
-    pub fn accept(
-        &mut self,
-        sampled: Sampled,
-        eos_token_ids: &[u32],
-        vocabulary: &Vocabulary,
-        now: Instant,
-    ) -> Option<Finish> {
-        let id = sampled.token_id;
-        self.tokens.push(id);
-        if self.row.is_none() {
-            self.settle();
-        }
-        if let Some(speculation) = &mut self.speculation {
-            speculation.push(&self.tokens);
-        }
-        self.crashes.reached(self.tokens.len());
-        if self.first_token.is_none() {
-            self.first_token = Some(now);
-            self.spans.decode();
-        }
-        if let Some(logprobs) = self.prompt_logprobs.take() {
-            self.send(Event::PromptLogprobs(logprobs));
-        }
-
-        let ended_by_token = self.end_of(id, eos_token_ids);
-        let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
-
-        let mut offset_chars = self.num_decoded_chars;
-        let mut text = String::new();
-        let mut reason = None;
-        if ended_by_token.is_none() {
-            let decoded = self.detokenizer.push(vocabulary, id);
-            if self.request.logprobs.sampled {
-                self.num_decoded_chars += decoded.chars().count() as u64;
-                offset_chars += self.detokenizer.num_earlier_chars() as u64;
-            }
-            // Without a text of its own, a stop string is looked for in the one that it would have.
-            let unseen = self.request.skip_special_tokens;
-            let shown = match self.unseen_text(vocabulary, id).filter(|_| unseen) {
-                Some(unseen) => self.stop.push_unseen(&unseen),
-                None => self.stop.push(decoded),
-            };
-            text = shown.text;
-            reason = shown.stopped.map(FinishReason::StopString);
-        }
-        if reason.is_none() && (ended_by_token.is_some() || is_last) {
-            let shown = self.stop.push(self.detokenizer.flush(vocabulary));
-            text.push_str(&shown.text);
-            reason = shown.stopped.map(FinishReason::StopString);
-            if reason.is_none()
-                && ended_by_token.is_some()
-                && let Some(unseen) = self.unseen_text(vocabulary, id)
-            {
-                let shown = self.stop.push_unseen(&unseen);
-                text.push_str(&shown.text);
-                reason = shown.stopped.map(FinishReason::StopString);
-            }
-            if reason.is_none() {
-                text.push_str(&self.stop.flush());
-                reason = ended_by_token.or(Some(FinishReason::Length));
-            }
-        }
-
-        let finish = reason.map(|reason| Finish {
-            reason,
-            num_generated_tokens: self.num_generated() as u32,
-            num_cached_tokens: self.num_cached as u32,
-            timing: self.timing(now),
-        });
-        if finish.is_some() {
-            self.place = None;
-        }
-        self.send(Event::Token(GeneratedToken {
-            id,
-            text,
-            offset_chars,
-            holds_text: self.stop.holds_text(),
-            logprob: sampled.logprob.filter(|_| self.request.logprobs.sampled),
-            special: vocabulary.is_special(id),
-            top: sampled.top,
-            finish: finish.clone(),
-        }));
-        finish
-    }
-
-    /// What a special token is called, where a stop string may name it.
-    fn unseen_text(&self, vocabulary: &Vocabulary, id: u32) -> Option<String> {
-        (self.stop.is_looking() && vocabulary.is_special(id))
-            .then(|| vocabulary.special_text(id))
-            .flatten()
-    }
-
-    /// Why this token is the last one, if it is by itself.
+    /// The reason why this token by itself ends the sequence.
     fn end_of(&self, id: u32, eos_token_ids: &[u32]) -> Option<FinishReason> {
         if !self.request.stop.ignore_eos && eos_token_ids.contains(&id) {
             Some(FinishReason::EndOfSequence)
@@ -459,40 +349,6 @@ impl Sequence {
             Some(FinishReason::StopToken(id))
         } else {
             None
-        }
-    }
-
-    fn send(&self, event: Event) {
-        if let Some(backlog) = &self.backlog {
-            backlog.add(&event);
-        }
-        let _ = self.events.send(Ok(event));
-    }
-
-    /// Why its client is not served any longer, if it has left too much unread.
-    pub fn unread_too_long(&self) -> Option<GenerationError> {
-        let backlog = self.backlog.as_ref()?;
-        backlog.is_too_long().then(|| GenerationError::Unread {
-            bytes: backlog.bytes(),
-        })
-    }
-
-    /// Ends the client's stream with an error.
-    pub fn fail(mut self, error: GenerationError) {
-        self.place = None;
-        let _ = self.events.send(Err(error));
-    }
-
-    fn timing(&self, now: Instant) -> Timing {
-        let since_submitted = |then: Option<Instant>| {
-            then.map_or_else(Default::default, |then| then - self.submitted)
-        };
-        Timing {
-            queue: since_submitted(self.first_scheduled),
-            first_token: since_submitted(self.first_token),
-            inference: self
-                .first_scheduled
-                .map_or_else(Default::default, |then| now - then),
         }
     }
 }

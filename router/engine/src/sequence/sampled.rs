@@ -1,4 +1,4 @@
-//! What a step's result says of each sampled token.
+//! The sampled tokens of a step's result.
 
 use gridwork_proto::v1::StepResult;
 
@@ -6,14 +6,14 @@ use crate::request::TopToken;
 
 /// One sampled token of a [`StepResult`].
 pub(crate) struct Sampled {
-    pub row: u32,
+    pub sequence_id: u32,
     pub token_id: u32,
     pub logprob: Option<f32>,
     pub top: Vec<TopToken>,
 }
 
 impl Sampled {
-    /// All tokens of a result, or an error when its parallel arrays do not fit together.
+    /// All tokens of a result, or an error when its parallel arrays have different lengths.
     pub fn of(result: &StepResult) -> Result<impl Iterator<Item = Sampled>, String> {
         let count = result.sequence_ids.len();
         let fits = |len: usize| len == 0 || len == count;
@@ -34,7 +34,7 @@ impl Sampled {
             let top = next_top..next_top + result.num_top.get(i).map_or(0, |n| *n as usize);
             next_top = top.end;
             Sampled {
-                row: result.sequence_ids[i],
+                sequence_id: result.sequence_ids[i],
                 token_id: result.token_ids[i],
                 logprob: result
                     .logprobs

@@ -1,41 +1,41 @@
-//! Speculation without a second model: a sequence's next tokens are guessed to be those that followed when its last few
-//! tokens stood in it before, in the prompt or in the answer (A. Saxena, "Prompt Lookup Decoding", 2023).
+//! Speculation without a draft model: the next tokens are predicted to be those that followed when the last few
+//! tokens occurred before, in the prompt or in the answer (A. Saxena, "Prompt Lookup Decoding", 2023).
 //!
-//! Guesses are made for every token, drafted or not, and compared with what came: how many drafts are worth it is known
-//! without computing any, and a sequence that repeats nothing costs a few look-ups a token.
+//! A guess is made for every token, drafted or not, and compared with the sampled one. This measures the worth of
+//! drafts without computing any, and a sequence without repetition costs a few look-ups a token.
 
 use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// Tokens that must be the same for what followed them to be a guess: the longest that are found count.
+/// Lengths of the runs of tokens that are looked up. The longest match counts.
 const LONGEST_GRAM: usize = 4;
 const SHORTEST_GRAM: usize = 2;
 
-/// From which trust on drafts are computed: about where every second guess is right.
+/// Trust from which on drafts are computed: about every second guess is right there.
 const ENOUGH_TRUST: usize = 2;
 
-/// What of a sequence is guessed to follow, and how far that is to be trusted.
+/// Predictor of one sequence, and the trust in it.
 #[derive(Debug)]
 pub(crate) struct Speculation {
-    most_drafts: usize,
+    max_drafts: usize,
     hasher: RandomState,
-    /// By the number of tokens, from the shortest on: for all runs of so many, where they ended last. Clients choose the
-    /// texts; the tables compare tokens, and the hash has a key of its own.
+    /// End of the latest occurrence of every run of tokens, one table for each length, the shortest first. Clients
+    /// choose the texts, so the tables compare tokens and the hash is keyed.
     grams: [HashTable<u32>; LONGEST_GRAM - SHORTEST_GRAM + 1],
-    /// Where the token stands that is guessed to be the next.
+    /// Index of the token that is guessed to be the next.
     guess: Option<usize>,
-    /// One more for each guess that was right, half for one that was wrong, one less where there was none: when a part
-    /// `p` of the guesses is right it stays near `2p / (1 - p)`, twice the mean number of right ones in a row.
+    /// Incremented for each right guess, halved for a wrong one, decremented when there was none. When a share `p` of
+    /// the guesses is right, trust stays near `2p / (1 - p)`, twice the mean number of consecutive right ones.
     trust: usize,
 }
 
 impl Speculation {
-    /// For a sequence that begins with `prompt`; at most `most_drafts` in a step.
-    pub fn new(most_drafts: usize, prompt: &[u32]) -> Self {
+    /// A predictor for a sequence that begins with `prompt`, with at most `max_drafts` drafts in a step.
+    pub fn new(max_drafts: usize, prompt: &[u32]) -> Self {
         let mut speculation = Speculation {
-            most_drafts,
+            max_drafts,
             hasher: RandomState::new(),
             grams: std::array::from_fn(|_| HashTable::with_capacity(prompt.len())),
             guess: None,
@@ -47,11 +47,11 @@ impl Speculation {
         speculation
     }
 
-    /// Takes note of the last one of `tokens`, which all others are known of.
+    /// Adds the last of `tokens`. All tokens before it must have been added.
     pub fn push(&mut self, tokens: &[u32]) {
         self.trust = match self.guess.map(|at| tokens[at]) {
             Some(guessed) if Some(&guessed) == tokens.last() => {
-                (self.trust + 1).min(ENOUGH_TRUST.max(2 * self.most_drafts))
+                (self.trust + 1).min(ENOUGH_TRUST.max(2 * self.max_drafts))
             }
             Some(_) => self.trust / 2,
             None => self.trust.saturating_sub(1),
@@ -59,28 +59,28 @@ impl Speculation {
         self.look_up(tokens);
     }
 
-    /// Whether drafts are worth it, wherever there is a guess.
+    /// Whether guesses are right often enough to draft them.
     pub fn is_trusted(&self) -> bool {
         self.trust >= ENOUGH_TRUST
     }
 
-    /// Drafts do harm here: begins again without any trust.
+    /// Resets the trust, since drafts led to NaN logits.
     pub fn distrust(&mut self) {
         self.trust = 0;
     }
 
-    /// The tokens that are guessed to follow `tokens`, which are all that it was told of, `most` at most.
-    pub fn drafts(&self, tokens: &[u32], most: usize) -> Vec<u32> {
+    /// Up to `max` drafts of the tokens after `tokens`, all of which must have been added.
+    pub fn drafts(&self, tokens: &[u32], max: usize) -> Vec<u32> {
         let Some(guess) = self.guess.filter(|_| self.is_trusted()) else {
             return Vec::new();
         };
-        let count = most.min(self.most_drafts).min(self.trust);
-        // Behind the last token, what is guessed repeats itself.
+        let count = max.min(self.max_drafts).min(self.trust);
+        // Beyond the last token, the guess repeats.
         let again = tokens[guess..].iter().cycle();
         again.take(count).copied().collect()
     }
 
-    /// Finds where the last tokens stood before, and remembers that they stand here.
+    /// Finds the previous occurrence of the last tokens, and records this one.
     fn look_up(&mut self, tokens: &[u32]) {
         self.guess = None;
         let hasher = &self.hasher;
@@ -113,10 +113,10 @@ mod tests {
 
     use super::*;
 
-    /// A sequence that has grown from `prompt` by `answer`.
-    fn grown(most_drafts: usize, prompt: &[u32], answer: &[u32]) -> (Speculation, Vec<u32>) {
+    /// A sequence that grew from `prompt` by `answer`.
+    fn grown(max_drafts: usize, prompt: &[u32], answer: &[u32]) -> (Speculation, Vec<u32>) {
         let mut tokens = prompt.to_vec();
-        let mut speculation = Speculation::new(most_drafts, prompt);
+        let mut speculation = Speculation::new(max_drafts, prompt);
         for token in answer {
             tokens.push(*token);
             speculation.push(&tokens);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_followed_before_is_drafted_once_two_guesses_were_right() {
+    fn drafts_start_after_two_right_guesses() {
         let prompt: Vec<u32> = (10..30).collect();
         for (answer, expected) in [
             (vec![12, 13], vec![]),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_repeats_itself_is_drafted_beyond_the_end() {
+    fn a_repetition_is_drafted_beyond_the_end() {
         let (speculation, tokens) = grown(8, &[7, 8, 9], &[7, 8, 9, 7, 8, 9, 7, 8, 9, 7]);
         assert_eq!(speculation.drafts(&tokens, 5), [8, 9, 7, 8, 9]);
         let (speculation, tokens) = grown(8, &[5], &[6; 12]);
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn trust_is_lost_by_wrong_guesses_and_by_none_and_comes_back() {
+    fn wrong_or_missing_guesses_cost_trust_which_can_return() {
         let prompt: Vec<u32> = (0..100).collect();
         let copied: Vec<u32> = (10..30).collect();
         let (mut speculation, mut tokens) = grown(4, &prompt, &copied);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     proptest! {
-        /// The index finds what a search through all tokens finds.
+        /// The index finds the same match as a search through all tokens.
         #[test]
         fn the_guess_follows_the_longest_and_latest_match(
             tokens in prop::collection::vec(0u32..4, 0..80),

@@ -1,10 +1,10 @@
-//! Spans of one request inside the engine: queue, prefill and decode, children of the HTTP request's span.
+//! Spans of one request in the engine: queue, prefill and decode, children of the HTTP request's span.
 
 use opentelemetry::trace::TraceContextExt;
 use tracing::{Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// The phase that a request is in. Dropping it ends the phase's span.
+/// The request's current phase. Dropping it ends the phase's span.
 pub(crate) struct RequestSpans {
     request: Span,
     phase: Span,
@@ -26,7 +26,7 @@ impl RequestSpans {
         self.phase = info_span!(parent: &self.request, "decode");
     }
 
-    /// W3C `traceparent` of the request's span; empty when it is not being traced.
+    /// W3C `traceparent` of the request's span; empty when the request is not traced.
     pub fn traceparent(&self) -> String {
         if self.request.is_disabled() {
             return String::new();

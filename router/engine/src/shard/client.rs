@@ -1,4 +1,5 @@
-//! Talks to rank 0 of the shard: finds it, asks what it is, warms it up, opens the stream of steps.
+//! Client of the shard's rank 0: waits until it is loaded, reads its description, warms it up, and opens the stream
+//! of steps.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,9 +18,9 @@ use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use crate::engine::StartError;
+use crate::error::StartError;
 
-/// Where a shard listens.
+/// Address at which a shard listens.
 #[derive(Debug, Clone)]
 pub enum ShardAddress {
     Unix(PathBuf),
@@ -30,7 +31,7 @@ pub enum ShardAddress {
 impl std::str::FromStr for ShardAddress {
     type Err = String;
 
-    /// `host:port`, or else the path of a unix socket (which contains a `/`).
+    /// Parses `host:port`, or else the path of a unix socket (which contains a `/`).
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("an address is a socket path or host:port".into());
@@ -48,10 +49,10 @@ impl std::str::FromStr for ShardAddress {
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Longest answer to a health request that is waited for.
+/// Maximum time to wait for the answer to a health request.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A shard that is loaded, warmed up and ready for steps.
+/// A loaded and warmed-up shard with its stream of steps.
 pub(crate) struct ReadyShard {
     pub info: InfoResponse,
     pub warmup: WarmupResponse,
@@ -60,7 +61,8 @@ pub(crate) struct ReadyShard {
     pub results: Streaming<StepResult>,
 }
 
-/// Waits until the shard is ready and opens its stream of steps. `warmup` makes the request from what the shard is.
+/// Waits until the shard is loaded, warms it up, and opens its stream of steps. `warmup` makes the warm-up request
+/// from the shard's description.
 pub(crate) async fn connect(
     address: &ShardAddress,
     timeout: Duration,
@@ -94,7 +96,7 @@ pub(crate) async fn connect(
     })
 }
 
-/// Waits until the shard is loaded, and asks what it is.
+/// Waits until the shard is loaded, and reads its description.
 pub(crate) async fn find(
     address: &ShardAddress,
     timeout: Duration,
@@ -114,7 +116,7 @@ pub(crate) async fn find(
     Ok((client, info))
 }
 
-/// Whether it takes steps rather than batches.
+/// Whether the shard generates, in steps, rather than encodes, in batches.
 pub(crate) fn generates(info: &InfoResponse) -> bool {
     matches!(info.task(), Task::Unspecified | Task::Generate)
 }
@@ -177,7 +179,7 @@ async fn open(address: &ShardAddress) -> Result<ShardClient<Channel>, tonic::tra
         .max_encoding_message_size(usize::MAX))
 }
 
-/// A connection to the shard at `address`.
+/// Connects to the shard at `address`.
 pub(crate) async fn channel(address: &ShardAddress) -> Result<Channel, tonic::transport::Error> {
     match address {
         ShardAddress::Tcp(address) => {
@@ -204,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_told_apart() {
+    fn sockets_and_tcp_addresses_are_distinguished() {
         assert!(matches!(
             "/run/gridwork/shard-0".parse(),
             Ok(ShardAddress::Unix(_))

@@ -1,6 +1,7 @@
-//! The shard's side of a connection: its client, whether it lives, and its tokenizer.
+//! Everything that talks to the shard or watches it: its client, its health, and its tokenizer.
 
 pub(crate) mod client;
+pub(crate) mod monitor;
 pub(crate) mod tokenizer;
 pub(crate) mod vitals;
 pub(crate) mod watchdog;

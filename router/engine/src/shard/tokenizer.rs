@@ -1,4 +1,4 @@
-//! Tokenizing by the shard, for models whose tokenizer exists as Python code alone.
+//! Tokenizing by the shard, for models whose tokenizer exists only as Python code.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,22 +11,22 @@ use tonic::transport::Channel;
 
 use crate::shard::client::{ShardAddress, channel};
 
-/// A shard that is being restarted is waited for this long.
+/// Maximum time to wait for a shard that is being restarted.
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why a text was not tokenized.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizeError {
-    /// The tokenizer refuses it; the message is for the user.
+    /// The tokenizer refuses the text. The message is for the user.
     #[error("{0}")]
     Refused(String),
-    /// The shard cannot be reached, or fails.
+    /// The shard cannot be reached, or failed.
     #[error("the shard that tokenizes for this model does not answer: {0}")]
     Lost(String),
 }
 
-/// Cheap to clone; connects when it is first needed.
+/// Client of the shard's tokenizer. Cheap to clone; connects when it is first used.
 #[derive(Debug, Clone)]
 pub struct ShardTokenizer {
     address: ShardAddress,
@@ -41,7 +41,7 @@ impl ShardTokenizer {
         }
     }
 
-    /// The tokens of `text`. `add_special_tokens`: those that the tokenizer puts around a text.
+    /// Tokenizes `text`. `add_special_tokens` adds those that the tokenizer puts around a text.
     pub async fn encode(
         &self,
         text: String,
@@ -64,7 +64,7 @@ impl ShardTokenizer {
                 Code::InvalidArgument => {
                     return Err(TokenizeError::Refused(status.message().to_owned()));
                 }
-                // How a connection that breaks, as when the shard ends, is told.
+                // Codes of a broken connection, for example when the shard ends.
                 Code::Unavailable | Code::Unknown | Code::Cancelled
                     if began.elapsed() < PATIENCE =>
                 {

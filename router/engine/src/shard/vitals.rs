@@ -1,21 +1,21 @@
-//! How a part that drives a shard is, for `/health` and for the launcher.
+//! Health of a task that drives a shard, for `/health` and for the launcher.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::request::GenerationError;
+use crate::error::GenerationError;
 use crate::shard::watchdog::Overdue;
 
 /// A shard that does not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hang {
-    /// For people.
+    /// Reason for people to read.
     pub reason: String,
-    /// When it was noticed.
+    /// Time at which the hang was noticed.
     pub since: Instant,
 }
 
-/// Written by the task, read by others.
+/// Health of the task and its shard. The task writes it; others read it.
 #[derive(Debug, Default)]
 pub struct Vitals {
     state: Mutex<State>,
@@ -24,9 +24,9 @@ pub struct Vitals {
 #[derive(Debug, Default)]
 struct State {
     hang: Option<Hang>,
-    /// When the task was last seen to run; `None`: it is not meant to run.
+    /// Time at which the task last ran; `None`: it is not meant to run.
     beat: Option<Instant>,
-    /// Why no shard will come back.
+    /// Reason why no shard will come back.
     given_up: Option<String>,
 }
 
@@ -35,41 +35,41 @@ impl Vitals {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shard that does not answer, from when it is noticed until another one, or its answer, is there.
+    /// The current hang: set when it is noticed, cleared by an answer or by another shard.
     pub fn hang(&self) -> Option<Hang> {
         self.state().hang.clone()
     }
 
-    /// How long the task has not run. It runs every second, whatever there is to do.
+    /// Time since the task last ran. It runs every second even when there is nothing to do.
     pub fn silent_for(&self) -> Duration {
         self.state()
             .beat
             .map_or(Duration::ZERO, |beat| beat.elapsed())
     }
 
-    /// No shard will come back: within a second everything that was admitted fails with this reason, and nothing more is
-    /// admitted.
+    /// Tells the task that no shard will come back. Within a second everything admitted fails with this reason, and
+    /// nothing more is admitted.
     pub fn give_up(&self, reason: String) {
         self.state().given_up = Some(reason);
     }
 
-    /// Why no shard will come back, once that is certain.
+    /// The error for all requests once no shard will come back.
     pub(crate) fn given_up(&self) -> Option<GenerationError> {
         let reason = self.state().given_up.clone();
         reason.map(GenerationError::GivenUp)
     }
 
-    /// The task runs.
+    /// Notes that the task runs.
     pub(crate) fn beat(&self) {
         self.state().beat = Some(Instant::now());
     }
 
-    /// The task has ended, as it was meant to.
+    /// Notes that the task has ended as intended.
     pub(crate) fn ended(&self) {
         self.state().beat = None;
     }
 
-    /// The shard does not answer. Returns whether that is news.
+    /// Notes that the shard does not answer. Returns whether that is new.
     pub(crate) fn hangs(&self, reason: String) -> bool {
         let mut state = self.state();
         let is_news = state.hang.is_none();
@@ -81,12 +81,13 @@ impl Vitals {
         is_news
     }
 
-    /// The shard answers, or there is another one. Returns whether one hung.
+    /// Notes that the shard answers, or that another one is connected. Returns whether it was hanging.
     pub(crate) fn answers(&self) -> bool {
         self.state().hang.take().is_some()
     }
 
-    /// What a look at the oldest step has found. An error: nobody has ended the shard in time, and it is given up.
+    /// Notes the watchdog's verdict on the oldest step. An error says that the shard is given up: the launcher has
+    /// not ended it in time.
     pub(crate) fn looked(&self, overdue: Option<Overdue>) -> Result<(), String> {
         self.beat();
         let Some(Overdue {

@@ -1,40 +1,40 @@
-//! Notices a shard that does not answer. How long a step may take follows from what the steps before it took.
+//! Notices a shard that does not answer. The limit of a step follows from the times of the steps before it.
 
 use std::time::{Duration, Instant};
 
-/// How often the oldest step in flight is looked at.
+/// Interval at which the oldest step in flight is checked.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// No step of known length is taken for lost before this: a machine that swaps, or a kernel that is compiled for a new
-/// shape, may make a short step take many times as long as those before it.
+/// Lower bound of the limit once steps are known. A machine that swaps, or a kernel compiled for a new shape, can
+/// make a short step take many times as long as those before it.
 const FLOOR: Duration = Duration::from_secs(60);
 
-/// A step is taken for lost after this many times what it was expected to take.
+/// A step is overdue after this many times its expected time.
 const TIMES_EXPECTED: f64 = 20.0;
 
-/// `--shard-timeout` bounds that, but never below this many times what the step was expected to take.
+/// `--shard-timeout` bounds the limit, but never below this many times the expected time.
 const TIMES_EXPECTED_AT_LEAST: f64 = 4.0;
 
-/// After a step was taken for lost, how long the launcher is given to end the shard.
+/// Time after a step became overdue within which the launcher must end the shard.
 pub(crate) const UNTIL_GIVEN_UP: Duration = Duration::from_secs(30);
 
-/// What each step takes off the slowest one before it.
+/// Factor by which each step lowers the maximum of the steps before it.
 const DECAY: f64 = 0.98;
 
-/// Contexts below this count as this long: what a step takes does not grow with them.
+/// Shorter contexts count as this long: below it a step's time does not grow with the context.
 const SHORT_CONTEXT_TOKENS: usize = 256;
 
-/// What the time of a step depends on.
+/// Size of a step, on which its time depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
     pub num_sequences: usize,
     pub num_tokens: usize,
-    /// Of the longest sequence, up to the last token that is computed.
+    /// Context of the longest sequence, up to the last computed token.
     pub context_tokens: usize,
 }
 
 impl Work {
-    /// The least that there is to compute.
+    /// One token without context.
     pub fn of_a_token() -> Self {
         Self {
             num_sequences: 1,
@@ -52,7 +52,7 @@ impl Work {
     }
 }
 
-/// The slowest of the last steps of a kind, as time, and as time for each token of the context.
+/// Decaying maximum over the steps of one kind, as time and as time for each token of the context.
 #[derive(Debug, Default, Clone, Copy)]
 struct Slowest {
     us: f64,
@@ -66,28 +66,28 @@ impl Slowest {
         self.us_per_context_token = per_token.max(self.us_per_context_token * DECAY);
     }
 
-    /// An upper bound, since no step grows faster than with its context.
+    /// An upper bound, since no step's time grows faster than its context.
     fn expected_us(&self, work: Work) -> f64 {
         self.us.max(self.us_per_context_token * work.context())
     }
 }
 
-/// Watches the oldest step, or batch, in flight.
+/// Watches the oldest step or batch in flight.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    /// `--shard-timeout`.
+    /// Value of `--shard-timeout`.
     timeout: Duration,
-    /// Of steps with one token for each sequence.
+    /// Times of steps with one token for each sequence.
     decode: Option<Slowest>,
-    /// Of others, for each token.
+    /// Times of other steps, for each token.
     prefill_token: Option<Slowest>,
-    /// Time that the oldest step has been seen to wait: the sum of what lay between looks, so that a pause of this process
-    /// (SIGSTOP, a suspended machine) does not count.
+    /// Time that the oldest step was observed to wait: the sum of the intervals between checks, so that a pause of
+    /// this process (SIGSTOP, a suspended machine) does not count.
     waited: Duration,
     looked_at: Option<Instant>,
 }
 
-/// The oldest step has waited too long.
+/// A step that has waited too long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overdue {
     pub work: Work,
@@ -106,7 +106,7 @@ impl Watchdog {
         }
     }
 
-    /// The shard has answered, after `spent` of computing.
+    /// Records an answer that took the shard `spent` of computing.
     pub fn answered(&mut self, work: Work, spent: Duration) {
         self.start();
         if work.num_tokens == 0 {
@@ -121,13 +121,13 @@ impl Watchdog {
         kind.get_or_insert_default().observe(us, work);
     }
 
-    /// Starts to wait anew: for an answer, or with another shard.
+    /// Starts to wait anew, for the next answer or for another shard.
     pub fn start(&mut self) {
         self.waited = Duration::ZERO;
         self.looked_at = None;
     }
 
-    /// To be called every [`LOOK_EVERY`], with what is in flight longest.
+    /// Checks the oldest work in flight. Call it every [`LOOK_EVERY`].
     pub fn look(&mut self, oldest: Option<Work>, now: Instant) -> Option<Overdue> {
         let Some(work) = oldest else {
             self.start();
@@ -149,8 +149,8 @@ impl Watchdog {
             return self.timeout;
         };
         let times = |factor: f64| Duration::from_secs_f64((us * factor / 1e6).min(1e9));
-        let most = self.timeout.max(times(TIMES_EXPECTED_AT_LEAST));
-        times(TIMES_EXPECTED).max(FLOOR).min(most)
+        let max = self.timeout.max(times(TIMES_EXPECTED_AT_LEAST));
+        times(TIMES_EXPECTED).max(FLOOR).min(max)
     }
 
     fn expected_us(&self, work: Work) -> Option<f64> {
@@ -159,12 +159,12 @@ impl Watchdog {
         }
         let tokens = work.num_tokens as f64;
         if work.is_decode() {
-            // Where no decode is known: at worst each one computes its whole context.
+            // While no decode is known: at worst each one computes its whole context.
             let as_prefill = |token: Slowest| token.expected_us(work) * tokens * work.context();
             let known = self.decode.map(|decode| decode.expected_us(work));
             known.or_else(|| self.prefill_token.map(as_prefill))
         } else {
-            // Where no prefill is known: at worst each of its tokens takes as long as a decode.
+            // While no prefill is known: at worst each token takes as long as a decode.
             let known = self.prefill_token.or(self.decode);
             known.map(|token| token.expected_us(work) * tokens)
         }
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_follows_the_steps_before_and_has_a_floor() {
+    fn the_limit_follows_earlier_steps_and_has_a_floor() {
         let decode = work(8, 8, 100);
         let prefill = work(1, 512, 512);
         assert_eq!(after(&[], TIMEOUT).limit(decode), TIMEOUT, "nothing known");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_prompt_in_one_piece_is_given_its_time() {
+    fn a_long_prompt_in_one_piece_has_a_long_limit() {
         let known = after(&[(work(1, 500, 500), ms(5_000))], TIMEOUT);
         // 10 ms a token at 500 tokens of context: at worst 640 ms a token at 32,000.
         let long = work(1, 32_000, 32_000);
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_bounds_what_is_not_known_to_take_longer() {
+    fn the_flag_bounds_the_limit_of_short_steps() {
         let timeout = ms(5_000);
         let decode = work(1, 1, 10);
         assert_eq!(after(&[(decode, ms(5))], timeout).limit(decode), timeout);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn one_slow_step_is_forgotten() {
+    fn one_slow_step_is_forgotten_over_time() {
         let decode = work(1, 1, 10);
         let mut watchdog = after(&[(decode, ms(25_000))], TIMEOUT);
         assert_eq!(watchdog.limit(decode), ms(500_000));
@@ -245,13 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn only_time_that_was_seen_to_pass_counts() {
+    fn only_observed_waiting_counts() {
         let decode = work(1, 1, 10);
         let timeout = ms(5_000);
         let mut watchdog = Watchdog::new(timeout);
         let start = Instant::now();
         assert_eq!(watchdog.look(Some(decode), start), None);
-        // This process was stopped for an hour.
+        // The process was stopped for an hour.
         let after_pause = start + Duration::from_secs(3600);
         assert_eq!(watchdog.look(Some(decode), after_pause), None);
         let mut now = after_pause;

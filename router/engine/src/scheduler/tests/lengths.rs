@@ -7,11 +7,11 @@ fn prompt(count: u32) -> Vec<u32> {
     (100..100 + count).collect()
 }
 
-/// How many of its prompt's tokens were in the cache; its tokens must be right.
-fn cached(bench: &mut Bench, prompt: Vec<u32>, max_new_tokens: usize) -> u32 {
+/// Number of the prompt's tokens that were cached. Checks that the generated tokens are correct.
+fn cached(harness: &mut Harness, prompt: Vec<u32>, max_new_tokens: usize) -> u32 {
     let request = request(prompt.clone(), max_new_tokens, Priority::Normal);
-    let (_, mut events) = bench.submit(request);
-    bench.run_to_end();
+    let (_, mut events) = harness.submit(request);
+    harness.run_to_end();
     let (mut ids, mut cached) = (Vec::new(), 0);
     while let Ok(event) = events.try_recv() {
         if let Event::Token(token) = event.expect("no failure") {
@@ -24,55 +24,55 @@ fn cached(bench: &mut Bench, prompt: Vec<u32>, max_new_tokens: usize) -> u32 {
 }
 
 #[test]
-fn a_prompt_beyond_the_border_shares_nothing_with_one_up_to_it() {
-    let mut bench = Bench::new(64, 512, 4).following(20, false, 0);
-    assert_eq!(cached(&mut bench, prompt(40), 1), 0);
-    assert_eq!(cached(&mut bench, prompt(16), 1), 0, "other keys");
-    assert_eq!(cached(&mut bench, prompt(19), 1), 16, "the same keys");
-    assert_eq!(cached(&mut bench, prompt(41), 1), 40, "the same keys");
+fn prompts_on_two_sides_of_the_border_share_no_blocks() {
+    let mut harness = Harness::new(64, 512, 4).following(20, false, 0);
+    assert_eq!(cached(&mut harness, prompt(40), 1), 0);
+    assert_eq!(cached(&mut harness, prompt(16), 1), 0, "other keys");
+    assert_eq!(cached(&mut harness, prompt(19), 1), 16, "the same keys");
+    assert_eq!(cached(&mut harness, prompt(41), 1), 40, "the same keys");
 }
 
 #[test]
-fn where_every_length_has_keys_of_its_own_equal_prompts_alone_share_them() {
-    let mut bench = Bench::new(64, 512, 4).following(20, true, 0);
-    assert_eq!(cached(&mut bench, prompt(41), 1), 0);
-    assert_eq!(cached(&mut bench, prompt(42), 1), 0);
-    assert_eq!(cached(&mut bench, prompt(41), 1), 40);
+fn with_keys_per_length_only_equal_prompts_share_blocks() {
+    let mut harness = Harness::new(64, 512, 4).following(20, true, 0);
+    assert_eq!(cached(&mut harness, prompt(41), 1), 0);
+    assert_eq!(cached(&mut harness, prompt(42), 1), 0);
+    assert_eq!(cached(&mut harness, prompt(41), 1), 40);
 }
 
 #[test]
-fn a_sequence_that_crosses_is_computed_anew_and_nobody_notices() {
-    let mut bench = Bench::new(64, 512, 4).following(20, false, 21);
-    let (_, mut beside) = bench.submit(request(vec![7; 3], 30, Priority::Normal));
-    assert_eq!(cached(&mut bench, prompt(10), 30), 0);
+fn a_sequence_that_crosses_the_border_is_recomputed_invisibly() {
+    let mut harness = Harness::new(64, 512, 4).following(20, false, 21);
+    let (_, mut beside) = harness.submit(request(vec![7; 3], 30, Priority::Normal));
+    assert_eq!(cached(&mut harness, prompt(10), 30), 0);
     assert_eq!(tokens(&mut beside), continuation(&[7; 3], 30));
-    // All tokens but the last of each: once, and up to the border once more.
-    assert_eq!(bench.shard.num_computed_tokens, 39 + 32 + 2 * 20);
+    // Every token except each sequence's last is computed once, and up to the border once more.
+    assert_eq!(harness.shard.num_computed_tokens, 39 + 32 + 2 * 20);
 }
 
 #[test]
-fn what_was_computed_anew_is_found_by_the_next_of_its_length() {
-    let mut bench = Bench::new(64, 512, 4).following(20, false, 21);
+fn recomputed_blocks_are_shared_with_sequences_of_that_length() {
+    let mut harness = Harness::new(64, 512, 4).following(20, false, 21);
     let mut history = prompt(10);
-    cached(&mut bench, history.clone(), 30);
+    cached(&mut harness, history.clone(), 30);
     history.extend(continuation(&history.clone(), 30));
-    assert_eq!(cached(&mut bench, history, 1), 36);
+    assert_eq!(cached(&mut harness, history, 1), 36);
     assert_eq!(
-        cached(&mut bench, prompt(10), 1),
+        cached(&mut harness, prompt(10), 1),
         8,
         "and before it crossed"
     );
 }
 
 #[test]
-fn drafts_stop_where_a_sequence_is_computed_anew() {
+fn drafts_stop_where_a_sequence_is_recomputed() {
     for border in 8..20 {
-        let mut bench =
-            Bench::new(64, 512, 4)
+        let mut harness =
+            Harness::new(64, 512, 4)
                 .speculating(5, 16)
                 .following(border, false, border + 1);
         let repetitive = vec![REPETITIVE, REPETITIVE + 1, REPETITIVE + 2];
-        assert_eq!(cached(&mut bench, repetitive, 40), 0);
-        assert!(bench.shard.num_drafts > 0);
+        assert_eq!(cached(&mut harness, repetitive, 40), 0);
+        assert!(harness.shard.num_drafts > 0);
     }
 }

@@ -1,12 +1,12 @@
-//! The shard's side of the contract, to the letter: who reads what another one wrote is found out.
+//! A shard that enforces the contract and finds out when a sequence reads blocks that another one wrote.
 
 use super::*;
 
-/// What a slot of the cache was computed from, see [`ShardSequence::content`]; `None`: from what a failed step left
-/// behind.
+/// The content from which a cache slot was computed, see [`ShardSequence::content`]. `None`: the slot was written by
+/// a failed step.
 type Slot = Option<(u64, usize, Vec<u32>)>;
 
-/// The shard's side of the contract, with a cache whose slots remember what they were computed from.
+/// A shard whose cache slots remember the content from which they were computed.
 #[derive(Default)]
 pub struct Shard {
     pub sequences: HashMap<u32, ShardSequence>,
@@ -18,21 +18,21 @@ pub struct Shard {
     pub lengths: LengthRule,
 }
 
-/// How a step goes wrong.
+/// A way in which a step fails.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     None,
-    /// It raises an exception.
+    /// The step raises an exception.
     Step,
-    /// This one of its sequences has NaN logits, if it samples: behind one of its drafts, if it has any.
+    /// The sequence at this index has NaN logits, if it samples: behind one of its drafts, if it has any.
     Nan(usize),
 }
 
-/// Sampled where what a failed step left behind was read: no client may ever see it.
+/// Token sampled from a slot that a failed step wrote. No client may ever see it.
 const GARBAGE: u32 = 666_666;
 
 pub struct ShardSequence {
-    /// Stands for everything that tokens do not say: requests that must not share differ in it.
+    /// Stands for everything besides tokens. It differs between requests that must not share blocks.
     seed: u64,
     failed: bool,
     tokens: Vec<u32>,
@@ -43,20 +43,20 @@ pub struct ShardSequence {
 }
 
 impl Shard {
-    /// Rows and their tokens.
+    /// Ids of the sequences, and their tokens.
     pub fn known(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.sequences
             .iter()
-            .map(|(row, sequence)| (*row, sequence.tokens.as_slice()))
+            .map(|(sequence_id, sequence)| (*sequence_id, sequence.tokens.as_slice()))
     }
 
     pub fn run(&mut self, step: &Step, fault: Fault) -> StepResult {
         assert_eq!(step.id, self.last_step + 1);
         self.last_step = step.id;
-        for row in &step.released {
+        for sequence_id in &step.released {
             assert!(
-                self.sequences.remove(row).is_some(),
-                "row {row} was free already"
+                self.sequences.remove(sequence_id).is_some(),
+                "sequence {sequence_id} was free already"
             );
         }
         for NewSequence {
@@ -85,7 +85,7 @@ impl Shard {
             );
             assert!(
                 self.sequences.insert(*id, sequence).is_none(),
-                "row {id} is taken"
+                "sequence {id} is taken"
             );
         }
         let mut result = StepResult {
@@ -100,11 +100,17 @@ impl Shard {
             .most_tokens
             .max(step.num_tokens.iter().sum::<u32>() as usize);
         self.num_computed_tokens += step.num_tokens.iter().sum::<u32>() as usize;
-        // All is written before anything is read.
+        // All slots are written before any is read.
         let mut spans = Vec::new();
-        for (i, row) in step.sequence_ids.iter().enumerate() {
-            assert!(seen.insert(*row), "row {row} appears twice");
-            let sequence = self.sequences.get_mut(row).expect("an admitted row");
+        for (i, sequence_id) in step.sequence_ids.iter().enumerate() {
+            assert!(
+                seen.insert(*sequence_id),
+                "sequence {sequence_id} appears twice"
+            );
+            let sequence = self
+                .sequences
+                .get_mut(sequence_id)
+                .expect("an admitted sequence_id");
             sequence
                 .blocks
                 .extend(new_blocks.by_ref().take(step.num_new_blocks[i] as usize));
@@ -119,24 +125,24 @@ impl Shard {
             } else if sequence.failed {
                 result
                     .failures
-                    .push(failure(*row, sequence_failure::Kind::Internal));
+                    .push(failure(*sequence_id, sequence_failure::Kind::Internal));
             } else {
                 assert!(
                     end <= sequence.tokens.len(),
-                    "row {row}: tokens that are not known"
+                    "sequence {sequence_id}: tokens that are not known"
                 );
             }
             let samples = end == sequence.tokens.len();
             assert!(
                 drafts.is_empty() || sequence.failed || samples && end - sequence.num_computed == 1,
-                "row {row}: drafts behind no decode"
+                "sequence {sequence_id}: drafts behind no decode"
             );
             let nan = fault == Fault::Nan(i) && samples && !sequence.failed;
             let guessed = [sequence.tokens.as_slice(), drafts.as_slice()].concat();
-            let most = self.lengths.most_computed(sequence.num_first);
+            let max = self.lengths.max_computed(sequence.num_first);
             assert!(
-                most.is_none_or(|most| end + drafts.len() <= most),
-                "row {row} goes on where it is to be computed anew"
+                max.is_none_or(|max| end + drafts.len() <= max),
+                "sequence {sequence_id} goes on where it is to be computed anew"
             );
             for position in sequence.num_computed..end + drafts.len() {
                 let content = (!sequence.failed && !nan)
@@ -144,19 +150,25 @@ impl Shard {
                 self.slots.insert(sequence.slot(position), content);
             }
             if sequence.failed {
-                // Nor is what follows ever computed: whatever stood in those slots before.
+                // The tokens that follow are not computed either; their slots keep their old content.
                 sequence.num_computed = end;
             } else {
                 self.num_drafts += drafts.len();
-                spans.push((*row, end, nan, drafts));
+                spans.push((*sequence_id, end, nan, drafts));
             }
         }
         assert!(new_blocks.next().is_none(), "blocks for nobody");
-        for (row, end, nan, drafts) in spans {
-            let sequence = self.sequences.get_mut(&row).expect("it was there above");
-            assert!(end > sequence.num_computed, "row {row} computes nothing");
+        for (sequence_id, end, nan, drafts) in spans {
+            let sequence = self
+                .sequences
+                .get_mut(&sequence_id)
+                .expect("it was there above");
+            assert!(
+                end > sequence.num_computed,
+                "sequence {sequence_id} computes nothing"
+            );
             let mut good = true;
-            // What was computed of a token among drafts that do harm is computed again.
+            // A token computed together with drafts that have NaN logits is recomputed.
             let num_read = if nan && !drafts.is_empty() {
                 end - 1
             } else {
@@ -168,7 +180,7 @@ impl Shard {
                     Some(content) => assert_eq!(
                         *content,
                         sequence.content(&self.lengths, &sequence.tokens, position),
-                        "row {row} reads another one's cache"
+                        "sequence {sequence_id} reads another one's cache"
                     ),
                 }
             }
@@ -184,9 +196,9 @@ impl Shard {
                 sequence.failed = true;
                 result
                     .failures
-                    .push(failure(row, sequence_failure::Kind::NanLogits));
+                    .push(failure(sequence_id, sequence_failure::Kind::NanLogits));
             } else if end == sequence.tokens.len() {
-                // Behind the last draft there is none that the token could equal.
+                // No draft follows the last one, so the token after it ends the loop.
                 for draft in drafts.into_iter().map(Some).chain([None]) {
                     let token = if good {
                         next_token(&sequence.tokens)
@@ -194,7 +206,7 @@ impl Shard {
                         GARBAGE
                     };
                     sequence.tokens.push(token);
-                    result.sequence_ids.push(row);
+                    result.sequence_ids.push(sequence_id);
                     result.token_ids.push(token);
                     if draft != Some(token) {
                         break;
@@ -208,8 +220,8 @@ impl Shard {
 }
 
 impl ShardSequence {
-    /// What keys at a position depend on: what tells the sequence apart, how many tokens were computed together, and
-    /// the tokens up to there.
+    /// The content on which keys at a position depend: the seed, the class of the number of tokens computed together,
+    /// and the tokens up to there.
     fn content(
         &self,
         lengths: &LengthRule,
@@ -225,9 +237,9 @@ impl ShardSequence {
     }
 }
 
-fn failure(row: u32, kind: sequence_failure::Kind) -> SequenceFailure {
+fn failure(sequence_id: u32, kind: sequence_failure::Kind) -> SequenceFailure {
     SequenceFailure {
-        sequence_id: row,
+        sequence_id: sequence_id,
         kind: kind.into(),
         message: String::new(),
     }

@@ -1,31 +1,31 @@
-//! Finds stop strings in text that arrives piece by piece, wherever in a piece they end.
+//! Finds stop strings in text that arrives in pieces, wherever in a piece they end.
 
 mod unseen;
 
 use unseen::Unseen;
 
-/// Matcher of one sequence. What it finds does not depend on how the text is cut into pieces: the match is the one
-/// that ends first, as if the text came character by character (and the longest of those that end together).
+/// Matcher of one sequence. The match does not depend on how the text is cut into pieces: it is the one that ends
+/// first, as if the text came character by character, and the longest of those that end together.
 ///
-/// Special tokens that are left out of the text are unseen parts of it: a stop string that names one is looked for in the
-/// text as it is with them, any other in the text without.
+/// Special tokens that are left out of the text are unseen parts of it. A stop string that names one is searched in
+/// the text with them, any other in the text without.
 #[derive(Debug)]
 pub(crate) struct StopMatcher {
     stops: Vec<String>,
     include_in_output: bool,
-    /// End of the text so far: held back from the output when stop strings are excluded from it, else already shown.
+    /// End of the text so far. It is held back when stop strings are excluded from the output, else already shown.
     tail: String,
     longest_bytes: usize,
-    /// Of `tail`; nearly always none.
+    /// Unseen parts of `tail`; nearly always none.
     unseen: Unseen,
 }
 
-/// What a piece of text leads to.
+/// Result of a piece of text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Shown {
     /// Text that can be shown now.
     pub text: String,
-    /// The stop string that was found; nothing more is shown after it.
+    /// The stop string that was found. Nothing more is shown after it.
     pub stopped: Option<String>,
 }
 
@@ -42,7 +42,7 @@ impl StopMatcher {
         }
     }
 
-    /// Whether there are stop strings to find.
+    /// Whether there are stop strings to search.
     pub fn is_looking(&self) -> bool {
         !self.stops.is_empty()
     }
@@ -104,7 +104,7 @@ impl StopMatcher {
         }
     }
 
-    /// What is still held back, when the text ends without a stop string.
+    /// The text still held back, when the text ends without a stop string.
     pub fn flush(&mut self) -> String {
         let tail = self.unseen.cut_out(&self.tail, 0..self.tail.len());
         self.tail.clear();
@@ -116,7 +116,7 @@ impl StopMatcher {
         }
     }
 
-    /// The match that ends first, from byte `from` on: where it starts, and the stop string.
+    /// The match that ends first, from byte `from` on: its start and its stop string.
     fn find(&self, from: usize) -> Option<(usize, String)> {
         let from = ceil_char_boundary(&self.tail, from);
         self.stops
@@ -130,7 +130,7 @@ impl StopMatcher {
             .map(|(at, stop)| (at, stop.clone()))
     }
 
-    /// Bytes at the end of the text that may be the beginning of a stop string.
+    /// Number of bytes at the end of the text that may begin a stop string.
     fn possible_beginning(&self) -> usize {
         let longest = self.longest_bytes.saturating_sub(1).min(self.tail.len());
         (1..=longest)
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_only_began_like_a_stop_string_is_shown_in_the_end() {
+    fn text_that_only_begins_like_a_stop_string_is_shown() {
         assert_eq!(
             run(&["###"], false, &["a##", "b##"]),
             ("a##b##".into(), None)

@@ -1,15 +1,15 @@
-//! Stop strings that name special tokens, found in a text that leaves such tokens out.
+//! Finds stop strings that name special tokens, in a text that leaves such tokens out.
 
 use std::ops::Range;
 
 use super::{Shown, StopMatcher};
 
-/// Parts of a text that are not shown, and which stop strings name one of them.
+/// Parts of a text that are not shown, and the stop strings that name one of them.
 #[derive(Debug, Default)]
 pub(super) struct Unseen {
-    /// In bytes, ascending.
+    /// Byte ranges, ascending.
     parts: Vec<Range<usize>>,
-    /// By the index of the stop string: whether it names a special token that was generated.
+    /// Whether each stop string, by index, names a special token that was generated.
     named_by: Vec<bool>,
 }
 
@@ -35,7 +35,7 @@ impl Unseen {
         shown
     }
 
-    /// Where each shown byte of a text stands, and at the end the text's length.
+    /// Index of each shown byte of a text, and at the end the text's length.
     fn places(&self, len: usize) -> Vec<usize> {
         let is_unseen = |at: &usize| self.parts.iter().any(|part| part.contains(at));
         let mut places: Vec<usize> = (0..len).filter(|at| !is_unseen(at)).collect();
@@ -47,7 +47,7 @@ impl Unseen {
         self.named_by.get(stop).copied().unwrap_or(false)
     }
 
-    /// The first `bytes` bytes of the text have gone.
+    /// Removes the first `bytes` bytes of the text.
     fn drop_front(&mut self, bytes: usize) {
         self.parts.retain(|part| part.start >= bytes);
         for part in &mut self.parts {
@@ -83,7 +83,8 @@ impl StopMatcher {
         self.look_with_unseen(shown_bytes)
     }
 
-    /// Looks for stop strings in a tail that has unseen parts. `new_from`: where what was not there before begins.
+    /// Searches stop strings in a tail with unseen parts. `new_from` is the beginning of the part that was added
+    /// last.
     pub(super) fn look_with_unseen(&mut self, new_from: usize) -> Shown {
         let places = self.unseen.places(self.tail.len());
         let shown = self.unseen.cut_out(&self.tail, 0..self.tail.len());
@@ -102,8 +103,8 @@ impl StopMatcher {
             };
         }
         let keep_from = if self.include_in_output {
-            let most = self.longest_bytes.saturating_sub(1);
-            let at = (shown.len()).saturating_sub(most);
+            let max = self.longest_bytes.saturating_sub(1);
+            let at = (shown.len()).saturating_sub(max);
             let at = super::ceil_char_boundary(&shown, at);
             places.get(at).map_or(0, |at| self.before_unseen(*at))
         } else {
@@ -124,7 +125,8 @@ impl StopMatcher {
         }
     }
 
-    /// What ends in the new part: one that seems to end before it is there only because unseen parts were forgotten.
+    /// Finds the first match that ends in the new part. A match that seems to end before it exists only because
+    /// unseen parts were forgotten.
     fn find_with_unseen(&self, shown: &str, places: &[usize], new_from: usize) -> Option<Found> {
         let found = self.stops.iter().enumerate().filter_map(|(index, stop)| {
             let range = if self.unseen.names(index) {
@@ -141,7 +143,7 @@ impl StopMatcher {
         found.min_by_key(|found| (found.range.end, found.range.start))
     }
 
-    /// Where the end of the tail begins that may be the beginning of a stop string.
+    /// Start of the end of the tail that may begin a stop string.
     fn beginning_with_unseen(&self, shown: &str, places: &[usize]) -> usize {
         let begins = |text: &str, stop: &str| {
             (text.len().saturating_sub(stop.len().saturating_sub(1))..text.len())
@@ -168,7 +170,7 @@ impl StopMatcher {
         at
     }
 
-    /// Forgets unseen parts that no stop string can reach back to any more, so that the tail stays short.
+    /// Forgets unseen parts that no stop string can reach any more, so that the tail stays short.
     fn forget_unseen(&mut self) {
         while let Some(part) = self.unseen.parts.first().cloned()
             && part.end + self.longest_bytes <= self.tail.len()
@@ -188,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// What is generated: text, or special tokens that are not shown.
+    /// Special tokens that are not shown. Everything else that is generated is text.
     const SPECIAL: [&str; 2] = ["<a>", "<b>"];
 
     fn run(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
@@ -211,10 +213,10 @@ mod tests {
         (out, None)
     }
 
-    /// The same by definition: after each piece, look through everything.
+    /// The same by definition: after each piece, search the whole text.
     fn by_definition(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
         let (mut whole, mut shown) = (String::new(), String::new());
-        // Of the shown text, where each byte stands in the whole one.
+        // Index in the whole text of each byte of the shown text.
         let mut places = Vec::new();
         let shown_of = |places: &[usize], shown: &str, range: Range<usize>| {
             let bytes = shown.bytes().zip(places);
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_that_is_a_special_token_ends_the_text_there() {
+    fn a_special_token_as_stop_string_ends_the_text() {
         for include in [false, true] {
             let got = run(&["<a>"], include, &["hi", "<b>", " you", "<a>", "more"]);
             assert_eq!(got, ("hi you".into(), Some("<a>".into())));
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn text_before_and_behind_a_special_token_belongs_to_the_stop_string() {
+    fn a_stop_string_may_span_text_around_a_special_token() {
         let pieces = ["one us", "er", "<a>", "as", "sistant", "\n"];
         for (stop, without, with) in [
             ("user<a>", "one ", "one user"),
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn other_stop_strings_are_found_in_what_is_shown() {
+    fn other_stop_strings_are_searched_in_the_shown_text() {
         let pieces = ["a", "<a>", "b", "c"];
         assert_eq!(run(&["ab"], false, &pieces), ("".into(), Some("ab".into())));
         assert_eq!(
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn many_special_tokens_do_not_pile_up() {
+    fn many_special_tokens_keep_the_tail_short() {
         let pieces: Vec<&str> = ["a"]
             .into_iter()
             .chain(std::iter::repeat_n("<a>", 200))
@@ -298,7 +300,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_found_and_shown_is_what_the_definition_says(
+        fn matches_and_shown_text_equal_the_definition(
             pieces in prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "<a>", "<b>"]), 0..16),
             stops in prop::collection::vec(
                 prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "<a>", "<b>"]), 1..4), 1..4),
