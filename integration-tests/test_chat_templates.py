@@ -30,7 +30,7 @@ def render(template: str, **variables: Any) -> dict[str, str]:
     try:
         # The annotation does not match the returned type.
         rendered: Any = render_jinja_template([messages], chat_template=template, **variables)
-    except Exception as error:  # What a template may raise is Jinja2's own affair.
+    except Exception as error:  # Templates may raise any exception of Jinja2.
         return {"error": type(error).__name__}
     if VARIES.search(template):
         return {"answer": "varies"}
