@@ -1,4 +1,4 @@
-"""The documentation says what the programs do."""
+"""The documentation matches the programs."""
 
 import re
 import subprocess

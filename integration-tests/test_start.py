@@ -1,4 +1,4 @@
-"""Settings that cannot work end the launcher before weights are read, with a message that says what would work."""
+"""Invalid settings end the launcher before weights are read, with a message that names valid ones."""
 
 import os
 from collections.abc import Callable
@@ -12,15 +12,15 @@ TinyModels = Callable[[str], Path]
 
 CORES = len(os.sched_getaffinity(0))
 
-#: The launcher refuses by itself, without Python.
+#: Time limit for errors of the launcher itself, which need no Python.
 AT_ONCE_S = 5.0
 
-#: The shard refuses: it imports PyTorch, on a machine that other tests keep busy too.
+#: Time limit for errors of the shard, which imports PyTorch on a busy machine.
 WITHIN_S = 30.0
 
 
 def refused(*flags: str | Path, within_s: float = AT_ONCE_S, env: dict[str, str] | None = None) -> str:
-    """Starts the launcher, which must end non-zero in time and leave no process; returns what it said."""
+    """Starts the launcher, which must fail in time and leave no process; returns its log."""
     server = Server(*flags, env=env)
     server.start()
     try:
@@ -83,13 +83,13 @@ def test_attention_incompatible_with_the_path_is_refused(tiny: TinyModels) -> No
     assert "--model-impl batched" in log
 
 
-def test_torch_is_another_name_of_sdpa(tiny: TinyModels) -> None:
+def test_torch_is_an_alias_of_sdpa(tiny: TinyModels) -> None:
     with Server("--model-id", tiny("llama"), "--attention", "torch") as server:
         server.wait_ready()
         assert "attention sdpa" in server.log()
 
 
-def test_the_shard_gets_the_threads_that_are_given_and_the_cores_by_default(tiny: TinyModels) -> None:
+def test_threads_are_as_given_or_one_a_core(tiny: TinyModels) -> None:
     for flags, threads in (((), CORES), (("--cpu-threads", "1"), 1)):
         with Server("--model-id", tiny("llama"), *flags) as server:
             server.wait_ready()
