@@ -25,7 +25,8 @@ const NOTES: [(&str, &str); 5] = [
 
 /// The whole page.
 pub fn flags_page() -> String {
-    let command = Cli::command();
+    let mut command = Cli::command();
+    command.build();
     let shown: Vec<&Arg> = command
         .get_arguments()
         .filter(|arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version"))
@@ -67,9 +68,11 @@ fn row(arg: &Arg) -> String {
         Some((meaning, rest)) => (meaning.to_owned(), rest.strip_suffix(']')),
         None => (help.clone(), None),
     };
+    let takes_values = arg.get_action().takes_values();
     let defaults: Vec<_> = arg
         .get_default_values()
         .iter()
+        .filter(|_| takes_values)
         .map(|value| format!("`{}`", value.to_string_lossy()))
         .collect();
     let default = match described {
@@ -79,7 +82,7 @@ fn row(arg: &Arg) -> String {
     let values: Vec<_> = arg
         .get_possible_values()
         .iter()
-        .filter(|_| !arg.is_hide_possible_values_set() && arg.get_action().takes_values())
+        .filter(|_| takes_values && !arg.is_hide_possible_values_set())
         .map(|value| format!("`{}`", value.get_name()))
         .collect();
     if !values.is_empty() {
