@@ -34,7 +34,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model clients vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model clients vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -146,7 +146,18 @@ fmt: python-dev ## Format Rust and Python
 	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks
 	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks
 
-lint: python-dev ## Formatting, lints and types, without changing anything
+# Generators of pages, one a line. With --check they compare the page with the code.
+define PAGES
+	@cargo run --quiet --locked -p gridwork-settings --bin flags-page -- $(1) docs/flags.md
+endef
+
+docs: ## Write the pages that are generated from the code
+	$(say) "Pages that are generated from the code"
+	$(call PAGES)
+
+lint: python-dev ## Formatting, lints, types and generated pages, without changing anything
+	$(say) "Pages that are generated from the code"
+	$(call PAGES,--check)
 	$(say) "Rust: formatting and lints"
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -1,4 +1,4 @@
-"""Fixtures of the black-box tests: models are made once a session, servers shared where no test ends them."""
+"""Fixtures of the black-box tests. Models are made once a session; servers are shared where no test ends them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a tiny random model by its family's name."""
+    """Returns the folder of a tiny random model by its family's name."""
     root = tmp_path_factory.mktemp("models")
     made: dict[str, Path] = {}
 
@@ -45,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with custom code that misbehaves at chosen tokens and takes 20 ms a step."""
+    """A tiny model with custom code that misbehaves at certain tokens and takes 20 ms a step."""
     return models.trap_model(tmp_path_factory.mktemp("trap") / "tiny-trap", step_delay_s=0.02)
 
 

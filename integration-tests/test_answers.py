@@ -1,4 +1,4 @@
-"""The default model answers, on every route, streamed or not, and the two ways of asking agree."""
+"""Answers of the default model on every route; streamed and whole answers agree."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_the_capital_of_france_is_paris(smollm2_server: Server) -> None:
     assert usage["completion_tokens"] == 8  # seven of text, one that ends the turn
 
 
-def test_a_chat_stream_says_what_the_whole_answer_says(smollm2_server: Server) -> None:
+def test_a_chat_stream_equals_the_whole_answer(smollm2_server: Server) -> None:
     body = QUESTION | {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(smollm2_server.client.stream("/v1/chat/completions", body))
     *parts, usage = chunks
@@ -36,7 +36,7 @@ def test_a_chat_stream_says_what_the_whole_answer_says(smollm2_server: Server) -
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-def test_a_chat_goes_on_from_what_was_said(smollm2_server: Server, smollm2: Path) -> None:
+def test_a_chat_continues_the_conversation(smollm2_server: Server, smollm2: Path) -> None:
     messages = [
         {"role": "system", "content": "You answer briefly."},
         {"role": "user", "content": "My name is Ada. Remember it."},
@@ -66,7 +66,7 @@ def test_a_completion_stops_at_max_tokens(smollm2_server: Server) -> None:
     assert reply["usage"]["completion_tokens"] == 5
 
 
-def test_a_completion_stream_says_what_the_whole_answer_says(smollm2_server: Server) -> None:
+def test_a_completion_stream_equals_the_whole_answer(smollm2_server: Server) -> None:
     body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
     whole = smollm2_server.client.ok("/v1/completions", body)["choices"][0]
     chunks = list(smollm2_server.client.stream("/v1/completions", body | {"stream": True}))
@@ -114,7 +114,7 @@ def test_characters_split_over_tokens_are_streamed_whole(smollm2_server: Server)
     chunks = [json.loads(line[6:].decode("utf-8", errors="strict")) for line in lines]
     parts = [chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks]
     assert "".join(parts) == whole
-    # A character may only be replaced where the model itself left it incomplete: at the very end.
+    # Only a character that the model left incomplete, at the very end, may be replaced.
     assert "\ufffd" not in whole[:-1]
 
 

@@ -1,4 +1,4 @@
-"""The finer points of the API: what is refused rather than ignored, and what clients and browsers depend on."""
+"""Details of the API: fields that are refused rather than ignored, and shapes that clients and browsers need."""
 
 import re
 from typing import Any
@@ -23,7 +23,8 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
     return response.json()["error"]
 
 
-# --- nothing that changes the answer is ignored -----------------------------------------------------------------
+# --- fields that would change the answer are not ignored
+# -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -42,7 +43,7 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
         ("max_new_tokens", 5),
     ],
 )
-def test_what_other_servers_read_and_this_one_does_not_is_refused(
+def test_unsupported_fields_of_other_servers_are_refused(
     tiny_server: Server, path: str, field: str, value: Any
 ) -> None:
     for stream in (False, True):
@@ -62,7 +63,7 @@ def test_what_other_servers_read_and_this_one_does_not_is_refused(
         ("/v1/chat/completions", "echo", True),
     ],
 )
-def test_what_belongs_to_another_route_is_refused(tiny_server: Server, path: str, field: str, value: Any) -> None:
+def test_fields_of_another_route_are_refused(tiny_server: Server, path: str, field: str, value: Any) -> None:
     assert refusal(tiny_server.client.post(path, BODIES[path] | {field: value}), 400)["param"] == field
 
 
@@ -103,14 +104,14 @@ def test_a_penalty_that_would_overflow_is_refused(tiny_server: Server, path: str
 
 @pytest.mark.parametrize("penalty", [1e-6, 1e6])
 @pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
-def test_the_ends_of_the_ranges_can_be_computed(tiny_server: Server, penalty: float, temperature: float) -> None:
+def test_parameters_at_the_ends_of_their_ranges_work(tiny_server: Server, penalty: float, temperature: float) -> None:
     extremes = {"repetition_penalty": penalty, "temperature": temperature, "logit_bias": {"5": 100, "6": -100}}
     reply = tiny_server.client.ok("/v1/completions", COMPLETION | extremes | {"ignore_eos": True})
     assert reply["usage"]["completion_tokens"] == 2
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_what_does_not_fit_has_openais_code(tiny_server: Server, path: str) -> None:
+def test_a_prompt_beyond_the_context_has_openais_code(tiny_server: Server, path: str) -> None:
     long = "boat " * 20_000
     prompts: dict[str, dict[str, Any]] = {
         "/v1/completions": {"prompt": long},
@@ -121,14 +122,14 @@ def test_what_does_not_fit_has_openais_code(tiny_server: Server, path: str) -> N
         assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
 
 
-def test_types_are_called_what_json_calls_them(tiny_server: Server) -> None:
+def test_errors_name_json_types(tiny_server: Server) -> None:
     for value, words in ((-1, "an integer from 0"), ("x", "an integer from 0"), ([], "invalid type: array")):
         error = refusal(tiny_server.client.post("/v1/completions", COMPLETION | {"max_tokens": value}), 400)
         assert words in error["message"]
         assert "u32" not in error["message"]
 
 
-def test_a_message_without_content_is_refused_where_it_stands(tiny_server: Server) -> None:
+def test_a_message_without_content_is_refused_by_index(tiny_server: Server) -> None:
     for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "system", "content": None}):
         messages = [{"role": "user", "content": "hi"}, message]
         error = refusal(tiny_server.client.post("/v1/chat/completions", CHAT | {"messages": messages}), 400)
@@ -144,7 +145,7 @@ def test_a_null_content_of_the_assistant_is_an_empty_text(tiny_server: Server) -
     assert prompt({"role": "assistant", "content": None}) == prompt({"role": "assistant"}) == empty
 
 
-def test_a_model_id_that_is_no_text_is_refused_in_json(tiny_server: Server) -> None:
+def test_a_model_id_that_is_not_text_is_refused_in_json(tiny_server: Server) -> None:
     assert refusal(tiny_server.client.get("/v1/models/%ff"), 400)["param"] == "model"
 
 
@@ -161,7 +162,7 @@ def test_the_root_route_gives_the_whole_text_unless_told_otherwise(tiny_server: 
     assert client.ok("/", body) == [{"generated_text": new}]
 
 
-def test_stop_text_stays_when_it_is_asked_for(tiny_server: Server) -> None:
+def test_stop_text_stays_on_request(tiny_server: Server) -> None:
     client = tiny_server.client
     body = COMPLETION | {"max_tokens": 12, "ignore_eos": True}
     whole = client.ok("/v1/completions", body)["choices"][0]["text"]
@@ -186,7 +187,7 @@ def test_invocations_takes_the_bodies_of_all_generating_routes(tiny_server: Serv
     assert client.http.post("/invocations", content=b"{").status_code == 415
 
 
-def test_chat_tokenize_shows_what_a_chat_is_made_of(tiny_server: Server) -> None:
+def test_chat_tokenize_shows_the_prompt_of_a_chat(tiny_server: Server) -> None:
     client = tiny_server.client
     reply = client.ok("/chat_tokenize", {"messages": CHAT["messages"]})
     assert "hi" in reply["templated_text"]
@@ -196,7 +197,7 @@ def test_chat_tokenize_shows_what_a_chat_is_made_of(tiny_server: Server) -> None
     assert as_text == client.ok("/v1/chat/completions", CHAT)["choices"][0]["message"]["content"]
 
 
-def test_a_browser_may_send_what_openais_client_sends(tiny_server: Server) -> None:
+def test_browsers_may_send_the_headers_of_openais_client(tiny_server: Server) -> None:
     headers = {
         "Origin": "http://page",
         "Access-Control-Request-Method": "POST",
@@ -226,21 +227,21 @@ def test_the_documentation_page_needs_no_network(tiny_server: Server) -> None:
     assert re.search(r'"validatorUrl":\s*"none"', settings), settings
 
 
-def test_every_route_of_the_document_is_on_the_page_about_the_api(tiny_server: Server) -> None:
+def test_the_page_about_the_api_has_every_route_of_the_document(tiny_server: Server) -> None:
     paths = tiny_server.client.get("/api-doc/openapi.json").json()["paths"]
     page = (ROOT / "docs" / "api.md").read_text()
     assert len(paths) > 10
     assert {path for path in paths if f"{path}`" not in page} == set()
 
 
-def test_the_page_about_metrics_lists_what_there_is(tiny_server: Server) -> None:
+def test_the_page_about_metrics_lists_all_metrics(tiny_server: Server) -> None:
     client = tiny_server.client
     client.ok("/v1/completions", COMPLETION)
     client.post("/v1/completions", {})
     shown = set(re.findall(r"^# TYPE (\w+) ", client.get("/metrics").text, flags=re.MULTILINE))
     tables = (ROOT / "docs" / "metrics.md").read_text().split("## From text-generation-inference")[0]
     rows = re.findall(r"^\| `(\w+)(?:\{\w+\})?` \| (\w+) \|", tables, flags=re.MULTILINE)
-    # Counted with a label, so that it is only shown once something has failed.
+    # It has a label, so that it is shown only after the first failure.
     assert shown | {"gridwork_generation_failures_total"} == {name for name, _ in rows}
     kinds = re.findall(r"^# TYPE (\w+) (\w+)", client.get("/metrics").text, flags=re.MULTILINE)
     assert set(kinds) <= set(rows)

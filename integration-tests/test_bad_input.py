@@ -1,4 +1,4 @@
-"""Every bad request gets the right status and a JSON error that names the field; streams too, before any 200."""
+"""Bad requests get the right status and a JSON error that names the field; streams too, before any 200."""
 
 import json
 import threading
@@ -45,7 +45,7 @@ def tgi(**parameters: Any) -> dict[str, Any]:
 
 LONG_TEXT = "boat " * 700
 
-#: path, body, status, word that the message must contain
+#: Path, body, status, and a word of the message.
 BAD_BODIES = [
     # wrong types and missing fields
     ("/generate", {}, 422, "inputs"),
@@ -159,7 +159,7 @@ def test_a_stream_is_refused_before_its_first_event(server: Server, case: tuple[
 
 
 @pytest.mark.parametrize("parameter", ["best_of", "decoder_input_details"])
-def test_what_a_stream_cannot_do_is_refused(server: Server, parameter: str) -> None:
+def test_parameters_that_cannot_be_streamed_are_refused(server: Server, parameter: str) -> None:
     value: Any = 2 if parameter == "best_of" else True
     response = server.client.post(
         "/generate_stream", tgi(do_sample=True) | {"parameters": {parameter: value, "do_sample": True}}
@@ -220,7 +220,7 @@ def test_a_wrong_method_is_refused(server: Server, method: str, path: str) -> No
     assert method in message_of(response, openai=path.startswith("/v1/"))
 
 
-def test_what_other_servers_accept_is_accepted(server: Server) -> None:
+def test_harmless_fields_of_other_servers_are_accepted(server: Server) -> None:
     extras = {
         "ignore_eos": True,
         "min_p": 0.1,
@@ -243,7 +243,7 @@ def test_truncate_keeps_the_last_tokens(server: Server) -> None:
     assert [t["id"] for t in tail.details["prefill"]] == [t["id"] for t in whole.details["prefill"]][-3:]
 
 
-def test_too_many_requests_get_429_and_those_running_do_not_notice(trap: Path) -> None:
+def test_too_many_requests_get_429_and_running_ones_continue(trap: Path) -> None:
     with Server(
         *("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--max-concurrent-requests", 4),
     ) as server:
@@ -278,7 +278,7 @@ def test_too_many_requests_get_429_and_those_running_do_not_notice(trap: Path) -
         assert client.generate("again", max_new_tokens=2).token_ids
 
 
-def test_a_stream_that_is_refused_leaves_the_connection_usable(server: Server) -> None:
+def test_a_refused_stream_leaves_the_connection_usable(server: Server) -> None:
     with httpx.Client(base_url=server.url, trust_env=False) as http:
         for _ in range(3):
             assert http.post("/v1/completions", json=COMPLETION | {"stream": True, "top_p": 9}).status_code == 400

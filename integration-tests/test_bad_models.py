@@ -1,4 +1,5 @@
-"""What cannot be served ends the launcher within seconds, non-zero, with one clear message that says what to do."""
+"""A model that cannot be served ends the launcher within seconds, with a non-zero code and one message that says what
+to do."""
 
 import json
 import shutil
@@ -13,14 +14,14 @@ from support.server import Server
 
 TinyModels = Callable[[str], Path]
 
-#: Starting Python and importing PyTorch on a busy two-core machine included.
+#: Includes the start of Python and the import of PyTorch on a busy two-core machine.
 WITHIN_S = 30.0
 
 
 def run_to_failure(
     *flags: str | Path, within_s: float = WITHIN_S, env: dict[str, str] | None = None, port: int | None = None
 ) -> str:
-    """Starts the launcher, which must end non-zero in time and leave no process; returns its last error message."""
+    """Starts the launcher, which must fail in time and leave no process; returns its last error message."""
     server = Server(*flags, env=env, port=port)
     server.start()
     try:
@@ -45,7 +46,7 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_a_missing_folder(tmp_path: Path) -> None:
     message = run_to_failure("--model-id", tmp_path / "nowhere")
     assert "nowhere" in message
 
@@ -89,7 +90,7 @@ def test_a_truncated_safetensors_file(tiny: TinyModels, tmp_path: Path) -> None:
     assert "model.safetensors" in message
 
 
-def test_weights_that_lack_a_tensor(tiny: TinyModels, tmp_path: Path) -> None:
+def test_weights_without_a_tensor(tiny: TinyModels, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = copied(tiny("llama"), tmp_path / "model")
@@ -101,9 +102,7 @@ def test_weights_that_lack_a_tensor(tiny: TinyModels, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "shards"), [("exl3", 1), ("gptq", 1), ("fp8", 2)])
-def test_weights_that_are_quantized_in_a_way_that_cannot_be_read(
-    method: str, shards: int, tiny: TinyModels, tmp_path: Path
-) -> None:
+def test_weights_in_an_unsupported_quantization(method: str, shards: int, tiny: TinyModels, tmp_path: Path) -> None:
     folder = copied(tiny("llama"), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "bits": 4}
@@ -123,7 +122,7 @@ def change_config(folder: Path, **changes: object) -> None:
     (folder / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_sizes_that_make_no_sense(tiny: TinyModels, tmp_path: Path) -> None:
+def test_impossible_sizes(tiny: TinyModels, tmp_path: Path) -> None:
     folder = copied(tiny("llama"), tmp_path / "model")
     change_config(folder, num_attention_heads=0)
     message = run_to_failure("--model-id", folder)
@@ -146,7 +145,7 @@ def test_config_and_weights_of_different_models(tiny: TinyModels, tmp_path: Path
         ("import no_such_package_anywhere", ["no_such_package_anywhere"]),
     ],
 )
-def test_custom_code_that_cannot_be_run(code: str | None, words: list[str], trap: Path, tmp_path: Path) -> None:
+def test_custom_code_that_fails(code: str | None, words: list[str], trap: Path, tmp_path: Path) -> None:
     folder = copied(trap, tmp_path / "model")
     if code is None:
         (folder / "trap.py").unlink()
@@ -250,6 +249,6 @@ def test_a_wrong_flag_is_refused_before_anything_starts(
         assert word in server.log(), server.log()
 
 
-def test_cuda_where_there_is_none(tiny: TinyModels) -> None:
+def test_cuda_without_a_gpu(tiny: TinyModels) -> None:
     message = run_to_failure("--model-id", tiny("llama"), "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
     assert "cuda" in message.lower()

@@ -1,5 +1,5 @@
-"""Chat templates against Transformers: the answers that the router's own tests compare with are those of the installed
-Transformers. `python integration-tests/test_chat_templates.py` writes them anew."""
+"""Chat templates against Transformers: the reference answers of the router's own tests are those of the installed
+version. `python integration-tests/test_chat_templates.py` rewrites them."""
 
 import json
 import re
@@ -19,18 +19,18 @@ CONSTRUCTS = DATA / "constructs.json"
 CONVERSATIONS = DATA / "conversations.json"
 FAMILIES = DATA / "families"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-# What Jinja2 answers otherwise each time.
+# Names whose value in Jinja2 differs from call to call.
 VARIES = re.compile(r"random|lipsum\(\)")
 ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 
 def render(template: str, **variables: Any) -> dict[str, str]:
-    """Transformers' answer, or the exception that it ends with."""
+    """Transformers' answer, or its exception."""
     messages = variables.pop("messages")
     try:
-        # Its annotation is not what it returns.
+        # The annotation does not match the returned type.
         rendered: Any = render_jinja_template([messages], chat_template=template, **variables)
-    except Exception as error:  # What a template may raise is Jinja2's own affair.
+    except Exception as error:  # Templates may raise any exception of Jinja2.
         return {"error": type(error).__name__}
     if VARIES.search(template):
         return {"answer": "varies"}
@@ -49,8 +49,8 @@ def constructs() -> dict[str, Any]:
 
 
 def as_transformers_takes_it(message: dict[str, Any], style: dict[str, Any]) -> dict[str, Any]:
-    """A client's message as callers of `apply_chat_template` write it for a template of this style: what stands for a
-    content that is not there, whether contents and arguments are texts."""
+    """A client's message in the form that callers of `apply_chat_template` use for a template of this style. Styles
+    differ in missing contents, and in whether contents and arguments are texts."""
     plain = {key: value for key, value in message.items() if value is not None}
     if message["role"] == "assistant" and message.get("content") is None:
         plain = {"role": plain.pop("role"), "content": style["null"], **plain}
@@ -84,7 +84,7 @@ def conversations() -> dict[str, Any]:
 
 
 def lines(file: dict[str, Any]) -> Iterator[str]:
-    """JSON with a line for each entry of the lists, so that a change shows where it is."""
+    """JSON with one line for each entry of the lists, for readable diffs."""
     opened = "{"
     for name, value in file.items():
         yield f"{opened}{json.dumps(name)}: "
@@ -97,14 +97,14 @@ def lines(file: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_constructs_answers_are_those_of_transformers() -> None:
+def test_answers_of_constructs_equal_those_of_transformers() -> None:
     committed = json.loads(CONSTRUCTS.read_text())["cases"]
     changed = [(old, new) for old, new in zip(committed, constructs()["cases"], strict=True) if old != new]
     assert changed == []
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_prompts_of_well_known_styles_are_those_of_transformers() -> None:
+def test_prompts_of_known_styles_equal_those_of_transformers() -> None:
     committed = json.loads(CONVERSATIONS.read_text())["conversations"]
     changed = [(old, new) for old, new in zip(committed, conversations()["conversations"], strict=True) if old != new]
     assert changed == []
@@ -125,7 +125,7 @@ HOSTILE = """
 
 @pytest.fixture(scope="module")
 def folder(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a template for chats with tools and one for others, which can be made to run away."""
+    """A model with one template for chats with tools and one for others, which can be made to run without end."""
     folder = shutil.copytree(tiny("llama"), tmp_path_factory.mktemp("templates") / "model")
     (folder / "additional_chat_templates").mkdir()
     (folder / "chat_template.jinja").write_text(HOSTILE + (FAMILIES / "qwen_thinking.jinja").read_text())
@@ -139,7 +139,7 @@ def server(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def test_served_prompts_are_those_of_transformers(folder: Path, server: Server) -> None:
+def test_served_prompts_equal_those_of_transformers(folder: Path, server: Server) -> None:
     file = json.loads(CONVERSATIONS.read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     compared = 0
@@ -158,7 +158,7 @@ def test_served_prompts_are_those_of_transformers(folder: Path, server: Server) 
 
 
 @pytest.mark.parametrize("hostile", ["loops", "doubling", "output", "depth"])
-def test_a_template_that_runs_away_is_stopped_and_harms_nobody(server: Server, hostile: str) -> None:
+def test_an_endless_template_is_stopped_and_harms_no_other_request(server: Server, hostile: str) -> None:
     messages = [{"role": "user", "content": "hi"}]
     body = {"messages": messages, "max_tokens": 3, "chat_template_kwargs": {"hostile": hostile}}
     plain = {"messages": messages, "max_tokens": 3, "temperature": 0}

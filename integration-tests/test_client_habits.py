@@ -1,4 +1,4 @@
-"""What clients send that no specification asks for: names, headers, compressed bodies, numbers without end."""
+"""Habits of clients beyond the specification: names, headers, compressed bodies, numbers of any length."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def server(tiny: Callable[[str], Path]) -> Iterator[Server]:
 # --- names --------------------------------------------------------------------------------------------------------
 
 
-def test_any_model_name_is_taken_and_answers_carry_the_first(server: Server) -> None:
+def test_any_model_name_is_accepted_and_answers_have_the_first(server: Server) -> None:
     for name in (None, "", "tgi", "dummy", "gpt-4o", "org/other", "/a/b", "nobody"):
         for path, body in (("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)):
             assert server.client.ok(path, body | {"model": name})["model"] == "gpt-4o"
@@ -49,7 +49,7 @@ def test_every_served_name_is_listed_with_its_root(server: Server, tiny: Callabl
 # --- keys and paths -----------------------------------------------------------------------------------------------
 
 
-def test_a_key_counts_in_any_header_that_clients_use(server: Server) -> None:
+def test_a_key_is_read_from_every_usual_header(server: Server) -> None:
     http = server.client.http
     for headers, status in [
         ({"authorization": f"Bearer {KEY}"}, 200),
@@ -64,7 +64,7 @@ def test_a_key_counts_in_any_header_that_clients_use(server: Server) -> None:
     assert "x-api-key" in response.json()["error"]["message"]
 
 
-def test_a_base_url_without_v1_is_told_so_in_openais_shape(server: Server) -> None:
+def test_a_base_url_without_v1_gets_an_openai_error(server: Server) -> None:
     for path in ("/chat/completions", "/completions", "/models", "/v1/v1/completions"):
         response = server.client.get(path) if path == "/models" else server.client.post(path, CHAT)
         assert response.status_code == 404, response.text
@@ -122,7 +122,7 @@ def test_other_encodings_bombs_and_damage_are_refused(server: Server) -> None:
 
 
 def numeric_fields(document: dict[str, Any], path: str) -> Iterator[tuple[str, ...]]:
-    """Where a request's schema has numbers: the names of the fields that lead there."""
+    """Paths of field names to the numbers of a request's schema."""
     content = document["paths"][path]["post"]["requestBody"]["content"]
     yield from _numbers(document, content["application/json"]["schema"], ())
 
@@ -144,7 +144,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
-def test_numbers_without_end_name_their_field(server: Server, path: str) -> None:
+def test_errors_of_endless_numbers_name_the_field(server: Server, path: str) -> None:
     document = server.client.get("/api-doc/openapi.json").json()
     fields = sorted(set(numeric_fields(document, path)))
     assert len(fields) > 10
@@ -165,7 +165,7 @@ def test_numbers_without_end_name_their_field(server: Server, path: str) -> None
             assert "invalid_json" not in response.text, (field, number, response.text)
 
 
-def test_a_number_in_a_map_names_its_place(server: Server) -> None:
+def test_errors_of_numbers_in_a_map_name_the_key(server: Server) -> None:
     body = json.dumps(COMPLETION)[:-1] + ', "logit_bias": {"5": 1e999}}'
     response = server.client.http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "logit_bias.5")
@@ -192,7 +192,7 @@ def test_settings_of_generate_are_read(server: Server) -> None:
     assert event == {"status": "ready", "model": "any", "cached": True}
 
 
-def test_as_many_prompts_stops_and_alternatives_as_openai_has(server: Server) -> None:
+def test_limits_of_prompts_stops_and_alternatives_are_openais(server: Server) -> None:
     reply = server.client.ok("/v1/completions", COMPLETION | {"prompt": ["hi"] * 100, "max_tokens": 1})
     assert [choice["index"] for choice in reply["choices"]] == list(range(100))
     server.client.ok("/v1/completions", COMPLETION | {"stop": [f"stop {number}" for number in range(16)]})

@@ -1,4 +1,4 @@
-"""Client libraries and programs of others work by changing the base URL alone."""
+"""Client libraries and programs work with a changed base URL alone."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def masked(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 # --- huggingface_hub ----------------------------------------------------------------------------------------------
 
 
-def test_huggingface_hub_chats_as_it_comes(smollm2_server: Server) -> None:
+def test_huggingface_hub_chats_unmodified(smollm2_server: Server) -> None:
     found = script("hub", smollm2_server.url, "chats")
     assert found.pop("TGI") == "The capital of France is Paris.\n"
     assert found.pop("with tools")
@@ -79,7 +79,7 @@ def test_langchain_works_with_its_defaults(smollm2_server: Server, encoder: Serv
     assert found["embeddings"] == [384] * 61
 
 
-def test_litellm_knows_answers_and_errors(smollm2_server: Server, encoder: Server, reranker: Server) -> None:
+def test_litellm_reads_answers_and_errors(smollm2_server: Server, encoder: Server, reranker: Server) -> None:
     found = script("lite", smollm2_server.url, encoder.url, reranker.url)
     for model in ("openai/gpt-4o", "hosted_vllm/any/name"):
         assert found[model] == found[f"{model}, streamed"] == PARIS
@@ -125,7 +125,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.inference_mode()
 def _choices_by_transformers(folder: Path) -> tuple[float, float]:
-    """acc and acc_norm of CHOICES, by plain Transformers."""
+    """`acc` and `acc_norm` of CHOICES by plain Transformers."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     right, right_norm = 0, 0
@@ -173,7 +173,7 @@ def test_lm_eval_scores_as_transformers_does(
 # --- transformers chat --------------------------------------------------------------------------------------------
 
 
-def test_the_chat_of_transformers_is_answered_as_it_asks(smollm2_server: Server) -> None:
+def test_transformers_chat_works(smollm2_server: Server) -> None:
     output = run(
         "transformers",
         *("chat", "any-name", f"{smollm2_server.url}/v1", "max_new_tokens=20", "do_sample=False"),
@@ -202,7 +202,7 @@ def test_vllm_bench_serve_measures(
     smollm2_server: Server, encoder: Server, reranker: Server, tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:
     random = ("--dataset-name", "random", "--random-input-len", "16")
-    # Without --model: it asks for what is served, and takes the tokenizer from there.
+    # Without --model it requests the served model's name, and loads its tokenizer.
     for backend, endpoint in (("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")):
         found = bench(smollm2_server.url, backend, endpoint, tmp_path, *random, "--random-output-len", "4")
         assert found["completed"] == 4, backend
@@ -210,5 +210,5 @@ def test_vllm_bench_serve_measures(
     found = bench(encoder.url, "openai-embeddings", "/v1/embeddings", tmp_path, *random)
     assert found["completed"] == 4
     ranking = ("--dataset-name", "random-rerank", "--random-input-len", "40", "--random-batch-size", "2")
-    # Of two documents each.
+    # Each request has two documents.
     assert bench(reranker.url, "vllm-rerank", "/v1/rerank", tmp_path, *ranking)["completed"] == 2

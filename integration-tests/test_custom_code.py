@@ -14,13 +14,13 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of a habit's model."""
+    """Returns the folder of a habit's model."""
     root = tmp_path_factory.mktemp("custom")
     return functools.cache(lambda habit: custom_models.build(habit, root / habit))
 
 
 @pytest.mark.parametrize("habit", ["tuple_cache", "python_tokenizer"])
-def test_without_trust_the_launcher_refuses_and_runs_nothing(
+def test_the_launcher_without_trust_refuses_and_runs_no_code(
     habit: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = custom_models.marked(folders(habit), tmp_path)
@@ -53,7 +53,7 @@ def test_code_named_by_a_part_of_the_model_does_not_run_without_trust(
 
 
 @pytest.mark.parametrize("habit", ["python_tokenizer", "seq_first", "no_cache"])
-def test_the_launcher_serves_them_with_the_flag(habit: str, folders: Callable[[str], Path]) -> None:
+def test_models_with_code_are_served_with_the_flag(habit: str, folders: Callable[[str], Path]) -> None:
     folder = folders(habit)
     from transformers import AutoTokenizer
 
@@ -74,9 +74,8 @@ def test_the_launcher_serves_them_with_the_flag(habit: str, folders: Callable[[s
         assert answer.text == stream.text == text
 
 
-def test_a_python_tokenizer_streams_whole_characters_and_stops_at_strings(folders: Callable[[str], Path]) -> None:
-    """The model repeats what it is told: characters of several tokens must come whole, and a stop string is found
-    wherever in a token it ends."""
+def test_a_python_tokenizer_streams_characters_and_stops_at_strings(folders: Callable[[str], Path]) -> None:
+    """Characters of several tokens must be streamed whole, and a stop string is found wherever in a token it ends."""
     folder = folders("python_tokenizer")
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The models with code of their own that other tests serve: their references agree with their own caches."""
+"""Models with their own code: their plain references agree with their own caches."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """Gives a habit's model as Transformers loads it."""
+    """Returns a habit's model as Transformers loads it."""
     root: Path = tmp_path_factory.mktemp("custom")
     return functools.cache(lambda habit: custom_models.plain(custom_models.build(habit, root / habit)))
 

@@ -1,4 +1,4 @@
-"""Encoders over HTTP: results are those of plain Transformers, alone and among others, and bad input is refused."""
+"""Encoders over HTTP: results equal those of plain Transformers, alone and in batches, and bad input is refused."""
 
 import base64
 import json
@@ -43,21 +43,21 @@ def close(got: list[float], expected: torch.Tensor, tolerance: float = 2e-5) -> 
 # --- vectors ------------------------------------------------------------------------------------------------------
 
 
-def test_vectors_are_those_of_transformers(server: Server, reference: Reference) -> None:
+def test_vectors_equal_those_of_transformers(server: Server, reference: Reference) -> None:
     for text, vector in zip(TEXTS, server.client.ok("/embed", {"inputs": TEXTS}), strict=True):
         close(vector, reference.embedding(text))
     (alone,) = server.client.ok("/embed", {"inputs": TEXTS[0]})
     close(alone, reference.embedding(TEXTS[0]))
 
 
-def test_like_sentences_are_nearer_than_unlike_ones(server: Server) -> None:
+def test_similar_sentences_have_closer_vectors(server: Server) -> None:
     body = {"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS[1:4]}}
     kitten, rates, bank = server.client.ok("/similarity", body)
     assert kitten > 0.5
     assert max(rates, bank) < 0.2
 
 
-def test_many_clients_get_what_one_gets(server: Server) -> None:
+def test_many_clients_get_the_vectors_of_one(server: Server) -> None:
     texts = [f"{text} {' and more' * (i % 9)} {i}" for i in range(12) for text in TEXTS]
     alone = [server.client.ok("/embed", {"inputs": text})[0] for text in texts]
     batches = server.client.metric("gridwork_steps_total")
@@ -74,7 +74,7 @@ def test_many_clients_get_what_one_gets(server: Server) -> None:
 def test_openais_client_gets_vectors(server: Server, reference: Reference) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         model = client.models.list().data[0].id
-        # The client asks for base64 by itself.
+        # The client requests base64 by default.
         reply = client.embeddings.create(model=model, input=TEXTS[:2])
         for item, text in zip(reply.data, TEXTS, strict=False):
             close(item.embedding, reference.embedding(text))
@@ -89,14 +89,14 @@ def test_openais_client_gets_vectors(server: Server, reference: Reference) -> No
         assert "1 to 384" in caught.value.message
 
 
-def test_base64_is_of_the_same_numbers(server: Server) -> None:
+def test_base64_holds_the_same_numbers(server: Server) -> None:
     body = {"input": "A cat"}
     numbers = server.client.ok("/v1/embeddings", body)["data"][0]["embedding"]
     text = server.client.ok("/v1/embeddings", body | {"encoding_format": "base64"})["data"][0]["embedding"]
     close(list(struct.unpack(f"<{len(numbers)}f", base64.b64decode(text))), torch.tensor(numbers), 1e-6)
 
 
-def test_fewer_dimensions_are_the_first_ones_at_length_one(server: Server, reference: Reference) -> None:
+def test_fewer_dimensions_are_the_first_ones_normalized(server: Server, reference: Reference) -> None:
     expected = torch.nn.functional.normalize(reference.embedding("A cat")[:64], dim=0)
     (vector,) = server.client.ok("/embed", {"inputs": "A cat", "dimensions": 64})
     close(vector, expected)
@@ -107,14 +107,14 @@ def test_fewer_dimensions_are_the_first_ones_at_length_one(server: Server, refer
     close(torch.nn.functional.normalize(torch.tensor(plain), dim=0).tolist(), reference.embedding("A cat"))
 
 
-def test_tokens_vectors_come_unpooled(server: Server, reference: Reference) -> None:
+def test_token_vectors_are_not_pooled(server: Server, reference: Reference) -> None:
     (vectors,) = server.client.ok("/embed_all", {"inputs": "A cat"})
     assert len(vectors) == len(reference.tokenizer("A cat")["input_ids"])
     pooled = torch.nn.functional.normalize(torch.tensor(vectors).mean(0), dim=0)
     close(pooled.tolist(), reference.embedding("A cat"))
 
 
-def test_cutting_keeps_the_special_tokens(server: Server, reference: Reference) -> None:
+def test_truncation_keeps_the_special_tokens(server: Server, reference: Reference) -> None:
     words = " ".join(f"word{i}" for i in range(300))
     (vector,) = server.client.ok("/embed", {"inputs": words, "truncate": True})
     ids = reference.tokenizer(words)["input_ids"]
@@ -123,7 +123,7 @@ def test_cutting_keeps_the_special_tokens(server: Server, reference: Reference) 
     close(vector, torch.tensor(expected))
 
 
-def test_inputs_that_are_too_long_are_cut_unless_told_otherwise(server: Server) -> None:
+def test_long_inputs_are_truncated_by_default(server: Server) -> None:
     client = server.client
     long = " ".join(f"word{i}" for i in range(300))
     (cut,) = client.ok("/embed", {"inputs": long, "truncate": True})
@@ -137,7 +137,7 @@ def test_inputs_that_are_too_long_are_cut_unless_told_otherwise(server: Server) 
     assert short["usage"]["prompt_tokens"] == 18
 
 
-def test_the_root_serves_what_the_model_is_for(server: Server) -> None:
+def test_the_root_serves_the_models_task(server: Server) -> None:
     client = server.client
     for path in ("/", "/invocations"):
         assert client.ok(path, {"inputs": TEXTS[0]}) == client.ok("/embed", {"inputs": TEXTS[0]})
@@ -151,7 +151,7 @@ def test_the_root_serves_what_the_model_is_for(server: Server) -> None:
     assert client.ok("/decode", {"ids": ids, "skip_special_tokens": False}) == ["[CLS] a cat [SEP]"]
 
 
-def test_what_is_served_is_told(server: Server) -> None:
+def test_info_names_the_served_task(server: Server) -> None:
     info = server.client.get("/info").json()
     assert (info["task"], info["model_impl"], info["model_impl_reason"]) == ("embed", "flat", "")
     assert (info["embedding_size"], info["max_input_tokens"], info["normalizes"]) == (384, 256, True)
@@ -189,7 +189,7 @@ def test_bad_input_is_refused_with_its_reason(server: Server) -> None:
     assert refused["code"] == "context_length_exceeded"
 
 
-def test_other_tasks_are_refused_with_what_is_served(server: Server, smollm2_server: Server) -> None:
+def test_other_tasks_are_refused_with_the_served_one(server: Server, smollm2_server: Server) -> None:
     for path, body in [
         ("/generate", {"inputs": "a"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
@@ -206,7 +206,7 @@ def test_other_tasks_are_refused_with_what_is_served(server: Server, smollm2_ser
         assert "--task generate" in response.text and "/v1/chat/completions" in response.text
 
 
-def test_a_killed_shard_is_survived(minilm: Path) -> None:
+def test_the_server_survives_a_killed_shard(minilm: Path) -> None:
     with Server("--model-id", minilm) as running:
         (before,) = running.client.ok("/embed", {"inputs": TEXTS[3]})
         running.shards()[0].kill()
@@ -218,7 +218,7 @@ def test_a_killed_shard_is_survived(minilm: Path) -> None:
 # --- other tasks --------------------------------------------------------------------------------------------------
 
 
-def test_a_classifier_tells_labels(minilm: Path, tmp_path: Path) -> None:
+def test_a_classifier_returns_labels(minilm: Path, tmp_path: Path) -> None:
     folder = encoders.classifier(tmp_path / "classifier", minilm, ["bad", "fair", "good"])
     reference = Reference(folder)
     with Server("--model-id", folder) as running:
@@ -273,7 +273,7 @@ def test_a_reranker_orders_texts(minilm: Path, tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
         assert running.client.post("/rerank", {"query": query, "texts": []}).status_code == 400
         assert running.client.post("/rerank", {"query": "", "texts": ["a"]}).status_code == 400
-        # A query counts for each of its texts, and is not copied for them.
+        # The query counts for each of its texts, and is not copied for them.
         before = running.router().memory_info().rss
         for texts, flag in ((["a"] * 20_000, "--max-client-batch-size"), (["a"] * 32, "--payload-limit")):
             refused = running.client.post("/rerank", {"query": "why " * 75_000, "texts": texts})
@@ -312,7 +312,7 @@ def test_a_decoder_embeds_by_its_last_token(smollm2: Path, tmp_path: Path) -> No
     close(vector, torch.nn.functional.normalize(torch.tensor(tokens[-1]), dim=0))
 
 
-def test_a_wish_that_the_folder_contradicts_is_refused(minilm: Path, tmp_path: Path) -> None:
+def test_a_task_that_the_folder_contradicts_is_refused(minilm: Path, tmp_path: Path) -> None:
     headless = tmp_path / "headless"
     shutil.copytree(minilm, headless)
     config = json.loads((headless / "config.json").read_text())

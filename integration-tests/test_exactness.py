@@ -1,4 +1,4 @@
-"""Greedy tokens equal those of Transformers' `generate()` in float32, however the work is cut up and whatever fails."""
+"""Greedy tokens equal those of Transformers' `generate()` in float32, for any chunking, preemption or failure."""
 
 import random
 import threading
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 TinyModels = Callable[[str], Path]
 
-#: SmolLM2 is two thousand times larger than the tiny models: it is asked less, with shorter prompts except for a few.
+#: SmolLM2 is two thousand times larger than the tiny models: it gets fewer and, with a few exceptions, shorter prompts.
 SMOLLM2_CASES = 64 if LONG else 24
 SMOLLM2_LONGEST_ANSWER = 24
 
@@ -31,7 +31,7 @@ def ask(server: Server, case: Case, streamed: bool = False) -> Answer:
 
 
 def check(answers: Sequence[Answer], expected: Sequence[Case], folder: Path) -> None:
-    """Token for token, and the text is what the tokenizer makes of them."""
+    """Checks all tokens, and that the text is their decoding."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     wrong = []
     for index, (answer, case) in enumerate(zip(answers, expected, strict=True)):
@@ -51,14 +51,14 @@ def check(answers: Sequence[Answer], expected: Sequence[Case], folder: Path) -> 
 
 
 def ask_together(server: Server, expected: Sequence[Case]) -> list[Answer]:
-    """All at once, every second one as a stream."""
+    """Sends all at once, every second one as a stream."""
     return server.client.together(
         [lambda case=case, i=i: ask(server, case, streamed=i % 2 == 0) for i, case in enumerate(expected)]
     )
 
 
 def check_through_the_death_of_a_shard(server: Server, expected: list[Case], folder: Path) -> None:
-    """Kills a shard with SIGKILL while the answers are on their way; all of them must still be right."""
+    """Kills a shard with SIGKILL while answers are generated; all of them must still be right."""
     restarts = server.client.metric("gridwork_shard_restarts_total")
     victims = server.shards()
     answers: list[Answer] = []
@@ -98,7 +98,7 @@ def check_in_chunks_of_16_tokens(folder: Path, expected: list[Case]) -> None:
 
 
 def check_with_preemptions(folder: Path, expected: list[Case]) -> None:
-    """With a cache of 704 tokens. Six answers of 150 tokens, begun together, outgrow it whatever else runs."""
+    """Runs with a cache of 704 tokens, which six answers of 150 tokens at once outgrow."""
     with Server(
         *("--model-id", folder, "--dtype", "float32", "--max-total-tokens", 640),
         *("--kv-cache-memory", 704 * cache_bytes_per_token(folder)),
@@ -137,7 +137,7 @@ def test_smollm2_many_at_once(smollm2_server: Server, smollm2: Path) -> None:
     check_idle(smollm2_server)
 
 
-def test_smollm2_through_the_death_of_a_shard(smollm2_server: Server, smollm2: Path) -> None:
+def test_smollm2_survives_a_killed_shard(smollm2_server: Server, smollm2: Path) -> None:
     check_through_the_death_of_a_shard(smollm2_server, smollm2_cases(smollm2)[:16], smollm2)
     check_idle(smollm2_server)
 
@@ -150,8 +150,8 @@ def test_smollm2_with_preemptions(smollm2: Path) -> None:
     check_with_preemptions(smollm2, smollm2_cases(smollm2))
 
 
-def test_smollm2_over_two_shards_and_through_the_death_of_one(smollm2: Path) -> None:
-    """SmolLM2 has three key-value heads: they do not divide by two, and the answer must be right all the same."""
+def test_smollm2_over_two_shards_survives_a_killed_one(smollm2: Path) -> None:
+    """SmolLM2's three key-value heads do not divide by two; the answers must be right all the same."""
     with Server("--model-id", smollm2, "--dtype", "float32", "--num-shard", 2) as server:
         assert len(server.shards()) == 2
         expected = smollm2_cases(smollm2)[:12]
@@ -164,7 +164,7 @@ def test_smollm2_over_two_shards_and_through_the_death_of_one(smollm2: Path) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_alone_then_64_at_once_then_through_the_death_of_a_shard(family: str, tiny: TinyModels) -> None:
+def test_alone_then_64_at_once_then_with_a_killed_shard(family: str, tiny: TinyModels) -> None:
     folder = tiny(family)
     with Server("--model-id", folder, "--dtype", "float32") as server:
         expected = cases(folder)
@@ -196,14 +196,14 @@ def test_over_two_shards(family: str, tiny: TinyModels) -> None:
         check_idle(server)
 
 
-def test_two_shards_survive_the_death_of_either(tiny: TinyModels) -> None:
+def test_two_shards_survive_killing_either(tiny: TinyModels) -> None:
     folder = tiny("llama")
     with Server("--model-id", folder, "--dtype", "float32", "--num-shard", 2) as server:
         check_through_the_death_of_a_shard(server, cases(folder), folder)
         check_idle(server)
 
 
-def test_requests_that_come_and_go_do_not_disturb_each_other(tiny: TinyModels) -> None:
+def test_arriving_and_leaving_requests_do_not_affect_others(tiny: TinyModels) -> None:
     """Requests arrive one after another; a third of the clients leave after a few tokens."""
     folder = tiny("llama")
     expected = cases(folder)

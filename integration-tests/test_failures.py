@@ -1,4 +1,4 @@
-"""What one request does to its model harms no other request."""
+"""A request that makes its model fail harms no other request."""
 
 import threading
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def check_idle(server: Server) -> None:
 
 
 class Bystanders:
-    """Three streams that run while something happens, and must be what they are when nothing does."""
+    """Three streams during a failure, which must equal streams without one."""
 
     PROMPTS = ("The boats are past", "Count the seeds", "A good map")
     NUM_TOKENS = 200
@@ -81,8 +81,8 @@ def test_nan_logits_fail_only_their_own_request(server: Server) -> None:
     check_idle(server)
 
 
-def test_blocks_that_held_nan_poison_nobody(server: Server) -> None:
-    """Blocks are used again without being cleared; a sequence must not read what lies behind its own tokens."""
+def test_blocks_that_held_nan_harm_no_later_sequence(server: Server) -> None:
+    """Blocks are reused without being cleared; a sequence must not read beyond its own tokens."""
     prompts = [f"{word} boat" for word in ("red", "green", "blue", "old")]
     clean = [server.client.generate(prompt, max_new_tokens=20).token_ids for prompt in prompts]
     body = {"inputs": f"{NAN} " + "boat " * 200, "parameters": {"max_new_tokens": 2}}
@@ -91,7 +91,7 @@ def test_blocks_that_held_nan_poison_nobody(server: Server) -> None:
 
 
 def test_a_failure_inside_a_stream_is_an_event(server: Server) -> None:
-    """The 200 has been sent when the model fails; the stream ends with an error that OpenAI clients understand."""
+    """When the model fails after the 200, the stream ends with an error that OpenAI clients understand."""
     body = {"prompt": f"bad {NAN} day", "max_tokens": 4, "stream": True}
     with server.client.http.stream("POST", "/v1/completions", json=body) as response:
         text = b"".join(response.iter_raw()).decode()
@@ -100,8 +100,8 @@ def test_a_failure_inside_a_stream_is_an_event(server: Server) -> None:
 
 
 def check_exceptions(server: Server) -> None:
-    """A request whose steps raise fails alone, with what was raised; one that raises among others alone does not fail.
-    The shard goes on."""
+    """A request whose steps raise fails alone, with the exception. A request that raises only in large batches does not
+    fail. The shard continues."""
     restarts = server.client.metric("gridwork_shard_restarts_total")
     (raises,) = server.client.ok("/tokenize", {"inputs": RAISE_IN_A_CROWD})
     prompt = [raises["id"], *[300] * (CROWD_TOKENS - 2)]
@@ -127,14 +127,14 @@ def test_a_request_whose_steps_raise_fails_alone_on_the_batched_path(trap: Path)
         check_exceptions(server)
 
 
-def test_a_failing_stream_ends_with_what_was_raised(server: Server) -> None:
+def test_a_failing_stream_ends_with_the_exception(server: Server) -> None:
     body = {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}
     events = list(server.client.stream("/generate_stream", body))
     assert "can't allocate memory" in events[-1]["error"]
 
 
 @pytest.mark.skipif(not LONG, reason="three restarts of two shards")
-def test_over_two_shards_an_exception_is_a_death(trap: Path) -> None:
+def test_an_exception_over_two_shards_restarts_them(trap: Path) -> None:
     with Server(*("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--num-shard", "2")) as server:
         with Bystanders(server):
             body = {"inputs": f"bad {RAISE} day", "parameters": {"max_new_tokens": 4}}

@@ -1,4 +1,4 @@
-"""What Transformers and sentence-transformers read from a model's folder, the servers read the same way."""
+"""Servers read a model's folder in the same way as Transformers and sentence-transformers."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     change(folder, "tokenizer_config.json", added_tokens_decoder=added, additional_special_tokens=["<|more|>"])
     path = folder / "generation_config.json"
-    # As Python's json writes it.
+    # In the form of Python's json.
     path.write_text('{"top_k": 1, "max_new_tokens": 9, "eos_token_id": [7], "suppress_tokens": [11], "num_beams": 3}')
     return folder
 
@@ -86,7 +86,7 @@ def greedy(folder: Path, ids: list[int], count: int) -> list[int]:
     return [int(id) for id in out[0, len(ids) :]]
 
 
-def test_a_generators_folder_is_read_as_transformers_reads_it(scaled: Path, hub_cache: Path) -> None:
+def test_a_generators_folder_is_read_like_transformers(scaled: Path, hub_cache: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(scaled)
     ids = tokenizer.encode(PROMPT)
     assert VOCAB_SIZE in ids
@@ -109,11 +109,11 @@ def test_a_generators_folder_is_read_as_transformers_reads_it(scaled: Path, hub_
         body = {"model": "tgi", "prompt": PROMPT, "ignore_eos": True, "logprobs": 1}
         text = server.client.ok("/v1/completions", body)["choices"][0]["text"]
         assert text == tokenizer.decode(greedy(scaled, ids, 9), skip_special_tokens=True)
-        # Beyond the 64 positions that the config names first.
+        # Beyond the first 64 positions of the config.
         answer = server.client.generate(PROMPT, max_new_tokens=100, ignore_eos=True)
         assert answer.token_ids == greedy(scaled, ids, 100)
         assert 11 not in answer.token_ids
-        # A request's own value wins.
+        # The request's own value takes precedence.
         free = [
             server.client.ok("/v1/completions", body | {"top_k": 0, "seed": seed})["choices"][0]["text"]
             for seed in range(3)
@@ -121,12 +121,12 @@ def test_a_generators_folder_is_read_as_transformers_reads_it(scaled: Path, hub_
         assert set(free) != {text}
 
 
-def test_defaults_can_be_switched_off_and_taken_from_elsewhere(scaled: Path, hub_cache: Path, tmp_path: Path) -> None:
+def test_defaults_can_be_disabled_or_read_elsewhere(scaled: Path, hub_cache: Path, tmp_path: Path) -> None:
     with Server("--model-id", scaled, "--generation-config", "none", CACHE, hub_cache) as server:
         info = server.client.get("/info").json()
         assert info["generation_defaults"] == {} and info["generation_config_ignored"] == []
         assert info["eos_token_ids"][0] == 7
-        # What an earlier start found out of the tokenizer is not found out again.
+        # The result of an earlier start for the tokenizer is reused.
         assert "preparing" not in server.log()
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.25, "eos_token_id": 3}')
     with Server("--model-id", scaled, "--generation-config", tmp_path, CACHE, hub_cache) as server:
@@ -162,7 +162,7 @@ _BERT: dict[str, Any] = {
         ("regression", lambda logits: logits),
     ],
 )
-def test_labels_have_the_scores_of_their_problem(problem: Any, function: Any, tmp_path: Path) -> None:
+def test_label_scores_follow_the_problem_type(problem: Any, function: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
     config = BertConfig(**_BERT, id2label={0: "a", 1: "b", 2: "c"}, problem_type=problem)
     model = AutoModelForSequenceClassification.from_config(config).eval()
@@ -177,7 +177,7 @@ def test_labels_have_the_scores_of_their_problem(problem: Any, function: Any, tm
         assert entry["score"] == pytest.approx(expected[entry["label"]], abs=1e-4)
 
 
-def test_an_embedder_is_read_as_sentence_transformers_reads_it(tmp_path: Path) -> None:
+def test_an_embedder_is_read_like_sentence_transformers(tmp_path: Path) -> None:
     torch.manual_seed(2)
     folder = tmp_path / "model"
     model = BertModel(BertConfig(**_BERT), add_pooling_layer=False).eval()

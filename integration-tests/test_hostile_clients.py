@@ -1,4 +1,4 @@
-"""No client takes from the others what it does not use: places, connections, threads, memory, and their prompts."""
+"""No client blocks others by holding places, connections, threads or memory, or learns their prompts."""
 
 import json
 import resource
@@ -28,14 +28,14 @@ from support.server import Server, wait_for
 MAX_CONNECTIONS = 60
 PAYLOAD_LIMIT = 2_000_000
 
-#: Timeouts of the server under test, and a time in which they have passed on a busy machine too.
+#: Timeouts of the server under test, and a time after which they have expired on a busy machine too.
 TIMEOUT_S = 3
 PATIENCE_S = 40.0
 
 
 @pytest.fixture(scope="module")
 def server(tiny: Callable[[str], Path]) -> Iterator[Server]:
-    """Impatient, with 32 places and few connections."""
+    """A server with short timeouts, 32 places and few connections."""
     with Server(
         *("--model-id", tiny("llama"), "--dtype", "float32", "--max-concurrent-requests", 32),
         *("--max-connections", MAX_CONNECTIONS, "--client-read-timeout", TIMEOUT_S),
@@ -46,7 +46,7 @@ def server(tiny: Callable[[str], Path]) -> Iterator[Server]:
 
 
 def small(client: Client) -> None:
-    """A request of somebody else is answered."""
+    """Checks that another client's request is answered."""
     assert client.generate("hi", max_new_tokens=2).token_ids
 
 
@@ -54,7 +54,7 @@ def echo_body(n: int) -> dict[str, Any]:
     return {"n": n, "echo": True, "stream": True, "ignore_eos": True, "temperature": 1.0}
 
 
-def test_a_stream_that_is_not_read_holds_no_places(server: Server, tiny: Callable[[str], Path]) -> None:
+def test_an_unread_stream_holds_no_places(server: Server, tiny: Callable[[str], Path]) -> None:
     limit = server.client.get("/info").json()["max_input_tokens"]
     # All 32 places, with an echo that fills every buffer on the way to the client.
     body = echo_body(32) | {"prompt": [5] * (limit - 8), "max_tokens": 4, "logprobs": 5}
@@ -72,14 +72,14 @@ def test_a_slow_reader_gets_its_whole_answer(server: Server) -> None:
     expected = list(server.client.stream("/v1/completions", body))
     with RawClient(server.port, receive_bytes=4096) as client:
         client.post("/v1/completions", body, "connection: close")
-        # Longer than a client that reads nothing is waited for.
+        # Longer than the limit for a client that reads nothing.
         text = client.read_to_end(pause_s=0.05, chunk_bytes=2048).decode()
     assert text.endswith("data: [DONE]\n\n\r\n0\r\n\r\n"), text[-200:]
     assert text.count('"finish_reason":"length"') == 8 == str(expected).count("'length'")
 
 
 def refuses_by_name(server: Server) -> None:
-    """Answers are bounded by flags that their refusals name."""
+    """Flags bound the size of answers, and the errors name them."""
     post = server.client.post
     for path, prompt in (
         ("/v1/completions", {"prompt": "a"}),
@@ -89,12 +89,12 @@ def refuses_by_name(server: Server) -> None:
         assert refused.status_code == 400 and "--max-n" in refused.text
     refused = post("/v1/completions", {"prompt": "word " * 30, "n": 16, "max_tokens": 1, "echo": True})
     assert refused.status_code == 400 and "--max-echo-bytes" in refused.text
-    # Before a token of it is looked for.
+    # Before any of its tokens is computed.
     refused = post("/generate", {"inputs": "word " * 100_000})
     assert refused.status_code == 422 and "at least" in refused.text
 
 
-def test_bodies_that_do_not_come_are_refused(server: Server) -> None:
+def test_bodies_that_do_not_arrive_are_refused(server: Server) -> None:
     with slow_bodies(server.port, "/generate", 10) as clients:
         small(server.client)
         for client in clients:
@@ -103,7 +103,7 @@ def test_bodies_that_do_not_come_are_refused(server: Server) -> None:
             assert "--client-read-timeout" in json.loads(answer.split("\r\n\r\n")[1])["error"]
 
 
-def test_connections_that_do_nothing_are_closed(server: Server) -> None:
+def test_idle_connections_are_closed(server: Server) -> None:
     with (
         half_open_connections(server.port, 10) as half_open,
         idle_connections(server.port, 10) as used,
@@ -113,14 +113,14 @@ def test_connections_that_do_nothing_are_closed(server: Server) -> None:
         assert all(client.closed_within(PATIENCE_S) for client in [*half_open, *used, *unused])
 
 
-def test_more_connections_than_there_may_be_leave_the_service_up(server: Server) -> None:
+def test_too_many_connections_leave_the_service_up(server: Server) -> None:
     with (
         idle_connections(server.port, MAX_CONNECTIONS * 2, used=False),
         half_open_connections(server.port, MAX_CONNECTIONS),
     ):
         assert server.client.get("/health").status_code == 200
         small(server.client)
-    # Bodies are on their way on all of them: nobody can be told to go, but probes are answered.
+    # All of them are sending bodies, so that none can be closed; probes are answered all the same.
     with slow_bodies(server.port, "/generate", MAX_CONNECTIONS):
         assert server.client.get("/health").status_code == 200
         assert server.client.get("/metrics").status_code == 200
@@ -135,7 +135,7 @@ def test_413_is_readable_while_the_client_still_writes(server: Server, length: i
         assert "connection: close" in answer and str(PAYLOAD_LIMIT) in answer
 
 
-def test_giant_prompts_keep_nobody_waiting(server: Server) -> None:
+def test_giant_prompts_do_not_delay_others(server: Server) -> None:
     router = server.router()
     before = router.memory_info().rss
     with giant_prompts(server.port, 40) as clients:
@@ -144,7 +144,7 @@ def test_giant_prompts_keep_nobody_waiting(server: Server) -> None:
             small(server.client)
         print(f"five small requests beside 40 giant ones took {time.monotonic() - began:.2f} s")
         answered = [client for client in clients if client.has_input()]
-        # Most of the giant ones still wait, or are refused.
+        # Most of the giant prompts still wait, or are refused.
         answers = [client.read_to_end().decode() for client in answered]
         grown = router.memory_info().rss - before
         print(f"{len(answers)} of them were answered; the router has grown by {grown / 1e6:.0f} MB")
@@ -154,7 +154,7 @@ def test_giant_prompts_keep_nobody_waiting(server: Server) -> None:
         assert grown < 900e6
 
 
-def test_answers_of_tokenize_that_are_not_read_take_little_memory(server: Server) -> None:
+def test_unread_answers_of_tokenize_take_little_memory(server: Server) -> None:
     router = server.router()
     before = router.memory_info().rss
     text = "a b c d " * 40_000
@@ -171,10 +171,10 @@ def test_answers_of_tokenize_that_are_not_read_take_little_memory(server: Server
     assert all(a["stop"] == b["start"] for a, b in pairwise(tokens))
 
 
-def test_few_files_are_enough_and_refusals_name_their_flags(tiny: Callable[[str], Path]) -> None:
+def test_few_open_files_are_enough_and_errors_name_the_flags(tiny: Callable[[str], Path]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     flags = ("--model-id", tiny("llama"), "--dtype", "float32", "--max-n", 16, "--max-echo-bytes", 1000)
-    # Raised by the launcher as far as it may be, so that 256 leave more than 160 connections.
+    # The launcher raises the limit to the hard one, so that 256 leave more than 160 connections.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
     try:
         server = Server(*flags).__enter__()
@@ -199,7 +199,7 @@ def cached_tokens(server: Server, prompt: str, key: str, **more: object) -> int:
 PROMPT = "The secret of this tenant is a long sentence that nobody else has ever written before. " * 3
 
 
-def test_keys_keep_cached_prompts_apart_and_a_star_is_any_origin(tiny: Callable[[str], Path]) -> None:
+def test_keys_separate_cached_prompts_and_a_star_allows_any_origin(tiny: Callable[[str], Path]) -> None:
     flags = ("--dtype", "float32", "--api-key", "one,two", "--cors-allow-origin", "*")
     with Server("--model-id", tiny("llama"), *flags) as server:
         response = server.client.http.get("/health", headers={"Origin": "https://a.example"})
@@ -207,7 +207,7 @@ def test_keys_keep_cached_prompts_apart_and_a_star_is_any_origin(tiny: Callable[
         assert cached_tokens(server, PROMPT, "one") == 0
         assert cached_tokens(server, PROMPT, "one") > 0
         assert cached_tokens(server, PROMPT, "two") == 0
-        # A salt of the client's own comes on top, whatever it is.
+        # The client's own salt applies in addition.
         for salt in ("0", "1", "one", "two"):
             assert cached_tokens(server, PROMPT, "two", cache_salt=salt) == 0
         assert cached_tokens(server, PROMPT, "two") > 0
@@ -229,7 +229,7 @@ def test_keys_keep_cached_prompts_apart_and_a_star_is_any_origin(tiny: Callable[
         (("--isolate-cache-by-key",), {}, "--api-key"),
     ],
 )
-def test_what_would_leave_the_server_open_is_refused(
+def test_settings_that_leave_the_server_open_are_refused(
     tiny: Callable[[str], Path], flags: tuple[str, ...], env: dict[str, str], words: str
 ) -> None:
     server = Server("--model-id", tiny("llama"), *flags, env=env)
@@ -238,9 +238,7 @@ def test_what_would_leave_the_server_open_is_refused(
     assert words in server.log()
 
 
-def test_a_tokenizer_with_an_exponential_expression_is_refused_by_name(
-    tiny: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_tokenizer_with_an_exponential_regex_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny("llama"), folder)
     path = folder / "tokenizer.json"

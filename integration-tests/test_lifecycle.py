@@ -1,4 +1,4 @@
-"""Start, signals, logs, and the end: no child ever outlives its launcher."""
+"""Start, signals, logs and end of the launcher. No child outlives it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TinyModels = Callable[[str], Path]
 
 
 @pytest.mark.parametrize("num_shard", [1, 2])
-def test_nothing_survives_a_killed_launcher(tiny: TinyModels, num_shard: int) -> None:
+def test_no_process_survives_a_killed_launcher(tiny: TinyModels, num_shard: int) -> None:
     with Server("--model-id", tiny("llama"), "--dtype", "float32", "--num-shard", num_shard) as server:
         assert len(server.shards()) == num_shard
         assert server.router()
@@ -28,7 +28,7 @@ def test_nothing_survives_a_killed_launcher(tiny: TinyModels, num_shard: int) ->
         server.assert_nothing_survives(within_s=5)
 
 
-def test_nothing_survives_a_launcher_killed_while_loading(tiny: TinyModels) -> None:
+def test_no_process_survives_a_launcher_killed_while_loading(tiny: TinyModels) -> None:
     server = Server("--model-id", tiny("llama"), "--dtype", "float32")
     server.start()
     wait_for(lambda: len(server.note_family()) >= 2, 10, "the children run")
@@ -60,7 +60,7 @@ def test_a_signal_lets_running_streams_end_and_refuses_new_ones(trap: Path, sign
         server.assert_nothing_survives()
 
 
-def test_what_does_not_end_in_time_is_cut_off(trap: Path) -> None:
+def test_streams_that_exceed_the_shutdown_timeout_are_cut_off(trap: Path) -> None:
     with Server(
         *("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--graceful-termination-timeout", 2)
     ) as server:
@@ -121,7 +121,7 @@ def test_a_dead_shard_is_restarted_while_idle(tiny: TinyModels) -> None:
         assert server.client.metric("gridwork_cache_blocks_used") == 0
 
 
-def test_the_logs_of_all_processes_appear_tagged(trap: Path) -> None:
+def test_logs_of_all_processes_are_tagged(trap: Path) -> None:
     with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code") as server:
         server.client.generate("hi", max_new_tokens=1)
         log = server.log()
@@ -141,7 +141,7 @@ def test_json_output_is_one_object_a_line(trap: Path) -> None:
     assert "router" in text and "shard" in text
 
 
-def test_the_api_key_is_asked_for_and_never_shown(tiny: TinyModels) -> None:
+def test_the_api_key_is_required_and_never_shown(tiny: TinyModels) -> None:
     key = "correct-horse-battery-staple"
     with Server("--model-id", tiny("llama"), "--dtype", "float32", "--api-key", key) as server:
         client = server.client
@@ -162,7 +162,7 @@ def test_flags_are_environment_variables_too(tiny: TinyModels) -> None:
         assert server.client.get("/info").json()["max_concurrent_requests"] == 7
 
 
-def test_the_socket_is_gone_when_the_launcher_is(tiny: TinyModels) -> None:
+def test_the_socket_is_removed_at_the_end(tiny: TinyModels) -> None:
     with Server("--model-id", tiny("llama"), "--dtype", "float32") as server:
         command = server.shards()[0].cmdline()
         socket_path = Path(command[command.index("--socket") + 1])
@@ -189,7 +189,7 @@ def test_help_is_grouped_and_names_every_variable() -> None:
     assert text.count(":\n") >= 4  # headings of groups
 
 
-def test_two_servers_run_beside_each_other(tiny: TinyModels) -> None:
+def test_two_servers_run_at_the_same_time(tiny: TinyModels) -> None:
     flags = ("--model-id", tiny("llama"), "--dtype", "float32")
     with Server(*flags) as one, Server(*flags) as other:
         answers = [server.client.generate("The boats", max_new_tokens=8).token_ids for server in (one, other)]

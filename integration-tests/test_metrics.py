@@ -1,4 +1,4 @@
-"""`/metrics` counts what happens and shows nothing in use when idle; spans reach a collector, or nobody notices."""
+"""Metrics count events and show nothing in use when idle. Spans reach a collector; a broken one harms no request."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from support.collector import Collector
 from support.models import KILL, NAN
 from support.server import Server, wait_for
 
-#: What dashboards are built on; a name that changes breaks them.
+#: Names that dashboards use; a changed name breaks them.
 NAMES = (
     "gridwork_queue_size",
     "gridwork_running_sequences",
@@ -49,7 +49,7 @@ def check_idle(server: Server) -> None:
     assert server.client.metric("gridwork_scheduler_integrity_violations_total") == 0
 
 
-def test_every_metric_is_there_and_described(server: Server) -> None:
+def test_every_metric_exists_with_a_description(server: Server) -> None:
     server.client.generate("The boats", max_new_tokens=4)
     text = server.client.get("/metrics").text
     for name in NAMES:
@@ -94,7 +94,7 @@ def test_nothing_is_in_use_after_clients_have_left(server: Server) -> None:
     assert server.client.metric("gridwork_requests_aborted_total") >= aborted + 8
 
 
-def test_nothing_is_in_use_after_a_whole_answer_is_not_waited_for(server: Server) -> None:
+def test_nothing_is_in_use_after_an_abandoned_answer(server: Server) -> None:
     import httpx
 
     with pytest.raises(httpx.ReadTimeout):
@@ -118,7 +118,7 @@ def test_nothing_is_in_use_after_failures(server: Server) -> None:
     check_idle(server)
 
 
-def test_nothing_is_in_use_after_a_restart_with_clients_that_leave_meanwhile(server: Server) -> None:
+def test_nothing_is_in_use_after_clients_leave_during_a_restart(server: Server) -> None:
     stay = threading.Thread(target=lambda: server.client.generate_stream("The seeds", max_new_tokens=60))
     body = {"inputs": "The boats", "parameters": {"max_new_tokens": 900}}
     with server.client.http.stream("POST", "/generate_stream", json=body) as response:
@@ -132,7 +132,7 @@ def test_nothing_is_in_use_after_a_restart_with_clients_that_leave_meanwhile(ser
 # --- traces -----------------------------------------------------------------------------------------------------
 
 
-def test_one_trace_runs_from_http_into_the_shard(trap: Path) -> None:
+def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     with Collector() as collector:
         flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
@@ -162,7 +162,7 @@ def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
 
 
 @pytest.mark.parametrize("collector", ["down", "silent"])
-def test_a_collector_that_takes_nothing_costs_warnings_and_nothing_else(trap: Path, collector: str) -> None:
+def test_a_broken_collector_causes_only_warnings(trap: Path, collector: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         if collector == "down":
@@ -175,6 +175,6 @@ def test_a_collector_that_takes_nothing_costs_warnings_and_nothing_else(trap: Pa
     entries = [json.loads(line) for line in server.lines if line.startswith("{")]
     assert not [entry for entry in entries if entry["level"].upper() == "ERROR"], server.log_tail()
     warnings = [entry["message"] for entry in entries if entry["level"].upper() == "WARN"]
-    # At the end, a silent one is waited for in vain; one that is down has mostly been given up by then.
+    # At the end the launcher waits for a silent collector in vain; it has usually given up one that is down.
     expected = "the last traces" if collector == "silent" else "the collector"
     assert any(expected in warning for warning in warnings), server.log_tail()

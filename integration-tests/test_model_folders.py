@@ -1,5 +1,5 @@
-"""What a model's folder may hold beside the usual: other tokenizers, pickled weights, an adapter. Each is served as
-Transformers reads it, and the folder itself is left as it was."""
+"""Model folders with other tokenizers, pickled weights or an adapter. They are served as Transformers reads them, and
+the folder itself stays unchanged."""
 
 import shutil
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def check_served(folder: Path, cache: Path, truth: tuple[list[int], str], *flags
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_a_sentencepiece_file_is_tokenizer_enough(tiny: TinyModels, tmp_path: Path) -> None:
+def test_a_sentencepiece_file_alone_is_a_tokenizer(tiny: TinyModels, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shutil.copytree(tiny("llama"), tmp_path / "model")
@@ -61,7 +61,7 @@ def test_a_sentencepiece_file_is_tokenizer_enough(tiny: TinyModels, tmp_path: Pa
     check_served(folder, tmp_path / "cache", truth)
 
 
-def test_pickled_weights_are_served_when_they_are_allowed(tiny: TinyModels, tmp_path: Path) -> None:
+def test_pickled_weights_are_served_when_allowed(tiny: TinyModels, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shutil.copytree(tiny("qwen2"), tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Models that are not paged, behind the real launcher: many clients at once, streams, and what `/info` says of it."""
+"""Models on other paths than `paged`, behind the real launcher: many clients, streams, and the reason in `/info`."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ COUNT = 12
 
 @torch.inference_mode()
 def expected(model: Any, tokenizer: Tokenizer) -> list[list[int]]:
-    """Greedy tokens of every prompt alone."""
+    """Greedy tokens of each prompt alone."""
     answers = []
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer.encode(prompt).ids])
@@ -30,7 +30,7 @@ def expected(model: Any, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def check(model: Any, folder: Path, why: str) -> None:
-    """Serves the model, and compares answers to several clients at once, and a streamed one."""
+    """Serves the model and compares the answers of several clients at once, and a streamed one."""
     model.save_pretrained(folder)
     tokenizer = tokenizer_file(folder)
     wanted = expected(model.eval(), tokenizer)

@@ -1,4 +1,4 @@
-"""What requests have in common is computed once, and nobody can tell from the answers."""
+"""Common prefixes of requests are computed once, without a change of the answers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ def expected(smollm2: Path) -> Sequence[Case]:
 
 @pytest.fixture(scope="module")
 def server(smollm2: Path, expected: Sequence[Case]) -> Iterator[Server]:
-    """Started once what it is compared with is known, which may take minutes."""
+    """Started after the references, which may take minutes."""
     with Server("--model-id", smollm2, "--dtype", "float32") as running:
         yield running
 
@@ -61,12 +61,12 @@ def test_answers_with_and_without_the_cache_equal_those_of_transformers(
         check_idle(plain)
 
 
-def test_the_variable_switches_it_off(smollm2: Path) -> None:
+def test_the_variable_disables_the_cache(smollm2: Path) -> None:
     with Server("--model-id", smollm2, env={"DISABLE_PREFIX_CACHE": "true"}) as plain:
         assert plain.client.get("/info").json()["prefix_cache"] is False
 
 
-def test_usage_tells_what_was_cached_on_every_route(server: Server, smollm2: Path) -> None:
+def test_usage_counts_cached_tokens_on_every_route(server: Server, smollm2: Path) -> None:
     client = server.client
     prompt = prompt_of(smollm2, 100, start=11_000)
     text, cached = complete(client, prompt)
@@ -80,14 +80,14 @@ def test_usage_tells_what_was_cached_on_every_route(server: Server, smollm2: Pat
     assert client.generate_stream(prompt, max_new_tokens=2).details["cached_tokens"] == 96
 
 
-def test_a_conversation_goes_on_from_its_answers(server: Server, smollm2: Path) -> None:
+def test_a_conversation_reuses_its_answers(server: Server, smollm2: Path) -> None:
     messages = [{"role": "user", "content": prompt_of(smollm2, 200, start=12_000)}]
     prompt_tokens = answer_tokens = 0
     for _ in range(4):
         body = {"messages": messages, "max_tokens": 24, "temperature": 0}
         reply = server.client.ok("/v1/chat/completions", body)
         usage = reply["usage"]
-        # All that the turn before has computed, in whole blocks; its last token was never computed.
+        # All whole blocks of the previous turn; its last token was never computed.
         before = max(0, prompt_tokens + answer_tokens - 1)
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         assert cached <= before
@@ -97,7 +97,7 @@ def test_a_conversation_goes_on_from_its_answers(server: Server, smollm2: Path) 
         messages.append({"role": "user", "content": "And then?"})
 
 
-def test_salts_do_not_share(server: Server, smollm2: Path) -> None:
+def test_salts_separate_prompts(server: Server, smollm2: Path) -> None:
     prompt = prompt_of(smollm2, 80, start=13_000)
     first = complete(server.client, prompt)
     assert first[1] == 0
@@ -121,7 +121,7 @@ def test_bad_salts_are_refused(server: Server, salt: object) -> None:
     assert "cache_salt" in response.json()["error"]
 
 
-def test_prompts_whose_log_probabilities_are_wanted_are_computed_whole(server: Server, smollm2: Path) -> None:
+def test_prompts_with_log_probabilities_are_computed_whole(server: Server, smollm2: Path) -> None:
     prompt = prompt_of(smollm2, 60, start=14_000)
     answers = [server.client.generate(prompt, max_new_tokens=2, decoder_input_details=True) for _ in range(2)]
     for answer in answers:
@@ -131,7 +131,7 @@ def test_prompts_whose_log_probabilities_are_wanted_are_computed_whole(server: S
     assert server.client.generate(prompt, max_new_tokens=2).details["cached_tokens"] == 48
 
 
-def test_many_users_of_one_system_prompt_compute_it_once(server: Server, smollm2: Path) -> None:
+def test_a_shared_system_prompt_is_computed_once(server: Server, smollm2: Path) -> None:
     client = server.client
     system = prompt_of(smollm2, 400, start=15_000)
 
@@ -157,16 +157,14 @@ def test_many_users_of_one_system_prompt_compute_it_once(server: Server, smollm2
     )
     lengths = [reply["usage"]["prompt_tokens"] for reply in replies]
     assert min(lengths) > 400
-    # The first whole; of the others what is their own, and less than a block of what they share.
+    # The whole first prompt; of the others their own part and less than a block of the shared part.
     own = max(lengths) - 400 + BLOCK_TOKENS
     assert computed() - before <= max(lengths) + 15 * own
     check_idle(server)
 
 
-def test_answers_stay_exact_while_blocks_are_evicted_and_sequences_preempted(
-    smollm2: Path, expected: Sequence[Case]
-) -> None:
-    """A cache of 704 tokens, through which prompts of 600 go."""
+def test_answers_stay_exact_with_evictions_and_preemptions(smollm2: Path, expected: Sequence[Case]) -> None:
+    """Prompts of 600 tokens go through a cache of 704 tokens."""
     with Server(
         *("--model-id", smollm2, "--dtype", "float32", "--max-total-tokens", 640),
         *("--kv-cache-memory", 704 * cache_bytes_per_token(smollm2)),
@@ -182,7 +180,7 @@ def test_answers_stay_exact_while_blocks_are_evicted_and_sequences_preempted(
         check_idle(server)
 
 
-def test_a_shard_that_died_has_forgotten(smollm2: Path) -> None:
+def test_a_restarted_shard_has_an_empty_cache(smollm2: Path) -> None:
     with Server("--model-id", smollm2, "--dtype", "float32") as server:
         prompt = prompt_of(smollm2, 100, start=16_000)
         text, _ = complete(server.client, prompt)

@@ -1,4 +1,4 @@
-"""Sampled answers: what a seed promises, and that every parameter has its effect."""
+"""Sampled answers: seeds are reproducible, and every parameter has its effect."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ from support.server import Server
 PROMPT = "The harbour wakes before the town does."
 
 
-def test_the_same_seed_gives_the_same_tokens_alone_and_among_63_others(tiny_server: Server) -> None:
+def test_a_seed_gives_the_same_tokens_alone_and_among_63_others(tiny_server: Server) -> None:
     client = tiny_server.client
     sampling = {"do_sample": True, "temperature": 0.9, "top_p": 0.95, "top_k": 100, "max_new_tokens": 48}
 
@@ -90,8 +90,8 @@ def test_a_penalty_makes_repetition_rarer(smollm2_server: Server, penalty: dict[
     assert penalised.split().count("na") < plain.split().count("na")
 
 
-def test_logprobs_are_those_of_the_model(tiny_server: Server) -> None:
-    """The token taken greedily is the most likely one, and top tokens come best first."""
+def test_logprobs_match_the_greedy_choice(tiny_server: Server) -> None:
+    """The greedy token is the most likely one, and top tokens are sorted by probability."""
     answer = tiny_server.client.generate(PROMPT, max_new_tokens=12, top_n_tokens=4)
     assert len(answer.details["top_tokens"]) == len(answer.token_ids)
     for token, top in zip(answer.details["tokens"], answer.details["top_tokens"], strict=True):

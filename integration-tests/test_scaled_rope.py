@@ -1,4 +1,4 @@
-"""Rotary frequencies that change with a sequence's length: tokens equal those of `generate()` for each sequence alone.
+"""Rotary frequencies that depend on a sequence's length: tokens equal those of `generate()` for each sequence alone.
 
 The limit is 64 tokens. Prompts and answers lie below it, beyond it, and cross it.
 """
@@ -38,10 +38,10 @@ def _longrope(limit: int) -> Callable[[], PretrainedConfig]:
 
 
 MODELS: dict[str, Callable[[], PretrainedConfig]] = {
-    # Computes a sequence anew when it crosses the limit.
+    # A sequence is computed anew when it crosses the limit.
     "longrope": _longrope(LIMIT),
     "longrope-600": _longrope(600),
-    # Keeps what it has computed; beyond the limit every length has frequencies of its own.
+    # Computed keys stay; beyond the limit every length has its own frequencies.
     "dynamic": lambda: LlamaConfig(
         **_SIZES | {"max_position_embeddings": LIMIT},
         rope_parameters={"rope_type": "dynamic", "factor": 16.0, "rope_theta": 10000.0},
@@ -51,7 +51,7 @@ MODELS: dict[str, Callable[[], PretrainedConfig]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, how many tokens follow, and what they are, up to the first that rounding may change."""
+    """A prompt, the number of generated tokens, and their ids up to the first that rounding may change."""
 
     prompt: str
     max_new_tokens: int
@@ -59,7 +59,7 @@ class Case:
 
 
 class Reference:
-    """A tiny model, and what `generate()` answers with it."""
+    """A tiny model, and answers of `generate()` with it."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.folder = folder
@@ -73,11 +73,11 @@ class Reference:
         self._cases: dict[tuple[str, int], Case] = {}
 
     def prompt(self, num_tokens: int, start: int = 0) -> str:
-        """Ordinary text of so many tokens."""
+        """Ordinary text of `num_tokens` tokens."""
         return text_of_tokens(self.tokenizer, num_tokens, start)
 
     def beginning(self, prompt: str, num_tokens: int) -> str:
-        """Of a prompt, text of its first tokens."""
+        """The text of a prompt's first tokens: `num_tokens`, or a few more where these are not a text."""
         ids = self.tokenizer.encode(prompt).ids
         for count in range(num_tokens, num_tokens + 8):
             text: str = self.tokenizer.decode(ids[:count])
@@ -87,14 +87,14 @@ class Reference:
 
     @torch.inference_mode()
     def case(self, prompt: str, max_new_tokens: int) -> Case:
-        """By a copy of the model that has seen nothing else: rotary embeddings remember the longest sequence so far."""
+        """Answers of a fresh copy of the model, since rotary embeddings remember the longest sequence so far."""
         if (prompt, max_new_tokens) not in self._cases:
             known, _ = greedy(copy.deepcopy(self._model), self.tokenizer.encode(prompt).ids, max_new_tokens)
             self._cases[prompt, max_new_tokens] = Case(prompt, max_new_tokens, known)
         return self._cases[prompt, max_new_tokens]
 
     def mixed(self) -> list[Case]:
-        """Below the limit, around it, beyond it, and across it."""
+        """Cases below, around, beyond and across the limit."""
         sizes = [(20, 30), (300, 80), (40, 60), (1, 90), (63, 4), (64, 4), (65, 4), (50, 14), (60, 40), (150, 20)]
         return [self.case(self.prompt(size, 97 * i), count) for i, (size, count) in enumerate(sizes)]
 
@@ -116,7 +116,7 @@ def start(reference: Reference, *arguments: str | int) -> Server:
 
 
 def check(server: Server, cases: list[Case]) -> None:
-    """Asks all at once, every second one as a stream."""
+    """Sends all at once, every second one as a stream."""
     client = server.client
     ask = [client.generate, client.generate_stream]
     answers = client.together(
@@ -147,7 +147,7 @@ SERVERS: list[tuple[str, tuple[str | int, ...], str]] = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "path"), SERVERS)
-def test_tokens_are_those_of_generate_whatever_else_runs(
+def test_tokens_equal_those_of_generate_beside_others(
     name: str, arguments: tuple[str | int, ...], path: str, reference: Callable[[str], Reference]
 ) -> None:
     known = reference(name)
@@ -155,11 +155,11 @@ def test_tokens_are_those_of_generate_whatever_else_runs(
     with start(known, *arguments) as server:
         info = server.client.get("/info").json()
         assert info["model_impl"] == path, info
-        # Each alone, which leaves blocks behind, then all at once, which finds some of them.
+        # First alone, which fills the prefix cache, then all at once, with some blocks from it.
         for case in expected[:4]:
             check(server, [case])
         check(server, expected)
-        # What others have computed of the same tokens was rotated for a longer sequence.
+        # Cached keys of the same tokens were rotated for a longer sequence.
         beginnings = [known.beginning(expected[1].prompt, size) for size in (20, 48, 70, 120)]
         check(server, [known.case(prompt, 40) for prompt in beginnings])
         check_idle(server)
@@ -191,7 +191,7 @@ def test_a_prompt_beyond_600_tokens_in_pieces(reference: Callable[[str], Referen
 
 
 @pytest.mark.parametrize("name", ["longrope", "dynamic"])
-def test_through_preemptions_and_the_death_of_a_shard(name: str, reference: Callable[[str], Reference]) -> None:
+def test_preemptions_and_a_killed_shard_keep_tokens_exact(name: str, reference: Callable[[str], Reference]) -> None:
     known = reference(name)
     expected = known.mixed()
     room = 640 * cache_bytes_per_token(known.folder)

@@ -1,4 +1,4 @@
-"""`--speculate`: the same answers in fewer steps, and a clear refusal where it cannot be."""
+"""`--speculate` gives the same answers in fewer steps, and is refused where it cannot work."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def plain(smollm2: Path) -> dict[str, list[Answer]]:
-    """What a server answers that guesses nothing."""
+    """Answers of a server without drafts."""
     with Server("--model-id", smollm2, "--dtype", "float32") as server:
         assert server.client.get("/info").json()["speculate"] == 0
         ask = server.client.generate
@@ -60,7 +60,7 @@ def server(smollm2: Path, plain: dict[str, list[Answer]]) -> Iterator[Server]:
 
 
 def check(answers: list[Answer], expected: list[Answer]) -> None:
-    """The same tokens, text and ends; log-probabilities to rounding."""
+    """Checks equal tokens, texts and finish reasons; log-probabilities may differ by rounding."""
     for answer, other in zip(answers, expected, strict=True):
         assert (answer.token_ids, answer.text, answer.finish_reason) == (
             other.token_ids,
@@ -76,7 +76,7 @@ def check(answers: list[Answer], expected: list[Answer]) -> None:
 
 
 def counts(server: Server) -> tuple[float, float, float]:
-    """Drafted and accepted tokens, and steps, so far."""
+    """Drafted tokens, accepted tokens and steps so far."""
     names = ("speculation_drafted_tokens", "speculation_accepted_tokens", "steps")
     drafted, accepted, steps = (server.client.metric(f"gridwork_{name}_total") for name in names)
     return drafted, accepted, steps
@@ -89,7 +89,7 @@ def test_answers_alone_are_the_same_in_fewer_steps(server: Server, plain: dict[s
     drafted, accepted, steps = (now - then for now, then in zip(counts(server), before, strict=True))
     assert 0 < accepted <= drafted
     num_tokens = sum(len(answer.token_ids) for answer in plain["all"])
-    # Each token costs a step, but for those that came with another; each end leaves a surplus step, and its release.
+    # A step for each token that is not an accepted draft, one surplus step at each end, and one release.
     assert num_tokens - accepted <= steps <= num_tokens - accepted + 2 * len(requests())
     assert accepted > num_tokens / 5
     check_idle(server)
@@ -111,7 +111,7 @@ def test_requests_with_penalties_are_not_drafted(server: Server, plain: dict[str
     assert counts(server)[0] == before[0]
 
 
-def test_answers_end_where_they_should_among_drafts(server: Server, plain: dict[str, list[Answer]]) -> None:
+def test_answers_end_at_the_right_token_with_drafts(server: Server, plain: dict[str, list[Answer]]) -> None:
     whole = plain["all"][0]
     for length in range(20, 30):
         answer = server.client.generate(REPETITIVE[0], **GREEDY | {"max_new_tokens": length})
@@ -127,7 +127,7 @@ def test_answers_end_where_they_should_among_drafts(server: Server, plain: dict[
     check_idle(server)
 
 
-def test_drafts_through_the_death_of_a_shard(smollm2: Path, plain: dict[str, list[Answer]]) -> None:
+def test_drafts_survive_a_killed_shard(smollm2: Path, plain: dict[str, list[Answer]]) -> None:
     with Server("--model-id", smollm2, "--dtype", "float32", "--speculate", 8) as server:
         ask = server.client
         killed = []
@@ -144,7 +144,7 @@ def test_drafts_through_the_death_of_a_shard(smollm2: Path, plain: dict[str, lis
 
 
 def test_drafts_while_sequences_are_preempted(smollm2: Path, plain: dict[str, list[Answer]]) -> None:
-    """With a cache that holds few of the sequences."""
+    """Runs with a cache for few of the sequences."""
     with Server(
         *("--model-id", smollm2, "--dtype", "float32", "--speculate", 4, "--max-total-tokens", 240),
         *("--kv-cache-memory", 256 * cache_bytes_per_token(smollm2)),
@@ -169,7 +169,7 @@ def test_drafts_over_two_shards(smollm2: Path, plain: dict[str, list[Answer]]) -
 
 
 def circle(server: Server, prompt: str) -> list[int]:
-    """The answers of random models go in circles."""
+    """A long answer, in which a random model repeats itself."""
     return server.client.generate(prompt, max_new_tokens=200, ignore_eos=True).token_ids
 
 
@@ -211,7 +211,7 @@ def test_encoders_are_refused(minilm: Path) -> None:
 
 
 def refused_once_loaded(*flags: str | Path) -> str:
-    """Only a model that is loaded tells which path it runs on."""
+    """The path is known only after the model is loaded."""
     server = Server(*flags)
     server.start()
     try:

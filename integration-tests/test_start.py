@@ -1,4 +1,4 @@
-"""Settings that cannot work end the launcher at once, before weights are read, with a message that says what would."""
+"""Invalid settings end the launcher before weights are read, with a message that names valid ones."""
 
 import os
 from collections.abc import Callable
@@ -12,15 +12,15 @@ TinyModels = Callable[[str], Path]
 
 CORES = len(os.sched_getaffinity(0))
 
-#: What is refused by the launcher itself needs no Python.
+#: Time limit for errors of the launcher itself, which need no Python.
 AT_ONCE_S = 5.0
 
-#: What only the shard can tell: PyTorch is imported, on a machine that other tests keep busy too.
+#: Time limit for errors of the shard, which imports PyTorch on a busy machine.
 WITHIN_S = 30.0
 
 
 def refused(*flags: str | Path, within_s: float = AT_ONCE_S, env: dict[str, str] | None = None) -> str:
-    """Starts the launcher, which must end non-zero in time and leave no process; returns what it said."""
+    """Starts the launcher, which must fail in time and leave no process; returns its log."""
     server = Server(*flags, env=env)
     server.start()
     try:
@@ -45,47 +45,51 @@ def refused(*flags: str | Path, within_s: float = AT_ONCE_S, env: dict[str, str]
         (("--cpu-threads", "0"), "at least 1"),
         (("--cpu-threads", "-3"), "at least 1"),
         (("--cpu-threads", str(CORES + 1)), f"{CORES} cores that may be used"),
+        (("--otlp-endpoint", "https://localhost:4317"), "this build cannot encrypt"),
+        (("--validation-workers", "5000"), "1..=4096"),
+        (("--max-connections", "4000000000"), "open files"),
+        (("--quantize", "gptq"), "int8, int4"),
     ],
 )
-def test_a_value_that_is_none(tiny: TinyModels, flags: tuple[str, str], expected: str) -> None:
+def test_an_unknown_value_is_refused_with_those_allowed(
+    tiny: TinyModels, flags: tuple[str, str], expected: str
+) -> None:
     log = refused("--model-id", tiny("llama"), *flags)
     assert expected in " ".join(log.split())
     assert flags[0] in log
 
 
-def test_a_gpu_that_is_not_there(tiny: TinyModels) -> None:
+def test_a_missing_gpu_is_refused(tiny: TinyModels) -> None:
     log = refused("--model-id", tiny("llama"), "--device", "cuda", env={"CUDA_VISIBLE_DEVICES": ""})
     assert "no NVIDIA GPU is visible" in log
     assert "--device cpu" in log
 
 
-def test_attention_kernels_that_do_not_go_with_the_device(tiny: TinyModels) -> None:
+def test_attention_incompatible_with_the_device_is_refused(tiny: TinyModels) -> None:
     log = refused("--model-id", tiny("llama"), "--attention", "triton", "--device", "cpu", within_s=WITHIN_S)
     assert "--attention triton cannot be used on cpu" in log
     assert "use --attention sdpa" in log
 
 
-def test_methods_of_quantization_that_there_are_not_and_what_they_do_not_go_with(tiny: TinyModels) -> None:
-    log = refused("--model-id", tiny("llama"), "--quantize", "gptq", within_s=WITHIN_S)
-    assert "int8, int4" in log
-    log = refused("--model-id", tiny("llama"), "--quantize", "int8", "--compile", within_s=WITHIN_S)
-    assert "does not go with --compile" in log
+def test_quantization_incompatible_with_compile_is_refused(tiny: TinyModels) -> None:
+    log = refused("--model-id", tiny("llama"), "--quantize", "int8", "--compile")
+    assert "is not compatible with --compile" in log
 
 
-def test_an_attention_for_a_path_that_has_none(tiny: TinyModels) -> None:
+def test_attention_incompatible_with_the_path_is_refused(tiny: TinyModels) -> None:
     flags = ("--attention", "reference", "--model-impl", "batched")
     log = refused("--model-id", tiny("llama"), *flags, within_s=WITHIN_S)
     assert "--attention reference" in log
     assert "--model-impl batched" in log
 
 
-def test_torch_is_another_name_of_sdpa(tiny: TinyModels) -> None:
+def test_torch_is_an_alias_of_sdpa(tiny: TinyModels) -> None:
     with Server("--model-id", tiny("llama"), "--attention", "torch") as server:
         server.wait_ready()
         assert "attention sdpa" in server.log()
 
 
-def test_the_shard_gets_the_threads_that_are_given_and_the_cores_by_default(tiny: TinyModels) -> None:
+def test_threads_are_as_given_or_one_a_core(tiny: TinyModels) -> None:
     for flags, threads in (((), CORES), (("--cpu-threads", "1"), 1)):
         with Server("--model-id", tiny("llama"), *flags) as server:
             server.wait_ready()

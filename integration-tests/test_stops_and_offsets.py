@@ -1,4 +1,4 @@
-"""Stop strings that are special tokens, and where the tokens of a completion stand in its text."""
+"""Stop strings that are special tokens, and text offsets of the tokens of a completion."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ SPECIAL, SPECIAL_ID = "<|kill|>", 1
 
 @pytest.fixture(scope="module")
 def folder(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose tokenizer writes a special token before a text."""
+    """A tiny Llama whose tokenizer adds a special token before a text."""
     folder = tmp_path_factory.mktemp("offsets") / "tiny"
     shutil.copytree(tiny("llama"), folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -36,7 +36,7 @@ def server(folder: Path) -> Iterator[Server]:
 # --- stop strings -------------------------------------------------------------------------------------------------
 
 
-def test_a_special_token_ends_the_text_although_it_is_not_shown(server: Server) -> None:
+def test_a_hidden_special_token_ends_the_text(server: Server) -> None:
     body: dict[str, Any] = {"prompt": "hi", "max_tokens": 6, "temperature": 0, "logit_bias": {str(SPECIAL_ID): 100}}
     for more in ({}, {"include_stop_str_in_output": True}, {"skip_special_tokens": False}, {"ignore_eos": True}):
         for stop in ([SPECIAL], ["x", SPECIAL], [SPECIAL, SPECIAL * 2]):
@@ -52,7 +52,7 @@ def test_a_special_token_ends_the_text_although_it_is_not_shown(server: Server) 
     assert (tgi.token_ids, tgi.text, tgi.finish_reason) == ([SPECIAL_ID], "", "stop_sequence")
 
 
-def test_text_that_belongs_to_such_a_stop_string_is_not_shown(smollm2_server: Server) -> None:
+def test_text_of_a_stop_string_with_a_special_token_is_hidden(smollm2_server: Server) -> None:
     chat = {
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "temperature": 0,
@@ -84,7 +84,7 @@ TEXTS = ["The boats", "é😀 漢字 naïve", "a<|kill|>b", " two  spaces\n\n", 
 
 
 def check(text: str, logprobs: dict[str, Any], hidden: set[str]) -> None:
-    """Every token stands in the text where its offset says, as far as the text goes and shows it."""
+    """Checks that each shown token is in the text at its offset."""
     tokens, offsets = logprobs["tokens"], logprobs["text_offset"]
     assert len({len(values) for values in logprobs.values()}) == 1
     assert offsets == sorted(offsets)
@@ -92,10 +92,10 @@ def check(text: str, logprobs: dict[str, Any], hidden: set[str]) -> None:
     for token, offset, following in zip(tokens, offsets, [*offsets[1:], len(text)], strict=True):
         rest = text[offset:]
         if following == offset or "\ufffd" in token:
-            # Not shown, cut off, or a part of a character: all parts begin where it does.
+            # Hidden, cut off, or part of a character: all parts have the character's offset.
             continue
         if token in hidden and not rest.startswith(token):
-            # Behind bytes that wait to become a character, and are none.
+            # After bytes that do not become a character.
             assert rest.startswith("\ufffd") and following == offset + 1, (token, offset, text)
             continue
         assert rest.startswith(token) or token.startswith(rest), (token, offset, text)
@@ -120,7 +120,7 @@ def test_offsets_agree_with_the_text(server: Server, folder: Path, stream: bool)
             "ignore_eos": True,
             "skip_special_tokens": skip,
             "add_special_tokens": add_special,
-            # Special tokens come up between others.
+            # Special tokens between others.
             "logit_bias": {str(SPECIAL_ID): 3},
         }
         whole = _completion(server, body, stream)
@@ -134,7 +134,7 @@ def test_offsets_agree_with_the_text(server: Server, folder: Path, stream: bool)
 
 
 def _completion(server: Server, body: dict[str, Any], stream: bool) -> dict[str, Any]:
-    """The only choice, put together again when it was streamed."""
+    """The only choice, joined from its chunks when it was streamed."""
     if not stream:
         return server.client.ok("/v1/completions", body)["choices"][0]
     text = ""
@@ -154,7 +154,7 @@ def _completion(server: Server, body: dict[str, Any], stream: bool) -> dict[str,
 
 
 @torch.inference_mode()
-def test_alternatives_of_prompt_tokens_are_those_of_transformers(server: Server, folder: Path) -> None:
+def test_alternatives_of_prompt_tokens_equal_those_of_transformers(server: Server, folder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = tokenizer.encode("The boats are past the breakwater and the boats are past").ids
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -169,7 +169,7 @@ def test_alternatives_of_prompt_tokens_are_those_of_transformers(server: Server,
             own = logprobs["token_logprobs"][position]
             assert own == pytest.approx(float(expected[position - 1, ids[position]]), abs=1e-4)
             assert logprobs["tokens"][position] in tops[position]
-            # Parts of characters look the same, and the likeliest of them is shown.
+            # Parts of characters have the same text, and the most likely one is shown.
             assert 1 <= len(tops[position]) <= count + 1
             if count:
                 assert next(iter(tops[position].values())) == pytest.approx(float(values[0]), abs=1e-4)

@@ -1,4 +1,4 @@
-"""Tokens that the tokenizer knows and the model has no row for: refused by name everywhere, before a stream begins."""
+"""Tokens of the tokenizer without a row in the model: every route refuses them by name, before a stream begins."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ TEXT = f"a good {NEW} map"
 
 
 def with_another_token(folder: Path, target: Path, token_id: int) -> Path:
-    """A copy whose tokenizer has a token more than the model."""
+    """A copy whose tokenizer has one token more than the model."""
     shutil.copytree(folder, target)
     tokenizer = json.loads((target / "tokenizer.json").read_text())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -48,7 +48,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "field"), REFUSED, ids=lambda value: str(value)[:60])
-def test_it_is_refused_by_name(path: str, body: dict[str, Any], field: str, server: Server) -> None:
+def test_an_unknown_token_is_refused_by_name(path: str, body: dict[str, Any], field: str, server: Server) -> None:
     response = server.client.post(path, body)
     assert response.status_code == (400 if path.startswith("/v1/") else 422), response.text
     error = response.json()["error"]
@@ -57,12 +57,12 @@ def test_it_is_refused_by_name(path: str, body: dict[str, Any], field: str, serv
         assert words in message
 
 
-def test_what_is_cut_off_is_no_matter(server: Server) -> None:
+def test_an_unknown_token_that_is_truncated_is_ignored(server: Server) -> None:
     rest = server.client.generate(f"{NEW} a good map", max_new_tokens=5, truncate=3)
     assert rest.token_ids == server.client.generate("a good map", max_new_tokens=5, truncate=3).token_ids
 
 
-def test_other_fields_refuse_it_too(server: Server) -> None:
+def test_other_fields_refuse_an_unknown_token(server: Server) -> None:
     for path, body in [
         ("/v1/completions", {"prompt": "a", "logit_bias": {str(VOCAB_SIZE): 1}}),
         ("/v1/completions", {"prompt": "a", "stop_token_ids": [VOCAB_SIZE]}),
@@ -72,7 +72,7 @@ def test_other_fields_refuse_it_too(server: Server) -> None:
         assert f"token {VOCAB_SIZE}" in response.json()["error"]["message"]
 
 
-def test_others_do_not_notice(server: Server) -> None:
+def test_other_requests_are_not_affected(server: Server) -> None:
     alone = server.client.generate("The boats are past", max_new_tokens=100)
     refused = [lambda: server.client.post("/generate", {"inputs": TEXT})] * 8
     answers = server.client.together(
@@ -82,7 +82,7 @@ def test_others_do_not_notice(server: Server) -> None:
     assert {answer.status_code for answer in answers[1:]} == {422}
 
 
-def test_encoders_refuse_it(minilm: Path, tmp_path: Path) -> None:
+def test_encoders_refuse_an_unknown_token(minilm: Path, tmp_path: Path) -> None:
     folder = with_another_token(minilm, tmp_path / "minilm", 30522)
     with Server("--model-id", folder, "--task", "embed") as server:
         for path, body, status in [

@@ -148,7 +148,7 @@ def _save_random_experts(folder: Path) -> None:
     }
     depth: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16}
     experts: dict[str, Any] = {"num_experts": 32, "num_experts_per_tok": 8, "norm_topk_prob": True}
-    config: Any = Qwen3MoeConfig(**_COMMON, **sizes, **depth, **experts)  # type: ignore[call-arg]
+    config: Any = Qwen3MoeConfig(**_COMMON, **sizes, **depth, **experts)
     _save_random(Qwen3MoeForCausalLM, config, folder)
 
 

@@ -40,7 +40,7 @@ def document(parts: list[Part], drawn: Collection[str] = (), readme: str = "READ
         lines += [f"## {part.workload}, {part.model}", "", *heading(part), "", *table(part), ""]
         lines += _plots(part, drawn)
     if commands := _commands(parts):
-        lines += ["## How each was started", "", *commands, ""]
+        lines += ["## Commands", "", *commands, ""]
     return "\n".join(lines)
 
 
@@ -113,8 +113,8 @@ def _loads(part: Part) -> list[str]:
             lines.append(f"| {contestant.name} | {level} | {' | '.join(cells)} |")
     if (floor_ms := roofline_ms(part)) is not None:
         lines.append(
-            f"\nWeights that a token passes through, over memory bandwidth: {floor_ms:.1f} ms, the least that a token "
-            "can take at 1 client."
+            f"\nWeight bytes of a token over the memory bandwidth: {floor_ms:.1f} ms, "
+            "the lower bound of TPOT at 1 client."
         )
     return lines
 

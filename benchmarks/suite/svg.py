@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b")
-"""One for each series, in order; after the last the first comes again."""
+"""Colours of the series, in order and cyclic."""
 
 _STYLE = (
     "text{font:10px sans-serif;fill:#222}.end{text-anchor:end}.mid{text-anchor:middle}.head{font-weight:bold}"

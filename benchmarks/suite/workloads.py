@@ -92,7 +92,7 @@ WORKLOADS = {
         Workload("start", "from the command to the first token", (1,), lambda clients, part: []),
         Workload("chat", "prompts of a line to 600 tokens, answers of 8 to 64", (1, 8, 32, 64), _chat),
         Workload("long-prompt", "prompts of 900 to 1600 tokens, answers of 8 to 16", (1, 8), _long_prompt),
-        Workload("shared-prompt", "many users behind one system prompt of 800 tokens", (8, 32), _shared_prompt),
+        Workload("shared-prompt", "many users with one system prompt of 800 tokens", (8, 32), _shared_prompt),
         Workload(
             "multi-turn",
             "conversations of 8 turns about a text of 1100 tokens, answers of 16",

@@ -25,7 +25,7 @@ from gridwork_kernels import attention_choice
 from gridwork_kernels.attention_choice import LayerDemands, Setting
 from gridwork_server import attention
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig, parse_sizes
+from gridwork_server.config import ShardConfig
 from gridwork_server.model.generation_defaults import GenerationDefaults
 from gridwork_server.model.loading import LoadedModel
 from gridwork_server.parallel.group import RankGroup
@@ -353,6 +353,11 @@ def markdown(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    """`1,2,4` as sizes, `0` as none."""
+    return tuple(sorted({int(part) for part in text.split(",")} - {0}))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs all measurements. Returns 1 when an attention implementation differs from the reference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -360,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny model that runs anywhere; its figures mean nothing")
     parser.add_argument("--attention", default="auto", help="as the shard has it")
     parser.add_argument("--block-size", type=int, default=16, metavar="TOKENS")
-    parser.add_argument("--cuda-graphs", type=parse_sizes, metavar="SIZES", help="as the shard has it")
+    parser.add_argument("--cuda-graphs", type=_sizes, metavar="SIZES", help="as the launcher's flag")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():

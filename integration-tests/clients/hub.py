@@ -1,4 +1,4 @@
-"""huggingface_hub's clients against the server at argv[1]: what they get, as JSON. argv[2]: which of its tasks."""
+"""Runs huggingface_hub's clients against the server at argv[1]; prints their results as JSON. argv[2]: the task."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def masks(url: str) -> list[dict[str, Any]]:
 
 
 def labels(url: str) -> list[dict[str, Any]]:
-    # Of the flat list that text-embeddings-inference answers, it keeps the first.
+    # The client keeps the first entry of text-embeddings-inference's flat list.
     found: Any = InferenceClient(url).text_classification("It was great.")
     return [{"label": one.label, "score": one.score} for one in (found if isinstance(found, list) else [found])]
 

@@ -1,4 +1,4 @@
-"""langchain-openai against the server at argv[1], and the encoder at argv[2]: what it gets, as JSON."""
+"""Runs langchain-openai against the server at argv[1] and the encoder at argv[2]; prints its results as JSON."""
 
 import json
 import sys

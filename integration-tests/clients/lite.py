@@ -1,4 +1,4 @@
-"""litellm against the server at argv[1], the encoder at argv[2] and the reranker at argv[3]: what it gets, as JSON."""
+"""Runs litellm against the server at argv[1], the encoder at argv[2] and the reranker at argv[3]; prints JSON."""
 
 import json
 import sys

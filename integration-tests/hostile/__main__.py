@@ -23,7 +23,7 @@ SHORT_LIMITS = ["--shard-timeout", "4", "--shard-hang-timeout", "8", "--router-h
 
 
 class Suite:
-    """The models and servers that faults share."""
+    """The models and servers of the faults."""
 
     def __init__(self, folder: Path, chosen: Callable[[str], bool]) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Suite:
         self.right = self.trap.right_answers(PROMPTS, NUM_TOKENS)
 
     def rows(self) -> Iterator[Row]:
-        """Runs everything."""
+        """Runs all faults."""
         trap = ["--model-id", str(self.trap.folder), "--trust-remote-code", *FLAGS]
         yield from self._scene([*trap, *SHORT_LIMITS], processes.FAULTS)
         yield from self._scene([*trap, "--graceful-termination-timeout", "10"], requests.FAULTS)
@@ -75,7 +75,7 @@ class Suite:
 
 
 def _without_end(folder: Path) -> Path:
-    """No token ends a sequence, as in the trap."""
+    """Removes the end-of-sequence tokens, so that no token ends a sequence."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     (folder / "generation_config.json").unlink()

@@ -1,4 +1,4 @@
-"""Clients that do what no client should, over bare sockets."""
+"""Misbehaving clients over bare sockets."""
 
 import contextlib
 import json
@@ -24,14 +24,14 @@ def request(path: str, body: Json | bytes, headers: str = "") -> bytes:
 
 
 def send(port: int, path: str, body: Json | bytes, headers: str = "") -> socket.socket:
-    """A connection on which a request has been sent, and nothing read."""
+    """A connection with a request sent and nothing read."""
     connection = connect(port)
     connection.sendall(request(path, body, headers))
     return connection
 
 
 def status_of(connection: socket.socket, timeout_s: float = 30.0) -> int:
-    """The status of the answer; 0 when the connection ends without one."""
+    """The status of the answer; 0 when the connection ends without an answer."""
     connection.settimeout(timeout_s)
     head = b""
     with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def status_of(connection: socket.socket, timeout_s: float = 30.0) -> int:
 
 
 def is_closed_within(connection: socket.socket, timeout_s: float) -> bool:
-    """Whether the server ends the connection in time; what it sends before is read and dropped."""
+    """Whether the server ends the connection in time. Its data until then is read and dropped."""
     connection.settimeout(timeout_s)
     try:
         while connection.recv(65536):

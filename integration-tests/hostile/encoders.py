@@ -45,7 +45,7 @@ def _embed(server: Server) -> list[list[float]]:
 
 
 class _Askers:
-    """Three clients that go on asking until they are told to stop."""
+    """Three clients that send requests until they are stopped."""
 
     def __init__(self, server: Server, right: list[list[float]], may_be_cut: bool) -> None:
         self.server, self.right, self.may_be_cut = server, right, may_be_cut
@@ -84,7 +84,7 @@ def _alike(one: list[list[float]], other: list[list[float]]) -> bool:
 
 
 def run(server: Server) -> list[Row]:
-    """All faults, each beside three clients."""
+    """Runs all faults, each beside three clients."""
     right = _embed(server)
     scene = Scene(server, None, [], Path())
     rows = []

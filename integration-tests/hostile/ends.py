@@ -1,4 +1,4 @@
-"""How a server ends, what it leaves behind, and what it does when nobody reads its log."""
+"""Faults at the end of a server: processes and folders it leaves, and a log that nobody reads."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from .trap import Trap
 
 
 class UnreadServer(Server):
-    """One whose log goes into a pipe that nobody reads."""
+    """A server whose log goes into a pipe that nobody reads."""
 
     def _read_logs(self) -> None:
         threading.Event().wait()
@@ -35,7 +35,7 @@ def _row(name: str, check: Callable[[Costs], None]) -> Row:
 
 
 def given_up(flags: list[str], trap: Trap, folder: Path) -> Row:
-    """No shard comes back: streams get an error, other requests 503, and everything ends."""
+    """No shard restarts: streams get an error, other requests get 503, and all processes end."""
     broken = folder / "broken"
     shutil.copytree(trap.folder, broken)
 
@@ -76,7 +76,7 @@ def given_up(flags: list[str], trap: Trap, folder: Path) -> Row:
 
 
 def left_over(flags: list[str], model: Path, folder: Path) -> Row:
-    """The folder that a killed launcher leaves is removed by the next one."""
+    """The next launcher removes the folder of a killed one."""
     temporary = folder / "left-over"
     temporary.mkdir()
     env = {"TMPDIR": str(temporary)}
@@ -100,7 +100,7 @@ def left_over(flags: list[str], model: Path, folder: Path) -> Row:
 
 
 def unread_log(flags: list[str], trap: Trap, right: list[list[int]], folder: Path) -> list[Row]:
-    """A log that nobody reads keeps nobody waiting."""
+    """A log that nobody reads delays no request."""
     umask = os.umask(0)
     try:
         server = UnreadServer("--model-id", trap.folder, *flags, "--log-level", "trace")
@@ -142,7 +142,7 @@ def unread_log(flags: list[str], trap: Trap, right: list[list[int]], folder: Pat
 
 
 def closed_log(flags: list[str], trap: Trap, right: list[list[int]], folder: Path) -> Row:
-    """The reader of the log goes away."""
+    """The reader of the log closes it."""
     server = UnreadServer("--model-id", trap.folder, *flags)
     server.start()
     try:
@@ -160,7 +160,7 @@ def closed_log(flags: list[str], trap: Trap, right: list[list[int]], folder: Pat
 
 
 def secrets(flags: list[str], model: Path) -> Row:
-    """Keys and tokens of the launcher's environment are not the shards' business."""
+    """Keys and tokens of the launcher's environment do not reach the shards."""
     names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY")
     env = {name: "whisper" for name in names} | {"API_KEY": "whisper"}
 
@@ -175,7 +175,7 @@ def secrets(flags: list[str], model: Path) -> Row:
 
 
 def refused_folders(model: Path, folder: Path) -> list[Row]:
-    """Folders that lead out of themselves, and what else no start can make use of."""
+    """Model folders with links out of themselves, and others that cannot be served."""
 
     def template(path: Path) -> None:
         (path / "chat_template.jinja").unlink(missing_ok=True)
@@ -228,7 +228,7 @@ def refused_folders(model: Path, folder: Path) -> list[Row]:
 
 
 def endless_templates(flags: list[str], model: Path, folder: Path) -> list[Row]:
-    """Chat templates that never end, or never stop growing, harm nobody but those who use them."""
+    """Chat templates that never end, or grow without end, harm only their own requests."""
     templates = {
         "endless loops": "{% for a in range(100000) %}{% for b in range(100000) %}{{ b }}{% endfor %}{% endfor %}",
         "doublings": "{% set ns = namespace(t='x' * 1000) %}{% for a in range(40) %}{% set ns.t = ns.t + ns.t %}"

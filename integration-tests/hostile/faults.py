@@ -1,4 +1,4 @@
-"""What a fault is, and what is measured around it."""
+"""Faults, and the measurement of their cost to bystanders."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,32 +13,32 @@ from .trap import Trap
 
 @dataclass
 class Scene:
-    """A running server, and what faults need to know of it."""
+    """A running server, with the data that faults need."""
 
     server: Server
     trap: Trap | None
     right: list[list[int]]
     """Answers to the prompts of bystanders."""
     temporary: Path
-    """Where the launcher makes its folder."""
+    """Folder in which the launcher makes its own."""
 
     @property
     def port(self) -> int:
         return self.server.port
 
     def restarts(self) -> float:
-        """Of shards, as the router has seen them."""
+        """Number of restarts of shards, as counted by the router."""
         return self.server.client.metric("gridwork_shard_restarts_total")
 
     def obey(self, order: str, timeout_s: float = 10.0) -> None:
-        """Orders the model to do something, and waits until it begins to."""
+        """Orders the model to misbehave, and waits until it begins."""
         assert self.trap is not None
         self.trap.order(order)
         wait_for(self.trap.was_obeyed, timeout_s, f"the model obeys {order!r}")
 
     @contextmanager
     def restarting(self, what: Callable[[], list[int]], timeout_s: float = 60.0) -> Iterator[None]:
-        """Waits until other processes have taken the place of those that there are before."""
+        """Waits at the end until new processes have replaced all of the present ones."""
         before = what()
         yield
         wait_for(
@@ -59,13 +59,13 @@ class Scene:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is done to a server while bystanders use it."""
+    """An action against a server that bystanders use."""
 
     name: str
     inject: Callable[[Scene], None]
-    """Does it, and checks what is to be seen of it. Raises AssertionError."""
+    """Performs the fault and checks its visible effects. Raises AssertionError."""
     cuts_connections: bool = False
-    """Whether bystanders have to ask again: the router, which knows their requests, dies."""
+    """Whether bystanders have to repeat their requests, since the router, which holds them, dies."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Faults:
         self.all: list[Fault] = []
 
     def add(self, name: str, cuts_connections: bool = False) -> Callable[[Callable[[Scene], None]], None]:
-        """Adds a function as a fault."""
+        """Registers a function as a fault."""
 
         def register(inject: Callable[[Scene], None]) -> None:
             self.all.append(Fault(name, inject, cuts_connections))
@@ -99,7 +99,7 @@ class Faults:
 
 
 def run_fault(scene: Scene, fault: Fault) -> Row:
-    """Injects a fault beside bystanders."""
+    """Injects a fault while bystanders run; returns its row of the table."""
     traffic = Traffic(scene.server, scene.right, fault.cuts_connections)
     row = Row(fault.name, traffic.costs)
     num_lines = len(scene.server.lines)

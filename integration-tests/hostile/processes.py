@@ -1,4 +1,4 @@
-"""Faults of one shard, its router and its launcher."""
+"""Faults of a single shard, its router and its launcher."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ def _health(scene: Scene) -> tuple[int, str]:
 
 
 def _hangs_until_restarted(scene: Scene, order: str) -> None:
-    """A model that hangs: `/health` says so, then another shard takes its place."""
+    """Checks that a hanging model makes `/health` 503, and that another shard replaces it."""
     with scene.restarting(scene.shard_ids):
         scene.obey(order)
         seen: list[str] = []

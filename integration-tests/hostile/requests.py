@@ -1,4 +1,4 @@
-"""Clients that want too much, send what is wrong, or do not read."""
+"""Faults of clients that request too much, send malformed data, or do not read."""
 
 import contextlib
 import gzip
@@ -17,7 +17,7 @@ from .faults import Faults, Scene
 FAULTS = Faults()
 
 _LONG = 900
-"""Tokens that a stream may have."""
+"""Maximum tokens of a long stream."""
 
 
 def _body(num_tokens: int = _LONG, text: str = "The boats") -> clients.Json:
@@ -25,7 +25,7 @@ def _body(num_tokens: int = _LONG, text: str = "The boats") -> clients.Json:
 
 
 def _is_served(scene: Scene, within_s: float = 5.0) -> None:
-    """Health and a short request are answered soon, whatever else is going on."""
+    """Checks that `/health` and a short request are answered soon."""
     began = time.monotonic()
     response = httpx.get(scene.server.url + "/health", timeout=within_s, trust_env=False)
     assert response.status_code == 200, response.text
@@ -70,7 +70,7 @@ def _(scene: Scene) -> None:
     body = {"prompt": "The boats " * 100, "n": 2, "best_of": 2, "echo": True, "stream": True, "max_tokens": 300}
     connections = [clients.send(scene.port, "/v1/completions", body) for _ in range(8)]
     _is_served(scene)
-    # With their generations, whose end nobody reads, end their places.
+    # The generations end although nobody reads them, and free their places.
     wait_for(lambda: _running(scene) <= 4, 60, "the generations end", every_s=0.2)
     _is_served(scene)
     for connection in connections:

@@ -1,4 +1,4 @@
-"""Requests of bystanders, whose right answers are known: what a fault costs others is what happens to them."""
+"""Requests of bystanders with known right answers, which measure the cost of a fault for others."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ NUM_TOKENS = 120
 
 @dataclass
 class Costs:
-    """What happened to bystanders."""
+    """Damage to bystanders."""
 
     lost: int = 0
     """Requests that ended without their answer."""
     doubled: int = 0
-    """Tokens that were sent once more, or out of turn."""
+    """Tokens that were sent twice, or out of order."""
     wrong: int = 0
-    """Tokens that are not what `generate()` gives."""
+    """Tokens that differ from those of `generate()`."""
     details: list[str] = field(default_factory=list)
 
     def add(self, name: str, count: int, detail: str) -> None:
@@ -38,7 +38,7 @@ class Cut(Exception):
 
 
 class Bystander(threading.Thread):
-    """One stream; asked again when its connection breaks, where that is to be expected."""
+    """Runs one stream, and repeats it when its connection breaks where that is expected."""
 
     def __init__(self, server: Server, prompt: str, right: list[int], costs: Costs, may_be_cut: bool) -> None:
         super().__init__(daemon=True)
@@ -94,7 +94,7 @@ class Bystander(threading.Thread):
 
 
 class Traffic:
-    """Bystanders around a fault: streams that have begun before it and must end as if nothing had happened."""
+    """Bystanders around a fault: streams that began before it and must end as without it."""
 
     def __init__(self, server: Server, right: list[list[int]], may_be_cut: bool) -> None:
         self.costs = Costs()
@@ -119,7 +119,7 @@ class Traffic:
 
 
 def recovery_s(server: Server, right: list[int], within_s: float = 90.0) -> float | None:
-    """Seconds until the server is healthy and gives a right answer; None: it does not."""
+    """Seconds until the server is healthy and gives a right answer; None when it does neither."""
     began = time.monotonic()
     while time.monotonic() - began < within_s:
         with contextlib.suppress(httpx.HTTPError, AssertionError):
@@ -131,7 +131,7 @@ def recovery_s(server: Server, right: list[int], within_s: float = 90.0) -> floa
 
 
 def until_idle(server: Server, condition: Callable[[], bool] | None = None) -> None:
-    """Waits until no request holds anything."""
+    """Waits until no request holds a place or a block."""
     wait_for(
         lambda: (
             server.client.metric("gridwork_cache_blocks_used") == 0

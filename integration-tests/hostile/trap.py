@@ -1,4 +1,4 @@
-"""A tiny Llama with custom code that misbehaves once, when it is ordered to, and its right answers."""
+"""A tiny Llama with custom code that misbehaves once on order, and its right answers."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from support import models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 _CODE = '''
-"""A Llama that looks for an order before each step, and obeys it once."""
+"""A Llama that checks for an order before each step, and obeys it once."""
 
 import ctypes
 import os
@@ -45,7 +45,7 @@ def obey(order):
         while True:
             pass
     if order == "deaf":
-        # The interpreter's lock is held: no thread of this process runs.
+        # Holds the interpreter's lock, so that no thread of this process runs.
         ctypes.PyDLL(None).sleep(100_000)
     if order == "slow":
         time.sleep(2)
@@ -72,7 +72,7 @@ class HostileTrapEmbedding(TrapEmbedding):
             orders.unlink()
             print("obeying", order, flush=True)
             obey(order)
-        # Twice in a row: the model may come upon a single one by itself.
+        # Twice in a row, since the model may generate a single one by itself.
         kills = (token_ids == self.trap.kill_twice_token).flatten()
         if (kills[1:] & kills[:-1]).any():
             os._exit(13)
@@ -86,7 +86,7 @@ class HostileTrapForCausalLM(TrapForCausalLM):
 
 
 class Trap:
-    """The model's folder, and the way to tell it what to do."""
+    """The model's folder, and its orders."""
 
     def __init__(self, folder: Path, step_delay_s: float = 0.01) -> None:
         self.folder = models.trap_model(folder, step_delay_s)
@@ -99,14 +99,14 @@ class Trap:
             "auto_map": {name: f"hostile_trap.{value}" for name, value in classes.items()},
             "orders": str(self._orders),
             "kill_twice_token": config["kill_token"],
-            # No token by itself does what it does in the other trap.
+            # Disables the single tokens of the base trap.
             **dict.fromkeys(("kill_token", "raise_token", "raise_in_a_crowd_token"), -1),
         }
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         (folder / "hostile_trap.py").write_text(_CODE)
 
     def order(self, what: str) -> None:
-        """From the next step on; obeyed once."""
+        """Gives an order, which the model obeys once, in its next step."""
         partial = self._orders.with_suffix(".partial")
         partial.write_text(what)
         partial.rename(self._orders)
@@ -116,7 +116,7 @@ class Trap:
         return not self._orders.exists()
 
     def right_answers(self, prompts: list[str], num_tokens: int) -> list[list[int]]:
-        """What `generate()` of Transformers gives, greedily."""
+        """Greedy tokens of Transformers' `generate()`."""
         plain = self.folder.with_name(f"{self.folder.name}-plain")
         models.build("llama", plain)
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(plain / "tokenizer.json"))

@@ -1,1 +1,1 @@
-"""What the black-box tests share: a real launcher, an HTTP client, tiny models and their reference answers."""
+"""Shared parts of the black-box tests: a real launcher, an HTTP client, tiny models and their reference answers."""

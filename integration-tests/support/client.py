@@ -1,4 +1,4 @@
-"""A small HTTP client for the routes of Gridwork; a thread may use it beside others."""
+"""A small, thread-safe HTTP client for the routes of Gridwork."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,13 @@ import httpx
 
 Json = dict[str, Any]
 
-#: No single answer of these tests takes longer, a shard's restart included.
+#: Maximum time of an answer of these tests, with a restart of a shard.
 TIMEOUT_S = 240.0
 
 
 @dataclass
 class Answer:
-    """What `/generate` or `/generate_stream` gave."""
+    """An answer of `/generate` or `/generate_stream`."""
 
     token_ids: list[int]
     text: str
@@ -26,8 +26,8 @@ class Answer:
 
 class Client:
     def __init__(self, url: str) -> None:
-        # A connection for each request. The header closes it, not the pool: a pool that may keep none can close a
-        # connection that has just become idle while another thread is given it.
+        # Each request has its own connection, which the header closes. A pool without idle connections could close one
+        # that another thread has just been given.
         self.http = httpx.Client(
             base_url=url,
             timeout=TIMEOUT_S,
@@ -92,14 +92,14 @@ class Client:
 
     @staticmethod
     def together(calls: Sequence[Any]) -> list[Any]:
-        """Runs the callables at the same time, each in a thread; their results in order."""
+        """Runs the callables at the same time, each in a thread; returns their results in order."""
         with ThreadPoolExecutor(max_workers=max(1, len(calls))) as pool:
             return [future.result() for future in [pool.submit(call) for call in calls]]
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """`/metrics` as a map; names keep their labels as they are printed."""
+        """The values of `/metrics`, by name with its labels as printed."""
         response = self.get("/metrics")
         assert response.status_code == 200
         values = {}
@@ -110,7 +110,7 @@ class Client:
         return values
 
     def metric(self, name: str) -> float:
-        """Sum of a metric over its labels; 0 when it has not been counted yet."""
+        """Sum of a metric over its labels; 0 before it is first counted."""
         return sum(value for key, value in self.metrics().items() if key.split("{")[0] == name)
 
 

@@ -1,4 +1,4 @@
-"""Client programs of others, run unmodified in environments of their own."""
+"""Runs unmodified client programs in their own environments."""
 
 import json
 import os
@@ -10,18 +10,18 @@ import pytest
 
 from .paths import CLIENTS, ROOT
 
-#: An import of such a library alone may take long on a busy machine.
+#: Generous, since importing such a library takes long on a busy machine.
 TIMEOUT_S = 400.0
 
 
 def run(*command: str | Path, environment: Path = CLIENTS, **options: Any) -> str:
-    """The standard output of a program of the environment; fails with all that it printed when it fails."""
+    """Runs a program of the environment; returns its standard output. Fails with all of its output when it fails."""
     program, *arguments = (str(part) for part in command)
     if not (environment / "bin" / program).exists():
         pytest.fail(f"{environment} is missing; run `make clients vllm-client`", pytrace=False)
     env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
-    # A library must not look for anything elsewhere, nor take its imports from this checkout.
-    # The hub is nowhere; HF_HUB_OFFLINE would keep huggingface_hub from this machine's servers as well.
+    # A library must reach nothing outside this machine, and import nothing from this checkout. The hub's endpoint is an
+    # unused port, since HF_HUB_OFFLINE would keep huggingface_hub from this machine's servers as well.
     env |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_OFFLINE": "1"}
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "PYTHONPATH": ""}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector in the test's own process, that keeps the spans it is sent."""
+"""An OpenTelemetry collector in the test's own process, which keeps the spans it receives."""
 
 import threading
 from concurrent import futures

@@ -1,4 +1,4 @@
-"""Tiny random encoders with a head, and what Transformers itself makes of texts."""
+"""Tiny random encoders with a head, and Transformers' own results for texts."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ _COMMON: dict[str, Any] = {
 
 
 def classifier(folder: Path, tokenizer: Path, labels: list[str]) -> Path:
-    """A BERT that tells these labels apart; with one label it is a reranker."""
+    """A BERT that classifies into these labels. With one label it is a reranker."""
     config = BertConfig(**_COMMON, num_hidden_layers=2, id2label=dict(enumerate(labels)))
     return _save(AutoModelForSequenceClassification.from_config(config), folder, tokenizer)
 
@@ -59,7 +59,7 @@ class Reference:
         else:
             auto_class = AutoModel
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        # A saved tokenizer may fill texts up.
+        # A saved tokenizer may pad texts.
         self.tokenizer.backend_tokenizer.no_padding()
         self.tokenizer.backend_tokenizer.no_truncation()
         self.model = auto_class.from_pretrained(folder, attn_implementation="eager").eval()
@@ -72,5 +72,5 @@ class Reference:
 
     @torch.inference_mode()
     def logits(self, text: str, pair: str | None = None) -> torch.Tensor:
-        """Of the labels, `[labels]`; of a masked language model `[tokens, vocabulary]`."""
+        """Logits of the labels, `[labels]`; of a masked language model, `[tokens, vocabulary]`."""
         return self.model(**self.tokenizer(text, pair, return_tensors="pt")).logits[0]

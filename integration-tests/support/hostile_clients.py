@@ -1,6 +1,6 @@
-"""Clients that hold on to a server's connections, places and memory. Loopback only; every wait has a limit.
+"""Clients that occupy a server's connections, places and memory. Loopback only; every wait has a limit.
 
-Each is a context manager, or closes what it opened when it is garbage: a test that fails leaves nothing behind.
+Each is a context manager, or closes its connections when it is collected, so that a failing test leaves nothing behind.
 """
 
 import json
@@ -12,17 +12,17 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
-#: No wait for a socket takes longer.
+#: Maximum wait for a socket.
 WAIT_S = 60.0
 
 
 class RawClient:
-    """One TCP connection to a server on this machine, spoken to byte by byte.
+    """One TCP connection to a server on this machine, with control over every byte.
 
     Args:
-        port: of the server, on 127.0.0.1.
-        receive_bytes: size of the buffer that the system receives into; with a small one the server feels at once that
-            nothing is read.
+        port: the server's port on 127.0.0.1.
+        receive_bytes: size of the system's receive buffer. A small one makes the server notice at once that nothing is
+            read.
     """
 
     def __init__(self, port: int, receive_bytes: int | None = None) -> None:
@@ -55,7 +55,7 @@ class RawClient:
         self.send(head("GET", path, *headers))
 
     def read_head(self) -> tuple[int, str]:
-        """The status and the whole head of an answer, read byte by byte: what follows stays unread."""
+        """The status and the whole head of an answer. It is read byte by byte, so that the body stays unread."""
         received = b""
         while not received.endswith(b"\r\n\r\n"):
             byte = self.socket.recv(1)
@@ -66,7 +66,7 @@ class RawClient:
         return int(text.split()[1]), text
 
     def read_to_end(self, pause_s: float = 0.0, chunk_bytes: int = 65536) -> bytes:
-        """Everything until the server closes; with a pause after each chunk, a slow reader."""
+        """Reads until the server closes. A pause after each chunk makes a slow reader."""
         parts = []
         while part := self.socket.recv(chunk_bytes):
             parts.append(part)
@@ -75,11 +75,11 @@ class RawClient:
         return b"".join(parts)
 
     def has_input(self) -> bool:
-        """Whether something can be read now."""
+        """Whether data or the end can be read now."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def closed_within(self, timeout_s: float) -> bool:
-        """Whether the server closes or resets the connection in time; what it sends until then is read."""
+        """Whether the server closes or resets the connection in time. Its data until then is read and dropped."""
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             self.socket.settimeout(left)
@@ -101,7 +101,7 @@ def head(method: str, path: str, *headers: str) -> bytes:
 
 @contextmanager
 def unread_stream(port: int, path: str, body: dict[str, Any]) -> Iterator[RawClient]:
-    """Asks for a stream, reads the head of its answer, and nothing more."""
+    """Requests a stream and reads only the head of its answer."""
     with RawClient(port, receive_bytes=4096) as client:
         client.post(path, body)
         status, text = client.read_head()
@@ -111,7 +111,7 @@ def unread_stream(port: int, path: str, body: dict[str, Any]) -> Iterator[RawCli
 
 @contextmanager
 def unread_answers(port: int, path: str, body: object, count: int) -> Iterator[list[RawClient]]:
-    """Asks `count` times for an answer, and reads none of them."""
+    """Sends `count` requests and reads none of the answers."""
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(port, receive_bytes=4096)) for _ in range(count)]
         for client in clients:
@@ -131,7 +131,7 @@ def slow_bodies(port: int, path: str, count: int, length: int = 100_000) -> Iter
 
 @contextmanager
 def idle_connections(port: int, count: int, used: bool = True) -> Iterator[list[RawClient]]:
-    """Connections without a request; `used`: after one that was answered."""
+    """Connections without a request. used: each has had one answered request."""
     with ExitStack() as stack:
         clients = []
         for _ in range(count):
@@ -145,7 +145,7 @@ def idle_connections(port: int, count: int, used: bool = True) -> Iterator[list[
 
 @contextmanager
 def half_open_connections(port: int, count: int) -> Iterator[list[RawClient]]:
-    """Connections that have begun the head of a request."""
+    """Connections with an incomplete head of a request."""
     with ExitStack() as stack:
         clients = [stack.enter_context(RawClient(port)) for _ in range(count)]
         for client in clients:
@@ -157,7 +157,7 @@ def half_open_connections(port: int, count: int) -> Iterator[list[RawClient]]:
 def giant_prompts(port: int, count: int, length: int = 1_900_000) -> Iterator[list[RawClient]]:
     """Sends `count` prompts of `length` bytes at once, without waiting for the answers.
 
-    They ask to be cut, so that all of each has to be tokenized.
+    They have `truncate`, so that all of each has to be tokenized.
     """
     parameters = {"max_new_tokens": 1, "truncate": 16}
     text = ("all work and no play " * (length // 21 + 1))[:length]
@@ -169,7 +169,7 @@ def giant_prompts(port: int, count: int, length: int = 1_900_000) -> Iterator[li
 
 
 def still_writing(port: int, path: str, length: int, *headers: str) -> bytes:
-    """Sends a body of `length` bytes to its end before anything is read, as most clients do; the whole answer."""
+    """Sends a whole body of `length` bytes before reading, as most clients do; returns the whole answer."""
     with RawClient(port) as client:
         client.send(head("POST", path, f"content-length: {length}", *headers))
         left = length

@@ -27,22 +27,22 @@ from .text import CORPUS
 VOCAB_SIZE = 640
 EOS = "<|end|>"
 
-#: Longest sequence of the tiny models: the longest prompt of the tests (600) and what is generated after it.
+#: Maximum sequence of the tiny models: the longest prompt of the tests (600) and its answer.
 CONTEXT_TOKENS = 1024
 
-#: Shorter than most prompts of the tests, so that sliding windows slide.
+#: Window of sliding layers, shorter than most prompts of the tests.
 SLIDING_WINDOW = 32
 
-#: Tokens with which the model of `trap_model` misbehaves.
+#: Tokens that make the model of `trap_model` misbehave.
 KILL, NAN = "<|kill|>", "<|nan|>"
 RAISE, RAISE_IN_A_CROWD = "\x07", "\x06"
 
-#: Tokens of a step from which on `RAISE_IN_A_CROWD` raises.
+#: Minimum tokens of a step in which `RAISE_IN_A_CROWD` raises.
 CROWD_TOKENS = 16
 
 
 def tokenizer_file(folder: Path) -> Tokenizer:
-    """Trains a small byte-level BPE tokenizer and writes it to `folder`; every text can be encoded."""
+    """Trains a small byte-level BPE tokenizer, which encodes every text, and writes it to `folder`."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -71,8 +71,8 @@ _CHAT_TEMPLATE = """
 """.strip()
 
 
-# A larger initializer_range than usual and embeddings that are not tied, so that attention matters and the most likely
-# token changes with the context: a random tied model mostly repeats its input.
+# A larger initializer_range than usual and untied embeddings make attention matter, so that the most likely token
+# changes with the context. A random tied model mostly repeats its input.
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "bos_token_id": None,
@@ -122,7 +122,7 @@ def build(family: str, folder: Path) -> Path:
 
 
 def _randomize_constants(model: torch.nn.Module) -> None:
-    """Moves what initialization leaves at a constant (norm weights, biases), so that ignoring it would show."""
+    """Adds noise to parameters that start as constants (norm weights, biases), so that ignoring one shows."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -130,7 +130,7 @@ def _randomize_constants(model: torch.nn.Module) -> None:
 
 
 _TRAP_CODE = '''
-"""A Llama that ends its process at one token, turns to NaN at another, raises at others, and takes its time."""
+"""A Llama that ends its process at one token, turns to NaN at another, raises at others, and delays each step."""
 
 import os
 import time
@@ -192,12 +192,11 @@ class TrapForCausalLM(LlamaForCausalLM):
 
 
 def trap_model(folder: Path, step_delay_s: float = 0.0) -> Path:
-    """A Llama with custom code: `KILL` in a sequence ends the process, `NAN` makes that sequence's hidden states NaN,
-    `RAISE` raises an exception, and so does `RAISE_IN_A_CROWD` in steps of many tokens.
+    """A Llama with custom code, which needs `--trust-remote-code`.
 
-    Every forward pass takes at least `step_delay_s` seconds and no token ends a sequence, so that a test can act while
-    streams are open.
-    Needs `--trust-remote-code`.
+    `KILL` in a sequence ends the process, `NAN` makes that sequence's hidden states NaN, `RAISE` raises an exception,
+    and so does `RAISE_IN_A_CROWD` in steps of at least CROWD_TOKENS. Every forward pass takes at least `step_delay_s`
+    seconds and no token ends a sequence, so that a test can act while streams are open.
     """
     build("llama", folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -223,7 +222,7 @@ def trap_model(folder: Path, step_delay_s: float = 0.0) -> Path:
 
 
 def cache_bytes_per_token(folder: Path) -> int:
-    """Bytes of keys and values that one token takes in float32, over all layers."""
+    """Bytes of one token's keys and values in float32, over all layers."""
     config = json.loads((folder / "config.json").read_text())
     if config["model_type"] == "gpt2":
         return 2 * 4 * config["n_layer"] * config["n_embd"]

@@ -1,4 +1,4 @@
-"""Where things are: the checkout, the built launcher, the default model."""
+"""Paths of the checkout, the built launcher, models and tools."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ CLIENTS = ROOT / ".cache" / "clients"
 #: vLLM for CPU with its benchmark client, as `make vllm-client` installs it.
 VLLM = ROOT / ".cache" / "peers" / "vllm"
 
-#: Reference answers are kept here between runs.
+#: Folder for reference answers, which are kept between runs.
 REFERENCE_CACHE = ROOT / ".cache" / "tests" / "reference"
 
 #: Whether to run the long forms of the tests (`make nightly`).

@@ -1,4 +1,4 @@
-"""What Transformers' own `generate()` answers, in float32, one prompt at a time: the truth of the exactness tests."""
+"""Greedy answers of Transformers' own `generate()`, in float32 and one prompt at a time, as the tests' reference."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from .paths import REFERENCE_CACHE
 from .text import spread, text_of_tokens
 
-#: Where the two most likely tokens are closer than this in float32, another order of summation may swap them; a case
-#: ends before such a position.
+#: Relative difference of the two most likely tokens below which another order of summation may swap them. A case ends
+#: before such a position.
 TIE_MARGIN = 2e-4
 
 LONGEST_PROMPT_TOKENS = 600
@@ -34,7 +34,7 @@ class Case:
 def cases(
     folder: Path, number: int = 64, longest_prompt: int = LONGEST_PROMPT_TOKENS, longest_answer: int = 32
 ) -> list[Case]:
-    """`number` prompts of 1 to `longest_prompt` tokens with answers of up to `longest_answer`; kept on disk."""
+    """`number` prompts of 1 to `longest_prompt` tokens with answers of up to `longest_answer`, cached on disk."""
     key = _key(folder, number, longest_prompt, longest_answer)
     path = REFERENCE_CACHE / f"{folder.name}-{key}.json"
     if not path.exists():

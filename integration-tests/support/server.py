@@ -16,13 +16,13 @@ import psutil
 from .client import Client
 from .paths import GRIDWORK, ROOT
 
-#: Generous: two cores may be shared with other work.
+#: Generous, since two cores may be shared with other work.
 READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -38,7 +38,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float, what: str, every_s
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a launcher under test: this Python first on PATH, no flag inherited by accident."""
+    """The environment of a launcher under test: this Python comes first on PATH, and no flag is inherited."""
     env = {name: value for name, value in os.environ.items() if name not in ("PORT", "HOSTNAME", "MODEL_ID", "API_KEY")}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), str(GRIDWORK.parent), env.get("PATH", "")])
     env["HF_HUB_OFFLINE"] = "1"
@@ -47,10 +47,10 @@ def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 
 class Server:
-    """One launcher. `with Server("--model-id", path) as server:` returns when it is ready and stops it at the end,
-    checking that it exits 0 and that none of its processes survives.
+    """One launcher. `with Server("--model-id", path) as server:` waits until it is ready, and stops it at the end. It
+    must then exit with 0, and none of its processes may survive.
 
-    Args of the constructor are the launcher's flags; `--port` and `--hostname` are added.
+    Arguments are the launcher's flags; `--port` and `--hostname` are added.
     """
 
     def __init__(self, *flags: str | Path | int, env: dict[str, str] | None = None, port: int | None = None) -> None:
@@ -84,7 +84,7 @@ class Server:
             self.stop()
 
     def start(self) -> None:
-        """Starts the launcher without waiting for anything."""
+        """Starts the launcher, without waiting."""
         if not GRIDWORK.exists():
             raise FileNotFoundError(f"{GRIDWORK} is not built; run `make build`")
         self.started_at = time.monotonic()
@@ -107,7 +107,7 @@ class Server:
             self.lines.append(line.rstrip("\n"))
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Waits until `/health` is 200; fails with the logs when the launcher ends or the time is up."""
+        """Waits until `/health` is 200. Fails with the log when the launcher ends or the time is over."""
         assert self.process is not None
         deadline = time.monotonic() + timeout_s
         while True:
@@ -135,7 +135,7 @@ class Server:
         return self.process.pid
 
     def note_family(self) -> list[psutil.Process]:
-        """Remembers every process below the launcher, so that survivors can be found when it is gone."""
+        """Records every process below the launcher, so that survivors can be found after its end."""
         try:
             family = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -163,7 +163,7 @@ class Server:
         raise AssertionError(f"no router among the launcher's children:\n{self.log_tail()}")
 
     def survivors(self) -> list[str]:
-        """Processes of this server that still run."""
+        """Running processes of this server."""
         alive = []
         for process in self._family.values():
             try:
@@ -192,7 +192,7 @@ class Server:
         return self.process.returncode
 
     def stop(self) -> None:
-        """SIGTERM; the launcher must exit 0 and leave nothing behind."""
+        """Sends SIGTERM. The launcher must exit with 0 and leave no process."""
         assert self.process is not None
         self.note_family()
         self.process.send_signal(signal.SIGTERM)
@@ -208,7 +208,7 @@ class Server:
             raise AssertionError(f"still running: {self.survivors()}\n{self.log_tail()}") from None
 
     def kill(self) -> None:
-        """Ends everything at once, without any check."""
+        """Kills all processes, without any check."""
         assert self.process is not None
         self.note_family()
         self.process.kill()
@@ -221,7 +221,7 @@ class Server:
         self.client.close()
 
     def ends_by_itself(self) -> None:
-        """Tells `with` that the test ends the launcher in its own way: no exit code is checked."""
+        """Tells `with` that the test ends the launcher itself, so that no exit code is checked."""
         self._check_exit = False
 
     # --- logs ---------------------------------------------------------------------------------------------------

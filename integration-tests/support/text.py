@@ -4,7 +4,7 @@ from functools import cache
 
 from tokenizers import Tokenizer
 
-#: Written for these tests. Several scripts, so that tokens of many kinds and split characters occur.
+#: Written for these tests, in several scripts, so that tokens of many kinds and split characters occur.
 CORPUS = """
 The harbour wakes before the town does. Nets are folded, engines cough, and somebody always forgets the coffee.
 By six the boats are past the breakwater, and the gulls have already decided which of them to follow.

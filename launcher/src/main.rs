@@ -1,50 +1,37 @@
-//! `gridwork`: the program that people start. It fetches or checks the model, starts the router and the shards, watches
+//! `gridwork`, the program that people start. It fetches or checks the model, starts the router and the shards, watches
 //! them, and ends them in order.
 
-mod cli;
-mod devices;
-mod environment;
 mod error;
-mod files;
+mod launch;
 mod logs;
+mod machine;
 mod model;
-mod native_types;
-mod prepare;
-mod private_folder;
 mod process;
-mod programs;
-mod readiness;
-mod safetensors_check;
-mod settings;
-mod shard_environment;
-mod shutdown;
-mod sockets;
 mod supervisor;
 
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cli::Cli;
-use devices::{Gpus, Placement};
 use error::LauncherError;
+use gridwork_settings::{Cli, open_files};
+use launch::{LaunchPlan, prepare};
 use logs::{Format, Log};
-use model::{Fitness, Source, Trust};
-use native_types::NativeTypes;
-use programs::Wanted;
-use settings::Settings;
-use shutdown::Signals;
-use sockets::Sockets;
+use machine::{Gpus, Placement, report};
+use model::{Fitness, NativeTypes, Source, Trust};
+use process::programs::Wanted;
+use process::signals::Signals;
+use process::sockets::{self, Sockets};
 
-/// How long a stalled terminal may hold up the end.
+/// Maximum time that a stalled terminal may delay the end.
 const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    let cli = cli::parse_command_line();
-    if cli.output.env {
-        let text = environment::describe(&cli.processes, &Gpus::detect());
-        // A reader that went away does not care.
+    let cli = gridwork_settings::parse_command_line();
+    if cli.report.env {
+        let text = report::describe(&cli.processes, &Gpus::detect());
+        // Nobody is left to tell if the reader has closed the pipe.
         let _ = writeln!(stdout(), "{text}");
         return ExitCode::SUCCESS;
     }
@@ -61,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes to stderr, which may be a pipe that nobody reads: the end does not wait for it for ever.
+/// Writes to stderr. It may be a pipe that nobody reads, so that the wait is bounded.
 fn say(text: String) {
     let (done, written) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -71,10 +58,10 @@ fn say(text: String) {
     let _ = written.recv_timeout(LAST_LINES_WAIT);
 }
 
-/// Everything happens on this thread: children are bound to the thread that started them (see [`process`]).
+/// Runs everything on this thread: children are bound to the thread that started them (see [`process`]).
 fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
     let io = |what| move |source| LauncherError::Io { what, source };
-    let format = Format::for_stdout(cli.output.json_output);
+    let format = Format::for_stdout(cli.report.json_output);
     let log = Log::start(cli.output.log_level, format, stdout())
         .map_err(io("cannot start a thread for the log"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -101,9 +88,16 @@ async fn launch(
     for warning in cli.legacy.warnings() {
         log.warn(warning);
     }
-    if let Err(error) = files::raise_limit() {
+    let file_limit = open_files::raise_limit().unwrap_or_else(|error| {
         log.warn(format!("the limit of open files cannot be raised: {error}"));
-    }
+        open_files::limit()
+    });
+    open_files::max_connections(
+        cli.http.max_connections,
+        cli.limits.max_concurrent_requests,
+        file_limit,
+    )
+    .map_err(LauncherError::Setting)?;
     let model_id = cli.model.model_id.clone().unwrap_or_default();
     let source = model::locate(&model_id)?;
     let server = Wanted::server(&cli.processes).find();
@@ -130,7 +124,7 @@ async fn launch(
     let compute_type = std::env::var("COMPUTE_TYPE")
         .ok()
         .filter(|text| !text.is_empty());
-    let settings = Settings {
+    let plan = LaunchPlan {
         model_id,
         model_path: model.path,
         tokenizer: model.tokenizer,
@@ -143,13 +137,15 @@ async fn launch(
     log.info(format!(
         "Gridwork {} starts {} with {} on {}",
         env!("CARGO_PKG_VERSION"),
-        settings.model_id,
+        plan.model_id,
         match placement.num_shard {
             1 => "one shard".to_owned(),
             n => format!("{n} shards"),
         },
-        settings.compute_type
+        plan.compute_type
     ));
-    log.debug(format!("{:?}", settings.cli));
-    supervisor::run(&settings, &sockets, log, signals, began).await
+    log.debug(format!("{:?}", plan.cli));
+    plan.check(&sockets)?;
+    supervisor::run(&plan, &sockets, log, signals, began).await?;
+    Ok(())
 }

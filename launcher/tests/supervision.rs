@@ -5,6 +5,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use gridwork_settings::RouterSettings;
 use support::launcher::{Scene, command_line_contains, send};
 use support::{runs, wait_for};
 
@@ -63,7 +64,7 @@ fn a_dead_shard_restarts_its_group_and_not_the_router() {
     let args = ["--num-shard", "2", "--master-addr", "127.0.0.2"];
     let launcher = scene.launch(&args);
     launcher.wait_ready();
-    let ports = |scene: &Scene| scene.read("shard-0.arguments");
+    let ports = |scene: &Scene| scene.read("shard-0.settings");
     let before = ports(&scene);
     for restarts in 1..=3 {
         let victim = *scene.noted("shard-1", "started").last().unwrap();
@@ -416,14 +417,20 @@ fn json_output_is_one_object_a_line() {
 }
 
 #[test]
-fn the_key_is_told_to_the_router_alone() {
+fn the_key_is_in_the_routers_settings_alone() {
     let scene = Scene::new();
     let launcher = scene.launch(&["--log-level", "trace"]);
     launcher.wait_ready();
     let router = scene.noted("router", "started")[0];
     assert!(!command_line_contains(router, "hush"));
-    assert!(scene.read("router.environment").contains("API_KEY=hush"));
+    assert!(
+        scene
+            .read("router.settings")
+            .contains(r#""api_key":["hush"]"#)
+    );
+    assert!(!scene.read("router.environment").contains("hush"));
     assert!(!scene.read("shard-0.environment").contains("hush"));
+    assert!(!scene.read("shard-0.settings").contains("hush"));
     assert!(!launcher.log().contains("hush"));
 }
 
@@ -437,9 +444,9 @@ fn a_name_on_the_hub_is_prepared_first() {
     let given = scene.read("prepare.arguments");
     assert_eq!(given, "prepare\n--model-id\norg/name\n--revision\nv2");
     let folder = scene.path("model");
-    let router = scene.read("router.arguments");
-    assert!(router.contains(&format!("--model-path\n{}", folder.display())));
-    assert!(router.contains("--model-id\norg/name"));
+    let router = RouterSettings::from_json(&scene.read("router.settings")).unwrap();
+    assert_eq!(router.launch.model_path, folder);
+    assert_eq!(router.launch.model_id, "org/name");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod api;
 mod api_keys;
 mod chat_template;
-pub mod cli;
+pub mod config;
 pub mod connections;
 pub mod docs;
 mod encoder;
@@ -22,6 +22,7 @@ mod tokenizing;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
@@ -29,7 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
-use crate::cli::RouterConfig;
+use crate::config::RouterConfig;
 use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
@@ -47,7 +48,7 @@ pub enum RouterError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerFileError),
     #[error(
-        "{}: the regular expression `{pattern}` of {place} takes exponentially many steps for some texts, so that one request could keep a thread busy for ever; give --tokenizer-path a tokenizer without it", .path.display()
+        "{}: the regular expression `{pattern}` of {place} takes exponentially many steps for some texts, so that one request could keep a thread busy for ever; take a model with another tokenizer", .path.display()
     )]
     ExponentialRegex {
         path: PathBuf,
@@ -73,7 +74,9 @@ pub async fn run(
     let metrics = observability::metrics::install();
     tokio::pin!(shutdown);
     let supervision = Supervision::default();
-    if config.supervised {
+    let settings = config.settings();
+    let launch = &settings.launch;
+    if launch.supervised {
         supervision.answer_at_stdin().map_err(|error| {
             RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
         })?;
@@ -89,16 +92,17 @@ pub async fn run(
         }
         Err(error) => tracing::warn!("chats will be refused: {error}"),
     }
-    let workers = Workers::new(config.http.validation_workers);
-    let more_eos = tokenizing::tokenizer_file::eos_token_id(&config.tokenizer_path, &tokenizer);
+    let workers = Workers::new(settings.limits.validation_workers);
+    let tokenizer_path = launch.tokenizer_path.as_ref().unwrap_or(&launch.model_path);
+    let more_eos = tokenizing::tokenizer_file::eos_token_id(tokenizer_path, &tokenizer);
     let engine_config = EngineConfig {
         more_eos_token_ids: more_eos.into_iter().collect(),
         ..config.engine.clone()
     };
     let engine = Engine::start(engine_config, tokenizer.clone());
     let sources = Sources {
-        model: &config.model_path,
-        tokenizer: &config.tokenizer_path,
+        model: &launch.model_path,
+        tokenizer: tokenizer_path,
         default_prompt: config.default_prompt.as_ref(),
     };
     let files = EncoderFiles::read(sources, &tokenizer).map_err(RouterError::Prompt)?;
@@ -112,11 +116,11 @@ pub async fn run(
     );
     supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
     let limits = ValidationLimits {
-        max_stop_sequences: config.http.max_stop_sequences,
-        max_top_n_tokens: config.http.max_top_n_tokens,
-        max_input_tokens: config.http.max_input_tokens,
+        max_stop_sequences: settings.limits.max_stop_sequences,
+        max_top_n_tokens: settings.limits.max_top_n_tokens,
+        max_input_tokens: settings.limits.max_input_tokens,
     };
-    let text_encoder = if config.tokenize_on_shard {
+    let text_encoder = if launch.tokenize_on_shard {
         tracing::info!(
             "texts are tokenized by the shard: the tokenizer exists as Python code alone"
         );
@@ -149,7 +153,7 @@ pub async fn run(
         server::app(state),
         api::routes::dialect_of,
         config.connections,
-        Intake::new(config.http.payload_limit_bytes),
+        Intake::new(settings.http.payload_limit),
         async move {
             let _ = stopped.await;
         },
@@ -171,7 +175,7 @@ pub async fn run(
     }
 
     tracing::info!("shutting down: no more requests are admitted, running ones are finished");
-    let grace = config.graceful_termination_timeout;
+    let grace = Duration::from_secs(settings.http.graceful_termination_timeout);
     let finished = async {
         tokio::join!(engine.drain(), served.encoder().handle().drain());
         let _ = stop.send(());
@@ -215,10 +219,14 @@ type LoadedTokenizer = (
 
 /// Reads tokenizer and chat template, off the threads that serve connections.
 async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, RouterError> {
-    let (folder, tokenizer_config) = (
-        config.tokenizer_path.clone(),
-        config.tokenizer_config_path.clone(),
-    );
+    let settings = config.settings();
+    let launch = &settings.launch;
+    let folder = launch
+        .tokenizer_path
+        .as_ref()
+        .unwrap_or(&launch.model_path)
+        .clone();
+    let tokenizer_config = settings.names.tokenizer_config_path.clone();
     tokio::task::spawn_blocking(move || {
         let tokenizer = tokenizing::tokenizer_file::read(&folder)?;
         let slow_regexes = read_slow_regexes(&folder)?;

@@ -2,28 +2,47 @@
 
 use std::future::Future;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use gridwork_router::cli::Cli;
-use gridwork_router::connections;
+use clap::Parser;
+use gridwork_router::config::RouterConfig;
 use gridwork_router::observability::logs;
 use gridwork_router::observability::telemetry::Telemetry;
+use gridwork_settings::{RouterSettings, open_files};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long threads that still tokenize may keep the process once everything else has ended.
 const LEFTOVERS_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Name of the service in traces, unless `--otlp-service-name` gives another.
+const SERVICE_NAME: &str = "gridwork.router";
+
+/// The HTTP front of Gridwork: validates, schedules and answers requests, and drives the shard that runs the model.
+/// `gridwork` starts it; its flags are those of `gridwork`.
+#[derive(Debug, Parser)]
+#[command(name = "gridwork-router", version, max_term_width = 120)]
+struct Args {
+    /// File with the settings, as JSON
+    #[arg(long, value_name = "FILE")]
+    settings: PathBuf,
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::from_process() {
-        Ok(cli) => cli,
+    let args = match Args::try_parse() {
+        Ok(args) => args,
         // Help and version are no errors; a person at a terminal is not to be given JSON.
         Err(error) if !error.use_stderr() || std::io::stderr().is_terminal() => error.exit(),
         Err(error) => {
             let message = error.to_string();
             return failure(message.trim_start_matches("error: ").trim());
         }
+    };
+    let settings = match read_settings(&args.settings) {
+        Ok(settings) => settings,
+        Err(message) => return failure(&message),
     };
     logs::log_panics();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -33,7 +52,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failure(&format!("no threads can be started: {error}")),
     };
-    let result = runtime.block_on(serve(cli));
+    let result = runtime.block_on(serve(settings));
     runtime.shutdown_timeout(LEFTOVERS_TIMEOUT);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,24 +65,26 @@ fn failure(message: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+fn read_settings(file: &PathBuf) -> Result<RouterSettings, String> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| format!("--settings {} cannot be read: {error}", file.display()))?;
+    RouterSettings::from_json(&text).map_err(|error| error.to_string())
+}
+
 /// Runs the router. The error is for the user.
-async fn serve(cli: Cli) -> Result<(), String> {
-    let address = cli.listen_address();
-    let mut config = cli.into_config();
-    let file_limit = connections::files::raise_limit();
-    config.connections.max_connections = connections::files::max_connections(
-        config.max_connections,
-        config.connections.max_connections,
-        file_limit,
-    )?;
-    let telemetry = match &config.otlp_endpoint {
+async fn serve(settings: RouterSettings) -> Result<(), String> {
+    let file_limit = open_files::raise_limit().unwrap_or_else(|_| open_files::limit());
+    let config = RouterConfig::new(settings, file_limit)?;
+    let (address, output) = (config.listen_address(), &config.settings().output);
+    let service = output.otlp_service_name.as_deref().unwrap_or(SERVICE_NAME);
+    let telemetry = match &output.otlp_endpoint {
         None => None,
         Some(endpoint) => Some(
-            Telemetry::start(endpoint, &config.otlp_service_name)
+            Telemetry::start(endpoint, service)
                 .map_err(|error| format!("--otlp-endpoint {endpoint} cannot be used: {error}"))?,
         ),
     };
-    logs::install(config.log_level, telemetry.as_ref());
+    logs::install(output.log_level, telemetry.as_ref());
     let shutdown =
         shutdown_signal().map_err(|error| format!("signals cannot be received: {error}"))?;
     let listener = TcpListener::bind(&address).await.map_err(|error| {

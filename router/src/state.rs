@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use gridwork_engine::{Engine, Ready};
+use gridwork_settings::RouterSettings;
 use tokenizers::Tokenizer;
 use tracing::Span;
 
-use crate::api_keys::{self, ApiKeys};
+use crate::api_keys;
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
+use crate::config::Config;
 use crate::encoder::EncoderService;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
@@ -17,37 +19,7 @@ use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
 
-/// Settings of the router that handlers need.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// Name of the model, as given on the command line.
-    pub model_id: String,
-    /// Names of the model for clients, at least one. Answers carry the first.
-    pub served_names: Vec<String>,
-    pub revision: Option<String>,
-    pub max_best_of: usize,
-    /// Maximum `n`.
-    pub max_n: u32,
-    /// Maximum number of bytes that an answer repeats of its prompt (`echo`), over all its choices.
-    pub max_echo_bytes: usize,
-    pub max_stop_sequences: usize,
-    pub max_top_n_tokens: u32,
-    pub max_input_tokens: Option<u32>,
-    pub max_client_batch_size: usize,
-    pub max_concurrent_requests: usize,
-    pub validation_workers: usize,
-    pub payload_limit_bytes: usize,
-    /// Accepted keys; empty: none is needed.
-    pub api_keys: ApiKeys,
-    /// Whether requests share cached prompts only with those that send the same key.
-    pub isolate_cache_by_key: bool,
-    /// Origins that browsers may call from; empty: any.
-    pub cors_allow_origin: Vec<String>,
-    /// Value of the header `x-compute-type`.
-    pub compute_type: String,
-}
-
-/// State of the server. Cheap to clone.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct AppState(Arc<Inner>);
 
@@ -124,6 +96,11 @@ impl AppState {
         &self.0.config
     }
 
+    /// The flags, as the user gave them.
+    pub fn settings(&self) -> &RouterSettings {
+        &self.0.config.settings
+    }
+
     pub fn chat_template(&self) -> Result<&ChatTemplate, &ChatTemplateError> {
         self.0.chat_template.as_ref()
     }
@@ -144,7 +121,10 @@ impl AppState {
     /// Name of the model that answers carry.
     pub fn served_name(&self) -> &str {
         let config = self.config();
-        config.served_names.first().unwrap_or(&config.model_id)
+        config
+            .served_names
+            .first()
+            .unwrap_or(&config.settings.launch.model_id)
     }
 
     /// Validates a request against the loaded model, and reserves a place for it in the engine.

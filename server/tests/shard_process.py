@@ -6,11 +6,13 @@ import queue
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import grpc
 
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server._proto import shard_pb2_grpc as pb_grpc
+from gridwork_server.config import ShardConfig
 
 _READERS = ThreadPoolExecutor(4)
 
@@ -29,16 +32,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def settings_json(model: Path, **settings: Any) -> str:
+    """Settings as the launcher writes them: the defaults, a small cache and one thread, but for `settings`."""
+    defaults = asdict(ShardConfig(model, "", kv_cache_memory_bytes=1 << 24, cpu_threads=1))
+    given = {name: value for name, value in defaults.items() if name not in ("rank", "socket")}
+    return json.dumps(given | settings, default=str)
+
+
 class ShardProcess:
     """A process of `gridwork-server serve`."""
 
-    def __init__(self, model: Path, address: str, *arguments: str) -> None:
-        """Starts the process. address: path of a unix socket, or host:port."""
+    def __init__(self, model: Path, address: str, rank: int = 0, **settings: Any) -> None:
+        """Starts the process. address: path of a unix socket, or host:port. settings: fields of ShardConfig."""
+        text = settings_json(model, **settings)
+        self._settings = tempfile.NamedTemporaryFile("w", suffix=".json")  # noqa: SIM115 - removed when this is
+        self._settings.write(text)
+        self._settings.flush()
+        command = [sys.executable, "-m", "gridwork_server", "serve", "--settings", self._settings.name]
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "gridwork_server", "serve", "--model-path", str(model), "--socket", address),
-                *("--kv-cache-memory", "16MiB", "--cpu-threads", "1", *arguments),
-            ],
+            [*command, "--rank", str(rank), "--socket", address],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -127,15 +139,18 @@ class Stream:
 
 
 @contextmanager
-def shards(model: Path, folder: Path, world_size: int = 1, *arguments: str) -> Iterator[list[ShardProcess]]:
-    """Starts a group of shards, not yet ready. They are killed at the end of the context."""
-    port = str(free_port())
+def shards(model: Path, folder: Path, world_size: int = 1, **settings: Any) -> Iterator[list[ShardProcess]]:
+    """Starts a group of shards, not yet ready. They are killed at the end of the context.
+
+    settings: fields of ShardConfig.
+    """
+    port = free_port()
     group = [
         ShardProcess(
             model,
             str(folder / f"{rank}.sock"),
-            *("--rank", str(rank), "--world-size", str(world_size), "--master-port", port),
-            *arguments,
+            rank,
+            **{"world_size": world_size, "master_port": port} | settings,
         )
         for rank in range(world_size)
     ]

@@ -11,12 +11,13 @@ mod null_shard;
 mod scheduler;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use gridwork_settings::{RouterLaunch, RouterSettings};
 use tokio::net::UnixListener;
 
 use crate::load::{Answer, FIRST_PROMPT_TOKEN, run_clients};
@@ -62,6 +63,34 @@ struct MeasuredRouter {
     port: u16,
     shard: tokio::task::JoinHandle<()>,
     socket: PathBuf,
+    /// The router reads it when it starts.
+    _settings: tempfile::NamedTempFile,
+}
+
+fn router_settings(args: &Args, socket: &Path, port: u16) -> Result<RouterSettings> {
+    let port = port.to_string();
+    let cli = gridwork_settings::try_parse([
+        "gridwork",
+        "--model-id=null",
+        "--hostname=127.0.0.1",
+        "--log-level=error",
+        "--max-batch-size=1024",
+        "--max-concurrent-requests=2048",
+        "--max-batch-prefill-tokens=8192",
+        "--port",
+        &port,
+    ])?;
+    let launch = RouterLaunch {
+        model_id: "null".to_owned(),
+        model_path: args.model_path.clone(),
+        tokenizer_path: None,
+        tokenize_on_shard: false,
+        revision: None,
+        shard_socket: socket.to_string_lossy().into_owned(),
+        compute_type: "cpu".to_owned(),
+        supervised: false,
+    };
+    Ok(RouterSettings::new(&cli, launch))
 }
 
 impl MeasuredRouter {
@@ -80,28 +109,11 @@ impl MeasuredRouter {
             .port();
         // A process inherits the cores of the thread that starts it.
         affinity::pin_to(args.router_core)?;
+        let mut settings = tempfile::NamedTempFile::new()?;
+        serde_json::to_writer(&mut settings, &router_settings(args, &socket, port)?)?;
         let started = Command::new(&args.router)
-            .args([
-                "--model-id",
-                "null",
-                "--hostname",
-                "127.0.0.1",
-                "--log-level",
-                "error",
-            ])
-            .args([
-                "--max-batch-size",
-                "1024",
-                "--max-concurrent-requests",
-                "2048",
-            ])
-            .args(["--max-batch-prefill-tokens", "8192"])
-            .arg("--model-path")
-            .arg(&args.model_path)
-            .arg("--shard-socket")
-            .arg(&socket)
-            .arg("--port")
-            .arg(port.to_string())
+            .arg("--settings")
+            .arg(settings.path())
             .stdin(Stdio::null())
             .spawn();
         affinity::pin_to(args.client_core)?;
@@ -112,6 +124,7 @@ impl MeasuredRouter {
             port,
             shard,
             socket,
+            _settings: settings,
         };
         measured.wait_until_ready().await?;
         Ok(measured)

@@ -1,4 +1,4 @@
-"""Models with Python code of their own, each with habits that are found on the hub, and their plain reference.
+"""Models with their own Python code, each with a habit of models on the hub, and their plain reference.
 
 Every folder beside this file but `shared` holds one habit. `build` makes a model of it: its code with the shared parts,
 a config as such a model carries it, random weights and a tokenizer. The expected answer is that of the model's own
@@ -27,13 +27,13 @@ _LAWFUL = (*_SETTINGS, "contract/configuration_lawful.py", "contract/modeling_la
 
 @dataclass(frozen=True)
 class Habit:
-    """How a model of one folder is put together."""
+    """The parts of a model with this habit."""
 
     config_class: str | None
     """`file.Class`; None for a class of Transformers."""
     model_class: str | None
     config: dict[str, Any] = field(default_factory=dict)
-    """What its config.json says beside `auto_map`."""
+    """Settings of its config.json besides `auto_map`."""
     tokenizer_class: str | None = None
     generates: bool = True
     """Whether Transformers' own `generate()` can run it."""
@@ -42,7 +42,7 @@ class Habit:
     """Files beside the folder's own, which these import."""
 
 
-#: By folder. The paths that a model allows are for the server to find out.
+#: By folder. The server has to find out which paths each model allows.
 HABITS: dict[str, Habit] = {
     "tuple_cache": Habit(
         "configuration_packed.PackedConfig",
@@ -144,7 +144,7 @@ def build(habit: str, folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
-            # Norms and biases are moved from the constants that they begin at, so that ignoring one would show.
+            # Norms and biases get noise on their constants, so that ignoring one shows.
             parameter.copy_(noise * chosen.random_scale if parameter.dim() > 1 else parameter + noise * 0.1)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     return folder
@@ -166,7 +166,7 @@ def plain(folder: Path) -> Any:
 
 @torch.inference_mode()
 def greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The most likely continuation, by one `forward()` over everything for every token."""
+    """The greedy continuation, with one `forward()` over the whole sequence for each token."""
     tokens = list(prompt)
     takes_use_cache = "use_cache" in inspect.signature(model.forward).parameters
     options = {"use_cache": False} if takes_use_cache else {}
@@ -179,7 +179,7 @@ def greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 
 @torch.inference_mode()
 def generated(model: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """What Transformers' `generate()` gives, whatever ends a sequence otherwise."""
+    """Greedy tokens of Transformers' `generate()`; no token ends the sequence."""
     ids = torch.tensor([list(prompt)])
     output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
@@ -216,7 +216,7 @@ def refer_from(place: str, folder: Path) -> str:
 
 
 def _python_tokenizer(folder: Path, name: str) -> None:
-    """The words of the usual tokenizer, as a list for a tokenizer in Python; there is no tokenizer.json."""
+    """Writes the words of the usual tokenizer as a list for a tokenizer in Python, without a tokenizer.json."""
     tokenizer = tokenizer_file(folder)
     (folder / "trie_vocab.txt").write_text("".join(f"{word!r}\n" for word in words(tokenizer)))
     (folder / "tokenizer.json").unlink()

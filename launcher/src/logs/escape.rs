@@ -1,5 +1,5 @@
-//! Characters that a terminal obeys, or that change the order of what it shows, are written out: file names, configs and
-//! tokens come from others.
+//! Escapes characters that control a terminal or change the order of its text: file names, configs and
+//! tokens come from strangers.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -10,7 +10,7 @@ fn is_obeyed(c: char) -> bool {
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Of a text that is shown: `\u{1b}`. Tabs and, where the caller indents them, newlines stay.
+/// Escapes text for a terminal: `\u{1b}`. Tabs and, where the caller indents them, newlines stay.
 pub fn visible(text: &str, keeps_newlines: bool) -> Cow<'_, str> {
     let stays = |c: char| !is_obeyed(c) || c == '\t' || (keeps_newlines && c == '\n');
     replaced(text, stays, |out, c| {
@@ -18,7 +18,7 @@ pub fn visible(text: &str, keeps_newlines: bool) -> Cow<'_, str> {
     })
 }
 
-/// Of JSON, whose own escapes cover only a part of them.
+/// Escapes JSON, whose own escapes cover only some of these characters.
 pub fn visible_json(json: &str) -> Cow<'_, str> {
     replaced(
         json,

@@ -1,34 +1,33 @@
-//! One line of a child: read as a log record where it is one, shown in the same form as all others.
+//! Lines of a child. A log record is parsed; all lines are shown in the same form.
 
-use clap::ValueEnum;
+use gridwork_settings::LogLevel;
 use serde_json::{Value, json};
 
 use super::escape::{visible, visible_json};
 use super::{Fields, Format, time};
-use crate::cli::LogLevel;
 
 /// A log line in parts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// RFC 3339.
+    /// Time, as RFC 3339.
     pub timestamp: String,
     pub level: LogLevel,
-    /// Module that it comes from; may be empty.
+    /// Module that logged it; may be empty.
     pub target: String,
     pub message: String,
     pub fields: Fields,
 }
 
-/// What a line of output turned out to be.
+/// A parsed line of output.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Line {
     Record(Record),
-    /// Anything that is not a JSON log line: prints of custom code, warnings of libraries, panics.
+    /// Text that is not a JSON log line: prints of custom code, warnings of libraries, panics.
     Plain(String),
 }
 
 impl Line {
-    /// Reads a line; the flag tells whether its process ends because of it.
+    /// Parses a line; the flag tells whether its process ends because of it.
     pub fn parse(text: &str) -> (Self, bool) {
         match parse_record(text) {
             Some((record, fatal)) => (Self::Record(record), fatal),
@@ -37,7 +36,7 @@ impl Line {
     }
 }
 
-/// A JSON object with `level` and `message`; members that are not known are kept among the fields.
+/// Parses a JSON object with `level` and `message`; unknown members become fields.
 fn parse_record(text: &str) -> Option<(Record, bool)> {
     if !text.starts_with('{') {
         return None;
@@ -45,7 +44,7 @@ fn parse_record(text: &str) -> Option<(Record, bool)> {
     let Value::Object(mut object) = serde_json::from_str(text).ok()? else {
         return None;
     };
-    let level = LogLevel::from_str(object.get("level")?.as_str()?, true).ok()?;
+    let level = LogLevel::from_name(object.get("level")?.as_str()?)?;
     let Value::String(message) = object.get("message")?.clone() else {
         return None;
     };
@@ -78,7 +77,7 @@ fn parse_record(text: &str) -> Option<(Record, bool)> {
 }
 
 impl Record {
-    /// The record as it is written, with its newline.
+    /// Returns the record as it is written, with its newline.
     pub fn render(&self, tag: &str, format: Format) -> String {
         if format.json {
             return self.render_json(tag);
@@ -126,7 +125,7 @@ impl Record {
     }
 }
 
-/// Plain text as it is written, with its newline.
+/// Returns plain text as it is written, with its newline.
 pub fn render_plain(tag: &str, text: &str, format: Format) -> String {
     if format.json {
         let record = Record {
@@ -150,7 +149,7 @@ fn is_plain_word(text: &str) -> bool {
         && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
 }
 
-/// Name, padded to one width, and ANSI colour.
+/// Returns the name, padded to one width, and the ANSI colour.
 fn level_style(level: LogLevel) -> (&'static str, &'static str) {
     match level {
         LogLevel::Trace => ("TRACE", "35"),
@@ -164,7 +163,7 @@ fn level_style(level: LogLevel) -> (&'static str, &'static str) {
 struct Paint(bool);
 
 impl Paint {
-    /// `text` in an ANSI style, when colour is on.
+    /// Returns `text` in an ANSI style when colour is on.
     fn with(&self, style: &str, text: &str) -> String {
         if self.0 {
             format!("\x1b[{style}m{text}\x1b[0m")

@@ -1,19 +1,19 @@
-//! Reads what a child prints, as it comes.
+//! Reads the output of a child as it arrives.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gridwork_settings::LogLevel;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{Line, Log, Record};
-use crate::cli::LogLevel;
 
-/// A longer line is shown in pieces of this many bytes.
+/// Maximum length of a line; a longer one is shown in pieces.
 const MAX_LINE_BYTES: usize = 1 << 20;
-/// A progress bar redraws itself many times a second; it is shown no more often than this.
+/// Minimum time between two lines of a progress bar, which redraws itself many times a second.
 const REDRAW_EVERY: Duration = Duration::from_secs(1);
 
-/// What is remembered of a child's output.
+/// The part of a child's output that explains its end.
 #[derive(Debug, Default, Clone)]
 pub struct Output(Arc<Mutex<Kept>>);
 
@@ -28,17 +28,17 @@ impl Output {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the log line that says why the process ends. It has not been shown: whoever reports the end shows it.
+    /// Takes the log line with the reason of the process's end. It has not been shown: the report of the end shows it.
     pub fn take_fatal(&self) -> Option<Record> {
         self.kept().fatal.take()
     }
 
-    /// The last line, when it may tell why the process has ended: plain text, or a warning or an error.
+    /// Returns the last line if it may explain the end: plain text, a warning or an error.
     pub fn last_line(&self) -> String {
         self.kept().last.clone()
     }
 
-    /// Remembers a line. Returns whether it is to be shown now: the first fatal one is held back.
+    /// Remembers a line. Returns whether to show it now: the first fatal one is held back.
     fn keep(&self, text: &str, line: &Line, fatal: bool) -> bool {
         let mut kept = self.kept();
         if let (true, Line::Record(record), None) = (fatal, line, &kept.fatal) {
@@ -106,7 +106,7 @@ enum End {
     Redraw,
 }
 
-/// Splits bytes into lines, whatever pieces they come in.
+/// Splits bytes into lines, whatever pieces they arrive in.
 #[derive(Default)]
 struct Lines {
     partial: Vec<u8>,
@@ -141,7 +141,7 @@ impl Lines {
         }
     }
 
-    /// What stands after the last line's end.
+    /// Bytes after the end of the last line.
     fn finish(&mut self, found: &mut Vec<(Vec<u8>, End)>) {
         if !self.partial.is_empty() {
             found.push((std::mem::take(&mut self.partial), End::Newline));

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, as RFC 3339 in UTC with milliseconds.
+/// Returns the present time as RFC 3339 in UTC with milliseconds.
 pub fn now() -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -25,7 +25,7 @@ pub fn tidy(timestamp: String) -> String {
     }
 }
 
-/// Days to dates by Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+/// Converts days to a date, as `civil_from_days` in Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 fn format(unix_s: u64, ms: u32) -> String {
     let (days, second) = (unix_s / 86_400, unix_s % 86_400);
     let shifted = days + 719_468;

@@ -1,5 +1,5 @@
-//! What a model's folder refers to must lie in it: a folder from somebody else could otherwise have any file of this machine
-//! read, and shown in an answer or an error.
+//! Checks that a model's folder refers only to files inside it: a folder from a stranger could otherwise have any file
+//! of this machine read, and shown in an answer or an error.
 //!
 //! Links inside the hub's cache, whose snapshots consist of links to `blobs`, stay in the repository's folder.
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::ModelError;
 
-/// Maximum depth and number of files of a folder that are looked at.
+/// Maximum depth and number of files of a folder.
 const MAX_DEPTH: usize = 16;
 const MAX_ENTRIES: usize = 100_000;
 
@@ -45,7 +45,7 @@ pub(super) fn check_links(folder: &Path) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// A link that leads nowhere is as good as a missing file.
+/// Checks a link. One that leads nowhere counts as a missing file.
 fn check_link(path: PathBuf, root: &Path) -> Result<(), ModelError> {
     let Ok(target) = path.canonicalize() else {
         return Ok(());
@@ -59,7 +59,7 @@ fn check_link(path: PathBuf, root: &Path) -> Result<(), ModelError> {
     }
 }
 
-/// Of `…/models--org--name/snapshots/REVISION`, the folder that its links may lead to.
+/// Returns the folder that links of `…/models--org--name/snapshots/REVISION` may lead to.
 fn repository(snapshot: &Path) -> Option<&Path> {
     let snapshots = snapshot.parent()?;
     let repository = snapshots.parent()?;
@@ -67,7 +67,7 @@ fn repository(snapshot: &Path) -> Option<&Path> {
         .then_some(repository)
 }
 
-/// Whether a file name of a JSON file stays in the folder.
+/// Tells whether a file name in a JSON file stays in the folder.
 pub(super) fn is_inside(name: &str) -> bool {
     let path = Path::new(name);
     let mut parts = path.components();
@@ -95,7 +95,7 @@ pub(super) fn check_modules(folder: &Path) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The first class of an `auto_map` that comes from neither the folder nor a repository on the hub.
+/// Returns the first class of an `auto_map` that comes from neither the folder nor a repository on the hub.
 pub(super) fn foreign_code(config: &Value) -> Option<&str> {
     match config {
         Value::Object(map) => map.iter().find_map(|(key, value)| {
@@ -119,7 +119,7 @@ fn strings(value: &Value) -> Vec<&str> {
     }
 }
 
-/// `file.Class`, or `repository--file.Class` with a name on the hub.
+/// Accepts `file.Class`, or `repository--file.Class` with a name on the hub.
 fn is_reference(reference: &str) -> bool {
     let (repository, class) = match reference.split_once("--") {
         Some((repository, class)) => (Some(repository), class),

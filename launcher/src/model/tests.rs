@@ -82,7 +82,7 @@ fn a_truncated_file_is_named_with_what_to_do() {
         message.contains("model.safetensors is truncated"),
         "{message}"
     );
-    assert!(message.contains("Download it again"), "{message}");
+    assert!(message.contains("download it again"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Which files of a folder hold the tokenizer, and whether tokenizer.json says all that Transformers reads from them.
+//! Finds the files of a folder that hold the tokenizer, and tells whether tokenizer.json covers what Transformers reads
+//! from them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,7 +10,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-/// Whether there is something that Transformers may make a tokenizer of. Some need no vocabulary, and have their class
+/// Tells whether Transformers may make a tokenizer from the folder. Some need no vocabulary, and have their class
 /// in tokenizer_config.json only.
 pub(super) fn may_be_made(folder: &Path) -> bool {
     let Ok(entries) = fs::read_dir(folder) else {
@@ -32,7 +33,7 @@ pub(super) fn may_be_made(folder: &Path) -> bool {
 struct TokenizerFile {
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
-    /// There in every tokenizer.
+    /// Present in every tokenizer.
     model: Vocabulary,
 }
 
@@ -42,7 +43,7 @@ struct Vocabulary {
     vocab: Entries,
 }
 
-/// How many entries a map or a list has.
+/// Number of entries of a map or a list.
 #[derive(Debug, Default)]
 struct Entries(usize);
 
@@ -95,7 +96,7 @@ struct AddedToken {
 /// Classes that take tokenizer.json as it is; others build their own from its vocabulary.
 const PLAIN_CLASSES: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
 
-/// Keys of tokenizer_config.json that do not change what these classes make of a text, besides those that are looked at
+/// Keys of tokenizer_config.json that do not change the tokens that these classes make of a text, besides those checked
 /// below.
 const WITHOUT_EFFECT: [&str; 25] = [
     "add_bos_token", // not read beside a tokenizer.json
@@ -129,9 +130,9 @@ const WITHOUT_EFFECT: [&str; 25] = [
 const MENDED_TYPES: [&str; 5] = ["mistral", "mistral3", "voxtral", "ministral", "pixtral"];
 const LARGE_VOCABULARY: usize = 100_000;
 
-/// Whether the folder's tokenizer.json is certainly all that Transformers makes of the folder. When not, Transformers has to
-/// be asked: classes have defaults of their own, and other files may add tokens. A file that cannot be read is left to
-/// the router, which says what is wrong with it.
+/// Tells whether Transformers certainly makes the folder's tokenizer.json of the folder. If it is not certain,
+/// Transformers has to be asked: classes have defaults of their own, and other files may add tokens. A file that cannot
+/// be read is left to the router, which says what is wrong with it.
 pub(super) fn is_whole(folder: &Path) -> bool {
     let Some(file) = read::<TokenizerFile>(&folder.join("tokenizer.json")) else {
         return true;
@@ -175,7 +176,7 @@ impl Tokens {
         Self { by_content }
     }
 
-    /// Whether an entry of tokenizer_config.json adds nothing.
+    /// Tells whether an entry of tokenizer_config.json adds nothing.
     fn allow(&self, key: &str, value: &Value) -> bool {
         match (key, value) {
             (_, Value::Null) => true,
@@ -188,8 +189,8 @@ impl Tokens {
         }
     }
 
-    /// Whether an entry of special_tokens_map.json says nothing that tokenizer_config.json, which has `configured`, does
-    /// not.
+    /// Tells whether an entry of special_tokens_map.json adds nothing to tokenizer_config.json, which has
+    /// `configured`.
     fn allow_of_map(&self, key: &str, value: &Value, configured: Option<&Value>) -> bool {
         match key {
             "extra_special_tokens" | "additional_special_tokens" => self.has_all(value),
@@ -217,7 +218,7 @@ impl Tokens {
         token.is_some_and(|token| id.as_u64() == Some(token.id))
     }
 
-    /// With the same properties too.
+    /// Tells whether it also has the same properties.
     fn has_same(&self, id: &str, token: &Value) -> bool {
         let Value::Object(token) = token else {
             return false;

@@ -1,6 +1,6 @@
-//! What `gridwork-server prepare` once found out about a folder's tokenizer, so that it need not be started again.
+//! Verdicts of `gridwork-server prepare` on a folder's tokenizer, so that it need not be started again.
 //!
-//! `server/gridwork_server/prepare/tokenizer_choice.py` writes these files, and says what they mean.
+//! `server/gridwork_server/prepare/tokenizer_choice.py` writes these files, and describes them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::native_types::NativeTypes;
+use super::native_types::NativeTypes;
 
-/// Raise it with the writer's.
+/// Version of the files. It must be raised with the writer's.
 const FORMAT: u32 = 1;
 
-/// Ends of the names of files that a tokenizer does not depend on.
+/// Suffixes of files that a tokenizer does not depend on.
 const WEIGHTS_AND_SUCH: [&str; 18] = [
     ".safetensors",
     ".bin",
@@ -35,12 +35,12 @@ const WEIGHTS_AND_SUCH: [&str; 18] = [
     ".pdf",
 ];
 
-/// A verdict, and what it holds for.
+/// A verdict, and the state of the folder that it holds for.
 #[derive(Debug, Deserialize)]
 struct Verdict {
     format: u32,
     folder: PathBuf,
-    /// Name, bytes, and nanoseconds of the last change.
+    /// Name, size in bytes, and nanoseconds of the last change of each file.
     files: Vec<(String, u64, i128)>,
     transformers: String,
     trust_remote_code: bool,
@@ -49,16 +49,17 @@ struct Verdict {
     tokenizer_encodes: bool,
 }
 
-/// Which tokenizer to use.
+/// Tokenizer to use.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Known {
     /// The folder's tokenizer.json.
     Own,
-    /// One that was made.
+    /// A tokenizer that was made.
     Made { path: PathBuf, encodes: bool },
 }
 
-/// What is known of `folder`, an absolute path; `None` when nothing is, or something has changed since. `cache`: the hub's.
+/// Returns the verdict on `folder`, an absolute path; `None` without one, or when a file has changed since. `cache` is
+/// the hub's.
 pub fn read(
     folder: &Path,
     cache: &Path,
@@ -119,7 +120,7 @@ fn tokenizer_files(folder: &Path) -> Option<Vec<(String, u64, i128)>> {
     Some(files)
 }
 
-/// The hub's cache folder, as its library finds it. `given`: on the command line.
+/// Returns the hub's cache folder, as its library finds it. `given` is that of the command line.
 pub fn hub_cache(given: Option<&Path>) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(given) = given {
@@ -150,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// As the other program writes it.
+    /// The text that the Python program writes.
     fn write(folder: &Path, cache: &Path, changes: &[(&str, Value)]) {
         let mut verdict = json!({
             "format": FORMAT, "folder": folder, "transformers": "1.2.3", "trust_remote_code": false,

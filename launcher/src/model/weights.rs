@@ -1,4 +1,4 @@
-//! Which files of a folder hold the model's weights.
+//! Finds the files of a folder that hold the model's weights.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -16,11 +16,11 @@ struct Index {
 /// The files of a model's weights.
 pub(super) enum WeightFiles {
     Safetensors(Vec<PathBuf>),
-    /// There are only pickle files; the name of one.
+    /// Only pickle files, of which this is one.
     Pickle(String),
 }
 
-/// The files that make up the model in `folder`.
+/// Returns the files of the weights in `folder`.
 pub(super) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
     const INDEX: &str = "model.safetensors.index.json";
     const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
@@ -43,7 +43,7 @@ pub(super) fn weight_files(folder: &Path) -> Result<WeightFiles, ModelError> {
     }
 }
 
-/// The files that an index lists, all of which are there.
+/// Returns the files that an index lists, all of which exist.
 fn parts(folder: &Path, index: &'static str) -> Result<Vec<PathBuf>, ModelError> {
     let Index { weight_map } = read_json(&folder.join(index))?;
     let names: BTreeSet<String> = weight_map.into_values().collect();
@@ -69,7 +69,7 @@ fn parts(folder: &Path, index: &'static str) -> Result<Vec<PathBuf>, ModelError>
     Ok(files)
 }
 
-/// Some models name their weights in their config; any whole safetensors file will do here, the shard knows better.
+/// Accepts any whole safetensors file: some models name their weights in their config, which the shard reads.
 fn by_other_names(folder: &Path) -> Result<WeightFiles, ModelError> {
     let unreadable = |source| ModelError::Unreadable {
         path: folder.to_owned(),
@@ -105,7 +105,7 @@ fn by_other_names(folder: &Path) -> Result<WeightFiles, ModelError> {
     }
 }
 
-/// Beginnings of the names of pickle files that trainers leave behind.
+/// Prefixes of the names of pickle files that trainers leave behind.
 const NOT_WEIGHTS: [&str; 6] = [
     "training_args",
     "optimizer",

@@ -1,13 +1,13 @@
-//! How long to wait before a part is started again.
+//! Pauses before a part is started again.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
-/// A part that was ready for this long is taken for healthy.
+/// Time that a part must have been ready for to count as healthy.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
-/// Doubles from 100 ms to 30 s; starts over after 60 s of health.
+/// Pauses that double from 100 ms to 30 s, and start over after 60 s of health.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -20,7 +20,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// The pause after a life that was ready for `healthy_for`.
+    /// Returns the pause after a part was ready for `healthy_for`.
     pub fn pause_after(&mut self, healthy_for: Duration) -> Duration {
         if healthy_for >= HEALTHY_AFTER {
             self.next = FIRST;

@@ -1,30 +1,29 @@
-//! The router, as the launcher sees it.
+//! The router as a supervised part.
 
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 
-use super::Fault;
+use super::fault::{Fault, StartError};
+use super::readiness::{Answer, RouterProbe, StartupReport};
 use super::router_link::{Notes, RouterLink};
-use super::unit::Unit;
-use crate::error::LauncherError;
+use super::supervised::Supervised;
+use crate::launch::LaunchPlan;
 use crate::logs::Log;
 use crate::process::Child;
-use crate::readiness::{Answer, Board, RouterProbe};
-use crate::settings::Settings;
-use crate::sockets::Sockets;
+use crate::process::sockets::Sockets;
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The router ends by itself when its time to finish requests is up; it is killed this much later.
+/// Time after which the router is killed, beyond its time to finish requests: it ends by itself before.
 const EXTRA_GRACE: Duration = Duration::from_secs(5);
 
 /// The one process that clients talk to.
 pub struct Router<'a> {
-    settings: &'a Settings,
+    plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
-    board: &'a Board,
+    report: &'a StartupReport,
     probe: RouterProbe,
     notes: Notes,
     process: Vec<Child>,
@@ -33,18 +32,18 @@ pub struct Router<'a> {
 
 impl<'a> Router<'a> {
     pub fn new(
-        settings: &'a Settings,
+        plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
-        board: &'a Board,
+        report: &'a StartupReport,
         probe: RouterProbe,
         notes: Notes,
     ) -> Self {
         Self {
-            settings,
+            plan,
             sockets,
             log,
-            board,
+            report,
             probe,
             notes,
             process: Vec::new(),
@@ -54,7 +53,7 @@ impl<'a> Router<'a> {
 
     /// Returns when the router has been silent for too long.
     async fn silence(&self) -> Fault {
-        let limit = Duration::from_secs(self.settings.cli.processes.router_hang_timeout);
+        let limit = Duration::from_secs(self.plan.cli.processes.router_hang_timeout);
         if let Some(link) = &self.link
             && let Ok(silent) = link.lock().await.until_silent(limit, &self.notes).await
         {
@@ -71,7 +70,7 @@ impl<'a> Router<'a> {
     async fn healthy(&self) {
         loop {
             let answer = self.probe.ask(ASK_TIMEOUT).await;
-            self.board.note("router", &answer);
+            self.report.note("router", &answer);
             if answer == Answer::Ready {
                 return;
             }
@@ -80,7 +79,7 @@ impl<'a> Router<'a> {
     }
 }
 
-impl Unit for Router<'_> {
+impl Supervised for Router<'_> {
     fn name(&self) -> &'static str {
         "the router"
     }
@@ -89,12 +88,9 @@ impl Unit for Router<'_> {
         "the requests that it was serving are lost"
     }
 
-    fn start(&mut self) -> Result<(), LauncherError> {
-        let spec = self.settings.router_command(self.sockets);
-        let (link, stdin) = RouterLink::pair().map_err(|source| LauncherError::Io {
-            what: "cannot make a socket for the router",
-            source,
-        })?;
+    fn start(&mut self) -> Result<(), StartError> {
+        let spec = self.plan.router_command(self.sockets);
+        let (link, stdin) = RouterLink::pair().map_err(StartError::RouterLink)?;
         self.link = Some(link);
         self.process = vec![Child::start_with(&spec, self.log, stdin.into())?];
         Ok(())
@@ -110,7 +106,7 @@ impl Unit for Router<'_> {
         self.notes.hang.send_replace(None);
     }
 
-    /// Has no time-out of its own: the router is ready when the shards are, which have one.
+    /// Has no timeout: the router is ready when the shards are, which have one.
     async fn ready(&self) -> Result<(), Fault> {
         tokio::select! {
             () = self.healthy() => Ok(()),
@@ -118,12 +114,12 @@ impl Unit for Router<'_> {
         }
     }
 
-    /// Its health is not asked for any more once it was ready: while shards are restarted it is rightly not healthy.
+    /// Does not ask for its health: while shards are restarted the router is rightly not healthy.
     async fn watch(&self) -> Fault {
         self.silence().await
     }
 
     fn grace(&self) -> Duration {
-        Duration::from_secs(self.settings.cli.http.graceful_termination_timeout) + EXTRA_GRACE
+        Duration::from_secs(self.plan.cli.http.graceful_termination_timeout) + EXTRA_GRACE
     }
 }

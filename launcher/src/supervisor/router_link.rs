@@ -1,4 +1,4 @@
-//! The socket over which the launcher asks the router how it is, and tells it how the shards are.
+//! The socket over which the launcher checks the router's health, and tells it about the shards.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,26 +11,26 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, watch};
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// From how many reports in a row it is believed that a task of the router has stopped.
+/// Number of late reports in a row after which a task of the router counts as stopped.
 const LATE_REPORTS: u32 = 3;
 
-/// A shard that the router has waited for too long.
+/// A step that the router has waited for too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hang {
     pub reason: String,
     pub since: Instant,
 }
 
-/// What router and shards, which are watched apart, must know of each other. Cheap to clone.
+/// State that the supervisors of router and shards share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Notes {
-    /// By the router.
+    /// Overdue step; set from the router's reports.
     pub hang: watch::Sender<Option<Hang>>,
-    /// By the launcher: what is wrong with a shard, for `/health`.
+    /// Trouble of a shard, for `/health`; set by the launcher.
     pub trouble: watch::Sender<Option<String>>,
-    /// By the launcher: why everything ends.
+    /// Reason why everything ends; set by the launcher.
     pub ends: watch::Sender<Option<String>>,
-    /// By the router: it knows that everything ends.
+    /// Whether the router knows that everything ends; set from its answers.
     pub knows: watch::Sender<bool>,
 }
 
@@ -53,7 +53,7 @@ struct Question {
     ends: Option<String>,
 }
 
-/// What the router answers.
+/// Answer of the router.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Report {
@@ -62,7 +62,7 @@ struct Report {
     silent_ms: u64,
 }
 
-/// The launcher's end.
+/// The launcher's end of the socket.
 #[derive(Debug)]
 pub struct RouterLink {
     to: OwnedWriteHalf,
@@ -70,7 +70,7 @@ pub struct RouterLink {
 }
 
 impl RouterLink {
-    /// The link, and what the router is to have as stdin. Must be called inside the runtime.
+    /// Returns the link, and the router's stdin. Must be called inside the runtime.
     pub fn pair() -> io::Result<(Mutex<Self>, OwnedFd)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -82,7 +82,7 @@ impl RouterLink {
         Ok((Mutex::new(link), theirs.into()))
     }
 
-    /// Asks for as long as there are answers; returns how long there was none, once that is `limit`.
+    /// Asks until no answer has come for `limit`; returns the length of the silence.
     pub async fn until_silent(&mut self, limit: Duration, notes: &Notes) -> io::Result<Duration> {
         let mut times_late = 0;
         loop {
@@ -92,7 +92,7 @@ impl RouterLink {
             let mut line = serde_json::to_vec(&Question { shards, ends })?;
             line.push(b'\n');
             self.to.write_all(&line).await?;
-            // Counted in pieces, so that a pause of this process does not count.
+            // The wait is counted in pieces, so that a pause of this process does not count.
             let mut silent = Duration::ZERO;
             let answer = loop {
                 let piece = ASK_EVERY.min(limit);
@@ -119,7 +119,7 @@ impl RouterLink {
                 .send_replace(hang.map(|(reason, since)| Hang { reason, since }));
             let mut ends = notes.ends.subscribe();
             let told = ends.wait_for(|ends| ends.is_some() && !is_told);
-            // At once, when there is that to say.
+            // The next question goes out at once when everything ends.
             let _ = tokio::time::timeout(ASK_EVERY, told).await;
         }
     }

@@ -1,14 +1,14 @@
-//! Whether clients may have been served: what tells a start that fails from a running server that loses a part.
+//! Tells whether clients may have been served, which separates a failed start from a running server that loses a part.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::readiness::RouterProbe;
+use super::readiness::RouterProbe;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Becomes true once, when everything is ready. Cheap to clone.
+/// A flag that becomes true once, when everything is ready. Cheap to clone.
 ///
 /// The launcher asks for readiness from time to time, and a client may be a little quicker: what happens between is
 /// decided by what the router says.
@@ -26,17 +26,17 @@ impl Served {
         }
     }
 
-    /// Everything is ready.
+    /// Notes that everything is ready.
     pub fn note(&self) {
         self.noted.store(true, Ordering::Relaxed);
     }
 
-    /// What is known without asking.
+    /// Returns what is known without asking the router.
     pub fn noted(&self) -> bool {
         self.noted.load(Ordering::Relaxed)
     }
 
-    /// Asks the router if need be.
+    /// Returns the same, and asks the router when nothing was noted yet.
     pub async fn ask(&self) -> bool {
         if !self.noted() && self.router.has_loaded(ASK_TIMEOUT).await {
             self.note();

@@ -2,30 +2,30 @@
 
 use std::time::{Duration, Instant};
 
-use super::Fault;
+use gridwork_settings::Device;
+
+use super::fault::{Fault, StartError};
+use super::readiness::{Answer, ShardProbe, StartupReport};
 use super::router_link::{Hang, Notes};
-use super::unit::Unit;
-use crate::cli::Device;
-use crate::error::LauncherError;
+use super::supervised::Supervised;
+use crate::launch::LaunchPlan;
 use crate::logs::Log;
 use crate::process::Child;
-use crate::readiness::{Answer, Board, ShardProbe};
-use crate::settings::Settings;
-use crate::sockets::{Meeting, Sockets, free_port};
+use crate::process::sockets::{Meeting, SocketError, Sockets, free_port};
 
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
 const ASK_EVERY_RUNNING: Duration = Duration::from_secs(2);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
-/// From when on `/health` tells of a shard that does not answer.
+/// Silence of a shard after which `/health` reports it.
 const TELL_AFTER: Duration = Duration::from_secs(15);
 const GRACE: Duration = Duration::from_secs(10);
 
-/// All ranks of the model.
+/// The processes of all ranks.
 pub struct ShardGroup<'a> {
-    settings: &'a Settings,
+    plan: &'a LaunchPlan,
     sockets: &'a Sockets,
     log: &'a Log,
-    board: &'a Board,
+    report: &'a StartupReport,
     notes: Notes,
     ranks: Vec<Child>,
     probes: Vec<ShardProbe>,
@@ -33,45 +33,46 @@ pub struct ShardGroup<'a> {
 
 impl<'a> ShardGroup<'a> {
     pub fn new(
-        settings: &'a Settings,
+        plan: &'a LaunchPlan,
         sockets: &'a Sockets,
         log: &'a Log,
-        board: &'a Board,
+        report: &'a StartupReport,
         notes: Notes,
     ) -> Self {
         Self {
-            settings,
+            plan,
             sockets,
             log,
-            board,
+            report,
             notes,
             ranks: Vec::new(),
             probes: Vec::new(),
         }
     }
 
-    /// In a file, where all ranks use this machine's memory; for GPUs, whose library keeps asking, at a port.
-    fn meeting(&self) -> Result<Meeting, LauncherError> {
-        let processes = &self.settings.cli.processes;
+    /// Chooses where ranks meet: in a file if all ranks use this machine's memory, at a port for GPUs, whose library
+    /// keeps asking.
+    fn meeting(&self) -> Result<Meeting, SocketError> {
+        let processes = &self.plan.cli.processes;
         let is_here = matches!(
             processes.master_addr.as_str(),
             "127.0.0.1" | "localhost" | "::1"
         );
         match processes.master_port {
             Some(port) => Ok(Meeting::Port(port)),
-            None if is_here && self.settings.placement.device == Device::Cpu => {
+            None if is_here && self.plan.placement.device == Device::Cpu => {
                 let file = self.sockets.meeting_file();
-                file.map(Meeting::File).map_err(LauncherError::MeetingFile)
+                file.map(Meeting::File).map_err(SocketError::MeetingFile)
             }
             None => free_port()
                 .map(Meeting::Port)
-                .map_err(LauncherError::MasterPort),
+                .map_err(SocketError::MasterPort),
         }
     }
 
-    /// Asks all ranks, and looks for their sockets, until one is silent for too long or cannot be reached any more.
+    /// Checks all ranks and their sockets until one is silent for too long or cannot be reached any more.
     async fn first_silent(&self) -> Fault {
-        let hang_timeout = Duration::from_secs(self.settings.cli.processes.shard_hang_timeout);
+        let hang_timeout = Duration::from_secs(self.plan.cli.processes.shard_hang_timeout);
         let mut silences = vec![Silence::default(); self.ranks.len()];
         self.notes.trouble.send_replace(None);
         loop {
@@ -88,7 +89,7 @@ impl<'a> ShardGroup<'a> {
                         ));
                     }
                     Err(source) => {
-                        return Fault::SocketGone {
+                        return Fault::SocketLost {
                             tag: tag.to_owned(),
                             path: self.sockets.path(rank),
                             source,
@@ -121,23 +122,23 @@ impl<'a> ShardGroup<'a> {
         }
     }
 
-    /// Waits until the router says that a step of these shards is overdue.
+    /// Waits until the router reports an overdue step of these shards.
     async fn first_overdue(&self) -> Fault {
         let ready_at = Instant::now();
         let mut hangs = self.notes.hang.subscribe();
-        // What it says of the group before this one is no news.
+        // Reports about the previous group are old.
         let of_these = |hang: &Hang| hang.since > ready_at;
         let hang = hangs.wait_for(|hang| hang.as_ref().is_some_and(of_these));
         match hang.await.as_deref() {
             Ok(Some(hang)) => Fault::Overdue(hang.reason.clone()),
-            // The sender is a part of this.
+            // The sender is a field of `self`, so the channel stays open.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 
-    /// Remembers the sockets, so that they can be put back.
+    /// Keeps a second name of each socket, so that it can be put back.
     fn keep_sockets(&self) {
-        for rank in 0..self.settings.placement.num_shard {
+        for rank in 0..self.plan.placement.num_shard {
             if let Err(error) = self.sockets.keep(rank) {
                 let path = self.sockets.path(rank);
                 let path = path.display();
@@ -154,7 +155,7 @@ impl<'a> ShardGroup<'a> {
     }
 }
 
-/// How long a shard has been silent.
+/// Time that a shard has been silent for.
 #[derive(Debug, Clone)]
 struct Silence {
     seen: Duration,
@@ -171,7 +172,7 @@ impl Default for Silence {
 }
 
 impl Silence {
-    /// Adds what has passed since the last look, but for a pause of this process (SIGSTOP, a frozen container).
+    /// Adds the time since the last call, except a pause of this process (SIGSTOP, a frozen container).
     fn goes_on(&mut self) -> Duration {
         let passed = self.looked_at.elapsed();
         self.looked_at = Instant::now();
@@ -180,9 +181,9 @@ impl Silence {
     }
 }
 
-impl Unit for ShardGroup<'_> {
+impl Supervised for ShardGroup<'_> {
     fn name(&self) -> &'static str {
-        if self.settings.placement.num_shard == 1 {
+        if self.plan.placement.num_shard == 1 {
             "the shard"
         } else {
             "all shards"
@@ -193,23 +194,21 @@ impl Unit for ShardGroup<'_> {
         "running requests go on after that"
     }
 
-    fn start(&mut self) -> Result<(), LauncherError> {
+    fn start(&mut self) -> Result<(), StartError> {
         self.sockets
             .make_folder()
-            .map_err(|source| LauncherError::SocketFolder {
+            .map_err(|source| SocketError::Folder {
                 folder: self.sockets.path(0),
                 source,
             })?;
         self.sockets.remove_stale();
         let meeting = self.meeting()?;
-        for rank in 0..self.settings.placement.num_shard {
-            let spec = self.settings.shard_command(rank, self.sockets, &meeting);
-            let probe = ShardProbe::new(&self.sockets.path(rank)).map_err(|error| {
-                LauncherError::Spawn {
-                    tag: spec.tag.clone(),
-                    program: spec.program.join(" "),
-                    source: std::io::Error::other(error),
-                }
+        for rank in 0..self.plan.placement.num_shard {
+            let spec = self.plan.shard_command(rank, self.sockets, &meeting);
+            let path = self.sockets.path(rank);
+            let probe = ShardProbe::new(&path).map_err(|error| SocketError::NoAddress {
+                reason: error.to_string(),
+                path,
             })?;
             self.probes.push(probe);
             self.ranks.push(Child::start(&spec, self.log)?);
@@ -228,13 +227,13 @@ impl Unit for ShardGroup<'_> {
     }
 
     async fn ready(&self) -> Result<(), Fault> {
-        let seconds = self.settings.cli.processes.startup_timeout;
+        let seconds = self.plan.cli.timeouts.startup_timeout;
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             let mut all_ready = true;
             for (tag, probe) in self.by_rank() {
                 let answer = probe.ask(ASK_TIMEOUT).await;
-                self.board.note(tag, &answer);
+                self.report.note(tag, &answer);
                 all_ready &= answer == Answer::Ready;
                 if let Answer::Failed(message) = answer {
                     return Err(failed(tag, message));
@@ -247,7 +246,7 @@ impl Unit for ShardGroup<'_> {
             if Instant::now() >= deadline {
                 return Err(Fault::NotReady {
                     seconds,
-                    states: self.board.describe(),
+                    states: self.report.describe(),
                 });
             }
             tokio::time::sleep(ASK_EVERY_STARTING).await;

@@ -1,8 +1,8 @@
 //! Stand-ins for the router, the shards and `gridwork-server prepare`: small enough to start in milliseconds, and told
 //! by a file how to behave.
 //!
-//! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture -- …`,
-//! and the test of that name calls [`run_if_asked`].
+//! The test program starts itself as the stand-in: the launcher runs `TEST_PROGRAM fake_process --exact --nocapture --
+//! …`, and the test of that name calls [`run_if_asked`].
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use gridwork_proto::v1::HealthResponse;
 use gridwork_proto::v1::health_response::State;
+use gridwork_settings::RouterSettings;
 use gridwork_testing::FakeShard;
 
 /// Names the folder through which test and stand-ins talk.
@@ -62,6 +63,12 @@ impl Fake {
         self.args[at + 1].clone()
     }
 
+    /// The JSON that the launcher has passed, when it has passed any.
+    fn settings(&self) -> Option<String> {
+        let is_given = self.args.iter().any(|arg| arg == "--settings");
+        is_given.then(|| fs::read_to_string(self.value("--settings")).unwrap())
+    }
+
     /// What the test wrote for this role, empty when nothing.
     fn orders(&self) -> String {
         let path = self.folder.join(format!("{}.orders", self.role));
@@ -88,6 +95,10 @@ impl Fake {
         fs::write(path, environment.join("\n")).unwrap();
         let path = self.folder.join(format!("{}.arguments", self.role));
         fs::write(path, self.args.join("\n")).unwrap();
+        if let Some(settings) = self.settings() {
+            let path = self.folder.join(format!("{}.settings", self.role));
+            fs::write(path, settings).unwrap();
+        }
         for order in orders.lines() {
             match order.split_once(' ') {
                 Some(("print", text)) => println!("{text}"),
@@ -122,8 +133,8 @@ impl Fake {
     }
 
     fn be_router(&self) {
-        let port = self.value("--port").parse::<u16>().unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        let settings = RouterSettings::from_json(&self.settings().unwrap()).unwrap();
+        let listener = TcpListener::bind(("127.0.0.1", settings.http.port)).unwrap();
         self.obey_at_start();
         let runtime = runtime();
         let term = self.end_at_sigterm(&runtime);

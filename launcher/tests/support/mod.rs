@@ -1,4 +1,5 @@
-//! What the black-box tests share: a launcher under test, and the stand-ins that it starts in place of a router and shards.
+//! What the black-box tests share: a launcher under test, and the stand-ins that it starts in place of a router and
+//! shards.
 
 pub mod fake;
 pub mod launcher;

@@ -24,6 +24,8 @@ pub struct Info {
     pub invariance_reason: String,
     /// Number of ranks that the model is split over.
     pub num_shard: u32,
+    /// Parts of the model that stay whole on every rank, and why.
+    pub tensor_parallel_notes: Vec<String>,
     /// Tokens that end an answer, from the generation config and the tokenizer.
     pub eos_token_ids: Vec<u32>,
     /// Values of OpenAI's routes for fields that a request leaves out, as the model's generation config says.
@@ -127,21 +129,23 @@ pub struct Versions {
 impl Info {
     pub fn new(state: &AppState, ready: &Ready) -> Self {
         let (config, info, limits) = (state.config(), &ready.info, &ready.limits);
-        let max_input_tokens = config.max_input_tokens.unwrap_or(u32::MAX);
+        let requested = &config.settings.limits;
+        let max_input_tokens = requested.max_input_tokens.unwrap_or(u32::MAX);
         Info {
             model: ModelInfo::new(state, info, Task::Generate),
             batch_invariant: info.batch_invariant,
             replay_invariant: info.replay_invariant,
             invariance_reason: info.invariance_reason.clone(),
             num_shard: info.world_size,
+            tensor_parallel_notes: info.tensor_parallel_notes.clone(),
             eos_token_ids: info.eos_token_ids.clone(),
             generation_defaults: Defaults::of(info),
             generation_config_ignored: defaults::ignored(info),
             max_context_tokens: info.max_context_tokens,
-            max_n: config.max_n,
-            max_best_of: config.max_best_of,
-            max_stop_sequences: config.max_stop_sequences,
-            max_top_n_tokens: config.max_top_n_tokens,
+            max_n: requested.max_n,
+            max_best_of: requested.max_best_of,
+            max_stop_sequences: requested.max_stop_sequences,
+            max_top_n_tokens: requested.max_top_n_tokens,
             max_input_tokens: max_input_tokens.min(limits.max_total_tokens - 1),
             max_total_tokens: limits.max_total_tokens,
             max_batch_prefill_tokens: limits.max_batch_prefill_tokens,
@@ -186,10 +190,10 @@ impl EncoderInfo {
 
 impl ModelInfo {
     fn new(state: &AppState, info: &InfoResponse, task: Task) -> Self {
-        let config = state.config();
+        let settings = state.settings();
         ModelInfo {
-            model_id: config.model_id.clone(),
-            model_sha: config.revision.clone(),
+            model_id: settings.launch.model_id.clone(),
+            model_sha: settings.launch.revision.clone(),
             model_pipeline_tag: pipeline_tag(task),
             model_type: info.model_type.clone(),
             model_dtype: info.dtype.clone(),
@@ -200,8 +204,8 @@ impl ModelInfo {
             num_parameters: info.num_parameters,
             weight_bytes: info.weight_bytes,
             vocab_size: info.vocab_size,
-            max_concurrent_requests: config.max_concurrent_requests,
-            validation_workers: config.validation_workers,
+            max_concurrent_requests: settings.limits.max_concurrent_requests,
+            validation_workers: settings.limits.validation_workers,
         }
     }
 }

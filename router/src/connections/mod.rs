@@ -7,7 +7,6 @@
 
 mod body;
 mod connection;
-pub mod files;
 pub mod intake;
 mod probes;
 mod socket;

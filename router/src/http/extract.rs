@@ -31,7 +31,7 @@ impl<T: Body> FromRequest<AppState> for ApiJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let body = read(request, state.config().payload_limit_bytes).await?;
+        let body = read(request, state.settings().http.payload_limit).await?;
         let value = off_the_serving_threads(body, state, |body| parse(body)).await??;
         Ok(ApiJson(value))
     }

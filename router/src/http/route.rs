@@ -219,7 +219,7 @@ impl Arrival {
             _ => "POST",
         };
         let span = request_span(&self.headers, method, self.route.path);
-        RequestAccounting::new(span, &state.config().compute_type)
+        RequestAccounting::new(span, &state.settings().launch.compute_type)
     }
 
     /// The loaded encoder, when the route serves its task.

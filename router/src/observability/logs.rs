@@ -5,6 +5,7 @@ use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use gridwork_settings::LogLevel;
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -16,7 +17,6 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::cli::LogLevel;
 use crate::observability::telemetry::{FLUSH_TIMEOUT_EVENT, Telemetry};
 
 /// Crates whose lines say little about Gridwork. Only their warnings are shown.

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 /// Failure to read tokenizer.json; the message is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerFileError {
-    #[error("{} has no tokenizer.json; give --tokenizer-path a folder that has one", .0.display())]
+    #[error("{} has no tokenizer.json; take a model whose folder has one", .0.display())]
     Missing(PathBuf),
     #[error("{} cannot be read: {cause}; download it again", .path.display())]
     Damaged { path: PathBuf, cause: String },

@@ -115,6 +115,7 @@ def _store(config: ShardConfig) -> Any:
 
     if config.meeting_file is not None:
         return dist.FileStore(str(config.meeting_file), config.world_size)
+    assert config.master_port is not None, "ranks meet in a file or at a port"
     address = (config.master_addr, config.master_port)
     is_leader = config.rank == 0
     listener = None

@@ -101,10 +101,10 @@ def test_an_encoder_takes_no_steps(shard: ShardProcess) -> None:
 
 
 def test_settings_that_are_not_compatible_with_an_encoder_are_refused(folder: Path, tmp_path: Path) -> None:
-    for arguments, words in [
-        (("--task", "rerank"), "use --task embed or --task fill-mask"),
-        (("--attention", "cpu"), "auto, sdpa or reference"),
+    for settings, words in [
+        ({"task": "rerank"}, "use --task embed or --task fill-mask"),
+        ({"attention": "cpu"}, "auto, sdpa or reference"),
     ]:
-        with shards(folder, tmp_path, 1, *arguments) as (shard,):
+        with shards(folder, tmp_path, **settings) as (shard,):
             assert shard.wait_end() == 1
             assert words in shard.fatal()

@@ -12,7 +12,6 @@ import transformers
 from safetensors.torch import load_file
 
 from gridwork_kernels import cpu_library
-from gridwork_server.cli import main
 from gridwork_server.config import ShardConfig
 from gridwork_server.errors import ModelError
 from gridwork_server.model.loading import LoadedModel, load
@@ -145,14 +144,6 @@ def test_impossible_path_is_refused(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"BloomForCausalLM does not support.*attention interface.*--model-impl auto"):
         load_folder(tmp_path, model_impl="paged")
-
-
-def test_error_for_an_unknown_path_lists_the_known_ones(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main(["serve", "--model-path", str(sound), "--socket", "x", "--model-impl", "fast"])
-    assert exit.value.code == 2
-    message = capsys.readouterr().err
-    assert all(word in message for word in ("--model-impl", "'fast'", "auto", "paged"))
 
 
 def test_tied_weights_may_be_saved_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.paged_attention import SPARE_BLOCKS
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.config import ShardConfig, parse_sizes
+from gridwork_server.config import ShardConfig
 from gridwork_server.model import loading
 from gridwork_server.model.loading import load
 from gridwork_server.parallel.group import RankGroup
@@ -260,11 +260,3 @@ def test_sizes_cover_the_maximum_number_of_sequences() -> None:
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 9) == [1, 2, 4, 8, 16]
     assert sizes_for(decode_graphs.DEFAULT_SIZES, 1000) == list(decode_graphs.DEFAULT_SIZES)
     assert sizes_for([], 9) == []
-
-
-def test_sizes_are_parsed_like_text_generation_inference() -> None:
-    assert parse_sizes("8, 1,2,2") == (1, 2, 8)
-    assert parse_sizes("0") == ()
-    for wrong in ("", "1,,2", "-1", "a", "0,1", "1.5"):
-        with pytest.raises(ValueError, match=r"graphs"):
-            parse_sizes(wrong)

@@ -39,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shard(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ShardProcess]:
     """A shard that is not warmed up when the first test uses it. It has the slow attention, for a long prefill."""
-    arguments = ("--dtype", "float32", "--attention", "reference")
-    with shards(folder, tmp_path_factory.mktemp("socket"), 1, *arguments) as (shard,):
+    folder_of_socket = tmp_path_factory.mktemp("socket")
+    with shards(folder, folder_of_socket, dtype="float32", attention="reference") as (shard,):
         yield shard.wait_ready()
 
 
@@ -217,7 +217,7 @@ def test_info_while_loading_is_unavailable_and_does_no_harm(folder: Path, tmp_pa
 
 
 def test_ranks_other_than_0_take_no_steps_and_sigterm_ends_a_group(folder: Path, tmp_path: Path) -> None:
-    with shards(folder, tmp_path, 2, "--dtype", "float32") as (leader, other):
+    with shards(folder, tmp_path, 2, dtype="float32") as (leader, other):
         leader.wait_ready()
         other.wait_ready()
         assert other.stub.Health(pb.HealthRequest(), timeout=10).rank == 1

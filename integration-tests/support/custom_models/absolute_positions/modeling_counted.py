@@ -1,4 +1,4 @@
-"""Learned absolute positions, counted from the length of the cache: padding on the left would move every token.
+"""Learned absolute positions, counted from the length of the cache, so that left padding would move every token.
 
 The cache is one stacked tensor a layer, [2, batch, heads, tokens, head size].
 """

@@ -1,6 +1,6 @@
 """A DynamicCache, `cache_position` and `position_ids` in every layer, and classes chosen by `_attn_implementation`.
 
-The layers return tuples whose length depends on what was asked for.
+The layers return tuples whose length depends on the requested outputs.
 """
 
 import torch
@@ -37,7 +37,7 @@ class PlacedRotary(nn.Module):
 
     @torch.no_grad()
     def forward(self, x, position_ids):
-        # Made anew: a buffer that is not saved has no value where the model was made without memory.
+        # Computed anew: a buffer that is not saved has no value after loading on the meta device.
         places = torch.arange(0, self.dim, 2, device=x.device).float()
         angles = position_ids[:, :, None].float() * (1.0 / self.base ** (places / self.dim))
         angles = torch.cat((angles, angles), dim=-1)

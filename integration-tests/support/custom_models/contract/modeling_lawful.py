@@ -1,6 +1,6 @@
-"""Written to Transformers' contract for engines: attention is looked up, every keyword reaches it, layers know their
-index, and the config says how to split. Keys are normalized after the rotation and the residual is scaled, which no
-class of Transformers does in this way."""
+"""Follows Transformers' contract for engines: it looks attention up, passes every keyword to it, numbers its layers,
+and has a tensor-parallel plan. Unlike every class of Transformers, it normalizes keys after the rotation and scales the
+residual."""
 
 import torch
 from torch import nn

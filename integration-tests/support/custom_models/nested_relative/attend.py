@@ -1,4 +1,4 @@
-"""Attention by PyTorch's own function, with a Cache that it updates and rotary positions that it is given."""
+"""Attention by PyTorch's own function, with a Cache to update and given rotary positions."""
 
 import torch
 from torch import nn

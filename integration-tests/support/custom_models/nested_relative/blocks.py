@@ -1,4 +1,4 @@
-"""Layers, of which the model's file imports this one, and this one another."""
+"""Layers: the model's file imports this file, which imports another."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Settings in a config of their own inside the model's, as models of several kinds of input have them."""
+"""Settings in a config inside the model's, as multimodal models have them."""
 
 from transformers import PretrainedConfig
 

@@ -1,4 +1,4 @@
-"""A model over several files, whose settings lie in `config.text_config`."""
+"""A model in several files, with its settings in `config.text_config`."""
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ class NestedForCausalLM(PreTrainedModel, GenerationMixin):
         mask = (torch.arange(before + count, device=input_ids.device) <= rows[:, None])[None, None]
         if attention_mask is not None:
             mask = mask & attention_mask[:, None, None, :].bool()
-        # A row of padding sees itself, so that its softmax has something to add up.
+        # A row of padding sees itself, so that its softmax is not empty.
         mask = mask | torch.eye(before + count, device=input_ids.device, dtype=torch.bool)[before:][None, None]
         hidden = self.embed(input_ids)
         for block in self.blocks:

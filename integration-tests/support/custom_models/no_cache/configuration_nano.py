@@ -1,4 +1,4 @@
-"""As few settings as can be."""
+"""A minimal config."""
 
 from transformers import PretrainedConfig
 

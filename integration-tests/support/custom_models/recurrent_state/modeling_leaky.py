@@ -1,7 +1,7 @@
 """A recurrent model whose memory is an argument called `state`: a list of tensors [batch, hidden size, layers].
 
-It knows neither attention masks nor positions: a padding token would be read like any other. The step is that of a
-gated leaky integrator, with the token before mixed in.
+It uses neither attention masks nor positions: a padding token would be read like any other. A step is that of a gated
+leaky integrator, with the previous token mixed in.
 """
 
 from dataclasses import dataclass

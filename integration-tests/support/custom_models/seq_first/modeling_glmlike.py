@@ -1,6 +1,6 @@
-"""Everything with the tokens first: hidden states [tokens, batch, size], cache [tokens, batch, groups, head size].
+"""Tokens are the first dimension: hidden states [tokens, batch, size], cache [tokens, batch, groups, head size].
 
-Positions are taken as an argument; where none are given they begin at zero, past or no past.
+Positions are an argument. By default they begin at zero, even after a cached past.
 """
 
 from typing import Any

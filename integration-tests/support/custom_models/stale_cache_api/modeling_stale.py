@@ -1,4 +1,4 @@
-"""Its cache code calls functions of DynamicCache that Transformers has dropped since: it runs without a cache only."""
+"""Calls functions of DynamicCache that Transformers has removed since, so that it runs without a cache only."""
 
 import torch
 from torch import nn

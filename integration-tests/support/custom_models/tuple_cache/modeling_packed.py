@@ -1,4 +1,4 @@
-"""Tuples of keys and values, queries, keys and values in one projection, and no way to say where a token stands.
+"""A cache of tuples, one projection for queries, keys and values, and no argument for positions.
 
 The rotary angle of a token follows from the length of the tuples. The cache is [batch, heads, tokens, head size].
 """

@@ -25,9 +25,9 @@ use crate::tokenizing::token_text::TokenTexts;
 
 /// Answer a conversation
 ///
-/// With `stream`, the answer is a stream of server-sent events: `data: ` and a chunk each, at the end `data: [DONE]`.
-/// A request that is refused is answered with its status before the stream begins; a failure later is an event
-/// `data: {"error": …}`, after which the stream ends.
+/// With `stream`, the answer is a stream of server-sent events: `data: ` and a chunk each, and `data: [DONE]` at the
+/// end. An invalid request is refused with its status before the stream begins. A later failure is an event
+/// `data: {"error": …}`, which ends the stream.
 #[utoipa::path(
     post,
     path = LISTED,
@@ -64,8 +64,8 @@ pub async fn chat_completions(
     let num_choices = num_choices(
         request.n,
         1,
-        state.config().max_n,
-        state.config().max_concurrent_requests,
+        state.settings().limits.max_n,
+        state.settings().limits.max_concurrent_requests,
     )?;
     let stream = request.stream.unwrap_or(false);
     let stream_options = StreamOptions::of(stream, request.stream_options)?;

@@ -57,7 +57,7 @@ fn entry(state: &AppState, name: &str) -> Model {
         object: "model".into(),
         created: started_s(),
         owned_by: "gridwork".into(),
-        root: state.config().model_id.clone(),
+        root: state.settings().launch.model_id.clone(),
         parent: None,
         max_model_len: max_model_len(state),
     }

@@ -63,7 +63,7 @@ impl GenerationJob {
                 .map(|(valid, text)| echo_bytes(valid, text.as_ref(), &self.parameters))
                 .sum();
             let bytes = bytes.saturating_mul(self.num_choices as usize);
-            check_echo(bytes, state.config().max_echo_bytes)?;
+            check_echo(bytes, state.settings().limits.max_echo_bytes)?;
         }
         intake::release_current();
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);

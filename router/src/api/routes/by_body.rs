@@ -77,7 +77,7 @@ impl Fields {
 async fn read_fields(request: Request, state: &AppState) -> Result<(Request, Fields), ApiError> {
     let (parts, body) = request.into_parts();
     let whole = Request::from_parts(parts.clone(), body);
-    let bytes = extract::read(whole, state.config().payload_limit_bytes).await?;
+    let bytes = extract::read(whole, state.settings().http.payload_limit).await?;
     let (bytes, fields) = extract::off_the_serving_threads(bytes, state, |bytes| {
         (bytes.clone(), Fields::read(bytes))
     })

@@ -15,7 +15,8 @@ use super::types::{
 };
 use crate::connections::intake;
 use crate::error::{ApiError, ErrorResponse};
-use crate::generation::parameters::{FieldNames, Prompt};
+use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::validation::Valid;
 use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
@@ -83,32 +84,19 @@ async fn run(
     request: GenerateRequest,
     accounting: &mut RequestAccounting,
 ) -> Result<GenerateResponse, ApiError> {
-    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
-    let best_of = parameters.best_of(state.config().max_best_of)?;
+    let best_of = parameters.best_of(state.settings().limits.max_best_of)?;
     let wants_details =
         parameters.details.unwrap_or(false) || parameters.decoder_input_details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
-    span.record("parameters", format!("{parameters:?}"));
+    accounting
+        .span
+        .record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(wants_details || best_of > 1, state.served_name())?;
     check_best_of(best_of, &parameters)?;
-    accounting.prompt_chars = inputs.chars().count();
     let prefix = full_text.then(|| inputs.clone());
-    let prompt = Prompt::Text {
-        text: inputs,
-        add_special_tokens: true,
-    };
-    let valid = state
-        .validate(prompt, parameters, &FieldNames::TGI, span.clone())
-        .await?;
-    intake::release_current();
-    accounting.prompt_tokens = valid.prompt_ids().len();
-    accounting.validation = valid.validation_time;
-    if let Some(seed) = valid.seed {
-        span.record("seed", seed);
-    }
-
+    let valid = admit(state, inputs, parameters, accounting).await?;
     let prompt_ids = match valid.request.logprobs.prompt {
         true => valid.prompt_ids().to_vec(),
         false => Vec::new(),
@@ -153,6 +141,31 @@ async fn run(
                 .then(|| sequences.into_iter().map(BestOfSequence::from).collect()),
         }),
     })
+}
+
+/// Validates a request, and counts its prompt in `accounting`.
+pub(super) async fn admit(
+    state: &AppState,
+    inputs: String,
+    parameters: Parameters,
+    accounting: &mut RequestAccounting,
+) -> Result<Valid, ApiError> {
+    accounting.prompt_chars = inputs.chars().count();
+    let prompt = Prompt::Text {
+        text: inputs,
+        add_special_tokens: true,
+    };
+    let span = accounting.span.clone();
+    let valid = state
+        .validate(prompt, parameters, &FieldNames::TGI, span)
+        .await?;
+    intake::release_current();
+    accounting.prompt_tokens = valid.prompt_ids().len();
+    accounting.validation = valid.validation_time;
+    if let Some(seed) = valid.seed {
+        accounting.span.record("seed", seed);
+    }
+    Ok(valid)
 }
 
 /// A complete sequence.

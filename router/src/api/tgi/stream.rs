@@ -10,11 +10,9 @@ use axum::response::Response;
 use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
 
-use super::generate::{reported, reported_top};
+use super::generate::{admit, reported, reported_top};
 use super::types::{GenerateRequest, StreamDetails, StreamResponse};
-use crate::connections::intake;
 use crate::error::{ApiError, Dialect, ErrorResponse};
-use crate::generation::parameters::{FieldNames, Prompt};
 use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
@@ -46,7 +44,6 @@ pub(super) async fn stream_response(
     request: GenerateRequest,
     mut accounting: RequestAccounting,
 ) -> Result<Response, ApiError> {
-    let span = accounting.span.clone();
     let GenerateRequest { inputs, parameters } = request;
     let parameters = parameters.unwrap_or_default();
     if parameters.best_of.is_some_and(|best_of| best_of != 1) {
@@ -63,27 +60,16 @@ pub(super) async fn stream_response(
     }
     let wants_details = parameters.details.unwrap_or(false);
     let full_text = parameters.return_full_text.unwrap_or(false);
-    span.record("parameters", format!("{parameters:?}"));
+    accounting
+        .span
+        .record("parameters", format!("{parameters:?}"));
     let parameters = parameters.translate(true, state.served_name())?;
-    accounting.prompt_chars = inputs.chars().count();
     let text = if full_text {
         inputs.clone()
     } else {
         String::new()
     };
-    let prompt = Prompt::Text {
-        text: inputs,
-        add_special_tokens: true,
-    };
-    let valid = state
-        .validate(prompt, parameters, &FieldNames::TGI, span.clone())
-        .await?;
-    intake::release_current();
-    accounting.prompt_tokens = valid.prompt_ids().len();
-    accounting.validation = valid.validation_time;
-    if let Some(seed) = valid.seed {
-        span.record("seed", seed);
-    }
+    let valid = admit(state, inputs, parameters, &mut accounting).await?;
     let generation = state.engine().submit(valid.request)?;
     let mut headers = HeaderMap::new();
     accounting.write_for_stream(&mut headers);

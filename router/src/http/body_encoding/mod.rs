@@ -35,7 +35,7 @@ pub async fn decode(State(state): State<AppState>, request: Request, next: Next)
             return response;
         }
     };
-    let limit_bytes = state.config().payload_limit_bytes;
+    let limit_bytes = state.settings().http.payload_limit;
     let (mut parts, body) = request.into_parts();
     parts.headers.remove(header::CONTENT_ENCODING);
     parts.headers.remove(header::CONTENT_LENGTH);

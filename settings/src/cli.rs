@@ -1,0 +1,53 @@
+//! The command line of `gridwork`, put together from the groups of [`crate::flags`].
+
+use clap::Parser;
+
+use crate::flags::{
+    Batching, Http, Legacy, Memory, ModelRun, ModelSource, Names, OldNames, Output, Processes,
+    Report, RequestLimits, Timeouts,
+};
+
+/// Serves a Hugging Face Transformers model over HTTP.
+///
+/// Each group is read by the programs that its comment names. Groups with the same heading share a table of the help.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "gridwork",
+    version,
+    about = "Serves a Hugging Face Transformers model over HTTP.",
+    long_about = None,
+    after_help = "Every flag can also be given as the environment variable shown beside it.",
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub model: ModelSource,
+    #[command(flatten)]
+    pub names: Names,
+    #[command(flatten)]
+    pub run: ModelRun,
+    #[command(flatten)]
+    pub http: Http,
+    #[command(flatten)]
+    pub limits: RequestLimits,
+    #[command(flatten)]
+    pub batching: Batching,
+    #[command(flatten)]
+    pub memory: Memory,
+    #[command(flatten)]
+    pub processes: Processes,
+    #[command(flatten)]
+    pub timeouts: Timeouts,
+    #[command(flatten)]
+    pub output: Output,
+    #[command(flatten)]
+    pub report: Report,
+    #[command(flatten)]
+    pub old_names: OldNames,
+    #[command(flatten)]
+    pub legacy: Legacy,
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -1,0 +1,64 @@
+//! Flags that bound a request.
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use serde::{Deserialize, Serialize};
+
+use crate::values;
+
+/// Limits of a request. Read by the router.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[command(next_help_heading = "Limits of a request")]
+pub struct RequestLimits {
+    /// Maximum number of concurrent requests, waiting ones included; others are answered 429
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", default_value_t = 128, value_name = "N",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
+    pub max_concurrent_requests: usize,
+
+    /// Seconds that a request may wait before it is started
+    #[arg(long, env = "QUEUE_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(1..=values::YEAR_S))]
+    pub queue_timeout: u64,
+
+    /// Maximum length of a prompt, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_INPUT_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_input_tokens: Option<u32>,
+
+    /// Maximum length of prompt and answer together, tokens [default: what the model and the cache allow]
+    #[arg(long, env = "MAX_TOTAL_TOKENS", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_total_tokens: Option<u32>,
+
+    /// Maximum `n`, the number of choices of a request
+    #[arg(long, env = "MAX_N", default_value_t = 128, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max_n: u32,
+
+    /// Maximum number of bytes of the prompt that an answer repeats (`echo`), over all its choices
+    #[arg(
+        long,
+        env = "MAX_ECHO_BYTES",
+        default_value_t = 16_000_000,
+        value_name = "BYTES"
+    )]
+    pub max_echo_bytes: usize,
+
+    /// Maximum `best_of` on TGI's routes; on OpenAI's it must equal `n`, which --max-n bounds
+    #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
+    pub max_best_of: usize,
+
+    /// Maximum number of stop sequences
+    #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 16, value_name = "N",
+          value_parser = RangedU64ValueParser::<usize>::new().range(..=u64::from(u32::MAX)))]
+    pub max_stop_sequences: usize,
+
+    /// Maximum `top_n_tokens`
+    #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "N")]
+    pub max_top_n_tokens: u32,
+
+    /// Number of threads that tokenize and check requests
+    #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "N",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub validation_workers: usize,
+}
