@@ -20,10 +20,10 @@ use crate::state::AppState;
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
-        (name = "OpenAI", description = "As clients of OpenAI's API call it"),
-        (name = "Text generation", description = "As clients of text-generation-inference call it"),
-        (name = "Encoders", description = "As clients of text-embeddings-inference call it"),
-        (name = "Server", description = "What an operator asks"),
+        (name = "OpenAI", description = "Routes of OpenAI's API"),
+        (name = "Text generation", description = "Routes of text-generation-inference"),
+        (name = "Encoders", description = "Routes of text-embeddings-inference"),
+        (name = "Server", description = "Routes for operators"),
     )
 )]
 struct Frame;

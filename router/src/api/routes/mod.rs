@@ -59,7 +59,7 @@ routes! {
     COMPLETIONS: POST "/v1/completions", OpenAi, GENERATE, ["completions"],
         openai::completions::completions, "Continue a text";
     EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],
-        openai::embeddings::embeddings, "Vectors of texts; see [Encoders](#encoders), also for the other routes of encoders";
+        openai::embeddings::embeddings, "Vectors of texts; [Encoders](#encoders) has more on all routes of encoders";
     // An alias, from text-embeddings-inference.
     EMBEDDINGS_OF_TEI: POST "/embeddings", OpenAi, EMBED, ["embeddings"],
         openai::embeddings::embeddings [undocumented], "The same";
@@ -72,7 +72,7 @@ routes! {
     MODEL: GET "/v1/models/{*id}", OpenAi, ANY, [],
         openai::models::model, "The served model, when it has this name";
     LOAD_MODEL: POST "/load_model", OpenAi, ANY, [],
-        openai::warm::load_model, "What `transformers chat` asks first: an event that says `ready`";
+        openai::warm::load_model, "An event that says `ready`, for `transformers chat`";
 
     GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
         tgi::generate::generate, "Continue a text";
@@ -85,7 +85,7 @@ routes! {
     CHAT_TOKENIZE: POST "/chat_tokenize", Tgi, GENERATE, [],
         tgi::tokenize::chat_tokenize, "The prompt that a conversation becomes, and its tokens";
     INVOCATIONS: POST "/invocations", Tgi, GENERATE, [],
-        by_body::invocations, "What SageMaker calls: `messages` mean `/v1/chat/completions`, `prompt` means \
+        by_body::invocations, "Route of SageMaker: `messages` mean `/v1/chat/completions`, `prompt` means \
          `/v1/completions`, else `/`";
 
     EMBED_INPUTS: POST "/embed", Tei, EMBED, ["embed"],
@@ -95,7 +95,7 @@ routes! {
     EMBED_SPARSE: POST "/embed_sparse", Tei, FILL_MASK, ["embed_sparse"],
         tei::embed::embed_sparse, "Sparse vectors over the vocabulary";
     SIMILARITY: POST "/similarity", Tei, EMBED, ["similarity"],
-        tei::similarity::similarity, "How alike sentences are";
+        tei::similarity::similarity, "Similarity of sentences to one";
     RERANK_TEXTS: POST "/rerank", Tei, RERANK, ["rerank"],
         by_body::rerank [documented by tei::rerank::rerank], "Texts, by how well they answer a query; `documents` mean \
          `/v1/rerank`";
@@ -106,9 +106,9 @@ routes! {
     DECODE: POST "/decode", Tei, ENCODE, [],
         tei::decode::decode, "The texts of tokens";
     BY_TASK: POST "/", Tei, ENCODE, [],
-        by_body::by_task [undocumented], "What the task is for: `/embed`, `/predict` or `/rerank`";
+        by_body::by_task [undocumented], "`/embed`, `/predict` or `/rerank`, by the task";
     INVOCATIONS_BY_TASK: POST "/invocations", Tei, ENCODE, [],
-        by_body::by_task [undocumented], "What SageMaker calls: `input` means `/v1/embeddings`, `documents` mean \
+        by_body::by_task [undocumented], "Route of SageMaker: `input` means `/v1/embeddings`, `documents` mean \
          `/v1/rerank`, else `/`";
 
     HEALTH: GET "/health", Server, ANY, [],
@@ -119,8 +119,8 @@ routes! {
     PING: GET "/ping", Server, ANY, [],
         info::ping, "The same, where SageMaker asks";
     INFO: GET "/info", Server, ANY, [],
-        info::info, "Model, limits, versions; whether answers depend on other requests (`batch_invariant`) and on replays \
-         (`replay_invariant`), and why: see \
+        info::info, "Model, limits, versions; `batch_invariant` and `replay_invariant` say if answers depend on other \
+         requests and on replays, and why: see \
          [architecture.md](architecture.md#three-ways-to-run-a-model-chosen-by-capability-never-by-name)";
     METRICS: GET "/metrics", Server, ANY, [],
         info::metrics, "See [metrics.md](metrics.md)";
