@@ -144,7 +144,7 @@ impl Info {
             max_top_n_tokens: config.max_top_n_tokens,
             max_input_tokens: max_input_tokens.min(limits.max_total_tokens - 1),
             max_total_tokens: limits.max_total_tokens,
-            max_batch_prefill_tokens: limits.max_batch_tokens,
+            max_batch_prefill_tokens: limits.max_batch_prefill_tokens,
             max_batch_total_tokens: limits.capacity_tokens,
             max_batch_size: limits.max_sequences,
             max_client_batch_size: config.max_client_batch_size,
