@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::observability::metrics;
+
 /// API whose shapes and statuses an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -223,8 +225,7 @@ impl ApiError {
 
     /// Counts the failure. [`ApiError::response`] does it too; an error that ends a stream is counted here.
     pub fn count(&self) {
-        metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name())
-            .increment(1);
+        metrics::request_failures(self.type_name()).increment(1);
     }
 
     /// The answer to a refused or failed request, which is counted.

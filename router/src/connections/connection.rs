@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 
 use super::Limits;
 
+use crate::observability::metrics;
+
 /// Ways to end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
@@ -286,14 +288,14 @@ impl Connections {
         });
         let mut all = self.all();
         all.insert(id, connection.clone());
-        metrics::gauge!("gridwork_connections").set(all.len() as f64);
+        metrics::connections().set(all.len() as f64);
         Listed(connection)
     }
 
     fn remove(&self, id: u64) {
         let mut all = self.all();
         all.remove(&id);
-        metrics::gauge!("gridwork_connections").set(all.len() as f64);
+        metrics::connections().set(all.len() as f64);
         if all.is_empty() {
             self.empty.notify_waiters();
         }

@@ -17,6 +17,7 @@ use tokenizers::Tokenizer;
 
 use crate::connections::intake;
 use crate::error::{ApiError, ErrorKind};
+use crate::observability::metrics;
 use crate::tokenizing::text_encoder::not_tokenized;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
@@ -240,14 +241,13 @@ impl EncoderService {
         intake::release_current();
         sequences.iter_mut().try_for_each(adapt)?;
         let tokenization = started.elapsed();
-        metrics::histogram!("gridwork_request_validation_seconds")
-            .record(tokenization.as_secs_f64());
+        metrics::request_validation().record(tokenization.as_secs_f64());
         let lengths: Vec<usize> = sequences
             .iter()
             .map(|sequence| sequence.token_ids.len())
             .collect();
         for &length in &lengths {
-            metrics::histogram!("gridwork_request_input_tokens").record(length as f64);
+            metrics::request_input_tokens().record(length as f64);
         }
         let results = self.encoder.encode_with(permit, sequences, wanted).await?;
         let longest = |time: fn(&Encoded) -> Duration| results.iter().map(time).max();

@@ -11,6 +11,7 @@ use tracing::Span;
 use crate::error::ApiError;
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::observability::metrics;
 use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
@@ -87,12 +88,9 @@ impl Validator {
         let needs_logits = valid.request.logprobs.prompt;
         let text = |id| self.encoder.token_text(id);
         vocabulary.check_prompt(names.prompt, valid.prompt_ids(), needs_logits, text)?;
-        metrics::histogram!("gridwork_request_validation_seconds")
-            .record(started.elapsed().as_secs_f64());
-        metrics::histogram!("gridwork_request_input_tokens")
-            .record(valid.prompt_ids().len() as f64);
-        metrics::histogram!("gridwork_request_max_new_tokens")
-            .record(f64::from(valid.request.max_new_tokens));
+        metrics::request_validation().record(started.elapsed().as_secs_f64());
+        metrics::request_input_tokens().record(valid.prompt_ids().len() as f64);
+        metrics::request_max_new_tokens().record(f64::from(valid.request.max_new_tokens));
         Ok(Valid {
             validation_time: started.elapsed(),
             ..valid

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tracing::Span;
 
 use crate::encoder::EncodingUsage;
+use crate::observability::metrics;
 
 /// Times and counts of one request. Where it has several sequences, counts are summed, and times are those of the slowest.
 #[derive(Debug, Clone)]
@@ -121,8 +122,7 @@ impl RequestAccounting {
     /// Records a successful generation: metrics, and attributes of the span.
     pub fn record_success(&self) {
         self.record_times();
-        metrics::histogram!("gridwork_request_generated_tokens")
-            .record(self.generated_tokens as f64);
+        metrics::request_generated_tokens().record(self.generated_tokens as f64);
         let span = &self.span;
         span.record("time_per_token", format!("{:?}", self.time_per_token()));
         span.record("generated_tokens", self.generated_tokens);
@@ -130,8 +130,8 @@ impl RequestAccounting {
 
     fn record_times(&self) {
         let total = self.started.elapsed();
-        metrics::counter!("gridwork_request_success_total").increment(1);
-        metrics::histogram!("gridwork_request_duration_seconds").record(total.as_secs_f64());
+        metrics::request_success().increment(1);
+        metrics::request_duration().record(total.as_secs_f64());
         let span = &self.span;
         span.record("total_time", format!("{total:?}"));
         span.record("validation_time", format!("{:?}", self.validation));

@@ -18,6 +18,7 @@ use utoipa::openapi::OpenApi;
 use crate::encoder::task_name;
 use crate::error::{ApiError, Dialect, ErrorKind, written};
 use crate::http::accounting::RequestAccounting;
+use crate::observability::metrics;
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
 
@@ -212,7 +213,7 @@ impl Arrival {
 
     fn counted_as(&self, label: Option<&&'static str>, state: &AppState) -> RequestAccounting {
         if let Some(&label) = label {
-            metrics::counter!("gridwork_requests_total", "route" => label).increment(1);
+            metrics::requests(label).increment(1);
         }
         let method = match self.route.method {
             Method::GET => "GET",

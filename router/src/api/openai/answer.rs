@@ -10,6 +10,7 @@ use super::request::StreamOptions;
 use super::stream::{AnswerStream, StreamContent, StreamEnd};
 use crate::http::accounting::RequestAccounting;
 use crate::http::sse;
+use crate::observability::metrics;
 use crate::state::AppState;
 
 /// An answer to stream.
@@ -49,8 +50,7 @@ impl Streaming {
             }
             StreamEnd::Failed(error) => error.count(),
             StreamEnd::Dropped => {
-                metrics::counter!("gridwork_request_failures_total", "kind" => "dropped")
-                    .increment(1);
+                metrics::request_failures("dropped").increment(1);
             }
         };
         let stream = AnswerStream::new(

@@ -17,6 +17,7 @@ use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
 use crate::http::sse::{self, FRAME_BYTES, json_string};
+use crate::observability::metrics;
 use crate::state::AppState;
 
 /// Continue a text and stream it, token by token.
@@ -181,7 +182,7 @@ impl TokenStream {
 impl Drop for TokenStream {
     fn drop(&mut self) {
         if !self.ended {
-            metrics::counter!("gridwork_request_failures_total", "kind" => "dropped").increment(1);
+            metrics::request_failures("dropped").increment(1);
         }
     }
 }
