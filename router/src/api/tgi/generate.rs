@@ -5,18 +5,17 @@ use axum::extract::State;
 use axum::response::Response;
 use futures::StreamExt;
 use futures::future::try_join_all;
-use gridwork_engine::{Event, Finish, GeneratedToken, Generation, TopToken};
+use gridwork_engine::{Event, Finish, Generation};
 use tokenizers::Tokenizer;
 
+use super::admission::admit;
 use super::stream::stream_response;
+use super::tokens::{reported, reported_top};
 use super::types::{
     BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
     PrefillToken, Token, check_best_of,
 };
-use crate::connections::intake;
 use crate::error::{ApiError, ErrorResponse};
-use crate::generation::parameters::{FieldNames, Parameters, Prompt};
-use crate::generation::validation::Valid;
 use crate::http::accounting::RequestAccounting;
 use crate::http::extract::ApiJson;
 use crate::http::route::{Arrival, LISTED};
@@ -143,31 +142,6 @@ async fn run(
     })
 }
 
-/// Validates a request, and counts its prompt in `accounting`.
-pub(super) async fn admit(
-    state: &AppState,
-    inputs: String,
-    parameters: Parameters,
-    accounting: &mut RequestAccounting,
-) -> Result<Valid, ApiError> {
-    accounting.prompt_chars = inputs.chars().count();
-    let prompt = Prompt::Text {
-        text: inputs,
-        add_special_tokens: true,
-    };
-    let span = accounting.span.clone();
-    let valid = state
-        .validate(prompt, parameters, &FieldNames::TGI, span)
-        .await?;
-    intake::release_current();
-    accounting.prompt_tokens = valid.prompt_ids().len();
-    accounting.validation = valid.validation_time;
-    if let Some(seed) = valid.seed {
-        accounting.span.record("seed", seed);
-    }
-    Ok(valid)
-}
-
 /// A complete sequence.
 struct Collected {
     text: String,
@@ -239,38 +213,4 @@ async fn collect(
         }
     }
     Err(gridwork_engine::GenerationError::Shutdown.into())
-}
-
-/// A generated token as answers report it. Takes the text out of `token`.
-pub(super) fn reported(tokenizer: &Tokenizer, token: &mut GeneratedToken) -> Token {
-    let text = std::mem::take(&mut token.text);
-    Token {
-        id: token.id,
-        text: match token.special {
-            true => own_text(tokenizer, token.id),
-            false => text,
-        },
-        logprob: token.logprob.unwrap_or(0.0),
-        special: token.special,
-    }
-}
-
-/// The most likely tokens at a position as answers report them.
-pub(super) fn reported_top(tokenizer: &Tokenizer, tops: &[TopToken]) -> Vec<Token> {
-    let special = |id: u32| {
-        let added = tokenizer.get_added_tokens_decoder();
-        added.get(&id).is_some_and(|token| token.special)
-    };
-    let token = |top: &TopToken| Token {
-        id: top.id,
-        text: own_text(tokenizer, top.id),
-        logprob: top.logprob,
-        special: special(top.id),
-    };
-    tops.iter().map(token).collect()
-}
-
-/// Text of a single token, also of a special one.
-fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.decode(&[id], false).unwrap_or_default()
 }

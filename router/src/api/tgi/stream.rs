@@ -10,7 +10,8 @@ use axum::response::Response;
 use futures::Stream;
 use gridwork_engine::{Event, GeneratedToken, Generation, GenerationError};
 
-use super::generate::{admit, reported, reported_top};
+use super::admission::admit;
+use super::tokens::{reported, reported_top};
 use super::types::{GenerateRequest, StreamDetails, StreamResponse};
 use crate::error::{ApiError, Dialect, ErrorResponse};
 use crate::http::accounting::RequestAccounting;
