@@ -121,7 +121,7 @@ routes! {
     INFO: GET "/info", Server, ANY, [],
         info::info, "Model, limits, versions; `batch_invariant` and `replay_invariant` say if answers depend on other \
          requests and on replays, and why: see \
-         [architecture.md](architecture.md#three-ways-to-run-a-model-chosen-by-capability-never-by-name)";
+         [server/README.md](../server/README.md#guarantees)";
     METRICS: GET "/metrics", Server, ANY, [],
         info::metrics, "See [metrics.md](metrics.md)";
 }
