@@ -70,11 +70,11 @@ class Row:
     difference: float | None
     """Largest absolute difference of the hidden states; None when nothing was compared."""
     reason: str
-    """Why no faster path is chosen, or what failed."""
+    """Reason why no faster path is chosen, or what failed."""
 
     @property
     def is_right(self) -> bool:
-        """Whether the type is served with the right results."""
+        """True if the type is served with the right results."""
         return self.difference is not None and self.difference < LARGEST_DIFFERENCE
 
 
@@ -125,7 +125,7 @@ def _row(model_type: str) -> Row:
 
 
 def _runs(plain: SinglePath, length: int) -> bool:
-    """Whether the model takes sequences of this length. Some models fail on very short ones."""
+    """True if the model takes sequences of this length. Some models fail on very short ones."""
     try:
         with torch.inference_mode():
             plain.hidden_states(SequenceBatch.of([[10] * length]))

@@ -28,16 +28,16 @@ class Verdict:
     model_type: str
     path: str = ""
     reason: str = ""
-    """Why no faster path is chosen."""
+    """Reason why no faster path is chosen."""
     exact: bool = False
     error: str = ""
-    """Why the type is not served, or not exact."""
+    """Reason why the type is not served, or not exact."""
     reference_error: str = ""
-    """Why Transformers itself generates no tokens."""
+    """Reason why Transformers itself generates no tokens."""
     path_in_16_bits: str = ""
     """The path in bfloat16; empty when the type is not served in it."""
     reason_in_16_bits: str = ""
-    """Why the path differs from that of float32."""
+    """Reason why the path differs from that of float32."""
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 

@@ -35,7 +35,7 @@ class Planted:
     missed: dict[str, float] = field(default_factory=dict)
     """Effects of the errors that the self-check in bfloat16 does not find."""
     refused: str = ""
-    """Why the path is refused in bfloat16 without an error; empty when it is accepted."""
+    """Reason why the path is refused in bfloat16 without an error; empty when it is accepted."""
 
 
 def plant(model_type: str, folder: Path) -> Planted | None:
@@ -106,7 +106,7 @@ class _Check:
         return 0.0 if found is None else found.largest
 
     def refusal(self) -> str:
-        """Why the path is refused; empty when it is accepted."""
+        """Reason why the path is refused; empty when it is accepted."""
         try:
             path = self._path(self._loaded.dtype)
             found = self_check.compare(path, self._expected, self._sequences, self._loaded.dtype)

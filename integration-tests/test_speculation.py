@@ -207,7 +207,7 @@ def test_models_on_other_paths_are_refused_with_the_reason(tiny: TinyModels, tmp
 
 def test_encoders_are_refused(minilm: Path) -> None:
     log = refused_once_loaded("--model-id", minilm, "--speculate", "2")
-    assert "--speculate 2 goes with models that generate" in log
+    assert "--speculate 2 needs a model that generates" in log
 
 
 def refused_once_loaded(*flags: str | Path) -> str:

@@ -7,7 +7,7 @@ fn main() {
     println!("cargo:rerun-if-env-changed=GIT_SHA");
     println!("cargo:rerun-if-changed=build.rs");
     for file in ["../.git/HEAD", "../.git/logs/HEAD"] {
-        // One that does not exist would make every build run this again.
+        // A path that does not exist would make every build run this again.
         if Path::new(file).exists() {
             println!("cargo:rerun-if-changed={file}");
         }

@@ -42,7 +42,7 @@ class Plan:
         ]
 
     def served(self, workload: Workload) -> bool:
-        """Whether it shares one start of each server with other workloads. `memory` does not: it needs a smaller
+        """True if it shares one start of each server with other workloads. `memory` does not: it needs a smaller
         cache."""
         return workload.name != "memory"
 

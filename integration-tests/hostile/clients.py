@@ -45,7 +45,7 @@ def status_of(connection: socket.socket, timeout_s: float = 30.0) -> int:
 
 
 def is_closed_within(connection: socket.socket, timeout_s: float) -> bool:
-    """Whether the server ends the connection in time. Its data until then is read and dropped."""
+    """True if the server ends the connection in time. Its data until then is read and dropped."""
     connection.settimeout(timeout_s)
     try:
         while connection.recv(65536):

@@ -65,7 +65,7 @@ class Fault:
     inject: Callable[[Scene], None]
     """Performs the fault and checks its visible effects. Raises AssertionError."""
     cuts_connections: bool = False
-    """Whether bystanders have to repeat their requests, since the router, which holds them, dies."""
+    """True if bystanders have to repeat their requests, since the router, which holds them, dies."""
 
 
 @dataclass

@@ -112,7 +112,7 @@ class Trap:
         partial.rename(self._orders)
 
     def was_obeyed(self) -> bool:
-        """Whether the last order was taken."""
+        """True if the last order was taken."""
         return not self._orders.exists()
 
     def right_answers(self, prompts: list[str], num_tokens: int) -> list[list[int]]:

@@ -75,11 +75,11 @@ class RawClient:
         return b"".join(parts)
 
     def has_input(self) -> bool:
-        """Whether data or the end can be read now."""
+        """True if data or the end can be read now."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
     def closed_within(self, timeout_s: float) -> bool:
-        """Whether the server closes or resets the connection in time. Its data until then is read and dropped."""
+        """True if the server closes or resets the connection in time. Its data until then is read and dropped."""
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             self.socket.settimeout(left)

@@ -228,7 +228,7 @@ def _problem(
     keys, values = (random(num_slots, layer.num_kv_heads, n) for n in (layer.key_size, layer.value_size))
     options = AttentionOptions(
         scale=layer.key_size**-0.5,
-        # So short that they make a difference.
+        # Blocks are so short that they make a difference.
         window=min(layer.window, 11),
         chunk=min(layer.chunk, 11),
         softcap=2.0 if layer.has_softcap else 0.0,

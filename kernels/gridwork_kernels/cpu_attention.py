@@ -11,7 +11,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether the kernel supports this CPU and this data type."""
+    """True if the kernel supports this CPU and this data type."""
     return dtype in DTYPES and cpu_library.load() is not None
 
 

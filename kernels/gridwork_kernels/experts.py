@@ -131,7 +131,7 @@ def _can_quantize(module: Any) -> bool:
 
 
 def _is_known(module: Any) -> bool:
-    """Whether a module declares the layout of its experts' weights by the attributes of Transformers'
+    """True if a module declares the layout of its experts' weights by the attributes of Transformers'
     `use_experts_implementation`, and has no other weights."""
     says = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "_is_expert_parallel", "_apply_gate")
     if not all(hasattr(module, name) for name in says) or module.has_post_expert_norm or module._is_expert_parallel:
@@ -154,7 +154,7 @@ _ROUNDED = {"int8": 0.05, "int4": 0.3}
 
 
 def _same(got: torch.Tensor, expected: object, method: str | None) -> bool:
-    """Whether two results are equal except for the order of sums, rounding, and quantizing by `method`."""
+    """True if two results are equal except for the order of sums, rounding, and quantizing by `method`."""
     if method is None:
         return equal_up_to_rounding(got, expected, 8)
     if not isinstance(expected, torch.Tensor) or (got.shape, got.dtype) != (expected.shape, expected.dtype):

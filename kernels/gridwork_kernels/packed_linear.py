@@ -86,7 +86,7 @@ def widen_head(model: nn.Module, head: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is exactly an `nn.Linear`, without hooks, on the CPU."""
+    """True if a module is exactly an `nn.Linear`, without hooks, on the CPU."""
     return (
         type(module) is nn.Linear
         and not module._forward_hooks

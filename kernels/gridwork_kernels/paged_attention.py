@@ -80,7 +80,7 @@ class PagedLayout:
     null_slot: int
     """A slot that is always zero. Padding points to it, so that no stale value, such as NaN, is read."""
     is_fixed: bool = False
-    """Whether the step is one token of each sequence, in buffers that are refilled before each replay. Lengths are then
+    """True if the step is one token of each sequence, in buffers that are refilled before each replay. Lengths are then
     known on the device only, and only the contents of tensors may depend on them."""
     derived: dict[tuple[int, int], Gathering] = field(default_factory=dict)
     """Indices and masks of `sdpa`, by window and chunk; computed once a step."""

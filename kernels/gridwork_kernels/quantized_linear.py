@@ -72,7 +72,7 @@ class QuantizedLinear(nn.Module):
 
 
 def can_quantize(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer of a shape that the kernels support."""
+    """True if a module is a plain linear layer of a shape that the kernels support."""
     return is_plain(module) and module.out_features >= panel_features() and module.in_features % GROUP == 0
 
 

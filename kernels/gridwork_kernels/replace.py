@@ -20,7 +20,7 @@ def sample_values(*shape: int) -> torch.Tensor:
 
 
 def equal_up_to_rounding(got: object, expected: object, steps: int) -> bool:
-    """Whether two tensors have the same shape and dtype, and are equal except for the order of sums and rounding.
+    """True if two tensors have the same shape and dtype, and are equal except for the order of sums and rounding.
     steps: allowed difference, in rounding steps of the dtype."""
     if not isinstance(got, torch.Tensor) or not isinstance(expected, torch.Tensor):
         return False

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Form(IntEnum):
-    """How the normalised values, in float32, are scaled and rounded; values are those of the kernel's table."""
+    """Ways in which normalised values, in float32, are scaled and rounded; values are those of the kernel's table."""
 
     ROUNDED_FIRST = NORMS["rms"]
     """Rounded to x's dtype, then multiplied by the weight, as in Llama."""
@@ -123,7 +123,7 @@ def _eps(module: nn.Module) -> float | None:
 
 
 def _same(got: torch.Tensor, expected: object, slack: torch.Tensor | None = None) -> bool:
-    """Whether two results are equal except for the order of the sum: a value may differ in its last place, and few may
+    """True if two results are equal except for the order of the sum: a value may differ in its last place, and few may
     in bfloat16. slack: `[width]`, an additional tolerance."""
     if not isinstance(expected, torch.Tensor) or expected.shape != got.shape or expected.dtype != got.dtype:
         return False

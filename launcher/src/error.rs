@@ -1,4 +1,4 @@
-//! What can end the launcher, in words for the person who started it.
+//! Errors that end the launcher, in words for the person who started it.
 
 use std::io;
 

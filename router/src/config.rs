@@ -1,4 +1,4 @@
-//! What follows from the settings of the router: the configurations of its parts.
+//! Derives the configurations of the router's parts from its settings.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,7 +20,7 @@ const DEFAULT_OPENAI_INPUTS: usize = 2048;
 /// The settings, with what handlers need of what follows from them.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// As the launcher passed them, but for the keys of the API.
+    /// Settings as the launcher passed them, without the keys of the API.
     pub settings: RouterSettings,
     /// Names that clients know the model by, at least one; answers carry the first.
     pub served_names: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Config {
     pub max_client_batch_size: usize,
     /// Keys that are accepted; empty: none is needed.
     pub api_keys: ApiKeys,
-    /// Whether requests share cached prompts only with those that send the same key.
+    /// True if requests share cached prompts only with those that send the same key.
     pub isolate_cache_by_key: bool,
     /// Origins that may call from a browser; empty: any.
     pub cors_allow_origin: Vec<String>,

@@ -42,7 +42,7 @@ use crate::tokenizing::tokenizer_file::TokenizerFileError;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
 
-/// Why the router cannot serve; the message is for the user.
+/// Reasons why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
     #[error(transparent)]

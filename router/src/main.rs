@@ -14,7 +14,7 @@ use gridwork_settings::{RouterSettings, open_files};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long threads that still tokenize may keep the process once everything else has ended.
+/// Maximum time for which tokenizing threads keep the process after everything else has ended.
 const LEFTOVERS_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Name of the service in traces, unless `--otlp-service-name` gives another.

@@ -36,11 +36,11 @@ class ShardConfig:
     """Source of the defaults of requests: `auto` (the model's folder), `none`, or another folder."""
     attention: str = _one_of("auto", "auto", "cpu", "flash-attn", "varlen", "triton", "sdpa", "reference")
     fuse: bool = True
-    """Whether linear layers may be replaced by faster, equivalent ones."""
+    """True if linear layers may be replaced by faster, equivalent ones."""
     quantize: str | None = _one_of(None, "int8", "int4")
     """A method of `gridwork_kernels.quantized_linear`, for linear layers on CPUs."""
     compile: bool = False
-    """Whether PyTorch compiles the model, on the paged path."""
+    """True if PyTorch compiles the model, on the paged path."""
     block_size: int = 16
     """Number of tokens in a block of the cache, as the router will request them."""
     cuda_graphs: tuple[int, ...] | None = None
@@ -52,7 +52,7 @@ class ShardConfig:
     code_revision: str | None = None
     """Branch, tag or commit of Python code that the model takes from a repository on the hub."""
     serve_tokenizer: bool = False
-    """Whether rank 0 tokenizes for the router."""
+    """True if rank 0 tokenizes for the router."""
     cpu_threads: int | None = None
     revision: str | None = None
     otlp_endpoint: str | None = None

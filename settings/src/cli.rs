@@ -1,4 +1,4 @@
-//! The command line of `gridwork`, put together from the groups of [`crate::flags`].
+//! The command line of `gridwork`, composed of the groups of [`crate::flags`].
 
 use clap::Parser;
 

@@ -1,4 +1,4 @@
-//! What the command line takes, and what it refuses.
+//! Tests of values that the command line takes and refuses.
 
 use clap::CommandFactory;
 

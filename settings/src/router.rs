@@ -21,7 +21,7 @@ pub struct RouterSettings {
     pub output: Output,
 }
 
-/// What the launcher has found out for the router.
+/// Facts that the launcher has found out for the router.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterLaunch {
@@ -31,15 +31,15 @@ pub struct RouterLaunch {
     pub model_path: PathBuf,
     /// Folder of the tokenizer, when that is not the model's.
     pub tokenizer_path: Option<PathBuf>,
-    /// Whether the shard turns texts into tokens; the tokenizer.json then only turns tokens into text.
+    /// True if the shard turns texts into tokens; the tokenizer.json then only turns tokens into text.
     pub tokenize_on_shard: bool,
     /// Revision of the model, for `/info`.
     pub revision: Option<String>,
-    /// Where the shard of rank 0 listens: path of a unix socket, or `host:port`.
+    /// Address of the shard of rank 0: path of a unix socket, or `host:port`.
     pub shard_socket: String,
     /// Value of the header `x-compute-type`.
     pub compute_type: String,
-    /// Whether stdin is a socket of the launcher.
+    /// True if stdin is a socket of the launcher.
     pub supervised: bool,
 }
 

@@ -27,7 +27,7 @@ pub struct ShardSettings {
     log_level: LogLevel,
 }
 
-/// What the launcher has found out for the shards.
+/// Facts that the launcher has found out for the shards.
 #[derive(Debug, Clone, Serialize)]
 pub struct ShardLaunch {
     /// Folder of the model.
@@ -35,14 +35,14 @@ pub struct ShardLaunch {
     pub device: Device,
     /// Number of ranks.
     pub world_size: u32,
-    /// Where rank 0 listens for the others, unless there is a file.
+    /// Address at which rank 0 listens for the others, unless there is a file.
     pub master_addr: String,
     pub master_port: Option<u16>,
     /// File in which ranks of one machine find each other.
     pub meeting_file: Option<PathBuf>,
     /// Number of threads; `None` leaves it to the shard.
     pub cpu_threads: Option<u32>,
-    /// Whether rank 0 turns texts into tokens for the router.
+    /// True if rank 0 turns texts into tokens for the router.
     pub serve_tokenizer: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a shard has to remember of its sequences to answer steps, apart from keys and values.
+//! State of a shard's sequences that is needed to answer steps, apart from keys and values.
 
 use std::collections::HashMap;
 use std::time::Instant;

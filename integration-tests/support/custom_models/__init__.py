@@ -36,7 +36,7 @@ class Habit:
     """Settings of its config.json besides `auto_map`."""
     tokenizer_class: str | None = None
     generates: bool = True
-    """Whether Transformers' own `generate()` can run it."""
+    """True if Transformers' own `generate()` can run it."""
     random_scale: float = 0.25
     parts: tuple[str, ...] = ()
     """Files beside the folder's own, which these import."""

@@ -13,7 +13,7 @@ namespace gridwork {
 enum class Type : int64_t { GRIDWORK_TYPES(GRIDWORK_NAME) };
 // Activation functions; see `program_table.def`.
 enum class Activation : int64_t { GRIDWORK_ACTIVATIONS(GRIDWORK_NAME) };
-// How rows are normalised; see `program_table.def`.
+// Kind of normalisation; see `program_table.def`.
 enum class NormKind : int64_t { GRIDWORK_NORMS(GRIDWORK_NAME) };
 #undef GRIDWORK_NAME
 

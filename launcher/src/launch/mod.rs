@@ -39,7 +39,7 @@ pub struct LaunchPlan {
 pub struct PreparedTokenizer {
     /// Its folder.
     pub path: PathBuf,
-    /// Whether it turns text into tokens. If not, it turns tokens into text, and the shard tokenizes.
+    /// True if it turns text into tokens. If not, it turns tokens into text, and the shard tokenizes.
     pub encodes: bool,
 }
 

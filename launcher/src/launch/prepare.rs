@@ -31,7 +31,7 @@ struct Prepared {
     model_path: PathBuf,
     /// Folder of a tokenizer.json, for a model without one.
     tokenizer_path: Option<PathBuf>,
-    /// Whether that tokenizer turns text into tokens.
+    /// True if that tokenizer turns text into tokens.
     #[serde(default)]
     tokenizer_encodes: bool,
 }

@@ -200,7 +200,7 @@ mod tests {
 
     #[derive(Default)]
     struct Pipe {
-        /// Whether it is read, and what was written.
+        /// True if it is read, and what was written.
         state: Mutex<(bool, Vec<u8>)>,
         read: Condvar,
     }

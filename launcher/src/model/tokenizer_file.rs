@@ -225,7 +225,7 @@ impl Tokens {
         };
         let mut token = token.clone();
         token.insert("id".to_owned(), id.parse::<u64>().ok().into());
-        // What Transformers takes a token for whose entry does not say.
+        // Defaults of Transformers for a token's entry.
         let is_special = token.get("special") == Some(&Value::Bool(true));
         token
             .entry("normalized")

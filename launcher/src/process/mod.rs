@@ -38,7 +38,7 @@ pub struct ChildError {
     pub source: io::Error,
 }
 
-/// How to start a child.
+/// Command that starts a child.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommandSpec {
     /// Name of the child in the log.
@@ -56,7 +56,7 @@ pub struct CommandSpec {
     pub env_kept: Option<ShardEnvironment>,
 }
 
-/// How a child ended.
+/// End of a child process.
 #[derive(Debug, Clone)]
 pub struct Exit {
     pub tag: String,

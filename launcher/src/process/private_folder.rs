@@ -54,7 +54,7 @@ impl PrivateFolder {
             let is_ours = entry.file_name().to_string_lossy().starts_with(PREFIX);
             let path = entry.path();
             if is_ours && is_left_over(&path) {
-                // What cannot be removed harms nobody.
+                // A folder that cannot be removed harms nobody.
                 let _ = fs::remove_dir_all(path);
             }
         }

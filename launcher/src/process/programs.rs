@@ -22,7 +22,7 @@ pub struct Wanted<'a> {
     pub flag: &'static str,
     /// Value of the flag or its variable: a path, a name in PATH, or a command with arguments.
     pub given: Option<&'a str>,
-    /// Whether it may lie in the Python environment of a source checkout.
+    /// True if it may lie in the Python environment of a source checkout.
     pub in_venv: bool,
 }
 

@@ -94,7 +94,7 @@ const NO_SECRETS: [&str; 2] = ["TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_IMPLICI
 pub struct ShardEnvironment {
     /// Variables that the user adds (`--shard-env`).
     pub also: Vec<String>,
-    /// Whether shards run Python code of the model: then they get no headers for the collector of traces.
+    /// True if shards run Python code of the model: then they get no headers for the collector of traces.
     pub runs_code: bool,
 }
 

@@ -53,7 +53,7 @@ pub enum SocketError {
     NoAddress { path: PathBuf, reason: String },
 }
 
-/// Where the ranks of a group find each other.
+/// Meeting point of the ranks of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meeting {
     /// A port of `--master-addr`.
@@ -179,7 +179,7 @@ impl Sockets {
 impl Drop for Sockets {
     fn drop(&mut self) {
         self.remove_stale();
-        // Of one rank alone there is none.
+        // A single rank has none.
         let _ = fs::remove_file(self.meeting_path());
     }
 }

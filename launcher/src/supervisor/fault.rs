@@ -1,4 +1,4 @@
-//! What goes wrong with the router and the shards.
+//! Faults of the router and the shards.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::process::sockets::SocketError;
 use crate::process::{ChildError, Exit};
 
-/// Why processes could not be started.
+/// Errors of starting processes.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -17,7 +17,7 @@ pub enum StartError {
     RouterLink(io::Error),
 }
 
-/// What went wrong with running processes.
+/// Faults of running processes.
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     #[error("{}", .0.reason())]
@@ -44,7 +44,7 @@ pub enum Fault {
     NotStarted(#[from] StartError),
 }
 
-/// Why the server ended though nobody told it to.
+/// Reason why the server ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     #[error(transparent)]

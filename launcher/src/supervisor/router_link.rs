@@ -30,7 +30,7 @@ pub struct Notes {
     pub trouble: watch::Sender<Option<String>>,
     /// Reason why everything ends; set by the launcher.
     pub ends: watch::Sender<Option<String>>,
-    /// Whether the router knows that everything ends; set from its answers.
+    /// True if the router knows that everything ends; set from its answers.
     pub knows: watch::Sender<bool>,
 }
 

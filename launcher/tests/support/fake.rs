@@ -69,7 +69,7 @@ impl Fake {
         is_given.then(|| fs::read_to_string(self.value("--settings")).unwrap())
     }
 
-    /// What the test wrote for this role, empty when nothing.
+    /// Text that the test wrote for this role; empty if none.
     fn orders(&self) -> String {
         let path = self.folder.join(format!("{}.orders", self.role));
         fs::read_to_string(path).unwrap_or_default()

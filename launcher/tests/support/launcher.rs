@@ -13,7 +13,7 @@ use super::{fake, runs, wait_for, write_model};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where test, launcher and stand-ins meet.
+/// Folder in which test, launcher and stand-ins meet.
 pub struct Scene {
     pub folder: tempfile::TempDir,
 }
@@ -39,7 +39,7 @@ impl Scene {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// What a stand-in was given behind a flag, as a path.
+    /// Path that a stand-in was given after a flag.
     pub fn argument(&self, role: &str, flag: &str) -> std::path::PathBuf {
         let arguments = self.read(&format!("{role}.arguments"));
         let mut lines = arguments.lines().skip_while(|line| *line != flag);
@@ -211,7 +211,7 @@ pub fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// Whether the command line of a running process contains `text`.
+/// True if the command line of a running process contains `text`.
 pub fn command_line_contains(pid: u32, text: &str) -> bool {
     let path = format!("/proc/{pid}/cmdline");
     fs::read(Path::new(&path)).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))

@@ -1,4 +1,4 @@
-//! What the black-box tests share: a launcher under test, and the stand-ins that it starts in place of a router and
+//! Support of the black-box tests: a launcher under test, and the stand-ins that it starts in place of a router and
 //! shards.
 
 pub mod fake;
@@ -19,7 +19,7 @@ pub fn wait_for<T>(timeout: Duration, what: &str, mut found: impl FnMut() -> Opt
     }
 }
 
-/// Whether a process runs: zombies do not.
+/// True if a process runs: zombies do not.
 pub fn runs(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or("Z").starts_with('Z'))

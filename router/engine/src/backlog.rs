@@ -60,7 +60,7 @@ impl Backlog {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the sequence must be ended because too much is unread.
+    /// True if the sequence must be ended because too much is unread.
     pub fn is_too_long(&self) -> bool {
         let own = self.bytes();
         own > FREE_BYTES

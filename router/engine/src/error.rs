@@ -2,7 +2,7 @@
 
 use gridwork_proto::v1::Task;
 
-/// Why the engine or the encoder cannot serve. The message is for the user.
+/// Reasons why the engine or the encoder cannot serve. The message is for the user.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StartError {
     #[error("the shard was not ready after {seconds} s; last state: {state}")]
@@ -55,7 +55,7 @@ fn in_brackets(reason: &str) -> String {
     }
 }
 
-/// Why a request was not admitted.
+/// Reasons why a request was not admitted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     #[error("the model is still loading")]
@@ -67,7 +67,7 @@ pub enum SubmitError {
     Overloaded { limit: usize, retry_after_s: u64 },
 }
 
-/// Why an admitted request failed. Other requests are not affected.
+/// Reasons why an admitted request failed. Other requests are not affected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GenerationError {
     #[error("the model produced NaN logits for this request")]

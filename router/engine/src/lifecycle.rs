@@ -81,7 +81,7 @@ pub(crate) trait Worker<C: Connector>: Send {
     }
 }
 
-/// Why a [`Worker`] stopped working.
+/// Reasons why a [`Worker`] stopped working.
 pub(crate) enum Ended {
     NoHandles,
     ShardLost(String),

@@ -64,7 +64,7 @@ pub struct StopConditions {
     pub strings: Vec<String>,
     /// Stop at these tokens, which are not part of the text.
     pub token_ids: Vec<u32>,
-    /// Whether the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may begin a stop
+    /// True if the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may begin a stop
     /// string is held back until it is certain.
     pub include_in_output: bool,
 }
@@ -121,7 +121,7 @@ pub enum Event {
 pub struct PromptLogprob {
     /// Natural logarithm of the token's probability in the model's own distribution; `None` for the first token.
     pub logprob: Option<f32>,
-    /// Most likely tokens at this position, best first; empty unless asked for.
+    /// The most likely tokens at this position, best first; empty unless requested.
     pub top: Vec<TopToken>,
 }
 
@@ -134,13 +134,13 @@ pub struct GeneratedToken {
     /// Number of characters decoded before this token: the offset of its own text, even while earlier text is held
     /// back. Counted only when log-probabilities are requested, else 0.
     pub offset_chars: u64,
-    /// Whether text is held back because it may begin a stop string.
+    /// True if text is held back because it may begin a stop string.
     pub holds_text: bool,
     /// Natural logarithm of the token's probability in the model's own distribution; `Some` when requested.
     pub logprob: Option<f32>,
-    /// Whether the token is one of the tokenizer's special tokens.
+    /// True if the token is one of the tokenizer's special tokens.
     pub special: bool,
-    /// Most likely tokens at this position, best first; empty unless asked for.
+    /// The most likely tokens at this position, best first; empty unless requested.
     pub top: Vec<TopToken>,
     /// Set on the last token.
     pub finish: Option<Finish>,

@@ -32,7 +32,7 @@ pub struct Info {
     pub generation_defaults: Defaults,
     /// Keys of the generation config that would change answers and are not used.
     pub generation_config_ignored: Vec<String>,
-    /// Longest sequence that the model's positions allow; 0 when its config gives none.
+    /// Maximum sequence length that the model's positions allow; 0 when its config gives none.
     pub max_context_tokens: u32,
     pub max_n: u32,
     pub max_best_of: usize,

@@ -40,7 +40,7 @@ macro_rules! declare_parameters {
             transformers $transformers:tt
         }
     )*) => {
-        /// How to continue a prompt. `None`: the neutral value.
+        /// Parameters of a request. `None` stands for the neutral value.
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct Parameters {
             $($(#[$doc])* pub $name: Option<$type>,)*
@@ -48,7 +48,7 @@ macro_rules! declare_parameters {
         }
 
         impl Parameters {
-            /// Whether a parameter is given that makes sense only for random tokens.
+            /// True if a parameter is given that makes sense only for random tokens.
             pub fn asks_for_sampling(&self) -> bool {
                 false $($(|| $asks_for_sampling && self.$name.is_some())?)*
             }
@@ -80,7 +80,7 @@ parameter_table! { declare_parameters =>
 }
 
 impl Parameters {
-    /// Whether tokens are drawn at random, so that the seed matters.
+    /// True if tokens are drawn at random, so that the seed matters.
     pub fn is_random(&self) -> bool {
         self.do_sample.unwrap_or(true) && self.temperature != Some(0.0)
     }

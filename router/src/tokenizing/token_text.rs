@@ -37,7 +37,7 @@ impl<'a> TokenTexts<'a> {
         }
     }
 
-    /// Whether the token is one of the tokenizer's special tokens.
+    /// True if the token is one of the tokenizer's special tokens.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
         added

@@ -170,7 +170,7 @@ def _match_gelu_in_steps(rewriter: Rewriter, node: Node) -> Ref | None:
 
 
 def _is_number(argument: Any, value: float) -> bool:
-    """Whether an argument is a Python number of this value. It may also be a tensor."""
+    """True if an argument is a Python number of this value. It may also be a tensor."""
     return isinstance(argument, int | float) and argument == value
 
 

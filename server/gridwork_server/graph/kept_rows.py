@@ -128,7 +128,7 @@ def _with_rows(shape: Any) -> Any:
 
 
 def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
-    """Whether the operation computes each token's row of `[1, T, features]` independently, from rows, weights and
+    """True if the operation computes each token's row of `[1, T, features]` independently, from rows, weights and
     numbers only."""
     ops = torch.ops.gridwork_cpu
     inputs = list(node.inputs())

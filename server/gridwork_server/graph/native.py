@@ -71,7 +71,7 @@ class NativeProgram:
         return operations
 
     def _is_gated_linear(self, linear: Node, gated: Node) -> bool:
-        """Whether `gated` multiplies the activation of the first half of the layer's features by the second half, and
+        """True if `gated` multiplies the activation of the first half of the layer's features by the second half, and
         nothing else needs the features."""
         ops = torch.ops.gridwork_cpu
         if linear.target != ops.linear.default or gated.target != ops.gated_activation.default:
@@ -134,7 +134,7 @@ class _Place(NamedTuple):
     begin: int
     """Bytes before it for each token."""
     is_persistent: bool
-    """Whether other sections read it than the one that computes it."""
+    """True if other sections read it than the one that computes it."""
 
 
 class _Memory:

@@ -40,7 +40,7 @@ class Attend:
     window: int
     softcap: float
     interleaved: bool = False
-    """Whether dimensions 2i and 2i + 1 are partners in the rotation, not i and i + size / 2."""
+    """True if dimensions 2i and 2i + 1 are partners in the rotation, not i and i + size / 2."""
 
 
 @dataclass(eq=False)

@@ -171,7 +171,7 @@ class OperationWriter(program.ProgramWriter):
         )
 
     def _rows(self, ref: Ref | None) -> program.Rows:
-        """Where the rows of an operand lie; zeros for none."""
+        """Location of the rows of an operand; zeros for none."""
         if ref is None:
             return 0, 0, 0
         rows = self._plan.rows[ref]

@@ -24,7 +24,7 @@ _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
 @dataclass(frozen=True)
 class Rows:
-    """Where each token's values lie: `offset` values after the start of `base`, `stride` values apart for each
+    """Location of each token's values: `offset` values after the start of `base`, `stride` values apart for each
     token."""
 
     base: Ref
@@ -37,7 +37,7 @@ class Rows:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the rows of consecutive tokens are contiguous."""
+        """True if the rows of consecutive tokens are contiguous."""
         return self.stride == self.features
 
 
@@ -154,7 +154,7 @@ class Plan:
                 segment.outputs.append(ref)
 
     def _is_view(self, node: Node) -> bool:
-        """Whether the node's outputs are views of rows; notes where they lie."""
+        """True if the node's outputs are views of rows; notes where they lie."""
         if isinstance(node.target, Attend) or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
             return False
         if node.target in _VIEWS and node.args[0] in self._ids and node.shape == (1, _TOKENS):
@@ -176,7 +176,7 @@ class Plan:
         return True
 
     def _is_native(self, node: Node) -> bool:
-        """Whether there is a kernel for the node's operation and operands."""
+        """True if there is a kernel for the node's operation and operands."""
         ops = torch.ops.gridwork_cpu
         if node.kwargs or node.dtype is None or any(ref is None or ref not in self.rows for ref in node.outputs):
             return False
@@ -211,7 +211,7 @@ class Plan:
         return False
 
     def _is_attention(self, node: Node) -> bool:
-        """Whether query, key, value and angles are the step's tensors of supported types, and sinks are constant."""
+        """True if query, key, value and angles are the step's tensors of supported types, and sinks are constant."""
         query, key, value, sinks, *angles = node.args
         if isinstance(sinks, Ref) or not all(isinstance(ref, Ref) for ref in (query, key, value, *angles)):
             return False
@@ -225,13 +225,13 @@ class Plan:
         )
 
     def _is_lookup(self, node: Node) -> bool:
-        """Whether it looks up rows of a constant table by the step's tokens or positions."""
+        """True if it looks up rows of a constant table by the step's tokens or positions."""
         table, ids = node.args[:2]
         return isinstance(table, torch.Tensor) and table.is_contiguous() and isinstance(ids, Ref) and ids in self._ids
 
 
 def _is_of_tokens(shape: tuple[Any, ...]) -> bool:
-    """Whether a shape is `[T, …]` or `[1, T, …]`, where the other sizes are constant."""
+    """True if a shape is `[T, …]` or `[1, T, …]`, where the other sizes are constant."""
     rest = _of_a_token(shape)
     return rest is not None and all(type(size) is int for size in rest)
 

@@ -91,7 +91,7 @@ class PositionTables:
         return result
 
     def _is_by_position(self, ref: Ref, plan: list[Node]) -> bool:
-        """Whether a position's values are the same, bit for bit, whatever is computed with them."""
+        """True if a position's values are the same, bit for bit, whatever is computed with them."""
         every = self._compute(ref, plan, torch.arange(1 + max(map(max, _TRIED))))
         return all(
             torch.equal(self._compute(ref, plan, positions), every[positions])
@@ -119,7 +119,7 @@ def _of_positions(graph: Graph) -> list[Node]:
 
 
 def _depends_on_rows(node: Node) -> bool:
-    """Whether one of its sizes depends on the number of rows of logits."""
+    """True if one of its sizes depends on the number of rows of logits."""
     found = []
 
     def look(leaf: Any) -> Any:
@@ -144,7 +144,7 @@ def _needed(graph: Graph, nodes: list[Node], producer: dict[Ref, Node]) -> list[
 
 
 def _can_be_a_row(node: Node) -> bool:
-    """Whether its output has shape `[1, T, features]` and a floating-point type."""
+    """True if its output has shape `[1, T, features]` and a floating-point type."""
     shape = node.shape
     of_tokens = shape is not None and len(shape) == 3 and shape[:2] == (1, Size(0, 1, 0)) and type(shape[2]) is int
     return of_tokens and node.dtype is not None and node.dtype.is_floating_point

@@ -155,7 +155,7 @@ class Program:
 
 
 def _is_whole(slicing: Node) -> bool:
-    """Whether a slice lies within its dimension for every number of tokens. A slice may also extend beyond it."""
+    """True if a slice lies within its dimension for every number of tokens. A slice may also extend beyond it."""
     _, dim, begin, end = slicing.args
     numbers = all(type(number) is int and number >= 0 for number in (dim, begin, end))
     return numbers and slicing.shape is not None and slicing.shape[dim] == end - begin

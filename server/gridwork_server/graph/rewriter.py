@@ -41,7 +41,7 @@ class Rewriter:
         return self.producer.get(ref) if isinstance(ref, Ref) and ref not in self.changed else None
 
     def only_use(self, ref: Ref) -> bool:
-        """Whether exactly one operation uses it, once."""
+        """True if exactly one operation uses it, once."""
         return len(self.uses[ref]) == 1 and ref not in self.changed
 
     def new(self, target: Any, args: tuple[Any, ...], shape: Any, dtype: Any, out: Ref | None = None) -> Node:

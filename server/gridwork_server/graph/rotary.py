@@ -147,7 +147,7 @@ def _heads(rewriter: Rewriter, x: Any, dtype: torch.dtype, wide: bool) -> Ref | 
 
 
 def _turns(rewriter: Rewriter, ref: Any, x: Any, shape: tuple[Any, ...]) -> bool | None:
-    """Whether `ref` is x turned with adjacent partners (True) or with partners half of the dimensions apart (False)."""
+    """True if `ref` is x turned with adjacent partners (True) or with partners half of the dimensions apart (False)."""
     size, source = shape[-1], rewriter.source(x)
     if source is None or source.shape != shape or not isinstance(size, int) or size % 2:
         return None
@@ -166,7 +166,7 @@ def _turns(rewriter: Rewriter, ref: Any, x: Any, shape: tuple[Any, ...]) -> bool
 def _are_parts(
     rewriter: Rewriter, joined: Node, x: Any, ends: tuple[tuple[int, int], tuple[int, int]], step: tuple[int, ...]
 ) -> bool:
-    """Whether `joined` joins two parts of x with these begins and ends, the first one negated."""
+    """True if `joined` joins two parts of x with these begins and ends, the first one negated."""
     if len(joined.args[0]) != 2 or joined.kwargs:
         return False
     size = max(end for _, end in ends)

@@ -62,17 +62,17 @@ class Written:
             grows = len(self._tensors) + len(self._storages) > before
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a constant's memory is written to."""
+        """True if a constant's memory is written to."""
         return _storage(tensor) in self._storages
 
     def touches(self, node: Node) -> bool:
-        """Whether the node has an input or output whose memory is written to."""
+        """True if the node has an input or output whose memory is written to."""
         used = {*node.inputs(), *node.outputs}
         return bool(used & self._tensors) or any(_storage(tensor) in self._storages for tensor in _constants(node))
 
 
 def _may_share_memory(node: Node) -> bool:
-    """Whether results may share memory with arguments. Composite operations do not always declare it."""
+    """True if results may share memory with arguments. Composite operations do not always declare it."""
     if isinstance(node.target, Attend):
         return False
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -96,7 +96,7 @@ def _leaves(node: Node) -> list[Any]:
 
 
 def _is_function(node: Node, graph: Graph, written: Written) -> bool:
-    """Whether the node always gives the same result for the same arguments, and nothing writes to either."""
+    """True if the node always gives the same result for the same arguments, and nothing writes to either."""
     return not (
         isinstance(node.target, Attend)
         or node.target._schema.is_mutable
@@ -124,7 +124,7 @@ def _compute_constants(graph: Graph, written: Written) -> None:
 
 
 def _is_constant(node: Node) -> bool:
-    """Whether it gives one small tensor that does not depend on a step."""
+    """True if it gives one small tensor that does not depend on a step."""
     if len(node.outputs) != 1 or node.outputs[0] is None or node.shape is None:
         return False
     numbers = all(type(size) is int for size in node.shape)

@@ -60,7 +60,7 @@ def _last_sizes(rewriter: Rewriter, node: Node, whole: int, last: int) -> list[i
 
 
 def _is_attended_with(rewriter: Rewriter, heads: Ref) -> bool:
-    """Whether heads `[1, heads, T, size]` are used only as `[T, heads, size]`, the shape of attention's arguments."""
+    """True if heads `[1, heads, T, size]` are used only as `[T, heads, size]`, the shape of attention's arguments."""
     first = rewriter.uses[heads]
     then = [user for node in first for user in rewriter.uses[node.outputs[0]]]  # type: ignore[index]
     return (

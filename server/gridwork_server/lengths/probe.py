@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 _LONGEST = 2**20
-"""Longest call that is tried, in tokens."""
+"""Maximum length of a tried call, in tokens."""
 
 _LARGEST_RESULT = 2**25
 """Largest result, in numbers, beyond which no longer call is tried: some results grow with the square of the length."""

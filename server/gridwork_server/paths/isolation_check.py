@@ -41,7 +41,7 @@ _MAX_WORK = 2 * 10**10
 """Maximum of parameters times tokens for crossing a limit: takes a fraction of a second."""
 
 _LONGEST_LIMIT = 512
-"""Longest limit, in tokens, that is crossed with a prompt."""
+"""Maximum limit, in tokens, that is crossed with a prompt."""
 
 _NEIGHBOUR_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Largest difference of a row's logits, as a share of their spread, when only a neighbour has changed. A neighbour may

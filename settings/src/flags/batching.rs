@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::values::{self, BatchSizes};
 
-/// What runs together, and which cached blocks it shares. Read by the router; the launcher passes `block_size` to the
+/// Batching, and the sharing of cached blocks. Read by the router; the launcher passes `block_size` to the
 /// shards too.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -3,7 +3,7 @@
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-/// What a flag of [`ALIASES`] does.
+/// Effect of a flag of [`ALIASES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Accepted without effect, for this reason.
@@ -18,7 +18,7 @@ pub struct Alias {
     /// Name of the flag without its dashes.
     pub name: &'static str,
     pub variable: &'static str,
-    /// Whether the flag may stand without a value.
+    /// True if the flag may stand without a value.
     is_switch: bool,
     pub effect: Effect,
 }

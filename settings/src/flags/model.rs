@@ -6,7 +6,7 @@ use clap::builder::{BoolishValueParser, NonEmptyStringValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Where the model comes from. Read by the launcher, which passes the answer on.
+/// Source of the model. Read by the launcher, which passes the answer on.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelSource {
@@ -73,7 +73,7 @@ pub struct Names {
     pub tokenizer_config_path: Option<PathBuf>,
 }
 
-/// How the model is run. Read by the shards, under the names of `ShardConfig` in Python.
+/// Ways to run the model. Read by the shards, under the names of `ShardConfig` in Python.
 #[derive(Debug, Clone, Args, Serialize)]
 #[command(next_help_heading = "Model")]
 pub struct ModelRun {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::values;
 
-/// What is logged and traced. Read by every process.
+/// Logs and traces. Read by every process.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[command(next_help_heading = "Output")]

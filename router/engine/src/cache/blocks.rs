@@ -37,7 +37,7 @@ impl Blocks {
         &self.ids
     }
 
-    /// Whether the sequence reads this node's block, which stands at index `depth` of its prefix.
+    /// True if the sequence reads this node's block, which stands at index `depth` of its prefix.
     pub fn uses(&self, node: NodeId, depth: usize) -> bool {
         self.nodes.get(depth) == Some(&node.block)
     }

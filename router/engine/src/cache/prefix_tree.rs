@@ -45,7 +45,7 @@ struct Node {
     /// Neighbours in the list of unreferenced nodes.
     older: u32,
     newer: u32,
-    /// Whether a token was sampled from this node without a failure.
+    /// True if a token was sampled from this node without a failure.
     confirmed: bool,
 }
 

@@ -88,7 +88,7 @@ impl Encoder {
         self.lifecycle.loaded()
     }
 
-    /// Whether batches can be computed now. False while the shard is loading, hangs, or is being restarted.
+    /// True if batches can be computed now. False while the shard is loading, hangs, or is being restarted.
     pub fn is_healthy(&self) -> bool {
         self.lifecycle.is_healthy()
     }
@@ -98,7 +98,7 @@ impl Encoder {
         self.lifecycle.vitals()
     }
 
-    /// Whether [`Encoder::drain`] has been called.
+    /// True if [`Encoder::drain`] has been called.
     pub fn is_draining(&self) -> bool {
         self.lifecycle.is_draining()
     }

@@ -56,7 +56,7 @@ impl Queue {
         self.waiting.len()
     }
 
-    /// Whether the first sequence may have crashed the shard.
+    /// True if the first sequence may have crashed the shard.
     pub fn begins_with_suspect(&self) -> bool {
         self.waiting.front().is_some_and(|first| first.deaths > 0)
     }

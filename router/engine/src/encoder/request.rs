@@ -46,7 +46,7 @@ pub struct Encoded {
     pub inference: Duration,
 }
 
-/// Why a request has no result.
+/// Reasons why a request has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// The request was not admitted.

@@ -24,7 +24,7 @@ pub struct EngineConfig {
     /// Maximum number of requests queued or running; the next one is refused.
     pub max_concurrent_requests: usize,
     pub queue_timeout: Duration,
-    /// Whether sequences with an equal beginning share its cached keys and values.
+    /// True if sequences with an equal beginning share its cached keys and values.
     pub prefix_cache: bool,
     /// Maximum number of drafts of a sequence in a step; 0: no speculation.
     pub speculate: u32,
@@ -55,7 +55,7 @@ pub struct Limits {
     pub max_batch_prefill_tokens: u32,
     pub max_sequences: u32,
     pub max_concurrent_requests: usize,
-    /// Whether there is a prefix cache: the configuration enables it, and the model's path can share blocks.
+    /// True if there is a prefix cache: the configuration enables it, and the model's path can share blocks.
     pub prefix_cache: bool,
     /// Maximum number of drafts of a sequence in a step.
     pub speculate: u32,

@@ -93,7 +93,7 @@ impl Engine {
         self.shared.lifecycle.loaded()
     }
 
-    /// Whether steps can run now. False while the shard is loading, hangs, or is being restarted.
+    /// True if steps can run now. False while the shard is loading, hangs, or is being restarted.
     pub fn is_healthy(&self) -> bool {
         self.shared.lifecycle.is_healthy()
     }
@@ -103,7 +103,7 @@ impl Engine {
         self.shared.lifecycle.vitals()
     }
 
-    /// Whether [`Engine::drain`] has been called.
+    /// True if [`Engine::drain`] has been called.
     pub fn is_draining(&self) -> bool {
         self.shared.lifecycle.is_draining()
     }

@@ -62,7 +62,7 @@ impl Worker<StepConnector> for StepLoop {
         commands: &mut UnboundedReceiver<Command>,
         monitor: &mut Monitor,
     ) -> Ended {
-        // Until a step has been measured, the warm-up stands for the time of one token.
+        // The warm-up stands for the time of one token until a step has been measured.
         monitor.answered(Work::of_a_token(), shard.warmup_took);
         let mut ticks = Monitor::ticks();
         loop {

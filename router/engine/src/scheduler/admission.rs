@@ -53,7 +53,7 @@ impl Scheduler {
             .find(|key| self.fits(*key, promised))
     }
 
-    /// Whether a waiting sequence can be admitted now with its whole prompt.
+    /// True if a waiting sequence can be admitted now with its whole prompt.
     fn fits(&mut self, key: SequenceKey, promised: usize) -> bool {
         let Some(sequence) = self.sequences.get_mut(&key) else {
             return false;

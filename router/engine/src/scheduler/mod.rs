@@ -52,7 +52,7 @@ pub(crate) struct SchedulerConfig {
     /// block.
     pub max_batch_prefill_tokens: usize,
     pub max_sequences: u32,
-    /// Whether sequences with an equal beginning share its blocks.
+    /// True if sequences with an equal beginning share its blocks.
     pub prefix_cache: bool,
     /// Number of tokens in a step up to which drafts are worth their cost; 0: no drafts.
     pub draft_step_tokens: usize,

@@ -36,7 +36,7 @@ impl Pace {
         *average = Some(before + LATEST * (latest - before));
     }
 
-    /// Whether a step of this size is expected to take long. False while nothing is known.
+    /// True if a step of this size is expected to take long. False while nothing is known.
     pub fn is_long(&self, num_sequences: usize, num_tokens: usize) -> bool {
         let expected_us = if num_tokens > num_sequences {
             self.prefill_token_us.unwrap_or(0.0) * num_tokens as f64

@@ -12,7 +12,7 @@ pub(crate) struct CrashRecord {
     pub deaths: u32,
     /// Number of the sequence's tokens at the last death.
     num_tokens: usize,
-    /// Whether a step that computed it among others raised an exception.
+    /// True if a step that computed it among others raised an exception.
     raised: bool,
 }
 
@@ -44,7 +44,7 @@ impl CrashRecord {
         }
     }
 
-    /// Whether the sequence must be computed alone.
+    /// True if the sequence must be computed alone.
     pub fn is_suspect(self) -> bool {
         self.raised || self.deaths >= DEATHS_UNTIL_ALONE
     }

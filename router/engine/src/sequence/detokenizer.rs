@@ -11,7 +11,7 @@ use tokenizers::decoders::DecoderWrapper;
 /// token.
 pub(crate) struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
-    /// Whether each token is special, by token id.
+    /// True if each token is special, by token id.
     special: Vec<bool>,
     /// Bytes of every token when the decoder is byte-level. Decoding is then concatenation.
     bytes: Option<Vec<Box<[u8]>>>,

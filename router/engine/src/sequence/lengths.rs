@@ -7,7 +7,7 @@ use gridwork_proto::v1::InfoResponse;
 pub(crate) struct LengthRule {
     /// Number of tokens computed together up to which keys do not depend on it; 0: they never do.
     pub border: usize,
-    /// Whether each number beyond the border gives different keys, or all the same.
+    /// True if each number beyond the border gives different keys, or all the same.
     pub apart: bool,
     /// Length at which a sequence that began shorter is recomputed; 0: never.
     pub recompute_at: usize,

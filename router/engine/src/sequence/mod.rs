@@ -174,7 +174,7 @@ impl Sequence {
             .set_length_class(self.lengths.class(self.num_first));
     }
 
-    /// Whether the sequence crossed the length at which its keys are invalid, and no token of it is being sampled.
+    /// True if the sequence crossed the length at which its keys are invalid, and no token of it is being sampled.
     pub fn must_be_recomputed(&self) -> bool {
         let max = self.lengths.max_computed(self.num_first);
         max.is_some_and(|max| self.tokens.len() > max) && self.num_pending == 0
@@ -197,13 +197,13 @@ impl Sequence {
             .saturating_sub(self.num_computed)
     }
 
-    /// Whether its next step computes only the token that was sampled last.
+    /// True if its next step computes only the token that was sampled last.
     pub fn is_decoding(&self) -> bool {
         self.num_computed >= self.num_prompt_tokens
             && self.num_computed + 1 == self.tokens.len() + self.num_pending
     }
 
-    /// Whether drafts are currently worth their cost.
+    /// True if drafts are currently worth their cost.
     pub fn may_draft(&self) -> bool {
         self.speculation
             .as_ref()
@@ -228,7 +228,7 @@ impl Sequence {
         drafts
     }
 
-    /// Notes that a step of this sequence returned `num_tokens` tokens, which have been accepted as far as needed.
+    /// Notes that a step of this sequence returned `num_tokens` tokens, accepted up to the end of the sequence.
     pub fn on_step_result(&mut self, num_tokens: usize) {
         self.num_pending -= 1;
         // The sequence's own token counted as computed when the step was made. Drafts do now, except the token behind
@@ -243,7 +243,7 @@ impl Sequence {
         }
     }
 
-    /// Whether the prefix cache may be used: not when the log-probabilities of every position are requested.
+    /// True if the prefix cache may be used: not when the log-probabilities of every position are requested.
     pub fn may_use_cache(&self) -> bool {
         self.prompt_logprobs.is_none()
     }

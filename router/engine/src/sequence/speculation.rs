@@ -59,7 +59,7 @@ impl Speculation {
         self.look_up(tokens);
     }
 
-    /// Whether guesses are right often enough to draft them.
+    /// True if guesses are right often enough to draft them.
     pub fn is_trusted(&self) -> bool {
         self.trust >= ENOUGH_TRUST
     }

@@ -116,7 +116,7 @@ pub(crate) async fn find(
     Ok((client, info))
 }
 
-/// Whether the shard generates, in steps, rather than encodes, in batches.
+/// True if the shard generates, in steps, rather than encodes, in batches.
 pub(crate) fn generates(info: &InfoResponse) -> bool {
     matches!(info.task(), Task::Unspecified | Task::Generate)
 }

@@ -15,7 +15,7 @@ use crate::shard::client::{ShardAddress, channel};
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Why a text was not tokenized.
+/// Reasons why a text was not tokenized.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizeError {
     /// The tokenizer refuses the text. The message is for the user.

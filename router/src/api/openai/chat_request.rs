@@ -142,7 +142,7 @@ impl ChatRequest {
         Ok(())
     }
 
-    /// Whether to open an assistant's message, and whether to continue the last message.
+    /// Ends of the prompt: an opened assistant's message, or a continued last message.
     pub fn continuation(&self) -> Result<(bool, bool), ApiError> {
         let from_assistant = self
             .messages
@@ -191,7 +191,7 @@ impl Body for ChatRequest {
         ]);
 }
 
-/// Whether a value is absent, `null`, `[]` or `{}`.
+/// True if a value is absent, `null`, `[]` or `{}`.
 fn is_empty(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => true,

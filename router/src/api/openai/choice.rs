@@ -46,7 +46,7 @@ pub struct RunningChoice<S = Generation> {
     pub num_generated: u32,
     /// Number of prompt tokens found in the cache; set when the choice ends.
     num_cached: u32,
-    /// Whether a chunk of this choice has been sent.
+    /// True if a chunk of this choice has been sent.
     pub started: bool,
     ended: bool,
 }
@@ -60,7 +60,7 @@ pub struct Piece {
     pub token: GeneratedToken,
     /// Number of characters before this token, including the echo and text that is still held back.
     pub offset: u64,
-    /// Whether the token is shown and counted.
+    /// True if the token is shown and counted.
     pub shown: bool,
 }
 
@@ -128,7 +128,7 @@ impl<S: Events> RunningChoice<S> {
         }
     }
 
-    /// Whether the choice is complete or failed.
+    /// True if the choice is complete or failed.
     pub fn has_ended(&self) -> bool {
         self.ended
     }

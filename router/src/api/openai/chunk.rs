@@ -60,7 +60,7 @@ impl AnswerKind {
 /// Fields of a chunk besides its text.
 #[derive(Debug)]
 pub struct ChunkDetails<'a, L> {
-    /// Whether this is the choice's first chunk.
+    /// True if this is the choice's first chunk.
     pub first: bool,
     pub logprobs: Option<&'a L>,
     pub finish_reason: Option<OpenAiFinishReason>,
@@ -78,7 +78,7 @@ pub struct ChunkEncoder {
     plain_heads: Vec<Box<[u8]>>,
     /// End of a chunk that only adds text.
     plain_tail: Vec<u8>,
-    /// Whether chunks without usage say `"usage":null`.
+    /// True if chunks without usage say `"usage":null`.
     null_usage: bool,
 }
 

@@ -154,7 +154,7 @@ fn read<T: DeserializeOwned>(name: &str, value: Value) -> Result<Option<T>, Stri
         .map_err(|_| format!("`{name}` cannot be {given}"))
 }
 
-/// Whether an unknown setting is off.
+/// True if an unknown setting is off.
 fn is_neutral(name: &str, value: &Value) -> bool {
     match value {
         Value::Null => true,

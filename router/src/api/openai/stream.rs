@@ -28,7 +28,7 @@ pub struct StreamContent {
     pub continuous_usage: bool,
 }
 
-/// How an answer ended.
+/// End of an answer.
 #[derive(Debug)]
 pub enum StreamEnd<'a> {
     /// Complete. Holds the result of each choice, in the order in which they ended.

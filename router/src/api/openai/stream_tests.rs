@@ -56,7 +56,7 @@ fn send(sender: &Sender, token: GeneratedToken) {
     sender.unbounded_send(Ok(Event::Token(token))).unwrap();
 }
 
-/// How a stream ended, as it tells once.
+/// End of a stream, reported once.
 type Told = Arc<Mutex<String>>;
 
 fn answer(

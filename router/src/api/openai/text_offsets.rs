@@ -66,7 +66,7 @@ struct Walk<'a> {
     texts: TokenTexts<'a>,
     text: &'a [u8],
     at: usize,
-    /// Whether a token has been found in the text yet.
+    /// True if a token has been found in the text yet.
     has_begun: bool,
 }
 

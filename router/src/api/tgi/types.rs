@@ -206,7 +206,7 @@ pub struct Token {
     /// Text that the token adds; the name of a special token.
     pub text: String,
     pub logprob: f32,
-    /// Whether it is one of the tokenizer's special tokens.
+    /// True if it is one of the tokenizer's special tokens.
     pub special: bool,
 }
 

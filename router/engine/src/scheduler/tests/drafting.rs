@@ -270,7 +270,7 @@ fn more_tokens_than_drafts_break_the_contract() {
 fn blocks_computed_with_drafts_are_shared_once_confirmed() {
     let mut harness = Harness::new(64, 64, 4).speculating(4, 32);
     let (key, mut events) = harness.submit(request(repetitive(0), 60, Priority::Normal));
-    // Until the last known token of a step with drafts fills a block.
+    // Repeats steps until the last known token of a step with drafts fills a block.
     loop {
         run_until_drafted(&mut harness);
         let sequence = &harness.scheduler.sequences[&key];

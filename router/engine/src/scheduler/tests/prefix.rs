@@ -1,4 +1,4 @@
-//! What sequences share, against the same shard as the scheduler's other tests.
+//! Tests of shared prefixes, against the same shard as the scheduler's other tests.
 
 use super::*;
 

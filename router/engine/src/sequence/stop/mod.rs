@@ -42,12 +42,12 @@ impl StopMatcher {
         }
     }
 
-    /// Whether there are stop strings to search.
+    /// True if there are stop strings to search.
     pub fn is_looking(&self) -> bool {
         !self.stops.is_empty()
     }
 
-    /// Whether text is held back.
+    /// True if text is held back.
     pub fn holds_text(&self) -> bool {
         !self.include_in_output && self.tail.len() > self.unseen.num_bytes()
     }

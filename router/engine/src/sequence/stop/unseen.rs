@@ -9,7 +9,7 @@ use super::{Shown, StopMatcher};
 pub(super) struct Unseen {
     /// Byte ranges, ascending.
     parts: Vec<Range<usize>>,
-    /// Whether each stop string, by index, names a special token that was generated.
+    /// True if each stop string, by index, names a special token that was generated.
     named_by: Vec<bool>,
 }
 

@@ -15,7 +15,7 @@ use super::repr::{self, Out};
 use super::value::{BoundMacro, Namespace, Scope, Undefined, Value};
 use loops::{LoopFrame, Loops};
 
-/// How a body ended.
+/// End of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
     Next,
