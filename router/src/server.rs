@@ -1,5 +1,5 @@
-//! The HTTP application: all routes, and the layers around them for API keys, compressed bodies, errors, CORS and request
-//! ids.
+//! The HTTP application: all routes, and the layers around them for API keys, compressed bodies, errors, CORS and
+//! request ids.
 
 use axum::Router;
 use axum::extract::Request;
@@ -52,8 +52,8 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_origin(allowed)
 }
 
-/// Writes errors that arose outside of a route, in the dialect of the path. Those of routing (unknown path, wrong method)
-/// get a body here.
+/// Writes errors that arose outside of a route, in the dialect of the path. Those of routing (unknown path, wrong
+/// method) get a body here.
 async fn write_errors(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = next.run(request).await;

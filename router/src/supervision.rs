@@ -2,7 +2,8 @@
 //!
 //! The socket has no name that could be removed, and no client can block the answers to the launcher. It is one
 //! end of a pair, which the launcher passes as stdin. Each question is a line of JSON ([`Question`]), and so is
-//! the answer ([`Report`]). The threads that serve clients answer, so that a router whose threads are all stuck is silent.
+//! the answer ([`Report`]). The threads that serve clients answer, so that a router whose threads are all stuck is
+//! silent.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -13,8 +13,8 @@ const NUM_TOKENS: u32 = 500;
 /// Times at which the tokens of each sequence were sampled, by the first token of its prompt.
 pub type SentTimes = Arc<Mutex<HashMap<u32, Vec<Instant>>>>;
 
-/// A shard whose steps take `step_time`. `sent` records the times of its tokens; without it nothing is recorded, so that
-/// throughput is not disturbed.
+/// A shard whose steps take `step_time`. `sent` records the times of its tokens; without it nothing is recorded, so
+/// that throughput is not disturbed.
 pub fn null_shard(step_time: Duration, sent: Option<SentTimes>) -> FakeShard {
     let mut shard = FakeShard::generating(move |sequence| {
         if let Some(sent) = &sent

@@ -102,8 +102,8 @@ fn changing(tokenizer: &Arc<Tokenizer>, waiting: usize) -> f64 {
     quantile(times, 0.5)
 }
 
-/// Median time while eight sequences run and the first waiting one does not fit into the cache, in microseconds. Every step
-/// examines that sequence.
+/// Median time while eight sequences run and the first waiting one does not fit into the cache, in microseconds. Every
+/// step examines that sequence.
 fn blocked(tokenizer: &Arc<Tokenizer>, waiting: usize) -> f64 {
     let blocks = 8 * (64_usize + 400).div_ceil(BLOCK_TOKENS);
     let mut bench = Bench::new(tokenizer.clone(), 64, blocks as u32);

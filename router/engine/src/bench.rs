@@ -73,8 +73,8 @@ impl SchedulerBench {
         });
     }
 
-    /// Schedules a step, has `compute` answer it, and applies the result. Returns the scheduler's time, and the numbers of
-    /// sequences and tokens in the step.
+    /// Schedules a step, has `compute` answer it, and applies the result. Returns the scheduler's time, and the numbers
+    /// of sequences and tokens in the step.
     pub fn step(&mut self, compute: impl FnOnce(&Step) -> StepResult) -> (Duration, usize, usize) {
         let started = Instant::now();
         let step = self.scheduler.schedule(started);

@@ -1,4 +1,5 @@
-//! An encoder over a real gRPC connection, with a shard that sums: a sequence's vector is its length and its tokens' sum.
+//! An encoder over a real gRPC connection, with a shard that sums: a sequence's vector is its length and its tokens'
+//! sum.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};

@@ -14,8 +14,8 @@ use crate::state::AppState;
 pub struct Info {
     #[serde(flatten)]
     pub model: ModelInfo,
-    /// True if a request's logits are the same to the bit whatever other requests run beside it. Otherwise they differ by
-    /// rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
+    /// True if a request's logits are the same to the bit whatever other requests run beside it. Otherwise they differ
+    /// by rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
     pub batch_invariant: bool,
     /// True if the logits are the same to the bit however the request's tokens are divided into steps: as chunks of a
     /// prompt, after a preemption or a restart, after a cached prefix, as drafts.

@@ -1,5 +1,5 @@
-//! `gridwork-docs`: writes the tables on the pages in docs/ that come from the router's code. With `--check` it names the
-//! pages that are out of date instead. To be run in the root of the repository.
+//! `gridwork-docs`: writes the tables on the pages in docs/ that come from the router's code. With `--check` it names
+//! the pages that are out of date instead. To be run in the root of the repository.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,8 @@
 //! Turns a client's conversation into the messages that the model's template expects.
 //!
-//! Templates were written against the messages of `apply_chat_template`: a key is there when it has a value, the arguments of
-//! a tool call are an object, and what a content may be depends on the template. Clients send OpenAI's messages.
+//! Templates were written against the messages of `apply_chat_template`: a key is there when it has a value, the
+//! arguments of a tool call are an object, and what a content may be depends on the template. Clients send OpenAI's
+//! messages.
 
 use serde_json::{Map, Value};
 

@@ -13,7 +13,8 @@ pub struct Message {
     /// Text of the message: a string, or a list of parts of type `text`. Optional in an assistant's message.
     #[serde(default)]
     pub content: Option<Content>,
-    /// All other fields (`name`, `reasoning_content`, `tool_call_id`, …). The chat template gets those that are not null.
+    /// All other fields (`name`, `reasoning_content`, `tool_call_id`, …). The chat template gets those that are not
+    /// null.
     #[serde(flatten)]
     #[schema(ignore)]
     pub extra: Map<String, Value>,

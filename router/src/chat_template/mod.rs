@@ -71,8 +71,8 @@ const END_MARK: &str = "END_OF_FINAL_MESSAGE_4f1d0c ";
 const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    /// Reads and compiles the templates of the model in `model_path`. `tokenizer_config`, when given, is read instead of
-    /// the model's tokenizer_config.json, and its template wins over all others.
+    /// Reads and compiles the templates of the model in `model_path`. `tokenizer_config`, when given, is read instead
+    /// of the model's tokenizer_config.json, and its template wins over all others.
     pub fn load(
         model_path: &Path,
         tokenizer_config: Option<&Path>,

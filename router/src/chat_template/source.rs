@@ -80,8 +80,8 @@ impl Templates {
 }
 
 impl Source {
-    /// Reads the first of these that has a template: `tokenizer_config` if given, chat_template.jinja with additional_chat_templates,
-    /// tokenizer_config.json, chat_template.json.
+    /// Reads the first of these that has a template: `tokenizer_config` if given, chat_template.jinja with
+    /// additional_chat_templates, tokenizer_config.json, chat_template.json.
     pub fn read(
         model_path: &Path,
         tokenizer_config: Option<&Path>,

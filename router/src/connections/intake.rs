@@ -1,8 +1,8 @@
 //! Bounds the bytes of all request bodies together, before requests are admitted.
 //!
-//! The first bytes of every body are free, so that small requests never wait for large ones or are refused for them. The
-//! rest of a body is taken from one budget until its request has been tokenized. When the budget is used up, large requests
-//! are answered 429.
+//! The first bytes of every body are free, so that small requests never wait for large ones or are refused for them.
+//! The rest of a body is taken from one budget until its request has been tokenized. When the budget is used up, large
+//! requests are answered 429.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! Service of encoders for their routes: it tokenizes and checks inputs, has the engine compute them, and knows the served
-//! model.
+//! Service of encoders for their routes: it tokenizes and checks inputs, has the engine compute them, and knows the
+//! served model.
 
 mod files;
 mod inputs;
@@ -137,7 +137,8 @@ impl EncoderService {
             .map_or(model, |limit| limit.min(model)) as usize
     }
 
-    /// Text that is put before inputs: the prompt of this name in the model's files, or the default prompt without a name.
+    /// Text that is put before inputs: the prompt of this name in the model's files, or the default prompt without a
+    /// name.
     pub fn prompt(&self, name: Option<&str>) -> Result<Option<String>, ApiError> {
         self.files.prompt(name)
     }

@@ -12,7 +12,8 @@ use tracing::Span;
 use crate::encoder::EncodingUsage;
 use crate::observability::metrics;
 
-/// Times and counts of one request. Where it has several sequences, counts are summed, and times are those of the slowest.
+/// Times and counts of one request. Where it has several sequences, counts are summed, and times are those of the
+/// slowest.
 #[derive(Debug, Clone)]
 pub struct RequestAccounting {
     pub span: Span,

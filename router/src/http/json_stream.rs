@@ -1,5 +1,5 @@
-//! Large JSON answers, written while they are sent. For a client that does not read, the server holds only the data that an
-//! answer is made from, not its text.
+//! Large JSON answers, written while they are sent. For a client that does not read, the server holds only the data
+//! that an answer is made from, not its text.
 
 use std::convert::Infallible;
 use std::pin::Pin;

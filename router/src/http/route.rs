@@ -71,11 +71,12 @@ pub struct Route {
     pub api: Api,
     /// Tasks that a model must be served for.
     pub tasks: &'static [Task],
-    /// Values of the label `route` of `gridwork_requests_total`: of whole answers, then of streams where they are counted
-    /// apart. Empty for routes that are not counted.
+    /// Values of the label `route` of `gridwork_requests_total`: of whole answers, then of streams where they are
+    /// counted apart. Empty for routes that are not counted.
     pub counted_as: &'static [&'static str],
     pub call: Call,
-    /// OpenAPI document of the handler alone, with the path [`LISTED`]; `None` where another route has the documentation.
+    /// OpenAPI document of the handler alone, with the path [`LISTED`]; `None` where another route has the
+    /// documentation.
     pub openapi: Option<fn() -> OpenApi>,
     /// Sentence for the table of routes.
     pub summary: &'static str,

@@ -1,8 +1,8 @@
 //! Traces: a span for each request, sent to an OpenTelemetry collector if one is configured.
 //!
 //! A background thread exports spans from a bounded queue: a collector that is
-//! slow or down costs spans, never time. The caller's `traceparent` decides whether a request is traced. Without it, all
-//! are, unless OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
+//! slow or down costs spans, never time. The caller's `traceparent` decides whether a request is traced. Without it,
+//! all are, unless OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

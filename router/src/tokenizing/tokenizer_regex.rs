@@ -1,9 +1,9 @@
 //! Finds regular expressions of tokenizer.json that take too long for some texts.
 //!
-//! Oniguruma runs them by backtracking: `(a+)+$` takes twice as long for each further `a`. A search cannot be stopped from
-//! outside. So an expression whose steps grow exponentially is refused at the start, by name. An expression that could grow in
-//! another way, such as `\d{1,3}(?=(?:\d{3})*\b)` with the square of the number of digits, is first run alone over a long
-//! text, with a bound on its time.
+//! Oniguruma runs them by backtracking: `(a+)+$` takes twice as long for each further `a`. A search cannot be stopped
+//! from outside. So an expression whose steps grow exponentially is refused at the start, by name. An expression that
+//! could grow in another way, such as `\d{1,3}(?=(?:\d{3})*\b)` with the square of the number of digits, is first run
+//! alone over a long text, with a bound on its time.
 
 use std::fs::File;
 use std::io::BufReader;

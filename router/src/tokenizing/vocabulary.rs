@@ -1,5 +1,5 @@
-//! Refuses tokens that the model has no row for. A tokenizer may know tokens that its model lacks: tokens that were added
-//! later, or those of a tokenizer of another size that lies beside the weights.
+//! Refuses tokens that the model has no row for. A tokenizer may know tokens that its model lacks: tokens that were
+//! added later, or those of a tokenizer of another size that lies beside the weights.
 
 use gridwork_proto::v1::InfoResponse;
 use tokenizers::Tokenizer;
@@ -27,8 +27,8 @@ impl From<&InfoResponse> for Vocabulary {
 }
 
 impl Vocabulary {
-    /// Refuses a prompt with a token beyond the embedding. `needs_logits` means that log-probabilities of its tokens are
-    /// requested. `text` returns the text of a token, if the tokenizer knows it.
+    /// Refuses a prompt with a token beyond the embedding. `needs_logits` means that log-probabilities of its tokens
+    /// are requested. `text` returns the text of a token, if the tokenizer knows it.
     pub(crate) fn check_prompt(
         self,
         field: &str,

@@ -369,7 +369,7 @@ impl PrefixTree {
                 }
                 if above.references < node.references || node.confirmed && !above.confirmed {
                     return Err(format!(
-                        "block {block} is better off than the one before it"
+                        "block {block} has more references than its parent, or is confirmed while its parent is not"
                     ));
                 }
             }

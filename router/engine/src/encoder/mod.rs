@@ -50,7 +50,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Starts the encoder's task on the current runtime. The task connects to the shard, now and after every loss of it.
+    /// Starts the encoder's task on the current runtime. The task connects to the shard, now and after every loss of
+    /// it.
     pub fn start(config: EncoderConfig) -> Self {
         let metrics = EngineMetrics::new();
         let worker = BatchLoop {

@@ -1,5 +1,5 @@
-//! Tables of metrics. A row declares a metric once; the handles that record it, its buckets, its description on `/metrics`
-//! and its line in `docs/metrics.md` follow from the row.
+//! Tables of metrics. A row declares a metric once; the handles that record it, its buckets, its description on
+//! `/metrics` and its line in `docs/metrics.md` follow from the row.
 
 /// One metric of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,8 +111,8 @@ pub struct PredictRequest {
     pub truncation_direction: Option<TruncationDirection>,
     /// Answer the model's logits instead of probabilities.
     pub raw_scores: Option<bool>,
-    /// Maximum number of labels to answer, best first; all when left out. Of a masked language model the number of tokens
-    /// for each mask, 1 to 100, 5 when left out.
+    /// Maximum number of labels to answer, best first; all when left out. Of a masked language model the number of
+    /// tokens for each mask, 1 to 100, 5 when left out.
     #[schema(minimum = 1)]
     pub top_k: Option<u32>,
     /// Parameters, where huggingface_hub sends them.

@@ -13,7 +13,8 @@ pub struct CallArguments {
 }
 
 impl CallArguments {
-    /// Returns the arguments in the order of `names`. `function` is for messages. The first `required` ones must be present.
+    /// Returns the arguments in the order of `names`. `function` is for messages. The first `required` ones must be
+    /// present.
     pub fn bind<const N: usize>(
         &self,
         function: &str,

@@ -108,7 +108,8 @@ pub fn is_same(left: &Value, right: &Value) -> Option<bool> {
     }
 }
 
-/// Returns the order of two values; `None` with NaN. Fails for types that Python does not order; `op` is for the message.
+/// Returns the order of two values; `None` with NaN. Fails for types that Python does not order; `op` is for the
+/// message.
 pub fn order(left: &Value, right: &Value, op: &str) -> Result<Option<Ordering>> {
     meter::spend(1)?;
     if let (Some(left), Some(right)) = (left.as_int(), right.as_int()) {

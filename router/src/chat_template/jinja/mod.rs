@@ -1,7 +1,7 @@
 //! Jinja2 as Transformers sets it up for chat templates, with Python's values, and with limits.
 //!
-//! A template gives what `apply_chat_template` of Transformers gives, or fails by name: what cannot be done as Python does
-//! it is refused. `testdata/constructs.json` holds constructs with the answers of Jinja2 itself.
+//! A template gives what `apply_chat_template` of Transformers gives, or fails by name: what cannot be done as Python
+//! does it is refused. `testdata/constructs.json` holds constructs with the answers of Jinja2 itself.
 
 mod ast;
 mod attributes;

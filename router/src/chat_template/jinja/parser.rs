@@ -126,7 +126,8 @@ impl Parser {
         }
     }
 
-    /// Parses statements up to one of the tags `ends`, whose name is read too; without any, up to the end of the template.
+    /// Parses statements up to one of the tags `ends`, whose name is read too; without any, up to the end of the
+    /// template.
     fn body(&mut self, ends: &[&str]) -> Result<(Vec<Stmt>, Name)> {
         meter::check_depth()?;
         let mut body = Vec::new();

@@ -79,7 +79,8 @@ pub fn capitalize(text: &str) -> Result<String> {
     };
     let mut result = String::with_capacity(text.len());
     push_title(first, &mut result)?;
-    // The form of a final sigma depends on the text before it. So the whole text is lowered, then its first character dropped.
+    // The form of a final sigma depends on the text before it. So the whole text is lowered, then its first character
+    // dropped.
     let lowered = text.to_lowercase();
     let skipped: usize = first.to_lowercase().map(char::len_utf8).sum();
     result.push_str(&lowered[skipped..]);

@@ -1,7 +1,8 @@
 //! Finds the variables that a body hides from its start.
 //!
-//! Jinja2 decides before a template runs where each name of a body comes from. A name that the body sets before it reads
-//! it is undefined until then, also in its loops and macros, and even if the template got a variable of that name.
+//! Jinja2 decides before a template runs where each name of a body comes from. A name that the body sets before it
+//! reads it is undefined until then, also in its loops and macros, and even if the template got a variable of that
+//! name.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

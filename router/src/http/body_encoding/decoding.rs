@@ -71,8 +71,8 @@ impl Decoding {
         }
     }
 
-    /// Does one step of work; `None` when more of the body is needed. The last stage with waiting bytes goes first, so that
-    /// no stage is given more before it has decompressed all that it has.
+    /// Does one step of work; `None` when more of the body is needed. The last stage with waiting bytes goes first, so
+    /// that no stage is given more before it has decompressed all that it has.
     fn work(&mut self) -> Result<Option<Bytes>, DecodeError> {
         let Some(index) = self
             .stages
