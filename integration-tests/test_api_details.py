@@ -34,7 +34,6 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
         ("guided_json", {}),
         ("guided_regex", "[0-9]"),
         ("structured_outputs", {"regex": "a"}),
-        ("min_tokens", 3),
         ("bad_words", ["Paris"]),
         ("allowed_token_ids", [1]),
         ("use_beam_search", True),

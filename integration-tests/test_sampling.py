@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 from support.client import Answer
@@ -88,6 +89,46 @@ def test_a_penalty_makes_repetition_rarer(smollm2_server: Server, penalty: dict[
     plain = client.ok("/v1/completions", body)["choices"][0]["text"]
     penalised = client.ok("/v1/completions", body | penalty)["choices"][0]["text"]
     assert penalised.split().count("na") < plain.split().count("na")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "generation_config", "/generate"])
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_no_end_comes_before_the_minimum_of_tokens(smollm2_server: Server, path: str, sampled: bool) -> None:
+    client = smollm2_server.client
+    (eos,) = client.get("/info").json()["eos_token_ids"][:1]
+    banana = client.ok("/tokenize", {"inputs": " banana"})[0]["id"]
+
+    def ask(minimum: int, token: int, **more: Any) -> tuple[int, str, str]:
+        """Number of tokens, text, and reason of the end of an answer that gives the token wherever it may."""
+        more |= {"logit_bias": {str(token): 100}} | ({"seed": 1} if sampled else {})
+        if path == "/generate":
+            answer = client.generate("hi", max_new_tokens=9, min_new_tokens=minimum, do_sample=sampled, **more)
+            reason = "length" if answer.finish_reason == "length" else "stop"
+            return answer.details["generated_tokens"], answer.text, reason
+        chat = {"messages": [{"role": "user", "content": "hi"}]}
+        body = {"max_tokens": 9, "temperature": 1.0 if sampled else 0} | more
+        if path == "/v1/completions":
+            body |= {"prompt": "hi", "min_tokens": minimum}
+        elif path == "generation_config":
+            body |= chat | {"generation_config": {"min_new_tokens": minimum, "do_sample": sampled}}
+        else:
+            body |= chat | {"min_tokens": minimum}
+        answer = client.ok(path if path.startswith("/") else "/v1/chat/completions", body)
+        (choice,) = answer["choices"]
+        text = choice["text"] if path == "/v1/completions" else choice["message"]["content"]
+        return answer["usage"]["completion_tokens"], text, choice["finish_reason"]
+
+    for token, more in ((eos, {}), (banana, {"stop_token_ids": [banana]})):
+        assert ask(0, token, **more)[::2] == (1, "stop")
+        # The token that ends the text comes after the minimum.
+        assert ask(5, token, **more)[::2] == (6, "stop")
+        assert ask(9, token, **more)[::2] == (9, "length")
+    if path != "generation_config":
+        assert ask(5, eos, ignore_eos=True)[::2] == (9, "length")
+    for minimum in (0, 1, 4):
+        count = max(minimum, 1)
+        end = " banana" if path == "/generate" else ""
+        assert ask(minimum, banana, stop=[" banana"]) == (count, " banana" * (count - 1) + end, "stop")
 
 
 def test_logprobs_match_the_greedy_choice(tiny_server: Server) -> None:

@@ -64,6 +64,9 @@ pub struct StopConditions {
     pub strings: Vec<String>,
     /// Stop at these tokens, which are not part of the text.
     pub token_ids: Vec<u32>,
+    /// Minimum number of generated tokens; at most `max_new_tokens`. Until then, no stop string ends the text, and the
+    /// shard samples neither end-of-sequence tokens nor `token_ids`.
+    pub min_new_tokens: u32,
     /// True if the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may begin a stop
     /// string is held back until it is certain.
     pub include_in_output: bool,

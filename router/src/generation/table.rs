@@ -233,6 +233,27 @@ macro_rules! parameter_table {
                 transformers { max_new_tokens: u32; }
             }
 
+            /// Minimum number of tokens to generate: until then, no end-of-sequence token, stop token or stop sequence
+            /// ends the text. At most the maximum, see `validation.rs`.
+            min_new_tokens: u32 {
+                meaning {
+                    sets stop.min_new_tokens or 0;
+                }
+                openai {
+                    /// Minimum number of tokens to generate: until then, no end-of-sequence token, stop token or stop
+                    /// sequence ends the text. At most the maximum number of tokens.
+                    #[schema(default = 0, minimum = 0)]
+                    min_tokens: u32;
+                }
+                tgi {
+                    /// Minimum number of tokens to generate: until then, no end-of-sequence token, stop token or stop
+                    /// sequence ends the text. At most `max_new_tokens`.
+                    #[schema(default = 0, minimum = 0)]
+                    min_new_tokens: u32;
+                }
+                transformers { min_new_tokens: u32; }
+            }
+
             /// Sequences that end the text.
             stop: Vec<String> {
                 meaning {
@@ -389,7 +410,7 @@ macro_rules! parameter_table {
 pub(crate) use parameter_table;
 
 /// Parameters of other servers that would change the answer and that OpenAI's routes here do not have.
-pub const UNSUPPORTED: [&str; 22] = [
+pub const UNSUPPORTED: [&str; 21] = [
     "guided_json",
     "guided_regex",
     "guided_choice",
@@ -399,7 +420,6 @@ pub const UNSUPPORTED: [&str; 22] = [
     "regex",
     "ebnf",
     "grammar",
-    "min_tokens",
     "bad_words",
     "allowed_token_ids",
     "logits_processors",

@@ -8,7 +8,7 @@ use gridwork_engine::{
 };
 use tracing::Span;
 
-use crate::error::ApiError;
+use crate::error::{ApiError, Dialect};
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::observability::metrics;
@@ -200,6 +200,20 @@ fn fit(
             max_total_tokens,
             format!(
                 "`{field}` tokens + `{new}` must be <= {max_total_tokens}. Given: {prompt_tokens} `{field}` tokens and {max_new_tokens} `{new}`"
+            ),
+        ));
+    }
+    let min_new_tokens = parameters.min_new_tokens.unwrap_or(0);
+    if min_new_tokens as usize > max_new_tokens {
+        let max = names.max_new_tokens;
+        let min = match names.dialect {
+            Dialect::OpenAi => "min_tokens",
+            Dialect::Tgi | Dialect::Tei => "min_new_tokens",
+        };
+        return Err(ApiError::validation(
+            min,
+            format!(
+                "`{min}` must be at most `{max}`, which is {max_new_tokens}. Given: {min_new_tokens}"
             ),
         ));
     }

@@ -119,6 +119,44 @@ async fn values_out_of_range_are_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_minimum_of_tokens_above_the_maximum_is_refused_by_both_names() {
+    // Without a maximum, it is the rest of the context, or the default.
+    for (min, max, default, most) in [
+        (Some(4), Some(3), None, Some(3)),
+        (Some(9), None, None, Some(8)),
+        (Some(6), None, Some(5), Some(5)),
+        (Some(3), Some(3), None, None),
+        (Some(8), None, None, None),
+        (Some(5), None, Some(5), None),
+        (Some(0), Some(3), None, None),
+        (None, Some(3), None, None),
+    ] {
+        let parameters = Parameters {
+            min_new_tokens: min,
+            max_new_tokens: max,
+            default_max_new_tokens: default,
+            ..Parameters::default()
+        };
+        match (validate("a b", parameters).await, most) {
+            (Ok(valid), None) => {
+                assert_eq!(valid.request.stop.min_new_tokens, min.unwrap_or(0));
+            }
+            (Err(error), Some(most)) => {
+                assert_eq!(error.field.as_deref(), Some("min_new_tokens"));
+                let given = min.unwrap_or(0);
+                assert_eq!(
+                    error.message,
+                    format!(
+                        "`min_new_tokens` must be at most `max_new_tokens`, which is {most}. Given: {given}"
+                    )
+                );
+            }
+            (result, _) => panic!("{min:?} {max:?} {default:?}: {result:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn requests_beyond_the_context_have_their_own_error_kind() {
     for (text, max_new_tokens, field) in [
         ("a b", Some(9), "max_new_tokens"),

@@ -26,9 +26,11 @@ class Stage(IntFlag):
     """Add biases to logits."""
     PENALTY = 4
     """Penalize tokens of prompt and generation."""
-    DRAW = 8
+    END = 8
+    """Forbid the tokens that end a sequence while it is too short."""
+    DRAW = 16
     """Draw a token in place of the most likely one."""
-    TRUNCATION = 16
+    TRUNCATION = 32
     """Cut the distribution to candidates before the draw."""
 
 
@@ -74,6 +76,7 @@ PARAMETERS = (
     Parameter("repetition_penalty", np.float32, 1, Stage.PENALTY, allows_drafts=False, costly=1.1),
     Parameter("frequency_penalty", np.float32, 0, Stage.PENALTY, allows_drafts=False),
     Parameter("presence_penalty", np.float32, 0, Stage.PENALTY, allows_drafts=False),
+    Parameter("first_end_position", np.int64, 0, Stage.END, costly=2**31),
 )
 
 CUTS = {parameter.field: parameter.neutral for parameter in PARAMETERS if parameter.is_cut}
@@ -91,4 +94,4 @@ def neutral_parameters(**settings: Any) -> "pb.SamplingParameters":
 def costly_parameters() -> "pb.SamplingParameters":
     """Parameters whose sampling takes the most memory."""
     costly = {each.field: each.costly for each in PARAMETERS if each.costly is not None}
-    return neutral_parameters(**costly, logit_bias_tokens=[0], logit_bias_values=[1.0])
+    return neutral_parameters(**costly, logit_bias_tokens=[0], logit_bias_values=[1.0], end_token_ids=[1])

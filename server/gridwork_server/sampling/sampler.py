@@ -1,6 +1,7 @@
 """The sampler of one shard: settings of each sequence, and the order in which a step's logits are worked on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
 
 _OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
+_WITHOUT_END = np.uint8(255 ^ Stage.END)
 
 
 class Sampler:
@@ -39,8 +41,14 @@ class Sampler:
         self._counts = SparseRows(max_sequences, vocab_size, torch.int32, self._device)
         """Distinct tokens of prompt and generation, with how often each was generated (0: in the prompt alone)."""
         self._biases = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
-        self._tables = {Stage.PENALTY: self._counts, Stage.BIAS: self._biases}
-        self._changes_of_logits = {Stage.BIAS: self._apply_biases, Stage.PENALTY: self._apply_penalties}
+        self._ends = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
+        """Tokens that end a sequence, with the bias of -inf that forbids them while it is too short."""
+        self._tables = {Stage.PENALTY: self._counts, Stage.BIAS: self._biases, Stage.END: self._ends}
+        self._changes_of_logits: dict[Stage, Callable[[torch.Tensor, np.ndarray, np.ndarray], None]] = {
+            Stage.BIAS: partial(self._add_biases, self._biases),
+            Stage.PENALTY: self._apply_penalties,
+            Stage.END: partial(self._add_biases, self._ends),
+        }
         """Stages that change logits, in order."""
 
     def admit(
@@ -72,6 +80,9 @@ class Sampler:
         if len(bias_tokens):
             stages |= Stage.BIAS
             self._biases.set(sequence_id, *self._sum_biases(bias_tokens, params.logit_bias_values))
+        if stages & Stage.END:
+            end_tokens = np.fromiter(params.end_token_ids, dtype=np.int64)
+            self._ends.set(sequence_id, *self._sum_biases(end_tokens, np.full(len(end_tokens), -np.inf)))
         if logprobs or top_n > 0:
             stages |= Stage.LOGPROBS
         self._top_n[sequence_id] = min(top_n, self._vocab_size)
@@ -105,10 +116,12 @@ class Sampler:
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
         positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
-        the random number. Rows that fail get a token like the others, and disturb none of them.
+        the random number, and it alone decides whether tokens that end the sequence are forbidden. Rows that fail get a
+        token like the others, and disturb none of them.
         """
         logits = logits.contiguous()
         stages = self._stages[sequence_ids]
+        stages[positions >= self._columns["first_end_position"][sequence_ids]] &= _WITHOUT_END
         if not stages.any():
             return Sampled(*argmax(logits))
         needed = int(np.bitwise_or.reduce(stages, initial=0))
@@ -148,10 +161,10 @@ class Sampler:
         np.add.at(summed, index, np.fromiter(values, dtype=np.float32)[inside])
         return distinct, summed
 
-    def _apply_biases(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
-        rows = rows[self._biases.has_entries(sequence_ids[rows])]
+    def _add_biases(self, table: SparseRows, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
+        rows = rows[table.has_entries(sequence_ids[rows])]
         if len(rows):
-            tokens, biases = self._biases.gather(sequence_ids[rows])
+            tokens, biases = table.gather(sequence_ids[rows])
             places = (self._to_device(rows)[:, None], tokens)
             logits[places] = logits[places] + biases
 

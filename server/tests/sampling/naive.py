@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import (
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -31,10 +32,12 @@ class Parameters:
     logit_bias_tokens: list[int] = field(default_factory=list)
     logit_bias_values: list[float] = field(default_factory=list)
     seed: int = 0
+    first_end_position: int = 0
+    end_token_ids: list[int] = field(default_factory=list)
 
 
 def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]) -> torch.Tensor:
-    """Applies bias and penalties to logits float32 [V], token by token."""
+    """Applies bias, penalties and the shortest length to logits float32 [V], token by token."""
     values = logits.numpy().astype(np.float32).copy()
     for token, bias in zip(params.logit_bias_tokens, params.logit_bias_values, strict=True):
         values[token] += np.float32(bias)
@@ -44,6 +47,9 @@ def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], gener
     for token, count in Counter(generated).items():
         values[token] -= np.float32(params.frequency_penalty) * np.float32(count)
         values[token] -= np.float32(params.presence_penalty)
+    if len(prompt) + len(generated) < params.first_end_position:
+        for token in params.end_token_ids:
+            values[token] = -np.inf
     return torch.from_numpy(values)
 
 
@@ -61,6 +67,14 @@ def warped(logits: torch.Tensor, params: Parameters) -> torch.Tensor:
     if params.min_p > 0:
         scores = MinPLogitsWarper(params.min_p)(ids, scores)
     return scores[0]
+
+
+def shortest_length_by_transformers(
+    logits: torch.Tensor, min_new_tokens: int, end_token_ids: list[int], prompt: list[int], generated: list[int]
+) -> torch.Tensor:
+    """Applies Transformers' minimum of new tokens to logits float32 [V]."""
+    processor = MinNewTokensLengthLogitsProcessor(len(prompt), min_new_tokens, end_token_ids)
+    return processor(torch.tensor([prompt + generated]), logits[None].clone())[0]
 
 
 def repetition_by_transformers(logits: torch.Tensor, penalty: float, tokens: list[int]) -> torch.Tensor:

@@ -24,6 +24,7 @@ SETTINGS = {
     "typical": Parameters(typical_p=0.9, top_p=0.8),
     "penalties": Parameters(greedy=True, repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2),
     "bias": Parameters(greedy=True, logit_bias_tokens=[5, 9], logit_bias_values=[4.0, -3.0]),
+    "shortest_length": Parameters(greedy=True, first_end_position=4, end_token_ids=[2, 7]),
     "everything": Parameters(temperature=1.3, top_k=200, typical_p=0.95, top_p=0.9, min_p=0.01, repetition_penalty=1.1),
 }
 

@@ -6,7 +6,7 @@ import torch
 
 from gridwork_server.sampling import Sampler, best_logprobs, token_logprobs
 
-from .naive import Parameters, penalized, repetition_by_transformers, warped
+from .naive import Parameters, penalized, repetition_by_transformers, shortest_length_by_transformers, warped
 from .support import peaked_logits, sample, sampler_for
 
 MIXED = [
@@ -18,6 +18,7 @@ MIXED = [
     Parameters(typical_p=0.9),
     Parameters(repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2),
     Parameters(top_k=300, logit_bias_tokens=[5, 9], logit_bias_values=[4.0, -3.0]),
+    Parameters(temperature=1.1, first_end_position=200, end_token_ids=[2, 7]),
 ]
 
 
@@ -236,6 +237,92 @@ def test_a_reused_id_remembers_nothing():
     assert sample(sampler, logits).token_ids.tolist() == [19]
     sampler.admit(0, np.array([1], dtype=np.int32), 1, Parameters(greedy=True))
     assert sample(sampler, logits).token_ids.tolist() == [19]
+
+
+# --- the shortest length -----------------------------------------------------------------------------------------
+
+
+def test_end_tokens_are_forbidden_as_in_the_naive_form_until_a_sequence_is_long_enough():
+    vocab_size, count, steps = 300, 18, 12
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(0, vocab_size, i % 5 + 1).tolist() for i in range(count)]
+    params = [
+        Parameters(
+            greedy=True,
+            repetition_penalty=1.2 if i % 4 == 0 else 1.0,
+            logit_bias_tokens=[11] if i % 3 == 0 else [],
+            logit_bias_values=[60.0] if i % 3 == 0 else [],
+            first_end_position=len(prompts[i]) + i % 9 if i % 9 else 0,
+            end_token_ids=[11, 40, 299][: i % 3 + 1] if i % 9 else [],
+        )
+        for i in range(count)
+    ]
+    generated: list[list[int]] = [rng.integers(0, vocab_size, i % 3).tolist() for i in range(count)]
+    sampler = Sampler(count, vocab_size, "cpu")
+    for i in range(count):
+        sampler.admit(i, np.array(prompts[i] + generated[i], dtype=np.int32), len(prompts[i]), params[i])
+    num_ends = 0
+    for step in range(steps):
+        logits = torch.randn(count, vocab_size, generator=torch.Generator().manual_seed(step))
+        logits[:, [11, 40, 299]] += 5
+        expected = [int(penalized(logits[i], params[i], prompts[i], generated[i]).argmax()) for i in range(count)]
+        positions = [len(prompts[i]) + len(generated[i]) for i in range(count)]
+        tokens = sample(sampler, logits, positions=positions).token_ids.tolist()
+        assert tokens == expected, f"step {step}"
+        for i in range(count):
+            is_end = tokens[i] in params[i].end_token_ids
+            assert not is_end or positions[i] >= params[i].first_end_position
+            num_ends += is_end
+            generated[i].append(tokens[i])
+    assert num_ends > 50
+
+
+@pytest.mark.parametrize("num_generated", [0, 2, 3, 4])
+def test_the_naive_shortest_length_is_that_of_transformers(num_generated):
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    prompt, generated = [4, 8], [9] * num_generated
+    expected = shortest_length_by_transformers(logits, 3, [5, 7], prompt, generated)
+    params = Parameters(first_end_position=len(prompt) + 3, end_token_ids=[5, 7])
+    assert torch.equal(penalized(logits, params, prompt, generated), expected)
+
+
+def test_a_draw_never_gives_a_forbidden_end_token_and_gives_it_afterwards():
+    logits = torch.zeros(1, 700)
+    logits[0, [3, 650]] = torch.tensor([12.0, 9.0])
+    for settings in ({}, {"top_k": 20}, {"top_p": 0.9}, {"typical_p": 0.9}, {"min_p": 0.01}):
+        params = [Parameters(first_end_position=5, end_token_ids=[3], seed=i, **settings) for i in range(64)]
+        sampler = sampler_for(700, params)
+        early = sample(sampler, logits.expand(64, -1), positions=np.full(64, 4)).token_ids
+        assert 3 not in early.tolist()
+        late = sample(sampler, logits.expand(64, -1), positions=np.full(64, 5)).token_ids
+        assert 3 in late.tolist()
+
+
+def test_each_position_of_drafts_has_the_shortest_length_of_its_own():
+    sampler = sampler_for(100, [Parameters(greedy=True, first_end_position=6, end_token_ids=[42])])
+    logits = torch.zeros(4, 100)
+    logits[:, 42] = 1.0
+    tokens = sample(sampler, logits, ids=[0, 0, 0, 0], positions=[4, 5, 6, 7]).token_ids
+    assert tokens.tolist() == [0, 0, 42, 42]
+    sampler.check_drafts(np.array([0]))
+
+
+def test_logprobs_do_not_know_of_forbidden_end_tokens():
+    params = Parameters(greedy=True, first_end_position=6, end_token_ids=[42])
+    sampler = sampler_for(100, [params], logprobs=True, top_n=2)
+    logits = torch.zeros(1, 100)
+    logits[0, [42, 7]] = torch.tensor([5.0, 4.0])
+    output = sample(sampler, logits, positions=[3])
+    assert output.token_ids.tolist() == [7]
+    assert output.top_ids.tolist() == [42, 7]
+    np.testing.assert_allclose(output.logprobs, logits.log_softmax(1)[0, 7:8], atol=1e-5)
+
+
+def test_end_tokens_outside_the_vocabulary_do_not_count():
+    params = [Parameters(greedy=True, first_end_position=9, end_token_ids=ends) for ends in ([], [100], [100, 1, 1])]
+    logits = torch.zeros(3, 100)
+    logits[:, 1] = 1.0
+    assert sample(sampler_for(100, params), logits).token_ids.tolist() == [1, 1, 0]
 
 
 # --- failures ----------------------------------------------------------------------------------------------------

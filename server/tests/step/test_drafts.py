@@ -148,6 +148,36 @@ def test_seeded_tokens_and_log_probabilities_are_the_same_whatever_is_drafted(ru
                 assert logprobs == pytest.approx(logprobs_, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"seed": 3, "temperature": 1.2}], ids=["greedy", "sampled"])
+def test_end_tokens_are_forbidden_up_to_the_shortest_length_whatever_is_drafted(
+    settings: dict[str, Any], runner_for: Any
+) -> None:
+    runner = runner_for("llama")
+    prompt = PROMPTS[2]
+    free = answers_of(generate(runner, [{"prompt": prompt, "settings": sampling(**settings)}]))[0]
+    # Each token of the free answer ends the text, so that the answer is another one up to the shortest length.
+    ends, shortest = sorted(set(free)), 11
+    forbidding = sampling(first_end_position=len(prompt) + shortest, end_token_ids=ends, **settings)
+    requests: list[dict[str, Any]] = [{"prompt": prompt, "settings": forbidding, "top_n": 1}]
+    plain = generate(runner, requests)
+    expected = answers_of(plain)
+    assert not set(ends) & set(expected[0][:shortest])
+    for wrong in (0, 0.4):
+        drafted = generate(runner, requests, oracle(expected, wrong))
+        assert answers_of(drafted) == expected
+        assert len(drafted.results) < len(plain.results)
+    # A draft of an end token is not taken.
+    spoiled = generate(runner, requests, lambda _: ends[:MOST])
+    assert answers_of(spoiled) == expected
+    # After a preemption, the generated tokens come back with the prompt.
+    driver = driver_for(runner, draft=oracle(expected, 0.2))
+    name = driver.add(prompt, COUNT, settings=forbidding)
+    for _ in range(3):
+        driver.step()
+    driver.preempt(name)
+    assert driver.finish()[name] == expected[0]
+
+
 def test_sequences_with_penalties_run_beside_drafts_of_others(runner_for: Any) -> None:
     runner = runner_for("llama")
     requests: list[dict[str, Any]] = [

@@ -96,7 +96,7 @@ impl Scheduler {
         batch
             .step
             .admitted
-            .push(sequence.to_new_sequence(sequence_id));
+            .push(sequence.to_new_sequence(sequence_id, &self.eos_token_ids));
         self.add_chunk(key, batch);
     }
 }

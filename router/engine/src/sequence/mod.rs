@@ -121,7 +121,8 @@ impl Sequence {
             first_scheduled: None,
             first_token: None,
             detokenizer: Detokenizer::new(vocabulary, &tokens, request.skip_special_tokens),
-            stop: StopMatcher::new(stop, request.stop.include_in_output),
+            stop: StopMatcher::new(stop, request.stop.include_in_output)
+                .passing_over(request.stop.min_new_tokens.saturating_sub(1)),
             speculation: None,
             prompt_logprobs: request
                 .logprobs
@@ -223,7 +224,7 @@ impl Sequence {
             None => max,
         };
         let mut drafts = speculation.drafts(&self.tokens, max);
-        let ends = |id: &u32| self.end_of(*id, eos_token_ids).is_some();
+        let ends = |id: &u32| self.reason_to_end(*id, eos_token_ids).is_some();
         drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
         drafts
     }
@@ -322,13 +323,19 @@ impl Sequence {
     }
 
     /// The message that tells the shard of this sequence when it is admitted, possibly again.
-    pub fn to_new_sequence(&self, sequence_id: u32) -> NewSequence {
+    pub fn to_new_sequence(&self, sequence_id: u32, eos_token_ids: &[u32]) -> NewSequence {
+        let mut sampling = self.request.sampling.clone();
+        let stop = &self.request.stop;
+        if stop.min_new_tokens > 0 {
+            sampling.first_end_position = self.num_prompt_tokens as u32 + stop.min_new_tokens;
+            sampling.end_token_ids = [eos_token_ids, &stop.token_ids].concat();
+        }
         NewSequence {
             id: sequence_id,
             token_ids: self.tokens.clone(),
             num_prompt_tokens: self.num_prompt_tokens as u32,
             num_computed_tokens: self.num_computed as u32,
-            sampling: Some(self.request.sampling.clone()),
+            sampling: Some(sampling),
             logprobs: self.request.logprobs.sampled,
             top_n_logprobs: self.request.logprobs.top_n,
             prompt_logprobs: self.prompt_logprobs.is_some(),
@@ -341,8 +348,14 @@ impl Sequence {
         }
     }
 
-    /// The reason why this token by itself ends the sequence.
+    /// The reason why its newest token, by itself, ends the sequence.
     fn end_of(&self, id: u32, eos_token_ids: &[u32]) -> Option<FinishReason> {
+        let may_end = self.num_generated() > self.request.stop.min_new_tokens as usize;
+        self.reason_to_end(id, eos_token_ids).filter(|_| may_end)
+    }
+
+    /// The reason why this token would end the sequence if it were long enough.
+    fn reason_to_end(&self, id: u32, eos_token_ids: &[u32]) -> Option<FinishReason> {
         if !self.request.stop.ignore_eos && eos_token_ids.contains(&id) {
             Some(FinishReason::EndOfSequence)
         } else if self.request.stop.token_ids.contains(&id) {

@@ -485,6 +485,76 @@ fn an_end_token_as_the_last_allowed_token_is_the_finish_reason() {
     }
 }
 
+#[test]
+fn end_tokens_and_stop_tokens_end_no_sequence_that_is_too_short() {
+    for (max_drafts, prompt) in [(0, vec![5, 6]), (4, vec![REPETITIVE; 6])] {
+        let expected = continuation(&prompt, 60);
+        let first = |token| expected.iter().position(|t| *t == token);
+        let end = first(expected[20]).expect("it is there") as u32;
+        for (min_new_tokens, by_client) in [
+            (end, false),
+            (end, true),
+            (end + 1, false),
+            (end + 1, true),
+            (60, true),
+        ] {
+            let mut harness = Harness::new(64, 64, 4).speculating(max_drafts, 32);
+            let mut request = request(prompt.clone(), 60, Priority::Normal);
+            request.stop.min_new_tokens = min_new_tokens;
+            let token = expected[end as usize];
+            if by_client {
+                request.stop.ignore_eos = true;
+                request.stop.token_ids = vec![token];
+                harness.scheduler.eos_token_ids = vec![expected[0]];
+            } else {
+                harness.scheduler.eos_token_ids = vec![token];
+            }
+            let (_, mut events) = harness.submit(request);
+            harness.schedule();
+            // The simulated shard samples end tokens even so.
+            let sampling = harness.steps[0].admitted[0].sampling.clone();
+            let sampling = sampling.expect("parameters of sampling");
+            assert_eq!(
+                sampling.first_end_position,
+                prompt.len() as u32 + min_new_tokens
+            );
+            let client = if by_client {
+                vec![expected[0], token]
+            } else {
+                vec![token]
+            };
+            assert_eq!(sampling.end_token_ids, client);
+            harness.run_to_end();
+            let ends = expected.iter().skip(min_new_tokens as usize);
+            let length = ends.take_while(|t| **t != token).count() + min_new_tokens as usize + 1;
+            assert_eq!(tokens(&mut events), expected[..length.min(60)]);
+        }
+    }
+}
+
+#[test]
+fn stop_strings_end_no_sequence_that_is_too_short() {
+    let words = (0..1000).map(|id| (format!("w{id}."), id));
+    let words = WordLevel::builder().vocab(words.collect()).build();
+    let words = Tokenizer::new(words.expect("a vocabulary"));
+    let words = Arc::new(Vocabulary::new(Arc::new(words)));
+    let expected = continuation(&[5, 6], 12);
+    assert!(!expected[..3].contains(&expected[3]) && !expected[4..].contains(&expected[3]));
+    // The stop string ends in the fourth token. Without a match the text goes on to its maximum.
+    for (min_new_tokens, length) in [(0, 4), (3, 4), (4, 4), (5, 12), (12, 12)] {
+        let mut harness = Harness::new(64, 64, 4);
+        harness.scheduler.vocabulary = words.clone();
+        let mut request = request(vec![5, 6], 12, Priority::Normal);
+        request.stop.strings = vec![format!("w{}.", expected[3])];
+        request.stop.min_new_tokens = min_new_tokens;
+        let (sender, mut events) = unbounded_channel();
+        let sequence = Sequence::new(0, request, &words, sender, Instant::now());
+        harness.scheduler.add(sequence);
+        harness.run_to_end();
+        assert_eq!(tokens(&mut events), expected[..length], "{min_new_tokens}");
+    }
+}
+
 mod lengths;
 
 mod prefix;

@@ -7,6 +7,8 @@ use unseen::Unseen;
 /// Matcher of one sequence. The match does not depend on how the text is cut into pieces: it is the one that ends
 /// first, as if the text came character by character, and the longest of those that end together.
 ///
+/// In the first pieces, as many as it passes over, no match may end.
+///
 /// Special tokens that are left out of the text are unseen parts of it. A stop string that names one is searched in
 /// the text with them, any other in the text without.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub(crate) struct StopMatcher {
     /// End of the text so far. It is held back when stop strings are excluded from the output, else already shown.
     tail: String,
     longest_bytes: usize,
+    /// Number of next pieces in which no match may end.
+    num_passed_over: u32,
     /// Unseen parts of `tail`; nearly always none.
     unseen: Unseen,
 }
@@ -38,8 +42,22 @@ impl StopMatcher {
             include_in_output,
             tail: String::new(),
             longest_bytes,
+            num_passed_over: 0,
             unseen: Unseen::default(),
         }
+    }
+
+    /// Lets no match end in the next `pieces` pieces. Each is the text of a token, seen or unseen.
+    pub fn passing_over(mut self, pieces: u32) -> Self {
+        self.num_passed_over = pieces;
+        self
+    }
+
+    /// True if a match may end in the next piece, which is taken now.
+    fn may_end_in_next(&mut self) -> bool {
+        let may_end = self.num_passed_over == 0;
+        self.num_passed_over = self.num_passed_over.saturating_sub(1);
+        may_end
     }
 
     /// True if there are stop strings to search.
@@ -60,18 +78,14 @@ impl StopMatcher {
                 stopped: None,
             };
         }
-        if !self.unseen.is_empty() {
-            let shown_bytes = self.tail.len();
-            self.tail.push_str(&text);
-            return self.look_with_unseen(shown_bytes);
-        }
-        let shown_bytes = if self.include_in_output {
-            self.tail.len()
-        } else {
-            0
-        };
+        let may_end = self.may_end_in_next();
+        let new_from = self.tail.len();
         self.tail.push_str(&text);
-        if let Some((start, stop)) = self.find(shown_bytes.saturating_sub(self.longest_bytes)) {
+        if !self.unseen.is_empty() {
+            return self.look_with_unseen(new_from, may_end);
+        }
+        let shown_bytes = if self.include_in_output { new_from } else { 0 };
+        if let Some((start, stop)) = self.find(new_from).filter(|_| may_end) {
             let end = if self.include_in_output {
                 start + stop.len()
             } else {
@@ -116,16 +130,11 @@ impl StopMatcher {
         }
     }
 
-    /// The match that ends first, from byte `from` on: its start and its stop string.
-    fn find(&self, from: usize) -> Option<(usize, String)> {
-        let from = ceil_char_boundary(&self.tail, from);
+    /// The first match that ends after byte `new_from`: its start and its stop string.
+    fn find(&self, new_from: usize) -> Option<(usize, String)> {
         self.stops
             .iter()
-            .filter_map(|stop| {
-                self.tail[from..]
-                    .find(stop.as_str())
-                    .map(|at| (from + at, stop))
-            })
+            .filter_map(|stop| Some((find_in_new(&self.tail, stop, new_from)?, stop)))
             .min_by_key(|(at, stop)| (at + stop.len(), *at))
             .map(|(at, stop)| (at, stop.clone()))
     }
@@ -144,6 +153,12 @@ impl StopMatcher {
             })
             .unwrap_or(0)
     }
+}
+
+/// Start of the first match in `text` that ends after byte `new_from`.
+fn find_in_new(text: &str, stop: &str, new_from: usize) -> Option<usize> {
+    let from = ceil_char_boundary(text, (new_from + 1).saturating_sub(stop.len()));
+    text[from..].find(stop).map(|at| from + at)
 }
 
 fn ceil_char_boundary(text: &str, mut at: usize) -> usize {
@@ -210,6 +225,35 @@ mod tests {
             run(&["é!"], false, &["caf", "é", "é", "!"]),
             ("café".into(), Some("é!".into()))
         );
+    }
+
+    #[test]
+    fn a_match_that_ends_in_a_piece_passed_over_is_text() {
+        for include in [false, true] {
+            let run = |passed_over, pieces: &[&str]| {
+                let stops = ["ab".to_owned(), "b".to_owned(), "bcd".to_owned()].to_vec();
+                let mut matcher = StopMatcher::new(stops, include).passing_over(passed_over);
+                let mut out = String::new();
+                for piece in pieces {
+                    let shown = matcher.push(piece.to_string());
+                    out.push_str(&shown.text);
+                    if shown.stopped.is_some() {
+                        return (out, shown.stopped);
+                    }
+                }
+                out.push_str(&matcher.flush());
+                (out, None)
+            };
+            let end = |without: &str, stop: &str| {
+                let end = if include { stop } else { "" };
+                (format!("{without}{end}"), Some(stop.to_owned()))
+            };
+            assert_eq!(run(2, &["ab", "b", "x"]), ("abbx".into(), None));
+            assert_eq!(run(1, &["ab", "xb", "x"]), end("abx", "b"));
+            // A match may begin in a piece passed over.
+            assert_eq!(run(1, &["xa", "b"]), end("x", "ab"));
+            assert_eq!(run(1, &["ab", "c", "d"]), end("a", "bcd"));
+        }
     }
 
     proptest! {

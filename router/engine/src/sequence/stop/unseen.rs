@@ -65,6 +65,7 @@ struct Found {
 impl StopMatcher {
     /// Takes the text of a special token that is not shown.
     pub fn push_unseen(&mut self, text: &str) -> Shown {
+        let may_end = self.may_end_in_next();
         let names = self.stops.iter().map(|stop| stop.contains(text));
         let names: Vec<bool> = names.collect();
         if text.is_empty() || names.is_empty() {
@@ -80,15 +81,16 @@ impl StopMatcher {
         let shown_bytes = self.tail.len();
         self.tail.push_str(text);
         self.unseen.parts.push(shown_bytes..self.tail.len());
-        self.look_with_unseen(shown_bytes)
+        self.look_with_unseen(shown_bytes, may_end)
     }
 
     /// Searches stop strings in a tail with unseen parts. `new_from` is the beginning of the part that was added
-    /// last.
-    pub(super) fn look_with_unseen(&mut self, new_from: usize) -> Shown {
+    /// last, `may_end` whether a match may end there.
+    pub(super) fn look_with_unseen(&mut self, new_from: usize, may_end: bool) -> Shown {
         let places = self.unseen.places(self.tail.len());
         let shown = self.unseen.cut_out(&self.tail, 0..self.tail.len());
-        if let Some(Found { range, stop }) = self.find_with_unseen(&shown, &places, new_from) {
+        let found = self.find_with_unseen(&shown, &places, new_from);
+        if let Some(Found { range, stop }) = found.filter(|_| may_end) {
             let shown = if self.include_in_output {
                 new_from.min(range.end)..range.end
             } else {
@@ -125,17 +127,16 @@ impl StopMatcher {
         }
     }
 
-    /// Finds the first match that ends in the new part. A match that seems to end before it exists only because
-    /// unseen parts were forgotten.
+    /// Finds the first match that ends in the new part. A match that ends before it was passed over, or exists only
+    /// because unseen parts were forgotten.
     fn find_with_unseen(&self, shown: &str, places: &[usize], new_from: usize) -> Option<Found> {
+        let num_old_shown = places.partition_point(|at| *at < new_from);
         let found = self.stops.iter().enumerate().filter_map(|(index, stop)| {
             let range = if self.unseen.names(index) {
-                let from = (new_from + 1).saturating_sub(stop.len());
-                let from = super::ceil_char_boundary(&self.tail, from);
-                let start = from + self.tail[from..].find(stop.as_str())?;
+                let start = super::find_in_new(&self.tail, stop, new_from)?;
                 start..start + stop.len()
             } else {
-                let start = shown.find(stop.as_str())?;
+                let start = super::find_in_new(shown, stop, num_old_shown)?;
                 *places.get(start)?..*places.get(start + stop.len() - 1)? + 1
             };
             Some(Found { range, stop: index })
@@ -194,8 +195,17 @@ mod tests {
     const SPECIAL: [&str; 2] = ["<a>", "<b>"];
 
     fn run(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
+        run_passing_over(0, stops, include, pieces)
+    }
+
+    fn run_passing_over(
+        passed_over: usize,
+        stops: &[&str],
+        include: bool,
+        pieces: &[&str],
+    ) -> (String, Option<String>) {
         let stops = stops.iter().map(|stop| stop.to_string()).collect();
-        let mut matcher = StopMatcher::new(stops, include);
+        let mut matcher = StopMatcher::new(stops, include).passing_over(passed_over as u32);
         let mut out = String::new();
         for piece in pieces {
             let shown = if SPECIAL.contains(piece) {
@@ -213,8 +223,31 @@ mod tests {
         (out, None)
     }
 
-    /// The same by definition: after each piece, search the whole text.
-    fn by_definition(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
+    /// Start of the first match in `text` whose `end` of its last byte is beyond `from`.
+    fn first_beyond(
+        text: &str,
+        stop: &str,
+        from: usize,
+        end: impl Fn(usize) -> usize,
+    ) -> Option<usize> {
+        let starts = text.char_indices().map(|(start, _)| start);
+        let mut matches = starts.filter(|start| text[*start..].starts_with(stop));
+        matches.find(|start| end(start + stop.len() - 1) > from)
+    }
+
+    /// The same by definition: after each piece that is not passed over, search the whole text for matches that end
+    /// beyond those that are.
+    fn by_definition(
+        passed_over: usize,
+        stops: &[&str],
+        include: bool,
+        pieces: &[&str],
+    ) -> (String, Option<String>) {
+        let from = pieces
+            .iter()
+            .take(passed_over)
+            .map(|piece| piece.len())
+            .sum();
         let (mut whole, mut shown) = (String::new(), String::new());
         // Index in the whole text of each byte of the shown text.
         let mut places = Vec::new();
@@ -223,7 +256,7 @@ mod tests {
             let bytes = bytes.filter(|(_, at)| range.contains(at));
             String::from_utf8(bytes.map(|(byte, _)| byte).collect()).unwrap()
         };
-        for piece in pieces {
+        for (i, piece) in pieces.iter().enumerate() {
             if !SPECIAL.contains(piece) {
                 shown.push_str(piece);
                 places.extend(whole.len()..whole.len() + piece.len());
@@ -231,15 +264,16 @@ mod tests {
             whole.push_str(piece);
             let found = stops.iter().filter_map(|stop| {
                 let range = if SPECIAL.iter().any(|special| stop.contains(special)) {
-                    let start = whole.find(stop)?;
+                    let start = first_beyond(&whole, stop, from, |last| last + 1)?;
                     start..start + stop.len()
                 } else {
-                    let start = shown.find(stop)?;
+                    let start = first_beyond(&shown, stop, from, |last| places[last] + 1)?;
                     places[start]..places[start + stop.len() - 1] + 1
                 };
                 Some((range.end, range.start, *stop))
             });
-            if let Some((end, start, stop)) = found.min_by_key(|found| (found.0, found.1)) {
+            let found = found.min_by_key(|found| (found.0, found.1));
+            if let Some((end, start, stop)) = found.filter(|_| i >= passed_over) {
                 let end = if include { end } else { start };
                 return (shown_of(&places, &shown, 0..end), Some(stop.to_string()));
             }
@@ -305,10 +339,14 @@ mod tests {
             stops in prop::collection::vec(
                 prop::collection::vec(prop::sample::select(vec!["a", "b", "é", "<a>", "<b>"]), 1..4), 1..4),
             include: bool,
+            passed_over in prop::sample::select(vec![0, 0, 1, 3, 6]),
         ) {
             let stops: Vec<String> = stops.iter().map(|parts| parts.concat()).collect();
             let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
-            prop_assert_eq!(run(&stops, include, &pieces), by_definition(&stops, include, &pieces));
+            prop_assert_eq!(
+                run_passing_over(passed_over, &stops, include, &pieces),
+                by_definition(passed_over, &stops, include, &pieces)
+            );
         }
     }
 }
