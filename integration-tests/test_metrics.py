@@ -18,6 +18,7 @@ NAMES = (
     "gridwork_running_sequences",
     "gridwork_cache_blocks_used",
     "gridwork_cache_blocks_total",
+    "gridwork_kv_cache_usage_ratio",
     "gridwork_time_to_first_token_seconds",
     "gridwork_time_per_output_token_seconds",
     "gridwork_request_queue_seconds",
@@ -42,7 +43,12 @@ def server(trap: Path) -> Iterator[Server]:
 def check_idle(server: Server) -> None:
     def idle() -> bool:
         values = server.client.metrics()
-        names = ("gridwork_cache_blocks_used", "gridwork_running_sequences", "gridwork_queue_size")
+        names = (
+            "gridwork_cache_blocks_used",
+            "gridwork_kv_cache_usage_ratio",
+            "gridwork_running_sequences",
+            "gridwork_queue_size",
+        )
         return all(values[name] == 0 for name in names)
 
     wait_for(idle, 10, "no block in use, nothing running, nothing queued")
