@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::observability::request_log;
+
 /// API whose shapes and statuses an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -225,6 +227,7 @@ impl ApiError {
     pub fn count(&self) {
         metrics::counter!("gridwork_request_failures_total", "kind" => self.type_name())
             .increment(1);
+        request_log::note(|record| record.failure = Some(self.type_name()));
     }
 
     /// The answer to a refused or failed request, which is counted.
