@@ -196,6 +196,42 @@ def test_chat_tokenize_shows_the_prompt_of_a_chat(tiny_server: Server) -> None:
     assert as_text == client.ok("/v1/chat/completions", CHAT)["choices"][0]["message"]["content"]
 
 
+def test_tokenize_and_detokenize_take_vllms_forms(tiny_server: Server) -> None:
+    client = tiny_server.client
+    own = client.ok("/tokenize", {"inputs": "The harbour wakes"})
+    reply = client.ok("/tokenize", {"model": "any", "prompt": "The harbour wakes"})
+    assert reply["tokens"] == [token["id"] for token in own]
+    assert reply["count"] == len(own)
+    assert reply["max_model_len"] == client.get("/info").json()["max_total_tokens"]
+    assert reply["token_strs"] is None
+    with_strs = client.ok("/tokenize", {"prompt": "The harbour wakes", "return_token_strs": True})
+    assert len(with_strs["token_strs"]) == len(own)
+    bare = client.ok("/tokenize", {"prompt": "The harbour wakes", "add_special_tokens": False})
+    assert client.ok("/detokenize", {"tokens": bare["tokens"]}) == {"prompt": "The harbour wakes"}
+    assert client.ok("/detokenize", {"tokens": []}) == {"prompt": ""}
+
+
+def test_vllms_tokens_of_a_conversation_are_those_of_the_chat(tiny_server: Server) -> None:
+    client = tiny_server.client
+    messages = CHAT["messages"]
+    ids = [token["id"] for token in client.ok("/chat_tokenize", {"messages": messages})["tokenize_response"]]
+    body = {"messages": messages, "add_generation_prompt": True, "continue_final_message": False}
+    assert client.ok("/tokenize", body)["tokens"] == ids
+    shorter = client.ok("/tokenize", {"messages": messages, "add_generation_prompt": False})
+    assert shorter["count"] < len(ids)
+    both = {"messages": messages, "add_generation_prompt": True, "continue_final_message": True}
+    assert refusal(client.post("/tokenize", both), 400)["param"] == "continue_final_message"
+
+
+def test_detokenize_names_an_unknown_token(tiny_server: Server) -> None:
+    error = refusal(tiny_server.client.post("/detokenize", {"tokens": [1, 99999999]}), 400)
+    assert error["param"] == "tokens"
+    assert "99999999" in error["message"]
+    assert "-5" in refusal(tiny_server.client.post("/detokenize", {"tokens": [-5]}), 400)["message"]
+    assert "tokens" in refusal(tiny_server.client.post("/detokenize", {}), 400)["message"]
+    assert tiny_server.client.post("/tokenize", {}).status_code == 422
+
+
 def test_browsers_may_send_the_headers_of_openais_client(tiny_server: Server) -> None:
     headers = {
         "Origin": "http://page",

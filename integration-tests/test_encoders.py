@@ -160,6 +160,17 @@ def test_info_names_the_served_task(server: Server) -> None:
     assert [token["special"] for token in tokens] == [True, False, False, True]
 
 
+def test_vllms_forms_of_tokenize_and_detokenize_work_for_encoders(server: Server) -> None:
+    client = server.client
+    (own,) = client.ok("/tokenize", {"inputs": "A cat"})
+    reply = client.ok("/tokenize", {"prompt": "A cat", "return_token_strs": True})
+    assert reply["tokens"] == [token["id"] for token in own]
+    assert (reply["count"], reply["max_model_len"]) == (4, 256)
+    assert reply["token_strs"] == ["[CLS]", "a", "cat", "[SEP]"]
+    assert client.ok("/detokenize", {"tokens": reply["tokens"]}) == {"prompt": "[CLS] a cat [SEP]"}
+    assert client.ok("/tokenize", {"prompt": "A cat", "add_special_tokens": False})["count"] == 2
+
+
 def test_bad_input_is_refused_with_its_reason(server: Server) -> None:
     long = " ".join(["word"] * 300)
     for path, body, status, words in [

@@ -18,6 +18,7 @@ NAMES = (
     "gridwork_running_sequences",
     "gridwork_cache_blocks_used",
     "gridwork_cache_blocks_total",
+    "gridwork_kv_cache_usage_ratio",
     "gridwork_time_to_first_token_seconds",
     "gridwork_time_per_output_token_seconds",
     "gridwork_request_queue_seconds",
@@ -42,7 +43,12 @@ def server(trap: Path) -> Iterator[Server]:
 def check_idle(server: Server) -> None:
     def idle() -> bool:
         values = server.client.metrics()
-        names = ("gridwork_cache_blocks_used", "gridwork_running_sequences", "gridwork_queue_size")
+        names = (
+            "gridwork_cache_blocks_used",
+            "gridwork_kv_cache_usage_ratio",
+            "gridwork_running_sequences",
+            "gridwork_queue_size",
+        )
         return all(values[name] == 0 for name in names)
 
     wait_for(idle, 10, "no block in use, nothing running, nothing queued")
@@ -178,3 +184,49 @@ def test_a_broken_collector_causes_only_warnings(trap: Path, collector: str) -> 
     # At the end the launcher waits for a silent collector in vain; it has usually given up one that is down.
     expected = "the last traces" if collector == "silent" else "the collector"
     assert any(expected in warning for warning in warnings), server.log_tail()
+
+
+def test_each_finished_request_has_one_log_line_without_text(trap: Path) -> None:
+    flags = ("--dtype", "float32", "--trust-remote-code", "--log-requests", "--json-output")
+    completion = {"prompt": "The boats are past", "max_tokens": 4, "temperature": 0}
+    requests = {
+        "whole": ("/v1/completions", completion),
+        "streamed": ("/v1/completions", completion | {"stream": True}),
+        "tgi": ("/generate_stream", {"inputs": "The boats are past", "parameters": {"max_new_tokens": 4}}),
+        "refused": ("/generate", {"inputs": "The boats", "parameters": {"max_new_tokens": 99999}}),
+        "failed": ("/generate", {"inputs": f"a {NAN} b", "parameters": {"max_new_tokens": 4}}),
+        "unread": ("/v1/chat/completions", {"messages": 3}),
+        "nowhere": ("/nowhere", {}),
+        "tokens": ("/tokenize", {"inputs": "The boats are past"}),
+    }
+    with Server("--model-id", trap, *flags) as server:
+        for name, (path, body) in requests.items():
+            server.client.post(path, body, headers={"x-request-id": name})
+        body = {"inputs": "The boats", "parameters": {"max_new_tokens": 900}}
+        with server.client.http.stream(
+            "POST", "/generate_stream", json=body, headers={"x-request-id": "left"}
+        ) as response:
+            next(events_of(response))
+        server.client.get("/health")
+    entries = [json.loads(line) for line in server.lines if line.startswith("{")]
+    logged = [entry["fields"] for entry in entries if entry["message"] == "request finished"]
+    assert sorted(fields["request_id"] for fields in logged) == sorted([*requests, "left"])
+    assert "boats" not in json.dumps(logged)
+    lines = {fields["request_id"]: fields for fields in logged}
+    reasons = {name: fields["reason"] for name, fields in lines.items()}
+    assert reasons["whole"] == reasons["streamed"] == reasons["tgi"] == "length"
+    assert (reasons["refused"], reasons["failed"], reasons["unread"]) == ("validation", "generation", "validation")
+    assert (reasons["nowhere"], reasons["tokens"], reasons["left"]) == ("not_found", "complete", "client_disconnected")
+    for name in ("whole", "streamed", "tgi"):
+        fields = lines[name]
+        assert fields["route"] == requests[name][0]
+        assert fields["generated_tokens"] == 4
+        assert fields["prompt_tokens"] == lines["whole"]["prompt_tokens"] > 0
+        assert 0 <= fields["queue_ms"] <= fields["first_token_ms"] <= fields["total_ms"]
+    assert lines["nowhere"]["route"] == "unknown"
+
+
+def test_requests_are_not_logged_by_default(trap: Path) -> None:
+    with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code", "--json-output") as server:
+        server.client.generate("The boats", max_new_tokens=2)
+    assert "request finished" not in server.log()

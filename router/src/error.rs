@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::observability::metrics;
+use crate::observability::{metrics, request_log};
 
 /// API whose shapes and statuses an error has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,6 +226,7 @@ impl ApiError {
     /// Counts the failure. [`ApiError::response`] does it too; an error that ends a stream is counted here.
     pub fn count(&self) {
         metrics::request_failures(self.type_name()).increment(1);
+        request_log::note(|record| record.failure = Some(self.type_name()));
     }
 
     /// The answer to a refused or failed request, which is counted.

@@ -2,7 +2,7 @@
 //! request ids.
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +13,7 @@ use crate::api::routes::{ROUTES, dialect_of, openai_end};
 use crate::error::{ApiError, ErrorKind, written};
 use crate::http::api_key::require_key;
 use crate::http::{body_encoding, route};
+use crate::observability::request_log;
 use crate::state::AppState;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,7 +30,7 @@ pub fn app(state: AppState) -> Router {
         .layer(from_fn_with_state(state.clone(), require_key))
         .layer(from_fn(write_errors))
         .layer(cors)
-        .layer(from_fn(request_id))
+        .layer(from_fn_with_state(state.clone(), request_id))
         .with_state(state)
 }
 
@@ -87,8 +88,8 @@ fn no_route(path: &str) -> String {
     }
 }
 
-/// Adds the client's request id to the answer, or a new one.
-async fn request_id(request: Request, next: Next) -> Response {
+/// Adds the client's request id to the answer, or a new one. With `--log-requests` the request is logged under it.
+async fn request_id(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let id = request
         .headers()
         .get(&REQUEST_ID)
@@ -97,7 +98,16 @@ async fn request_id(request: Request, next: Next) -> Response {
             HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
                 .unwrap_or(HeaderValue::from_static("unknown"))
         });
-    let mut response = next.run(request).await;
+    // Requests of other methods are those for the state of the server, which monitors send every few seconds.
+    let is_logged = state.settings().output.log_requests && request.method() == Method::POST;
+    let mut response = if is_logged {
+        let shown_id = String::from_utf8_lossy(id.as_bytes()).into_owned();
+        let route = request.extensions().get::<MatchedPath>();
+        let route = route.map_or("unknown", MatchedPath::as_str).to_owned();
+        request_log::logged(shown_id, route, next.run(request)).await
+    } else {
+        next.run(request).await
+    };
     response.headers_mut().insert(REQUEST_ID, id);
     response
 }

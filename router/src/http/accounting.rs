@@ -1,16 +1,17 @@
-//! Accounting of one request: its metrics, the attributes of its span, and the headers of its answer.
+//! Accounting of one request: its metrics, the attributes of its span, the facts of its log line, and the headers of its
+//! answer.
 
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use gridwork_engine::Finish;
+use gridwork_engine::{Finish, FinishReason};
 use serde::Serialize;
 use tracing::Span;
 
 use crate::encoder::EncodingUsage;
-use crate::observability::metrics;
+use crate::observability::{metrics, request_log};
 
 /// Times and counts of one request. Where it has several sequences, counts are summed, and times are those of the
 /// slowest.
@@ -26,6 +27,11 @@ pub struct RequestAccounting {
     queue: Duration,
     inference: Duration,
     generated_tokens: u64,
+    cached_tokens: u64,
+    /// Time to the first token of any sequence.
+    first_token: Option<Duration>,
+    /// Reason why the last sequence ended.
+    finish: Option<&'static str>,
 }
 
 impl RequestAccounting {
@@ -41,6 +47,9 @@ impl RequestAccounting {
             queue: Duration::ZERO,
             inference: Duration::ZERO,
             generated_tokens: 0,
+            cached_tokens: 0,
+            first_token: None,
+            finish: None,
         }
     }
 
@@ -49,6 +58,17 @@ impl RequestAccounting {
         self.queue = self.queue.max(finish.timing.queue);
         self.inference = self.inference.max(finish.timing.inference);
         self.generated_tokens += u64::from(finish.num_generated_tokens);
+        self.cached_tokens += u64::from(finish.num_cached_tokens);
+        let first_token = finish.timing.first_token;
+        self.first_token = Some(
+            self.first_token
+                .map_or(first_token, |first| first.min(first_token)),
+        );
+        self.finish = Some(match finish.reason {
+            FinishReason::Length => "length",
+            FinishReason::EndOfSequence => "eos_token",
+            FinishReason::StopString(_) | FinishReason::StopToken(_) => "stop_sequence",
+        });
     }
 
     fn time_per_token(&self) -> Duration {
@@ -139,6 +159,24 @@ impl RequestAccounting {
         span.record("queue_time", format!("{:?}", self.queue));
         span.record("inference_time", format!("{:?}", self.inference));
         span.record("prompt_tokens", self.prompt_tokens);
+        request_log::note(|record| {
+            record.queue = Some(self.queue);
+            record.finish = Some(self.finish.unwrap_or("complete"));
+        });
+    }
+}
+
+impl Drop for RequestAccounting {
+    /// Adds to the request's log line what is known at its end, whether it succeeded or not.
+    fn drop(&mut self) {
+        request_log::note(|record| {
+            record.prompt_tokens = (self.prompt_tokens > 0).then_some(self.prompt_tokens as u64);
+            if self.finish.is_some() {
+                record.generated_tokens = Some(self.generated_tokens);
+                record.cached_tokens = Some(self.cached_tokens);
+                record.first_token = self.first_token;
+            }
+        });
     }
 }
 
@@ -151,5 +189,82 @@ fn write<const N: usize>(headers: &mut HeaderMap, values: [(&'static str, String
         if let Ok(value) = HeaderValue::from_str(&value) {
             headers.insert(HeaderName::from_static(name), value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gridwork_engine::Timing;
+    use gridwork_settings::LogLevel;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::observability::logs::tests::logged as lines_of;
+    use crate::observability::request_log::logged;
+
+    fn finish(generated: u32, cached: u32, first_token_ms: u64) -> Finish {
+        Finish {
+            reason: FinishReason::StopString("a secret".to_owned()),
+            num_generated_tokens: generated,
+            num_cached_tokens: cached,
+            timing: Timing {
+                queue: Duration::from_millis(2),
+                first_token: Duration::from_millis(first_token_ms),
+                inference: Duration::from_millis(9),
+            },
+        }
+    }
+
+    /// Fields of the line of a request that `answer` handles with its accounting.
+    fn fields(answer: impl FnOnce(RequestAccounting) -> Response) -> Value {
+        let mut lines = lines_of(LogLevel::Info, || {
+            let answer = async { answer(RequestAccounting::new(Span::none(), "cpu")) };
+            let request = logged("id".to_owned(), "/generate".to_owned(), answer);
+            drop(futures::executor::block_on(request));
+        });
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines[0]["fields"].take()
+    }
+
+    #[test]
+    fn the_line_of_a_generation_sums_its_sequences() {
+        let fields = fields(|mut accounting| {
+            accounting.prompt_tokens = 7;
+            accounting.add(&finish(3, 0, 5));
+            accounting.add(&finish(4, 6, 4));
+            accounting.respond("text")
+        });
+        assert_eq!(fields["prompt_tokens"], 7);
+        assert_eq!(fields["cached_tokens"], 6);
+        assert_eq!(fields["generated_tokens"], 7);
+        assert_eq!(fields["queue_ms"], 2.0);
+        assert_eq!(fields["first_token_ms"], 4.0);
+        assert_eq!(fields["reason"], "stop_sequence");
+        assert!(!fields.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn the_line_of_an_encoder_has_no_generated_tokens() {
+        let usage = EncodingUsage {
+            tokens: 9,
+            ..EncodingUsage::default()
+        };
+        let fields = fields(|accounting| accounting.respond_encoded(&[1.0], &usage));
+        assert_eq!(fields["prompt_tokens"], 9);
+        assert_eq!(fields["reason"], "complete");
+        assert!(fields.get("generated_tokens").is_none());
+    }
+
+    #[test]
+    fn a_client_that_leaves_between_two_sequences_is_the_reason() {
+        let fields = fields(|mut accounting| {
+            accounting.prompt_tokens = 7;
+            accounting.add(&finish(3, 0, 5));
+            drop(accounting);
+            let never = futures::stream::pending::<Result<String, std::io::Error>>();
+            axum::body::Body::from_stream(never).into_response()
+        });
+        assert_eq!(fields["prompt_tokens"], 7);
+        assert_eq!(fields["reason"], "client_disconnected");
     }
 }

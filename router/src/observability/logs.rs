@@ -269,7 +269,7 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
@@ -289,7 +289,8 @@ mod tests {
         }
     }
 
-    fn logged(level: LogLevel, events: impl FnOnce()) -> Vec<Value> {
+    /// Lines that `events` logs on this thread.
+    pub(crate) fn logged(level: LogLevel, events: impl FnOnce()) -> Vec<Value> {
         let written = Written::default();
         let writer = written.clone();
         let layer = tracing_subscriber::fmt::layer()

@@ -15,6 +15,12 @@ pub struct Output {
     #[arg(long, env = "LOG_LEVEL", default_value = "info", ignore_case = true)]
     pub log_level: LogLevel,
 
+    /// Log one line for each finished request, with its counts and times and without any text
+    #[arg(long, env = "LOG_REQUESTS", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub log_requests: bool,
+
     /// OpenTelemetry collector to send traces to (gRPC, unencrypted), for example http://localhost:4317
     #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = values::collector)]
     pub otlp_endpoint: Option<String>,

@@ -41,6 +41,8 @@ metric_handles! {
             "Cache blocks that hold running sequences");
         blocks_total = gauge("gridwork_cache_blocks_total", Blocks, Scheduler,
             "Cache blocks in total");
+        cache_usage = gauge("gridwork_kv_cache_usage_ratio", Count, Scheduler,
+            "Share of the cache's blocks that sequences hold, from 0 to 1; blocks that are only cached are not held");
         blocks_cached = gauge("gridwork_prefix_cache_blocks", Blocks, Scheduler,
             "Full blocks that can be found by their tokens, in use or not");
         lookup_tokens = counter("gridwork_prefix_cache_lookup_tokens_total", Tokens, Scheduler,
@@ -89,6 +91,7 @@ impl EngineMetrics {
         self.running.set(running as f64);
         self.blocks_used.set(blocks_used as f64);
         self.blocks_total.set(blocks_total as f64);
+        self.cache_usage.set(usage_ratio(blocks_used, blocks_total));
     }
 
     /// Reports the size of the prefix cache, and the blocks evicted since the last report.
@@ -145,5 +148,22 @@ impl EngineMetrics {
 
     pub fn failed(&self, error: &GenerationError) {
         generation_failures(error.kind()).increment(1);
+    }
+}
+
+/// Share of the cache's blocks that sequences hold. A cache without blocks has none in use.
+fn usage_ratio(blocks_used: usize, blocks_total: usize) -> f64 {
+    blocks_used as f64 / blocks_total.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::usage_ratio;
+
+    #[test]
+    fn the_usage_of_a_cache_is_from_0_to_1() {
+        for (used, total, expected) in [(0, 8, 0.0), (2, 8, 0.25), (8, 8, 1.0), (0, 0, 0.0)] {
+            assert_eq!(usage_ratio(used, total), expected, "{used} of {total}");
+        }
     }
 }

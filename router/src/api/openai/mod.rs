@@ -18,6 +18,7 @@ mod response;
 mod stream;
 mod submit;
 mod text_offsets;
+pub mod tokenize;
 mod tools;
 pub mod warm;
 

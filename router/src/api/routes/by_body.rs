@@ -1,9 +1,9 @@
-//! Routes whose bodies tell which other route they are for: `/` and `/invocations`, and `/rerank`.
+//! Routes whose bodies tell which other route or form they are for: `/` and `/invocations`, `/rerank` and `/tokenize`.
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use gridwork_proto::v1::Task;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,9 +12,9 @@ use super::{
     CHAT_COMPLETIONS, COMPLETIONS, EMBED_INPUTS, EMBEDDINGS, GENERATE_EITHER, PREDICT_LABELS,
     RERANK_DOCUMENTS, RERANK_TEXTS,
 };
-use crate::api::tei;
 use crate::api::tgi::types::{CompatGenerateRequest, GenerateResponse};
-use crate::error::{ApiError, ErrorResponse};
+use crate::api::{openai, tei, tgi};
+use crate::error::{ApiError, Dialect, ErrorResponse, written};
 use crate::http::extract;
 use crate::http::route::{LISTED, Route, served_task};
 use crate::state::AppState;
@@ -57,6 +57,23 @@ pub async fn rerank(State(state): State<AppState>, request: Request) -> Result<R
     Ok(tei::rerank::rerank.call(request, state).await)
 }
 
+/// Answers `/tokenize`, which text-generation-inference and text-embeddings-inference call with `inputs`, each in its own
+/// form, and vLLM with `prompt` or `messages`. The last form has OpenAI's errors.
+pub async fn tokenize(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (request, fields) = read_fields(request, &state).await?;
+    if fields.are_of_vllm() {
+        let answer = openai::tokenize::tokenize(State(state), request).await;
+        return Ok(written(answer.into_response(), Dialect::OpenAi));
+    }
+    Ok(match served_task(&state).unwrap_or_default() {
+        Task::Generate | Task::Unspecified => tgi::tokenize::tokenize.call(request, state).await,
+        _ => tei::tokenize::tokenize.call(request, state).await,
+    })
+}
+
 /// Fields that tell whose body it is. All are absent in a body that is not JSON.
 #[derive(Debug, Default, Deserialize)]
 struct Fields {
@@ -70,6 +87,11 @@ struct Fields {
 impl Fields {
     fn read(body: &[u8]) -> Self {
         serde_json::from_slice(body).unwrap_or_default()
+    }
+
+    /// True for the body of vLLM's `/tokenize`.
+    fn are_of_vllm(&self) -> bool {
+        self.inputs.is_none() && (self.prompt.is_some() || self.messages.is_some())
     }
 }
 
@@ -103,6 +125,24 @@ fn target(task: Task, fields: &Fields) -> &'static Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vllms_fields_are_its_form_of_tokenize() {
+        for (body, expected) in [
+            (r#"{"prompt": "a"}"#, true),
+            (r#"{"messages": []}"#, true),
+            (r#"{"inputs": "a"}"#, false),
+            (r#"{"inputs": "a", "prompt": "b"}"#, false),
+            ("{}", false),
+            ("{", false),
+        ] {
+            assert_eq!(
+                Fields::read(body.as_bytes()).are_of_vllm(),
+                expected,
+                "{body}"
+            );
+        }
+    }
 
     #[test]
     fn task_and_fields_tell_whose_body_it_is() {

@@ -73,6 +73,8 @@ routes! {
         openai::models::model, "The served model, when it has this name";
     LOAD_MODEL: POST "/load_model", OpenAi, ANY, [],
         openai::warm::load_model, "An event that says `ready`, for `transformers chat`";
+    DETOKENIZE: POST "/detokenize", OpenAi, ANY, [],
+        openai::tokenize::detokenize, "The text of tokens, in vLLM's form";
 
     GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
         tgi::generate::generate, "Continue a text";
@@ -81,7 +83,8 @@ routes! {
     GENERATE_EITHER: POST "/", Tgi, GENERATE, ["generate", "generate_stream"],
         tgi::generate::compat_generate, "Either of them, by `stream`";
     TOKENIZE: POST "/tokenize", Tgi, GENERATE, [],
-        tgi::tokenize::tokenize, "The tokens of a text";
+        by_body::tokenize [documented by tgi::tokenize::tokenize], "The tokens of a text; `prompt` and `messages` mean \
+         [vLLM's form](#tokens)";
     CHAT_TOKENIZE: POST "/chat_tokenize", Tgi, GENERATE, [],
         tgi::tokenize::chat_tokenize, "The prompt that a conversation becomes, and its tokens";
     INVOCATIONS: POST "/invocations", Tgi, GENERATE, [],
@@ -102,7 +105,7 @@ routes! {
     PREDICT_LABELS: POST "/predict", Tei, PREDICT, ["predict"],
         tei::predict::predict, "Labels of texts, or tokens for masks";
     TOKENIZE_INPUTS: POST "/tokenize", Tei, ENCODE, [],
-        tei::tokenize::tokenize [undocumented], "The tokens of texts";
+        by_body::tokenize [undocumented], "The tokens of texts; `prompt` and `messages` mean [vLLM's form](#tokens)";
     DECODE: POST "/decode", Tei, ENCODE, [],
         tei::decode::decode, "The texts of tokens";
     BY_TASK: POST "/", Tei, ENCODE, [],
