@@ -33,6 +33,12 @@ ATTENTION_SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 MIXED_LAYERS: dict[str, Any] = {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
+DECODER_SIZES: dict[str, Any] = {
+    "d_model": 48,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+}
 
 CONFIGS: dict[str, Any] = {
     "padding": lambda: transformers.GPTJConfig(
@@ -55,10 +61,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "equal lengths": lambda: transformers.BartConfig(
         **SIZES,
-        d_model=48,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=64,
+        **DECODER_SIZES,
         max_position_embeddings=128,
         init_std=0.3,
         is_decoder=True,
