@@ -1,6 +1,5 @@
 """Faults of a server that embeds texts."""
 
-import os
 import signal
 import threading
 import time
@@ -108,20 +107,17 @@ def run(server: Server) -> list[Row]:
 
 @FAULTS.add("encoder: kill -9 of the shard")
 def _(scene: Scene) -> None:
-    with scene.restarting(scene.shard_ids):
-        os.kill(scene.shard_ids()[0], signal.SIGKILL)
+    scene.restart_by_signal(scene.shard_ids, signal.SIGKILL)
 
 
 @FAULTS.add("encoder: SIGSTOP of the shard")
 def _(scene: Scene) -> None:
-    with scene.restarting(scene.shard_ids):
-        os.kill(scene.shard_ids()[0], signal.SIGSTOP)
+    scene.restart_by_signal(scene.shard_ids, signal.SIGSTOP)
 
 
 @FAULTS.add("encoder: kill -9 of the router", cuts_connections=True)
 def _(scene: Scene) -> None:
-    with scene.restarting(scene.router_ids):
-        os.kill(scene.router_ids()[0], signal.SIGKILL)
+    scene.restart_by_signal(scene.router_ids, signal.SIGKILL)
 
 
 @FAULTS.add("encoder: texts of 1 MB")

@@ -1,5 +1,6 @@
 """Faults, and the measurement of their cost to bystanders."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Scene:
             timeout_s,
             "other processes run",
         )
+
+    def restart_by_signal(self, what: Callable[[], list[int]], number: int) -> None:
+        """Sends a signal to the first process, after which new ones must replace all."""
+        with self.restarting(what):
+            os.kill(what()[0], number)
 
     def shard_ids(self) -> list[int]:
         return [process.pid for process in self.server.shards()]

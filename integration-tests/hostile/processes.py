@@ -19,8 +19,7 @@ FAULTS = Faults()
 
 
 def _kill(scene: Scene, which: int = signal.SIGKILL) -> None:
-    with scene.restarting(scene.shard_ids):
-        os.kill(scene.shard_ids()[0], which)
+    scene.restart_by_signal(scene.shard_ids, which)
 
 
 def _health(scene: Scene) -> tuple[int, str]:
@@ -189,14 +188,12 @@ def _(scene: Scene) -> None:
 
 @FAULTS.add("router: kill -9", cuts_connections=True)
 def _(scene: Scene) -> None:
-    with scene.restarting(scene.router_ids):
-        os.kill(scene.router_ids()[0], signal.SIGKILL)
+    scene.restart_by_signal(scene.router_ids, signal.SIGKILL)
 
 
 @FAULTS.add("router: SIGSTOP", cuts_connections=True)
 def _(scene: Scene) -> None:
-    with scene.restarting(scene.router_ids):
-        os.kill(scene.router_ids()[0], signal.SIGSTOP)
+    scene.restart_by_signal(scene.router_ids, signal.SIGSTOP)
 
 
 @FAULTS.add("router: SIGSTOP for a second")

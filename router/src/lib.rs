@@ -35,7 +35,7 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
-use crate::state::{AppState, Condition};
+use crate::state::{AppState, Condition, Parts};
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
 use crate::tokenizing::tokenizer_file::TokenizerFileError;
@@ -106,15 +106,15 @@ pub async fn run(
         default_prompt: config.default_prompt.as_ref(),
     };
     let files = EncoderFiles::read(sources, &tokenizer).map_err(RouterError::Prompt)?;
-    let encoder = EncoderService::new(
-        Encoder::start(config.encoder.clone()),
-        tokenizer.clone(),
-        slow_regexes.clone(),
+    let encoder = EncoderService {
+        encoder: Encoder::start(config.encoder.clone()),
+        tokenizer: tokenizer.clone(),
+        slow_regexes: slow_regexes.clone(),
         files,
-        config.encoder_limits,
-        workers.clone(),
-    );
-    supervision.include(vec![engine.vitals(), encoder.handle().vitals()]);
+        limits: config.encoder_limits,
+        workers: workers.clone(),
+    };
+    supervision.include(vec![engine.vitals(), encoder.encoder.vitals()]);
     let limits = ValidationLimits {
         max_stop_sequences: settings.limits.max_stop_sequences,
         max_top_n_tokens: settings.limits.max_top_n_tokens,
@@ -132,19 +132,19 @@ pub async fn run(
         TextEncoder::local(tokenizer.clone(), slow_regexes.clone())
     };
     let validator = Validator::new(text_encoder, limits, workers.clone());
-    let state = AppState::new(
-        engine.clone(),
+    let state = AppState::new(Parts {
+        engine: engine.clone(),
         validator,
         workers,
         tokenizer,
-        config.http.clone(),
+        config: config.http.clone(),
         chat_template,
         encoder,
-        Condition {
+        condition: Condition {
             supervision,
             metrics,
         },
-    );
+    });
     let served = state.clone();
 
     let (stop, stopped) = oneshot::channel::<()>();
@@ -177,7 +177,7 @@ pub async fn run(
     tracing::info!("shutting down: no more requests are admitted, running ones are finished");
     let grace = Duration::from_secs(settings.http.graceful_termination_timeout);
     let finished = async {
-        tokio::join!(engine.drain(), served.encoder().handle().drain());
+        tokio::join!(engine.drain(), served.encoder().encoder.drain());
         let _ = stop.send(());
         // The last bytes of the last answers: a client that reads slowly gets them too.
         let _ = (&mut server).await;
@@ -199,11 +199,11 @@ async fn until_ready(state: &AppState) -> Result<String, StartError> {
             ready.limits.capacity_tokens, ready.limits.max_total_tokens
         )),
         Err(StartError::OtherTask { .. }) => {
-            let info = state.encoder().handle().ready().await?;
+            let info = state.encoder().encoder.ready().await?;
             Ok(format!(
                 "{} batches of up to {} tokens, inputs of up to {} tokens",
                 info.model_impl,
-                state.encoder().limits().max_batch_tokens,
+                state.encoder().limits.max_batch_tokens,
                 state.encoder().max_input_tokens(&info)
             ))
         }

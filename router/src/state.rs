@@ -21,17 +21,19 @@ use crate::tokenizing::workers::Workers;
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub struct AppState(Arc<Inner>);
+pub struct AppState(Arc<Parts>);
 
-struct Inner {
-    engine: Engine,
-    validator: Validator,
-    workers: Workers,
-    tokenizer: Arc<Tokenizer>,
-    config: Config,
-    chat_template: Result<ChatTemplate, ChatTemplateError>,
-    encoder: EncoderService,
-    condition: Condition,
+/// What the state consists of.
+pub struct Parts {
+    pub engine: Engine,
+    pub validator: Validator,
+    pub workers: Workers,
+    pub tokenizer: Arc<Tokenizer>,
+    pub config: Config,
+    pub chat_template: Result<ChatTemplate, ChatTemplateError>,
+    /// Service of encoders. It exists also when the model generates.
+    pub encoder: EncoderService,
+    pub condition: Condition,
 }
 
 /// Health of the server, and its metrics.
@@ -42,27 +44,8 @@ pub struct Condition {
 }
 
 impl AppState {
-    #[expect(clippy::too_many_arguments, reason = "each is a part of its own")]
-    pub fn new(
-        engine: Engine,
-        validator: Validator,
-        workers: Workers,
-        tokenizer: Arc<Tokenizer>,
-        config: Config,
-        chat_template: Result<ChatTemplate, ChatTemplateError>,
-        encoder: EncoderService,
-        condition: Condition,
-    ) -> Self {
-        AppState(Arc::new(Inner {
-            engine,
-            validator,
-            workers,
-            tokenizer,
-            config,
-            chat_template,
-            encoder,
-            condition,
-        }))
+    pub fn new(parts: Parts) -> Self {
+        AppState(Arc::new(parts))
     }
 
     pub fn engine(&self) -> &Engine {

@@ -9,18 +9,16 @@ import transformers
 
 VOCAB = 131
 
-_COMMON: dict[str, Any] = {
+TINY: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "initializer_range": 0.3}
+"""Sizes of generating models and of encoders."""
+_COMMON: dict[str, Any] = TINY | {
     "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
-    "initializer_range": 0.3,
 }
 
 

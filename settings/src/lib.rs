@@ -12,6 +12,7 @@ pub mod page;
 mod parse;
 mod router;
 mod shard;
+pub mod utc;
 mod validate;
 mod values;
 

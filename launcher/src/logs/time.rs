@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use gridwork_settings::utc;
+
 /// Returns the present time as RFC 3339 in UTC with milliseconds.
 pub fn now() -> String {
     let since = SystemTime::now()
@@ -25,25 +27,8 @@ pub fn tidy(timestamp: String) -> String {
     }
 }
 
-/// Converts days to a date, as `civil_from_days` in Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 fn format(unix_s: u64, ms: u32) -> String {
-    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+    format!("{}.{ms:03}Z", utc::to_seconds(unix_s))
 }
 
 #[cfg(test)]

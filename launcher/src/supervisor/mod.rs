@@ -1,6 +1,7 @@
 //! Starts router and shards at once, reports when they are ready, keeps them running, and ends them in order.
 
 mod backoff;
+mod common;
 mod fault;
 mod readiness;
 mod router;
@@ -20,6 +21,7 @@ use crate::process::sockets::Sockets;
 use readiness::{RouterProbe, StartupReport};
 
 pub use backoff::Backoff;
+use common::Common;
 pub use fault::SupervisorError;
 use router::Router;
 use router_link::Notes;
@@ -59,8 +61,15 @@ pub async fn run(
     let (router_ready, mut router_is_ready) = watch::channel(false);
     let (shards_ready, mut shards_are_ready) = watch::channel(false);
     let notes = Notes::default();
-    let router = Router::new(plan, sockets, log, &report, probe, notes.clone());
-    let shards = ShardGroup::new(plan, sockets, log, &report, notes.clone());
+    let common = Common {
+        plan,
+        sockets,
+        log,
+        report: &report,
+        notes: notes.clone(),
+    };
+    let router = Router::new(common.clone(), probe);
+    let shards = ShardGroup::new(common);
     let router_life = supervisor(router_stop).supervise(router, router_ready);
     let shards_life = supervisor(shards_stop).supervise(shards, shards_ready);
     tokio::pin!(router_life, shards_life);

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::common::Common;
 use super::fault::{Fault, StartError};
-use super::readiness::{Answer, RouterProbe, StartupReport};
-use super::router_link::{Notes, RouterLink};
+use super::readiness::{Answer, RouterProbe};
+use super::router_link::RouterLink;
 use super::supervised::Supervised;
-use crate::launch::LaunchPlan;
-use crate::logs::Log;
 use crate::process::Child;
-use crate::process::sockets::Sockets;
 
 const ASK_EVERY: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,32 +18,17 @@ const EXTRA_GRACE: Duration = Duration::from_secs(5);
 
 /// The one process that clients talk to.
 pub struct Router<'a> {
-    plan: &'a LaunchPlan,
-    sockets: &'a Sockets,
-    log: &'a Log,
-    report: &'a StartupReport,
+    common: Common<'a>,
     probe: RouterProbe,
-    notes: Notes,
     process: Vec<Child>,
     link: Option<Mutex<RouterLink>>,
 }
 
 impl<'a> Router<'a> {
-    pub fn new(
-        plan: &'a LaunchPlan,
-        sockets: &'a Sockets,
-        log: &'a Log,
-        report: &'a StartupReport,
-        probe: RouterProbe,
-        notes: Notes,
-    ) -> Self {
+    pub fn new(common: Common<'a>, probe: RouterProbe) -> Self {
         Self {
-            plan,
-            sockets,
-            log,
-            report,
+            common,
             probe,
-            notes,
             process: Vec::new(),
             link: None,
         }
@@ -53,9 +36,13 @@ impl<'a> Router<'a> {
 
     /// Returns when the router has been silent for too long.
     async fn silence(&self) -> Fault {
-        let limit = Duration::from_secs(self.plan.cli.processes.router_hang_timeout);
+        let limit = Duration::from_secs(self.common.plan.cli.processes.router_hang_timeout);
         if let Some(link) = &self.link
-            && let Ok(silent) = link.lock().await.until_silent(limit, &self.notes).await
+            && let Ok(silent) = link
+                .lock()
+                .await
+                .until_silent(limit, &self.common.notes)
+                .await
         {
             return Fault::Hung {
                 tag: "router".to_owned(),
@@ -70,7 +57,7 @@ impl<'a> Router<'a> {
     async fn healthy(&self) {
         loop {
             let answer = self.probe.ask(ASK_TIMEOUT).await;
-            self.report.note("router", &answer);
+            self.common.report.note("router", &answer);
             if answer == Answer::Ready {
                 return;
             }
@@ -89,10 +76,10 @@ impl Supervised for Router<'_> {
     }
 
     fn start(&mut self) -> Result<(), StartError> {
-        let spec = self.plan.router_command(self.sockets);
+        let spec = self.common.plan.router_command(self.common.sockets);
         let (link, stdin) = RouterLink::pair().map_err(StartError::RouterLink)?;
         self.link = Some(link);
-        self.process = vec![Child::start_with(&spec, self.log, stdin.into())?];
+        self.process = vec![Child::start_with(&spec, self.common.log, stdin.into())?];
         Ok(())
     }
 
@@ -103,7 +90,7 @@ impl Supervised for Router<'_> {
     fn clear(&mut self) {
         self.process.clear();
         self.link = None;
-        self.notes.hang.send_replace(None);
+        self.common.notes.hang.send_replace(None);
     }
 
     /// Has no timeout: the router is ready when the shards are, which have one.
@@ -120,6 +107,6 @@ impl Supervised for Router<'_> {
     }
 
     fn grace(&self) -> Duration {
-        Duration::from_secs(self.plan.cli.http.graceful_termination_timeout) + EXTRA_GRACE
+        Duration::from_secs(self.common.plan.cli.http.graceful_termination_timeout) + EXTRA_GRACE
     }
 }

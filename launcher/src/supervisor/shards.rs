@@ -4,14 +4,13 @@ use std::time::{Duration, Instant};
 
 use gridwork_settings::Device;
 
+use super::common::Common;
 use super::fault::{Fault, StartError};
-use super::readiness::{Answer, ShardProbe, StartupReport};
-use super::router_link::{Hang, Notes};
+use super::readiness::{Answer, ShardProbe};
+use super::router_link::Hang;
 use super::supervised::Supervised;
-use crate::launch::LaunchPlan;
-use crate::logs::Log;
 use crate::process::Child;
-use crate::process::sockets::{Meeting, SocketError, Sockets, free_port};
+use crate::process::sockets::{Meeting, SocketError, free_port};
 
 const ASK_EVERY_STARTING: Duration = Duration::from_millis(50);
 const ASK_EVERY_RUNNING: Duration = Duration::from_secs(2);
@@ -22,29 +21,15 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// The processes of all ranks.
 pub struct ShardGroup<'a> {
-    plan: &'a LaunchPlan,
-    sockets: &'a Sockets,
-    log: &'a Log,
-    report: &'a StartupReport,
-    notes: Notes,
+    common: Common<'a>,
     ranks: Vec<Child>,
     probes: Vec<ShardProbe>,
 }
 
 impl<'a> ShardGroup<'a> {
-    pub fn new(
-        plan: &'a LaunchPlan,
-        sockets: &'a Sockets,
-        log: &'a Log,
-        report: &'a StartupReport,
-        notes: Notes,
-    ) -> Self {
+    pub fn new(common: Common<'a>) -> Self {
         Self {
-            plan,
-            sockets,
-            log,
-            report,
-            notes,
+            common,
             ranks: Vec::new(),
             probes: Vec::new(),
         }
@@ -53,15 +38,15 @@ impl<'a> ShardGroup<'a> {
     /// Chooses where ranks meet: in a file if all ranks use this machine's memory, at a port for GPUs, whose library
     /// keeps asking.
     fn meeting(&self) -> Result<Meeting, SocketError> {
-        let processes = &self.plan.cli.processes;
+        let processes = &self.common.plan.cli.processes;
         let is_here = matches!(
             processes.master_addr.as_str(),
             "127.0.0.1" | "localhost" | "::1"
         );
         match processes.master_port {
             Some(port) => Ok(Meeting::Port(port)),
-            None if is_here && self.plan.placement.device == Device::Cpu => {
-                let file = self.sockets.meeting_file();
+            None if is_here && self.common.plan.placement.device == Device::Cpu => {
+                let file = self.common.sockets.meeting_file();
                 file.map(Meeting::File).map_err(SocketError::MeetingFile)
             }
             None => free_port()
@@ -72,26 +57,26 @@ impl<'a> ShardGroup<'a> {
 
     /// Checks all ranks and their sockets until one is silent for too long or cannot be reached any more.
     async fn first_silent(&self) -> Fault {
-        let hang_timeout = Duration::from_secs(self.plan.cli.processes.shard_hang_timeout);
+        let hang_timeout = Duration::from_secs(self.common.plan.cli.processes.shard_hang_timeout);
         let mut silences = vec![Silence::default(); self.ranks.len()];
-        self.notes.trouble.send_replace(None);
+        self.common.notes.trouble.send_replace(None);
         loop {
             tokio::time::sleep(ASK_EVERY_RUNNING.min(hang_timeout / 4)).await;
             let mut trouble = None;
             for (rank, (tag, probe)) in (0..).zip(self.by_rank()) {
-                match self.sockets.put_back(rank) {
+                match self.common.sockets.put_back(rank) {
                     Ok(false) => {}
                     Ok(true) => {
-                        let path = self.sockets.path(rank);
+                        let path = self.common.sockets.path(rank);
                         let path = path.display();
-                        self.log.warn(format!(
+                        self.common.log.warn(format!(
                             "{tag}: its socket {path} was removed, and is put back"
                         ));
                     }
                     Err(source) => {
                         return Fault::SocketLost {
                             tag: tag.to_owned(),
-                            path: self.sockets.path(rank),
+                            path: self.common.sockets.path(rank),
                             source,
                         };
                     }
@@ -116,8 +101,8 @@ impl<'a> ShardGroup<'a> {
                     Answer::Ready | Answer::Busy(_) => *silence = Silence::default(),
                 }
             }
-            if *self.notes.trouble.borrow() != trouble {
-                self.notes.trouble.send_replace(trouble);
+            if *self.common.notes.trouble.borrow() != trouble {
+                self.common.notes.trouble.send_replace(trouble);
             }
         }
     }
@@ -125,7 +110,7 @@ impl<'a> ShardGroup<'a> {
     /// Waits until the router reports an overdue step of these shards.
     async fn first_overdue(&self) -> Fault {
         let ready_at = Instant::now();
-        let mut hangs = self.notes.hang.subscribe();
+        let mut hangs = self.common.notes.hang.subscribe();
         // Reports about the previous group are old.
         let of_these = |hang: &Hang| hang.since > ready_at;
         let hang = hangs.wait_for(|hang| hang.as_ref().is_some_and(of_these));
@@ -138,11 +123,11 @@ impl<'a> ShardGroup<'a> {
 
     /// Keeps a second name of each socket, so that it can be put back.
     fn keep_sockets(&self) {
-        for rank in 0..self.plan.placement.num_shard {
-            if let Err(error) = self.sockets.keep(rank) {
-                let path = self.sockets.path(rank);
+        for rank in 0..self.common.plan.placement.num_shard {
+            if let Err(error) = self.common.sockets.keep(rank) {
+                let path = self.common.sockets.path(rank);
                 let path = path.display();
-                self.log.debug(format!(
+                self.common.log.debug(format!(
                     "{path} cannot be put back if it is removed: {error}"
                 ));
             }
@@ -183,7 +168,7 @@ impl Silence {
 
 impl Supervised for ShardGroup<'_> {
     fn name(&self) -> &'static str {
-        if self.plan.placement.num_shard == 1 {
+        if self.common.plan.placement.num_shard == 1 {
             "the shard"
         } else {
             "all shards"
@@ -195,23 +180,27 @@ impl Supervised for ShardGroup<'_> {
     }
 
     fn start(&mut self) -> Result<(), StartError> {
-        self.sockets
+        self.common
+            .sockets
             .make_folder()
             .map_err(|source| SocketError::Folder {
-                folder: self.sockets.path(0),
+                folder: self.common.sockets.path(0),
                 source,
             })?;
-        self.sockets.remove_stale();
+        self.common.sockets.remove_stale();
         let meeting = self.meeting()?;
-        for rank in 0..self.plan.placement.num_shard {
-            let spec = self.plan.shard_command(rank, self.sockets, &meeting);
-            let path = self.sockets.path(rank);
+        for rank in 0..self.common.plan.placement.num_shard {
+            let spec = self
+                .common
+                .plan
+                .shard_command(rank, self.common.sockets, &meeting);
+            let path = self.common.sockets.path(rank);
             let probe = ShardProbe::new(&path).map_err(|error| SocketError::NoAddress {
                 reason: error.to_string(),
                 path,
             })?;
             self.probes.push(probe);
-            self.ranks.push(Child::start(&spec, self.log)?);
+            self.ranks.push(Child::start(&spec, self.common.log)?);
         }
         Ok(())
     }
@@ -223,17 +212,17 @@ impl Supervised for ShardGroup<'_> {
     fn clear(&mut self) {
         self.ranks.clear();
         self.probes.clear();
-        self.sockets.remove_stale();
+        self.common.sockets.remove_stale();
     }
 
     async fn ready(&self) -> Result<(), Fault> {
-        let seconds = self.plan.cli.timeouts.startup_timeout;
+        let seconds = self.common.plan.cli.timeouts.startup_timeout;
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             let mut all_ready = true;
             for (tag, probe) in self.by_rank() {
                 let answer = probe.ask(ASK_TIMEOUT).await;
-                self.report.note(tag, &answer);
+                self.common.report.note(tag, &answer);
                 all_ready &= answer == Answer::Ready;
                 if let Answer::Failed(message) = answer {
                     return Err(failed(tag, message));
@@ -246,7 +235,7 @@ impl Supervised for ShardGroup<'_> {
             if Instant::now() >= deadline {
                 return Err(Fault::NotReady {
                     seconds,
-                    states: self.report.describe(),
+                    states: self.common.report.describe(),
                 });
             }
             tokio::time::sleep(ASK_EVERY_STARTING).await;

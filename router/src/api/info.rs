@@ -38,7 +38,7 @@ pub async fn info(State(state): State<AppState>) -> Response {
     )
 )]
 pub async fn health(State(state): State<AppState>) -> Response {
-    let encoder = state.encoder().handle();
+    let encoder = &state.encoder().encoder;
     let trouble = state.supervision().trouble();
     if (state.engine().is_healthy() || encoder.is_healthy())
         && !state.engine().is_draining()

@@ -167,7 +167,7 @@ impl Info {
 impl EncoderInfo {
     pub fn new(state: &AppState, info: &InfoResponse) -> Self {
         let encoder = state.encoder();
-        let limits = encoder.limits();
+        let limits = encoder.limits;
         let task = info.task();
         let embeds = task == Task::Embed;
         let max_input_tokens = encoder.max_input_tokens(info);

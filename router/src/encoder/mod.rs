@@ -52,12 +52,14 @@ pub const LARGEST_BODIES: usize = 4;
 
 /// Service of an encoder. It exists for every model; [`EncoderService::ready`] refuses when none is loaded.
 pub struct EncoderService {
-    encoder: Encoder,
-    tokenizer: Arc<Tokenizer>,
-    slow_regexes: SlowRegexes,
-    files: EncoderFiles,
-    limits: EncoderLimits,
-    workers: Workers,
+    /// The engine's part.
+    pub encoder: Encoder,
+    pub tokenizer: Arc<Tokenizer>,
+    pub slow_regexes: SlowRegexes,
+    /// Prompts and texts in the model's folder.
+    pub files: EncoderFiles,
+    pub limits: EncoderLimits,
+    pub workers: Workers,
 }
 
 /// Results of one request, in the order of its inputs, and its usage.
@@ -84,34 +86,6 @@ pub struct EncodingUsage {
 }
 
 impl EncoderService {
-    /// `files`: prompts and texts in the model's folder.
-    pub fn new(
-        encoder: Encoder,
-        tokenizer: Arc<Tokenizer>,
-        slow_regexes: SlowRegexes,
-        files: EncoderFiles,
-        limits: EncoderLimits,
-        workers: Workers,
-    ) -> Self {
-        EncoderService {
-            files,
-            encoder,
-            tokenizer,
-            slow_regexes,
-            limits,
-            workers,
-        }
-    }
-
-    /// The engine's part.
-    pub fn handle(&self) -> &Encoder {
-        &self.encoder
-    }
-
-    pub fn limits(&self) -> &EncoderLimits {
-        &self.limits
-    }
-
     /// The served model, when it is an encoder and loaded.
     pub fn loaded(&self) -> Option<Arc<InfoResponse>> {
         self.encoder.loaded()

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +18,7 @@ use utoipa::openapi::OpenApi;
 use crate::encoder::task_name;
 use crate::error::{ApiError, Dialect, ErrorKind, written};
 use crate::http::accounting::RequestAccounting;
+use crate::http::extract::{ApiJson, Body};
 use crate::observability::metrics;
 use crate::observability::telemetry::request_span;
 use crate::state::AppState;
@@ -232,5 +233,48 @@ impl Arrival {
         } else {
             Err(wrong_task(self.route.path, info.task(), "see /docs"))
         }
+    }
+}
+
+/// A request that has arrived with a parsed body, for a handler whose requests are counted.
+pub struct Received<T> {
+    pub state: AppState,
+    pub arrival: Arrival,
+    pub request: T,
+}
+
+impl<T: Body> FromRequest<AppState> for Received<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let arrival = Arrival::from_request_parts(&mut parts, state).await?;
+        let request = Request::from_parts(parts, body);
+        let ApiJson(request) = ApiJson::from_request(request, state).await?;
+        Ok(Received {
+            state: state.clone(),
+            arrival,
+            request,
+        })
+    }
+}
+
+impl<T> Received<T> {
+    /// Counts the request and begins its accounting.
+    pub fn begin(self) -> (AppState, T, RequestAccounting) {
+        let accounting = self.arrival.begin(&self.state);
+        (self.state, self.request, accounting)
+    }
+
+    /// The same for a request whose answer is a stream.
+    pub fn begin_stream(self) -> (AppState, T, RequestAccounting) {
+        let accounting = self.arrival.begin_stream(&self.state);
+        (self.state, self.request, accounting)
+    }
+
+    /// The same for a request to an encoder, with the arrival, which gives the loaded encoder.
+    pub fn begin_encoding(self) -> (AppState, Arrival, T, RequestAccounting) {
+        let accounting = self.arrival.begin(&self.state);
+        (self.state, self.arrival, self.request, accounting)
     }
 }

@@ -11,7 +11,7 @@ from loguru import logger
 
 from gridwork_server.prepare import pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder, files_key
+from gridwork_server.prepare.staging import build_folder, check_space, files_key, megabytes
 from gridwork_server.text import one_line, some
 
 # Increase it when a merge's result changes, so that folders made by older versions are not used.
@@ -186,12 +186,7 @@ def _merge(
             ) from error
     adapter_weights.update_tying(whole, was_tied)
     needed_bytes = sum(parameter.nbytes for parameter in whole.parameters())
-    free_bytes = shutil.disk_usage(partial).free
-    if needed_bytes > free_bytes:
-        raise PrepareError(
-            f"the merged model needs {needed_bytes / 1e6:.0f} MB, but {partial.parent} has only "
-            f"{free_bytes / 1e6:.0f} MB free; free some space, or name another folder"
-        )
+    check_space(partial, needed_bytes, f"the merged model needs {megabytes(needed_bytes)}")
     whole.save_pretrained(partial)
     _copy_settings(folder, base, partial)
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +12,7 @@ from loguru import logger
 
 from gridwork_server.prepare.background import repeated
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.staging import build_folder
+from gridwork_server.prepare.staging import build_folder, check_space, megabytes
 from gridwork_server.text import one_line
 
 # Increase it when a conversion's result changes, so that folders made by older versions are not used.
@@ -45,7 +44,7 @@ def convert(path: Path, folder: Path) -> None:
     """Writes the conversion of one GGUF file into an existing folder. Raises PrepareError."""
     started = time.monotonic()
     _check_magic(path)
-    logger.info(f"converting {path} ({_megabytes(path.stat().st_size)}) into bfloat16 safetensors")
+    logger.info(f"converting {path} ({megabytes(path.stat().st_size)}) into bfloat16 safetensors")
     with _heartbeat(f"converting {path.name}"), _one_reader():
         _convert(path, folder)
     logger.info(f"converted {path.name} in {time.monotonic() - started:.0f} s")
@@ -78,13 +77,8 @@ def _convert(path: Path, folder: Path) -> None:
     if tokenizer.model_max_length > _LARGEST_SENSIBLE_LENGTH:
         tokenizer.model_max_length = model.config.max_position_embeddings
     needed_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    free_bytes = shutil.disk_usage(folder).free
-    if needed_bytes > free_bytes:
-        raise PrepareError(
-            f"{path} becomes {_megabytes(needed_bytes)} of bfloat16 weights, but {folder.parent} has only "
-            f"{_megabytes(free_bytes)} free; free some space, or name another folder"
-        )
-    logger.info(f"writing {_megabytes(needed_bytes)} of weights, and the tokenizer")
+    check_space(folder, needed_bytes, f"{path} becomes {megabytes(needed_bytes)} of bfloat16 weights")
+    logger.info(f"writing {megabytes(needed_bytes)} of weights, and the tokenizer")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -119,7 +113,3 @@ def _one_reader() -> Iterator[None]:
         yield
     finally:
         gguf.GGUFReader = reader  # type: ignore[misc]
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"

@@ -78,3 +78,18 @@ def _settle(folder: Path) -> None:
             path.chmod(path.stat().st_mode | 0o444)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def check_space(partial: Path, needed_bytes: int, needs: str) -> None:
+    """Raises PrepareError when the disk of a partial folder lacks the space. needs: start of the message."""
+    free_bytes = shutil.disk_usage(partial).free
+    if needed_bytes > free_bytes:
+        raise PrepareError(
+            f"{needs}, but {partial.parent} has only {megabytes(free_bytes)} free; free some space, or name another "
+            "folder"
+        )
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes for messages."""
+    return f"{count / 1e6:.0f} MB"

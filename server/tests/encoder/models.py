@@ -5,17 +5,11 @@ from typing import Any
 import torch
 import transformers
 
+from ..models import TINY
+
 VOCAB = 211
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 130,
-    "initializer_range": 0.3,
-}
+_COMMON: dict[str, Any] = TINY | {"vocab_size": VOCAB, "num_attention_heads": 4, "max_position_embeddings": 130}
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {

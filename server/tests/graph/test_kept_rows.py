@@ -8,15 +8,13 @@ import pytest
 import torch
 
 from gridwork_kernels import cpu_attention
-from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.graph.fuse import fuse
 from gridwork_server.graph.kept_rows import by_kept_rows
 from gridwork_server.graph.nodes import Graph, Node, Ref, Size
 from gridwork_server.paths.paged import PagedPath
-from gridwork_server.paths.sequence_table import SequenceTable
 
 from .. import models
-from .test_recorded_models import LIMITS, graph_of, loaded
+from .test_recorded_models import admitted, graph_of, loaded
 
 pytestmark = pytest.mark.skipif(not cpu_attention.supports(torch.float32), reason="no compiled kernels for this CPU")
 
@@ -26,12 +24,7 @@ T, K = Size(0, 1, 0), Size(0, 0, 1)
 
 def logits_of(path: PagedPath, lengths: list[int], wanted: np.ndarray) -> torch.Tensor:
     """Logits of these tokens of a step with prompts of these lengths."""
-    path.allocate(LIMITS, 64)
-    table = SequenceTable(4, 600, 16, 64)
-    ids = np.arange(len(lengths))
-    for id, prompt in enumerate(models.prompts(lengths)):
-        table.admit(pb.NewSequence(id=id, token_ids=[*prompt, 7], num_prompt_tokens=len(prompt)))
-    table.append_blocks(ids, np.full(len(lengths), 16), np.arange(16 * len(lengths)))
+    table, ids = admitted(path, lengths)
     with torch.inference_mode():
         logits, kept = path.forward(table.batch(ids, np.array(lengths)), table, wanted)
     assert kept.tolist() == wanted.tolist()

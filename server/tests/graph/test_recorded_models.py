@@ -35,14 +35,20 @@ def loaded(folder: Path, dtype: str = "float32", **settings: Any) -> PagedPath:
     return path
 
 
-def all_logits(path: PagedPath, lengths: list[int]) -> torch.Tensor:
-    """Logits of every token of a step with prompts of these lengths, then of a decode of each sequence."""
+def admitted(path: PagedPath, lengths: list[int]) -> tuple[SequenceTable, np.ndarray]:
+    """Table with sequences with prompts of these lengths, and the sequences' ids. Allocates the caches."""
     path.allocate(LIMITS, 64)
     table = SequenceTable(4, 600, 16, 64)
     ids = np.arange(len(lengths))
     for id, prompt in enumerate(models.prompts(lengths)):
         table.admit(pb.NewSequence(id=id, token_ids=[*prompt, 7], num_prompt_tokens=len(prompt)))
     table.append_blocks(ids, np.full(len(lengths), 16), np.arange(16 * len(lengths)))
+    return table, ids
+
+
+def all_logits(path: PagedPath, lengths: list[int]) -> torch.Tensor:
+    """Logits of every token of a step with prompts of these lengths, then of a decode of each sequence."""
+    table, ids = admitted(path, lengths)
     results = []
     for counts in (np.array(lengths), np.ones(len(lengths), dtype=np.int64)):
         batch = table.batch(ids, counts)

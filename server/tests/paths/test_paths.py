@@ -26,6 +26,19 @@ LIMITS = pb.WarmupRequest(block_size_tokens=4, max_batch_tokens=64, max_sequence
 PROMPTS = models.prompts([23, 1, 12, 5])
 COUNT = 12
 SIZES: dict[str, Any] = {"vocab_size": models.VOCAB, "eos_token_id": None, "bos_token_id": 1, "pad_token_id": 0}
+ATTENTION_SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MIXED_LAYERS: dict[str, Any] = {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
+DECODER_SIZES: dict[str, Any] = {
+    "d_model": 48,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+}
 
 CONFIGS: dict[str, Any] = {
     "padding": lambda: transformers.GPTJConfig(
@@ -39,13 +52,8 @@ CONFIGS: dict[str, Any] = {
     ),
     "state beside attention": lambda: transformers.JambaConfig(
         **SIZES,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        attn_layer_period=2,
-        attn_layer_offset=1,
+        **ATTENTION_SIZES,
+        **MIXED_LAYERS,
         num_experts=2,
         mamba_d_state=8,
         use_mamba_kernels=False,
@@ -53,10 +61,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "equal lengths": lambda: transformers.BartConfig(
         **SIZES,
-        d_model=48,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=64,
+        **DECODER_SIZES,
         max_position_embeddings=128,
         init_std=0.3,
         is_decoder=True,

@@ -1,7 +1,6 @@
 //! `POST /v1/chat/completions`.
 
 use axum::Json;
-use axum::extract::State;
 use axum::response::Response;
 
 use super::answer::Streaming;
@@ -18,8 +17,7 @@ use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::http::accounting::RequestAccounting;
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -43,12 +41,8 @@ use crate::tokenizing::token_text::TokenTexts;
         (status = 503, description = "Loading, restarting or shutting down"),
     )
 )]
-pub async fn chat_completions(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(mut request): ApiJson<ChatRequest>,
-) -> Result<Response, ApiError> {
-    let mut accounting = arrival.begin(&state);
+pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, ApiError> {
+    let (state, mut request, mut accounting) = call.begin();
     let state = &state;
     request.check_supported()?;
     let mut parameters = request.take_parameters()?;

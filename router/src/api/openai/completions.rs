@@ -1,7 +1,6 @@
 //! `POST /v1/completions`.
 
 use axum::Json;
-use axum::extract::State;
 use axum::response::Response;
 
 use super::answer::Streaming;
@@ -16,8 +15,7 @@ use super::submit::GenerationJob;
 use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Parameters};
 use crate::http::accounting::RequestAccounting;
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -41,12 +39,8 @@ use crate::tokenizing::token_text::TokenTexts;
         (status = 503, description = "Loading, restarting or shutting down"),
     )
 )]
-pub async fn completions(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(mut request): ApiJson<CompletionRequest>,
-) -> Result<Response, ApiError> {
-    let mut accounting = arrival.begin(&state);
+pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, ApiError> {
+    let (state, mut request, mut accounting) = call.begin();
     let state = &state;
     request.check_supported(state.config().max_client_batch_size)?;
     let parameters = request.take_parameters()?;

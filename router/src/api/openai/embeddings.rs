@@ -1,6 +1,5 @@
 //! `POST /v1/embeddings`.
 
-use axum::extract::State;
 use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -12,10 +11,9 @@ use super::prompt_cut::cut;
 use crate::api::inputs::{Inputs, InputsForm};
 use crate::encoder::{Preparation, VectorShape};
 use crate::error::ApiError;
-use crate::http::extract::{ApiJson, Body};
-use crate::http::route::{Arrival, LISTED};
+use crate::http::extract::Body;
+use crate::http::route::{LISTED, Received};
 use crate::http::unsupported::UnsupportedField;
-use crate::state::AppState;
 
 /// Body of `/v1/embeddings`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -101,12 +99,8 @@ impl PromptUsage {
         (status = 503, description = "Loading, restarting or shutting down"),
     )
 )]
-pub async fn embeddings(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<EmbeddingRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn embeddings(call: Received<EmbeddingRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;
     let shape = VectorShape::new(request.dimensions, None, &info)?;
@@ -117,7 +111,7 @@ pub async fn embeddings(
         request.truncate_prompt_tokens,
     )?;
     let preparation = Preparation {
-        max_inputs: encoder.limits().max_openai_inputs,
+        max_inputs: encoder.limits.max_openai_inputs,
         truncation,
         max_tokens,
         prompt: encoder.prompt(None)?,

@@ -32,7 +32,7 @@ pub fn cut(
     };
     let enabled = match truncate_prompt_tokens {
         Some(_) => true,
-        None => truncate.unwrap_or(encoder.limits().auto_truncate),
+        None => truncate.unwrap_or(encoder.limits.auto_truncate),
     };
     let truncation = Truncation {
         enabled,

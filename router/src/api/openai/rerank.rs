@@ -1,6 +1,5 @@
 //! `POST /v1/rerank` and `/v2/rerank`: documents by how well they answer a query, as at Jina and Cohere.
 
-use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,10 +8,9 @@ use super::embeddings::PromptUsage;
 use super::prompt_cut::cut;
 use crate::encoder::{Preparation, check_query, label_scores};
 use crate::error::ApiError;
-use crate::http::extract::{ApiJson, Body};
-use crate::http::route::{Arrival, LISTED};
+use crate::http::extract::Body;
+use crate::http::route::{LISTED, Received};
 use crate::http::unsupported::UnsupportedField;
-use crate::state::AppState;
 
 /// Body of `/v1/rerank`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -98,12 +96,8 @@ pub struct RerankedDocument {
         (status = 503, description = "Loading, restarting or shutting down"),
     )
 )]
-pub async fn rerank(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<RerankDocumentsRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn rerank(call: Received<RerankDocumentsRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;
     check_query(&request.query)?;
@@ -114,7 +108,7 @@ pub async fn rerank(
         ));
     }
     let mut preparation = Preparation {
-        max_inputs: encoder.limits().max_openai_inputs,
+        max_inputs: encoder.limits.max_openai_inputs,
         ..encoder.preparation(&info, "documents")
     };
     preparation.check_number(request.documents.len())?;

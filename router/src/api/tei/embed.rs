@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
 use axum::response::Response;
 use gridwork_engine::Output;
 use gridwork_proto::v1::InfoResponse;
@@ -10,8 +9,7 @@ use gridwork_proto::v1::InfoResponse;
 use super::types::{EmbedRequest, SparseValue};
 use crate::encoder::{EncodedInputs, Input, Preparation, VectorShape};
 use crate::error::{ApiError, ErrorResponse};
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{Arrival, LISTED, Received};
 use crate::state::AppState;
 
 /// A vector for each input.
@@ -24,12 +22,8 @@ use crate::state::AppState;
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn embed(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<EmbedRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn embed(call: Received<EmbedRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
     let info = arrival.encoder(&state)?;
     let shape = VectorShape::new(request.dimensions, request.normalize, &info)?;
     let encoded = encode(&state, &info, request, Output::Vector).await?;
@@ -49,15 +43,9 @@ pub async fn embed(
         (status = 413, description = "Too long, or too many", body = ErrorResponse),
     )
 )]
-pub async fn embed_all(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<EmbedRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
-    refuse_shape(&request, arrival.route.path)?;
-    let info = arrival.encoder(&state)?;
-    let encoded = encode(&state, &info, request, Output::TokenVectors).await?;
+pub async fn embed_all(call: Received<EmbedRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
+    let encoded = encode_unpooled(&state, &arrival, request, Output::TokenVectors).await?;
     let vectors: Vec<Vec<Vec<f32>>> = encoded
         .results
         .iter()
@@ -82,15 +70,9 @@ pub async fn embed_all(
         (status = 413, description = "Too long, or too many", body = ErrorResponse),
     )
 )]
-pub async fn embed_sparse(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<EmbedRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
-    refuse_shape(&request, arrival.route.path)?;
-    let info = arrival.encoder(&state)?;
-    let encoded = encode(&state, &info, request, Output::Sparse).await?;
+pub async fn embed_sparse(call: Received<EmbedRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
+    let encoded = encode_unpooled(&state, &arrival, request, Output::Sparse).await?;
     let sparse: Vec<Vec<SparseValue>> = encoded
         .results
         .into_iter()
@@ -118,6 +100,18 @@ fn refuse_shape(request: &EmbedRequest, path: &str) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// Computes an output other than pooled vectors, for which [`refuse_shape`] refuses what is only for those.
+async fn encode_unpooled(
+    state: &AppState,
+    arrival: &Arrival,
+    request: EmbedRequest,
+    output: Output,
+) -> Result<EncodedInputs, ApiError> {
+    refuse_shape(&request, arrival.route.path)?;
+    let info = arrival.encoder(state)?;
+    encode(state, &info, request, output).await
 }
 
 /// Computes `output` for the inputs of `request`.

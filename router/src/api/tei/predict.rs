@@ -1,6 +1,5 @@
 //! `/predict`: labels of texts, or tokens for masks.
 
-use axum::extract::State;
 use axum::response::Response;
 use gridwork_engine::{EncodeSequence, Encoded, Output, Wanted};
 use gridwork_proto::v1::{InfoResponse, Task};
@@ -10,8 +9,7 @@ use utoipa::ToSchema;
 use super::types::{PredictRequest, Prediction};
 use crate::encoder::{EncodingUsage, Input, Preparation, label_scores};
 use crate::error::{ApiError, ErrorResponse};
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
 
 /// Default number of tokens for each mask.
@@ -45,12 +43,8 @@ pub enum PredictResponse {
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn predict(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(mut request): ApiJson<PredictRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn predict(call: Received<PredictRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, mut request, accounting) = call.begin_encoding();
     request.adopt_parameters()?;
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;

@@ -1,14 +1,11 @@
 //! `/rerank`: texts by how well they answer a query.
 
-use axum::extract::State;
 use axum::response::Response;
 
 use super::types::{Rank, RerankTextsRequest};
 use crate::encoder::{Preparation, check_query, label_scores};
 use crate::error::{ApiError, ErrorResponse};
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
-use crate::state::AppState;
+use crate::http::route::{LISTED, Received};
 
 /// Order texts by how well they answer a query, best first.
 #[utoipa::path(
@@ -20,12 +17,8 @@ use crate::state::AppState;
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn rerank(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<RerankTextsRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn rerank(call: Received<RerankTextsRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;
     check_query(&request.query)?;

@@ -1,15 +1,12 @@
 //! `/similarity`: cosines of sentences' vectors.
 
-use axum::extract::State;
 use axum::response::Response;
 use gridwork_engine::Output;
 
 use super::types::SimilarityRequest;
 use crate::encoder::{Input, Preparation, cosine};
 use crate::error::{ApiError, ErrorResponse};
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
-use crate::state::AppState;
+use crate::http::route::{LISTED, Received};
 
 /// Compare sentences with one: the cosines of the angles between their vectors.
 #[utoipa::path(
@@ -19,12 +16,8 @@ use crate::state::AppState;
         (status = 413, description = "Too long, or too many", body = ErrorResponse),
     )
 )]
-pub async fn similarity(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<SimilarityRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin(&state);
+pub async fn similarity(call: Received<SimilarityRequest>) -> Result<Response, ApiError> {
+    let (state, arrival, request, accounting) = call.begin_encoding();
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;
     let parameters = request.parameters.unwrap_or_default();

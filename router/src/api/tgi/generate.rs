@@ -1,7 +1,6 @@
 //! Handlers of `/generate` and `/`, which answer with the whole text at once.
 
 use axum::Json;
-use axum::extract::State;
 use axum::response::Response;
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -10,15 +9,14 @@ use tokenizers::Tokenizer;
 
 use super::admission::admit;
 use super::stream::stream_response;
-use super::tokens::{reported, reported_top};
+use super::tokens::{own_text, reported, reported_top};
 use super::types::{
     BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
     PrefillToken, Token, check_best_of,
 };
 use crate::error::{ApiError, ErrorResponse};
 use crate::http::accounting::RequestAccounting;
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
 
 /// Continue a text.
@@ -32,12 +30,8 @@ use crate::state::AppState;
         (status = 503, description = "Loading or shutting down; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn generate(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<GenerateRequest>,
-) -> Result<Response, ApiError> {
-    let mut accounting = arrival.begin(&state);
+pub async fn generate(call: Received<GenerateRequest>) -> Result<Response, ApiError> {
+    let (state, request, mut accounting) = call.begin();
     let answer = run(&state, request, &mut accounting).await?;
     Ok(accounting.respond(Json(answer)))
 }
@@ -52,11 +46,12 @@ pub async fn generate(
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn compat_generate(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<CompatGenerateRequest>,
-) -> Result<Response, ApiError> {
+pub async fn compat_generate(call: Received<CompatGenerateRequest>) -> Result<Response, ApiError> {
+    let Received {
+        state,
+        arrival,
+        request,
+    } = call;
     let CompatGenerateRequest {
         inputs,
         parameters,

@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use futures::Stream;
@@ -15,8 +14,7 @@ use super::tokens::{reported, reported_top};
 use super::types::{GenerateRequest, StreamDetails, StreamResponse};
 use crate::error::{ApiError, Dialect, ErrorResponse};
 use crate::http::accounting::RequestAccounting;
-use crate::http::extract::ApiJson;
-use crate::http::route::{Arrival, LISTED};
+use crate::http::route::{LISTED, Received};
 use crate::http::sse::{self, FRAME_BYTES, json_string};
 use crate::observability::metrics;
 use crate::state::AppState;
@@ -31,12 +29,8 @@ use crate::state::AppState;
         (status = 503, description = "Loading or shutting down; see Retry-After", body = ErrorResponse),
     )
 )]
-pub async fn generate_stream(
-    State(state): State<AppState>,
-    arrival: Arrival,
-    ApiJson(request): ApiJson<GenerateRequest>,
-) -> Result<Response, ApiError> {
-    let accounting = arrival.begin_stream(&state);
+pub async fn generate_stream(call: Received<GenerateRequest>) -> Result<Response, ApiError> {
+    let (state, request, accounting) = call.begin_stream();
     stream_response(&state, request, accounting).await
 }
 

@@ -35,6 +35,6 @@ pub(super) fn reported_top(tokenizer: &Tokenizer, tops: &[TopToken]) -> Vec<Toke
 }
 
 /// Text of a single token, also of a special one.
-fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
+pub(super) fn own_text(tokenizer: &Tokenizer, id: u32) -> String {
     tokenizer.decode(&[id], false).unwrap_or_default()
 }

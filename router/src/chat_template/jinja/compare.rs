@@ -223,20 +223,11 @@ pub struct Iter {
 /// Evaluates `iter(value)`.
 pub fn iterate(value: &Value) -> Result<Iter> {
     match value {
-        Value::Undefined(_)
-        | Value::Str(_)
-        | Value::Markup(_)
-        | Value::List(_)
-        | Value::Tuple(_)
-        | Value::Group(_)
-        | Value::Dict(_)
-        | Value::View(..)
-        | Value::Range(_)
-        | Value::Generator(_) => Ok(Iter {
+        Value::Loop(_) => Err(Error::refused("going over `loop`")),
+        _ if value.is_reversible() || matches!(value, Value::Generator(_)) => Ok(Iter {
             source: value.clone(),
             position: 0,
         }),
-        Value::Loop(_) => Err(Error::refused("going over `loop`")),
         other => Err(Error::runtime(format!(
             "'{}' object is not iterable",
             other.type_name()

@@ -47,23 +47,36 @@ impl Parser {
     }
 
     fn or(&mut self) -> Result<Expr> {
+        let or = |parser: &mut Self| parser.skip_name("or").then_some(());
+        self.chain(Self::and, or, |(), left, right| ExprKind::Or(left, right))
+    }
+
+    fn and(&mut self) -> Result<Expr> {
+        let and = |parser: &mut Self| parser.skip_name("and").then_some(());
+        self.chain(Self::not, and, |(), left, right| ExprKind::And(left, right))
+    }
+
+    /// Parses operands with operators between them, which apply from left to right. `operator` skips one, if it stands
+    /// next.
+    fn chain<Op>(
+        &mut self,
+        operand: impl Fn(&mut Self) -> Result<Expr>,
+        operator: impl Fn(&mut Self) -> Option<Op>,
+        kind: impl Fn(Op, Box<Expr>, Box<Expr>) -> ExprKind,
+    ) -> Result<Expr> {
         let line = self.line();
-        let mut left = self.and()?;
-        while self.skip_name("or") {
-            let right = self.and()?;
-            left = self.check(expr(line, ExprKind::Or(Box::new(left), Box::new(right))))?;
+        let mut left = operand(self)?;
+        while let Some(op) = operator(self) {
+            let right = operand(self)?;
+            left = self.check(expr(line, kind(op, Box::new(left), Box::new(right))))?;
         }
         Ok(left)
     }
 
-    fn and(&mut self) -> Result<Expr> {
-        let line = self.line();
-        let mut left = self.not()?;
-        while self.skip_name("and") {
-            let right = self.not()?;
-            left = self.check(expr(line, ExprKind::And(Box::new(left), Box::new(right))))?;
-        }
-        Ok(left)
+    /// Skips one of these operators, if it stands next.
+    fn skip_one_of(&mut self, operators: &[(&str, BinaryOp)]) -> Option<BinaryOp> {
+        let found = operators.iter().find(|(sign, _)| self.skip_op(sign))?;
+        Some(found.1)
     }
 
     fn not(&mut self) -> Result<Expr> {
@@ -107,19 +120,9 @@ impl Parser {
     }
 
     fn sum(&mut self) -> Result<Expr> {
-        let line = self.line();
-        let mut left = self.concat()?;
-        loop {
-            let op = match self.peek() {
-                Token::Op("+") => BinaryOp::Add,
-                Token::Op("-") => BinaryOp::Sub,
-                _ => return Ok(left),
-            };
-            self.skip();
-            let right = self.concat()?;
-            let kind = ExprKind::Binary(op, Box::new(left), Box::new(right));
-            left = self.check(expr(line, kind))?;
-        }
+        const OPERATORS: &[(&str, BinaryOp)] = &[("+", BinaryOp::Add), ("-", BinaryOp::Sub)];
+        let operator = |parser: &mut Self| parser.skip_one_of(OPERATORS);
+        self.chain(Self::concat, operator, ExprKind::Binary)
     }
 
     fn concat(&mut self) -> Result<Expr> {
@@ -136,32 +139,20 @@ impl Parser {
     }
 
     fn product(&mut self) -> Result<Expr> {
-        let line = self.line();
-        let mut left = self.power()?;
-        loop {
-            let op = match self.peek() {
-                Token::Op("*") => BinaryOp::Mul,
-                Token::Op("/") => BinaryOp::Div,
-                Token::Op("//") => BinaryOp::FloorDiv,
-                Token::Op("%") => BinaryOp::Mod,
-                _ => return Ok(left),
-            };
-            self.skip();
-            let right = self.power()?;
-            let kind = ExprKind::Binary(op, Box::new(left), Box::new(right));
-            left = self.check(expr(line, kind))?;
-        }
+        const OPERATORS: &[(&str, BinaryOp)] = &[
+            ("*", BinaryOp::Mul),
+            ("/", BinaryOp::Div),
+            ("//", BinaryOp::FloorDiv),
+            ("%", BinaryOp::Mod),
+        ];
+        let operator = |parser: &mut Self| parser.skip_one_of(OPERATORS);
+        self.chain(Self::power, operator, ExprKind::Binary)
     }
 
     fn power(&mut self) -> Result<Expr> {
-        let line = self.line();
-        let mut left = self.unary(true)?;
-        while self.skip_op("**") {
-            let right = self.unary(true)?;
-            let kind = ExprKind::Binary(BinaryOp::Pow, Box::new(left), Box::new(right));
-            left = self.check(expr(line, kind))?;
-        }
-        Ok(left)
+        let operand = |parser: &mut Self| parser.unary(true);
+        let operator = |parser: &mut Self| parser.skip_one_of(&[("**", BinaryOp::Pow)]);
+        self.chain(operand, operator, ExprKind::Binary)
     }
 
     fn unary(&mut self, with_filters: bool) -> Result<Expr> {
@@ -263,6 +254,23 @@ impl Parser {
     /// Parses a tuple or a single expression: expressions with commas between them are a tuple.
     pub fn tuple(&mut self, with_condition: bool, ends: &[&str]) -> Result<Expr> {
         let line = self.line();
+        let item = |parser: &mut Self| {
+            if with_condition {
+                parser.expression()
+            } else {
+                parser.or()
+            }
+        };
+        self.one_or_tuple(ends, item, |items| expr(line, ExprKind::Tuple(items)))
+    }
+
+    /// Parses one item, or several with commas between them, of which `tuple` makes one.
+    pub fn one_or_tuple<T>(
+        &mut self,
+        ends: &[&str],
+        item: impl Fn(&mut Self) -> Result<T>,
+        tuple: impl FnOnce(Vec<T>) -> T,
+    ) -> Result<T> {
         let mut items = Vec::new();
         let mut is_tuple = false;
         loop {
@@ -277,18 +285,14 @@ impl Parser {
             if ended {
                 break;
             }
-            items.push(if with_condition {
-                self.expression()?
-            } else {
-                self.or()?
-            });
+            items.push(item(self)?);
             if !self.is_op(",") {
                 break;
             }
             is_tuple = true;
         }
         if is_tuple {
-            return Ok(expr(line, ExprKind::Tuple(items)));
+            return Ok(tuple(items));
         }
         match items.pop() {
             Some(item) => Ok(item),

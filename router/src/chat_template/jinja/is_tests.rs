@@ -72,16 +72,8 @@ fn alone(name: &str, value: &Value) -> Result<bool> {
         "string" => value.as_str().is_some(),
         "mapping" => matches!(value, Value::Dict(_)),
         "sequence" => {
-            matches!(
-                value,
-                Value::Str(_)
-                    | Value::Markup(_)
-                    | Value::List(_)
-                    | Value::Tuple(_)
-                    | Value::Group(_)
-                    | Value::Dict(_)
-                    | Value::Range(_)
-            ) || is_empty_undefined(value)?
+            let has_length = !matches!(value, Value::Undefined(_) | Value::View(..));
+            (has_length && value.is_reversible()) || is_empty_undefined(value)?
         }
         "iterable" => matches!(value, Value::Loop(_)) || is_iterable(value)?,
         "callable" => matches!(

@@ -400,33 +400,8 @@ impl Parser {
 
     /// Parses an assignment target: a name, a namespace's attribute, or several in a tuple.
     fn target(&mut self, ends: &[&str], with_namespace: bool) -> Result<Target> {
-        let mut targets = Vec::new();
-        let mut is_tuple = false;
-        loop {
-            if !targets.is_empty() {
-                self.expect_op(",")?;
-            }
-            let ended = match self.peek() {
-                Token::VariableEnd | Token::BlockEnd | Token::Op(")") => true,
-                Token::Name(name) => ends.contains(&&**name),
-                _ => false,
-            };
-            if ended {
-                break;
-            }
-            targets.push(self.single_target(with_namespace)?);
-            if !self.is_op(",") {
-                break;
-            }
-            is_tuple = true;
-        }
-        if is_tuple {
-            return Ok(Target::Tuple(targets));
-        }
-        match targets.pop() {
-            Some(target) => Ok(target),
-            None => self.fail(format!("Expected an expression, got {}", self.describe())),
-        }
+        let target = |parser: &mut Self| parser.single_target(with_namespace);
+        self.one_or_tuple(ends, target, Target::Tuple)
     }
 
     fn single_target(&mut self, with_namespace: bool) -> Result<Target> {

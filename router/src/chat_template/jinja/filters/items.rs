@@ -71,6 +71,29 @@ pub(super) fn next_lazily(
     }
 }
 
+/// Adds an item that is `wanted` to the results. Returns false after a failure, which ends the results as in
+/// [`next_lazily`].
+pub(super) fn keep_lazily(
+    item: Value,
+    wanted: Result<bool>,
+    results: &mut Vec<Result<Value>>,
+) -> Result<bool> {
+    match wanted {
+        Ok(wanted) => {
+            if wanted {
+                results.push(Ok(item));
+            }
+            Ok(true)
+        }
+        Err(error) => {
+            let result = Err(error);
+            is_fatal(&result)?;
+            results.push(result);
+            Ok(false)
+        }
+    }
+}
+
 /// Returns a generator that fails when it is iterated.
 pub(super) fn failed(error: Error) -> Value {
     Generator::value("generator", [Err(error)])

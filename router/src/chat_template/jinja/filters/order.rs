@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-use super::items::{Path, failed, flag, is_fatal, next_lazily};
+use super::items::{Path, failed, flag, keep_lazily, next_lazily};
 use super::nothing;
 use crate::chat_template::jinja::call::{CallArguments, given, to_index};
 use crate::chat_template::jinja::compare::{collect, equal, iterate, order, sort_by_keys};
@@ -78,15 +78,8 @@ pub fn unique(value: &Value, arguments: &CallArguments) -> Result<Value> {
         let key = path
             .follow(&item, None)
             .and_then(|key| Key::of(&fold(key, flag(&case_sensitive))?));
-        match key {
-            Ok(key) if seen.insert(key.clone()) => results.push(Ok(item)),
-            Ok(_) => {}
-            Err(error) => {
-                let result = Err(error);
-                is_fatal(&result)?;
-                results.push(result);
-                break;
-            }
+        if !keep_lazily(item, key.map(|key| seen.insert(key)), &mut results)? {
+            break;
         }
     }
     Ok(Generator::value("generator", results))

@@ -1,6 +1,6 @@
 //! Filters of lists and other iterables.
 
-use super::items::{Path, failed, is_fatal, next_lazily};
+use super::items::{Path, failed, is_fatal, keep_lazily, next_lazily};
 use super::{nothing, order};
 use crate::chat_template::jinja::call::{CallArguments, given, to_index, to_text};
 use crate::chat_template::jinja::compare::{collect, equal, iterate};
@@ -40,19 +40,7 @@ pub fn call(name: &str, value: &Value, arguments: &CallArguments) -> Result<Valu
 
 /// Evaluates `list(reversed(value))`.
 fn reversed(value: &Value) -> Result<Vec<Value>> {
-    let has_order = matches!(
-        value,
-        Value::Undefined(_)
-            | Value::Str(_)
-            | Value::Markup(_)
-            | Value::List(_)
-            | Value::Tuple(_)
-            | Value::Group(_)
-            | Value::Dict(_)
-            | Value::View(..)
-            | Value::Range(_)
-    );
-    if !has_order {
+    if !value.is_reversible() {
         return Err(Error::runtime(format!(
             "'{}' object is not reversible",
             value.type_name()
@@ -187,15 +175,8 @@ fn select(name: &str, value: &Value, arguments: &CallArguments) -> Result<Value>
                 is_tests::call(test, &found, &rest)
             }
         });
-        match fits {
-            Ok(fits) if fits == wanted => results.push(Ok(item)),
-            Ok(_) => {}
-            Err(error) => {
-                let result = Err(error);
-                is_fatal(&result)?;
-                results.push(result);
-                break;
-            }
+        if !keep_lazily(item, fits.map(|fits| fits == wanted), &mut results)? {
+            break;
         }
     }
     Ok(Generator::value("generator", results))

@@ -339,6 +339,22 @@ impl Value {
         }
     }
 
+    /// True if `reversed(value)` is possible.
+    pub fn is_reversible(&self) -> bool {
+        matches!(
+            self,
+            Self::Undefined(_)
+                | Self::Str(_)
+                | Self::Markup(_)
+                | Self::List(_)
+                | Self::Tuple(_)
+                | Self::Group(_)
+                | Self::Dict(_)
+                | Self::View(..)
+                | Self::Range(_)
+        )
+    }
+
     /// Returns `type(value).__name__`.
     pub fn type_name(&self) -> &'static str {
         match self {
