@@ -453,7 +453,7 @@ fn a_failed_sequence_does_not_affect_its_neighbours() {
     let sequence_id = result.sequence_ids.remove(0);
     result.token_ids.remove(0);
     result.failures.push(SequenceFailure {
-        sequence_id: sequence_id,
+        sequence_id,
         kind: sequence_failure::Kind::NanLogits.into(),
         message: String::new(),
     });

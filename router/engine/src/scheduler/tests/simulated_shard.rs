@@ -239,7 +239,7 @@ impl ShardSequence {
 
 fn failure(sequence_id: u32, kind: sequence_failure::Kind) -> SequenceFailure {
     SequenceFailure {
-        sequence_id: sequence_id,
+        sequence_id,
         kind: kind.into(),
         message: String::new(),
     }
