@@ -2,7 +2,7 @@
 
 use clap::Args;
 use clap::builder::{
-    BoolishValueParser, NonEmptyStringValueParser, RangedI64ValueParser, RangedU64ValueParser,
+    BoolishValueParser, NonEmptyStringValueParser, RangedU64ValueParser,
 };
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub struct Http {
     pub hostname: String,
 
     /// Port to listen on
-    #[arg(long, short, env = "PORT", default_value_t = 3000, value_parser = RangedI64ValueParser::<u16>::new().range(1..))]
+    #[arg(long, short, env = "PORT", default_value_t = 3000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated; prefer the variable, which `ps` does

@@ -138,11 +138,10 @@ impl Args for Legacy {
                 .long(alias.name)
                 .env(alias.variable)
                 .hide(true)
-                .hide_env_values(true)
-                .allow_hyphen_values(true);
+                .hide_env_values(true);
             match alias.is_switch {
                 true => arg.num_args(0..=1).default_missing_value("true"),
-                false => arg,
+                false => arg.allow_hyphen_values(true),
             }
         }))
     }
