@@ -148,8 +148,9 @@ fmt: python-dev ## Format Rust and Python
 
 # Generators of pages, one a line. With --check they compare the page with the code.
 define PAGES
-	@cargo run --quiet --locked -p gridwork-settings --bin flags-page -- $(1) docs/flags.md
-	@cargo run --quiet --locked -p gridwork-router --bin gridwork-docs -- $(1)
+	@cargo build --quiet --workspace --locked --bins
+	@target/debug/flags-page $(1) docs/flags.md
+	@target/debug/gridwork-docs $(1)
 endef
 
 docs: ## Write the pages that are generated from the code

@@ -68,7 +68,8 @@ fn row(arg: &Arg) -> String {
         Some((meaning, rest)) => (meaning.to_owned(), rest.strip_suffix(']')),
         None => (help.clone(), None),
     };
-    let takes_values = arg.get_action().takes_values();
+    // Switches such as `--flag[=<BOOL>]` set a value too, by an action that takes none.
+    let takes_values = arg.get_num_args().is_some_and(|range| range.takes_values());
     let defaults: Vec<_> = arg
         .get_default_values()
         .iter()
