@@ -203,20 +203,11 @@ fn fit(
             ),
         ));
     }
-    let min_new_tokens = parameters.min_new_tokens.unwrap_or(0);
-    if min_new_tokens as usize > max_new_tokens {
-        let max = names.max_new_tokens;
-        let min = match names.dialect {
-            Dialect::OpenAi => "min_tokens",
-            Dialect::Tgi | Dialect::Tei => "min_new_tokens",
-        };
-        return Err(ApiError::validation(
-            min,
-            format!(
-                "`{min}` must be at most `{max}`, which is {max_new_tokens}. Given: {min_new_tokens}"
-            ),
-        ));
-    }
+    check_min_new_tokens(
+        parameters.min_new_tokens.unwrap_or(0),
+        max_new_tokens,
+        names,
+    )?;
     let is_random = parameters.is_random();
     let seed = parameters.seed.unwrap_or_else(rand::random);
     let biases = parameters.logit_bias.take().unwrap_or_default();
@@ -259,6 +250,28 @@ fn fit(
         seed: is_random.then_some(seed),
         validation_time: Duration::ZERO,
     })
+}
+
+/// Refuses a minimum number of generated tokens above the maximum.
+pub fn check_min_new_tokens(
+    min_new_tokens: u32,
+    max_new_tokens: usize,
+    names: &FieldNames,
+) -> Result<(), ApiError> {
+    if min_new_tokens as usize <= max_new_tokens {
+        return Ok(());
+    }
+    let max = names.max_new_tokens;
+    let min = match names.dialect {
+        Dialect::OpenAi => "min_tokens",
+        Dialect::Tgi | Dialect::Tei => "min_new_tokens",
+    };
+    Err(ApiError::validation(
+        min,
+        format!(
+            "`{min}` must be at most `{max}`, which is {max_new_tokens}. Given: {min_new_tokens}"
+        ),
+    ))
 }
 
 #[cfg(test)]

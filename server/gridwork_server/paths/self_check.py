@@ -54,10 +54,10 @@ _JOINT_DECODE_ROWS = ((2, 3), (5, 6))
 both."""
 
 
-def sample_tokens(vocab_size: int) -> list[np.ndarray]:
+def sample_tokens(vocab_size: int, seed: int = 0) -> list[np.ndarray]:
     """Sequences to compare on, int32. Their ids come from the middle of the vocabulary, where no special tokens are,
     and are all different if the vocabulary is large enough."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     low, high = vocab_size // 4, max(vocab_size // 4 + 1, vocab_size * 3 // 4)
     total = sum(_PROMPTS) + len(_PROMPTS) * _NUM_DECODED
     tokens = low + generator.choice(high - low, total, replace=high - low < total)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -87,9 +88,9 @@ def choose(loaded: LoadedModel, wish: str = "paged") -> choice.Choice:
     return choice.choose(loaded.model, wish, "auto", loaded.dtype, loaded.device, RankGroup(), record=True)
 
 
-def plainly(loaded: LoadedModel, dtype: torch.dtype) -> torch.Tensor:
+def plainly(loaded: LoadedModel, dtype: torch.dtype, sequences: list[np.ndarray] | None = None) -> torch.Tensor:
     """Logits of plain forward()."""
-    sequences = self_check.sample_tokens(loaded.vocab_size)
+    sequences = sequences or self_check.sample_tokens(loaded.vocab_size)
     model: Any = loaded.model
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     try:
@@ -103,11 +104,17 @@ def test_differently_chosen_experts_are_not_an_error(name: str, loaded: Any) -> 
     """Rounding sends tokens to other experts, and nothing else is wrong."""
     model = loaded(name)
     assert (model.path.name, model.path_reason) == ("paged", "")
-    sequences = self_check.sample_tokens(model.vocab_size)
-    given = self_check.path_logits(model.path, sequences)
-    found = self_check.differences(given, plainly(model, torch.bfloat16))
-    assert found is not None
-    assert found.largest > 0.1, "no expert is chosen differently: this test needs other sizes"
+    # Instruction sets round differently, so that an expert is chosen differently for other tokens.
+    largest = 0.0
+    for seed in range(20):
+        sequences = self_check.sample_tokens(model.vocab_size, seed)
+        given = self_check.path_logits(model.path, sequences)
+        found = self_check.differences(given, plainly(model, torch.bfloat16, sequences))
+        assert found is not None
+        largest = max(largest, found.largest)
+        if largest > 0.1:
+            break
+    assert largest > 0.1, "no expert is chosen differently: this test needs other sizes"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -1,9 +1,7 @@
 //! Flags of the HTTP server.
 
 use clap::Args;
-use clap::builder::{
-    BoolishValueParser, NonEmptyStringValueParser, RangedU64ValueParser,
-};
+use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, RangedU64ValueParser};
 use serde::{Deserialize, Serialize};
 
 use crate::values::{self, Secret};

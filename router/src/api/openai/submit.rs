@@ -11,7 +11,7 @@ use super::text_offsets;
 use crate::connections::intake;
 use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
-use crate::generation::validation::Valid;
+use crate::generation::validation::{Valid, check_min_new_tokens};
 use crate::http::accounting::RequestAccounting;
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
@@ -69,7 +69,10 @@ impl GenerationJob {
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
         for (prompt, (mut valid, text)) in valid.into_iter().zip(texts).enumerate() {
             if let Some(limit) = self.default_limit {
-                valid.request.max_new_tokens = valid.request.max_new_tokens.min(limit);
+                let request = &mut valid.request;
+                request.max_new_tokens = request.max_new_tokens.min(limit);
+                let max = request.max_new_tokens as usize;
+                check_min_new_tokens(request.stop.min_new_tokens, max, &self.names)?;
             }
             accounting.prompt_tokens += valid.prompt_ids().len();
             accounting.validation = accounting.validation.max(valid.validation_time);
