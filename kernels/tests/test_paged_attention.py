@@ -9,6 +9,7 @@ from gridwork_kernels.attention_choice import EVERYWHERE, IMPLEMENTATIONS
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions
 from gridwork_kernels.slot_attention import SlotAttention, reference
 
+
 def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torch.Tensor:
     """Converts a cache of slots, `[num_slots, num_kv_heads, size]`, to the layout of an implementation."""
     if isinstance(IMPLEMENTATIONS[implementation], SlotAttention):

@@ -108,8 +108,8 @@ class RankGroup:
 
 
 def device_of(config: ShardConfig) -> torch.device:
-    """The device of a rank. Where there are fewer GPUs than ranks, ranks share them: tests and the check of a GPU do so,
-    while `service/worker.py` refuses it."""
+    """The device of a rank. Where there are fewer GPUs than ranks, ranks share them: the check of a GPU does so, while
+    `service/worker.py` refuses it."""
     if config.device == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", config.rank % max(1, torch.cuda.device_count()))
