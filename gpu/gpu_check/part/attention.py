@@ -9,6 +9,7 @@ from gridwork_kernels.attention_choice import IMPLEMENTATIONS, ON_GPU, LayerDema
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
 from gridwork_kernels.slot_attention import SlotAttention, reference
 
+from gpu_check.part import interpreter
 from gpu_check.part.context import Context, one_line
 
 Chunks = list[tuple[int, int]]
@@ -56,6 +57,9 @@ def run(context: Context) -> None:
     """Compares implementation by implementation, so that what is known of one is complete."""
     names = ("sdpa", "triton") if context.tiny else ON_GPU
     for name in names:
+        if name == "triton" and context.tiny and (reason := interpreter.problem()):
+            context.leave_out(f"triton: {reason}")
+            continue
         for group, cases in _grouped(_tiny_cases() if context.tiny else _cases()).items():
             title = f"{name}: {group}"
             if context.has_time(title):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gpu_check.part import interpreter
 from gpu_check.part.context import Context, one_line
 
 
@@ -25,6 +26,10 @@ class Probe:
     on_cpu: bool = True
 
 
+class NotHere(Exception):
+    """A feature that cannot be tried on this machine. The message says why."""
+
+
 def report(context: Context, probe: Probe) -> None:
     """Tries a feature and reports it. An optional feature that is missing is a fact, not an error."""
     device = context.device
@@ -33,6 +38,8 @@ def report(context: Context, probe: Probe) -> None:
         return
     try:
         probe.try_it(device)
+    except NotHere as error:
+        context.leave_out(f"{probe.name}: {error}")
     except Exception as error:
         if probe.is_needed:
             context.check(probe.name, f"{one_line(error)}; needed for {probe.needed_for}")
@@ -94,6 +101,8 @@ def _trial(name: str, block_size: int) -> Callable[[torch.device], None]:
     def try_it(device: torch.device) -> None:
         from gridwork_kernels.attention_choice import LayerDemands, Setting, limit, trial
 
+        if name == "triton" and device.type == "cpu" and (reason := interpreter.problem()):
+            raise NotHere(reason)
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         setting = Setting(device, dtype, block_size)
         reason = (limit(name, setting, LayerDemands()) if device.type == "cuda" else None) or trial(
