@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _report_setup(args.pack, time.monotonic() - started)
     if args.dry_run:
         chosen = tuple(part for part in chosen if part.in_dry_run)
-    _clear(args.results)
+    _clear(args.results, chosen)
     plan = runner.Plan(
         folder=args.results,
         environment=site.environment(is_interpreted=args.dry_run),
@@ -82,10 +82,10 @@ def _report_setup(pack: Path | None, seconds: float) -> None:
         print(f"    that is more than {_SETUP_LIMIT_S} s; a later run uses what is unpacked", flush=True)
 
 
-def _clear(folder: Path) -> None:
-    """Removes the results of an earlier run, and nothing else that may lie in the folder."""
+def _clear(folder: Path, chosen: Sequence[parts.Part]) -> None:
+    """Removes the parts' results of an earlier run. Those of other parts stay: part 8 uses what part 1 measured."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in parts.PARTS:
+    for part in chosen:
         for old in folder.glob(f"{part.label}*"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 

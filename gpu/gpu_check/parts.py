@@ -29,7 +29,7 @@ PARTS = (
     Part(4, "graphs", "decode graphs against plain steps", 150, in_dry_run=False),
     Part(5, "conformance", "model types against Transformers", 300),
     Part(6, "server", "the real server, 64 clients, kill -9 of the shard", 180),
-    Part(7, "ranks", "two ranks on one device", 120),
+    Part(7, "ranks", "two ranks on one device", 150),
     Part(8, "figures", "decode, prefill, time to ready, host time", 480, in_dry_run=False),
 )
 

@@ -22,6 +22,7 @@ _SOURCES = ("gpu", "server", "kernels", "kernels/tests", "benchmarks", "integrat
 CONTENTS = "contents.json"
 _STAMP = "contents.sha256"
 _PROTO = Path("server/gridwork_server/_proto")
+_CONTRACT = Path("proto/gridwork/shard/v1/shard.proto")
 
 
 class SetupError(Exception):
@@ -130,7 +131,10 @@ def _copy_programs(source: Path, target: Path, names: list[str]) -> None:
 
 
 def _copy_generated(pack: Path) -> None:
-    """Copies the generated side of the contract to a checkout that lacks it."""
-    generated = pack / "source" / _PROTO
+    """Copies the generated side of the contract to a checkout that lacks it. Raises SetupError when the pack's programs
+    and this checkout have different contracts."""
+    generated, theirs = pack / "source" / _PROTO, pack / "source" / _CONTRACT
+    if theirs.exists() and theirs.read_bytes() != (ROOT / _CONTRACT).read_bytes():
+        raise SetupError(f"{_CONTRACT} differs from the pack's; make the pack again with `make gpu-pack`")
     if not (ROOT / _PROTO).exists() and generated.exists():
         shutil.copytree(generated, ROOT / _PROTO)

@@ -97,6 +97,17 @@ def test_a_folder_that_is_no_pack_is_refused(tmp_path: Path) -> None:
         prepare(tmp_path, tmp_path / "site")
 
 
+def test_a_pack_with_another_contract_is_refused(make: Make, tmp_path: Path) -> None:
+    pack = make()
+    contract = pack / "source" / setup._CONTRACT
+    contract.parent.mkdir(parents=True)
+    contract.write_bytes((setup.ROOT / setup._CONTRACT).read_bytes())
+    prepare(pack, tmp_path / "site")
+    contract.write_text("another")
+    with pytest.raises(SetupError, match=r"shard\.proto differs from the pack's"):
+        prepare(pack, tmp_path / "site")
+
+
 def test_without_a_pack_the_checkout_is_used(tmp_path: Path) -> None:
     site = prepare(None, tmp_path / "site")
     assert (site.packages, site.programs) == (None, setup.ROOT / "target" / "release")

@@ -104,7 +104,8 @@ def _cases_of(dtype: torch.dtype, block_size: int) -> Iterator[Case]:
                 yield Case(name, chunks=tuple(chunks), options=options, sizes=sizes, **given)  # type: ignore[arg-type]
             yield Case(name, chunks=tuple(DECODES), options=options, sizes=sizes, is_fixed=True, **given)  # type: ignore[arg-type]
     for sizes in ((16, 16), (20, 28), (80, 80), (96, 96), (128, 128), (256, 256), (192, 128), (512, 512)):
-        yield Case("head sizes", chunks=tuple(MIXED), sizes=sizes, **given)  # type: ignore[arg-type]
+        options = AttentionOptions(sizes[0] ** -0.5)
+        yield Case("head sizes", chunks=tuple(MIXED), options=options, sizes=sizes, **given)  # type: ignore[arg-type]
     for num_heads, kv_heads in ((6, 1), (6, 3), (6, 6), (71, 1), (64, 8)):
         heads = {"num_heads": num_heads, "kv_heads": kv_heads, "sizes": (64, 64)}
         yield Case("grouped heads", chunks=tuple(MIXED), **given, **heads)  # type: ignore[arg-type]

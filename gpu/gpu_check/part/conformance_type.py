@@ -19,6 +19,7 @@ from conformance.generation import (
     Verdict,
     build,
     first_line,
+    own_error_in_16_bits,
     prompts,
     reference_tokens,
     served_tokens,
@@ -43,6 +44,8 @@ class Outcome:
     in_float32: str = ""
     path_in_bfloat16: str = ""
     in_bfloat16: str = ""
+    not_in_bfloat16: str = ""
+    """The reason why Transformers itself does not run the type in bfloat16."""
     seconds: float = 0.0
 
 
@@ -71,7 +74,8 @@ def main(name: str, device: str, folder: Path) -> Outcome:
         tokens = served_tokens(folder, in_16_bits, dtype="bfloat16", **settings)
         found.in_bfloat16 = _lag(folder, model_class, tokens)
     except Exception as error:
-        found.in_bfloat16 = first_line(error)
+        found.not_in_bfloat16 = own_error_in_16_bits(folder, model_class)
+        found.in_bfloat16 = "" if found.not_in_bfloat16 else first_line(error)
     found.path, found.reason, found.path_in_bfloat16 = verdict.path, verdict.reason, in_16_bits.path
     found.seconds = time.monotonic() - started
     return found

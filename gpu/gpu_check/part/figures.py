@@ -41,6 +41,8 @@ _DECODE_TARGET = 0.8
 """Share of the memory bandwidth that a decode at batch 1 should reach."""
 _PREFILL_TARGET = 0.6
 """Share of the matrix rate that a prefill should reach."""
+_DECODE_S = 5.0
+"""Time that a measurement takes beside the prefill of its context."""
 _READY_TARGET_S = 10.0
 _READY_DISK_BYTES = 24 << 30
 """Free space that the files of the 8B model need, with room."""
@@ -93,15 +95,16 @@ def _decodes(context: Context, runner: Runner, shape: Shape, limits: Limits, cap
     """Measures a prefill after the first decodes, and all decodes that a cache of `capacity` tokens holds. Returns the
     sequences and the context of the decode with the smallest share of the bandwidth."""
     slowest: tuple[float, int, int] | None = None
+    s_per_token = 0.0
     for index, (batch, tokens) in enumerate(_TINY_GRID if context.tiny else _GRID):
-        if index == 2 or (context.tiny and index == 1):
-            _prefill(context, runner, shape, limits)
+        if index == 1:
+            s_per_token = _prefill(context, runner, shape, limits)
         what = f"decode, {batch} × {tokens} tokens"
         needed = batch * (tokens + 2 * shape.steps + 2 + runner.config.block_size)
         if needed > capacity:
             context.leave_out(f"{what}: the cache holds {capacity} tokens")
             continue
-        if not context.has_time(what, 10):
+        if not context.has_time(what, _DECODE_S + 1.5 * s_per_token * batch * tokens):
             continue
         row = decode(runner, shape, batch, tokens, limits.bytes_per_s)
         _report(context, row, _DECODE_TARGET if batch == 1 else None)
@@ -109,9 +112,13 @@ def _decodes(context: Context, runner: Runner, shape: Shape, limits: Limits, cap
     return slowest[1:] if slowest else None
 
 
-def _prefill(context: Context, runner: Runner, shape: Shape, limits: Limits) -> None:
-    if context.has_time("prefill", 10):
-        _report(context, prefill(runner, shape, limits.flop_per_s), _PREFILL_TARGET)
+def _prefill(context: Context, runner: Runner, shape: Shape, limits: Limits) -> float:
+    """Measures a prefill. Returns its seconds a token; 0 when there is no time."""
+    if not context.has_time("prefill", _DECODE_S):
+        return 0.0
+    row = prefill(runner, shape, limits.flop_per_s)
+    _report(context, row, _PREFILL_TARGET)
+    return row.ms / 1e3 / shape.prefill_tokens
 
 
 def _report(context: Context, row: Measured, target: float | None) -> None:
@@ -138,9 +145,15 @@ def _ready(context: Context, runner: Runner, shape: Shape) -> None:
         _free(runner)
         read_s = _read_seconds(folder)
         flags = ("--model-id", folder, "--device", context.device.type, "--dtype", "bfloat16")
-        with Server(*flags) as server:
+        server = Server(*flags)
+        try:
+            server.start()
+            server.wait_ready(max(1.0, context.left_s))
             ready_s = server.ready_after_s
             server.client.generate("The boats are past", max_new_tokens=4)
+        finally:
+            (context.folder / f"{context.label}-server.log").write_text(server.log())
+            server.kill()
     context.figure("reading the weights of 8B", read_s, "s")
     target = f"at most {_READY_TARGET_S:.0f} s beside reading the weights"
     context.figure("ready with 8B after", ready_s, "s", target, ready_s - read_s <= _READY_TARGET_S)

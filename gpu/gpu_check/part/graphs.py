@@ -6,17 +6,14 @@ from unittest import mock
 
 import tests.models as models
 import torch
-from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths import decode_graphs
 from gridwork_server.paths.paged import PagedPath
-from tests.paths.test_decode_graphs import SIZES, join_and_leave
+from tests.paths.test_decode_graphs import LIMITS, SIZES, join_and_leave
 from tests.runners import SizedRunner, load_runner
 
 from gpu_check.part.context import Context, Refused
 
 _MODELS = ("llama", "gpt2", "mistral", "gemma3", "gemma2", "qwen3", "qwen3_moe", "deepseek_v2")
-_BLOCK_SIZE = 16
-_LIMITS = pb.WarmupRequest(block_size_tokens=_BLOCK_SIZE, max_batch_tokens=64, max_sequences=8, max_total_tokens=60)
 _TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Maximum difference of logits, as a share of their spread. A batch that is padded rounds differently."""
 
@@ -55,8 +52,8 @@ def _compare(context: Context, folder: Path, title: str, dtype: str) -> None:
 
 
 def _runner(folder: Path, dtype: str, sizes: tuple[int, ...]) -> SizedRunner:
-    settings = {"device": "cuda", "dtype": dtype, "cuda_graphs": sizes, "block_size": _BLOCK_SIZE}
-    runner = load_runner(folder, _LIMITS, **settings)
+    settings = {"device": "cuda", "dtype": dtype, "cuda_graphs": sizes, "block_size": LIMITS.block_size_tokens}
+    runner = load_runner(folder, LIMITS, **settings)
     runner.reset()
     return runner
 

@@ -21,7 +21,7 @@ def _count(until: Any, out: Any) -> None:
 
 @functools.cache
 def problem() -> str:
-    """The reason why the interpreter cannot run even a loop, or nothing. That of Triton 3.6 fails with numpy 2.5, while
+    """The reason why the interpreter cannot run even a loop, or nothing. That of Triton 3.6 fails with numpy 2.4, while
     kernels for a GPU do not use it."""
     until, out = torch.tensor([10], dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     try:

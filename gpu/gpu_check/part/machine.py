@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
 import torch
 
@@ -53,6 +54,8 @@ def _facts(context: Context) -> None:
     for name in _PACKAGES:
         context.fact(name, _version(name))
     context.fact("CUDA of PyTorch", f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
+    driver = Path("/proc/driver/nvidia/version")
+    context.fact("driver", driver.read_text().splitlines()[0] if driver.exists() else "none")
     context.fact("nvidia-smi", _output("nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"))
     context.fact("nvcc", _output("nvcc", "--version").rpartition("release ")[2] or "not found")
     context.fact("C compiler", os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or "not found")

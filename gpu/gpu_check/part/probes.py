@@ -59,7 +59,11 @@ def _requirements(_device: torch.device) -> None:
             requirement = Requirement(text)
             if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
                 continue
-            found = importlib.metadata.version(requirement.name)
+            try:
+                found = importlib.metadata.version(requirement.name)
+            except importlib.metadata.PackageNotFoundError:
+                wrong.append(f"{name} requires {requirement.name}, which is not installed")
+                continue
             if not requirement.specifier.contains(found, prereleases=True):
                 wrong.append(f"{name} requires {requirement.name}{requirement.specifier}, not {found}")
     if wrong:
@@ -158,7 +162,7 @@ def _service(_device: torch.device) -> None:
 
 
 PROBES = (
-    Probe("packages fit each other", "everything", _requirements),
+    Probe("packages fit each other", "everything", _requirements, is_needed=False),
     Probe("PyTorch: copies through pinned memory", "steps that do not wait", _pinned_copies, on_cpu=False),
     Probe("PyTorch: CUDA graphs", "decode graphs", _cuda_graphs, is_needed=False, on_cpu=False),
     Probe("PyTorch: set_sync_debug_mode", "decode graphs", _waiting_is_noticed, is_needed=False, on_cpu=False),
