@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from gpu_check import results, setup
-from gpu_check.part import attention, context, graphs, sampling, tokens, variants
+from gpu_check.part import attention, context, figures, graphs, sampling, tokens, variants
 from gpu_check.part.context import Context
 from gpu_check.results import Result
 from gridwork_kernels.attention_choice import IMPLEMENTATIONS
 from gridwork_kernels.slot_attention import SlotAttention
+from gridwork_server.model import loading
 from gridwork_server.sampling import Sampler
 from gridwork_server.sampling.sampled import SampleOutput
 
@@ -26,7 +27,7 @@ Make = Callable[[], Context]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Makes the context of a tiny run on the CPU."""
-    return lambda: Context(tmp_path, "0-test", "cpu", True, time.monotonic() + 60, Result(0, "test", ""))
+    return lambda: Context(tmp_path, "0-test", "cpu", True, time.monotonic() + 600, Result(0, "test", ""))
 
 
 def test_a_window_that_is_one_too_long_is_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +71,7 @@ class Shifted(Sampler):
     def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
         out = super().sample(logits, sequence_ids, positions)
         if self._is_wrong:
+            out.token_ids = out.token_ids.clone()
             out.token_ids[4] = (out.token_ids[4] + 1) % 100
         return out
 
@@ -108,6 +110,31 @@ def test_logits_of_another_step_are_noticed() -> None:
         graphs._check((logits, {0: [1, 3]}), (logits, given), "plain steps", "float32")
 
 
+def test_models_are_compared_in_fixed_buffers_and_without(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with steps that are run again in place of graphs."""
+    found = make()
+    monkeypatch.setattr(loading, "_decode_sizes", lambda config, device: config.cuda_graphs)
+    graphs.run_variant(found, "llama")
+    assert [(check.name, check.problem) for check in found.result.checks] == [
+        ("llama in float32", ""),
+        ("llama in bfloat16", ""),
+    ]
+    assert set(found.result.facts.values()) == {"equal bit for bit"}
+    monkeypatch.undo()
+    graphs.run_variant(found, "llama")
+    assert "decodes without graphs" in found.result.failed[0].problem
+
+
+def test_figures_and_profiles_of_a_tiny_model_are_written(make: Make) -> None:
+    found = make()
+    figures.run(found)
+    names = [figure.name.partition(":")[0] for figure in found.result.figures]
+    assert names == ["decode, 1 × 24 tokens", "prefill of 96 tokens", "decode, 4 × 24 tokens"]
+    assert all(figure.value > 0 for figure in found.result.figures)
+    profiles = sorted(file.name for file in found.folder.glob("0-test-profile-*.txt"))
+    assert profiles[0] == "0-test-profile-1x24.txt" and all((found.folder / name).read_text() for name in profiles)
+
+
 def test_in_16_bits_only_tokens_that_rounding_allows_pass(tmp_path: Path) -> None:
     model_class = build("llama", tmp_path, CAUSAL)
     right = reference_tokens(tmp_path, model_class)
@@ -122,7 +149,7 @@ def test_in_16_bits_only_tokens_that_rounding_allows_pass(tmp_path: Path) -> Non
 def test_a_part_says_what_it_had_no_time_for(make: Make) -> None:
     found = make()
     assert found.has_time("one")
-    assert not found.has_time("two", needed_s=100)
+    assert not found.has_time("two", needed_s=1000)
     assert (found.was_cut, found.result.left_out) == (True, ["two: there was no time"])
 
 
