@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile clean help rust python python-dev model encoder-model clients vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -147,8 +147,8 @@ $(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) 
 
 fmt: python-dev ## Format Rust and Python
 	@cargo fmt --all
-	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks
-	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks gpu
 
 # Generators of pages, one a line. With --check they compare the page with the code.
 define PAGES
@@ -168,12 +168,13 @@ lint: python-dev ## Formatting, lints, types and generated pages, without changi
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(say) "Python: formatting, lints and types"
-	@$(VENV)/bin/ruff format --check server kernels integration-tests conformance benchmarks
-	@$(VENV)/bin/ruff check server kernels integration-tests conformance benchmarks
+	@$(VENV)/bin/ruff format --check server kernels integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff check server kernels integration-tests conformance benchmarks gpu
 	@cd server && ../$(VENV)/bin/mypy
 	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
 	@$(VENV)/bin/mypy --config-file mypy.ini conformance
 	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
+	@$(VENV)/bin/mypy --config-file mypy.ini gpu
 
 test: build lint unit integration ## Every check and test
 
@@ -182,7 +183,7 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(PYTEST) server/tests kernels benchmarks/tests conformance/tests
+	@$(PYTEST) server/tests kernels benchmarks/tests conformance/tests gpu/tests
 
 integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
@@ -255,5 +256,26 @@ bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead
 	@target/release/router-overhead --router target/release/gridwork-router --model-path $(MODEL)
 
+# --- Machines with a GPU -----------------------------------------------------------------------------------------
+
+# Parts of `make gpu-check` (numbers or names; empty: all), and further arguments (`GPU_ARGS="--minutes 9"`, --dry-run).
+GPU_PARTS ?=
+GPU_ARGS ?=
+GPU_TOOLS := .cache/gpu-pack/tools
+GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON)))
+
+$(GPU_TOOLS)/.stamp: gpu/requirements-build.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing cargo-zigbuild and zig into $(GPU_TOOLS) (once, 0.4 GB)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(GPU_TOOLS)
+	@$(UV) pip install --python $(GPU_TOOLS)/bin/python --quiet --require-hashes --only-binary :all: -r $<
+	@touch $@
+
+gpu-pack: python $(GPU_TOOLS)/.stamp ## Gather in gpu-pack/ all that a machine with a GPU lacks
+	$(say) "Gathering gpu-pack"
+	@PYTHONPATH=gpu $(VENV)/bin/python -m gpu_pack --pip .cache/uv/bin/python --tools $(GPU_TOOLS)/bin
+
+gpu-check: ## Prove and measure this machine's GPU (GPU_PARTS="2 4" GPU_ARGS="--minutes 9"); needs gpu-pack or .venv
+	@PYTHONPATH=gpu $(GPU_PYTHON) -m gpu_check --parts "$(GPU_PARTS)" $(GPU_ARGS)
+
 clean: ## Remove everything that was built or installed here
-	rm -rf $(VENV) target .cache
+	rm -rf $(VENV) target .cache gpu-pack gpu-site gpu-results

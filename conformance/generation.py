@@ -130,14 +130,14 @@ def find_path_in_16_bits(folder: Path, model_class: Any, verdict: Verdict, **set
     try:
         loaded = load(shard_config(folder, **(settings | {"dtype": "bfloat16"})), RankGroup())
     except Exception as error:
-        verdict.reason_in_16_bits = f"in bfloat16: {_own_error_in_16_bits(folder, model_class) or first_line(error)}"
+        verdict.reason_in_16_bits = f"in bfloat16: {own_error_in_16_bits(folder, model_class) or first_line(error)}"
         return
     verdict.path_in_16_bits = loaded.path.name
     if verdict.path_in_16_bits != verdict.path:
         verdict.reason_in_16_bits = f"in bfloat16: {loaded.path_reason}"
 
 
-def _own_error_in_16_bits(folder: Path, model_class: Any) -> str:
+def own_error_in_16_bits(folder: Path, model_class: Any) -> str:
     """The error of Transformers itself in bfloat16; empty when there is none."""
     model = model_class.from_pretrained(folder, dtype=torch.bfloat16).eval()
     try:

@@ -31,6 +31,7 @@ from gridwork_server.model.loading import LoadedModel
 from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.choice import choose
 from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
+from gridwork_server.step.cache_size import CacheSize
 from gridwork_server.step.overlapped import OverlappedSteps
 from gridwork_server.step.runner import Runner
 from loguru import logger
@@ -183,8 +184,8 @@ def matmul_flop_per_s(device: torch.device, shape: Shape) -> float:
     return float(2 * shape.matrix**3 / best_seconds(lambda: a @ b, device, 10))
 
 
-def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> Runner:
-    """A warmed-up runner of a random model, made as `gridwork_server.model.loading` would make it."""
+def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> tuple[Runner, CacheSize]:
+    """A warmed-up runner of a random model, made as `gridwork_server.model.loading` would make it, and its cache."""
     from transformers import AutoModelForCausalLM
 
     longest = shape.longest
@@ -236,8 +237,7 @@ def runner_for(shape: Shape, device: torch.device, args: argparse.Namespace) -> 
         max_sequences=shape.batch,
         max_total_tokens=longest,
     )
-    runner.warm_up(limits)
-    return runner
+    return runner, runner.warm_up(limits)
 
 
 class Sequences:
@@ -310,7 +310,7 @@ def measure(shape: Shape, device: torch.device, args: argparse.Namespace) -> dic
     """Runs all measurements; returns what --json writes."""
     found = parity(Setting(device, torch.bfloat16, args.block_size), shape)
     bandwidth, flop_per_s = bandwidth_bytes_per_s(device, shape), matmul_flop_per_s(device, shape)
-    runner = runner_for(shape, device, args)
+    runner, _ = runner_for(shape, device, args)
     short = min(128, shape.context_tokens)
     rows = [
         decode(runner, shape, 1, short, bandwidth),

@@ -1,7 +1,6 @@
 """The Triton kernel against the reference, in Triton's interpreter where there is no GPU."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,24 +9,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernel is defined
 
-from test_paged_attention import DECODES, MIXED, OPTIONS, problem
+from attention_problems import DECODES, MIXED, OPTIONS, on_device, options_on, problem
 
 from gridwork_kernels import triton_attention
-from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
+from gridwork_kernels.paged_attention import AttentionOptions
 from gridwork_kernels.slot_attention import reference
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def on_device(layout: PagedLayout) -> PagedLayout:
-    for name in ("block_tables", "sequence", "length", "slots"):
-        setattr(layout, name, getattr(layout, name).to(DEVICE))
-    return layout
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def compare(chunks: Any, kv_heads: int, sizes: tuple[int, int], dtype: torch.dtype, options: AttentionOptions) -> None:
-    query, keys, values, layout = problem(chunks, kv_heads, sizes, dtype)
-    query, keys, values, layout = query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), on_device(layout)
+    query, keys, values, layout = on_device(problem(chunks, kv_heads, sizes, dtype), DEVICE)
     out = triton_attention.attend(query, keys, values, layout, options)
     assert out.dtype == dtype
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-5}
@@ -37,9 +29,7 @@ def compare(chunks: Any, kv_heads: int, sizes: tuple[int, int], dtype: torch.dty
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
 def test_equals_the_reference(options: AttentionOptions, chunks: list[tuple[int, int]]) -> None:
-    here = {name: None if (t := getattr(options, name)) is None else t.to(DEVICE) for name in ("sinks", "slopes")}
-    options = replace(options, **here)
-    compare(chunks, 2, (16, 32), torch.float32, options)
+    compare(chunks, 2, (16, 32), torch.float32, options_on(options, DEVICE))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3, 6])
@@ -66,10 +56,8 @@ def split(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("split")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_a_shared_context_gives_the_same_result(options: AttentionOptions) -> None:
-    here = {name: None if (t := getattr(options, name)) is None else t.to(DEVICE) for name in ("sinks", "slopes")}
-    options = replace(options, **here)
     # Longer than a piece, so that no share is empty.
-    compare([(1, 110), (3, 40), (1, 2)], 2, (16, 20), torch.float32, options)
+    compare([(1, 110), (3, 40), (1, 2)], 2, (16, 20), torch.float32, options_on(options, DEVICE))
 
 
 @pytest.mark.usefixtures("split")
@@ -86,8 +74,7 @@ def test_number_of_splits_depends_on_the_longest_context() -> None:
 @pytest.mark.usefixtures("split")
 def test_a_fixed_step_reads_lengths_only_from_tensors() -> None:
     options = AttentionOptions(scale=0.25)
-    query, keys, values, layout = problem([(1, 1), (1, 110), (1, 30)], 2)
-    query, keys, values, layout = query.to(DEVICE), keys.to(DEVICE), values.to(DEVICE), on_device(layout)
+    query, keys, values, layout = on_device(problem([(1, 1), (1, 110), (1, 30)], 2), DEVICE)
     expected = reference(query, keys, values, layout, options)
     layout.is_fixed, layout.end = True, []
     out = triton_attention.attend(query, keys, values, layout, options)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_paged_attention import BLOCK_SIZE, DECODES, MIXED, OPTIONS, problem
+from attention_problems import BLOCK_SIZE, DECODES, MIXED, OPTIONS, problem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridwork_kernels import flash_attention

@@ -2,71 +2,12 @@
 
 import pytest
 import torch
+from attention_problems import BLOCK_SIZE, DECODES, MIXED, NUM_BLOCKS, OPTIONS, problem
 
 from gridwork_kernels import cpu_attention
 from gridwork_kernels.attention_choice import EVERYWHERE, IMPLEMENTATIONS
-from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions, PagedLayout
+from gridwork_kernels.paged_attention import SPARE_BLOCKS, AttentionOptions
 from gridwork_kernels.slot_attention import SlotAttention, reference
-
-BLOCK_SIZE = 4
-NUM_BLOCKS = 40
-NULL_BLOCK = NUM_BLOCKS
-
-# Chunks of prefill at the beginning of a sequence and later, and decodes, short and long.
-MIXED = [(5, 5), (1, 1), (7, 26), (1, 38), (1, 9), (12, 13)]
-DECODES = [(1, 1), (1, 17), (1, 30)]
-
-OPTIONS = {
-    "plain": AttentionOptions(scale=0.25),
-    "window": AttentionOptions(scale=0.25, window=6),
-    "chunks": AttentionOptions(scale=0.25, chunk=5),
-    "window of one": AttentionOptions(scale=0.25, window=1),
-    "softcap": AttentionOptions(scale=0.25, softcap=2.0),
-    "slopes": AttentionOptions(scale=0.25, slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625, 1.0, 0.0])),
-    "sinks": AttentionOptions(scale=0.25, sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0])),
-    "all": AttentionOptions(
-        scale=0.2,
-        window=6,
-        softcap=2.0,
-        sinks=torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, 3.0]),
-        slopes=torch.tensor([0.5, 0.25, 0.125, 0.0625, 1.0, 0.0]),
-    ),
-}
-
-
-def problem(
-    chunks: list[tuple[int, int]],
-    kv_heads: int,
-    sizes: tuple[int, int] = (16, 16),
-    dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, PagedLayout]:
-    """Query, keys, values and layout for chunks of (tokens computed, length afterwards). Unused slots are NaN."""
-    torch.manual_seed(len(chunks) + kv_heads)
-    blocks = torch.randperm(NUM_BLOCKS).tolist()
-    tables = torch.full((len(chunks), max(-(-end // BLOCK_SIZE) for _, end in chunks)), NULL_BLOCK, dtype=torch.int32)
-    keys = torch.full(((NUM_BLOCKS + 1) * BLOCK_SIZE, kv_heads, sizes[0]), torch.nan)
-    values = torch.full(((NUM_BLOCKS + 1) * BLOCK_SIZE, kv_heads, sizes[1]), torch.nan)
-    keys[NULL_BLOCK * BLOCK_SIZE :], values[NULL_BLOCK * BLOCK_SIZE :] = 0, 0
-    sequence, length = [], []
-    for row, (count, end) in enumerate(chunks):
-        own = [blocks.pop() for _ in range(-(-end // BLOCK_SIZE))]
-        tables[row, : len(own)] = torch.tensor(own)
-        slots = torch.tensor([own[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(end)])
-        keys[slots], values[slots] = torch.randn(end, kv_heads, sizes[0]), torch.randn(end, kv_heads, sizes[1])
-        sequence += [row] * count
-        length += range(end - count + 1, end + 1)
-    layout = PagedLayout(
-        block_tables=tables,
-        sequence=torch.tensor(sequence, dtype=torch.int32),
-        length=torch.tensor(length, dtype=torch.int32),
-        slots=torch.zeros(len(length), dtype=torch.int64),
-        block_size=BLOCK_SIZE,
-        num_tokens=[count for count, _ in chunks],
-        end=[end for _, end in chunks],
-        null_slot=NULL_BLOCK * BLOCK_SIZE,
-    )
-    query = torch.randn(len(length), 6, sizes[0]) * 3
-    return query.to(dtype), keys.to(dtype), values.to(dtype), layout
 
 
 def in_layout_of(implementation: str, slots: torch.Tensor, is_key: bool) -> torch.Tensor:

@@ -62,6 +62,7 @@ def main(rank: int, world_size: int, port: int, output: Path, jobs: Path) -> Non
             world_size=world_size,
             master_port=port,
             dtype=job["dtype"],
+            device=job.get("device", "cpu"),
             kv_cache_memory_bytes=2**24,
         )
         group = group or RankGroup.join(config)

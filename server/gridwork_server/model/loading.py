@@ -21,6 +21,7 @@ from gridwork_server.model.generation_defaults import GenerationDefaults
 from gridwork_server.model.generation_defaults import read as read_generation_defaults
 from gridwork_server.model.load_errors import check_shapes, load_errors
 from gridwork_server.model.token_bounds import embedding_rows
+from gridwork_server.parallel.group import RankGroup, device_of
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.choice import Choice, choose
 from gridwork_server.paths.decode_graphs import DEFAULT_SIZES
@@ -29,8 +30,6 @@ from gridwork_server.text import some
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from gridwork_server.parallel.group import RankGroup
 
 
 @dataclass
@@ -60,7 +59,7 @@ class LoadedModel:
     """Modules of the model that depend on how many tokens are computed together."""
 
 
-def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
+def load(config: ShardConfig, group: RankGroup) -> LoadedModel:
     """Loads this rank's part of the model. Raises ModelError."""
     content = model_folder.check(config)
     logs.adopt_transformers()
@@ -69,7 +68,7 @@ def load(config: ShardConfig, group: "RankGroup") -> LoadedModel:
     generation = read_generation_defaults(config.model_path, model_config, config.generation_config)
     model_class = find_model_class(model_config, config)
     dtype = dtype_of(config.dtype, model_config)
-    device = torch.device("cpu") if config.device == "cpu" else torch.device("cuda", config.rank)
+    device = device_of(config)
     _check_attention(config, dtype, device)
     if config.quantize:
         _check_quantization(config, device)
@@ -232,7 +231,7 @@ def _load_whole(
 
 
 def _choose_compiled(
-    model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: "RankGroup"
+    model: Any, config: ShardConfig, dtype: torch.dtype, device: torch.device, group: RankGroup
 ) -> Choice | None:
     """Chooses the paged path with a compiled model. When that fails, warns, restores the model and returns None."""
     from gridwork_server.model.compile import Compiled, cache_folder

@@ -32,10 +32,9 @@ class RankGroup:
                 # Gloo would look up an interface by the machine's host name, which containers often cannot resolve.
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             if config.device == "cuda":
-                torch.cuda.set_device(config.rank)
+                torch.cuda.set_device(device_of(config))
             dist.init_process_group(
-                # Steps are announced over gloo, on the CPU; the model's all-reduces use the device's backend.
-                "gloo" if config.device == "cpu" else "cpu:gloo,cuda:nccl",
+                _backend(config),
                 store=_store(config),
                 rank=config.rank,
                 world_size=config.world_size,
@@ -106,6 +105,20 @@ class RankGroup:
             import torch.distributed as dist
 
             dist.destroy_process_group()
+
+
+def device_of(config: ShardConfig) -> torch.device:
+    """The device of a rank. Where there are fewer GPUs than ranks, ranks share them: the check of a GPU does so, while
+    `service/worker.py` refuses it."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", config.rank % max(1, torch.cuda.device_count()))
+
+
+def _backend(config: ShardConfig) -> str:
+    """Steps are announced over gloo, on the CPU. The model's all-reduces use NCCL, which takes one rank a GPU."""
+    shares_gpus = config.world_size > torch.cuda.device_count()
+    return "gloo" if config.device == "cpu" or shares_gpus else "cpu:gloo,cuda:nccl"
 
 
 def _store(config: ShardConfig) -> Any:

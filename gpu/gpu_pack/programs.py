@@ -1,0 +1,55 @@
+"""Router and launcher, built for an old glibc by zig's linker, without their symbols."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpu_pack.target import ARCHITECTURE, GLIBC, ROOT, PackError
+
+NAMES = ("gridwork", "gridwork-router")
+_TRIPLE = f"{ARCHITECTURE}-unknown-linux-gnu"
+
+
+def build(tools: Path, folder: Path) -> None:
+    """Builds the programs into a folder. tools: folder of `cargo-zigbuild` and its Python. Raises PackError."""
+    glibc = ".".join(map(str, GLIBC))
+    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{_TRIPLE}.{glibc}"]
+    command += ["-p", "gridwork-launcher", "-p", "gridwork-router", "--bins"]
+    # zig's own linker writes no symbols then; `strip` of an older binutils would not know all sections.
+    changes = {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_PROFILE_RELEASE_STRIP": "symbols"}
+    if subprocess.run(command, cwd=ROOT, env=os.environ | changes, check=False).returncode != 0:
+        raise PackError(f"{' '.join(command)} failed; see its messages above")
+    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / _TRIPLE / "release"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        shutil.copyfile(built / name, folder / name)
+        (folder / name).chmod(0o755)
+
+
+def check(folder: Path) -> tuple[int, ...]:
+    """The glibc that the programs need. Raises PackError when it is newer than the machine may have."""
+    needed = max(glibc_of(_symbols(folder / name)) for name in NAMES)
+    if needed > GLIBC:
+        raise PackError(f"the programs need glibc {_text(needed)}, and the machine may have {_text(GLIBC)}")
+    return needed
+
+
+def glibc_of(symbols: str) -> tuple[int, ...]:
+    """The newest version of glibc among the symbols that `objdump -T` lists."""
+    versions = re.findall(r"\bGLIBC_([0-9.]+)", symbols)
+    return max((tuple(map(int, version.split("."))) for version in versions), default=(0,))
+
+
+def _symbols(program: Path) -> str:
+    environment: Mapping[str, str] = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(["objdump", "-T", str(program)], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise PackError(f"objdump -T {program} failed: {done.stderr.strip()}; install binutils")
+    return done.stdout
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
