@@ -2,5 +2,5 @@
 
 __version__ = "0.1.0"
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 """Version of the contract that this shard speaks."""
