@@ -11,6 +11,7 @@ pub mod docs;
 mod encoder;
 mod error;
 mod generation;
+mod grammar;
 mod http;
 pub mod observability;
 mod openapi;
@@ -24,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
+use gridwork_engine::{Encoder, Engine, EngineConfig, Ready, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -35,6 +36,7 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
+use crate::grammar::compile::Grammars;
 use crate::state::{AppState, Condition, Parts};
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
@@ -135,6 +137,7 @@ pub async fn run(
     let state = AppState::new(Parts {
         engine: engine.clone(),
         validator,
+        grammars: Grammars::new(settings.limits.validation_workers),
         workers,
         tokenizer,
         config: config.http.clone(),
@@ -194,10 +197,13 @@ pub async fn run(
 /// Waits until the model is loaded, whatever it is served for; what then to tell the user.
 async fn until_ready(state: &AppState) -> Result<String, StartError> {
     match state.engine().ready().await {
-        Ok(ready) => Ok(format!(
-            "{} tokens of cache, sequences of up to {} tokens",
-            ready.limits.capacity_tokens, ready.limits.max_total_tokens
-        )),
+        Ok(ready) => {
+            prepare_grammars(state, ready.clone());
+            Ok(format!(
+                "{} tokens of cache, sequences of up to {} tokens",
+                ready.limits.capacity_tokens, ready.limits.max_total_tokens
+            ))
+        }
         Err(StartError::OtherTask { .. }) => {
             let info = state.encoder().encoder.ready().await?;
             Ok(format!(
@@ -209,6 +215,12 @@ async fn until_ready(state: &AppState) -> Result<String, StartError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Arranges the model's tokens for grammars, beside the first requests.
+fn prepare_grammars(state: &AppState, ready: Arc<Ready>) {
+    let grammars = state.grammars().clone();
+    tokio::task::spawn_blocking(move || grammars.prepare(&ready));
 }
 
 type LoadedTokenizer = (

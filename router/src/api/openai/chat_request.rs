@@ -51,8 +51,6 @@ parameter_table! { openai_request =>
         pub functions: Option<Value>,
         /// Not supported: refused unless `none` or `auto`.
         pub function_call: Option<Value>,
-        /// Only `{"type": "text"}` is supported by this version.
-        pub response_format: Option<Value>,
         /// Only `["text"]` is supported.
         pub modalities: Option<Value>,
         /// Not supported: refused.
@@ -70,15 +68,6 @@ impl ChatRequest {
         let function_call = self.function_call.as_ref().filter(|value| !value.is_null());
         if function_call.is_some_and(|call| call != "none" && call != "auto") {
             return Err(unsupported("function_call", "other than \"none\""));
-        }
-        if let Some(format) = &self.response_format
-            && !format.is_null()
-            && format.get("type").is_none_or(|kind| kind != "text")
-        {
-            return Err(unsupported(
-                "response_format",
-                "other than {\"type\": \"text\"}",
-            ));
         }
         if let Some(modalities) = self.modalities.as_ref().filter(|value| !value.is_null()) {
             let only_text = modalities
@@ -271,10 +260,6 @@ mod tests {
         assert_eq!(
             refused_field(json!({"function_call": {"name": "f"}})),
             "function_call"
-        );
-        assert_eq!(
-            refused_field(json!({"response_format": {"type": "json_object"}})),
-            "response_format"
         );
         assert_eq!(
             refused_field(json!({"modalities": ["text", "audio"]})),
