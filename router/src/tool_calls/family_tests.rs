@@ -73,7 +73,8 @@ fn check(family: &Family, message: &Value) {
     let text = |key: &str| message[key].as_str().unwrap_or_default();
     let context = format!("{}: {answer:?} is {parsed:?}", family.name);
     assert_eq!(parsed.content.trim(), text("content").trim(), "{context}");
-    if family.format.has_reasoning() {
+    // A template may leave out earlier thoughts.
+    if family.format.has_reasoning() && answer.contains("thought") {
         assert_eq!(parsed.reasoning.trim(), text("reasoning_content").trim(), "{context}");
     }
     let wanted = message["tool_calls"].as_array().cloned().unwrap_or_default();

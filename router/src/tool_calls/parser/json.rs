@@ -112,39 +112,36 @@ impl<'a> Cursor<'a> {
 pub struct StringCopy;
 
 impl StringCopy {
-    /// Appends the string's text to `out`. Returns the bytes read, and true at the closing quote, which is read too.
+    /// Appends the string's text to `out`, and escapes that are no JSON as they are. Returns the bytes read, and true at the closing quote, which is read too.
     pub fn advance(text: &str, end: bool, out: &mut String) -> (usize, bool) {
         let bytes = text.as_bytes();
         let mut at = 0;
-        let mut escapes = false;
         let mut closed = false;
         while let Some(byte) = bytes.get(at) {
-            match byte {
+            let len = match byte {
                 b'"' => {
                     closed = true;
                     break;
                 }
-                b'\\' => {
-                    let len = escape_bytes(bytes.get(at..).unwrap_or_default());
-                    if at + len > bytes.len() {
-                        if end {
-                            at = bytes.len();
-                            escapes = true;
-                        }
-                        break;
-                    }
-                    escapes = true;
-                    at += len;
+                b'\\' => escape_bytes(bytes.get(at..).unwrap_or_default()),
+                _ => {
+                    let rest = text.get(at..).unwrap_or_default();
+                    rest.find(['"', '\\']).unwrap_or(rest.len())
                 }
-                _ => at += 1,
+            };
+            if at + len > bytes.len() && !end {
+                break;
             }
+            let raw = text.get(at..at + len).or(text.get(at..)).unwrap_or_default();
+            match raw.starts_with('\\') {
+                true => {
+                    let plain = serde_json::from_str::<String>(&format!("\"{raw}\"")).ok();
+                    out.push_str(plain.as_deref().unwrap_or(raw));
+                }
+                false => out.push_str(raw),
+            }
+            at += raw.len();
         }
-        // Escapes are whole, and other bytes are whole characters.
-        let raw = text.get(..at).unwrap_or_default();
-        let plain = escapes
-            .then(|| serde_json::from_str::<String>(&format!("\"{raw}\"")).ok())
-            .flatten();
-        out.push_str(plain.as_deref().unwrap_or(raw));
         (at + usize::from(closed), closed)
     }
 }

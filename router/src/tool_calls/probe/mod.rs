@@ -28,7 +28,7 @@ pub fn find(template: &ChatTemplate, tokens: &[String]) -> Format {
     let probers = [Some(&prober), thinking.as_ref()];
     let probers = || probers.iter().flatten();
     let rendered = probers().find_map(|prober| reasoning::rendered(prober));
-    let opened = || probers().find_map(|prober| reasoning::opened(prober.header(), source));
+    let opened = || probers().find_map(|prober| reasoning::opened(prober.header()));
     let found = rendered.or_else(opened);
     let (reasoning, reasoning_from) = match found {
         Some(found) => (Some(found), Origin::ChatTemplate),

@@ -60,10 +60,10 @@ fn closing<'a>(between: &'a str, before_content: &str, open: &str) -> &'a str {
 }
 
 /// Finds the markers where the template opens reasoning for the model: its last line is a tag.
-pub fn opened(header: &str, source: &str) -> Option<Reasoning> {
+pub fn opened(header: &str) -> Option<Reasoning> {
     let open = opening_of(header)?;
     let close = partner(open)?;
-    source.contains(&close).then(|| markers(open, &close))
+    Some(markers(open, &close))
 }
 
 /// The marker at the end of a header that opens reasoning.
