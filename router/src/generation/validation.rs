@@ -189,6 +189,7 @@ fn fit(
     }
     let left = max_total_tokens - prompt_tokens;
     let max_new_tokens = match (parameters.max_new_tokens, parameters.default_max_new_tokens) {
+        (Some(tokens), _) if parameters.clamps_max_new_tokens => left.min(tokens as usize),
         (Some(tokens), _) => tokens as usize,
         (None, Some(tokens)) => left.min(tokens as usize),
         (None, None) => left,

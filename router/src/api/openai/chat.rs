@@ -42,53 +42,13 @@ use crate::tokenizing::token_text::TokenTexts;
     )
 )]
 pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, ApiError> {
-    let (state, mut request, mut accounting) = call.begin();
+    let (state, request, mut accounting) = call.begin();
     let state = &state;
-    request.check_supported()?;
-    let mut parameters = request.take_parameters()?;
-    let (mut limit_field, limit) = request.limit();
-    parameters.max_new_tokens = limit;
-    if let Some(config) = request.generation_config.take() {
-        if limit.is_none() && config.max_new_tokens.is_some() {
-            limit_field = "generation_config.max_new_tokens";
-        }
-        request.n = request.n.or(config.num_return_sequences);
-        config.apply(&mut parameters)?;
-    }
-    let num_choices = num_choices(
-        request.n,
-        1,
-        state.settings().limits.max_n,
-        state.settings().limits.max_concurrent_requests,
-    )?;
     let stream = request.stream.unwrap_or(false);
     let stream_options = StreamOptions::of(stream, request.stream_options)?;
-    let logprobs = logprobs(&request)?;
-    state.ready()?;
-
-    let (text, add_special_tokens) = chat_prompt(state, request).await?;
-    let job = GenerationJob {
-        prompts: vec![Prompt::Text {
-            text,
-            add_special_tokens,
-        }],
-        parameters: Parameters {
-            logprobs: logprobs.is_some(),
-            top_n_tokens: logprobs,
-            ..parameters
-        },
-        names: FieldNames {
-            dialect: Dialect::OpenAi,
-            prompt: "messages",
-            max_new_tokens: limit_field,
-            top_n_tokens: "top_logprobs",
-        },
-        num_choices,
-        default_limit: None,
-        echo: false,
-        echo_only: false,
-    };
-    let choices = job.submit(state, &mut accounting).await?;
+    let chat = Chat::new(state, request, &ChatForm::OPENAI)?;
+    let logprobs = chat.logprobs;
+    let choices = chat.submit(state, &mut accounting).await?;
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
@@ -108,6 +68,103 @@ pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, A
     )
     .await?;
     Ok(accounting.respond(Json(body)))
+}
+
+/// Form in which an API asks for a chat.
+#[derive(Debug, Clone, Copy)]
+pub struct ChatForm {
+    pub dialect: Dialect,
+    /// Name of the conversation's field, for errors.
+    pub prompt: &'static str,
+    /// Name of the field with the maximum number of generated tokens; `None`: OpenAI's names, by the one that is given.
+    pub max_new_tokens: Option<&'static str>,
+    /// Lower a maximum number of generated tokens that does not fit into the context, rather than refuse it.
+    pub clamps: bool,
+}
+
+impl ChatForm {
+    /// That of `/v1/chat/completions`.
+    pub const OPENAI: Self = ChatForm {
+        dialect: Dialect::OpenAi,
+        prompt: "messages",
+        max_new_tokens: None,
+        clamps: false,
+    };
+}
+
+/// A checked conversation, ready to be rendered and generated. Every API with conversations makes one.
+#[derive(Debug)]
+pub struct Chat {
+    request: ChatRequest,
+    parameters: Parameters,
+    names: FieldNames,
+    num_choices: u32,
+    /// Number of alternatives to report for each token; `None`: no log-probabilities at all.
+    pub logprobs: Option<u32>,
+}
+
+impl Chat {
+    /// Checks `request`, before anything is rendered.
+    pub fn new(
+        state: &AppState,
+        mut request: ChatRequest,
+        form: &ChatForm,
+    ) -> Result<Self, ApiError> {
+        request.check_supported()?;
+        let mut parameters = request.take_parameters()?;
+        let (mut limit_field, limit) = request.limit();
+        parameters.max_new_tokens = limit;
+        if let Some(config) = request.generation_config.take() {
+            if limit.is_none() && config.max_new_tokens.is_some() {
+                limit_field = "generation_config.max_new_tokens";
+            }
+            request.n = request.n.or(config.num_return_sequences);
+            config.apply(&mut parameters)?;
+        }
+        parameters.clamps_max_new_tokens = form.clamps;
+        let limits = &state.settings().limits;
+        let num_choices = num_choices(request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
+        let logprobs = logprobs(&request)?;
+        state.ready()?;
+        Ok(Chat {
+            parameters: Parameters {
+                logprobs: logprobs.is_some(),
+                top_n_tokens: logprobs,
+                ..parameters
+            },
+            names: FieldNames {
+                dialect: form.dialect,
+                prompt: form.prompt,
+                max_new_tokens: form.max_new_tokens.unwrap_or(limit_field),
+                top_n_tokens: "top_logprobs",
+            },
+            request,
+            num_choices,
+            logprobs,
+        })
+    }
+
+    /// Renders the conversation and submits its choices, sorted by index.
+    pub async fn submit(
+        self,
+        state: &AppState,
+        accounting: &mut RequestAccounting,
+    ) -> Result<Vec<RunningChoice>, ApiError> {
+        let (text, add_special_tokens) = chat_prompt(state, self.request).await?;
+        let job = GenerationJob {
+            prompts: vec![Prompt::Text {
+                text,
+                add_special_tokens,
+            }],
+            parameters: self.parameters,
+            names: self.names,
+            num_choices: self.num_choices,
+            default_limit: None,
+            echo: false,
+            echo_only: false,
+        };
+        job.submit(state, accounting).await
+    }
 }
 
 /// Number of alternatives to report for each token; `None`: no log-probabilities at all.
