@@ -18,6 +18,7 @@ mod server;
 mod state;
 mod supervision;
 mod tokenizing;
+mod tool_calls;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -40,6 +40,7 @@ const CRATES: &[(&str, Layers)] = &[
             &["http"],
             &["state"],
             &["config"],
+            &["tool_calls"],
             &["generation", "encoder", "chat_template", "supervision"],
             &["tokenizing", "connections"],
             &["error", "api_keys"],
