@@ -1,5 +1,7 @@
 //! HTTP APIs. Each is a thin translation on both sides of one engine call.
 
+mod anthropic;
+mod conversation;
 mod info;
 mod inputs;
 pub mod openai;

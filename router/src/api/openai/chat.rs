@@ -12,7 +12,7 @@ use super::response::{
     AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
 };
 use super::submit::GenerationJob;
-use crate::chat_template::RenderOptions;
+use crate::chat_template::{Message, RenderOptions};
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
@@ -70,6 +70,9 @@ pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, A
     Ok(accounting.respond(Json(body)))
 }
 
+/// Makes other messages of those that a chat template refuses; `None`: there are no others.
+pub type Fallback = fn(&[Message]) -> Option<Vec<Message>>;
+
 /// Form in which an API asks for a chat.
 #[derive(Debug, Clone, Copy)]
 pub struct ChatForm {
@@ -80,6 +83,8 @@ pub struct ChatForm {
     pub max_new_tokens: Option<&'static str>,
     /// Lower a maximum number of generated tokens that does not fit into the context, rather than refuse it.
     pub clamps: bool,
+    /// Other messages for a chat template that refuses the given ones.
+    pub fallback: Option<Fallback>,
 }
 
 impl ChatForm {
@@ -89,6 +94,7 @@ impl ChatForm {
         prompt: "messages",
         max_new_tokens: None,
         clamps: false,
+        fallback: None,
     };
 }
 
@@ -99,6 +105,7 @@ pub struct Chat {
     parameters: Parameters,
     names: FieldNames,
     num_choices: u32,
+    fallback: Option<Fallback>,
     /// Number of alternatives to report for each token; `None`: no log-probabilities at all.
     pub logprobs: Option<u32>,
 }
@@ -140,17 +147,19 @@ impl Chat {
             },
             request,
             num_choices,
+            fallback: form.fallback,
             logprobs,
         })
     }
 
     /// Renders the conversation and submits its choices, sorted by index.
     pub async fn submit(
-        self,
+        mut self,
         state: &AppState,
         accounting: &mut RequestAccounting,
     ) -> Result<Vec<RunningChoice>, ApiError> {
-        let (text, add_special_tokens) = chat_prompt(state, self.request).await?;
+        let request = std::mem::take(&mut self.request);
+        let (text, add_special_tokens) = prompt_of(state, request, self.fallback).await?;
         let job = GenerationJob {
             prompts: vec![Prompt::Text {
                 text,
@@ -164,6 +173,16 @@ impl Chat {
             echo_only: false,
         };
         job.submit(state, accounting).await
+    }
+
+    /// Number of tokens of the prompt that the conversation becomes.
+    pub async fn count_tokens(self, state: &AppState) -> Result<usize, ApiError> {
+        let (text, add_special_tokens) = prompt_of(state, self.request, self.fallback).await?;
+        let encoded = state
+            .validator()
+            .encode(text, add_special_tokens, self.names.prompt)
+            .await?;
+        Ok(encoded.ids.len())
     }
 }
 
@@ -185,15 +204,27 @@ pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
 ) -> Result<(String, bool), ApiError> {
+    prompt_of(state, request, None).await
+}
+
+async fn prompt_of(
+    state: &AppState,
+    request: ChatRequest,
+    fallback: Option<Fallback>,
+) -> Result<(String, bool), ApiError> {
     let bytes = Ticket::current().map_or(0, |ticket| ticket.bytes());
     let of_work = state.clone();
     let rendering = state
         .workers()
-        .run(bytes, move || render(&of_work, &request));
+        .run(bytes, move || render(&of_work, &request, fallback));
     rendering.await?
 }
 
-fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
+fn render(
+    state: &AppState,
+    request: &ChatRequest,
+    fallback: Option<Fallback>,
+) -> Result<(String, bool), ApiError> {
     let (add_generation_prompt, continue_final_message) = request.continuation()?;
     let variables = request.template_variables();
     let options = RenderOptions {
@@ -202,7 +233,12 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
         variables: Some(&variables),
     };
     let rendered = match state.chat_template() {
-        Ok(template) => template.render(&request.messages, &options),
+        Ok(template) => template
+            .render(&request.messages, &options)
+            .or_else(|error| {
+                let others = fallback.and_then(|fallback| fallback(&request.messages));
+                others.map_or(Err(error), |others| template.render(&others, &options))
+            }),
         Err(error) => Err(error.clone()),
     };
     let text = rendered.map_err(|error| ApiError {

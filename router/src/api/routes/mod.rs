@@ -8,7 +8,7 @@ use axum::http::Method;
 use gridwork_proto::v1::Task;
 use utoipa::OpenApi;
 
-use super::{info, openai, tei, tgi};
+use super::{anthropic, info, openai, tei, tgi};
 use crate::error::Dialect;
 use crate::http::route::{ALL_TASKS, Api, Route};
 pub use table::table;
@@ -76,6 +76,11 @@ routes! {
     DETOKENIZE: POST "/detokenize", OpenAi, ANY, [],
         openai::tokenize::detokenize, "The text of tokens, in vLLM's form";
 
+    MESSAGES: POST "/v1/messages", Anthropic, GENERATE, ["messages"],
+        anthropic::messages::messages, "Answer a conversation, in Anthropic's form";
+    COUNT_TOKENS: POST "/v1/messages/count_tokens", Anthropic, GENERATE, [],
+        anthropic::messages::count_tokens, "Number of tokens of a conversation";
+
     GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
         tgi::generate::generate, "Continue a text";
     GENERATE_STREAM: POST "/generate_stream", Tgi, GENERATE, ["generate_stream"],
@@ -130,9 +135,8 @@ routes! {
 }
 
 /// Ends of paths that clients of OpenAI's API ask for and that are not served here.
-const UNSERVED_ENDS: [&str; 5] = [
+const UNSERVED_ENDS: [&str; 4] = [
     "/responses",
-    "/messages",
     "/moderations",
     "/audio/speech",
     "/audio/transcriptions",
@@ -172,6 +176,7 @@ pub fn dialect_of(path: &str) -> Dialect {
     };
     match listed(path) {
         Some(route) => route.api.dialect(),
+        None if is_below("/v1/messages") => Dialect::Anthropic,
         None if is_below("/v1") || is_below("/v2") || openai_end(path).is_some() => Dialect::OpenAi,
         None => Dialect::Tgi,
     }
@@ -202,6 +207,9 @@ mod tests {
             assert_eq!(dialect_of(path), Dialect::OpenAi, "{path}");
         }
         assert_eq!(dialect_of("/v2x"), Dialect::Tgi);
+        for path in ["/v1/messages", "/v1/messages/count_tokens", "/v1/messages/batches"] {
+            assert_eq!(dialect_of(path), Dialect::Anthropic, "{path}");
+        }
     }
 
     #[test]
