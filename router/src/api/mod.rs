@@ -5,6 +5,7 @@ mod conversation;
 mod info;
 mod inputs;
 pub mod openai;
+mod responses;
 pub mod routes;
 mod served_model;
 mod tei;

@@ -16,7 +16,7 @@ mod request;
 pub mod rerank;
 pub mod response;
 pub mod stream;
-mod submit;
+pub mod submit;
 mod text_offsets;
 pub mod tokenize;
 mod tools;
