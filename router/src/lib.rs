@@ -16,6 +16,7 @@ pub mod observability;
 mod openapi;
 mod server;
 mod state;
+mod stored_responses;
 mod supervision;
 mod tokenizing;
 mod tool_calls;
@@ -37,6 +38,7 @@ use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
 use crate::state::{AppState, Condition, Parts};
+use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
 use crate::tokenizing::tokenizer_file::TokenizerFileError;
@@ -141,6 +143,10 @@ pub async fn run(
         config: config.http.clone(),
         chat_template,
         encoder,
+        stored_responses: StoredResponses::new(
+            settings.http.response_store_bytes,
+            config.http.api_keys.len(),
+        ),
         condition: Condition {
             supervision,
             metrics,
