@@ -17,8 +17,10 @@ pub mod observability;
 mod openapi;
 mod server;
 mod state;
+mod stored_responses;
 mod supervision;
 mod tokenizing;
+mod tool_calls;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,7 @@ use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
 use crate::grammar::compile::Grammars;
 use crate::state::{AppState, Condition, Parts};
+use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
 use crate::tokenizing::tokenizer_file::TokenizerFileError;
@@ -143,6 +146,10 @@ pub async fn run(
         config: config.http.clone(),
         chat_template,
         encoder,
+        stored_responses: StoredResponses::new(
+            settings.http.response_store_bytes,
+            config.http.api_keys.len(),
+        ),
         condition: Condition {
             supervision,
             metrics,

@@ -46,7 +46,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         AllowOrigin::list(origins)
     };
     CorsLayer::new()
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // OpenAI's client for browsers sends its own headers, and `*` would not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
@@ -121,7 +121,7 @@ mod tests {
         for path in ["/chat/completions", "/v1/v1/models", "/api/embeddings"] {
             assert!(no_route(path).contains("ends in /v1"), "{path}");
         }
-        for path in ["/v1/responses", "/generat"] {
+        for path in ["/v1/moderations", "/generat"] {
             assert!(no_route(path).ends_with("see /docs"), "{path}");
         }
     }

@@ -16,6 +16,7 @@ use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
 use crate::grammar::compile::Grammars;
+use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
@@ -35,6 +36,7 @@ pub struct Parts {
     pub chat_template: Result<ChatTemplate, ChatTemplateError>,
     /// Service of encoders. It exists also when the model generates.
     pub encoder: EncoderService,
+    pub stored_responses: StoredResponses,
     pub condition: Condition,
 }
 
@@ -57,6 +59,11 @@ impl AppState {
     /// Service of encoders. It exists also when the model generates.
     pub fn encoder(&self) -> &EncoderService {
         &self.0.encoder
+    }
+
+    /// Responses that clients may read and continue.
+    pub fn stored_responses(&self) -> &StoredResponses {
+        &self.0.stored_responses
     }
 
     /// Health of the shards.

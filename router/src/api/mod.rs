@@ -1,8 +1,11 @@
 //! HTTP APIs. Each is a thin translation on both sides of one engine call.
 
+mod anthropic;
+mod conversation;
 mod info;
 mod inputs;
 pub mod openai;
+mod responses;
 pub mod routes;
 mod served_model;
 mod tei;

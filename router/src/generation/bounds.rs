@@ -86,7 +86,8 @@ impl FieldNames {
             // Routes of OpenAI's API call them differently.
             ("max_new_tokens", _) => self.max_new_tokens,
             ("top_n_tokens", _) => self.top_n_tokens,
-            (_, Dialect::OpenAi) => openai,
+            ("stop", Dialect::Anthropic) => "stop_sequences",
+            (_, Dialect::OpenAi | Dialect::Anthropic) => openai,
             (_, Dialect::Tgi | Dialect::Tei) => tgi,
         }
     }

@@ -70,6 +70,8 @@ macro_rules! declare_parameters {
 parameter_table! { declare_parameters =>
     /// Bound for requests without `max_new_tokens`; the context's end may come before it.
     pub default_max_new_tokens: Option<u32>,
+    /// Lower `max_new_tokens` to what the context has left, rather than refuse it.
+    pub clamps_max_new_tokens: bool,
     /// Take parameters that are left out from the model's generation config.
     pub takes_model_defaults: bool,
     /// Report the log-probability of every generated token.

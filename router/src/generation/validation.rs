@@ -118,7 +118,8 @@ impl Validator {
             field,
             engine.max_total_tokens as usize,
             format!("`{field}` must have at most {limit} tokens. Given: at least {fewest_tokens}"),
-        ))
+        )
+        .with_prompt_tokens(fewest_tokens))
     }
 
     async fn tokenize(&self, prompt: Prompt, names: &FieldNames) -> Result<Vec<u32>, ApiError> {
@@ -185,10 +186,12 @@ fn fit(
             format!(
                 "`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"
             ),
-        ));
+        )
+        .with_prompt_tokens(prompt_tokens));
     }
     let left = max_total_tokens - prompt_tokens;
     let max_new_tokens = match (parameters.max_new_tokens, parameters.default_max_new_tokens) {
+        (Some(tokens), _) if parameters.clamps_max_new_tokens => left.min(tokens as usize),
         (Some(tokens), _) => tokens as usize,
         (None, Some(tokens)) => left.min(tokens as usize),
         (None, None) => left,
@@ -264,7 +267,7 @@ pub fn check_min_new_tokens(
     }
     let max = names.max_new_tokens;
     let min = match names.dialect {
-        Dialect::OpenAi => "min_tokens",
+        Dialect::OpenAi | Dialect::Anthropic => "min_tokens",
         Dialect::Tgi | Dialect::Tei => "min_new_tokens",
     };
     Err(ApiError::validation(

@@ -12,7 +12,7 @@ use super::response::{
     AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
 };
 use super::submit::GenerationJob;
-use crate::chat_template::RenderOptions;
+use crate::chat_template::{Message, RenderOptions};
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
@@ -42,53 +42,13 @@ use crate::tokenizing::token_text::TokenTexts;
     )
 )]
 pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, ApiError> {
-    let (state, mut request, mut accounting) = call.begin();
+    let (state, request, mut accounting) = call.begin();
     let state = &state;
-    request.check_supported()?;
-    let mut parameters = request.take_parameters()?;
-    let (mut limit_field, limit) = request.limit();
-    parameters.max_new_tokens = limit;
-    if let Some(config) = request.generation_config.take() {
-        if limit.is_none() && config.max_new_tokens.is_some() {
-            limit_field = "generation_config.max_new_tokens";
-        }
-        request.n = request.n.or(config.num_return_sequences);
-        config.apply(&mut parameters)?;
-    }
-    let num_choices = num_choices(
-        request.n,
-        1,
-        state.settings().limits.max_n,
-        state.settings().limits.max_concurrent_requests,
-    )?;
     let stream = request.stream.unwrap_or(false);
     let stream_options = StreamOptions::of(stream, request.stream_options)?;
-    let logprobs = logprobs(&request)?;
-    state.ready()?;
-
-    let (text, add_special_tokens) = chat_prompt(state, request).await?;
-    let job = GenerationJob {
-        prompts: vec![Prompt::Text {
-            text,
-            add_special_tokens,
-        }],
-        parameters: Parameters {
-            logprobs: logprobs.is_some(),
-            top_n_tokens: logprobs,
-            ..parameters
-        },
-        names: FieldNames {
-            dialect: Dialect::OpenAi,
-            prompt: "messages",
-            max_new_tokens: limit_field,
-            top_n_tokens: "top_logprobs",
-        },
-        num_choices,
-        default_limit: None,
-        echo: false,
-        echo_only: false,
-    };
-    let choices = job.submit(state, &mut accounting).await?;
+    let chat = Chat::new(state, request, &ChatForm::OPENAI)?;
+    let logprobs = chat.logprobs;
+    let choices = chat.submit(state, &mut accounting).await?;
     let identity = Identity::new("chatcmpl", state);
     if stream {
         let streaming = Streaming {
@@ -110,6 +70,122 @@ pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, A
     Ok(accounting.respond(Json(body)))
 }
 
+/// Makes other messages of those that a chat template refuses; `None`: there are no others.
+pub type Fallback = fn(&[Message]) -> Option<Vec<Message>>;
+
+/// Form in which an API asks for a chat.
+#[derive(Debug, Clone, Copy)]
+pub struct ChatForm {
+    pub dialect: Dialect,
+    /// Name of the conversation's field, for errors.
+    pub prompt: &'static str,
+    /// Name of the field with the maximum number of generated tokens; `None`: OpenAI's names, by the one that is given.
+    pub max_new_tokens: Option<&'static str>,
+    /// Lower a maximum number of generated tokens that does not fit into the context, rather than refuse it.
+    pub clamps: bool,
+    /// Other messages for a chat template that refuses the given ones.
+    pub fallback: Option<Fallback>,
+}
+
+impl ChatForm {
+    /// That of `/v1/chat/completions`.
+    pub const OPENAI: Self = ChatForm {
+        dialect: Dialect::OpenAi,
+        prompt: "messages",
+        max_new_tokens: None,
+        clamps: false,
+        fallback: None,
+    };
+}
+
+/// A checked conversation, ready to be rendered and generated. Every API with conversations makes one.
+#[derive(Debug)]
+pub struct Chat {
+    request: ChatRequest,
+    parameters: Parameters,
+    names: FieldNames,
+    num_choices: u32,
+    fallback: Option<Fallback>,
+    /// Number of alternatives to report for each token; `None`: no log-probabilities at all.
+    pub logprobs: Option<u32>,
+}
+
+impl Chat {
+    /// Checks `request`, before anything is rendered.
+    pub fn new(
+        state: &AppState,
+        mut request: ChatRequest,
+        form: &ChatForm,
+    ) -> Result<Self, ApiError> {
+        request.check_supported()?;
+        let mut parameters = request.take_parameters()?;
+        let (mut limit_field, limit) = request.limit();
+        parameters.max_new_tokens = limit;
+        if let Some(config) = request.generation_config.take() {
+            if limit.is_none() && config.max_new_tokens.is_some() {
+                limit_field = "generation_config.max_new_tokens";
+            }
+            request.n = request.n.or(config.num_return_sequences);
+            config.apply(&mut parameters)?;
+        }
+        parameters.clamps_max_new_tokens = form.clamps;
+        let limits = &state.settings().limits;
+        let num_choices = num_choices(request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
+        let logprobs = logprobs(&request)?;
+        state.ready()?;
+        Ok(Chat {
+            parameters: Parameters {
+                logprobs: logprobs.is_some(),
+                top_n_tokens: logprobs,
+                ..parameters
+            },
+            names: FieldNames {
+                dialect: form.dialect,
+                prompt: form.prompt,
+                max_new_tokens: form.max_new_tokens.unwrap_or(limit_field),
+                top_n_tokens: "top_logprobs",
+            },
+            request,
+            num_choices,
+            fallback: form.fallback,
+            logprobs,
+        })
+    }
+
+    /// Renders the conversation and submits its choices, sorted by index.
+    pub async fn submit(
+        mut self,
+        state: &AppState,
+        accounting: &mut RequestAccounting,
+    ) -> Result<Vec<RunningChoice>, ApiError> {
+        let request = std::mem::take(&mut self.request);
+        let (text, add_special_tokens) = prompt_of(state, request, self.fallback).await?;
+        let job = GenerationJob {
+            prompts: vec![Prompt::Text {
+                text,
+                add_special_tokens,
+            }],
+            parameters: self.parameters,
+            names: self.names,
+            num_choices: self.num_choices,
+            default_limit: None,
+            echo: false,
+            echo_only: false,
+        };
+        job.submit(state, accounting).await
+    }
+
+    /// Number of tokens of the prompt that the conversation becomes.
+    pub async fn count_tokens(self, state: &AppState) -> Result<usize, ApiError> {
+        let (text, add_special_tokens) = prompt_of(state, self.request, self.fallback).await?;
+        let encoded = state
+            .validator()
+            .encode(text, add_special_tokens, self.names.prompt)
+            .await?;
+        Ok(encoded.ids.len())
+    }
+}
+
 /// Number of alternatives to report for each token; `None`: no log-probabilities at all.
 fn logprobs(request: &ChatRequest) -> Result<Option<u32>, ApiError> {
     match (request.logprobs.unwrap_or(false), request.top_logprobs) {
@@ -128,15 +204,27 @@ pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
 ) -> Result<(String, bool), ApiError> {
+    prompt_of(state, request, None).await
+}
+
+async fn prompt_of(
+    state: &AppState,
+    request: ChatRequest,
+    fallback: Option<Fallback>,
+) -> Result<(String, bool), ApiError> {
     let bytes = Ticket::current().map_or(0, |ticket| ticket.bytes());
     let of_work = state.clone();
     let rendering = state
         .workers()
-        .run(bytes, move || render(&of_work, &request));
+        .run(bytes, move || render(&of_work, &request, fallback));
     rendering.await?
 }
 
-fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), ApiError> {
+fn render(
+    state: &AppState,
+    request: &ChatRequest,
+    fallback: Option<Fallback>,
+) -> Result<(String, bool), ApiError> {
     let (add_generation_prompt, continue_final_message) = request.continuation()?;
     let variables = request.template_variables();
     let options = RenderOptions {
@@ -145,7 +233,12 @@ fn render(state: &AppState, request: &ChatRequest) -> Result<(String, bool), Api
         variables: Some(&variables),
     };
     let rendered = match state.chat_template() {
-        Ok(template) => template.render(&request.messages, &options),
+        Ok(template) => template
+            .render(&request.messages, &options)
+            .or_else(|error| {
+                let others = fallback.and_then(|fallback| fallback(&request.messages));
+                others.map_or(Err(error), |others| template.render(&others, &options))
+            }),
         Err(error) => Err(error.clone()),
     };
     let text = rendered.map_err(|error| ApiError {

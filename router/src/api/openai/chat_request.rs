@@ -13,6 +13,7 @@ use crate::http::unsupported::UnsupportedField;
 
 parameter_table! { openai_request =>
     /// A conversation to answer.
+    #[derive(Default)]
     pub struct ChatRequest {
         /// The conversation so far. When the last message is the assistant's, the answer continues it.
         pub messages: Vec<Message>,
@@ -44,6 +45,8 @@ parameter_table! { openai_request =>
         /// Either `auto`, or `none` to hide the tools from the model. Required calls are not supported.
         #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
+        /// Allow several calls in one answer.
+        pub parallel_tool_calls: Option<bool>,
         /// Settings of Transformers' `generate()`, as `transformers chat` sends them: an object, or the text of one.
         /// Fields of the request itself take precedence.
         pub generation_config: Option<GenerationConfig>,

@@ -1,9 +1,9 @@
 //! The OpenAI-compatible API: chat completions, completions, models.
 
-mod answer;
+pub mod answer;
 pub mod chat;
 mod chat_request;
-mod choice;
+pub mod choice;
 mod chunk;
 mod completion_request;
 pub mod completions;
@@ -14,9 +14,9 @@ pub mod models;
 mod prompt_cut;
 mod request;
 pub mod rerank;
-mod response;
-mod stream;
-mod submit;
+pub mod response;
+pub mod stream;
+pub mod submit;
 mod text_offsets;
 pub mod tokenize;
 mod tools;

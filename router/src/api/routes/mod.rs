@@ -8,7 +8,7 @@ use axum::http::Method;
 use gridwork_proto::v1::Task;
 use utoipa::OpenApi;
 
-use super::{info, openai, tei, tgi};
+use super::{anthropic, info, openai, responses, tei, tgi};
 use crate::error::Dialect;
 use crate::http::route::{ALL_TASKS, Api, Route};
 pub use table::table;
@@ -58,6 +58,16 @@ routes! {
         openai::chat::chat_completions, "Answer a conversation";
     COMPLETIONS: POST "/v1/completions", OpenAi, GENERATE, ["completions"],
         openai::completions::completions, "Continue a text";
+    RESPONSES: POST "/v1/responses", OpenAi, GENERATE, ["responses"],
+        responses::create::create, "Answer a conversation, in the form of Responses";
+    RESPONSE: GET "/v1/responses/{id}", OpenAi, GENERATE, [],
+        responses::stored::response, "A stored response";
+    DELETE_RESPONSE: DELETE "/v1/responses/{id}", OpenAi, GENERATE, [],
+        responses::stored::delete, "Remove a stored response";
+    CANCEL_RESPONSE: POST "/v1/responses/{id}/cancel", OpenAi, GENERATE, [],
+        responses::stored::cancel, "Refused: no response runs in the background";
+    RESPONSE_ITEMS: GET "/v1/responses/{id}/input_items", OpenAi, GENERATE, [],
+        responses::stored::input_items, "Items of a stored response's input";
     EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],
         openai::embeddings::embeddings, "Vectors of texts; [Encoders](#encoders) has more on all routes of encoders";
     // An alias, from text-embeddings-inference.
@@ -75,6 +85,11 @@ routes! {
         openai::warm::load_model, "An event that says `ready`, for `transformers chat`";
     DETOKENIZE: POST "/detokenize", OpenAi, ANY, [],
         openai::tokenize::detokenize, "The text of tokens, in vLLM's form";
+
+    MESSAGES: POST "/v1/messages", Anthropic, GENERATE, ["messages"],
+        anthropic::messages::messages, "Answer a conversation, in Anthropic's form";
+    COUNT_TOKENS: POST "/v1/messages/count_tokens", Anthropic, GENERATE, [],
+        anthropic::messages::count_tokens, "Number of tokens of a conversation";
 
     GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
         tgi::generate::generate, "Continue a text";
@@ -130,13 +145,7 @@ routes! {
 }
 
 /// Ends of paths that clients of OpenAI's API ask for and that are not served here.
-const UNSERVED_ENDS: [&str; 5] = [
-    "/responses",
-    "/messages",
-    "/moderations",
-    "/audio/speech",
-    "/audio/transcriptions",
-];
+const UNSERVED_ENDS: [&str; 3] = ["/moderations", "/audio/speech", "/audio/transcriptions"];
 
 /// End of `path` that belongs to OpenAI's API, whatever stands before it: a client's base URL may be wrong.
 pub fn openai_end(path: &str) -> Option<&'static str> {
@@ -145,6 +154,8 @@ pub fn openai_end(path: &str) -> Option<&'static str> {
         .iter()
         .filter(|route| route.api == Api::OpenAi)
         .filter_map(|route| route.path.strip_prefix("/v1"))
+        // What a client asks for at a wrong base URL is made there, and not read.
+        .filter(|end| !end.contains("{id}"))
         // Another API may have a route of that name, as `/rerank`.
         .filter(|end| listed(end).is_none_or(|route| route.api == Api::OpenAi));
     for end in served.chain(UNSERVED_ENDS) {
@@ -172,6 +183,7 @@ pub fn dialect_of(path: &str) -> Dialect {
     };
     match listed(path) {
         Some(route) => route.api.dialect(),
+        None if is_below("/v1/messages") => Dialect::Anthropic,
         None if is_below("/v1") || is_below("/v2") || openai_end(path).is_some() => Dialect::OpenAi,
         None => Dialect::Tgi,
     }
@@ -202,6 +214,13 @@ mod tests {
             assert_eq!(dialect_of(path), Dialect::OpenAi, "{path}");
         }
         assert_eq!(dialect_of("/v2x"), Dialect::Tgi);
+        for path in [
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/messages/batches",
+        ] {
+            assert_eq!(dialect_of(path), Dialect::Anthropic, "{path}");
+        }
     }
 
     #[test]
