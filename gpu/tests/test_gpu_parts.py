@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpu_check import results
-from gpu_check.part import attention, conformance_type, context, graphs, sampling
+from gpu_check import results, setup
+from gpu_check.part import attention, context, graphs, sampling, tokens, variants
 from gpu_check.part.context import Context
 from gpu_check.results import Result
 from gridwork_kernels.attention_choice import IMPLEMENTATIONS
@@ -48,6 +48,16 @@ def test_an_attention_that_raises_is_a_failed_check(make: Make, monkeypatch: pyt
     attention._compare(found, "broken", "broken", list(attention._tiny_cases()))
     (check,) = found.result.failed
     assert "RuntimeError" in check.problem and "(and 1 more)" in check.problem
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_plain_operations_hold_for_all_small_cases_of_a_gpu(dtype: torch.dtype) -> None:
+    right = IMPLEMENTATIONS["sdpa"]
+    assert isinstance(right, SlotAttention)
+    small = [case for case in attention._cases_of(dtype, 16) if max(end for _, end in case.chunks) < 100]
+    assert len(small) > 50
+    for case in small:
+        attention._difference(right.function, case, torch.device("cpu"))
 
 
 class Shifted(Sampler):
@@ -89,24 +99,24 @@ def test_a_draw_at_the_border_of_two_tokens_is_rounding() -> None:
 def test_logits_of_another_step_are_noticed() -> None:
     torch.manual_seed(0)
     logits = [torch.randn(3, 20) for _ in range(2)]
-    tokens = {0: [1, 2]}
+    given = {0: [1, 2]}
     noisy = [each + 1e-6 for each in logits]
-    graphs._check((noisy, tokens), (logits, tokens), "plain steps", "float32")
+    graphs._check((noisy, given), (logits, given), "plain steps", "float32")
     with pytest.raises(AssertionError, match="step 1 differs from plain steps"):
-        graphs._check(([logits[0], logits[0]], tokens), (logits, tokens), "plain steps", "float32")
+        graphs._check(([logits[0], logits[0]], given), (logits, given), "plain steps", "float32")
     with pytest.raises(AssertionError, match="tokens differ"):
-        graphs._check((logits, {0: [1, 3]}), (logits, tokens), "plain steps", "float32")
+        graphs._check((logits, {0: [1, 3]}), (logits, given), "plain steps", "float32")
 
 
 def test_in_16_bits_only_tokens_that_rounding_allows_pass(tmp_path: Path) -> None:
     model_class = build("llama", tmp_path, CAUSAL)
-    tokens = reference_tokens(tmp_path, model_class)
-    assert conformance_type._lag(tmp_path, model_class, tokens) == ""
-    wrong: list[list[int]] = [list(each) for each in tokens]
+    right = reference_tokens(tmp_path, model_class)
+    assert tokens.lag(tmp_path, model_class, right) == ""
+    wrong: list[list[int]] = [list(each) for each in right]
     wrong[1][3] = (wrong[1][3] + 1) % 100
-    assert conformance_type._lag(tmp_path, model_class, wrong).startswith("token 3 after a prompt of")
-    assert "tokens differ from token 3 on" in conformance_type._difference(tokens, wrong)
-    assert conformance_type._difference(tokens, tokens) == ""
+    assert tokens.lag(tmp_path, model_class, wrong).startswith("token 3 after a prompt of")
+    assert "tokens differ from token 3 on" in tokens.difference(right, wrong)
+    assert tokens.difference(right, right) == ""
 
 
 def test_a_part_says_what_it_had_no_time_for(make: Make) -> None:
@@ -122,3 +132,35 @@ def test_a_part_without_its_device_is_refused(make: Make, monkeypatch: pytest.Mo
     found.device_name = "cuda"
     with pytest.raises(context.Refused, match="PyTorch sees no GPU"):
         _ = found.device
+
+
+def report(context: Context, name: str) -> None:
+    """A variant that reports one check."""
+    context.check(f"{name} was compared")
+
+
+def test_variants_run_in_processes_and_one_that_ends_badly_fails_alone(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = replace(make(), tiny=False, label="5-conformance")
+    found.result.name = "conformance"
+    path = setup.prepare(None, found.folder).environment(is_interpreted=False)["PYTHONPATH"]
+    monkeypatch.setenv("PYTHONPATH", path)
+    variants.run_all(found, ("llama", "no such one"), report, at_once=2)
+    (failed,) = found.result.failed
+    assert failed.name == "no such one"
+    assert failed.problem.startswith("KeyError: 'no such one'; see 5-conformance-no-such-one.log")
+    good = [check.name for check in found.result.checks if not check.problem]
+    assert good == ["llama in float32", "llama in bfloat16"]
+
+
+def test_a_dry_run_has_its_variants_in_one_process(make: Make) -> None:
+    found = make()
+    variants.run_all(found, ("one", "two"), report, at_once=2)
+    assert [check.name for check in found.result.checks] == ["one was compared", "two was compared"]
+
+
+def test_variants_without_time_are_named(make: Make) -> None:
+    found = replace(make(), tiny=False, deadline=time.monotonic() + 1)
+    variants.run_all(found, ("one",), report, at_once=1)
+    assert (found.was_cut, found.result.left_out) == (True, ["one: there was no time"])

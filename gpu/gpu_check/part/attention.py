@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from attention_problems import DECODES, MIXED, OPTIONS, on_device, options_on, problem
-from gridwork_kernels.attention_choice import IMPLEMENTATIONS, ON_GPU, LayerDemands, Setting, limit
+from gridwork_kernels.attention_choice import IMPLEMENTATIONS, ON_GPU, LayerDemands, Setting, limit, trial
+from gridwork_kernels.flash_attention import PAGE
 from gridwork_kernels.paged_attention import AttentionOptions, PagedLayout
 from gridwork_kernels.slot_attention import SlotAttention, reference
 
-from gpu_check.part import interpreter
+from gpu_check.part import interpreter, variants
 from gpu_check.part.context import Context, one_line
 
 Chunks = list[tuple[int, int]]
@@ -54,16 +55,32 @@ class Case:
 
 
 def run(context: Context) -> None:
-    """Compares implementation by implementation, so that what is known of one is complete."""
-    names = ("sdpa", "triton") if context.tiny else ON_GPU
-    for name in names:
-        if name == "triton" and context.tiny and (reason := interpreter.problem()):
-            context.leave_out(f"triton: {reason}")
-            continue
-        for group, cases in _grouped(_tiny_cases() if context.tiny else _cases()).items():
-            title = f"{name}: {group}"
-            if context.has_time(title):
-                _compare(context, title, name, cases)
+    """Compares all implementations."""
+    variants.run_all(context, ("sdpa", "triton") if context.tiny else ON_GPU, run_variant, at_once=len(ON_GPU))
+
+
+def run_variant(context: Context, name: str) -> None:
+    """Compares one implementation."""
+    if name == "triton" and context.tiny and (reason := interpreter.problem()):
+        context.leave_out(f"triton: {reason}")
+        return
+    if reason := _missing(context, name):
+        context.leave_out(f"{name}: {reason}")
+        return
+    for group, cases in _grouped(_tiny_cases() if context.tiny else _cases()).items():
+        title = f"{name}: {group}"
+        if context.has_time(title):
+            _compare(context, title, name, cases)
+
+
+def _missing(context: Context, name: str) -> str:
+    """The reason why the server would not use an implementation of another package, or nothing. A wrong result is no
+    such reason, and Gridwork's own implementations must work."""
+    if context.tiny or name not in ("flash-attn", "varlen"):
+        return ""
+    setting = Setting(context.device, torch.bfloat16, PAGE)
+    reason = limit(name, setting, LayerDemands()) or trial(name, setting, LayerDemands()) or ""
+    return "" if reason.startswith("its results differ") else reason
 
 
 def _grouped(cases: Iterator[Case]) -> dict[str, list[Case]]:

@@ -1,64 +1,77 @@
-"""Part 5: a tiny model of each sample type, served in float32 and bfloat16, against Transformers on the CPU.
+"""Part 5: a tiny model of each sample type, served in float32 and bfloat16, against Transformers on the CPU."""
 
-Each type runs in a process of its own: an error on a GPU makes every later call of its process fail.
-"""
-
-import json
-import subprocess
-import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
+import torch
+from loguru import logger
+
+from conformance.generation import (
+    CAUSAL,
+    LIMITS,
+    Verdict,
+    build,
+    first_line,
+    own_error_in_16_bits,
+    reference_tokens,
+    served_tokens,
+)
 from conformance.tests.test_types import CAUSAL_TYPES
-from gpu_check.part.conformance_type import Outcome
+from gpu_check.part import tokens, variants
 from gpu_check.part.context import Context
 
 _TINY = ("llama", "gpt2")
 _AT_ONCE = 8
-_TYPE_LIMIT_S = 120.0
+_THREADS = 2
 
 
 def run(context: Context) -> None:
-    """Reports each type as soon as it is done."""
-    types = _TINY if context.tiny else tuple(CAUSAL_TYPES)
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2 if context.tiny else _AT_ONCE) as pool:
-        futures = {pool.submit(_outcome, context, name, Path(folder)): name for name in types}
-        for future in as_completed(futures):
-            _report(context, futures[future], future.result())
+    """Compares all types."""
+    variants.run_all(context, _TINY if context.tiny else tuple(CAUSAL_TYPES), run_variant, at_once=_AT_ONCE)
 
 
-def _outcome(context: Context, name: str, folder: Path) -> Outcome | None:
-    """Runs a type; None when there is no time for it."""
-    limit_s = min(_TYPE_LIMIT_S, context.left_s)
-    if limit_s < 10:
-        return None
-    command = [sys.executable, "-m", "gpu_check.part.conformance_type", name, context.device.type, str(folder / name)]
+def run_variant(context: Context, name: str) -> None:
+    """Compares one type in both dtypes."""
+    path, _kind = CAUSAL_TYPES[name]
+    torch.set_num_threads(_THREADS)
+    logger.remove()
+    settings: dict[str, Any] = {"device": context.device.type, "block_size": LIMITS.block_size_tokens}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        try:
+            model_class = build(name, folder, CAUSAL)
+            expected = reference_tokens(folder, model_class)
+        except Exception as error:
+            context.leave_out(f"{name}: Transformers itself makes no text ({first_line(error)})")
+            return
+        _in_float32(context, name, path, folder, expected, settings)
+        _in_bfloat16(context, name, folder, model_class, settings)
+
+
+def _in_float32(
+    context: Context, name: str, path: str, folder: Path, expected: list[list[int]], settings: dict[str, Any]
+) -> None:
+    """Checks that tokens equal those of `generate()`, and that the path is the known one."""
+    verdict = Verdict(name)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
-    except subprocess.TimeoutExpired:
-        return Outcome(error=f"not done after {limit_s:.0f} s")
-    print(done.stderr[-2000:], end="", flush=True)
+        problem = tokens.difference(expected, served_tokens(folder, verdict, **settings))
+    except Exception as error:
+        problem = first_line(error)
+    if not problem and verdict.path != path:
+        problem = f"runs on the {verdict.path} path, not on {path}: {verdict.reason}"
+    context.check(f"{name} in float32", problem, f"{verdict.path} path")
+
+
+def _in_bfloat16(context: Context, name: str, folder: Path, model_class: Any, settings: dict[str, Any]) -> None:
+    """Checks that rounding explains each token that is not the most likely one."""
+    verdict = Verdict(name)
     try:
-        return Outcome(**json.loads(done.stdout.splitlines()[-1]))
-    except (ValueError, LookupError, TypeError):
-        tail = " ".join(done.stderr.split())[-300:]
-        return Outcome(error=f"its process ended with exit code {done.returncode}: {tail}")
-
-
-def _report(context: Context, name: str, outcome: Outcome | None) -> None:
-    if outcome is None:
-        context.was_cut = True
-        context.leave_out(f"{name}: there was no time")
+        served = served_tokens(folder, verdict, dtype="bfloat16", **settings)
+    except Exception as error:
+        if own := own_error_in_16_bits(folder, model_class):
+            context.leave_out(f"{name} in bfloat16: {own}")
+            return
+        context.check(f"{name} in bfloat16", first_line(error))
         return
-    if outcome.error:
-        context.check(name, outcome.error)
-        return
-    expected, _kind = CAUSAL_TYPES[name]
-    wrong_path = f"runs on the {outcome.path} path, not on {expected}: {outcome.reason}"
-    problem = outcome.in_float32 or (wrong_path if outcome.path != expected else "")
-    context.check(f"{name} in float32", problem, f"{outcome.path} path, {outcome.seconds:.0f} s")
-    if outcome.not_in_bfloat16:
-        context.leave_out(f"{name} in bfloat16: {outcome.not_in_bfloat16}")
-        return
-    context.check(f"{name} in bfloat16", outcome.in_bfloat16, f"{outcome.path_in_bfloat16} path")
+    context.check(f"{name} in bfloat16", tokens.lag(folder, model_class, served), f"{verdict.path} path")
