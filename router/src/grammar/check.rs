@@ -18,6 +18,7 @@ const MAX_BYTES: usize = 256 * 1024;
 /// Compiles grammars for one model's tokens.
 pub struct Checker {
     factory: ParserFactory,
+    tokens: Arc<TokenTable>,
 }
 
 /// A grammar that is refused: the place in the request, and the reason, for the client.
@@ -29,11 +30,11 @@ pub struct Refusal {
 
 impl Checker {
     /// `vocab_size`: number of logits. `end_ids`: tokens that end a sequence.
-    pub fn new(tokens: &TokenTable, vocab_size: u32, end_ids: &[u32]) -> Result<Self, String> {
+    pub fn new(tokens: Arc<TokenTable>, vocab_size: u32, end_ids: &[u32]) -> Result<Self, String> {
         let known = |id: &u32| *id < vocab_size;
         let end_ids: &[u32] = &end_ids.iter().copied().filter(known).collect::<Vec<u32>>();
         let mut words: Vec<Vec<u8>> = (0..vocab_size)
-            .map(|id| word(tokens, id, end_ids))
+            .map(|id| word(&tokens, id, end_ids))
             .collect();
         let end = end_ids.first().copied().unwrap_or_else(|| {
             // The library needs a token for the end: one that the model does not have.
@@ -51,7 +52,7 @@ impl Checker {
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
                 .map_err(|error| error.to_string())?;
         factory.quiet();
-        Ok(Checker { factory })
+        Ok(Checker { factory, tokens })
     }
 
     /// Refuses a grammar that is invalid, too large, impossible to satisfy or to finish, or that the library would
@@ -105,7 +106,7 @@ impl Checker {
     /// Finds the part of a grammar, and the place in its schema, that is refused for `reason`.
     fn located(&self, grammar: &Grammar, reason: String) -> Refusal {
         let refused = |rules: Rules| {
-            let alone = Grammar::single("", rules).serialized();
+            let alone = Grammar::single("", rules).serialized(&self.tokens);
             self.compile(&alone).err()
         };
         let of_part = |part: &Part| -> Option<Refusal> {
@@ -119,7 +120,7 @@ impl Checker {
                         reason,
                     })
                 }
-                Rules::Lark(_) => None,
+                Rules::Lark(_) | Rules::Template(..) => None,
             }
         };
         let found = grammar.parts().iter().find_map(of_part);
