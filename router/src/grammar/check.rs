@@ -83,11 +83,11 @@ impl Checker {
             ));
         }
         if let Some(warning) = matcher.grammar_warnings().into_iter().next() {
-            return Err(first_line(&warning));
+            return Err(readable(&warning));
         }
         match matcher.compute_mask_or_eos() {
             Ok(_) => Ok(()),
-            Err(error) => Err(first_line(&error.to_string())),
+            Err(error) => Err(readable(&error.to_string())),
         }
     }
 
@@ -100,7 +100,7 @@ impl Checker {
             capabilities,
             limits(),
         );
-        parser.map_err(|error| first_line(&error.to_string()))
+        parser.map_err(|error| readable(&error.to_string()))
     }
 
     /// Finds the part of a grammar, and the place in its schema, that is refused for `reason`.
@@ -209,16 +209,38 @@ fn reachable(grammar: &CGrammar) -> Vec<CSymIdx> {
     order
 }
 
-/// The first line of an error of the library, without its position.
-fn first_line(message: &str) -> String {
+/// Beginnings of the library's errors, and what clients are told instead, before the rest of the error.
+const REWORDED: [(&str, &str); 4] = [
+    ("Unimplemented keys: ", "keywords that are not supported: "),
+    (
+        "oneOf constraints are not supported.",
+        "`oneOf` is not supported where its options may overlap; use `anyOf`",
+    ),
+    ("NoExtension", "nothing can follow it"),
+    ("at 1(8): invalid regex ", "invalid regular expression "),
+];
+
+/// Maximum number of characters of a reason.
+const MAX_REASON_CHARS: usize = 300;
+
+/// An error of the library for clients: its first line, and what is wrong with a regular expression.
+fn readable(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default().trim();
-    // The other lines of a regular expression's error say what is wrong.
-    let last = message
+    let reworded = REWORDED.iter().find_map(|(theirs, ours)| {
+        let rest = line.strip_prefix(theirs)?;
+        // The rest of some advises options that weaken a grammar, or is a part of a name.
+        let keeps_rest = ours.ends_with(' ');
+        Some(format!("{ours}{}", if keeps_rest { rest } else { "" }))
+    });
+    let line = reworded.unwrap_or_else(|| line.to_owned());
+    let line = line.split("; following special").next().unwrap_or_default();
+    let short: String = line.chars().take(MAX_REASON_CHARS).collect();
+    match message
         .lines()
-        .find_map(|line| line.strip_prefix("error: "));
-    match last {
-        Some(error) => format!("{} ({error})", line.trim_end_matches(':')),
-        None => line.to_owned(),
+        .find_map(|line| line.strip_prefix("error: "))
+    {
+        Some(error) => format!("{} ({error})", short.trim_end_matches(':')),
+        None => short,
     }
 }
 
