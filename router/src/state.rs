@@ -139,6 +139,11 @@ impl AppState {
         // An overloaded server refuses before any work is done.
         let permit = self.0.engine.reserve()?;
         let grammar = parameters.grammar.take();
+        if let Some(grammar) = &grammar
+            && self.settings().limits.disable_grammar_support
+        {
+            return Err(grammar_disabled(grammar.field()));
+        }
         let mut valid = self
             .0
             .validator
@@ -161,4 +166,9 @@ impl AppState {
         }
         Ok(valid)
     }
+}
+
+fn grammar_disabled(field: &str) -> ApiError {
+    let message = format!("`{field}` is not allowed on this server (--disable-grammar-support)");
+    ApiError::validation(field, message)
 }

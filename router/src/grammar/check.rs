@@ -18,6 +18,7 @@ const MAX_BYTES: usize = 256 * 1024;
 /// Compiles grammars for one model's tokens.
 pub struct Checker {
     factory: ParserFactory,
+    tokens: Arc<TokenTable>,
 }
 
 /// A grammar that is refused: the place in the request, and the reason, for the client.
@@ -29,11 +30,11 @@ pub struct Refusal {
 
 impl Checker {
     /// `vocab_size`: number of logits. `end_ids`: tokens that end a sequence.
-    pub fn new(tokens: &TokenTable, vocab_size: u32, end_ids: &[u32]) -> Result<Self, String> {
+    pub fn new(tokens: Arc<TokenTable>, vocab_size: u32, end_ids: &[u32]) -> Result<Self, String> {
         let known = |id: &u32| *id < vocab_size;
         let end_ids: &[u32] = &end_ids.iter().copied().filter(known).collect::<Vec<u32>>();
         let mut words: Vec<Vec<u8>> = (0..vocab_size)
-            .map(|id| word(tokens, id, end_ids))
+            .map(|id| word(&tokens, id, end_ids))
             .collect();
         let end = end_ids.first().copied().unwrap_or_else(|| {
             // The library needs a token for the end: one that the model does not have.
@@ -51,7 +52,7 @@ impl Checker {
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
                 .map_err(|error| error.to_string())?;
         factory.quiet();
-        Ok(Checker { factory })
+        Ok(Checker { factory, tokens })
     }
 
     /// Refuses a grammar that is invalid, too large, impossible to satisfy or to finish, or that the library would
@@ -82,11 +83,11 @@ impl Checker {
             ));
         }
         if let Some(warning) = matcher.grammar_warnings().into_iter().next() {
-            return Err(first_line(&warning));
+            return Err(readable(&warning));
         }
         match matcher.compute_mask_or_eos() {
             Ok(_) => Ok(()),
-            Err(error) => Err(first_line(&error.to_string())),
+            Err(error) => Err(readable(&error.to_string())),
         }
     }
 
@@ -99,13 +100,13 @@ impl Checker {
             capabilities,
             limits(),
         );
-        parser.map_err(|error| first_line(&error.to_string()))
+        parser.map_err(|error| readable(&error.to_string()))
     }
 
     /// Finds the part of a grammar, and the place in its schema, that is refused for `reason`.
     fn located(&self, grammar: &Grammar, reason: String) -> Refusal {
         let refused = |rules: Rules| {
-            let alone = Grammar::single("", rules).serialized();
+            let alone = Grammar::single("", rules).serialized(&self.tokens);
             self.compile(&alone).err()
         };
         let of_part = |part: &Part| -> Option<Refusal> {
@@ -119,7 +120,7 @@ impl Checker {
                         reason,
                     })
                 }
-                Rules::Lark(_) => None,
+                Rules::Lark(_) | Rules::Template(..) => None,
             }
         };
         let found = grammar.parts().iter().find_map(of_part);
@@ -208,16 +209,38 @@ fn reachable(grammar: &CGrammar) -> Vec<CSymIdx> {
     order
 }
 
-/// The first line of an error of the library, without its position.
-fn first_line(message: &str) -> String {
+/// Beginnings of the library's errors, and what clients are told instead, before the rest of the error.
+const REWORDED: [(&str, &str); 4] = [
+    ("Unimplemented keys: ", "keywords that are not supported: "),
+    (
+        "oneOf constraints are not supported.",
+        "`oneOf` is not supported where its options may overlap; use `anyOf`",
+    ),
+    ("NoExtension", "nothing can follow it"),
+    ("at 1(8): invalid regex ", "invalid regular expression "),
+];
+
+/// Maximum number of characters of a reason.
+const MAX_REASON_CHARS: usize = 300;
+
+/// An error of the library for clients: its first line, and what is wrong with a regular expression.
+fn readable(message: &str) -> String {
     let line = message.lines().next().unwrap_or_default().trim();
-    // The other lines of a regular expression's error say what is wrong.
-    let last = message
+    let reworded = REWORDED.iter().find_map(|(theirs, ours)| {
+        let rest = line.strip_prefix(theirs)?;
+        // The rest of some advises options that weaken a grammar, or is a part of a name.
+        let keeps_rest = ours.ends_with(' ');
+        Some(format!("{ours}{}", if keeps_rest { rest } else { "" }))
+    });
+    let line = reworded.unwrap_or_else(|| line.to_owned());
+    let line = line.split("; following special").next().unwrap_or_default();
+    let short: String = line.chars().take(MAX_REASON_CHARS).collect();
+    match message
         .lines()
-        .find_map(|line| line.strip_prefix("error: "));
-    match last {
-        Some(error) => format!("{} ({error})", line.trim_end_matches(':')),
-        None => line.to_owned(),
+        .find_map(|line| line.strip_prefix("error: "))
+    {
+        Some(error) => format!("{} ({error})", short.trim_end_matches(':')),
+        None => short,
     }
 }
 

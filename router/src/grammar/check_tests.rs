@@ -28,8 +28,9 @@ fn checker() -> Checker {
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
     });
     let tokenizer = Tokenizer::from_str(&tokenizer.to_string()).unwrap();
-    let tokens = TokenTable::of(&tokenizer);
-    Checker::new(&tokens, tokens.len() as u32, &[tokens.len() as u32 - 1]).unwrap()
+    let tokens = Arc::new(TokenTable::of(&tokenizer));
+    let size = tokens.len() as u32;
+    Checker::new(tokens, size, &[size - 1]).unwrap()
 }
 
 fn refusal(checker: &Checker, body: &Value) -> Option<Refusal> {
@@ -47,7 +48,9 @@ fn refusal(checker: &Checker, body: &Value) -> Option<Refusal> {
         (*name, Some(value))
     });
     let grammar = spelling::read(fields).unwrap().unwrap();
-    checker.check(&grammar, &grammar.serialized()).err()
+    checker
+        .check(&grammar, &grammar.serialized(&checker.tokens))
+        .err()
 }
 
 /// True if a grammar accepts a whole text.
@@ -65,7 +68,7 @@ fn accepts(checker: &Checker, body: &Value, text: &str) -> bool {
     ];
     let name = names.iter().find(|known| **known == name).unwrap();
     let grammar = spelling::read([(*name, body.get(*name))]).unwrap().unwrap();
-    let parsed = serde_json::from_str(&grammar.serialized()).unwrap();
+    let parsed = serde_json::from_str(&grammar.serialized(&checker.tokens)).unwrap();
     let mut matcher = Matcher::new(Ok(checker.parser(parsed).unwrap()));
     let trie = checker.factory.tok_env().tok_trie().clone();
     for character in text.chars() {
@@ -269,8 +272,11 @@ fn special_tokens_are_no_text() {
     let call = trie.get_special_token("<|call|>").unwrap();
     let by_name = Grammar::from_lark("tools", "start: <|call|> \"x\"".to_owned());
     let by_text = Grammar::from_lark("tools", "start: \"<|call|>\" \"x\"".to_owned());
-    for (grammar, expected) in [(by_name, 1), (by_text, 0)] {
-        let parsed = serde_json::from_str(&grammar.serialized()).unwrap();
+    let format = json!({"format": {"type": "const_string", "value": "<|call|>x"}});
+    let tag = spelling::read([("structural_tag", Some(&format))]);
+    let by_tag = tag.unwrap().unwrap();
+    for (grammar, expected) in [(by_name, 1), (by_text, 0), (by_tag, 1)] {
+        let parsed = serde_json::from_str(&grammar.serialized(&checker.tokens)).unwrap();
         let mut matcher = Matcher::new(Ok(checker.parser(parsed).unwrap()));
         assert_eq!(matcher.try_consume_tokens(&[call]).unwrap(), expected);
     }

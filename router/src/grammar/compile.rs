@@ -69,7 +69,7 @@ impl Grammars {
         grammar: Grammar,
         ready: &Arc<Ready>,
     ) -> Result<Arc<str>, ApiError> {
-        let serialized = grammar.serialized();
+        let serialized = grammar.serialized(&ready.tokens);
         check_size(&grammar, &serialized)?;
         if let Some(known) = self.0.known(&serialized, &grammar) {
             return known.map(|()| serialized).map_err(ApiError::from);
@@ -111,7 +111,7 @@ impl Parts {
     fn checker(&self, ready: &Ready) -> &Result<Checker, String> {
         self.checker.get_or_init(|| {
             let info = &ready.info;
-            Checker::new(&ready.tokens, info.vocab_size, &info.eos_token_ids)
+            Checker::new(ready.tokens.clone(), info.vocab_size, &info.eos_token_ids)
         })
     }
 
@@ -204,3 +204,7 @@ fn broken(field: &str) -> ApiError {
         format!("`{field}` cannot be enforced: its compilation failed"),
     )
 }
+
+#[cfg(test)]
+#[path = "compile_tests.rs"]
+mod tests;

@@ -16,6 +16,7 @@ mod structural_tag;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use gridwork_engine::TokenTable;
 use serde_json::{Value, json};
 
 /// A grammar for the text of an answer. It consists of parts that may refer to each other; the text follows the first.
@@ -45,6 +46,8 @@ pub enum Rules {
     JsonSchema(Value),
     /// The rule `start` of a Lark grammar.
     Lark(String),
+    /// The rule `start` of a Lark grammar in which [`placeholder`]s stand for texts that may contain special tokens.
+    Template(String, Vec<String>),
 }
 
 impl Grammar {
@@ -63,15 +66,10 @@ impl Grammar {
         Self::from_lark(field, format!("start: {}\n", regex_literal(pattern)))
     }
 
-    /// A text that follows the rule `start` of a Lark grammar, whose rules may refer to `parts` by `@name`.
-    pub fn with_parts(
-        field: impl Into<Cow<'static, str>>,
-        text: String,
-        parts: impl IntoIterator<Item = Part>,
-    ) -> Self {
-        let mut grammar = Self::from_lark(field, text);
-        grammar.parts.extend(parts);
-        grammar
+    /// Adds parts, to which the rules may refer by `@name`.
+    pub fn with(mut self, parts: impl IntoIterator<Item = Part>) -> Self {
+        self.parts.extend(parts);
+        self
     }
 
     /// Lets the model write `prefix` before the text, a Lark expression such as `/(.|\n)*/ "</think>"`. The prefix ends
@@ -102,12 +100,15 @@ impl Grammar {
     }
 
     /// The form that router and shard compile: the library's own JSON.
-    pub fn serialized(&self) -> Arc<str> {
+    pub fn serialized(&self, tokens: &TokenTable) -> Arc<str> {
         let own = self.parts.iter().map(|part| match &part.rules {
             Rules::JsonSchema(schema) => {
                 json!({"name": part.name, "json_schema": json_schema::prepared(schema)})
             }
             Rules::Lark(text) => json!({"name": part.name, "lark_grammar": text}),
+            Rules::Template(text, literals) => {
+                json!({"name": part.name, "lark_grammar": filled(text, literals, tokens)})
+            }
         });
         let root = json!({"name": ROOT, "lark_grammar": self.root()});
         let parts: Vec<Value> = std::iter::once(root).chain(own).collect();
@@ -142,6 +143,55 @@ impl Grammar {
 /// Name of the part that the others are reached from.
 const ROOT: &str = "root";
 
+/// Encloses the index of a text in a template: a character that Unicode leaves to private use.
+const PLACEHOLDER: char = '\u{E000}';
+
+/// Stands for the text with this index in a [`Rules::Template`].
+fn placeholder(index: usize) -> String {
+    format!("{PLACEHOLDER}{index}{PLACEHOLDER}")
+}
+
+/// A template with its texts.
+fn filled(template: &str, literals: &[String], tokens: &TokenTable) -> String {
+    let mut written = template.to_owned();
+    for (index, text) in literals.iter().enumerate() {
+        written = written.replace(&placeholder(index), &text_with_tokens(text, tokens));
+    }
+    written
+}
+
+/// A text in a Lark grammar. Where it contains the name of a special token, the model writes that token, since no other
+/// tokens have its text.
+pub fn text_with_tokens(text: &str, tokens: &TokenTable) -> String {
+    let ids = 0..tokens.len() as u32;
+    let special: Vec<(u32, &[u8])> = ids
+        .filter(|id| tokens.is_special(*id))
+        .map(|id| (id, tokens.text(id)))
+        .filter(|(_, name)| !name.is_empty())
+        .collect();
+    let mut items = Vec::new();
+    let (mut plain, mut rest) = (String::new(), text);
+    while let Some(character) = rest.chars().next() {
+        let here = special
+            .iter()
+            .filter(|(_, name)| rest.as_bytes().starts_with(name));
+        let Some((id, name)) = here.max_by_key(|(_, name)| name.len()) else {
+            plain.push(character);
+            rest = &rest[character.len_utf8()..];
+            continue;
+        };
+        if !plain.is_empty() {
+            items.push(literal(&std::mem::take(&mut plain)));
+        }
+        items.push(format!("<[{id}]>"));
+        rest = &rest[name.len()..];
+    }
+    if !plain.is_empty() || items.is_empty() {
+        items.push(literal(&plain));
+    }
+    items.join(" ")
+}
+
 /// A literal text in a Lark grammar.
 pub fn literal(text: &str) -> String {
     Value::from(text).to_string()
@@ -163,7 +213,8 @@ mod tests {
     fn a_prefix_comes_before_the_first_part() {
         let grammar = Grammar::from_lark("tools", "start: \"a\"".to_owned());
         let root = |grammar: &Grammar| {
-            let serialized: Value = serde_json::from_str(&grammar.serialized()).unwrap();
+            let serialized: Value =
+                serde_json::from_str(&grammar.serialized(&TokenTable::default())).unwrap();
             let parts = serialized["grammars"].as_array().unwrap();
             assert_eq!(
                 parts[1],

@@ -16,7 +16,7 @@ type Reader = fn(&Value, &str) -> Read;
 
 /// Fields of a request that ask for a grammar, and what each holds.
 const SPELLINGS: [(&str, Reader); 12] = [
-    ("response_format", tagged),
+    ("response_format", response_format),
     ("structured_outputs", structured_outputs),
     ("guided_json", schema),
     ("guided_regex", regex),
@@ -165,7 +165,7 @@ fn structural(value: &Value, field: &str) -> Read {
 fn tagged_or_text(value: &Value, field: &str) -> Read {
     match value {
         Value::String(_) => grammar(value, field),
-        _ => tagged(value, field),
+        _ => response_format(value, field),
     }
 }
 
@@ -179,8 +179,8 @@ fn format(value: &Value, field: &str) -> Read {
     }
 }
 
-/// Reads `{"type": …}`, with the value in a member whose name depends on the server that it was made for.
-fn tagged(value: &Value, field: &str) -> Read {
+/// Reads `{"type": …}` at `field`, with the value in a member whose name depends on the server that it was made for.
+pub fn response_format(value: &Value, field: &str) -> Read {
     let object = value.as_object();
     let kind = object.and_then(|object| object.get("type"));
     let (Some(object), Some(kind)) = (object, kind.and_then(Value::as_str)) else {

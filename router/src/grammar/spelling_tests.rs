@@ -241,6 +241,14 @@ fn whitespace_is_an_option_of_the_schema() {
     assert_eq!(options(dense), json!({"whitespace_flexible": false}));
 }
 
+/// The rules of a structural tag, with its texts.
+fn template(grammar: &Grammar) -> String {
+    let Rules::Template(text, literals) = &grammar.parts()[0].rules else {
+        panic!("a template");
+    };
+    crate::grammar::filled(text, literals, &gridwork_engine::TokenTable::default())
+}
+
 #[test]
 fn structural_tags_are_read_in_both_forms() {
     let schema = json!({"type": "object"});
@@ -248,9 +256,7 @@ fn structural_tags_are_read_in_both_forms() {
         "structures": [{"begin": "<function=f>", "schema": schema, "end": "</function>"}], "triggers": ["<function="],
     }});
     let grammar = grammar_of(old);
-    let Rules::Lark(lark) = &grammar.parts()[0].rules else {
-        panic!("Lark");
-    };
+    let lark = &template(&grammar);
     assert_eq!(
         lark,
         "start: t1* ANY_TEXT\nANY_TEXT: /(?s:.*)/\nt0[lazy]: ANY_TEXT \"<function=\"\n\
@@ -267,9 +273,7 @@ fn structural_tags_are_read_in_both_forms() {
         {"type": "or", "elements": [{"type": "regex", "pattern": "[0-9]"}, {"type": "json_schema", "json_schema": schema}]},
     ]}}});
     let grammar = grammar_of(new);
-    let Rules::Lark(lark) = &grammar.parts()[0].rules else {
-        panic!("Lark");
-    };
+    let lark = &template(&grammar);
     assert_eq!(
         lark,
         "start: \"a\" \"<x>\" t0 (/[0-9]/ | @content_0)\nANY_TEXT: /(?s:.*)/\nt0[lazy]: ANY_TEXT (\"</x>\")\n"

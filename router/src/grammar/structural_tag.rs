@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::spelling::wrong;
-use super::{Grammar, Part, Rules, gbnf, literal, regex_literal};
+use super::{Grammar, Part, Rules, gbnf, placeholder, regex_literal};
 use crate::error::ApiError;
 
 /// Maximum depth of formats within formats.
@@ -27,7 +27,8 @@ pub fn structural_tag(value: &Value, field: &str) -> Result<Grammar, ApiError> {
         ));
     };
     let lark = format!("start: {start}\n{ANY_TEXT}{}", writer.rules);
-    Ok(Grammar::with_parts(field.to_owned(), lark, writer.parts))
+    let template = Rules::Template(lark, writer.literals);
+    Ok(Grammar::single(field.to_owned(), template).with(writer.parts))
 }
 
 /// Collects rules and parts.
@@ -36,6 +37,8 @@ struct Writer {
     rules: String,
     num_rules: usize,
     parts: Vec<Part>,
+    /// Texts that may contain special tokens.
+    literals: Vec<String>,
 }
 
 /// A tag: texts around a content.
@@ -60,6 +63,12 @@ impl Writer {
         self.rules
             .push_str(&format!("{name}{attributes}: {body}\n"));
         name
+    }
+
+    /// Stands for a text.
+    fn literal(&mut self, text: &str) -> String {
+        self.literals.push(text.to_owned());
+        placeholder(self.literals.len() - 1)
     }
 
     /// Adds a part, and returns the reference to it.
@@ -101,7 +110,7 @@ impl Writer {
             return Err(wrong(field, "is nested too deeply"));
         }
         match text(value, "type", field)? {
-            "const_string" => Ok(literal(text(value, "value", field)?)),
+            "const_string" => Ok(self.literal(text(value, "value", field)?)),
             "json_schema" => {
                 let schema = value.get("json_schema").cloned();
                 let schema = schema.ok_or_else(|| wrong(field, "needs a `json_schema`"))?;
@@ -191,16 +200,16 @@ impl Writer {
 
     /// The expression of a tag, of whose begin `rest` has not been written yet.
     fn written(&mut self, tag: &Tag, rest: &str) -> String {
-        let ends: Vec<String> = tag.end.iter().map(|end| literal(end)).collect();
+        let ends: Vec<String> = tag.end.iter().map(|end| self.literal(end)).collect();
         let end = format!("({})", ends.join(" | "));
         let has_end = tag.end.iter().any(|end| !end.is_empty());
         match &tag.content {
             Content::Any if has_end => {
                 let up_to_end = self.rule("[lazy]", &format!("ANY_TEXT {end}"));
-                format!("{} {up_to_end}", literal(rest))
+                format!("{} {up_to_end}", self.literal(rest))
             }
-            Content::Any => format!("{} ANY_TEXT", literal(rest)),
-            Content::Expression(content) => format!("{} {content} {end}", literal(rest)),
+            Content::Any => format!("{} ANY_TEXT", self.literal(rest)),
+            Content::Expression(content) => format!("{} {content} {end}", self.literal(rest)),
         }
     }
 
@@ -227,7 +236,8 @@ impl Writer {
                 }
             }
             if !bodies.is_empty() {
-                let text = self.rule("[lazy]", &format!("ANY_TEXT {}", literal(trigger)));
+                let end = self.literal(trigger);
+                let text = self.rule("[lazy]", &format!("ANY_TEXT {end}"));
                 options.push(format!("{text} ({})", bodies.join(" | ")));
             }
         }
@@ -256,7 +266,7 @@ impl Writer {
 
     /// Tags with a text between them.
     fn separated(&mut self, value: &Value, field: &str, depth: usize) -> Result<String, ApiError> {
-        let separator = literal(text(value, "separator", field)?);
+        let separator = self.literal(text(value, "separator", field)?);
         let tags = self.tags(value, field, depth)?;
         let bodies: Vec<String> = tags
             .iter()
