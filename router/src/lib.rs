@@ -14,6 +14,7 @@ mod generation;
 mod http;
 pub mod observability;
 mod openapi;
+mod running_requests;
 mod server;
 mod state;
 mod stored_responses;
@@ -37,6 +38,7 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
+use crate::running_requests::RunningRequests;
 use crate::state::{AppState, Condition, Parts};
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
@@ -147,6 +149,7 @@ pub async fn run(
             settings.http.response_store_bytes,
             config.http.api_keys.len(),
         ),
+        running_requests: RunningRequests::default(),
         condition: Condition {
             supervision,
             metrics,

@@ -3,20 +3,19 @@
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
 use crate::api::routes::{ROUTES, dialect_of, openai_end};
-use crate::error::{ApiError, ErrorKind, written};
+use crate::error::{ApiError, Dialect, ErrorKind, written};
+use crate::http::abortable::{self, REQUEST_ID};
 use crate::http::api_key::require_key;
 use crate::http::{body_encoding, route};
 use crate::observability::request_log;
 use crate::state::AppState;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The whole application.
 pub fn app(state: AppState) -> Router {
@@ -27,6 +26,10 @@ pub fn app(state: AppState) -> Router {
         .merge(route::router(ROUTES))
         .merge(crate::openapi::routes())
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
+        .layer(from_fn_with_state(
+            (state.clone(), dialect_of as fn(&str) -> Dialect),
+            abortable::run,
+        ))
         .layer(from_fn_with_state(state.clone(), require_key))
         .layer(from_fn(write_errors))
         .layer(cors)
@@ -89,7 +92,7 @@ fn no_route(path: &str) -> String {
 }
 
 /// Adds the client's request id to the answer, or a new one. With `--log-requests` the request is logged under it.
-async fn request_id(State(state): State<AppState>, request: Request, next: Next) -> Response {
+async fn request_id(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let id = request
         .headers()
         .get(&REQUEST_ID)
@@ -98,6 +101,7 @@ async fn request_id(State(state): State<AppState>, request: Request, next: Next)
             HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
                 .unwrap_or(HeaderValue::from_static("unknown"))
         });
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     // Requests of other methods are those for the state of the server, which monitors send every few seconds.
     let is_logged = state.settings().output.log_requests && request.method() == Method::POST;
     let mut response = if is_logged {

@@ -15,6 +15,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
+use crate::running_requests::RunningRequests;
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
@@ -35,6 +36,7 @@ pub struct Parts {
     /// Service of encoders. It exists also when the model generates.
     pub encoder: EncoderService,
     pub stored_responses: StoredResponses,
+    pub running_requests: RunningRequests,
     pub condition: Condition,
 }
 
@@ -62,6 +64,11 @@ impl AppState {
     /// Responses that clients may read and continue.
     pub fn stored_responses(&self) -> &StoredResponses {
         &self.0.stored_responses
+    }
+
+    /// Requests that are being answered.
+    pub fn running_requests(&self) -> &RunningRequests {
+        &self.0.running_requests
     }
 
     /// Health of the shards.

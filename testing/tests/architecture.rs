@@ -43,7 +43,7 @@ const CRATES: &[(&str, Layers)] = &[
             &["tool_calls"],
             &["generation", "encoder", "chat_template", "supervision"],
             &["tokenizing", "connections"],
-            &["error", "api_keys", "stored_responses"],
+            &["error", "api_keys", "stored_responses", "running_requests"],
             &["observability"],
         ],
     ),

@@ -122,6 +122,11 @@ impl ChatTemplate {
         })
     }
 
+    /// Source of the template for conversations without tools.
+    pub fn source(&self) -> &str {
+        &self.default.source
+    }
+
     /// Renders the prompt for `messages`. The template contains the special tokens.
     ///
     /// May run as long as the template's limits allow: call it where that blocks no other request.

@@ -98,6 +98,14 @@ pub struct FieldNames {
 }
 
 impl FieldNames {
+    /// Name of the number of tokens to keep of a prompt.
+    pub fn truncate(&self) -> &'static str {
+        match self.dialect {
+            Dialect::OpenAi | Dialect::Anthropic => "truncate_prompt_tokens",
+            Dialect::Tgi | Dialect::Tei => "truncate",
+        }
+    }
+
     pub const TGI: FieldNames = FieldNames {
         dialect: Dialect::Tgi,
         prompt: "inputs",

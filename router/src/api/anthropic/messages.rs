@@ -17,6 +17,7 @@ use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::extract::ApiJson;
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
+use crate::running_requests::also_known_as;
 use crate::state::AppState;
 
 /// Form of these routes' chats.
@@ -27,6 +28,17 @@ const FORM: ChatForm = ChatForm {
     clamps: true,
     fallback: Some(with_one_instruction),
 };
+
+/// Fields of a chat, and their names on these routes.
+const NAMES: [(&str, &str); 4] = [
+    (
+        "response_format.json_schema.schema",
+        "output_config.format.schema",
+    ),
+    ("response_format", "output_config.format"),
+    ("max_completion_tokens", "max_tokens"),
+    ("reasoning_effort", "output_config.effort"),
+];
 
 /// Answer a conversation, in Anthropic's form
 ///
@@ -50,6 +62,10 @@ const FORM: ChatForm = ChatForm {
     )
 )]
 pub async fn messages(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
+    answer(call).await.map_err(|error| error.renamed(&NAMES))
+}
+
+async fn answer(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
     let (state, request, mut accounting) = call.begin();
     let state = &state;
     let stream = request.stream.unwrap_or(false);
@@ -58,6 +74,7 @@ pub async fn messages(call: Received<MessagesRequest>) -> Result<Response, ApiEr
         model: state.served_name().to_owned(),
         max_tokens: request.max_tokens,
     };
+    also_known_as(&events.id);
     let chat = Chat::new(state, translation::chat(request)?, &FORM)?;
     let choices = chat.submit(state, &mut accounting).await?;
     let reader = AnswerReader::new(None, None, accounting.prompt_tokens as u64);
@@ -95,6 +112,8 @@ pub async fn count_tokens(
     ApiJson(request): ApiJson<MessagesRequest>,
 ) -> Result<Json<TokenCount>, ApiError> {
     let chat = Chat::new(&state, translation::chat(request)?, &FORM)?;
-    let input_tokens = chat.count_tokens(&state).await?;
-    Ok(Json(TokenCount { input_tokens }))
+    let (_, tokens) = chat.tokens(&state).await?;
+    Ok(Json(TokenCount {
+        input_tokens: tokens.len(),
+    }))
 }

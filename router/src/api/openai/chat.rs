@@ -7,6 +7,7 @@ use super::answer::Streaming;
 use super::chat_request::ChatRequest;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
+use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
 use super::response::{
     AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage,
@@ -132,11 +133,15 @@ impl Chat {
         let limits = &state.settings().limits;
         let num_choices = num_choices(request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
         let logprobs = logprobs(&request)?;
+        let stream = request.stream.unwrap_or(false);
+        prompt_logprobs::check(request.prompt_logprobs, limits.max_top_n_tokens, stream)?;
         state.ready()?;
         Ok(Chat {
             parameters: Parameters {
                 logprobs: logprobs.is_some(),
                 top_n_tokens: logprobs,
+                prompt_logprobs: request.prompt_logprobs.is_some(),
+                prompt_top_n: request.prompt_logprobs.unwrap_or(0),
                 ..parameters
             },
             names: FieldNames {
@@ -175,14 +180,14 @@ impl Chat {
         job.submit(state, accounting).await
     }
 
-    /// Number of tokens of the prompt that the conversation becomes.
-    pub async fn count_tokens(self, state: &AppState) -> Result<usize, ApiError> {
+    /// The prompt that the conversation becomes: its text and its tokens.
+    pub async fn tokens(self, state: &AppState) -> Result<(String, Vec<u32>), ApiError> {
         let (text, add_special_tokens) = prompt_of(state, self.request, self.fallback).await?;
         let encoded = state
             .validator()
-            .encode(text, add_special_tokens, self.names.prompt)
+            .encode(text.clone(), add_special_tokens, self.names.prompt)
             .await?;
-        Ok(encoded.ids.len())
+        Ok((text, encoded.ids))
     }
 }
 
@@ -289,6 +294,9 @@ async fn collect(
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
         choices,
+        prompt_logprobs: running
+            .first()
+            .and_then(|choice| choice.prompt_entries(texts)),
         usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
+use super::prompt_logprobs::{self, PromptLogprobs};
 use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -36,6 +37,8 @@ pub struct RunningChoice<S = Generation> {
     /// Show only the prompt, and nothing that is generated.
     echo_only: bool,
     prompt_logprobs: Vec<PromptLogprob>,
+    /// Tokens of the prompt, when their log-probabilities are reported.
+    pub prompt_ids: Option<Arc<[u32]>>,
     /// Number of characters of the echo.
     num_echo_chars: u64,
     /// Number of characters of the text so far, including the echo's.
@@ -118,6 +121,7 @@ impl<S: Events> RunningChoice<S> {
             echo,
             echo_only,
             prompt_logprobs: Vec::new(),
+            prompt_ids: None,
             num_echo_chars: 0,
             num_chars: 0,
             held: CompletionLogprobs::default(),
@@ -126,6 +130,12 @@ impl<S: Events> RunningChoice<S> {
             started: false,
             ended: false,
         }
+    }
+
+    /// Log-probabilities of the prompt's tokens, once the choice has begun; `None` when they are not reported.
+    pub fn prompt_entries(&self, texts: TokenTexts<'_>) -> Option<PromptLogprobs> {
+        let ids = self.prompt_ids.as_ref()?;
+        Some(prompt_logprobs::entries(texts, ids, &self.prompt_logprobs))
     }
 
     /// True if the choice is complete or failed.
@@ -175,7 +185,11 @@ impl<S: Events> RunningChoice<S> {
         }
         Piece {
             echo,
-            prompt_logprobs: std::mem::take(&mut self.prompt_logprobs),
+            prompt_logprobs: match self.prompt_ids {
+                // Reported apart from the text, too.
+                Some(_) => self.prompt_logprobs.clone(),
+                None => std::mem::take(&mut self.prompt_logprobs),
+            },
             token,
             offset,
             shown: !self.echo_only,

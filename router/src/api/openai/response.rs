@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::prompt_logprobs::PromptLogprobs;
+
 /// Reason for the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +74,7 @@ macro_rules! answer {
     (
         $(#[$attribute:meta])*
         $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty
+        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)?
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -90,6 +93,7 @@ macro_rules! answer {
             $(#[$of_choices])*
             pub choices: Vec<$choice>,
             pub usage: Usage,
+            $($(#[$of_more])* pub $more: $more_type,)?
         }
     };
 }
@@ -98,7 +102,10 @@ answer! {
     /// Answer of `/v1/chat/completions`.
     ChatCompletion: id "chatcmpl-0123456789abcdef0123456789abcdef", object "chat.completion", choices:
     /// The `n` choices, in order.
-    ChatChoice
+    ChatChoice,
+    /// Set when requested: an entry for each token of the prompt, from token ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>
 }
 
 answer! {
@@ -195,6 +202,9 @@ pub struct CompletionChoice {
     /// Set when requested.
     pub logprobs: Option<CompletionLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Set when requested: an entry for each token of the prompt, from token ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.

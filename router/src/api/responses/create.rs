@@ -23,6 +23,7 @@ use crate::api_keys::current_tenant;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
+use crate::running_requests::also_known_as;
 use crate::state::AppState;
 use crate::stored_responses::StoredResponse;
 
@@ -34,6 +35,15 @@ const FORM: ChatForm = ChatForm {
     clamps: true,
     fallback: Some(with_one_instruction),
 };
+
+/// Fields of a chat, and their names on this route.
+const NAMES: [(&str, &str); 5] = [
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("messages", "input"),
+];
 
 /// Maximum number of `metadata`, and maximum number of characters of their names and values; OpenAI's.
 const MAX_METADATA: usize = 16;
@@ -62,6 +72,10 @@ const MAX_METADATA_VALUE: usize = 512;
     )
 )]
 pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
+    answer(call).await.map_err(|error| error.renamed(&NAMES))
+}
+
+async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
     let (state, mut request, mut accounting) = call.begin();
     let state = &state;
     check(&request)?;
@@ -90,6 +104,7 @@ pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiErr
     let stream = request.stream.unwrap_or(false);
     let store = request.store.unwrap_or(true) && state.stored_responses().is_enabled();
     let response = ResponseBody::begin(&mut request, state.served_name(), store);
+    also_known_as(&response.id);
     let events = ResponseEvents::new(response, maker, on_complete(state, store, input, previous));
     if stream {
         let head = accounting.clone();
