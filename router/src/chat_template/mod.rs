@@ -127,6 +127,11 @@ impl ChatTemplate {
         &self.default.source
     }
 
+    /// Text of the template that renders requests with tools.
+    pub fn source_with_tools(&self) -> &str {
+        &self.tool_use.as_ref().unwrap_or(&self.default).source
+    }
+
     /// Renders the prompt for `messages`. The template contains the special tokens.
     ///
     /// May run as long as the template's limits allow: call it where that blocks no other request.

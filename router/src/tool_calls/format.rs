@@ -117,6 +117,9 @@ pub enum Body {
     NameAsKey,
     /// The name, then the arguments.
     Named {
+        /// Marker between the call's identifier and its name; empty if no identifier comes before the name.
+        #[serde(default)]
+        name_open: String,
         /// Marker between the name and the arguments.
         #[serde(default)]
         name_close: String,
@@ -207,6 +210,14 @@ impl Format {
         }
     }
 
+    /// True if no marker tells that a call begins.
+    pub fn is_bare(&self) -> bool {
+        match &self.layout {
+            Layout::Regions(regions) => regions.calls.as_ref().is_some_and(Calls::is_bare),
+            Layout::Channels(_) => false,
+        }
+    }
+
     /// Description of how calls are written, for logs and `/info`.
     pub fn describe_calls(&self) -> String {
         let how = match &self.layout {
@@ -282,14 +293,6 @@ impl Calls {
         !marks(&self.section_open) && !marks(&self.open)
     }
 
-    /// Text before the first call: both markers that stand there.
-    pub fn first_open(&self) -> &str {
-        match self.section_open.trim() {
-            "" => self.open.trim(),
-            open => open,
-        }
-    }
-
     fn describe(&self) -> String {
         let call = match &self.body {
             Body::Object {
@@ -333,15 +336,16 @@ impl Calls {
             &self.separator,
         ]);
         let Body::Named {
+            name_open,
             name_close,
             id_open,
             arguments,
-            ..
+            numbered: _,
         } = &self.body
         else {
             return;
         };
-        markers.extend([name_close.as_str(), id_open]);
+        markers.extend([name_open.as_str(), name_close, id_open]);
         match arguments {
             Arguments::Json | Arguments::Keywords => {}
             Arguments::BareKeys { quote } => markers.push(quote),
