@@ -37,6 +37,26 @@ def test_the_version_and_the_tokenizer_are_told(server: Server, smollm2: Path) -
     assert server.client.http.get("/version", headers={"authorization": ""}).status_code == 200
 
 
+def test_doubled_and_last_slashes_are_ignored(server: Server) -> None:
+    for path in ("/v1//models", "//v1/models/", "/v1/models"):
+        assert server.client.get(path).status_code == 200, path
+    assert server.client.ok("//v1/chat/completions/", CHAT | {"max_tokens": 1})["choices"]
+    for path in ("//tokenizer_info", "/v1//responses/resp_1"):
+        assert server.client.http.get(path, headers={"authorization": ""}).status_code == 401, path
+    assert server.client.get("/docs/").status_code == 200
+
+
+def test_only_allowed_tokens_are_generated(server: Server) -> None:
+    (allowed,) = server.client.ok("/v1/completions/render", {"prompt": " Rome cat"})
+    ids = allowed["token_ids"]
+    body = {"prompt": PROMPT, "max_tokens": 6, "logprobs": 0, "allowed_token_ids": ids}
+    (choice,) = server.client.ok("/v1/completions", body)["choices"]
+    assert set(choice["logprobs"]["tokens"]) <= {" Rome", " cat"}
+    for wrong in ([], [10**6]):
+        refused = server.client.post("/v1/completions", body | {"allowed_token_ids": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "allowed_token_ids")
+
+
 # --- prompts ------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use tower::util::MapRequest;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
@@ -13,7 +14,7 @@ use crate::api::routes::{ROUTES, dialect_of, openai_end};
 use crate::error::{ApiError, Dialect, ErrorKind, written};
 use crate::http::abortable::{self, REQUEST_ID};
 use crate::http::api_key::require_key;
-use crate::http::{body_encoding, route};
+use crate::http::{body_encoding, path, route};
 use crate::observability::request_log;
 use crate::state::AppState;
 
@@ -22,7 +23,7 @@ pub fn app(state: AppState) -> Router {
     let cors = cors(&state.config().cors_allow_origin);
     // The models' creation time is that of the server.
     api::started_s();
-    Router::new()
+    let routes: Router = Router::new()
         .merge(route::router(ROUTES))
         .merge(crate::openapi::routes())
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
@@ -34,8 +35,13 @@ pub fn app(state: AppState) -> Router {
         .layer(from_fn(write_errors))
         .layer(cors)
         .layer(from_fn_with_state(state.clone(), request_id))
-        .with_state(state)
+        .with_state(state);
+    // Outside of the router, which would not find other paths.
+    Router::new().fallback_service(MapRequest::new(routes, path::normalize as Normalize))
 }
+
+/// Changes the path of a request.
+type Normalize = fn(Request) -> Request;
 
 /// Layer for cross-origin requests. The origins have been checked before; an empty list allows any.
 fn cors(origins: &[String]) -> CorsLayer {

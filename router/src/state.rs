@@ -20,6 +20,7 @@ use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
+use crate::tool_calls::ChatFormat;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Parts {
     pub tokenizer: Arc<Tokenizer>,
     pub config: Config,
     pub chat_template: Result<ChatTemplate, ChatTemplateError>,
+    /// How the model writes calls and reasoning.
+    pub chat_format: ChatFormat,
     /// Service of encoders. It exists also when the model generates.
     pub encoder: EncoderService,
     pub stored_responses: StoredResponses,
@@ -100,6 +103,11 @@ impl AppState {
 
     pub fn chat_template(&self) -> Result<&ChatTemplate, &ChatTemplateError> {
         self.0.chat_template.as_ref()
+    }
+
+    /// How the model writes calls and reasoning.
+    pub fn chat_format(&self) -> &ChatFormat {
+        &self.0.chat_format
     }
 
     /// The metrics in Prometheus' text format.

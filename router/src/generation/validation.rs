@@ -245,6 +245,7 @@ fn fit(
             ..CacheNamespace::default()
         },
         skip_special_tokens: true,
+        shown_special_tokens: std::sync::Arc::clone(&parameters.shown_special_tokens),
         queue_timeout: None,
         permit: ReservedPermit::default(),
         span,

@@ -6,6 +6,7 @@ pub mod api_key;
 pub mod body_encoding;
 pub mod extract;
 pub mod json_stream;
+pub mod path;
 pub mod route;
 pub mod sse;
 pub mod unsupported;

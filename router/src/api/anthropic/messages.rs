@@ -12,13 +12,14 @@ use crate::api::conversation::answer::AnswerReader;
 use crate::api::conversation::events::AnswerEvents;
 use crate::api::conversation::history::with_one_instruction;
 use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm};
+use crate::api::openai::chat::{Chat, ChatForm, Submitted};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::extract::ApiJson;
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
+use crate::tool_calls::Plan;
 
 /// Form of these routes' chats.
 const FORM: ChatForm = ChatForm {
@@ -76,8 +77,9 @@ async fn answer(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
     };
     also_known_as(&events.id);
     let chat = Chat::new(state, translation::chat(request)?, &FORM)?;
-    let choices = chat.submit(state, &mut accounting).await?;
-    let reader = AnswerReader::new(None, None, accounting.prompt_tokens as u64);
+    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
+    let parser = plan.as_ref().map(Plan::parser);
+    let reader = AnswerReader::new(parser, None, accounting.prompt_tokens as u64);
     let mut choice = choices
         .into_iter()
         .next()

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
+use super::parsed_choice::ChoiceParser;
 use super::prompt_logprobs::{self, PromptLogprobs};
 use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
 use crate::tokenizing::token_text::TokenTexts;
@@ -49,6 +50,8 @@ pub struct RunningChoice<S = Generation> {
     pub num_generated: u32,
     /// Number of prompt tokens found in the cache; set when the choice ends.
     num_cached: u32,
+    /// Parser of its text; `None`: everything is content.
+    pub parser: Option<ChoiceParser>,
     /// True if a chunk of this choice has been sent.
     pub started: bool,
     ended: bool,
@@ -127,6 +130,7 @@ impl<S: Events> RunningChoice<S> {
             held: CompletionLogprobs::default(),
             num_generated: 0,
             num_cached: 0,
+            parser: None,
             started: false,
             ended: false,
         }
@@ -208,6 +212,14 @@ impl<S: Events> RunningChoice<S> {
         } else {
             u64::from(self.num_generated)
         }
+    }
+
+    /// Number of tokens of reasoning of all choices; `None` if they are not parsed.
+    pub fn sum_reasoning(choices: &[Self]) -> Option<u64> {
+        let parsers = choices.iter().map(|choice| choice.parser.as_ref());
+        parsers
+            .map(|parser| parser.map(|parser| parser.num_reasoning_tokens))
+            .sum()
     }
 
     /// Number of tokens of all prompts that were in the cache before; known once all choices have ended. The other

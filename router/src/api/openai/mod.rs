@@ -11,6 +11,7 @@ pub mod embeddings;
 mod generation_config;
 mod logprobs;
 pub mod models;
+mod parsed_choice;
 mod prompt_cut;
 mod prompt_logprobs;
 pub mod render;

@@ -18,13 +18,14 @@ use crate::api::conversation::events::AnswerEvents;
 use crate::api::conversation::history::with_one_instruction;
 use crate::api::conversation::text_or_list::TextOrList;
 use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm};
+use crate::api::openai::chat::{Chat, ChatForm, Submitted};
 use crate::api_keys::current_tenant;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
+use crate::tool_calls::Plan;
 use crate::stored_responses::StoredResponse;
 
 /// Form of this route's chats.
@@ -89,9 +90,10 @@ async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> 
     let chat = translation::chat(&request, &earlier, &input, &mut tools)?;
     let chat = Chat::new(state, chat, &FORM)?;
     let with_logprobs = chat.logprobs.is_some();
-    let choices = chat.submit(state, &mut accounting).await?;
+    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
+    let parser = plan.as_ref().map(Plan::parser);
     let logprobs = with_logprobs.then(|| Arc::clone(state.tokenizer()));
-    let reader = AnswerReader::new(None, logprobs, accounting.prompt_tokens as u64);
+    let reader = AnswerReader::new(parser, logprobs, accounting.prompt_tokens as u64);
     let mut choice = choices
         .into_iter()
         .next()
