@@ -72,8 +72,8 @@ def test_rendered_prompts_are_those_that_are_answered(server: Server, smollm2: P
     assert (first["prompt"], first["token_ids"]) == (PROMPT, tokenizer(PROMPT).input_ids)
     (by_ids,) = server.client.ok("/v1/completions/render", {"prompt": second["token_ids"]})
     assert (by_ids["prompt"], by_ids["token_ids"]) == (None, second["token_ids"])
-    for path, body in (("/v1/chat/completions/render", {"messages": []}), ("/v1/completions/render", {"prompt": []})):
-        assert server.client.post(path, body).status_code == 400
+    for path, field in (("/v1/chat/completions/render", "messages"), ("/v1/completions/render", "prompt")):
+        assert server.client.post(path, {field: []}).status_code == 400
 
 
 def test_prompts_are_cut_at_their_end(server: Server) -> None:
@@ -142,7 +142,9 @@ def test_a_stream_is_aborted_by_either_of_its_ids_with_the_same_key(server: Serv
             lines = response.iter_lines()
             first = json.loads(next(line for line in lines if line.startswith("data:"))[5:])
             request_id = first["id"] if own_id else response.headers["x-request-id"]
-            other = http.post("/abort_requests", json={"request_ids": [request_id]}, headers={"authorization": "Bearer other"})
+            other = http.post(
+                "/abort_requests", json={"request_ids": [request_id]}, headers={"authorization": "Bearer other"}
+            )
             assert other.json() == {"aborted": [], "unknown": [request_id]}
             aborted = server.client.ok("/abort_request", {"rid": request_id})
             assert aborted == {"aborted": [request_id], "unknown": []}
@@ -160,7 +162,9 @@ def test_an_answer_that_is_not_streamed_is_aborted(server: Server) -> None:
 
     thread = threading.Thread(target=ask)
     thread.start()
-    wait_for(lambda: server.client.ok("/abort_requests", {"request_ids": ["mine"]})["aborted"] == ["mine"], 60, "it runs")
+    wait_for(
+        lambda: server.client.ok("/abort_requests", {"request_ids": ["mine"]})["aborted"] == ["mine"], 60, "it runs"
+    )
     thread.join()
     (response,) = found
     assert (response.status_code, response.json()["error"]["code"]) == (499, "aborted")
@@ -190,7 +194,9 @@ def test_vectors_score_by_their_cosine(minilm: Path) -> None:
     with Server("--model-id", minilm) as running:
         texts = ["A cat sits.", "The stock market fell."]
         data = running.client.ok("/v1/score", {"text_1": "A kitten sits.", "text_2": texts})["data"]
-        expected = running.client.ok("/similarity", {"inputs": {"source_sentence": "A kitten sits.", "sentences": texts}})
+        expected = running.client.ok(
+            "/similarity", {"inputs": {"source_sentence": "A kitten sits.", "sentences": texts}}
+        )
         assert [entry["score"] for entry in data] == pytest.approx(expected, abs=1e-5)
         predictions = running.client.ok("/vertex", {"instances": [{"inputs": "A cat sits."}]})["predictions"]
         assert len(predictions[0][0]) == 384

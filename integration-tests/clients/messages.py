@@ -75,7 +75,9 @@ def errors(client: anthropic.Anthropic) -> dict[str, str]:
     calls: dict[str, dict[str, Any]] = {
         "too long": {"messages": [{"role": "user", "content": "hello " * 20_000}]},
         "wrong": {"messages": QUESTION, "extra_body": {"temperature": -1}},
-        "image": {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]},
+        "image": {
+            "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]
+        },
     }
     for name, call in calls.items():
         for stream in (False, True):
