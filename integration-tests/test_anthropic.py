@@ -43,7 +43,7 @@ def test_the_turns_of_claude_code_share_their_prefix(smollm2_server: Server) -> 
     for turn in range(3):
         body = claude_code(turn) | {"max_tokens": 32_000, "temperature": 0, "stop_sequences": ["."]}
         events = list(client.stream("/v1/messages?beta=true", body))
-        assert [event["type"] for event in events][0] == "message_start"
+        assert events[0]["type"] == "message_start"
         assert events[-1]["type"] == "message_stop"
         used = usage(events)
         prompt = used["input_tokens"] + used["cache_read_input_tokens"]
@@ -56,8 +56,8 @@ def test_the_turns_of_claude_code_share_their_prefix(smollm2_server: Server) -> 
 
 def test_errors_have_the_shape_of_the_api(smollm2_server: Server) -> None:
     client = smollm2_server.client
-    good = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    for body, field in [
+    good: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"messages": []}, "messages"),
         ({"messages": "Hi"}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content[0].text"),
@@ -70,7 +70,8 @@ def test_errors_have_the_shape_of_the_api(smollm2_server: Server) -> None:
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
-    ]:
+    ]
+    for body, field in cases:
         response = client.post("/v1/messages", good | body)
         error = response.json()
         assert response.status_code == 400, (body, response.text)

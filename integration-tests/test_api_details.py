@@ -32,9 +32,7 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
     ("field", "value"),
     [
         ("bad_words", ["Paris"]),
-        ("allowed_token_ids", [1]),
         ("use_beam_search", True),
-        ("truncate_prompt_tokens", 2),
         ("adapter_id", "mine"),
         ("max_new_tokens", 5),
     ],

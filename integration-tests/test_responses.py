@@ -83,7 +83,10 @@ def test_errors_name_the_field(smollm2_server: Server) -> None:
         ({}, "input"),
         ({"input": 5}, "input"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+            "input[0].content[0].type",
+        ),
         ({"input": [{"type": "item_reference", "id": "nobody"}]}, "input[0].id"),
         ({"input": "Hi", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "Hi", "temperature": -1}, "temperature"),

@@ -8,7 +8,8 @@ from typing import Any
 import anthropic
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-COMMON: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 32_000, "temperature": 0}
+#: The package has no parameters of sampling of its own.
+COMMON: dict[str, Any] = {"model": "claude-sonnet-4-5", "max_tokens": 16_000, "extra_body": {"temperature": 0}}
 TOOL: Any = {
     "name": "weather",
     "description": "Tells the weather",
@@ -73,8 +74,10 @@ def errors(client: anthropic.Anthropic) -> dict[str, str]:
     found = {}
     calls: dict[str, dict[str, Any]] = {
         "too long": {"messages": [{"role": "user", "content": "hello " * 20_000}]},
-        "wrong": {"messages": QUESTION, "temperature": -1},
-        "image": {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]},
+        "wrong": {"messages": QUESTION, "extra_body": {"temperature": -1}},
+        "image": {
+            "messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]
+        },
     }
     for name, call in calls.items():
         for stream in (False, True):

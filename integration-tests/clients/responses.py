@@ -30,9 +30,7 @@ def sync(client: openai.OpenAI) -> dict[str, Any]:
     short = client.responses.create(input=QUESTION, **COMMON | {"max_output_tokens": 2})
     assert short.incomplete_details is not None
     found["short"] = [short.status, short.incomplete_details.reason]
-    scored = client.responses.create(
-        input=QUESTION, include=["message.output_text.logprobs"], top_logprobs=2, **COMMON
-    )
+    scored = client.responses.create(input=QUESTION, include=["message.output_text.logprobs"], top_logprobs=2, **COMMON)
     part: Any = scored.output[0]
     logprobs = part.content[0].logprobs
     found["logprobs"] = ["".join(one.token for one in logprobs), len(logprobs[0].top_logprobs)]
@@ -73,7 +71,9 @@ def stored(client: openai.OpenAI) -> dict[str, Any]:
             body: Any = error.body
             found["after"][name] = [error.status_code, body["param"]]
     # What continues a removed response can still be continued.
-    third = client.responses.create(input="Thanks.", previous_response_id=second.id, **COMMON | {"max_output_tokens": 4})
+    third = client.responses.create(
+        input="Thanks.", previous_response_id=second.id, **COMMON | {"max_output_tokens": 4}
+    )
     assert third.usage is not None
     found["still longer"] = third.usage.input_tokens > second.usage.input_tokens
     return found

@@ -1,9 +1,9 @@
-"""Bodies in the shape that coding agents send: long instructions, tools of all types, nonces, histories with results."""
+"""Bodies in the shape that coding agents send: long instructions, tools of all types, nonces, histories."""
 
 import random
 from typing import Any
 
-WORDS = "read the file then change one line run its tests and tell what happened in few words about each step".split()
+WORDS = ("read", "the file", "then change", "one line", "run its tests", "and tell", "what happened", "in few words")
 
 
 def prose(num_words: int, seed: int) -> str:

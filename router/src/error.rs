@@ -53,6 +53,8 @@ pub enum ErrorKind {
     Overloaded,
     /// Loading, restarting or shutting down.
     Unavailable,
+    /// The client aborted the request by its id.
+    Aborted,
     /// The request was admitted and failed later.
     Generation,
     Internal,
@@ -110,6 +112,22 @@ impl ApiError {
         }
     }
 
+    /// The error with other names of fields: `names` are pairs of a beginning of a field's path here, and the client's
+    /// name for it.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for (from, to) in names {
+            if let Some(rest) = self
+                .field
+                .as_ref()
+                .and_then(|field| field.strip_prefix(from))
+            {
+                self.field = Some([to, rest].concat());
+            }
+            self.message = self.message.replace(&format!("`{from}"), &format!("`{to}"));
+        }
+        self
+    }
+
     /// Error of a model or adapter that is not served.
     pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
         let message =
@@ -143,10 +161,12 @@ impl ApiError {
             ErrorKind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             ErrorKind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             ErrorKind::Overloaded => match dialect {
-                Dialect::Anthropic => anthropic_overloaded(),
+                // Anthropic's clients know an overloaded server by it.
+                Dialect::Anthropic => non_standard(529, StatusCode::SERVICE_UNAVAILABLE),
                 _ => StatusCode::TOO_MANY_REQUESTS,
             },
             ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Aborted => non_standard(499, StatusCode::BAD_REQUEST),
             ErrorKind::Generation => match dialect {
                 Dialect::Tgi | Dialect::Tei => StatusCode::FAILED_DEPENDENCY,
                 Dialect::OpenAi | Dialect::Anthropic => StatusCode::INTERNAL_SERVER_ERROR,
@@ -174,6 +194,7 @@ impl ApiError {
             ErrorKind::UnsupportedMediaType => "unsupported_media_type",
             ErrorKind::Overloaded => "overloaded",
             ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Aborted => "aborted",
             ErrorKind::Generation => "generation",
             ErrorKind::Internal => "internal",
         }
@@ -294,9 +315,9 @@ impl ApiError {
     }
 }
 
-/// Status 529, by which Anthropic's clients know an overloaded server.
-fn anthropic_overloaded() -> StatusCode {
-    StatusCode::from_u16(529).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+/// A status that no standard names.
+fn non_standard(code: u16, otherwise: StatusCode) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(otherwise)
 }
 
 impl IntoResponse for ApiError {
@@ -399,6 +420,14 @@ mod tests {
             "Input validation error: `prompt` must have at most 7 tokens"
         );
         assert_eq!(error.body(Dialect::Tgi)["error_type"], "validation");
+    }
+
+    #[test]
+    fn fields_have_the_clients_names() {
+        let error = ApiError::validation("format.schema.a", "`format.schema.a` is not `format`")
+            .renamed(&[("format.schema", "text.schema")]);
+        assert_eq!(error.field.as_deref(), Some("text.schema.a"));
+        assert_eq!(error.message, "`text.schema.a` is not `format`");
     }
 
     #[test]

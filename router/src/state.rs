@@ -16,10 +16,12 @@ use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
 use crate::grammar::compile::Grammars;
+use crate::running_requests::RunningRequests;
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
+use crate::tool_calls::ChatFormat;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -34,9 +36,12 @@ pub struct Parts {
     pub tokenizer: Arc<Tokenizer>,
     pub config: Config,
     pub chat_template: Result<ChatTemplate, ChatTemplateError>,
+    /// How the model writes calls and reasoning.
+    pub chat_format: ChatFormat,
     /// Service of encoders. It exists also when the model generates.
     pub encoder: EncoderService,
     pub stored_responses: StoredResponses,
+    pub running_requests: RunningRequests,
     pub condition: Condition,
 }
 
@@ -64,6 +69,11 @@ impl AppState {
     /// Responses that clients may read and continue.
     pub fn stored_responses(&self) -> &StoredResponses {
         &self.0.stored_responses
+    }
+
+    /// Requests that are being answered.
+    pub fn running_requests(&self) -> &RunningRequests {
+        &self.0.running_requests
     }
 
     /// Health of the shards.
@@ -100,6 +110,11 @@ impl AppState {
 
     pub fn chat_template(&self) -> Result<&ChatTemplate, &ChatTemplateError> {
         self.0.chat_template.as_ref()
+    }
+
+    /// How the model writes calls and reasoning.
+    pub fn chat_format(&self) -> &ChatFormat {
+        &self.0.chat_format
     }
 
     /// The metrics in Prometheus' text format.

@@ -44,7 +44,7 @@ const CRATES: &[(&str, Layers)] = &[
             &["generation", "encoder", "chat_template", "supervision"],
             &["grammar"],
             &["tokenizing", "connections"],
-            &["error", "api_keys", "stored_responses"],
+            &["error", "api_keys", "stored_responses", "running_requests"],
             &["observability"],
         ],
     ),

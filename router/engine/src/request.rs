@@ -26,6 +26,8 @@ pub struct GenerationRequest {
     pub namespace: CacheNamespace,
     /// Leave special tokens out of the generated text.
     pub skip_special_tokens: bool,
+    /// Special tokens that are in the text even so.
+    pub shown_special_tokens: Arc<[u32]>,
     /// Maximum time until the request's first step; `None`: the engine's default.
     pub queue_timeout: Option<Duration>,
     /// Permit taken beforehand; without one, a permit is taken when the request is submitted.
@@ -51,10 +53,18 @@ impl GenerationRequest {
             priority: Priority::Normal,
             namespace: CacheNamespace::default(),
             skip_special_tokens: true,
+            shown_special_tokens: Arc::new([]),
             queue_timeout: None,
             permit: ReservedPermit::default(),
             span: tracing::Span::none(),
         }
+    }
+}
+
+impl GenerationRequest {
+    /// True if the token, which is special, is left out of the text.
+    pub fn hides(&self, special_token: u32) -> bool {
+        self.skip_special_tokens && !self.shown_special_tokens.contains(&special_token)
     }
 }
 

@@ -1,5 +1,6 @@
 //! HTTP APIs. Each is a thin translation on both sides of one engine call.
 
+mod abort;
 mod anthropic;
 mod conversation;
 mod info;
@@ -10,5 +11,6 @@ pub mod routes;
 mod served_model;
 mod tei;
 mod tgi;
+mod tokenizer_info;
 
 pub use openai::models::started_s;

@@ -172,6 +172,16 @@ fn token_ids(ids: &[u32], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiErr
     vocabulary::check(field, ids.iter().copied(), bounds.vocab_size, |_| None)
 }
 
+fn not_empty(ids: &[u32], field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    match ids {
+        [] => Err(ApiError::validation(
+            field,
+            format!("`{field}` must not be empty; leave it out to allow all tokens"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn logit_bias(biases: &[(u32, f32)], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
     let ids = biases.iter().map(|(id, _)| *id);
     vocabulary::check(field, ids, bounds.vocab_size, |_| None)?;

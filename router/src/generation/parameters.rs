@@ -72,6 +72,8 @@ parameter_table! { declare_parameters =>
     pub default_max_new_tokens: Option<u32>,
     /// Lower `max_new_tokens` to what the context has left, rather than refuse it.
     pub clamps_max_new_tokens: bool,
+    /// Special tokens that are in the text although others are not.
+    pub shown_special_tokens: std::sync::Arc<[u32]>,
     /// Take parameters that are left out from the model's generation config.
     pub takes_model_defaults: bool,
     /// Report the log-probability of every generated token.
@@ -101,6 +103,14 @@ pub struct FieldNames {
 }
 
 impl FieldNames {
+    /// Name of the number of tokens to keep of a prompt.
+    pub fn truncate(&self) -> &'static str {
+        match self.dialect {
+            Dialect::OpenAi | Dialect::Anthropic => "truncate_prompt_tokens",
+            Dialect::Tgi | Dialect::Tei => "truncate",
+        }
+    }
+
     pub const TGI: FieldNames = FieldNames {
         dialect: Dialect::Tgi,
         prompt: "inputs",

@@ -11,6 +11,7 @@ use tracing::Span;
 use crate::error::{ApiError, Dialect};
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::values::MODEL_MAXIMUM;
 use crate::observability::metrics;
 use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
@@ -168,11 +169,16 @@ fn fit(
         ));
     }
     if let Some(truncate) = parameters.truncate {
+        let truncate = match truncate {
+            MODEL_MAXIMUM => max_input_tokens,
+            tokens => tokens,
+        };
         if truncate == 0 || truncate > max_input_tokens {
+            let field = names.truncate();
             return Err(ApiError::validation(
-                "truncate",
+                field,
                 format!(
-                    "`truncate` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"
+                    "`{field}` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"
                 ),
             ));
         }
@@ -240,6 +246,7 @@ fn fit(
             ..CacheNamespace::default()
         },
         skip_special_tokens: true,
+        shown_special_tokens: std::sync::Arc::clone(&parameters.shown_special_tokens),
         queue_timeout: None,
         permit: ReservedPermit::default(),
         span,

@@ -113,13 +113,15 @@ impl Route {
     }
 }
 
-/// Path of stored answers. What stands below belongs to the key that it was made with.
-pub const STORED_ANSWERS: &str = "/v1/responses";
+/// Beginnings of paths that are read with a key: stored answers, which belong to the key that they were made with, and
+/// the chat template, which an operator may have written.
+const READ_WITH_KEY: [&str; 2] = ["/v1/responses", "/tokenizer_info"];
 
 /// True if a request needs an API key, when the server has keys: when it generates, changes something, or reads what
 /// belongs to a key.
 pub fn needs_key(method: &Method, path: &str) -> bool {
-    matches!(*method, Method::POST | Method::DELETE) || path.starts_with(STORED_ANSWERS)
+    matches!(*method, Method::POST | Method::DELETE)
+        || READ_WITH_KEY.iter().any(|begin| path.starts_with(begin))
 }
 
 /// A router for `routes`.

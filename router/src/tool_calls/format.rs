@@ -156,6 +156,9 @@ pub struct Tags {
     pub key_close: String,
     /// Marker after the value.
     pub close: String,
+    /// True if white space around the value is left out; otherwise only the markers' own.
+    #[serde(default)]
+    pub trim: bool,
     /// Attribute between `key_close` and the value that tells strings from JSON, such as ` string="true">`: what is
     /// written for a string.
     #[serde(default)]
@@ -245,8 +248,9 @@ impl Format {
         format!("{how} ({})", self.reasoning_from.describe())
     }
 
-    /// All markers of the format. Special tokens among them must reach the parser.
-    pub fn markers(&self) -> Vec<&str> {
+    /// Markers of the format; without those of calls unless `with_calls`. Special tokens among them must reach the
+    /// parser.
+    pub fn markers(&self, with_calls: bool) -> Vec<&str> {
         let mut markers: Vec<&str> = Vec::new();
         match &self.layout {
             Layout::Channels(channels) => {
@@ -264,7 +268,7 @@ impl Format {
                 if let Some(reasoning) = &regions.reasoning {
                     markers.extend([reasoning.open.as_str(), &reasoning.close]);
                 }
-                if let Some(calls) = &regions.calls {
+                if let Some(calls) = regions.calls.as_ref().filter(|_| with_calls) {
                     calls.add_markers(&mut markers);
                 }
             }

@@ -25,6 +25,8 @@ pub struct Plan {
     pub tools: Arc<[Tool]>,
     /// True if reasoning is taken out of the text.
     pub separate_reasoning: bool,
+    /// True if calls after the first are left out.
+    pub single_call: bool,
     /// Part of the assistant's turn that the prompt ends with, such as an opened `<think>`.
     pub prefix: String,
 }
@@ -41,18 +43,19 @@ impl Plan {
         if !calls && !(separate_reasoning && format.has_reasoning()) {
             return None;
         }
-        let prefix = match format.anchor.trim() {
-            "" => prompt,
-            anchor => prompt
-                .rfind(anchor)
-                .and_then(|start| prompt.get(start + anchor.len()..))
-                .unwrap_or(prompt),
-        };
-        let prefix = prefix.to_owned();
+        let anchor = format.anchor.trim();
+        let turn = prompt
+            .rfind(anchor)
+            .filter(|_| !anchor.is_empty())
+            .and_then(|start| prompt.get(start + anchor.len()..));
+        // Where the turn's beginning is not known, only the prompt's last line counts.
+        let last_line = || prompt.trim_end().rsplit('\n').next();
+        let prefix = turn.or_else(last_line).unwrap_or_default().to_owned();
         Some(Self {
             format,
             tools: if calls { tools } else { Arc::new([]) },
             separate_reasoning,
+            single_call: false,
             prefix,
         })
     }

@@ -68,7 +68,12 @@ pub struct Http {
 
     /// Maximum size of the responses of /v1/responses that are kept for later requests, bytes, shared equally among the
     /// API keys; 0: keep none
-    #[arg(long, env = "RESPONSE_STORE_BYTES", default_value_t = 67_108_864, value_name = "BYTES")]
+    #[arg(
+        long,
+        env = "RESPONSE_STORE_BYTES",
+        default_value_t = 67_108_864,
+        value_name = "BYTES"
+    )]
     pub response_store_bytes: usize,
 
     /// Cut inputs of encoders that are too long, unless a request says otherwise; false: refuse them

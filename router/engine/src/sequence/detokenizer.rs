@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokenizers::Tokenizer;
 
+use crate::request::GenerationRequest;
 use crate::token_table::{TokenTable, special_tokens};
 
 /// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the texts of all
@@ -48,6 +49,27 @@ impl Vocabulary {
     }
 }
 
+/// Special tokens that a text leaves out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Skips {
+    special: bool,
+    /// Special tokens that are shown even so.
+    shown: Arc<[u32]>,
+}
+
+impl Skips {
+    pub fn of(request: &GenerationRequest) -> Self {
+        Skips {
+            special: request.skip_special_tokens,
+            shown: Arc::clone(&request.shown_special_tokens),
+        }
+    }
+
+    fn skips(&self, vocabulary: &Vocabulary, id: u32) -> bool {
+        self.special && vocabulary.is_special(id) && !self.shown.contains(&id)
+    }
+}
+
 /// Incremental detokenizer of one sequence.
 pub(crate) enum Detokenizer {
     Bytes(ByteLevel),
@@ -56,15 +78,15 @@ pub(crate) enum Detokenizer {
 
 impl Detokenizer {
     /// `prompt` holds the tokens before the first generated one. Its end decides whether a leading space is kept.
-    pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
+    pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skips: Skips) -> Self {
         if vocabulary.texts.is_some() {
             Detokenizer::Bytes(ByteLevel {
                 pending: Vec::new(),
                 num_earlier_chars: 0,
-                skip_special_tokens,
+                skips,
             })
         } else {
-            Detokenizer::Window(Window::new(vocabulary, prompt, skip_special_tokens))
+            Detokenizer::Window(Window::new(vocabulary, prompt, skips))
         }
     }
 
@@ -101,13 +123,13 @@ pub(crate) struct ByteLevel {
     /// Beginning of an incomplete character, up to three bytes.
     pending: Vec<u8>,
     num_earlier_chars: usize,
-    skip_special_tokens: bool,
+    skips: Skips,
 }
 
 impl ByteLevel {
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
         self.num_earlier_chars = 0;
-        if self.skip_special_tokens && vocabulary.is_special(id) {
+        if self.skips.skips(vocabulary, id) {
             return String::new();
         }
         let Some(bytes) = vocabulary.texts.as_ref().map(|texts| texts.text(id)) else {
@@ -166,21 +188,21 @@ pub(crate) struct Window {
     num_earlier_chars: usize,
     /// Number of U+FFFD at the end of the text that may still become a character.
     num_waiting: usize,
-    skip_special_tokens: bool,
+    skips: Skips,
 }
 
 /// Number of prompt tokens at the beginning of the window: enough for a character that spans byte tokens.
 const CONTEXT_TOKENS: usize = 6;
 
 impl Window {
-    fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
+    fn new(vocabulary: &Vocabulary, prompt: &[u32], skips: Skips) -> Self {
         let mut window = Window {
             ids: prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec(),
             num_shown: 0,
             shown_text: String::new(),
             num_earlier_chars: 0,
             num_waiting: 0,
-            skip_special_tokens,
+            skips,
         };
         // A window that begins inside a character would spoil the bytes that follow it.
         loop {
@@ -196,10 +218,17 @@ impl Window {
     }
 
     fn decode(&self, vocabulary: &Vocabulary, ids: &[u32]) -> String {
-        vocabulary
-            .tokenizer
-            .decode(ids, self.skip_special_tokens)
-            .unwrap_or_default()
+        let tokenizer = &vocabulary.tokenizer;
+        let text = if self.skips.special && !self.skips.shown.is_empty() {
+            let kept = ids.iter().copied();
+            let kept: Vec<u32> = kept
+                .filter(|id| !self.skips.skips(vocabulary, *id))
+                .collect();
+            tokenizer.decode(&kept, false)
+        } else {
+            tokenizer.decode(ids, self.skips.special)
+        };
+        text.unwrap_or_default()
     }
 
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
@@ -292,7 +321,7 @@ mod tests {
     }
 
     fn pieces(vocabulary: &Vocabulary, prompt: &[u32], ids: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(vocabulary, prompt, true);
+        let mut detokenizer = Detokenizer::new(vocabulary, prompt, skips());
         let mut pieces: Vec<String> = ids
             .iter()
             .map(|id| detokenizer.push(vocabulary, *id))
@@ -333,9 +362,16 @@ mod tests {
         assert_eq!(pieces(&vocabulary, &[], &[257, 258]).concat(), "worldly");
     }
 
+    fn skips() -> Skips {
+        Skips {
+            special: true,
+            shown: Arc::new([]),
+        }
+    }
+
     /// Offsets of the tokens' texts, in characters.
     fn offsets(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<usize> {
-        let mut detokenizer = Detokenizer::new(vocabulary, &[], true);
+        let mut detokenizer = Detokenizer::new(vocabulary, &[], skips());
         let mut num_chars = 0;
         ids.iter()
             .map(|id| {
@@ -367,6 +403,23 @@ mod tests {
             (vec![256, 0xF0, 258], vec![0, 5, 6]),
         ] {
             assert_eq!(offsets(&vocabulary, &ids), expected, "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn special_tokens_that_are_shown_stay() {
+        for vocabulary in [byte_level(), sentence_piece()] {
+            let special = (0..300).find(|id| vocabulary.is_special(*id));
+            let Some(special) = special else { continue };
+            let name = vocabulary.special_text(special).expect("a name");
+            let skips = Skips {
+                special: true,
+                shown: Arc::new([special]),
+            };
+            let mut detokenizer = Detokenizer::new(&vocabulary, &[], skips);
+            let mut text = detokenizer.push(&vocabulary, special);
+            text.push_str(&detokenizer.flush(&vocabulary));
+            assert_eq!(text, name);
         }
     }
 

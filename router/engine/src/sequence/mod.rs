@@ -21,7 +21,7 @@ use crate::error::GenerationError;
 use crate::permits::Permit;
 use crate::request::{CacheNamespace, Event, FinishReason, GenerationRequest, PromptLogprob};
 use crate::sequence::crashes::CrashRecord;
-use crate::sequence::detokenizer::{Detokenizer, Vocabulary};
+use crate::sequence::detokenizer::{Detokenizer, Skips, Vocabulary};
 use crate::sequence::lengths::LengthRule;
 use crate::sequence::speculation::Speculation;
 use crate::sequence::stop::StopMatcher;
@@ -122,7 +122,7 @@ impl Sequence {
             spans: RequestSpans::queued(&request.span),
             first_scheduled: None,
             first_token: None,
-            detokenizer: Detokenizer::new(vocabulary, &tokens, request.skip_special_tokens),
+            detokenizer: Detokenizer::new(vocabulary, &tokens, Skips::of(&request)),
             stop: StopMatcher::new(stop, request.stop.include_in_output)
                 .passing_over(request.stop.min_new_tokens.saturating_sub(1)),
             speculation: None,

@@ -70,7 +70,7 @@ impl Sequence {
                 offset_chars += self.detokenizer.num_earlier_chars() as u64;
             }
             // A token left out of the text is matched by its name, in case a stop string names it.
-            let unseen = self.request.skip_special_tokens;
+            let unseen = self.request.hides(id);
             let shown = match self.unseen_text(vocabulary, id).filter(|_| unseen) {
                 Some(unseen) => self.stop.push_unseen(&unseen),
                 None => self.stop.push(decoded),

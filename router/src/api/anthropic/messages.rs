@@ -12,12 +12,14 @@ use crate::api::conversation::answer::AnswerReader;
 use crate::api::conversation::events::AnswerEvents;
 use crate::api::conversation::history::with_one_instruction;
 use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm};
+use crate::api::openai::chat::{Chat, ChatForm, Submitted};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::extract::ApiJson;
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
+use crate::running_requests::also_known_as;
 use crate::state::AppState;
+use crate::tool_calls::Plan;
 
 /// Form of these routes' chats.
 const FORM: ChatForm = ChatForm {
@@ -27,6 +29,17 @@ const FORM: ChatForm = ChatForm {
     clamps: true,
     fallback: Some(with_one_instruction),
 };
+
+/// Fields of a chat, and their names on these routes.
+const NAMES: [(&str, &str); 4] = [
+    (
+        "response_format.json_schema.schema",
+        "output_config.format.schema",
+    ),
+    ("response_format", "output_config.format"),
+    ("max_completion_tokens", "max_tokens"),
+    ("reasoning_effort", "output_config.effort"),
+];
 
 /// Answer a conversation, in Anthropic's form
 ///
@@ -50,6 +63,10 @@ const FORM: ChatForm = ChatForm {
     )
 )]
 pub async fn messages(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
+    answer(call).await.map_err(|error| error.renamed(&NAMES))
+}
+
+async fn answer(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
     let (state, request, mut accounting) = call.begin();
     let state = &state;
     let stream = request.stream.unwrap_or(false);
@@ -58,9 +75,11 @@ pub async fn messages(call: Received<MessagesRequest>) -> Result<Response, ApiEr
         model: state.served_name().to_owned(),
         max_tokens: request.max_tokens,
     };
+    also_known_as(&events.id);
     let chat = Chat::new(state, translation::chat(request)?, &FORM)?;
-    let choices = chat.submit(state, &mut accounting).await?;
-    let reader = AnswerReader::new(None, None, accounting.prompt_tokens as u64);
+    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
+    let parser = plan.as_ref().map(Plan::parser);
+    let reader = AnswerReader::new(parser, None, accounting.prompt_tokens as u64);
     let mut choice = choices
         .into_iter()
         .next()
@@ -95,6 +114,8 @@ pub async fn count_tokens(
     ApiJson(request): ApiJson<MessagesRequest>,
 ) -> Result<Json<TokenCount>, ApiError> {
     let chat = Chat::new(&state, translation::chat(request)?, &FORM)?;
-    let input_tokens = chat.count_tokens(&state).await?;
-    Ok(Json(TokenCount { input_tokens }))
+    let (_, tokens) = chat.tokens(&state).await?;
+    Ok(Json(TokenCount {
+        input_tokens: tokens.len(),
+    }))
 }

@@ -116,3 +116,103 @@ impl AnswerReader {
         Ok((self.finish(&finish, &mut Unobserved), finish))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::stream;
+    use gridwork_engine::{Event, GenerationError, Timing};
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::conversation::blocks::Call;
+    use crate::tool_calls::{Format, Plan, Tool};
+
+    fn parser() -> Parser {
+        let format: Format = serde_json::from_value(json!({"regions": {
+            "reasoning": {"open": "<think>", "close": "</think>"},
+            "calls": {"open": "<tool_call>", "close": "</tool_call>",
+                      "body": {"object": {"name": "name", "arguments": "arguments"}}},
+        }}))
+        .expect("a format");
+        let tools = [Tool {
+            name: "look".into(),
+            parameters: json!({"type": "object"}),
+            strict: false,
+        }];
+        let plan = Plan::new(Arc::new(format), Arc::new(tools), true, "");
+        plan.expect("something to parse").parser()
+    }
+
+    /// The events of an answer that consists of `texts`, one a token.
+    fn events(texts: &[&str]) -> Vec<Result<Event, GenerationError>> {
+        let finish = Finish {
+            reason: FinishReason::EndOfSequence,
+            num_generated_tokens: texts.len() as u32,
+            num_cached_tokens: 3,
+            timing: Timing::default(),
+        };
+        let token = |(at, text): (usize, &&str)| {
+            Ok(Event::Token(GeneratedToken {
+                id: 1,
+                text: (*text).into(),
+                offset_chars: 0,
+                holds_text: false,
+                logprob: None,
+                special: false,
+                top: Vec::new(),
+                finish: (at + 1 == texts.len()).then(|| finish.clone()),
+            }))
+        };
+        texts.iter().enumerate().map(token).collect()
+    }
+
+    #[tokio::test]
+    async fn reasoning_text_and_calls_are_told_apart() {
+        let texts = [
+            "<think>",
+            "\nHm",
+            ", so.",
+            "\n</think>",
+            "\n\nI ",
+            "look.",
+            "\n<tool_call>\n{\"name\": \"lo",
+            "ok\", \"arguments\": {\"at\": ",
+            "[1, 2]}}\n</tool_call>",
+        ];
+        let events = stream::iter(events(&texts));
+        let mut choice = RunningChoice::new(0, 0, events, None, false);
+        let reader = AnswerReader::new(Some(parser()), None, 10);
+        let (answer, _) = reader.read(&mut choice).await.expect("an answer");
+        let [
+            Block::Reasoning(reasoning),
+            Block::Text { text, .. },
+            Block::Call(call),
+        ] = &answer.blocks[..]
+        else {
+            panic!("{:?}", answer.blocks);
+        };
+        assert_eq!(reasoning.trim(), "Hm, so.");
+        assert_eq!(text.trim(), "I look.");
+        let Call {
+            id,
+            name,
+            arguments,
+        } = call;
+        assert!(!id.is_empty());
+        assert_eq!(
+            (name.as_str(), arguments.replace(' ', "").as_str()),
+            ("look", "{\"at\":[1,2]}")
+        );
+        assert!(answer.calls());
+        let expected = Tokens {
+            prompt: 10,
+            cached: 3,
+            generated: 9,
+            reasoning: answer.tokens.reasoning,
+        };
+        assert_eq!(answer.tokens, expected);
+        assert!((2..=4).contains(&answer.tokens.reasoning), "{expected:?}");
+    }
+}

@@ -39,14 +39,20 @@ parameter_table! { openai_request =>
         pub chat_template_kwargs: Option<Map<String, Value>>,
         /// Variable for chat templates that know it: `low`, `medium`, `high`, …
         pub reasoning_effort: Option<String>,
-        /// Functions that the model may call, shown to it by its chat template. The answer is text: calls are not
-        /// extracted from it.
+        /// Functions that the model may call, shown to it by its chat template. Its calls are in `tool_calls`.
         pub tools: Option<Value>,
         /// Either `auto`, or `none` to hide the tools from the model. Required calls are not supported.
         #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
-        /// Allow several calls in one answer.
+        /// Take more than one call out of the answer.
+        #[schema(default = true)]
         pub parallel_tool_calls: Option<bool>,
+        /// Answer with the model's thoughts, in `reasoning_content` and `reasoning`.
+        #[schema(default = true)]
+        pub include_reasoning: Option<bool>,
+        /// Tell the model's thoughts from the content; off: they stay in it, with the markers around them.
+        #[schema(default = true)]
+        pub separate_reasoning: Option<bool>,
         /// Settings of Transformers' `generate()`, as `transformers chat` sends them: an object, or the text of one.
         /// Fields of the request itself take precedence.
         pub generation_config: Option<GenerationConfig>,

@@ -112,6 +112,10 @@ macro_rules! openai_request {
             /// Number of choices to generate for each prompt, with different seeds.
             #[schema(default = 1, minimum = 1, maximum = 128)]
             pub n: Option<u32>,
+            /// Answer with the log-probability of every token of the prompt, and of this many most likely tokens at its
+            /// position. Not in streams.
+            #[schema(minimum = 0)]
+            pub prompt_logprobs: Option<u32>,
             /// Write the tokenizer's special tokens before the prompt. On for completions; off for chats, whose
             /// template writes them.
             pub add_special_tokens: Option<bool>,

@@ -18,12 +18,14 @@ use crate::api::conversation::events::AnswerEvents;
 use crate::api::conversation::history::with_one_instruction;
 use crate::api::conversation::text_or_list::TextOrList;
 use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm};
+use crate::api::openai::chat::{Chat, ChatForm, Submitted};
 use crate::api_keys::current_tenant;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
+use crate::running_requests::also_known_as;
 use crate::state::AppState;
+use crate::tool_calls::Plan;
 use crate::stored_responses::StoredResponse;
 
 /// Form of this route's chats.
@@ -34,6 +36,15 @@ const FORM: ChatForm = ChatForm {
     clamps: true,
     fallback: Some(with_one_instruction),
 };
+
+/// Fields of a chat, and their names on this route.
+const NAMES: [(&str, &str); 5] = [
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("messages", "input"),
+];
 
 /// Maximum number of `metadata`, and maximum number of characters of their names and values; OpenAI's.
 const MAX_METADATA: usize = 16;
@@ -62,6 +73,10 @@ const MAX_METADATA_VALUE: usize = 512;
     )
 )]
 pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
+    answer(call).await.map_err(|error| error.renamed(&NAMES))
+}
+
+async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
     let (state, mut request, mut accounting) = call.begin();
     let state = &state;
     check(&request)?;
@@ -75,9 +90,10 @@ pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiErr
     let chat = translation::chat(&request, &earlier, &input, &mut tools)?;
     let chat = Chat::new(state, chat, &FORM)?;
     let with_logprobs = chat.logprobs.is_some();
-    let choices = chat.submit(state, &mut accounting).await?;
+    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
+    let parser = plan.as_ref().map(Plan::parser);
     let logprobs = with_logprobs.then(|| Arc::clone(state.tokenizer()));
-    let reader = AnswerReader::new(None, logprobs, accounting.prompt_tokens as u64);
+    let reader = AnswerReader::new(parser, logprobs, accounting.prompt_tokens as u64);
     let mut choice = choices
         .into_iter()
         .next()
@@ -90,6 +106,7 @@ pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiErr
     let stream = request.stream.unwrap_or(false);
     let store = request.store.unwrap_or(true) && state.stored_responses().is_enabled();
     let response = ResponseBody::begin(&mut request, state.served_name(), store);
+    also_known_as(&response.id);
     let events = ResponseEvents::new(response, maker, on_complete(state, store, input, previous));
     if stream {
         let head = accounting.clone();

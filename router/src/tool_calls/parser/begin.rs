@@ -56,6 +56,7 @@ pub struct TagMarkers {
     pub string_mark: Marker,
     pub json_mark: Marker,
     pub close: Marker,
+    pub trim: bool,
     pub space_before_value: String,
     pub space_after_value: String,
 }
@@ -277,6 +278,7 @@ impl BodyMarkers {
                         string_mark: Marker::new(&tags.string_mark),
                         json_mark: Marker::new(&tags.json_mark),
                         close: Marker::new(&tags.close),
+                        trim: tags.trim,
                         space_before_value: trailing_space(if tags.string_mark.is_empty() {
                             &tags.key_close
                         } else {

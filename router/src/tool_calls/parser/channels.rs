@@ -62,6 +62,10 @@ impl ChannelParser {
         self.run(true, pieces);
     }
 
+    pub fn is_reasoning(&self) -> bool {
+        self.state == State::Reasoning
+    }
+
     fn run(&mut self, end: bool, pieces: &mut Vec<Piece>) {
         while self.step(end, pieces) {}
     }

@@ -22,7 +22,11 @@ use super::plan::Plan;
 
 /// Streaming parser of one answer.
 #[derive(Debug)]
-pub struct Parser(Kind);
+pub struct Parser {
+    kind: Kind,
+    /// True if calls after the first are left out.
+    single_call: bool,
+}
 
 #[derive(Debug)]
 enum Kind {
@@ -49,7 +53,7 @@ impl Calls {
 
 impl Parser {
     pub fn new(plan: &Plan) -> Self {
-        Self(match &plan.format.layout {
+        let kind = match &plan.format.layout {
             Layout::Regions(format) => Kind::Regions(Box::new(RegionParser::new(plan, format))),
             Layout::Channels(format) => Kind::Channels(Box::new(ChannelParser::new(
                 format,
@@ -57,27 +61,50 @@ impl Parser {
                 plan.separate_reasoning,
                 &plan.prefix,
             ))),
-        })
+        };
+        Self {
+            kind,
+            single_call: plan.single_call,
+        }
     }
 
     /// Adds text of the answer. Returns the pieces that became certain with it.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Regions(parser) => parser.push(text, &mut pieces),
             Kind::Channels(parser) => parser.push(text, &mut pieces),
         }
-        pieces
+        self.kept(pieces)
     }
 
     /// Ends the answer. Returns its last pieces.
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        match &mut self.0 {
+        match &mut self.kind {
             Kind::Regions(parser) => parser.finish(&mut pieces),
             Kind::Channels(parser) => parser.finish(&mut pieces),
+        }
+        self.kept(pieces)
+    }
+
+    /// True inside reasoning.
+    pub fn is_reasoning(&self) -> bool {
+        match &self.kind {
+            Kind::Regions(parser) => parser.is_reasoning(),
+            Kind::Channels(parser) => parser.is_reasoning(),
+        }
+    }
+
+    fn kept(&self, mut pieces: Vec<Piece>) -> Vec<Piece> {
+        if self.single_call {
+            pieces.retain(|piece| match piece {
+                Piece::Content(_) | Piece::Reasoning(_) => true,
+                Piece::CallBegin { index, .. }
+                | Piece::CallArguments { index, .. }
+                | Piece::CallEnd { index } => *index == 0,
+            });
         }
         pieces
     }
 }
-

@@ -119,6 +119,10 @@ impl RegionParser {
         piece::push(pieces, self.text_piece(space));
     }
 
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning)
+    }
+
     /// Handles one part of the buffer; false if more text is needed.
     fn step(&mut self, end: bool, pieces: &mut Vec<Piece>) -> bool {
         self.try_again_at = 0;

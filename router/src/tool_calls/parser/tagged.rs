@@ -147,6 +147,14 @@ impl TaggedValue {
     fn advance(&mut self, cursor: &mut Cursor<'_>, tags: &TagMarkers, out: &mut String) -> Try<bool> {
         let space = tags.space_before_value.as_str();
         if self.at_start {
+            if tags.trim {
+                cursor.space();
+                self.at_start = cursor.rest().is_empty();
+                return match self.at_start {
+                    true => Err(cursor.doubt()),
+                    false => Ok(false),
+                };
+            }
             let rest = cursor.rest();
             if rest.len() < space.len() && space.starts_with(rest) && !cursor.is_last() {
                 return Err(Doubt::More);
@@ -161,9 +169,12 @@ impl TaggedValue {
         match find(rest, &[&tags.close], cursor.is_last()) {
             Found::At { start, len, .. } => {
                 let text = rest.get(..start).unwrap_or_default();
-                let text = text
-                    .strip_suffix(tags.space_after_value.as_str())
-                    .unwrap_or(text);
+                let text = match tags.trim {
+                    true => text.trim_end(),
+                    false => text
+                        .strip_suffix(tags.space_after_value.as_str())
+                        .unwrap_or(text),
+                };
                 self.add(text, out);
                 self.end(out);
                 cursor.at += start + len;
