@@ -28,6 +28,10 @@ export PYTHONUNBUFFERED := 1
 # With OpenMP threads that spin while they wait, tests take many times as long as soon as anything else runs.
 export OMP_WAIT_POLICY := passive
 
+# Files of Python tests that run at once. Much of a test is waiting: for imports, for servers that start.
+TEST_WORKERS ?= 2
+PYTEST := $(VENV)/bin/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile
+
 # So that `gridwork` finds its router and shard, and tools are the pinned ones.
 export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/uv/bin:$(PATH)
 
@@ -179,11 +183,11 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(VENV)/bin/python -m pytest -q server/tests kernels benchmarks/tests conformance/tests gpu/tests
+	@$(PYTEST) server/tests kernels benchmarks/tests conformance/tests gpu/tests
 
 integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
-	@$(VENV)/bin/python -m pytest -q integration-tests
+	@$(PYTEST) integration-tests
 
 test-hostile: build python-dev ## Hostile clients and faults beside bystanders; prints what each one cost them
 	$(say) "Hostile clients and faults"
@@ -195,7 +199,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 
 nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "Integration tests, long forms"
-	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q integration-tests
+	@GRIDWORK_TEST_LONG=1 $(PYTEST) integration-tests
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/model/test_compile.py
 
 # --- Benchmarks -------------------------------------------------------------------------------------------------

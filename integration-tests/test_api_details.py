@@ -31,13 +31,8 @@ def refusal(response: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("guided_json", {}),
-        ("guided_regex", "[0-9]"),
-        ("structured_outputs", {"regex": "a"}),
         ("bad_words", ["Paris"]),
-        ("allowed_token_ids", [1]),
         ("use_beam_search", True),
-        ("truncate_prompt_tokens", 2),
         ("adapter_id", "mine"),
         ("max_new_tokens", 5),
     ],

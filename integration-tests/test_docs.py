@@ -34,7 +34,7 @@ def test_no_documented_flag_is_missing_from_the_program() -> None:
 def test_flags_of_text_generation_inference_are_documented() -> None:
     page = (ROOT / "docs" / "flags.md").read_text()
     tables = page[page.index("## Flags of text-generation-inference") :]
-    for flag, variable in (("--disable-grammar-support", "DISABLE_GRAMMAR_SUPPORT"), ("--rope-factor", "ROPE_FACTOR")):
+    for flag, variable in (("--disable-custom-kernels", "DISABLE_CUSTOM_KERNELS"), ("--rope-factor", "ROPE_FACTOR")):
         assert f"| `{flag}` | `{variable}` |" in tables
 
 

@@ -11,14 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "max_position_embeddings": 2048,
-    }
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
     depth: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(**sizes, **depth)).save_pretrained(tmp_path)
+    config = LlamaConfig(**sizes, **depth, max_position_embeddings=2048)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     return tmp_path
 
 

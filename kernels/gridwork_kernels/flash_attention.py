@@ -77,38 +77,26 @@ def flash_attn(
     """Attends by an installed package; for the arguments see `paged_attention.AttendSlots`."""
     sequences = ragged(layout)
     found = package(torch.cuda.get_device_capability(query.device)[0])
-    shared = {
+    arguments = {
+        "cu_seqlens_q": sequences.tokens,
+        "max_seqlen_q": sequences.max_tokens,
         "softmax_scale": options.scale,
         "causal": True,
         "window_size": (options.window - 1, 0) if options.window else (-1, -1),
         "softcap": options.softcap,
     }
-    keys, values = pages(keys, layout.block_size), pages(values, layout.block_size)
-    out: torch.Tensor
     if found.version == 3:
-        out = found.attend(
-            query,
-            keys,
-            values,
-            cache_seqlens=sequences.lengths,
-            page_table=layout.block_tables,
-            cu_seqlens_q=sequences.tokens,
-            max_seqlen_q=sequences.max_tokens,
-            **shared,
-        )
+        arguments |= {"cache_seqlens": sequences.lengths, "page_table": layout.block_tables}
     else:
-        out = found.attend(
-            query,
-            keys,
-            values,
-            cu_seqlens_q=sequences.tokens,
-            cu_seqlens_k=sequences.keys,
-            max_seqlen_q=sequences.max_tokens,
-            max_seqlen_k=sequences.max_keys,
-            alibi_slopes=options.slopes,
-            block_table=layout.block_tables,
-            **shared,
-        )
+        arguments |= {
+            "cu_seqlens_k": sequences.keys,
+            "max_seqlen_k": sequences.max_keys,
+            "alibi_slopes": options.slopes,
+            "block_table": layout.block_tables,
+        }
+    out: torch.Tensor = found.attend(
+        query, pages(keys, layout.block_size), pages(values, layout.block_size), **arguments
+    )
     return out
 
 

@@ -21,6 +21,8 @@ pub enum Dialect {
     OpenAi,
     /// text-embeddings-inference: `{"error", "error_type"}`, with statuses and types of its own.
     Tei,
+    /// Anthropic: `{"type": "error", "error": {"type", "message"}}`.
+    Anthropic,
 }
 
 /// Kinds of errors. Each has a status and a name in every dialect.
@@ -51,6 +53,8 @@ pub enum ErrorKind {
     Overloaded,
     /// Loading, restarting or shutting down.
     Unavailable,
+    /// The client aborted the request by its id.
+    Aborted,
     /// The request was admitted and failed later.
     Generation,
     Internal,
@@ -67,6 +71,8 @@ pub struct ApiError {
     pub retry_after_s: Option<u64>,
     /// Length of the model's context in tokens, for a request that does not fit into it.
     pub context_tokens: Option<usize>,
+    /// Number of tokens of a prompt that does not fit into it.
+    pub prompt_tokens: Option<usize>,
 }
 
 impl ApiError {
@@ -77,6 +83,7 @@ impl ApiError {
             field: None,
             retry_after_s: None,
             context_tokens: None,
+            prompt_tokens: None,
         }
     }
 
@@ -97,6 +104,30 @@ impl ApiError {
         }
     }
 
+    /// The error with the number of tokens of the prompt that is too long.
+    pub fn with_prompt_tokens(self, prompt_tokens: usize) -> Self {
+        ApiError {
+            prompt_tokens: Some(prompt_tokens),
+            ..self
+        }
+    }
+
+    /// The error with other names of fields: `names` are pairs of a beginning of a field's path here, and the client's
+    /// name for it.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        for (from, to) in names {
+            if let Some(rest) = self
+                .field
+                .as_ref()
+                .and_then(|field| field.strip_prefix(from))
+            {
+                self.field = Some([to, rest].concat());
+            }
+            self.message = self.message.replace(&format!("`{from}"), &format!("`{to}"));
+        }
+        self
+    }
+
     /// Error of a model or adapter that is not served.
     pub fn unknown_model(field: &str, name: &str, served: &str) -> Self {
         let message =
@@ -115,7 +146,9 @@ impl ApiError {
             | ErrorKind::TooLong
             | ErrorKind::Empty
             | ErrorKind::Template => match (dialect, self.kind) {
-                (Dialect::OpenAi, _) | (Dialect::Tei, ErrorKind::Empty) => StatusCode::BAD_REQUEST,
+                (Dialect::OpenAi | Dialect::Anthropic, _) | (Dialect::Tei, ErrorKind::Empty) => {
+                    StatusCode::BAD_REQUEST
+                }
                 (Dialect::Tei, ErrorKind::Validation | ErrorKind::TooLong) => {
                     StatusCode::PAYLOAD_TOO_LARGE
                 }
@@ -127,11 +160,16 @@ impl ApiError {
             ErrorKind::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             ErrorKind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::Overloaded => match dialect {
+                // Anthropic's clients know an overloaded server by it.
+                Dialect::Anthropic => non_standard(529, StatusCode::SERVICE_UNAVAILABLE),
+                _ => StatusCode::TOO_MANY_REQUESTS,
+            },
             ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Aborted => non_standard(499, StatusCode::BAD_REQUEST),
             ErrorKind::Generation => match dialect {
                 Dialect::Tgi | Dialect::Tei => StatusCode::FAILED_DEPENDENCY,
-                Dialect::OpenAi => StatusCode::INTERNAL_SERVER_ERROR,
+                Dialect::OpenAi | Dialect::Anthropic => StatusCode::INTERNAL_SERVER_ERROR,
             },
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -156,6 +194,7 @@ impl ApiError {
             ErrorKind::UnsupportedMediaType => "unsupported_media_type",
             ErrorKind::Overloaded => "overloaded",
             ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Aborted => "aborted",
             ErrorKind::Generation => "generation",
             ErrorKind::Internal => "internal",
         }
@@ -170,6 +209,29 @@ impl ApiError {
             ErrorKind::Unavailable => "Unhealthy",
             ErrorKind::Generation => "Backend",
             _ => self.type_name(),
+        }
+    }
+
+    /// `type` of the error in Anthropic's dialect.
+    fn anthropic_type(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::Unauthorized => "authentication_error",
+            ErrorKind::UnknownModel | ErrorKind::NotFound => "not_found_error",
+            ErrorKind::PayloadTooLarge => "request_too_large",
+            ErrorKind::RequestTimeout => "timeout_error",
+            ErrorKind::Overloaded => "overloaded_error",
+            ErrorKind::Unavailable | ErrorKind::Generation | ErrorKind::Internal => "api_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// Message in Anthropic's dialect. Clients recognise a prompt that is too long by its words.
+    fn anthropic_message(&self) -> Cow<'_, str> {
+        match (self.kind, self.context_tokens, self.prompt_tokens) {
+            (ErrorKind::TooLong, Some(context), Some(prompt)) => {
+                format!("prompt is too long: {prompt} tokens > {context} maximum").into()
+            }
+            _ => Cow::Borrowed(&self.message),
         }
     }
 
@@ -203,6 +265,10 @@ impl ApiError {
                 json!({"error": format!("{prefix}{}", self.message), "error_type": self.type_name()})
             }
             Dialect::Tei => json!({"error": self.message, "error_type": self.tei_type()}),
+            Dialect::Anthropic => {
+                let (kind, message) = (self.anthropic_type(), self.anthropic_message());
+                json!({"type": "error", "error": {"type": kind, "message": message}})
+            }
             Dialect::OpenAi => {
                 let (class, code) = match self.kind {
                     ErrorKind::Unauthorized => ("authentication_error", Some("invalid_api_key")),
@@ -247,6 +313,11 @@ impl ApiError {
         }
         response
     }
+}
+
+/// A status that no standard names.
+fn non_standard(code: u16, otherwise: StatusCode) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(otherwise)
 }
 
 impl IntoResponse for ApiError {
@@ -352,6 +423,14 @@ mod tests {
     }
 
     #[test]
+    fn fields_have_the_clients_names() {
+        let error = ApiError::validation("format.schema.a", "`format.schema.a` is not `format`")
+            .renamed(&[("format.schema", "text.schema")]);
+        assert_eq!(error.field.as_deref(), Some("text.schema.a"));
+        assert_eq!(error.message, "`text.schema.a` is not `format`");
+    }
+
+    #[test]
     fn overload_is_429_with_retry_after() {
         let error = ApiError::from(SubmitError::Overloaded {
             limit: 3,
@@ -360,6 +439,30 @@ mod tests {
         let response = error.response(Dialect::OpenAi);
         assert_eq!(response.status(), 429);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn anthropics_clients_read_the_type_and_know_a_full_context_and_an_overload() {
+        let error = ApiError::too_long("messages", 8, "`messages` must have at most 7 tokens")
+            .with_prompt_tokens(9);
+        assert_eq!(error.status(Dialect::Anthropic), 400);
+        assert_eq!(
+            error.body(Dialect::Anthropic),
+            json!({"type": "error", "error": {"type": "invalid_request_error",
+                   "message": "prompt is too long: 9 tokens > 8 maximum"}})
+        );
+        let error = ApiError::new(ErrorKind::Overloaded, "busy");
+        assert_eq!(error.status(Dialect::Anthropic), 529);
+        assert_eq!(
+            error.body(Dialect::Anthropic)["error"]["type"],
+            "overloaded_error"
+        );
+        let error = ApiError::new(ErrorKind::Unauthorized, "no key");
+        assert_eq!(error.status(Dialect::Anthropic), 401);
+        assert_eq!(
+            error.body(Dialect::Anthropic)["error"]["type"],
+            "authentication_error"
+        );
     }
 
     #[test]

@@ -11,20 +11,24 @@ pub mod docs;
 mod encoder;
 mod error;
 mod generation;
+mod grammar;
 mod http;
 pub mod observability;
 mod openapi;
+mod running_requests;
 mod server;
 mod state;
+mod stored_responses;
 mod supervision;
 mod tokenizing;
+mod tool_calls;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
+use gridwork_engine::{Encoder, Engine, EngineConfig, Ready, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -35,12 +39,16 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
+use crate::grammar::compile::Grammars;
+use crate::running_requests::RunningRequests;
 use crate::state::{AppState, Condition, Parts};
+use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::text_encoder::TextEncoder;
 use crate::tokenizing::tokenizer_file::TokenizerFileError;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
+use crate::tool_calls::{ChatFormat, Choice};
 
 /// Reasons why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -81,12 +89,21 @@ pub async fn run(
             RouterError::Internal(format!("stdin is no socket of the launcher: {error}"))
         })?;
     }
-    let (tokenizer, slow_regexes, chat_template) = tokio::select! {
+    let Loaded {
+        tokenizer,
+        slow_regexes,
+        chat_template,
+        chat_format,
+    } = tokio::select! {
         loaded = load_tokenizer(&config) => loaded?,
         () = &mut shutdown => return Ok(()),
     };
     match &chat_template {
-        Ok(_) => {}
+        Ok(_) => {
+            let format = &chat_format.format;
+            tracing::info!("format of tool calls: {}", format.describe_calls());
+            tracing::info!("format of reasoning: {}", format.describe_reasoning());
+        }
         Err(ChatTemplateError::Missing) => {
             tracing::info!("the model has no chat template: /v1/chat/completions will refuse");
         }
@@ -135,11 +152,18 @@ pub async fn run(
     let state = AppState::new(Parts {
         engine: engine.clone(),
         validator,
+        grammars: Grammars::new(settings.limits.validation_workers),
         workers,
         tokenizer,
         config: config.http.clone(),
         chat_template,
+        chat_format,
         encoder,
+        stored_responses: StoredResponses::new(
+            settings.http.response_store_bytes,
+            config.http.api_keys.len(),
+        ),
+        running_requests: RunningRequests::default(),
         condition: Condition {
             supervision,
             metrics,
@@ -194,10 +218,13 @@ pub async fn run(
 /// Waits until the model is loaded, whatever it is served for; what then to tell the user.
 async fn until_ready(state: &AppState) -> Result<String, StartError> {
     match state.engine().ready().await {
-        Ok(ready) => Ok(format!(
-            "{} tokens of cache, sequences of up to {} tokens",
-            ready.limits.capacity_tokens, ready.limits.max_total_tokens
-        )),
+        Ok(ready) => {
+            prepare_grammars(state, ready.clone());
+            Ok(format!(
+                "{} tokens of cache, sequences of up to {} tokens",
+                ready.limits.capacity_tokens, ready.limits.max_total_tokens
+            ))
+        }
         Err(StartError::OtherTask { .. }) => {
             let info = state.encoder().encoder.ready().await?;
             Ok(format!(
@@ -211,14 +238,22 @@ async fn until_ready(state: &AppState) -> Result<String, StartError> {
     }
 }
 
-type LoadedTokenizer = (
-    Arc<Tokenizer>,
-    SlowRegexes,
-    Result<ChatTemplate, ChatTemplateError>,
-);
+/// Arranges the model's tokens for grammars, beside the first requests.
+fn prepare_grammars(state: &AppState, ready: Arc<Ready>) {
+    let grammars = state.grammars().clone();
+    tokio::task::spawn_blocking(move || grammars.prepare(&ready));
+}
+
+/// Contents of the files of a tokenizer.
+struct Loaded {
+    tokenizer: Arc<Tokenizer>,
+    slow_regexes: SlowRegexes,
+    chat_template: Result<ChatTemplate, ChatTemplateError>,
+    chat_format: ChatFormat,
+}
 
 /// Reads tokenizer and chat template, off the threads that serve connections.
-async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, RouterError> {
+async fn load_tokenizer(config: &RouterConfig) -> Result<Loaded, RouterError> {
     let settings = config.settings();
     let launch = &settings.launch;
     let folder = launch
@@ -226,15 +261,22 @@ async fn load_tokenizer(config: &RouterConfig) -> Result<LoadedTokenizer, Router
         .as_ref()
         .unwrap_or(&launch.model_path)
         .clone();
-    let tokenizer_config = settings.names.tokenizer_config_path.clone();
+    let names = settings.names.clone();
     tokio::task::spawn_blocking(move || {
         let tokenizer = tokenizing::tokenizer_file::read(&folder)?;
         let slow_regexes = read_slow_regexes(&folder)?;
-        Ok((
-            Arc::new(tokenizer),
+        let chat_template = ChatTemplate::load(&folder, names.tokenizer_config_path.as_deref());
+        let choice = Choice {
+            calls: Some(&names.tool_call_parser),
+            reasoning: Some(&names.reasoning_parser),
+        };
+        let chat_format = ChatFormat::find(chat_template.as_ref().ok(), &tokenizer, choice);
+        Ok(Loaded {
+            tokenizer: Arc::new(tokenizer),
             slow_regexes,
-            ChatTemplate::load(&folder, tokenizer_config.as_deref()),
-        ))
+            chat_template,
+            chat_format,
+        })
     })
     .await
     .map_err(|error| RouterError::Internal(error.to_string()))?

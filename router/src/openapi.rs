@@ -15,12 +15,13 @@ use crate::state::AppState;
 #[openapi(
     info(
         title = "Gridwork",
-        description = "Text generation and encoders: an OpenAI-compatible API, text-generation-inference's own, and \
-                       text-embeddings-inference's",
+        description = "Text generation and encoders: an OpenAI-compatible API, Anthropic's, text-generation-inference's own, \
+                       and text-embeddings-inference's",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     tags(
         (name = "OpenAI", description = "Routes of OpenAI's API"),
+        (name = "Anthropic", description = "Routes of Anthropic's API"),
         (name = "Text generation", description = "Routes of text-generation-inference"),
         (name = "Encoders", description = "Routes of text-embeddings-inference"),
         (name = "Server", description = "Routes for operators"),
@@ -48,7 +49,10 @@ pub fn document() -> Document {
         let Some(mut item) = part.paths.paths.remove(LISTED) else {
             continue;
         };
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        for operation in [&mut item.get, &mut item.post, &mut item.delete]
+            .into_iter()
+            .flatten()
+        {
             complete(operation, route);
         }
         let path = route.path.replace("{*", "{");
@@ -95,7 +99,7 @@ mod tests {
     fn every_documented_route_has_a_summary_and_its_security() {
         let document = json();
         let documented = ROUTES.iter().filter(|route| route.openapi.is_some());
-        assert_eq!(documented.clone().count(), 25);
+        assert_eq!(documented.clone().count(), 39);
         for route in documented {
             let path = route.path.replace("{*", "{");
             let method = route.method.as_str().to_ascii_lowercase();
@@ -106,7 +110,7 @@ mod tests {
             );
             assert_eq!(
                 operation["security"].is_array(),
-                method == "post",
+                route.needs_key(),
                 "{method} {path}"
             );
         }

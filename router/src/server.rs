@@ -3,36 +3,45 @@
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use tower::util::MapRequest;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
 use crate::api::routes::{ROUTES, dialect_of, openai_end};
-use crate::error::{ApiError, ErrorKind, written};
+use crate::error::{ApiError, Dialect, ErrorKind, written};
+use crate::http::abortable::{self, REQUEST_ID};
 use crate::http::api_key::require_key;
-use crate::http::{body_encoding, route};
+use crate::http::{body_encoding, path, route};
 use crate::observability::request_log;
 use crate::state::AppState;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The whole application.
 pub fn app(state: AppState) -> Router {
     let cors = cors(&state.config().cors_allow_origin);
     // The models' creation time is that of the server.
     api::started_s();
-    Router::new()
+    let routes: Router = Router::new()
         .merge(route::router(ROUTES))
         .merge(crate::openapi::routes())
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
+        .layer(from_fn_with_state(
+            (state.clone(), dialect_of as fn(&str) -> Dialect),
+            abortable::run,
+        ))
         .layer(from_fn_with_state(state.clone(), require_key))
         .layer(from_fn(write_errors))
         .layer(cors)
         .layer(from_fn_with_state(state.clone(), request_id))
-        .with_state(state)
+        .with_state(state);
+    // Outside of the router, which would not find other paths.
+    Router::new().fallback_service(MapRequest::new(routes, path::normalize as Normalize))
 }
+
+/// Changes the path of a request.
+type Normalize = fn(Request) -> Request;
 
 /// Layer for cross-origin requests. The origins have been checked before; an empty list allows any.
 fn cors(origins: &[String]) -> CorsLayer {
@@ -46,7 +55,7 @@ fn cors(origins: &[String]) -> CorsLayer {
         AllowOrigin::list(origins)
     };
     CorsLayer::new()
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // OpenAI's client for browsers sends its own headers, and `*` would not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
@@ -89,7 +98,7 @@ fn no_route(path: &str) -> String {
 }
 
 /// Adds the client's request id to the answer, or a new one. With `--log-requests` the request is logged under it.
-async fn request_id(State(state): State<AppState>, request: Request, next: Next) -> Response {
+async fn request_id(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let id = request
         .headers()
         .get(&REQUEST_ID)
@@ -98,6 +107,7 @@ async fn request_id(State(state): State<AppState>, request: Request, next: Next)
             HeaderValue::from_str(&uuid::Uuid::new_v4().to_string())
                 .unwrap_or(HeaderValue::from_static("unknown"))
         });
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     // Requests of other methods are those for the state of the server, which monitors send every few seconds.
     let is_logged = state.settings().output.log_requests && request.method() == Method::POST;
     let mut response = if is_logged {
@@ -121,7 +131,7 @@ mod tests {
         for path in ["/chat/completions", "/v1/v1/models", "/api/embeddings"] {
             assert!(no_route(path).contains("ends in /v1"), "{path}");
         }
-        for path in ["/v1/responses", "/generat"] {
+        for path in ["/v1/moderations", "/generat"] {
             assert!(no_route(path).ends_with("see /docs"), "{path}");
         }
     }

@@ -15,9 +15,13 @@ use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
+use crate::grammar::compile::Grammars;
+use crate::running_requests::RunningRequests;
+use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
 use crate::tokenizing::workers::Workers;
+use crate::tool_calls::ChatFormat;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -27,12 +31,17 @@ pub struct AppState(Arc<Parts>);
 pub struct Parts {
     pub engine: Engine,
     pub validator: Validator,
+    pub grammars: Grammars,
     pub workers: Workers,
     pub tokenizer: Arc<Tokenizer>,
     pub config: Config,
     pub chat_template: Result<ChatTemplate, ChatTemplateError>,
+    /// How the model writes calls and reasoning.
+    pub chat_format: ChatFormat,
     /// Service of encoders. It exists also when the model generates.
     pub encoder: EncoderService,
+    pub stored_responses: StoredResponses,
+    pub running_requests: RunningRequests,
     pub condition: Condition,
 }
 
@@ -57,6 +66,16 @@ impl AppState {
         &self.0.encoder
     }
 
+    /// Responses that clients may read and continue.
+    pub fn stored_responses(&self) -> &StoredResponses {
+        &self.0.stored_responses
+    }
+
+    /// Requests that are being answered.
+    pub fn running_requests(&self) -> &RunningRequests {
+        &self.0.running_requests
+    }
+
     /// Health of the shards.
     pub fn supervision(&self) -> &Supervision {
         &self.0.condition.supervision
@@ -64,6 +83,11 @@ impl AppState {
 
     pub fn validator(&self) -> &Validator {
         &self.0.validator
+    }
+
+    /// Compiler of grammars.
+    pub fn grammars(&self) -> &Grammars {
+        &self.0.grammars
     }
 
     /// Worker threads that parse, render and tokenize.
@@ -86,6 +110,11 @@ impl AppState {
 
     pub fn chat_template(&self) -> Result<&ChatTemplate, &ChatTemplateError> {
         self.0.chat_template.as_ref()
+    }
+
+    /// How the model writes calls and reasoning.
+    pub fn chat_format(&self) -> &ChatFormat {
+        &self.0.chat_format
     }
 
     /// The metrics in Prometheus' text format.
@@ -124,6 +153,12 @@ impl AppState {
         }
         // An overloaded server refuses before any work is done.
         let permit = self.0.engine.reserve()?;
+        let grammar = parameters.grammar.take();
+        if let Some(grammar) = &grammar
+            && self.settings().limits.disable_grammar_support
+        {
+            return Err(grammar_disabled(grammar.field()));
+        }
         let mut valid = self
             .0
             .validator
@@ -136,6 +171,9 @@ impl AppState {
                 span,
             )
             .await?;
+        if let Some(grammar) = grammar {
+            valid.request.grammar = Some(self.0.grammars.compile(grammar, &ready).await?);
+        }
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
         valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {
@@ -143,4 +181,9 @@ impl AppState {
         }
         Ok(valid)
     }
+}
+
+fn grammar_disabled(field: &str) -> ApiError {
+    let message = format!("`{field}` is not allowed on this server (--disable-grammar-support)");
+    ApiError::validation(field, message)
 }

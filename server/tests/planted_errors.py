@@ -148,10 +148,10 @@ def _in_call(
     def plant() -> Iterator[None]:
         plain = PagedPath._call
 
-        def call(self: Any, input_ids: Any, positions: Any, kept: Any, step: Any, late: Any = None) -> torch.Tensor:
+        def call(self: Any, input_ids: Any, positions: Any, kept: Any, step: Any, *others: Any) -> torch.Tensor:
             if isinstance(step, attention.PagedStep):
                 input_ids, positions, kept = change(input_ids, positions, kept)
-            return plain(self, input_ids, positions, kept, step, late)
+            return plain(self, input_ids, positions, kept, step, *others)
 
         with patch.object(PagedPath, "_call", call):
             yield

@@ -270,14 +270,12 @@ fn old_flags_are_refused_only_when_they_would_change_answers() {
         "--watermark-delta",
         "-2",
         "--disable-custom-kernels",
-        "--disable-grammar-support",
     ];
     let cli = parse_for_model(&args).unwrap();
     let warnings = cli.legacy.warnings().join("\n");
     for flag in [
         "--watermark-delta",
         "--disable-custom-kernels",
-        "--disable-grammar-support",
     ] {
         assert!(warnings.contains(flag), "{warnings}");
     }

@@ -1,5 +1,6 @@
 //! Requests to the engine and its events. Every HTTP API translates to this one form.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use gridwork_proto::v1::SamplingParameters;
@@ -16,12 +17,17 @@ pub struct GenerationRequest {
     pub max_new_tokens: u32,
     pub sampling: SamplingParameters,
     pub stop: StopConditions,
+    /// Grammar that the generated text follows, in llguidance's JSON; `None`: any text. The text also ends where the
+    /// grammar allows nothing more, whatever `stop` says.
+    pub grammar: Option<Arc<str>>,
     pub logprobs: LogprobOptions,
     pub priority: Priority,
     /// Namespace within which its cached keys and values are shared.
     pub namespace: CacheNamespace,
     /// Leave special tokens out of the generated text.
     pub skip_special_tokens: bool,
+    /// Special tokens that are in the text even so.
+    pub shown_special_tokens: Arc<[u32]>,
     /// Maximum time until the request's first step; `None`: the engine's default.
     pub queue_timeout: Option<Duration>,
     /// Permit taken beforehand; without one, a permit is taken when the request is submitted.
@@ -42,14 +48,23 @@ impl GenerationRequest {
                 ..Default::default()
             },
             stop: StopConditions::default(),
+            grammar: None,
             logprobs: LogprobOptions::default(),
             priority: Priority::Normal,
             namespace: CacheNamespace::default(),
             skip_special_tokens: true,
+            shown_special_tokens: Arc::new([]),
             queue_timeout: None,
             permit: ReservedPermit::default(),
             span: tracing::Span::none(),
         }
+    }
+}
+
+impl GenerationRequest {
+    /// True if the token, which is special, is left out of the text.
+    pub fn hides(&self, special_token: u32) -> bool {
+        self.skip_special_tokens && !self.shown_special_tokens.contains(&special_token)
     }
 }
 
@@ -168,7 +183,7 @@ pub struct Finish {
 pub enum FinishReason {
     /// `max_new_tokens` reached.
     Length,
-    /// An end-of-sequence token was generated, possibly as the last one allowed.
+    /// An end-of-sequence token was generated, possibly as the last one allowed, or the grammar allows nothing more.
     EndOfSequence,
     /// This stop string was found.
     StopString(String),

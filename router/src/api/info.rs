@@ -4,6 +4,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::served_model::{EncoderInfo, Info};
 use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse};
@@ -72,6 +74,24 @@ pub async fn health(State(state): State<AppState>) -> Response {
 )]
 pub async fn ping(state: State<AppState>) -> Response {
     health(state).await
+}
+
+/// Version of the server.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Version {
+    #[schema(example = "0.1.0")]
+    pub version: String,
+}
+
+/// The version of the server.
+#[utoipa::path(
+    get, path = LISTED,
+    responses((status = 200, description = "The version", body = Version))
+)]
+pub async fn version() -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
 }
 
 /// Metrics in Prometheus' text format.

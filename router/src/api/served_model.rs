@@ -14,6 +14,10 @@ use crate::state::AppState;
 pub struct Info {
     #[serde(flatten)]
     pub model: ModelInfo,
+    /// How the model writes tool calls, and where that was found.
+    pub tool_call_format: String,
+    /// How the model writes its reasoning, and where that was found.
+    pub reasoning_format: String,
     /// True if a request's logits are the same to the bit whatever other requests run beside it. Otherwise they differ
     /// by rounding: in float32 hardly ever by as much as two tokens do, in 16 bits sometimes.
     pub batch_invariant: bool,
@@ -133,6 +137,8 @@ impl Info {
         let max_input_tokens = requested.max_input_tokens.unwrap_or(u32::MAX);
         Info {
             model: ModelInfo::new(state, info, Task::Generate),
+            tool_call_format: state.chat_format().format.describe_calls(),
+            reasoning_format: state.chat_format().format.describe_reasoning(),
             batch_invariant: info.batch_invariant,
             replay_invariant: info.replay_invariant,
             invariance_reason: info.invariance_reason.clone(),

@@ -53,6 +53,7 @@ pub struct ChatTemplate {
     tool_use: Option<Compiled>,
     /// Special tokens of the tokenizer's configuration, such as `bos_token` and `eos_token`.
     special_tokens: Map<String, Json>,
+    response_template: Option<Json>,
 }
 
 /// One compiled template.
@@ -78,7 +79,10 @@ impl ChatTemplate {
         tokenizer_config: Option<&Path>,
     ) -> Result<Self, ChatTemplateError> {
         let source = Source::read(model_path, tokenizer_config)?;
-        Self::compile_all(source.templates, source.special_tokens)
+        Ok(Self {
+            response_template: source.response_template,
+            ..Self::compile_all(source.templates, source.special_tokens)?
+        })
     }
 
     /// Compiles `template`; `special_tokens` become its variables.
@@ -119,7 +123,23 @@ impl ChatTemplate {
             default: compile(default)?,
             tool_use: tool_use.map(compile).transpose()?,
             special_tokens,
+            response_template: None,
         })
+    }
+
+    /// Source of the template for conversations without tools.
+    pub fn source(&self) -> &str {
+        &self.default.source
+    }
+
+    /// `response_template` of the tokenizer's configuration, in which it describes answers for Transformers.
+    pub fn response_template(&self) -> Option<&Json> {
+        self.response_template.as_ref().filter(|value| value.is_object())
+    }
+
+    /// Text of the template that renders requests with tools.
+    pub fn source_with_tools(&self) -> &str {
+        &self.tool_use.as_ref().unwrap_or(&self.default).source
     }
 
     /// Renders the prompt for `messages`. The template contains the special tokens.

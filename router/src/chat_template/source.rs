@@ -15,6 +15,8 @@ const FOLDER: &str = "additional_chat_templates";
 pub struct Source {
     pub templates: Vec<NamedTemplate>,
     pub special_tokens: Map<String, Value>,
+    /// Description of answers for Transformers.
+    pub response_template: Option<Value>,
 }
 
 /// A named template. A model's only template is named `default`.
@@ -100,6 +102,7 @@ impl Source {
             None => "tokenizer_config.json".into(),
         };
         let configured = config.chat_template.take();
+        let response_template = config.rest.get("response_template").cloned();
         let special_tokens = read_special_tokens(model_path, config.rest)?;
 
         let files = template_files(model_path)?;
@@ -118,6 +121,7 @@ impl Source {
         Ok(Self {
             templates,
             special_tokens,
+            response_template,
         })
     }
 }

@@ -86,7 +86,8 @@ impl FieldNames {
             // Routes of OpenAI's API call them differently.
             ("max_new_tokens", _) => self.max_new_tokens,
             ("top_n_tokens", _) => self.top_n_tokens,
-            (_, Dialect::OpenAi) => openai,
+            ("stop", Dialect::Anthropic) => "stop_sequences",
+            (_, Dialect::OpenAi | Dialect::Anthropic) => openai,
             (_, Dialect::Tgi | Dialect::Tei) => tgi,
         }
     }
@@ -169,6 +170,16 @@ fn top_n_tokens(value: &u32, field: &str, bounds: &Bounds<'_>) -> Result<(), Api
 
 fn token_ids(ids: &[u32], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
     vocabulary::check(field, ids.iter().copied(), bounds.vocab_size, |_| None)
+}
+
+fn not_empty(ids: &[u32], field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    match ids {
+        [] => Err(ApiError::validation(
+            field,
+            format!("`{field}` must not be empty; leave it out to allow all tokens"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn logit_bias(biases: &[(u32, f32)], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {

@@ -4,6 +4,7 @@ use gridwork_engine::GenerationRequest;
 
 use crate::error::Dialect;
 use crate::generation::table::parameter_table;
+use crate::grammar::Grammar;
 
 /// The text or tokens to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,10 @@ macro_rules! declare_parameters {
 parameter_table! { declare_parameters =>
     /// Bound for requests without `max_new_tokens`; the context's end may come before it.
     pub default_max_new_tokens: Option<u32>,
+    /// Lower `max_new_tokens` to what the context has left, rather than refuse it.
+    pub clamps_max_new_tokens: bool,
+    /// Special tokens that are in the text although others are not.
+    pub shown_special_tokens: std::sync::Arc<[u32]>,
     /// Take parameters that are left out from the model's generation config.
     pub takes_model_defaults: bool,
     /// Report the log-probability of every generated token.
@@ -77,6 +82,8 @@ parameter_table! { declare_parameters =>
     pub prompt_logprobs: bool,
     /// Number of most likely tokens to report beside each of the prompt's tokens.
     pub prompt_top_n: u32,
+    /// Grammar that the generated text follows.
+    pub grammar: Option<Grammar>,
 }
 
 impl Parameters {
@@ -96,6 +103,14 @@ pub struct FieldNames {
 }
 
 impl FieldNames {
+    /// Name of the number of tokens to keep of a prompt.
+    pub fn truncate(&self) -> &'static str {
+        match self.dialect {
+            Dialect::OpenAi | Dialect::Anthropic => "truncate_prompt_tokens",
+            Dialect::Tgi | Dialect::Tei => "truncate",
+        }
+    }
+
     pub const TGI: FieldNames = FieldNames {
         dialect: Dialect::Tgi,
         prompt: "inputs",

@@ -306,6 +306,20 @@ macro_rules! parameter_table {
                 transformers {}
             }
 
+            /// Class of the request in the queue.
+            priority: gridwork_engine::Priority {
+                meaning {
+                    sets priority or gridwork_engine::Priority::Normal;
+                }
+                openai {
+                    /// Class in the queue: negative numbers go first, positive ones last, 0 between them.
+                    #[schema(default = 0)]
+                    priority: i64 => $crate::generation::values::priority;
+                }
+                tgi {}
+                transformers {}
+            }
+
             /// Number of most likely tokens to report beside every generated one.
             top_n_tokens: u32 {
                 meaning {
@@ -317,6 +331,21 @@ macro_rules! parameter_table {
                     #[schema(default = 0, minimum = 0)]
                     top_n_tokens: u32;
                 }
+                transformers {}
+            }
+
+            /// Tokens that the text may consist of.
+            allowed_token_ids: Vec<u32> {
+                meaning {
+                    sets sampling.allowed_token_ids or Vec::new();
+                    check token_ids;
+                    check not_empty;
+                }
+                openai {
+                    /// Tokens that the text may consist of; all others are forbidden, also those that end it.
+                    allowed_token_ids: Vec<u32>;
+                }
+                tgi {}
                 transformers {}
             }
 
@@ -396,7 +425,11 @@ macro_rules! parameter_table {
             /// Keep only this many tokens at the prompt's end.
             truncate: usize {
                 meaning {}
-                openai {}
+                openai {
+                    /// Keep only this many tokens at the end of the prompt; -1: as many as the model takes.
+                    #[schema(minimum = -1)]
+                    truncate_prompt_tokens: i64 => $crate::generation::values::truncate_prompt_tokens;
+                }
                 tgi {
                     /// Keep only this many tokens at the end of `inputs`.
                     #[schema(minimum = 1)]
@@ -410,23 +443,11 @@ macro_rules! parameter_table {
 pub(crate) use parameter_table;
 
 /// Parameters of other servers that would change the answer and that OpenAI's routes here do not have.
-pub const UNSUPPORTED: [&str; 21] = [
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
-    "json_schema",
-    "regex",
-    "ebnf",
-    "grammar",
+pub const UNSUPPORTED: [&str; 9] = [
     "bad_words",
-    "allowed_token_ids",
     "logits_processors",
     "use_beam_search",
-    "prompt_logprobs",
     "prompt_embeds",
-    "truncate_prompt_tokens",
     "adapter_id",
     "lora_path",
     "mirostat",

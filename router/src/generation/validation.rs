@@ -11,6 +11,7 @@ use tracing::Span;
 use crate::error::{ApiError, Dialect};
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::values::MODEL_MAXIMUM;
 use crate::observability::metrics;
 use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
 use crate::tokenizing::vocabulary::Vocabulary;
@@ -118,7 +119,8 @@ impl Validator {
             field,
             engine.max_total_tokens as usize,
             format!("`{field}` must have at most {limit} tokens. Given: at least {fewest_tokens}"),
-        ))
+        )
+        .with_prompt_tokens(fewest_tokens))
     }
 
     async fn tokenize(&self, prompt: Prompt, names: &FieldNames) -> Result<Vec<u32>, ApiError> {
@@ -167,11 +169,16 @@ fn fit(
         ));
     }
     if let Some(truncate) = parameters.truncate {
+        let truncate = match truncate {
+            MODEL_MAXIMUM => max_input_tokens,
+            tokens => tokens,
+        };
         if truncate == 0 || truncate > max_input_tokens {
+            let field = names.truncate();
             return Err(ApiError::validation(
-                "truncate",
+                field,
                 format!(
-                    "`truncate` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"
+                    "`{field}` must be strictly positive and at most {max_input_tokens}. Given: {truncate}"
                 ),
             ));
         }
@@ -185,10 +192,12 @@ fn fit(
             format!(
                 "`{field}` must have at most {max_input_tokens} tokens. Given: {prompt_tokens}"
             ),
-        ));
+        )
+        .with_prompt_tokens(prompt_tokens));
     }
     let left = max_total_tokens - prompt_tokens;
     let max_new_tokens = match (parameters.max_new_tokens, parameters.default_max_new_tokens) {
+        (Some(tokens), _) if parameters.clamps_max_new_tokens => left.min(tokens as usize),
         (Some(tokens), _) => tokens as usize,
         (None, Some(tokens)) => left.min(tokens as usize),
         (None, None) => left,
@@ -224,6 +233,7 @@ fn fit(
             ..SamplingParameters::default()
         },
         stop: StopConditions::default(),
+        grammar: None,
         logprobs: LogprobOptions {
             sampled: parameters.logprobs || top_n_tokens > 0,
             top_n: top_n_tokens,
@@ -236,6 +246,7 @@ fn fit(
             ..CacheNamespace::default()
         },
         skip_special_tokens: true,
+        shown_special_tokens: std::sync::Arc::clone(&parameters.shown_special_tokens),
         queue_timeout: None,
         permit: ReservedPermit::default(),
         span,
@@ -263,7 +274,7 @@ pub fn check_min_new_tokens(
     }
     let max = names.max_new_tokens;
     let min = match names.dialect {
-        Dialect::OpenAi => "min_tokens",
+        Dialect::OpenAi | Dialect::Anthropic => "min_tokens",
         Dialect::Tgi | Dialect::Tei => "min_new_tokens",
     };
     Err(ApiError::validation(

@@ -271,3 +271,16 @@ async fn temperature_zero_is_greedy_and_repeats_have_other_seeds() {
         .collect();
     assert_eq!(seeds, [Some(u64::MAX), Some(0)]);
 }
+
+#[tokio::test]
+async fn a_maximum_beyond_the_context_is_lowered_where_the_api_lowers_it() {
+    for (given, expected) in [(32_000, 8), (3, 3)] {
+        let parameters = Parameters {
+            max_new_tokens: Some(given),
+            clamps_max_new_tokens: true,
+            ..Parameters::default()
+        };
+        let valid = validate("a b", parameters).await.expect("a valid request");
+        assert_eq!(valid.request.max_new_tokens, expected);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use gridwork_engine::Priority;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
@@ -77,6 +78,31 @@ pub fn temperature_above_zero(temperature: f32) -> Result<f32, ApiError> {
     Ok(temperature)
 }
 
+/// Class in the queue of a number, of which lower ones go first.
+pub fn priority(priority: i64) -> Result<Priority, ApiError> {
+    Ok(match priority {
+        ..0 => Priority::High,
+        0 => Priority::Normal,
+        1.. => Priority::Low,
+    })
+}
+
+/// Number of tokens to keep that stands for as many as the model takes.
+pub const MODEL_MAXIMUM: usize = usize::MAX;
+
+/// Converts a number of tokens to keep, of which -1 stands for as many as the model takes.
+pub fn truncate_prompt_tokens(tokens: i64) -> Result<usize, ApiError> {
+    match tokens {
+        -1 => Ok(MODEL_MAXIMUM),
+        _ => usize::try_from(tokens).map_err(|_| {
+            ApiError::validation(
+                "truncate_prompt_tokens",
+                format!("`truncate_prompt_tokens` must be -1, or positive. Given: {tokens}"),
+            )
+        }),
+    }
+}
+
 /// Converts a JSON object from token ids to biases.
 pub fn logit_bias(given: BTreeMap<String, f32>) -> Result<Vec<(u32, f32)>, ApiError> {
     let entries = given.into_iter().map(|(id, value)| match id.parse() {
@@ -114,6 +140,27 @@ mod tests {
             let refused = field(temperature_above_zero(zero));
             assert_eq!(refused.as_deref(), Some("temperature"));
         }
+    }
+
+    #[test]
+    fn lower_priorities_go_first() {
+        for (given, expected) in [
+            (i64::MIN, Priority::High),
+            (-1, Priority::High),
+            (0, Priority::Normal),
+            (1, Priority::Low),
+            (i64::MAX, Priority::Low),
+        ] {
+            assert_eq!(priority(given).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn minus_one_keeps_as_many_tokens_as_the_model_takes() {
+        assert_eq!(truncate_prompt_tokens(-1).unwrap(), MODEL_MAXIMUM);
+        assert_eq!(truncate_prompt_tokens(7).unwrap(), 7);
+        let refused = field(truncate_prompt_tokens(-2));
+        assert_eq!(refused.as_deref(), Some("truncate_prompt_tokens"));
     }
 
     #[test]

@@ -1,19 +1,19 @@
 //! Refusal of requests without an accepted API key.
 
 use axum::extract::{Request, State};
-use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api_keys::as_tenant;
 use crate::error::{ApiError, ErrorKind};
+use crate::http::route::needs_key;
 use crate::state::AppState;
 
-/// Refuses a request without an accepted key, when the server has keys. Known or unknown, only paths that are POSTed to
-/// need one.
+/// Refuses a request without an accepted key, when the server has keys and the request needs one, whether or not its path
+/// is known.
 pub async fn require_key(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let keys = &state.config().api_keys;
-    if keys.is_empty() || request.method() != Method::POST {
+    if keys.is_empty() || !needs_key(request.method(), request.uri().path()) {
         return next.run(request).await;
     }
     match keys.find(request.headers()) {

@@ -35,6 +35,8 @@ pub enum Api {
     OpenAi,
     /// text-embeddings-inference's.
     Tei,
+    /// Anthropic's.
+    Anthropic,
     /// Gridwork's own, for operators.
     Server,
 }
@@ -45,6 +47,7 @@ impl Api {
         match self {
             Api::OpenAi => Dialect::OpenAi,
             Api::Tei => Dialect::Tei,
+            Api::Anthropic => Dialect::Anthropic,
             Api::Tgi | Api::Server => Dialect::Tgi,
         }
     }
@@ -55,6 +58,7 @@ impl Api {
             Api::OpenAi => "OpenAI",
             Api::Tgi => "Text generation",
             Api::Tei => "Encoders",
+            Api::Anthropic => "Anthropic",
             Api::Server => "Server",
         }
     }
@@ -65,7 +69,7 @@ pub type Call = fn(Request, AppState) -> BoxFuture<'static, Response>;
 
 /// A route of the API.
 pub struct Route {
-    /// GET or POST.
+    /// GET, POST or DELETE.
     pub method: Method,
     /// Path as axum matches it.
     pub path: &'static str,
@@ -93,7 +97,7 @@ impl Route {
 
     /// True if a request needs an API key, when the server has keys.
     pub fn needs_key(&self) -> bool {
-        self.method == Method::POST
+        needs_key(&self.method, self.path)
     }
 
     fn serves(&self, task: Task) -> bool {
@@ -103,9 +107,21 @@ impl Route {
     fn method_filter(&self) -> MethodFilter {
         match self.method {
             Method::GET => MethodFilter::GET,
+            Method::DELETE => MethodFilter::DELETE,
             _ => MethodFilter::POST,
         }
     }
+}
+
+/// Beginnings of paths that are read with a key: stored answers, which belong to the key that they were made with, and
+/// the chat template, which an operator may have written.
+const READ_WITH_KEY: [&str; 2] = ["/v1/responses", "/tokenizer_info"];
+
+/// True if a request needs an API key, when the server has keys: when it generates, changes something, or reads what
+/// belongs to a key.
+pub fn needs_key(method: &Method, path: &str) -> bool {
+    matches!(*method, Method::POST | Method::DELETE)
+        || READ_WITH_KEY.iter().any(|begin| path.starts_with(begin))
 }
 
 /// A router for `routes`.
@@ -219,6 +235,7 @@ impl Arrival {
         }
         let method = match self.route.method {
             Method::GET => "GET",
+            Method::DELETE => "DELETE",
             _ => "POST",
         };
         let span = request_span(&self.headers, method, self.route.path);

@@ -18,6 +18,7 @@ pub const FRAME_BYTES: usize = 16 * 1024;
 
 /// Silence after which a comment is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// A comment, which clients skip.
 const KEEP_ALIVE: &[u8] = b":\n\n";
 
 /// A response whose body is `frames`, each with one or more whole events. While there are none, comments keep the
@@ -26,11 +27,20 @@ pub fn response<S>(frames: S) -> Response
 where
     S: Stream<Item = Bytes> + Send + Unpin + 'static,
 {
+    kept_alive_by(KEEP_ALIVE, frames)
+}
+
+/// The same with `event` in place of comments.
+pub fn kept_alive_by<S>(event: &'static [u8], frames: S) -> Response
+where
+    S: Stream<Item = Bytes> + Send + Unpin + 'static,
+{
     let first = Instant::now() + KEEP_ALIVE_INTERVAL;
     let mut keep_alive = tokio::time::interval_at(first, KEEP_ALIVE_INTERVAL);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut response = Response::new(Body::new(EventBody {
         frames,
+        event,
         keep_alive,
         sent: false,
     }));
@@ -46,6 +56,8 @@ where
 
 struct EventBody<S> {
     frames: S,
+    /// Sent after a silence.
+    event: &'static [u8],
     keep_alive: Interval,
     /// True if a frame has been sent since the last tick.
     sent: bool,
@@ -65,7 +77,7 @@ impl<S: Stream<Item = Bytes> + Unpin> http_body::Body for EventBody<S> {
         }
         while self.keep_alive.poll_tick(context).is_ready() {
             if !std::mem::replace(&mut self.sent, false) {
-                return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(KEEP_ALIVE)))));
+                return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.event)))));
             }
         }
         Poll::Pending

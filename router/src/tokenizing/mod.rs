@@ -1,5 +1,6 @@
 //! Turns text into token ids: the tokenizer's files and checks of them, the vocabulary, and the worker threads.
 
+pub mod fill_in_middle;
 pub mod text_encoder;
 pub mod token_bytes;
 pub mod token_text;

@@ -1,7 +1,7 @@
 """The fast path: one flat batch of tokens, with keys and values in blocks that the router hands out."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -336,15 +336,17 @@ class PagedPath(ModelPath):
         lengths: np.ndarray | None = None,
     ) -> torch.Tensor:
         """Runs the model over a flat batch. lengths: see `CallLengths.of`. Returns logits `[len(kept), vocab_size]`."""
+        of_tokens: AbstractContextManager[None] = nullcontext()
         if lengths is not None and self._lengths is not None:
             if self._recorded is None:
-                with self._lengths.of(lengths):
-                    return self._call(input_ids, positions, kept, step, device_tokens)
-            positions = self._lengths.rows(positions, lengths)
+                of_tokens = self._lengths.of(lengths)
+            else:
+                positions = self._lengths.rows(positions, lengths)
         tokens, at, rows = (to_device(array, self._device) for array in (input_ids[None], positions[None], kept))
         if device_tokens is not None:
             device_tokens.put_into(tokens[0])
-        return self._call_on_device(tokens, at, rows, step)
+        with of_tokens:
+            return self._call_on_device(tokens, at, rows, step)
 
     def _call_on_device(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any

@@ -28,6 +28,8 @@ class Stage(IntFlag):
     """Penalize tokens of prompt and generation."""
     END = 8
     """Forbid the tokens that end a sequence while it is too short."""
+    ALLOWED = 64
+    """Forbid all tokens but those that the client allows."""
     DRAW = 16
     """Draw a token in place of the most likely one."""
     TRUNCATION = 32
@@ -94,4 +96,6 @@ def neutral_parameters(**settings: Any) -> "pb.SamplingParameters":
 def costly_parameters() -> "pb.SamplingParameters":
     """Parameters whose sampling takes the most memory."""
     costly = {each.field: each.costly for each in PARAMETERS if each.costly is not None}
-    return neutral_parameters(**costly, logit_bias_tokens=[0], logit_bias_values=[1.0], end_token_ids=[1])
+    return neutral_parameters(
+        **costly, logit_bias_tokens=[0], logit_bias_values=[1.0], end_token_ids=[1], allowed_token_ids=[0]
+    )

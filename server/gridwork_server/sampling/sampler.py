@@ -18,6 +18,7 @@ from gridwork_server.sampling.truncation import draw_truncated
 
 if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
+    from gridwork_server.sampling.token_masks import TokenMasks
 
 _OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
 _WITHOUT_END = np.uint8(255 ^ Stage.END)
@@ -43,11 +44,19 @@ class Sampler:
         self._biases = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
         self._ends = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
         """Tokens that end a sequence, with the bias of -inf that forbids them while it is too short."""
-        self._tables = {Stage.PENALTY: self._counts, Stage.BIAS: self._biases, Stage.END: self._ends}
+        self._allowed = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
+        """Tokens that a sequence may have, each with 0, where it may not have all."""
+        self._tables = {
+            Stage.PENALTY: self._counts,
+            Stage.BIAS: self._biases,
+            Stage.END: self._ends,
+            Stage.ALLOWED: self._allowed,
+        }
         self._changes_of_logits: dict[Stage, Callable[[torch.Tensor, np.ndarray, np.ndarray], None]] = {
             Stage.BIAS: partial(self._add_biases, self._biases),
             Stage.PENALTY: self._apply_penalties,
             Stage.END: partial(self._add_biases, self._ends),
+            Stage.ALLOWED: self._forbid_others,
         }
         """Stages that change logits, in order."""
 
@@ -83,6 +92,10 @@ class Sampler:
         if stages & Stage.END:
             end_tokens = np.fromiter(params.end_token_ids, dtype=np.int64)
             self._ends.set(sequence_id, *self._sum_biases(end_tokens, np.full(len(end_tokens), -np.inf)))
+        allowed = np.fromiter(params.allowed_token_ids, dtype=np.int64)
+        if len(allowed):
+            stages |= Stage.ALLOWED
+            self._allowed.set(sequence_id, *self._sum_biases(allowed, np.zeros(len(allowed))))
         if logprobs or top_n > 0:
             stages |= Stage.LOGPROBS
         self._top_n[sequence_id] = min(top_n, self._vocab_size)
@@ -111,24 +124,33 @@ class Sampler:
         return self.begin(logits, sequence_ids, positions).read()
 
     @torch.inference_mode()
-    def begin(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> Sampled:
+    def begin(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: np.ndarray,
+        positions: np.ndarray,
+        masks: "TokenMasks | None" = None,
+    ) -> Sampled:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
         positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
-        the random number, and it alone decides whether tokens that end the sequence are forbidden. Rows that fail get a
-        token like the others, and disturb none of them.
+        the random number, and it alone decides whether tokens that end the sequence are forbidden. masks: of the rows
+        whose sequence has a grammar, which counts more than anything that forbids a token. Rows that fail get a token
+        like the others, and disturb none of them.
         """
         logits = logits.contiguous()
         stages = self._stages[sequence_ids]
         stages[positions >= self._columns["first_end_position"][sequence_ids]] &= _WITHOUT_END
-        if not stages.any():
+        if masks is None and not stages.any():
             return Sampled(*argmax(logits))
         needed = int(np.bitwise_or.reduce(stages, initial=0))
         observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
         for stage, change in self._changes_of_logits.items():
             if needed & stage:
                 change(logits, np.nonzero(stages & stage)[0], sequence_ids)
+        if masks is not None:
+            masks.apply(logits)
 
         tokens, maxima = argmax(logits)
         if needed & Stage.DRAW:
@@ -167,6 +189,15 @@ class Sampler:
             tokens, biases = table.gather(sequence_ids[rows])
             places = (self._to_device(rows)[:, None], tokens)
             logits[places] = logits[places] + biases
+
+    def _forbid_others(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
+        rows = rows[self._allowed.has_entries(sequence_ids[rows])]
+        if len(rows):
+            tokens, _ = self._allowed.gather(sequence_ids[rows])
+            index = self._to_device(rows)
+            allowed = logits[index[:, None], tokens]
+            logits[index] = -torch.inf
+            logits[index[:, None], tokens] = allowed
 
     def _apply_penalties(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
         """Formulas: repetition, N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency and presence, OpenAI's API

@@ -14,7 +14,8 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.memory import free_cuda_bytes
 from gridwork_server.paths.sequence_table import SequenceTable
-from gridwork_server.sampling import Sampler, costly_parameters
+from gridwork_server.sampling import Sampler, TokenMasks, costly_parameters
+from gridwork_server.sampling.token_masks import num_words
 
 if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import StepBatch
@@ -66,7 +67,9 @@ def _sample_with_everything(count: int, vocab_size: int, device: torch.device) -
     for id in range(count):
         sampler.admit(id, np.zeros(1, dtype=np.int32), 1, settings, logprobs=True, top_n=_TOP_LOGPROBS)
     logits = torch.zeros(count, vocab_size, dtype=torch.float32, device=device)
-    sampler.begin(logits, np.arange(count), np.ones(count, dtype=np.int64))
+    allowed = torch.full((count, num_words(vocab_size)), -1, dtype=torch.int32)
+    masks = TokenMasks(np.arange(count), allowed)
+    sampler.begin(logits, np.arange(count), np.ones(count, dtype=np.int64), masks)
 
 
 def _shares(total: int, most: int, count: int) -> np.ndarray:

@@ -143,7 +143,8 @@ def test_every_planted_error_is_found_in_16_bits(name: str, error: str, loaded: 
         if error in none:
             assert choose(model).reason == ""
         else:
-            with pytest.raises(ModelError, match=r"not paged"):
+            # An error that makes the code fail would be found by any check.
+            with pytest.raises(ModelError, match=r"not paged: (its logits differ|the cache of layer \d+ slides)"):
                 choose(model)
 
 

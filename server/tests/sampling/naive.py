@@ -34,6 +34,7 @@ class Parameters:
     seed: int = 0
     first_end_position: int = 0
     end_token_ids: list[int] = field(default_factory=list)
+    allowed_token_ids: list[int] = field(default_factory=list)
 
 
 def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.sampling import Sampler, neutral_parameters
 from gridwork_server.sampling.parameters import PARAMETERS, Stage, costly_parameters
 
-OTHERS = {"greedy", "logit_bias_tokens", "logit_bias_values", "end_token_ids"}
+OTHERS = {"greedy", "logit_bias_tokens", "logit_bias_values", "end_token_ids", "allowed_token_ids"}
 """Fields of the contract that are no single numbers."""
 
 
@@ -34,7 +34,7 @@ def test_another_value_needs_the_stage_of_its_parameter(each: object) -> None:
 
 
 def test_costly_values_need_every_stage() -> None:
-    changes = Stage.BIAS | Stage.PENALTY | Stage.END
+    changes = Stage.BIAS | Stage.PENALTY | Stage.END | Stage.ALLOWED
     assert stages(costly_parameters()) == changes | Stage.DRAW | Stage.TRUNCATION
 
 

@@ -163,6 +163,35 @@ def test_forbidden_tokens_are_never_drawn():
         assert len(drawn) > 1
 
 
+def test_only_allowed_tokens_are_drawn_and_other_rows_are_free():
+    logits = peaked_logits(4, 1000)
+    free = Parameters(greedy=True)
+    sequences = [
+        Parameters(greedy=True, allowed_token_ids=[7, 900, 7, 1000]),
+        free,
+        Parameters(temperature=50.0, allowed_token_ids=[3]),
+        Parameters(greedy=True, allowed_token_ids=[5, 6], logit_bias_tokens=[5, 8], logit_bias_values=[100.0, 1e6]),
+    ]
+    tokens = sample(sampler_for(1000, sequences), logits).token_ids.tolist()
+    assert tokens == [7 if logits[0, 7] >= logits[0, 900] else 900, int(logits[1].argmax()), 3, 5]
+
+
+def test_draws_among_allowed_tokens_are_as_softmax_says():
+    logits = torch.zeros(512, 100)
+    logits[:, 1] = 50.0
+    sampler = sampler_for(100, [Parameters(seed=i, allowed_token_ids=[4, 9]) for i in range(512)])
+    drawn = sample(sampler, logits).token_ids
+    assert set(drawn.tolist()) == {4, 9}
+    assert 180 < int((drawn == 4).sum()) < 332
+
+
+def test_logprobs_do_not_know_of_allowed_tokens():
+    logits = peaked_logits(1, 1000)
+    output = sample(sampler_for(1000, [Parameters(greedy=True, allowed_token_ids=[3])], logprobs=True), logits)
+    assert output.token_ids.tolist() == [3]
+    np.testing.assert_allclose(output.logprobs, logits.log_softmax(1)[:, 3].numpy(), rtol=1e-5)
+
+
 # --- bias and penalties ------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,16 @@ pub struct Http {
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
     pub max_client_batch_size: Option<usize>,
 
+    /// Maximum size of the responses of /v1/responses that are kept for later requests, bytes, shared equally among the
+    /// API keys; 0: keep none
+    #[arg(
+        long,
+        env = "RESPONSE_STORE_BYTES",
+        default_value_t = 67_108_864,
+        value_name = "BYTES"
+    )]
+    pub response_store_bytes: usize,
+
     /// Cut inputs of encoders that are too long, unless a request says otherwise; false: refuse them
     #[arg(long, env = "AUTO_TRUNCATE", default_value = "true", default_missing_value = "true", num_args = 0..=1,
           require_equals = true, hide_possible_values = true, action = clap::ArgAction::Set, value_name = "BOOL",

@@ -48,7 +48,7 @@ const NO_STATISTICS: Effect = Effect::None("no usage statistics are sent");
 const ROPE: Effect = Effect::Refused("set rope_parameters in the model's config.json");
 
 /// Every such flag.
-pub const ALIASES: [Alias; 19] = [
+pub const ALIASES: [Alias; 18] = [
     value("waiting-served-ratio", "WAITING_SERVED_RATIO", ONE_STEP),
     value("max-waiting-tokens", "MAX_WAITING_TOKENS", ONE_STEP),
     value("watermark-gamma", "WATERMARK_GAMMA", NO_WATERMARK),
@@ -67,11 +67,6 @@ pub const ALIASES: [Alias; 19] = [
         "disable-custom-kernels",
         "DISABLE_CUSTOM_KERNELS",
         Effect::None("the shard chooses its kernels"),
-    ),
-    switch(
-        "disable-grammar-support",
-        "DISABLE_GRAMMAR_SUPPORT",
-        Effect::None("requests with a grammar are always refused"),
     ),
     value(
         "prometheus-port",

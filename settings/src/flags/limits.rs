@@ -1,7 +1,7 @@
 //! Flags that bound a request.
 
 use clap::Args;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{BoolishValueParser, RangedU64ValueParser};
 use serde::{Deserialize, Serialize};
 
 use crate::values;
@@ -52,6 +52,12 @@ pub struct RequestLimits {
     #[arg(long, env = "MAX_STOP_SEQUENCES", default_value_t = 16, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(..=u64::from(u32::MAX)))]
     pub max_stop_sequences: usize,
+
+    /// Refuse requests that ask for a grammar or a JSON schema
+    #[arg(long, env = "DISABLE_GRAMMAR_SUPPORT", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          value_parser = BoolishValueParser::new())]
+    pub disable_grammar_support: bool,
 
     /// Maximum `top_n_tokens`
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "N")]

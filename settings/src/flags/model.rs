@@ -71,6 +71,17 @@ pub struct Names {
     /// File of the form of tokenizer_config.json, read in place of the model's for its chat template
     #[arg(long, env = "TOKENIZER_CONFIG_PATH", value_name = "FILE")]
     pub tokenizer_config_path: Option<PathBuf>,
+
+    /// Format of tool calls in answers, by vLLM's or SGLang's name for it; auto: found by rendering the chat template;
+    /// none: calls stay text
+    #[arg(long, env = "TOOL_CALL_PARSER", default_value = "auto", value_name = "NAME",
+          value_parser = NonEmptyStringValueParser::new())]
+    pub tool_call_parser: String,
+
+    /// Format of reasoning in answers, as for --tool-call-parser
+    #[arg(long, env = "REASONING_PARSER", default_value = "auto", value_name = "NAME",
+          value_parser = NonEmptyStringValueParser::new())]
+    pub reasoning_parser: String,
 }
 
 /// Ways to run the model. Read by the shards, under the names of `ShardConfig` in Python.

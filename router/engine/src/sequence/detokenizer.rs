@@ -5,43 +5,35 @@
 use std::sync::Arc;
 
 use tokenizers::Tokenizer;
-use tokenizers::decoders::DecoderWrapper;
 
-/// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the bytes of every
-/// token.
+use crate::request::GenerationRequest;
+use crate::token_table::{TokenTable, special_tokens};
+
+/// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the texts of all
+/// tokens.
 pub(crate) struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
     /// True if each token is special, by token id.
     special: Vec<bool>,
-    /// Bytes of every token when the decoder is byte-level. Decoding is then concatenation.
-    bytes: Option<Vec<Box<[u8]>>>,
+    /// Texts of all tokens when the decoder is byte-level. Decoding is then concatenation.
+    texts: Option<Arc<TokenTable>>,
 }
 
 impl Vocabulary {
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        let added = tokenizer.get_added_tokens_decoder();
-        let largest_added = added.keys().max().map_or(0, |id| *id as usize + 1);
-        let size = tokenizer
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1)
-            .max(largest_added);
-        let mut special = vec![false; size];
-        for (id, token) in &added {
-            special[*id as usize] = token.special;
-        }
-        let bytes =
-            matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))).then(|| {
-                let byte_of = byte_level_alphabet();
-                (0..size as u32)
-                    .map(|id| token_bytes(&tokenizer.id_to_token(id).unwrap_or_default(), &byte_of))
-                    .collect()
-            });
         Vocabulary {
+            special: special_tokens(&tokenizer),
+            texts: TokenTable::of_byte_level(&tokenizer).map(Arc::new),
             tokenizer,
-            special,
-            bytes,
+        }
+    }
+
+    /// Texts of all tokens, as grammars need them. Found by decoding where the decoder does not work on bytes, which
+    /// takes about a second for a large vocabulary.
+    pub fn token_table(&self) -> Arc<TokenTable> {
+        match &self.texts {
+            Some(texts) => texts.clone(),
+            None => Arc::new(TokenTable::of(&self.tokenizer)),
         }
     }
 
@@ -57,6 +49,27 @@ impl Vocabulary {
     }
 }
 
+/// Special tokens that a text leaves out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Skips {
+    special: bool,
+    /// Special tokens that are shown even so.
+    shown: Arc<[u32]>,
+}
+
+impl Skips {
+    pub fn of(request: &GenerationRequest) -> Self {
+        Skips {
+            special: request.skip_special_tokens,
+            shown: Arc::clone(&request.shown_special_tokens),
+        }
+    }
+
+    fn skips(&self, vocabulary: &Vocabulary, id: u32) -> bool {
+        self.special && vocabulary.is_special(id) && !self.shown.contains(&id)
+    }
+}
+
 /// Incremental detokenizer of one sequence.
 pub(crate) enum Detokenizer {
     Bytes(ByteLevel),
@@ -65,15 +78,15 @@ pub(crate) enum Detokenizer {
 
 impl Detokenizer {
     /// `prompt` holds the tokens before the first generated one. Its end decides whether a leading space is kept.
-    pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
-        if vocabulary.bytes.is_some() {
+    pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skips: Skips) -> Self {
+        if vocabulary.texts.is_some() {
             Detokenizer::Bytes(ByteLevel {
                 pending: Vec::new(),
                 num_earlier_chars: 0,
-                skip_special_tokens,
+                skips,
             })
         } else {
-            Detokenizer::Window(Window::new(vocabulary, prompt, skip_special_tokens))
+            Detokenizer::Window(Window::new(vocabulary, prompt, skips))
         }
     }
 
@@ -110,20 +123,16 @@ pub(crate) struct ByteLevel {
     /// Beginning of an incomplete character, up to three bytes.
     pending: Vec<u8>,
     num_earlier_chars: usize,
-    skip_special_tokens: bool,
+    skips: Skips,
 }
 
 impl ByteLevel {
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
         self.num_earlier_chars = 0;
-        if self.skip_special_tokens && vocabulary.is_special(id) {
+        if self.skips.skips(vocabulary, id) {
             return String::new();
         }
-        let Some(bytes) = vocabulary
-            .bytes
-            .as_ref()
-            .and_then(|table| table.get(id as usize))
-        else {
+        let Some(bytes) = vocabulary.texts.as_ref().map(|texts| texts.text(id)) else {
             return String::new();
         };
         if self.pending.is_empty()
@@ -179,21 +188,21 @@ pub(crate) struct Window {
     num_earlier_chars: usize,
     /// Number of U+FFFD at the end of the text that may still become a character.
     num_waiting: usize,
-    skip_special_tokens: bool,
+    skips: Skips,
 }
 
 /// Number of prompt tokens at the beginning of the window: enough for a character that spans byte tokens.
 const CONTEXT_TOKENS: usize = 6;
 
 impl Window {
-    fn new(vocabulary: &Vocabulary, prompt: &[u32], skip_special_tokens: bool) -> Self {
+    fn new(vocabulary: &Vocabulary, prompt: &[u32], skips: Skips) -> Self {
         let mut window = Window {
             ids: prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..].to_vec(),
             num_shown: 0,
             shown_text: String::new(),
             num_earlier_chars: 0,
             num_waiting: 0,
-            skip_special_tokens,
+            skips,
         };
         // A window that begins inside a character would spoil the bytes that follow it.
         loop {
@@ -209,10 +218,17 @@ impl Window {
     }
 
     fn decode(&self, vocabulary: &Vocabulary, ids: &[u32]) -> String {
-        vocabulary
-            .tokenizer
-            .decode(ids, self.skip_special_tokens)
-            .unwrap_or_default()
+        let tokenizer = &vocabulary.tokenizer;
+        let text = if self.skips.special && !self.skips.shown.is_empty() {
+            let kept = ids.iter().copied();
+            let kept: Vec<u32> = kept
+                .filter(|id| !self.skips.skips(vocabulary, *id))
+                .collect();
+            tokenizer.decode(&kept, false)
+        } else {
+            tokenizer.decode(ids, self.skips.special)
+        };
+        text.unwrap_or_default()
     }
 
     fn push(&mut self, vocabulary: &Vocabulary, id: u32) -> String {
@@ -253,36 +269,10 @@ impl Window {
     }
 }
 
-/// The byte of each character of the byte-level alphabet, as GPT-2 defined it. Printable bytes of Latin-1 are their
-/// own characters; the others are the characters from U+0100 on, in order.
-fn byte_level_alphabet() -> std::collections::HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut next = 0x100;
-    (0..=255u8)
-        .map(|byte| {
-            if printable(byte) {
-                (char::from(byte), byte)
-            } else {
-                let stand_in = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
-                next += 1;
-                (stand_in, byte)
-            }
-        })
-        .collect()
-}
-
-/// Bytes of a token. A token with characters outside the alphabet (an added token) is its own UTF-8.
-fn token_bytes(token: &str, byte_of: &std::collections::HashMap<char, u8>) -> Box<[u8]> {
-    token
-        .chars()
-        .map(|c| byte_of.get(&c).copied())
-        .collect::<Option<Vec<u8>>>()
-        .map_or_else(|| token.as_bytes().into(), Vec::into_boxed_slice)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token_table::byte_level_alphabet;
     use proptest::prelude::*;
     use std::str::FromStr;
 
@@ -331,7 +321,7 @@ mod tests {
     }
 
     fn pieces(vocabulary: &Vocabulary, prompt: &[u32], ids: &[u32]) -> Vec<String> {
-        let mut detokenizer = Detokenizer::new(vocabulary, prompt, true);
+        let mut detokenizer = Detokenizer::new(vocabulary, prompt, skips());
         let mut pieces: Vec<String> = ids
             .iter()
             .map(|id| detokenizer.push(vocabulary, *id))
@@ -372,9 +362,16 @@ mod tests {
         assert_eq!(pieces(&vocabulary, &[], &[257, 258]).concat(), "worldly");
     }
 
+    fn skips() -> Skips {
+        Skips {
+            special: true,
+            shown: Arc::new([]),
+        }
+    }
+
     /// Offsets of the tokens' texts, in characters.
     fn offsets(vocabulary: &Vocabulary, ids: &[u32]) -> Vec<usize> {
-        let mut detokenizer = Detokenizer::new(vocabulary, &[], true);
+        let mut detokenizer = Detokenizer::new(vocabulary, &[], skips());
         let mut num_chars = 0;
         ids.iter()
             .map(|id| {
@@ -406,6 +403,23 @@ mod tests {
             (vec![256, 0xF0, 258], vec![0, 5, 6]),
         ] {
             assert_eq!(offsets(&vocabulary, &ids), expected, "{ids:?}");
+        }
+    }
+
+    #[test]
+    fn special_tokens_that_are_shown_stay() {
+        for vocabulary in [byte_level(), sentence_piece()] {
+            let special = (0..300).find(|id| vocabulary.is_special(*id));
+            let Some(special) = special else { continue };
+            let name = vocabulary.special_text(special).expect("a name");
+            let skips = Skips {
+                special: true,
+                shown: Arc::new([special]),
+            };
+            let mut detokenizer = Detokenizer::new(&vocabulary, &[], skips);
+            let mut text = detokenizer.push(&vocabulary, special);
+            text.push_str(&detokenizer.flush(&vocabulary));
+            assert_eq!(text, name);
         }
     }
 

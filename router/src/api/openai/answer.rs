@@ -7,7 +7,7 @@ use axum::response::Response;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, ChunkEncoder, Identity};
 use super::request::StreamOptions;
-use super::stream::{AnswerStream, StreamContent, StreamEnd};
+use super::stream::{AnswerStream, OnEnd, StreamContent, StreamEnd};
 use crate::http::accounting::RequestAccounting;
 use crate::http::sse;
 use crate::observability::metrics;
@@ -28,7 +28,7 @@ impl Streaming {
         self,
         state: &AppState,
         choices: Vec<RunningChoice>,
-        mut accounting: RequestAccounting,
+        accounting: RequestAccounting,
     ) -> Response {
         let content = StreamContent {
             logprobs: self.with_logprobs.then(|| Arc::clone(state.tokenizer())),
@@ -43,26 +43,30 @@ impl Streaming {
         );
         let head = accounting.clone();
         let prompt_tokens = accounting.prompt_tokens as u64;
-        let on_end = move |end: StreamEnd<'_>| match end {
-            StreamEnd::Complete(finishes) => {
-                finishes.iter().for_each(|finish| accounting.add(finish));
-                accounting.record_success();
-            }
-            StreamEnd::Failed(error) => error.count(),
-            StreamEnd::Dropped => {
-                metrics::request_failures("dropped").increment(1);
-            }
-        };
         let stream = AnswerStream::new(
             self.kind,
             encoder,
             choices,
             prompt_tokens,
             content,
-            Box::new(on_end),
+            record_end(accounting),
         );
         let mut response = sse::response(stream);
         head.write_for_stream(response.headers_mut());
         response
     }
+}
+
+/// Records how a streamed answer ended.
+pub fn record_end(mut accounting: RequestAccounting) -> OnEnd {
+    Box::new(move |end: StreamEnd<'_>| match end {
+        StreamEnd::Complete(finishes) => {
+            finishes.iter().for_each(|finish| accounting.add(finish));
+            accounting.record_success();
+        }
+        StreamEnd::Failed(error) => error.count(),
+        StreamEnd::Dropped => {
+            metrics::request_failures("dropped").increment(1);
+        }
+    })
 }

@@ -13,6 +13,7 @@ use crate::http::unsupported::UnsupportedField;
 
 parameter_table! { openai_request =>
     /// A conversation to answer.
+    #[derive(Default)]
     pub struct ChatRequest {
         /// The conversation so far. When the last message is the assistant's, the answer continues it.
         pub messages: Vec<Message>,
@@ -38,12 +39,20 @@ parameter_table! { openai_request =>
         pub chat_template_kwargs: Option<Map<String, Value>>,
         /// Variable for chat templates that know it: `low`, `medium`, `high`, …
         pub reasoning_effort: Option<String>,
-        /// Functions that the model may call, shown to it by its chat template. The answer is text: calls are not
-        /// extracted from it.
+        /// Functions that the model may call, shown to it by its chat template. Its calls are in `tool_calls`.
         pub tools: Option<Value>,
         /// Either `auto`, or `none` to hide the tools from the model. Required calls are not supported.
         #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
+        /// Take more than one call out of the answer.
+        #[schema(default = true)]
+        pub parallel_tool_calls: Option<bool>,
+        /// Answer with the model's thoughts, in `reasoning_content` and `reasoning`.
+        #[schema(default = true)]
+        pub include_reasoning: Option<bool>,
+        /// Tell the model's thoughts from the content; off: they stay in it, with the markers around them.
+        #[schema(default = true)]
+        pub separate_reasoning: Option<bool>,
         /// Settings of Transformers' `generate()`, as `transformers chat` sends them: an object, or the text of one.
         /// Fields of the request itself take precedence.
         pub generation_config: Option<GenerationConfig>,
@@ -51,8 +60,6 @@ parameter_table! { openai_request =>
         pub functions: Option<Value>,
         /// Not supported: refused unless `none` or `auto`.
         pub function_call: Option<Value>,
-        /// Only `{"type": "text"}` is supported by this version.
-        pub response_format: Option<Value>,
         /// Only `["text"]` is supported.
         pub modalities: Option<Value>,
         /// Not supported: refused.
@@ -70,15 +77,6 @@ impl ChatRequest {
         let function_call = self.function_call.as_ref().filter(|value| !value.is_null());
         if function_call.is_some_and(|call| call != "none" && call != "auto") {
             return Err(unsupported("function_call", "other than \"none\""));
-        }
-        if let Some(format) = &self.response_format
-            && !format.is_null()
-            && format.get("type").is_none_or(|kind| kind != "text")
-        {
-            return Err(unsupported(
-                "response_format",
-                "other than {\"type\": \"text\"}",
-            ));
         }
         if let Some(modalities) = self.modalities.as_ref().filter(|value| !value.is_null()) {
             let only_text = modalities
@@ -271,10 +269,6 @@ mod tests {
         assert_eq!(
             refused_field(json!({"function_call": {"name": "f"}})),
             "function_call"
-        );
-        assert_eq!(
-            refused_field(json!({"response_format": {"type": "json_object"}})),
-            "response_format"
         );
         assert_eq!(
             refused_field(json!({"modalities": ["text", "audio"]})),

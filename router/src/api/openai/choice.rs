@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError, PromptLogprob};
 
+use super::parsed_choice::ChoiceParser;
+use super::prompt_logprobs::{self, PromptLogprobs};
 use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -36,6 +38,8 @@ pub struct RunningChoice<S = Generation> {
     /// Show only the prompt, and nothing that is generated.
     echo_only: bool,
     prompt_logprobs: Vec<PromptLogprob>,
+    /// Tokens of the prompt, when their log-probabilities are reported.
+    pub prompt_ids: Option<Arc<[u32]>>,
     /// Number of characters of the echo.
     num_echo_chars: u64,
     /// Number of characters of the text so far, including the echo's.
@@ -46,6 +50,8 @@ pub struct RunningChoice<S = Generation> {
     pub num_generated: u32,
     /// Number of prompt tokens found in the cache; set when the choice ends.
     num_cached: u32,
+    /// Parser of its text; `None`: everything is content.
+    pub parser: Option<ChoiceParser>,
     /// True if a chunk of this choice has been sent.
     pub started: bool,
     ended: bool,
@@ -118,14 +124,22 @@ impl<S: Events> RunningChoice<S> {
             echo,
             echo_only,
             prompt_logprobs: Vec::new(),
+            prompt_ids: None,
             num_echo_chars: 0,
             num_chars: 0,
             held: CompletionLogprobs::default(),
             num_generated: 0,
             num_cached: 0,
+            parser: None,
             started: false,
             ended: false,
         }
+    }
+
+    /// Log-probabilities of the prompt's tokens, once the choice has begun; `None` when they are not reported.
+    pub fn prompt_entries(&self, texts: TokenTexts<'_>) -> Option<PromptLogprobs> {
+        let ids = self.prompt_ids.as_ref()?;
+        Some(prompt_logprobs::entries(texts, ids, &self.prompt_logprobs))
     }
 
     /// True if the choice is complete or failed.
@@ -175,7 +189,11 @@ impl<S: Events> RunningChoice<S> {
         }
         Piece {
             echo,
-            prompt_logprobs: std::mem::take(&mut self.prompt_logprobs),
+            prompt_logprobs: match self.prompt_ids {
+                // Reported apart from the text, too.
+                Some(_) => self.prompt_logprobs.clone(),
+                None => std::mem::take(&mut self.prompt_logprobs),
+            },
             token,
             offset,
             shown: !self.echo_only,
@@ -194,6 +212,14 @@ impl<S: Events> RunningChoice<S> {
         } else {
             u64::from(self.num_generated)
         }
+    }
+
+    /// Number of tokens of reasoning of all choices; `None` if they are not parsed.
+    pub fn sum_reasoning(choices: &[Self]) -> Option<u64> {
+        let parsers = choices.iter().map(|choice| choice.parser.as_ref());
+        parsers
+            .map(|parser| parser.map(|parser| parser.num_reasoning_tokens))
+            .sum()
     }
 
     /// Number of tokens of all prompts that were in the cache before; known once all choices have ended. The other

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::response::{OpenAiFinishReason, Usage};
+use super::response::{Delta, OpenAiFinishReason, Usage};
 use crate::http::sse::json_string;
 
 /// Fields that all chunks of an answer share.
@@ -146,12 +146,37 @@ impl ChunkEncoder {
         out.extend_from_slice(before.as_bytes());
         json_string(out, text);
         out.extend_from_slice(self.kind.after_text().as_bytes());
+        self.end_choice(out, details)
+    }
+
+    fn end_choice<L: Serialize>(
+        &self,
+        out: &mut Vec<u8>,
+        details: &ChunkDetails<'_, L>,
+    ) -> Result<(), serde_json::Error> {
         out.extend_from_slice(b",\"logprobs\":");
         serde_json::to_writer(&mut *out, &details.logprobs)?;
         out.extend_from_slice(b",\"finish_reason\":");
         serde_json::to_writer(&mut *out, &details.finish_reason)?;
         out.extend_from_slice(b"}]");
         self.end(out, details.usage)
+    }
+
+    /// Writes a chunk of a parsed chat. The first of its choice names the role.
+    pub fn delta<L: Serialize>(
+        &self,
+        out: &mut Vec<u8>,
+        index: u32,
+        mut delta: Delta,
+        details: &ChunkDetails<'_, L>,
+    ) -> Result<(), serde_json::Error> {
+        if details.first {
+            delta.role = Some("assistant".into());
+        }
+        out.extend_from_slice(&self.head);
+        out.extend_from_slice(format!("{{\"index\":{index},\"delta\":").as_bytes());
+        serde_json::to_writer(&mut *out, &delta)?;
+        self.end_choice(out, details)
     }
 
     /// Writes the chunk without choices that reports the usage of the whole answer.
@@ -225,7 +250,7 @@ mod tests {
             let mut out = Vec::new();
             encoder.text(&mut out, 1, text);
             let chunk: ChatCompletionChunk = parse(&out);
-            assert_eq!(chunk.choices[0].delta.content, text);
+            assert_eq!(chunk.choices[0].delta.content.as_deref(), Some(text));
             assert_eq!(chunk.choices[0].delta.role, None);
             assert_eq!(chunk.choices[0].index, 1);
             assert_eq!(chunk.choices[0].finish_reason, None);

@@ -1,7 +1,7 @@
 //! Body of `/v1/completions`, and the check for fields that this version does not support.
 
 use serde::Deserialize;
-use serde_json::Value;
+use tokenizers::Tokenizer;
 use utoipa::ToSchema;
 
 use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
@@ -10,6 +10,7 @@ use crate::generation::parameters::Prompt;
 use crate::generation::table::parameter_table;
 use crate::http::extract::Body;
 use crate::http::unsupported::UnsupportedField;
+use crate::tokenizing::fill_in_middle::Markers;
 
 /// Maximum number of generated tokens when the client gives none; OpenAI's default.
 pub const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -63,35 +64,23 @@ parameter_table! { openai_request =>
         /// Must equal `n`: this version returns every text that it generates.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
-        /// Not supported: put it into the prompt, in the form that the model was trained on.
-        pub suffix: Option<Value>,
-        /// Only `{"type": "text"}` is supported by this version.
-        pub response_format: Option<Value>,
+        /// Text after the part to write, for models whose tokenizer has tokens for filling in the middle. `prompt` must
+        /// then be text.
+        pub suffix: Option<String>,
     }
 }
 
 impl CompletionRequest {
     /// Refuses fields that this version does not support. `max_prompts`: maximum number of prompts in a request.
     pub fn check_supported(&self, max_prompts: usize) -> Result<(), ApiError> {
-        if let Some(suffix) = &self.suffix
-            && !suffix.is_null()
-            && suffix != ""
+        if self
+            .suffix
+            .as_ref()
+            .is_some_and(|suffix| !suffix.is_empty())
         {
-            return Err(ApiError::validation(
-                "suffix",
-                "`suffix` is not supported and can be achieved by preprocessing the prompt",
-            ));
+            self.check_suffix()?;
         }
         self.check_best_of()?;
-        if let Some(format) = &self.response_format
-            && !format.is_null()
-            && format.get("type").is_none_or(|kind| kind != "text")
-        {
-            return Err(ApiError::validation(
-                "response_format",
-                "`response_format` other than {\"type\": \"text\"} is not supported by this version",
-            ));
-        }
         let count = match &self.prompt {
             PromptInput::Texts(texts) => texts.len(),
             PromptInput::TokenLists(lists) => lists.len(),
@@ -112,6 +101,17 @@ impl CompletionRequest {
                 ),
             ));
         }
+        let echoed = self.logprobs.filter(|_| self.echo == Some(true));
+        if let (Some(echoed), Some(of_prompt)) = (echoed, self.prompt_logprobs)
+            && echoed != of_prompt
+        {
+            return Err(ApiError::validation(
+                "prompt_logprobs",
+                format!(
+                    "`prompt_logprobs` must equal `logprobs`, which is {echoed}, when `echo` is true. Given: {of_prompt}"
+                ),
+            ));
+        }
         if self.max_tokens == Some(0) && !self.echo.unwrap_or(false) {
             return Err(ApiError::validation(
                 "max_tokens",
@@ -123,6 +123,40 @@ impl CompletionRequest {
 }
 
 impl CompletionRequest {
+    /// Refuses what cannot be done with a suffix.
+    fn check_suffix(&self) -> Result<(), ApiError> {
+        let message = match &self.prompt {
+            PromptInput::Tokens(_) | PromptInput::TokenLists(_) => {
+                "`suffix` needs a `prompt` of text; put the tokens for filling in the middle into token ids"
+            }
+            _ if self.echo == Some(true) => "`suffix` and `echo` exclude each other",
+            _ => return Ok(()),
+        };
+        Err(ApiError::validation("suffix", message))
+    }
+
+    /// The single prompts, in order, with what fills in their middle before `suffix`.
+    pub fn take_prompts(&mut self, tokenizer: &Tokenizer) -> Result<Vec<Prompt>, ApiError> {
+        let none = PromptInput::Texts(Vec::new());
+        let input = std::mem::replace(&mut self.prompt, none);
+        let mut prompts = input.into_prompts(self.add_special_tokens.unwrap_or(true));
+        let Some(suffix) = self.suffix.as_deref().filter(|suffix| !suffix.is_empty()) else {
+            return Ok(prompts);
+        };
+        let markers = Markers::of(tokenizer).ok_or_else(|| {
+            ApiError::validation(
+                "suffix",
+                "`suffix` is not supported by this model: its tokenizer has no tokens for filling in the middle",
+            )
+        })?;
+        for prompt in &mut prompts {
+            if let Prompt::Text { text, .. } = prompt {
+                *text = markers.prompt(text, suffix);
+            }
+        }
+        Ok(prompts)
+    }
+
     fn check_best_of(&self) -> Result<(), ApiError> {
         let n = self.n.unwrap_or(1);
         let message = match self.best_of.unwrap_or(n) {
@@ -210,10 +244,12 @@ mod tests {
 
     #[test]
     fn unsupported_fields_are_refused_by_name() {
-        assert_eq!(
-            refused_field(json!({"prompt": "a", "suffix": "b"})),
-            "suffix"
-        );
+        for body in [
+            json!({"prompt": [1], "suffix": "b"}),
+            json!({"prompt": "a", "suffix": "b", "echo": true}),
+        ] {
+            assert_eq!(refused_field(body), "suffix");
+        }
         assert_eq!(
             refused_field(json!({"prompt": "a", "best_of": 2})),
             "best_of"
@@ -225,10 +261,6 @@ mod tests {
         assert_eq!(
             refused_field(json!({"prompt": "a", "max_tokens": 0})),
             "max_tokens"
-        );
-        assert_eq!(
-            refused_field(json!({"prompt": "a", "response_format": {"type": "json_object"}})),
-            "response_format"
         );
         for accepted in [
             json!({"prompt": "a", "suffix": null, "best_of": 1}),

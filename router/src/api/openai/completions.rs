@@ -7,6 +7,7 @@ use super::answer::Streaming;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
 use super::completion_request::{CompletionRequest, DEFAULT_MAX_TOKENS};
+use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
 use super::response::{
     Completion, CompletionChoice, CompletionLogprobs, OpenAiFinishReason, Usage,
@@ -45,9 +46,7 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
     request.check_supported(state.config().max_client_batch_size)?;
     let parameters = request.take_parameters()?;
     let echo = request.echo.unwrap_or(false);
-    let prompts = request
-        .prompt
-        .into_prompts(request.add_special_tokens.unwrap_or(true));
+    let prompts = request.take_prompts(state.tokenizer())?;
     let num_choices = num_choices(
         request.n,
         prompts.len(),
@@ -57,6 +56,8 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
     let stream = request.stream.unwrap_or(false);
     let stream_options = StreamOptions::of(stream, request.stream_options)?;
     let with_logprobs = request.logprobs.is_some();
+    let most = state.settings().limits.max_top_n_tokens;
+    prompt_logprobs::check(request.prompt_logprobs, most, stream)?;
     state.ready()?;
 
     let job = GenerationJob {
@@ -66,8 +67,11 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
             max_new_tokens: request.max_tokens.map(|tokens| tokens.max(1)),
             logprobs: with_logprobs,
             top_n_tokens: request.logprobs,
-            prompt_logprobs: with_logprobs && echo,
-            prompt_top_n: request.logprobs.filter(|_| echo).unwrap_or(0),
+            prompt_logprobs: with_logprobs && echo || request.prompt_logprobs.is_some(),
+            prompt_top_n: request
+                .prompt_logprobs
+                .or(request.logprobs.filter(|_| echo))
+                .unwrap_or(0),
             ..parameters
         },
         names: FieldNames {
@@ -92,8 +96,19 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
         };
         return Ok(streaming.response(state, choices, accounting));
     }
-    let body = collect(state, identity, choices, &mut accounting, with_logprobs).await?;
+    let reported = Reported {
+        logprobs: with_logprobs,
+        prompt_logprobs: request.prompt_logprobs.is_some(),
+    };
+    let body = collect(state, identity, choices, &mut accounting, reported).await?;
     Ok(accounting.respond(Json(body)))
+}
+
+/// Log-probabilities to report.
+#[derive(Debug, Clone, Copy)]
+struct Reported {
+    logprobs: bool,
+    prompt_logprobs: bool,
 }
 
 async fn collect(
@@ -101,17 +116,17 @@ async fn collect(
     identity: Identity,
     mut running: Vec<RunningChoice>,
     accounting: &mut RequestAccounting,
-    with_logprobs: bool,
+    reported: Reported,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
     let mut choices = Vec::with_capacity(running.len());
     let mut generated_tokens = 0;
     for choice in &mut running {
         let mut text = String::new();
-        let mut logprobs = with_logprobs.then(CompletionLogprobs::default);
+        let mut logprobs = reported.logprobs.then(CompletionLogprobs::default);
         let mut finish_reason = OpenAiFinishReason::Length;
         let finish = choice
-            .collect(with_logprobs, |piece| {
+            .collect(reported.logprobs, |piece| {
                 if let Some(logprobs) = &mut logprobs {
                     piece.add_to_completion(texts, logprobs);
                 }
@@ -129,6 +144,9 @@ async fn collect(
             text,
             logprobs,
             finish_reason,
+            prompt_logprobs: choice
+                .prompt_entries(texts)
+                .filter(|_| reported.prompt_logprobs),
         });
     }
     Ok(Completion {

@@ -99,7 +99,8 @@ fn alternatives(texts: TokenTexts<'_>, own: (u32, f32), tops: &[TopToken]) -> Ma
     alternatives
 }
 
-fn finite(logprob: Option<f32>) -> f32 {
+/// The log-probability, or what stands for an impossible token's.
+pub fn finite(logprob: Option<f32>) -> f32 {
     logprob
         .filter(|logprob| logprob.is_finite())
         .unwrap_or(IMPOSSIBLE)

@@ -1,9 +1,9 @@
 //! The OpenAI-compatible API: chat completions, completions, models.
 
-mod answer;
+pub mod answer;
 pub mod chat;
 mod chat_request;
-mod choice;
+pub mod choice;
 mod chunk;
 mod completion_request;
 pub mod completions;
@@ -11,12 +11,16 @@ pub mod embeddings;
 mod generation_config;
 mod logprobs;
 pub mod models;
+mod parsed_choice;
 mod prompt_cut;
+mod prompt_logprobs;
+pub mod render;
 mod request;
 pub mod rerank;
-mod response;
-mod stream;
-mod submit;
+pub mod response;
+pub mod score;
+pub mod stream;
+pub mod submit;
 mod text_offsets;
 pub mod tokenize;
 mod tools;

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::prompt_logprobs::PromptLogprobs;
+
 /// Reason for the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -13,6 +15,9 @@ pub enum OpenAiFinishReason {
     Stop,
     /// The maximum number of tokens was reached.
     Length,
+    /// The model calls functions.
+    #[serde(rename = "tool_calls")]
+    ToolCalls,
 }
 
 impl From<&FinishReason> for OpenAiFinishReason {
@@ -38,6 +43,16 @@ pub struct Usage {
     /// Set in complete answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_tokens_details: Option<PromptTokensDetails>,
+    /// Set in complete answers whose reasoning is told apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+/// Details of `completion_tokens`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CompletionTokensDetails {
+    /// Number of tokens of the model's thoughts.
+    pub reasoning_tokens: u64,
 }
 
 /// Details of `prompt_tokens`.
@@ -55,6 +70,16 @@ impl Usage {
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
             prompt_tokens_details: None,
+            completion_tokens_details: None,
+        }
+    }
+
+    /// Usage with the number of tokens of reasoning, where it is known.
+    pub fn with_reasoning_tokens(self, reasoning_tokens: Option<u64>) -> Self {
+        let details = |reasoning_tokens| CompletionTokensDetails { reasoning_tokens };
+        Self {
+            completion_tokens_details: reasoning_tokens.map(details),
+            ..self
         }
     }
 
@@ -72,6 +97,7 @@ macro_rules! answer {
     (
         $(#[$attribute:meta])*
         $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty
+        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)?
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -90,6 +116,7 @@ macro_rules! answer {
             $(#[$of_choices])*
             pub choices: Vec<$choice>,
             pub usage: Usage,
+            $($(#[$of_more])* pub $more: $more_type,)?
         }
     };
 }
@@ -98,7 +125,10 @@ answer! {
     /// Answer of `/v1/chat/completions`.
     ChatCompletion: id "chatcmpl-0123456789abcdef0123456789abcdef", object "chat.completion", choices:
     /// The `n` choices, in order.
-    ChatChoice
+    ChatChoice,
+    /// Set when requested: an entry for each token of the prompt, from token ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>
 }
 
 answer! {
@@ -156,7 +186,36 @@ pub struct ChatChoice {
 pub struct AssistantMessage {
     #[schema(example = "assistant")]
     pub role: String,
-    pub content: String,
+    /// `null` where there is no text besides calls or reasoning.
+    pub content: Option<String>,
+    /// Thoughts of the model, without the markers around them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The same under its newer name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// Calls of functions, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// Call of a function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ToolCall {
+    /// Unique id of the call, which its result refers to.
+    pub id: String,
+    #[serde(rename = "type")]
+    #[schema(example = "function")]
+    pub kind: String,
+    pub function: FunctionCall,
+}
+
+/// Name and arguments of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FunctionCall {
+    pub name: String,
+    /// JSON text, as the model wrote it. May be incomplete or invalid.
+    pub arguments: String,
 }
 
 /// Log-probabilities of a chat's tokens.
@@ -195,6 +254,9 @@ pub struct CompletionChoice {
     /// Set when requested.
     pub logprobs: Option<CompletionLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Set when requested: an entry for each token of the prompt, from token ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.
@@ -223,12 +285,44 @@ pub struct ChatChunkChoice {
 }
 
 /// Part that a chunk adds to the message.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Delta {
     /// Always `assistant`, and in the first chunk of a choice only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    pub content: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// Piece of the model's thoughts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    /// The same under its newer name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
+    /// Pieces of calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// Piece of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ToolCallDelta {
+    /// Number of the call in the message, from 0.
+    pub index: usize,
+    /// In the call's first piece only, like `type` and the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    pub function: FunctionDelta,
+}
+
+/// Piece of a call's function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct FunctionDelta {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Piece of the JSON text.
+    pub arguments: String,
 }
 
 /// A piece of a generated text.

@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::choice::{Events, Piece, RunningChoice};
 use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
-use super::response::{ChatLogprobs, Usage};
+use super::response::{ChatLogprobs, Delta, OpenAiFinishReason, Usage};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::sse::{self, FRAME_BYTES};
 use crate::tokenizing::token_text::TokenTexts;
@@ -134,6 +134,10 @@ impl<S: Events> AnswerStream<S> {
         let index = choice.index;
         let finish_reason = piece.finish_reason();
         self.finishes.extend(piece.token.finish.take());
+        if choice.parser.is_some() {
+            let parts = (&self.encoder, self.content.logprobs.as_deref());
+            return write_parsed(parts, choice, piece, (finish_reason, usage), out);
+        }
         let Some(tokenizer) = &self.content.logprobs else {
             let text = piece.text();
             if finish_reason.is_none() {
@@ -189,7 +193,8 @@ impl<S: Events> AnswerStream<S> {
     fn finish(&mut self, out: &mut Vec<u8>) {
         let usage = self
             .usage()
-            .with_cached_tokens(RunningChoice::sum_cached(&self.choices));
+            .with_cached_tokens(RunningChoice::sum_cached(&self.choices))
+            .with_reasoning_tokens(RunningChoice::sum_reasoning(&self.choices));
         if self.content.include_usage
             && let Err(error) = self.encoder.usage(out, usage)
         {
@@ -222,10 +227,46 @@ impl<S> Drop for AnswerStream<S> {
     }
 }
 
+/// Writes the chunks of a parsed piece, one for each delta. The first has the log-probabilities, the last the reason.
+fn write_parsed<S: Events>(
+    (encoder, logprobs_of): (&ChunkEncoder, Option<&Tokenizer>),
+    choice: &mut RunningChoice<S>,
+    piece: Piece,
+    (finish_reason, usage): (Option<OpenAiFinishReason>, Option<Usage>),
+    out: &mut Vec<u8>,
+) -> Result<(), serde_json::Error> {
+    let mut logprobs = logprobs_of.map(|tokenizer| {
+        let mut logprobs = ChatLogprobs::default();
+        piece.add_to_chat(TokenTexts::new(tokenizer), &mut logprobs);
+        logprobs
+    });
+    let Some(parser) = &mut choice.parser else {
+        return Ok(());
+    };
+    let mut deltas = parser.push(&piece.text(), finish_reason.is_some());
+    let finish_reason = finish_reason.map(|reason| parser.finish_reason(reason));
+    if deltas.is_empty() && (logprobs.is_some() || finish_reason.is_some()) {
+        deltas.push(Delta::default());
+    }
+    let num_deltas = deltas.len();
+    for (number, delta) in deltas.into_iter().enumerate() {
+        let is_last = number + 1 == num_deltas;
+        let logprobs = logprobs.take();
+        let details = ChunkDetails {
+            first: !std::mem::replace(&mut choice.started, true),
+            logprobs: logprobs.as_ref(),
+            finish_reason: finish_reason.filter(|_| is_last),
+            usage,
+        };
+        encoder.delta(out, choice.index, delta, &details)?;
+    }
+    Ok(())
+}
+
 fn details<L: Serialize>(
     first: bool,
     logprobs: &L,
-    finish_reason: Option<super::response::OpenAiFinishReason>,
+    finish_reason: Option<OpenAiFinishReason>,
     usage: Option<Usage>,
 ) -> ChunkDetails<'_, L> {
     ChunkDetails {

@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, check_min_new_tokens};
 use crate::http::accounting::RequestAccounting;
+use crate::running_requests::also_known_as;
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -64,6 +65,13 @@ impl GenerationJob {
                 .sum();
             let bytes = bytes.saturating_mul(self.num_choices as usize);
             check_echo(bytes, state.settings().limits.max_echo_bytes)?;
+        } else if self.parameters.prompt_logprobs {
+            let tokens: usize = valid.iter().map(|valid| valid.prompt_ids().len()).sum();
+            let of_token = 1 + self.parameters.prompt_top_n as usize;
+            let bytes = [of_token, BYTES_PER_LOGPROB, self.num_choices as usize]
+                .into_iter()
+                .fold(tokens, usize::saturating_mul);
+            check_prompt_logprobs(bytes, state.settings().limits.max_echo_bytes)?;
         }
         intake::release_current();
         let mut choices = Vec::with_capacity(valid.len() * self.num_choices as usize);
@@ -85,17 +93,17 @@ impl GenerationJob {
                 )),
                 false => None,
             };
+            let prompt_ids: Option<Arc<[u32]>> = self
+                .parameters
+                .prompt_logprobs
+                .then(|| valid.prompt_ids().into());
             for copy in valid.repeat(self.num_choices as usize) {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
                 let echo = echo.clone();
-                choices.push(RunningChoice::new(
-                    index,
-                    prompt,
-                    events,
-                    echo,
-                    self.echo_only,
-                ));
+                let mut choice = RunningChoice::new(index, prompt, events, echo, self.echo_only);
+                choice.prompt_ids = prompt_ids.clone();
+                choices.push(choice);
             }
         }
         Ok(choices)
@@ -131,6 +139,19 @@ fn echo_bytes(valid: &Valid, text: Option<&(String, bool)>, parameters: &Paramet
 const BYTES_PER_TOKEN: usize = 4;
 /// Estimated size of a prompt token's entry in the log-probabilities of an answer.
 const BYTES_PER_LOGPROB: usize = 64;
+
+fn check_prompt_logprobs(bytes: usize, limit: usize) -> Result<(), ApiError> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        "prompt_logprobs",
+        format!(
+            "`prompt_logprobs` would take some {bytes} bytes over all choices (`n`), and one answer may repeat {limit} of \
+             the prompt (--max-echo-bytes)"
+        ),
+    ))
+}
 
 fn check_echo(bytes: usize, limit: usize) -> Result<(), ApiError> {
     if bytes <= limit {
@@ -191,8 +212,10 @@ async fn echo(
 impl Identity {
     /// Identity of a new answer. `prefix` of its id: `chatcmpl` or `cmpl`.
     pub fn new(prefix: &str, state: &AppState) -> Self {
+        let id = format!("{prefix}-{}", uuid::Uuid::new_v4().simple());
+        also_known_as(&id);
         Self {
-            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            id,
             created: unix_time_s(),
             model: state.served_name().to_owned(),
             system_fingerprint: concat!("gridwork-", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -209,6 +232,14 @@ pub fn unix_time_s() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_many_log_probabilities_of_prompts_name_the_flag() {
+        assert!(check_prompt_logprobs(100, 100).is_ok());
+        let error = check_prompt_logprobs(101, 100).expect_err("too much");
+        assert_eq!(error.field.as_deref(), Some("prompt_logprobs"));
+        assert!(error.message.contains("--max-echo-bytes"), "{error}");
+    }
 
     #[test]
     fn an_echo_beyond_its_limit_names_the_flag() {

@@ -1,11 +1,13 @@
 //! Tools of a chat.
 //!
-//! The template shows their definitions to the model. The answer is text: calls in it are not parsed. So a client that
-//! lets the model decide gets an answer, and one that requires a call is refused.
+//! The template shows their definitions to the model; calls are taken out of its answer.
+
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::tool_calls::Tool;
 
 /// Definitions for the template. Refuses invalid definitions, and a `tool_choice` that requires a call.
 pub fn for_template<'a>(
@@ -44,6 +46,20 @@ pub fn for_template<'a>(
         }
     };
     Ok((wanted && !tools.is_empty()).then_some(tools))
+}
+
+/// The functions that calls in the answer may name: none unless the template gets definitions.
+pub fn callable(tools: Option<&Value>, choice: Option<&Value>) -> Result<Arc<[Tool]>, ApiError> {
+    let shown = for_template(tools, choice)?.unwrap_or_default();
+    let functions = shown.iter().filter_map(|tool| tool.get("function"));
+    let tools = functions.filter_map(|function| {
+        Some(Tool {
+            name: function.get("name")?.as_str()?.to_owned(),
+            parameters: function.get("parameters").cloned().unwrap_or_default(),
+            strict: function.get("strict") == Some(&Value::Bool(true)),
+        })
+    });
+    Ok(tools.collect())
 }
 
 fn needs_a_call(choice: &str) -> ApiError {

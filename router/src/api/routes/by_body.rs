@@ -1,22 +1,29 @@
-//! Routes whose bodies tell which other route or form they are for: `/` and `/invocations`, `/rerank` and `/tokenize`.
+//! Routes whose bodies tell which other route or form they are for: `/` and `/invocations`, `/vertex`, `/rerank` and
+//! `/tokenize`.
 
+use axum::Json;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::handler::Handler;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures::future::try_join_all;
 use gridwork_proto::v1::Task;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::{
-    CHAT_COMPLETIONS, COMPLETIONS, EMBED_INPUTS, EMBEDDINGS, GENERATE_EITHER, PREDICT_LABELS,
-    RERANK_DOCUMENTS, RERANK_TEXTS,
+    CHAT_COMPLETIONS, COMPLETIONS, EMBED_INPUTS, EMBEDDINGS, GENERATE_EITHER, GENERATE_TEXT,
+    PREDICT_LABELS, RERANK_DOCUMENTS, RERANK_TEXTS,
 };
 use crate::api::tgi::types::{CompatGenerateRequest, GenerateResponse};
 use crate::api::{openai, tei, tgi};
-use crate::error::{ApiError, Dialect, ErrorResponse, written};
-use crate::http::extract;
+use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse, written};
+use crate::http::extract::{self, ApiJson};
 use crate::http::route::{LISTED, Route, served_task};
+use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
 
 /// Do what `/v1/chat/completions` does with a body that has `messages`, `/v1/completions` with one that has `prompt`,
@@ -46,6 +53,98 @@ pub async fn by_task(
     let (request, fields) = read_fields(request, &state).await?;
     let route = target(served_task(&state).unwrap_or_default(), &fields);
     Ok(route.answer(request, state).await)
+}
+
+/// Body of `/vertex`.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub struct VertexRequest {
+    /// Bodies of `/generate` or `/v1/chat/completions`; for encoders, of `/`.
+    #[schema(value_type = Vec<Object>)]
+    pub instances: Vec<Map<String, Value>>,
+}
+
+impl extract::Body for VertexRequest {
+    const UNSUPPORTED: &'static [UnsupportedField] = &[];
+}
+
+/// Answer of `/vertex`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct VertexResponse {
+    /// Texts of a generator; answers of an encoder.
+    pub predictions: Vec<Value>,
+}
+
+/// Answer several requests, as Vertex AI sends them
+///
+/// When one of them is refused or fails, the answer is its error.
+#[utoipa::path(
+    post, path = LISTED, request_body = VertexRequest,
+    responses(
+        (status = 200, description = "An answer to each instance", body = VertexResponse),
+        (status = 422, description = "A field cannot be used", body = ErrorResponse),
+        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
+    )
+)]
+pub async fn vertex(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    let request = Request::from_parts(parts.clone(), body);
+    let ApiJson(VertexRequest { instances }) = ApiJson::from_request(request, &state).await?;
+    let most = state.config().max_client_batch_size;
+    if instances.is_empty() || instances.len() > most {
+        let number = instances.len();
+        return Err(ApiError::validation(
+            "instances",
+            format!(
+                "`instances` must have 1 to {most} entries (--max-client-batch-size). Given: {number}"
+            ),
+        ));
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.remove(header::CONTENT_ENCODING);
+    let answers = instances.into_iter().map(|mut instance| {
+        // The answer holds whole texts.
+        instance.remove("stream");
+        let body = Value::Object(instance).to_string();
+        let request = Request::from_parts(parts.clone(), Body::from(body.clone()));
+        prediction(request, state.clone(), Fields::read(body.as_bytes()))
+    });
+    match try_join_all(answers).await {
+        Ok(predictions) => Ok(Json(VertexResponse { predictions }).into_response()),
+        Err(refusal) => Ok(*refusal),
+    }
+}
+
+/// Answer to one instance: its text, where it is one. The error is a response that is no success.
+async fn prediction(
+    request: Request,
+    state: AppState,
+    fields: Fields,
+) -> Result<Value, Box<Response>> {
+    let route = match target(served_task(&state).unwrap_or_default(), &fields) {
+        route if std::ptr::eq(route, &GENERATE_EITHER) => &GENERATE_TEXT,
+        route => route,
+    };
+    let response = route.answer(request, state).await;
+    if !response.status().is_success() {
+        return Err(Box::new(response));
+    }
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await;
+    let body = body.unwrap_or_default();
+    let answer: Value = serde_json::from_slice(&body).map_err(|error| {
+        let error = ApiError::new(
+            ErrorKind::Internal,
+            format!("an answer is no JSON: {error}"),
+        );
+        Box::new(error.into_response())
+    })?;
+    let text = [
+        "/generated_text",
+        "/choices/0/message/content",
+        "/choices/0/text",
+    ]
+    .into_iter()
+    .find_map(|place| answer.pointer(place).cloned());
+    Ok(text.unwrap_or(answer))
 }
 
 /// Answers `/rerank`, where text-embeddings-inference takes `texts` and vLLM takes `documents`, each in its own form.

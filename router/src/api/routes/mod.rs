@@ -8,7 +8,7 @@ use axum::http::Method;
 use gridwork_proto::v1::Task;
 use utoipa::OpenApi;
 
-use super::{info, openai, tei, tgi};
+use super::{abort, anthropic, info, openai, responses, tei, tgi, tokenizer_info};
 use crate::error::Dialect;
 use crate::http::route::{ALL_TASKS, Api, Route};
 pub use table::table;
@@ -17,6 +17,7 @@ const ANY: &[Task] = ALL_TASKS;
 const GENERATE: &[Task] = &[Task::Generate];
 const EMBED: &[Task] = &[Task::Embed];
 const RERANK: &[Task] = &[Task::Rerank];
+const COMPARE: &[Task] = &[Task::Rerank, Task::Embed];
 const FILL_MASK: &[Task] = &[Task::FillMask];
 const PREDICT: &[Task] = &[Task::Classify, Task::Rerank, Task::FillMask];
 const ENCODE: &[Task] = &[Task::Embed, Task::Classify, Task::Rerank, Task::FillMask];
@@ -56,8 +57,22 @@ macro_rules! routes {
 routes! {
     CHAT_COMPLETIONS: POST "/v1/chat/completions", OpenAi, GENERATE, ["chat_completions"],
         openai::chat::chat_completions, "Answer a conversation";
+    CHAT_RENDER: POST "/v1/chat/completions/render", OpenAi, GENERATE, [],
+        openai::render::chat, "The prompt of a conversation and its tokens, without answering it";
+    COMPLETION_RENDER: POST "/v1/completions/render", OpenAi, GENERATE, [],
+        openai::render::completion, "The tokens of prompts, without continuing them";
     COMPLETIONS: POST "/v1/completions", OpenAi, GENERATE, ["completions"],
         openai::completions::completions, "Continue a text";
+    RESPONSES: POST "/v1/responses", OpenAi, GENERATE, ["responses"],
+        responses::create::create, "Answer a conversation, in the form of Responses";
+    RESPONSE: GET "/v1/responses/{id}", OpenAi, GENERATE, [],
+        responses::stored::response, "A stored response";
+    DELETE_RESPONSE: DELETE "/v1/responses/{id}", OpenAi, GENERATE, [],
+        responses::stored::delete, "Remove a stored response";
+    CANCEL_RESPONSE: POST "/v1/responses/{id}/cancel", OpenAi, GENERATE, [],
+        responses::stored::cancel, "Refused: no response runs in the background";
+    RESPONSE_ITEMS: GET "/v1/responses/{id}/input_items", OpenAi, GENERATE, [],
+        responses::stored::input_items, "Items of a stored response's input";
     EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],
         openai::embeddings::embeddings, "Vectors of texts; [Encoders](#encoders) has more on all routes of encoders";
     // An alias, from text-embeddings-inference.
@@ -67,14 +82,29 @@ routes! {
         openai::rerank::rerank, "Documents, by how well they answer a query, in the form of Jina and Cohere";
     RERANK_DOCUMENTS_V2: POST "/v2/rerank", OpenAi, RERANK, ["rerank"],
         openai::rerank::rerank [undocumented], "The same";
+    SCORE: POST "/v1/score", OpenAi, COMPARE, ["score"],
+        openai::score::score, "How well texts answer or resemble others, in vLLM's form";
+    // An alias, from vLLM.
+    SCORE_OF_VLLM: POST "/score", OpenAi, COMPARE, ["score"],
+        openai::score::score [undocumented], "The same";
     MODELS: GET "/v1/models", OpenAi, ANY, [],
         openai::models::models, "The served model, under each of its names";
     MODEL: GET "/v1/models/{*id}", OpenAi, ANY, [],
         openai::models::model, "The served model, when it has this name";
+    ABORT: POST "/abort_requests", OpenAi, GENERATE, [],
+        abort::abort, "End requests by their ids, which are `x-request-id` or the `id` of an answer";
+    // An alias, from SGLang.
+    ABORT_OF_SGLANG: POST "/abort_request", OpenAi, GENERATE, [],
+        abort::abort [undocumented], "The same";
     LOAD_MODEL: POST "/load_model", OpenAi, ANY, [],
         openai::warm::load_model, "An event that says `ready`, for `transformers chat`";
     DETOKENIZE: POST "/detokenize", OpenAi, ANY, [],
         openai::tokenize::detokenize, "The text of tokens, in vLLM's form";
+
+    MESSAGES: POST "/v1/messages", Anthropic, GENERATE, ["messages"],
+        anthropic::messages::messages, "Answer a conversation, in Anthropic's form";
+    COUNT_TOKENS: POST "/v1/messages/count_tokens", Anthropic, GENERATE, [],
+        anthropic::messages::count_tokens, "Number of tokens of a conversation";
 
     GENERATE_TEXT: POST "/generate", Tgi, GENERATE, ["generate"],
         tgi::generate::generate, "Continue a text";
@@ -90,6 +120,9 @@ routes! {
     INVOCATIONS: POST "/invocations", Tgi, GENERATE, [],
         by_body::invocations, "Route of SageMaker: `messages` mean `/v1/chat/completions`, `prompt` means \
          `/v1/completions`, else `/`";
+
+    VERTEX: POST "/vertex", Tgi, GENERATE, [],
+        by_body::vertex, "Route of Vertex AI: what `/generate` and `/v1/chat/completions` answer to each of `instances`";
 
     EMBED_INPUTS: POST "/embed", Tei, EMBED, ["embed"],
         tei::embed::embed, "Vectors of texts";
@@ -114,6 +147,9 @@ routes! {
         by_body::by_task [undocumented], "Route of SageMaker: `input` means `/v1/embeddings`, `documents` mean \
          `/v1/rerank`, else `/`";
 
+    VERTEX_BY_TASK: POST "/vertex", Tei, ENCODE, [],
+        by_body::vertex [undocumented], "Route of Vertex AI: what `/` answers to each of `instances`";
+
     HEALTH: GET "/health", Server, ANY, [],
         info::health, "200 when requests would be answered now, else 503 with `Retry-After` and the reason: loading, a \
          shard that hangs or is being restarted, shutting down";
@@ -125,18 +161,16 @@ routes! {
         info::info, "Model, limits, versions; `batch_invariant` and `replay_invariant` say if answers depend on other \
          requests and on replays, and why: see \
          [server/README.md](../server/README.md#guarantees)";
+    VERSION: GET "/version", Server, ANY, [],
+        info::version, "Version of the server, in vLLM's form";
+    TOKENIZER_INFO: GET "/tokenizer_info", Server, ANY, [],
+        tokenizer_info::tokenizer_info, "The tokenizer's configuration and chat template, for clients with the API key";
     METRICS: GET "/metrics", Server, ANY, [],
         info::metrics, "See [metrics.md](metrics.md)";
 }
 
 /// Ends of paths that clients of OpenAI's API ask for and that are not served here.
-const UNSERVED_ENDS: [&str; 5] = [
-    "/responses",
-    "/messages",
-    "/moderations",
-    "/audio/speech",
-    "/audio/transcriptions",
-];
+const UNSERVED_ENDS: [&str; 3] = ["/moderations", "/audio/speech", "/audio/transcriptions"];
 
 /// End of `path` that belongs to OpenAI's API, whatever stands before it: a client's base URL may be wrong.
 pub fn openai_end(path: &str) -> Option<&'static str> {
@@ -145,6 +179,8 @@ pub fn openai_end(path: &str) -> Option<&'static str> {
         .iter()
         .filter(|route| route.api == Api::OpenAi)
         .filter_map(|route| route.path.strip_prefix("/v1"))
+        // What a client asks for at a wrong base URL is made there, and not read.
+        .filter(|end| !end.contains("{id}"))
         // Another API may have a route of that name, as `/rerank`.
         .filter(|end| listed(end).is_none_or(|route| route.api == Api::OpenAi));
     for end in served.chain(UNSERVED_ENDS) {
@@ -172,6 +208,7 @@ pub fn dialect_of(path: &str) -> Dialect {
     };
     match listed(path) {
         Some(route) => route.api.dialect(),
+        None if is_below("/v1/messages") => Dialect::Anthropic,
         None if is_below("/v1") || is_below("/v2") || openai_end(path).is_some() => Dialect::OpenAi,
         None => Dialect::Tgi,
     }
@@ -202,6 +239,13 @@ mod tests {
             assert_eq!(dialect_of(path), Dialect::OpenAi, "{path}");
         }
         assert_eq!(dialect_of("/v2x"), Dialect::Tgi);
+        for path in [
+            "/v1/messages",
+            "/v1/messages/count_tokens",
+            "/v1/messages/batches",
+        ] {
+            assert_eq!(dialect_of(path), Dialect::Anthropic, "{path}");
+        }
     }
 
     #[test]

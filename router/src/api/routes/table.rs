@@ -15,6 +15,7 @@ pub fn table() -> String {
             Api::OpenAi => "OpenAI",
             Api::Tgi => "TGI",
             Api::Tei => "TEI",
+            Api::Anthropic => "Anthropic",
             Api::Server => "–",
         };
         let tasks = match route.tasks {

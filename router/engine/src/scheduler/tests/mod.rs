@@ -560,3 +560,5 @@ mod lengths;
 mod prefix;
 
 mod drafting;
+
+mod grammars;

@@ -220,6 +220,11 @@ impl Shard {
 }
 
 impl ShardSequence {
+    /// The tokens that it will sample next.
+    pub fn next_tokens(&self, count: usize) -> Vec<u32> {
+        continuation(&self.tokens, count)
+    }
+
     /// The content on which keys at a position depend: the seed, the class of the number of tokens computed together,
     /// and the tokens up to there.
     fn content(

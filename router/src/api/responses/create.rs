@@ -1,0 +1,235 @@
+//! Handler of `POST /v1/responses`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::events::{OnComplete, ResponseEvents};
+use super::items::ItemMaker;
+use super::request::{Item, ResponsesRequest};
+use super::response::ResponseBody;
+use super::stored::{self, items_of};
+use super::tools::Tools;
+use super::translation::{self, ENCRYPTED_REASONING};
+use crate::api::conversation::answer::AnswerReader;
+use crate::api::conversation::events::AnswerEvents;
+use crate::api::conversation::history::with_one_instruction;
+use crate::api::conversation::text_or_list::TextOrList;
+use crate::api::openai::answer::record_end;
+use crate::api::openai::chat::{Chat, ChatForm, Submitted};
+use crate::api_keys::current_tenant;
+use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::http::route::{LISTED, Received};
+use crate::http::sse;
+use crate::running_requests::also_known_as;
+use crate::state::AppState;
+use crate::tool_calls::Plan;
+use crate::stored_responses::StoredResponse;
+
+/// Form of this route's chats.
+const FORM: ChatForm = ChatForm {
+    dialect: Dialect::OpenAi,
+    prompt: "input",
+    max_new_tokens: Some("max_output_tokens"),
+    clamps: true,
+    fallback: Some(with_one_instruction),
+};
+
+/// Fields of a chat, and their names on this route.
+const NAMES: [(&str, &str); 5] = [
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("messages", "input"),
+];
+
+/// Maximum number of `metadata`, and maximum number of characters of their names and values; OpenAI's.
+const MAX_METADATA: usize = 16;
+const MAX_METADATA_NAME: usize = 64;
+const MAX_METADATA_VALUE: usize = 512;
+
+/// Answer a conversation, in the form of OpenAI's Responses
+///
+/// With `stream`, the answer is a stream of server-sent events, from `response.created` to `response.completed`,
+/// `response.incomplete` or `response.failed`, with a `sequence_number` that rises by one. An invalid request is refused
+/// with its status before the stream begins.
+#[utoipa::path(
+    post,
+    path = LISTED,
+    request_body = ResponsesRequest,
+    responses(
+        (status = 200, description = "The response; with `stream`, events", content(
+            (ResponseBody = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        (status = 400, description = "Not valid; `param` names the field"),
+        (status = 404, description = "`previous_response_id` is not stored"),
+        (status = 429, description = "Too many requests; come back after `Retry-After` seconds"),
+        (status = 500, description = "Failed while generating"),
+        (status = 503, description = "Loading, restarting or shutting down"),
+    )
+)]
+pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
+    answer(call).await.map_err(|error| error.renamed(&NAMES))
+}
+
+async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
+    let (state, mut request, mut accounting) = call.begin();
+    let state = &state;
+    check(&request)?;
+    let input = input_items(state, request.input.take())?;
+    let previous = request.previous_response_id.as_deref();
+    let previous = previous
+        .map(|id| stored::find_previous(state, id))
+        .transpose()?;
+    let earlier = previous.as_ref().map(items_of).unwrap_or_default();
+    let mut tools = Tools::read(request.tools.as_deref().unwrap_or_default())?;
+    let chat = translation::chat(&request, &earlier, &input, &mut tools)?;
+    let chat = Chat::new(state, chat, &FORM)?;
+    let with_logprobs = chat.logprobs.is_some();
+    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
+    let parser = plan.as_ref().map(Plan::parser);
+    let logprobs = with_logprobs.then(|| Arc::clone(state.tokenizer()));
+    let reader = AnswerReader::new(parser, logprobs, accounting.prompt_tokens as u64);
+    let mut choice = choices
+        .into_iter()
+        .next()
+        .ok_or_else(|| ApiError::new(ErrorKind::Internal, "no choice was generated"))?;
+
+    let maker = ItemMaker {
+        tools,
+        packs_reasoning: request.includes(ENCRYPTED_REASONING),
+    };
+    let stream = request.stream.unwrap_or(false);
+    let store = request.store.unwrap_or(true) && state.stored_responses().is_enabled();
+    let response = ResponseBody::begin(&mut request, state.served_name(), store);
+    also_known_as(&response.id);
+    let events = ResponseEvents::new(response, maker, on_complete(state, store, input, previous));
+    if stream {
+        let head = accounting.clone();
+        let frames = AnswerEvents::new(events, choice, reader, record_end(accounting));
+        let mut response = sse::response(frames);
+        head.write_for_stream(response.headers_mut());
+        return Ok(response);
+    }
+    let (answer, finish) = reader.read(&mut choice).await?;
+    accounting.add(&finish);
+    Ok(accounting.respond(Json(events.response(answer))))
+}
+
+/// Keeps the response, when it is to be stored.
+fn on_complete(
+    state: &AppState,
+    store: bool,
+    input: Vec<Item>,
+    previous: Option<Arc<StoredResponse>>,
+) -> OnComplete {
+    if !store {
+        return Box::new(|_| {});
+    }
+    let (kept, owner) = (state.stored_responses().clone(), current_tenant());
+    Box::new(move |response| {
+        let texts = (
+            serde_json::to_string(response),
+            serde_json::to_string(&input),
+        );
+        if let (Ok(text), Ok(input)) = texts {
+            let id = response.id.clone();
+            let is_kept = kept.keep(owner, StoredResponse::new(id, text, input, previous));
+            if !is_kept {
+                tracing::debug!("a response is larger than --response-store-bytes allows to keep");
+            }
+        }
+    })
+}
+
+/// The items of the input, with those that it refers to, and with ids.
+fn input_items(state: &AppState, input: Option<TextOrList<Item>>) -> Result<Vec<Item>, ApiError> {
+    let items = match input {
+        None => return Ok(Vec::new()),
+        Some(TextOrList::List(items)) => items,
+        Some(TextOrList::Text(text)) => {
+            let content = json!([{"type": "input_text", "text": text}]);
+            let message = [
+                ("type", Value::from("message")),
+                ("role", "user".into()),
+                ("content", content),
+            ];
+            vec![Map::from_iter(
+                message.map(|(name, value)| (name.to_owned(), value)),
+            )]
+        }
+    };
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| resolved(state, item, index).map(with_id))
+        .collect()
+}
+
+/// The item itself, or the stored one that an `item_reference` names. The type may be missing there.
+fn resolved(state: &AppState, item: Item, index: usize) -> Result<Item, ApiError> {
+    let is_reference = match item.get("type") {
+        Some(kind) => kind == "item_reference",
+        None => !item.contains_key("role") && item.contains_key("id"),
+    };
+    if !is_reference {
+        return Ok(item);
+    }
+    let id = item.get("id").and_then(Value::as_str).unwrap_or_default();
+    stored::find_item(state, id).ok_or_else(|| {
+        let field = format!("input[{index}].id");
+        let message = format!(
+            "`{field}` is {id:?}, and no stored response has an item of this id; send the item itself"
+        );
+        ApiError {
+            field: Some(field),
+            ..ApiError::new(ErrorKind::NotFound, message)
+        }
+    })
+}
+
+/// The item with an id, which the list of a stored response's items shows.
+fn with_id(mut item: Item) -> Item {
+    if !item.get("id").is_some_and(Value::is_string) {
+        let id = format!("item_{}", uuid::Uuid::new_v4().simple());
+        item.insert("id".into(), id.into());
+    }
+    item
+}
+
+/// Refuses fields that no part of the work would refuse.
+fn check(request: &ResponsesRequest) -> Result<(), ApiError> {
+    if let Some(truncation) = request.truncation.as_deref()
+        && !["auto", "disabled"].contains(&truncation)
+    {
+        return Err(ApiError::validation(
+            "truncation",
+            format!("`truncation` must be \"auto\" or \"disabled\". Given: {truncation:?}"),
+        ));
+    }
+    let metadata = request.metadata.iter().flatten();
+    if metadata.clone().count() > MAX_METADATA {
+        let message = format!("`metadata` must have at most {MAX_METADATA} entries");
+        return Err(ApiError::validation("metadata", message));
+    }
+    for (name, value) in metadata {
+        let fits = |text: &str, most: usize| text.chars().count() <= most;
+        let is_text = value
+            .as_str()
+            .is_some_and(|value| fits(value, MAX_METADATA_VALUE));
+        if !is_text || !fits(name, MAX_METADATA_NAME) {
+            return Err(ApiError::validation(
+                "metadata",
+                format!(
+                    "`metadata` must have names of up to {MAX_METADATA_NAME} characters, and texts of up to \
+                     {MAX_METADATA_VALUE} as values"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

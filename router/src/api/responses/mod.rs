@@ -1,0 +1,11 @@
+//! OpenAI's Responses: `/v1/responses`.
+
+pub mod create;
+mod events;
+mod fields;
+mod items;
+mod request;
+mod response;
+pub mod stored;
+mod tools;
+mod translation;

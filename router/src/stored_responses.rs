@@ -1,0 +1,228 @@
+//! Responses that are kept, so that clients can read and continue them. Each API key has its own, and an equal share of
+//! the memory. The oldest give way to new ones.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Owner of responses: the index of an API key; `None` without keys.
+type Owner = Option<u32>;
+
+/// Estimated size of what is kept beside the texts of a response.
+const OVERHEAD_BYTES: usize = 512;
+
+/// The responses of all owners. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct StoredResponses {
+    bytes_per_owner: usize,
+    shelves: Arc<Mutex<HashMap<Owner, Shelf>>>,
+}
+
+/// The responses of one owner, the oldest first.
+#[derive(Debug, Default)]
+struct Shelf {
+    responses: VecDeque<Arc<StoredResponse>>,
+    /// Size of all responses that exist, including those that only later ones refer to.
+    bytes: Arc<AtomicUsize>,
+}
+
+/// A response with its input, as JSON texts.
+#[derive(Debug)]
+pub struct StoredResponse {
+    pub id: String,
+    /// The response, a JSON object.
+    pub response: String,
+    /// Items of the input, a JSON array. Those of earlier responses are not among them.
+    pub input: String,
+    /// Response that this one continues. It stays readable through this one when it has given way.
+    pub previous: Option<Arc<StoredResponse>>,
+    charge: Option<Charge>,
+}
+
+/// Bytes that count until the response is dropped.
+#[derive(Debug)]
+struct Charge {
+    bytes: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl StoredResponse {
+    pub fn new(
+        id: String,
+        response: String,
+        input: String,
+        previous: Option<Arc<StoredResponse>>,
+    ) -> Self {
+        Self {
+            id,
+            response,
+            input,
+            previous,
+            charge: None,
+        }
+    }
+
+    /// This response and those that it continues, the oldest first.
+    pub fn chain(self: &Arc<Self>) -> Vec<Arc<StoredResponse>> {
+        let previous = |response: &Arc<StoredResponse>| response.previous.clone();
+        let mut chain: Vec<_> = std::iter::successors(Some(self.clone()), previous).collect();
+        chain.reverse();
+        chain
+    }
+}
+
+impl Drop for StoredResponse {
+    /// Drops a long chain without recursion.
+    fn drop(&mut self) {
+        let mut next = self.previous.take();
+        while let Some(response) = next {
+            next = Arc::try_unwrap(response)
+                .ok()
+                .and_then(|mut response| response.previous.take());
+        }
+    }
+}
+
+impl StoredResponses {
+    /// `bytes` are shared equally among `num_owners`; 0: nothing is kept.
+    pub fn new(bytes: usize, num_owners: usize) -> Self {
+        Self {
+            bytes_per_owner: bytes / num_owners.max(1),
+            shelves: Arc::default(),
+        }
+    }
+
+    /// True if responses are kept at all.
+    pub fn is_enabled(&self) -> bool {
+        self.bytes_per_owner > 0
+    }
+
+    /// Keeps `response`. Older ones of `owner` give way until it fits. A response that is larger than the owner's share
+    /// is not kept; returns whether it is.
+    pub fn keep(&self, owner: Owner, mut response: StoredResponse) -> bool {
+        let bytes = response.response.len() + response.input.len() + OVERHEAD_BYTES;
+        if bytes > self.bytes_per_owner {
+            return false;
+        }
+        self.on_shelf(owner, |shelf| {
+            shelf.bytes.fetch_add(bytes, Ordering::Relaxed);
+            response.charge = Some(Charge {
+                bytes,
+                total: shelf.bytes.clone(),
+            });
+            shelf.responses.push_back(Arc::new(response));
+            while shelf.bytes.load(Ordering::Relaxed) > self.bytes_per_owner {
+                // Dropped here, so that its bytes no longer count, unless a later one refers to it.
+                if shelf.responses.pop_front().is_none() {
+                    break;
+                }
+            }
+            !shelf.responses.is_empty()
+        })
+    }
+
+    /// The response `id` of `owner`.
+    pub fn get(&self, owner: Owner, id: &str) -> Option<Arc<StoredResponse>> {
+        self.on_shelf(owner, |shelf| {
+            let mut newest_first = shelf.responses.iter().rev();
+            newest_first.find(|response| response.id == id).cloned()
+        })
+    }
+
+    /// Removes the response `id` of `owner`; returns whether there was one.
+    pub fn remove(&self, owner: Owner, id: &str) -> bool {
+        let removed = self.on_shelf(owner, |shelf| {
+            let at = shelf.responses.iter().position(|kept| kept.id == id)?;
+            shelf.responses.remove(at)
+        });
+        removed.is_some()
+    }
+
+    /// All responses of `owner`, the newest first.
+    pub fn all(&self, owner: Owner) -> Vec<Arc<StoredResponse>> {
+        self.on_shelf(owner, |shelf| {
+            shelf.responses.iter().rev().cloned().collect()
+        })
+    }
+
+    fn on_shelf<T>(&self, owner: Owner, act: impl FnOnce(&mut Shelf) -> T) -> T {
+        // A panic elsewhere leaves a valid shelf.
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        act(shelves.entry(owner).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A response of 1000 bytes.
+    fn response(id: &str, previous: Option<Arc<StoredResponse>>) -> StoredResponse {
+        let text = "x".repeat(1000 - OVERHEAD_BYTES);
+        StoredResponse::new(id.into(), text, String::new(), previous)
+    }
+
+    fn ids(store: &StoredResponses, owner: Owner) -> Vec<String> {
+        let all = store.all(owner);
+        all.iter().map(|response| response.id.clone()).collect()
+    }
+
+    #[test]
+    fn the_oldest_give_way_and_owners_do_not_see_each_other() {
+        let store = StoredResponses::new(4000, 2);
+        for id in ["a", "b", "c"] {
+            assert!(store.keep(Some(0), response(id, None)));
+        }
+        assert!(store.keep(Some(1), response("d", None)));
+        assert_eq!(ids(&store, Some(0)), ["c", "b"]);
+        assert!(store.get(Some(0), "a").is_none());
+        assert!(store.get(Some(1), "b").is_none());
+        assert!(store.get(Some(1), "d").is_some());
+        assert!(store.remove(Some(0), "b"));
+        assert!(!store.remove(Some(0), "b"));
+        assert!(store.keep(Some(0), response("e", None)));
+        assert_eq!(ids(&store, Some(0)), ["e", "c"]);
+    }
+
+    #[test]
+    fn what_a_later_response_continues_counts_until_that_is_dropped() {
+        let store = StoredResponses::new(3000, 1);
+        assert!(store.keep(None, response("a", None)));
+        let a = store.get(None, "a");
+        assert!(store.keep(None, response("b", a)));
+        assert!(store.remove(None, "a"));
+        let b = store.get(None, "b").expect("b");
+        let chain: Vec<_> = b.chain().iter().map(|kept| kept.id.clone()).collect();
+        assert_eq!(chain, ["a", "b"]);
+        drop(b);
+        assert!(store.keep(None, response("c", None)));
+        assert_eq!(ids(&store, None), ["c", "b"]);
+        assert!(store.keep(None, response("d", None)));
+        assert_eq!(ids(&store, None), ["d", "c"], "b and a have given way");
+    }
+
+    #[test]
+    fn nothing_is_kept_beyond_the_share() {
+        let store = StoredResponses::new(999, 1);
+        assert!(store.is_enabled());
+        assert!(!store.keep(None, response("a", None)));
+        assert!(!StoredResponses::new(0, 1).is_enabled());
+        assert!(!StoredResponses::new(0, 1).keep(None, response("a", None)));
+    }
+
+    #[test]
+    fn a_long_chain_is_dropped_without_recursion() {
+        let mut last = None;
+        for _ in 0..200_000 {
+            let next = StoredResponse::new(String::new(), String::new(), String::new(), last);
+            last = Some(Arc::new(next));
+        }
+        drop(last);
+    }
+}

@@ -1,0 +1,274 @@
+//! Finds how a template writes calls.
+
+use serde_json::{Value, json};
+
+use super::arguments::{self, ArgumentsFound};
+use super::conversation::{IDS, KEYS, NAMES, Prober, answer, arguments as given, calls};
+use super::lexemes::{common_prefix, common_suffix};
+use crate::tool_calls::format::{Body, Calls, Reasoning};
+
+/// Text around and between calls.
+#[derive(Debug, Default)]
+struct Frame<'t> {
+    before_first: &'t str,
+    between: Option<&'t str>,
+    after_last: &'t str,
+}
+
+/// Finds the format of calls; `None` if the template does not show calls, or not in a form that is known.
+pub fn find(prober: &Prober<'_>, reasoning: Option<&Reasoning>) -> Option<Calls> {
+    let body = |message: Value| {
+        let body = prober.turn(message)?.body;
+        Some(without_reasoning(&body, reasoning))
+    };
+    let ending = body(answer()).unwrap_or_default();
+    let ending = ending
+        .split_once(super::conversation::CONTENT)
+        .map_or("", |(_, ending)| ending);
+    let one = body(calls(&[given(1)]))?;
+    let one = cut_ending(&one, ending);
+    let two = body(calls(&[given(1), json!({KEYS[1]: super::conversation::VALUES[1]})]));
+    let two = two.as_deref().map(|two| cut_ending(two, ending));
+    objects(one, two).or_else(|| {
+        let number = body(calls(&[super::conversation::number()]));
+        let pair = body(calls(&[given(2)]));
+        let probes = arguments::Probes {
+            one,
+            pair: pair.as_deref().map(|pair| cut_ending(pair, ending)),
+            number: number.as_deref(),
+        };
+        named(&probes, two)
+    })
+}
+
+/// Markers around content, as a turn without calls has them.
+pub fn content_markers(prober: &Prober<'_>, reasoning: Option<&Reasoning>, calls: bool) -> Vec<String> {
+    let Some(turn) = prober.turn(answer()) else {
+        return Vec::new();
+    };
+    let body = without_reasoning(&turn.body, reasoning);
+    let Some((before, after)) = body.split_once(super::conversation::CONTENT) else {
+        return Vec::new();
+    };
+    let ending = calls
+        .then(|| prober.turn(super::conversation::calls(&[given(1)])))
+        .flatten()
+        .map_or(String::new(), |turn| turn.body);
+    let shared = common_suffix(after, &ending);
+    let after = match ending.is_empty() {
+        true => "",
+        false => after.get(..after.len() - shared).unwrap_or_default(),
+    };
+    let is_marker = |text: &&str| text.starts_with(['<', '[']) && !text.contains(char::is_whitespace);
+    let markers = [before.trim(), after.trim()].into_iter();
+    markers.filter(is_marker).map(str::to_owned).collect()
+}
+
+/// Cuts reasoning, perhaps empty, off the beginning of a turn.
+fn without_reasoning(body: &str, reasoning: Option<&Reasoning>) -> String {
+    let Some(reasoning) = reasoning else {
+        return body.to_owned();
+    };
+    let trimmed = body.trim_start();
+    let after_open = trimmed.strip_prefix(reasoning.open.as_str());
+    let closed = after_open
+        .unwrap_or(trimmed)
+        .split_once(reasoning.close.as_str());
+    match (after_open, closed) {
+        (Some(_), Some((_, rest))) => rest.to_owned(),
+        (None, Some((inside, rest))) if inside.trim().is_empty() => rest.to_owned(),
+        _ => body.to_owned(),
+    }
+}
+
+/// Cuts off what ends a turn without calls too.
+fn cut_ending<'t>(body: &'t str, ending: &str) -> &'t str {
+    let shared = common_suffix(body, ending);
+    body.get(..body.len() - shared).unwrap_or_default()
+}
+
+/// A call as JSON object, in a list or not.
+fn objects(one: &str, two: Option<&str>) -> Option<Calls> {
+    let (first, end, value) = json_with(one, NAMES[0], 0)?;
+    let (item, list) = match &value {
+        Value::Array(items) => (items.first()?, true),
+        item => (item, false),
+    };
+    let body = object_body(item)?;
+    let frame = Frame {
+        before_first: one.get(..first)?,
+        between: two.filter(|_| !list).and_then(|two| {
+            let (_, end, _) = json_with(two, NAMES[0], 0)?;
+            let (next, _, _) = json_with(two, NAMES[1], end)?;
+            two.get(end..next)
+        }),
+        after_last: one.get(end..)?,
+    };
+    Some(frame.calls(list, body))
+}
+
+/// The first JSON value from `start` on that contains `name`: its beginning, end and value.
+fn json_with(text: &str, name: &str, start: usize) -> Option<(usize, usize, Value)> {
+    let tail = text.get(start..)?;
+    let brackets = tail.match_indices(['{', '[']);
+    brackets.map(|(at, _)| at).find_map(|at| {
+        let mut values = serde_json::Deserializer::from_str(tail.get(at..)?).into_iter::<Value>();
+        let value = values.next()?.ok()?;
+        let end = at + values.byte_offset();
+        contains(&value, name).then_some((start + at, start + end, value))
+    })
+}
+
+fn contains(value: &Value, name: &str) -> bool {
+    match value {
+        Value::String(text) => text == name,
+        Value::Array(items) => items.iter().any(|item| contains(item, name)),
+        Value::Object(map) => map
+            .iter()
+            .any(|(key, value)| key == name || contains(value, name)),
+        _ => false,
+    }
+}
+
+fn object_body(item: &Value) -> Option<Body> {
+    let object = item.as_object()?;
+    let is_arguments = |value: &Value| {
+        let text = value.as_str().unwrap_or_default();
+        value.get(KEYS[0]).is_some()
+            || serde_json::from_str::<Value>(text).is_ok_and(|inner| inner.get(KEYS[0]).is_some())
+    };
+    if object.get(NAMES[0]).is_some_and(is_arguments) {
+        return Some(Body::NameAsKey);
+    }
+    let key_of = |fits: &dyn Fn(&Value) -> bool| {
+        let found = object.iter().find(|(_, value)| fits(value));
+        found.map(|(key, _)| key.clone())
+    };
+    let id = key_of(&|value| value == IDS[0]).unwrap_or_default();
+    if let Some(name) = key_of(&|value| value == NAMES[0]) {
+        let arguments = key_of(&|value| is_arguments(value))?;
+        let arguments_in_string = object.get(&arguments).is_some_and(Value::is_string);
+        return Some(Body::Object {
+            name,
+            arguments,
+            wrapper: String::new(),
+            id,
+            arguments_in_string,
+        });
+    }
+    let wrapper = key_of(&|value| value.is_object() && contains(value, NAMES[0]))?;
+    match object_body(object.get(&wrapper)?)? {
+        Body::Object {
+            name,
+            arguments,
+            arguments_in_string,
+            ..
+        } => Some(Body::Object {
+            name,
+            arguments,
+            wrapper,
+            id,
+            arguments_in_string,
+        }),
+        _ => None,
+    }
+}
+
+/// A call whose name stands alone.
+fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
+    let one = probes.one;
+    let numbered = !one.contains(NAMES[0]) && one.contains(IDS[0]);
+    let words = if numbered { IDS } else { NAMES };
+    let (before, rest) = one.split_once(words[0])?;
+    let found: ArgumentsFound = arguments::find(probes, words[0])?;
+    let end = found.arguments_end(rest)?;
+    let (mut id_open, mut name_open) = (String::new(), String::new());
+    let mut name_close = found.name_close.clone();
+    if let Some((open, close)) = found.name_close.split_once(IDS[0]) {
+        id_open = open.to_owned();
+        name_close = close.to_owned();
+    }
+    let mut before_first = before;
+    if let Some((open, between)) = before.split_once(IDS[0]).filter(|_| !numbered) {
+        before_first = open;
+        name_open = between.to_owned();
+    }
+    let frame = Frame {
+        before_first,
+        between: two.and_then(|two| {
+            let (_, rest) = two.split_once(words[0])?;
+            let end = found.arguments_end(rest)?;
+            let start_of_next = rest.find(match name_open.is_empty() {
+                true => words[1],
+                false => IDS[1],
+            })?;
+            rest.get(end..start_of_next)
+        }),
+        after_last: rest.get(end..)?,
+    };
+    let body = Body::Named {
+        name_open,
+        name_close,
+        id_open,
+        numbered,
+        arguments: found.arguments,
+    };
+    let mut calls = frame.calls(false, body);
+    if calls.section_open.trim_end().ends_with('[') && calls.section_close.trim_start().starts_with(']') {
+        calls.list = true;
+        let open = calls.section_open.trim_end();
+        calls.section_open = open.strip_suffix('[').unwrap_or(open).to_owned();
+        let close = calls.section_close.trim_start();
+        calls.section_close = close.strip_prefix(']').unwrap_or(close).to_owned();
+        calls.separator.clear();
+    }
+    Some(calls)
+}
+
+impl Frame<'_> {
+    /// Tells the markers of the section from those of each call.
+    fn calls(&self, list: bool, body: Body) -> Calls {
+        let (before, after) = (self.before_first, self.after_last);
+        if list {
+            return Calls {
+                section_open: before.to_owned(),
+                section_close: after.to_owned(),
+                list,
+                open: String::new(),
+                close: String::new(),
+                separator: String::new(),
+                body,
+            };
+        }
+        let Some(between) = self.between else {
+            return Calls {
+                section_open: String::new(),
+                section_close: String::new(),
+                list,
+                open: before.to_owned(),
+                close: after.to_owned(),
+                separator: String::new(),
+                body,
+            };
+        };
+        let open = common_suffix(before, between);
+        let left = between.get(..between.len() - open).unwrap_or_default();
+        let close = common_prefix(after, left);
+        let part = |text: &str, from: usize, to: usize| {
+            text.get(from..to).unwrap_or_default().to_owned()
+        };
+        let own_open = part(before, before.len() - open, before.len());
+        let section_open = part(before, 0, before.len() - open);
+        let own_close = part(after, 0, close);
+        let section_close = part(after, close, after.len());
+        Calls {
+            section_open,
+            section_close,
+            list,
+            open: own_open,
+            close: own_close,
+            separator: part(left, close, left.len()),
+            body,
+        }
+    }
+}
