@@ -53,14 +53,17 @@ def _forbid(logits: torch.Tensor, forbidden: torch.Tensor) -> None:
 
 def _forbidden(allowed: torch.Tensor, vocab_size: int, device: torch.device) -> torch.Tensor:
     """bool `[R, V]` on a device: the tokens whose bits are not set. allowed: int32 `[R, W]`."""
-    words = ~allowed
-    missing = num_words(vocab_size) - words.shape[1]
+    missing = num_words(vocab_size) - allowed.shape[1]
     if missing > 0:
-        words = torch.nn.functional.pad(words, (0, missing), value=-1)
+        allowed = torch.nn.functional.pad(allowed, (0, missing))
     if device.type == "cpu":
-        packed = words.numpy().view(np.uint8)
-        bits = np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little")
+        on_host = (~allowed).numpy().view(np.uint8)
+        bits = np.unpackbits(on_host, axis=1, count=vocab_size, bitorder="little")
         return torch.from_numpy(bits).view(torch.bool)
-    bytes_ = to_device(words, device).view(torch.uint8)
-    shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    return ((bytes_[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab_size].bool()
+    return _unpacked(~to_device(allowed, device))[:, :vocab_size]
+
+
+def _unpacked(words: torch.Tensor) -> torch.Tensor:
+    """bool `[R, 32 W]`: the bits of int32 `[R, W]`, the lowest first, by operations that every device has."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    return ((words.view(torch.uint8)[:, :, None] >> shifts) & 1).flatten(1).bool()
