@@ -18,7 +18,8 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def server(smollm2: Path) -> Iterator[Server]:
-    with Server("--model-id", smollm2, "--dtype", "float32", env={"API_KEY": f"{KEY},other"}) as running:
+    flags = ("--dtype", "float32", "--max-total-tokens", "2048")
+    with Server("--model-id", smollm2, *flags, env={"API_KEY": f"{KEY},other"}) as running:
         running.client.http.headers["authorization"] = f"Bearer {KEY}"
         yield running
 
@@ -83,7 +84,7 @@ def test_prompts_are_cut_at_their_end(server: Server) -> None:
 
     long = "hello " * 9000
     assert prompt_tokens("/v1/completions", {"prompt": long, "truncate_prompt_tokens": 7}) == 7
-    assert prompt_tokens("/v1/completions", {"prompt": long, "truncate_prompt_tokens": -1}) == 8191
+    assert prompt_tokens("/v1/completions", {"prompt": long, "truncate_prompt_tokens": -1}) == 2047
     assert prompt_tokens("/v1/chat/completions", CHAT | {"truncate_prompt_tokens": 5}) == 5
     for tokens in (0, -2, 9000):
         refused = server.client.post("/v1/completions", {"prompt": "a", "truncate_prompt_tokens": tokens})
@@ -158,7 +159,7 @@ def test_an_answer_that_is_not_streamed_is_aborted(server: Server) -> None:
     found: list[Any] = []
 
     def ask() -> None:
-        body = CHAT | {"ignore_eos": True, "max_tokens": 8000}
+        body = CHAT | {"ignore_eos": True, "max_tokens": 1900}
         found.append(server.client.post("/v1/chat/completions", body, headers={"x-request-id": "mine"}))
 
     thread = threading.Thread(target=ask)
