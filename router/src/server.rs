@@ -11,8 +11,8 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
 use crate::api::routes::{ROUTES, dialect_of, openai_end};
-use crate::error::{ApiError, Dialect, ErrorKind, written};
-use crate::http::abortable::{self, REQUEST_ID};
+use crate::error::{ApiError, ErrorKind, written};
+use crate::http::abortable::{self, DialectOf, REQUEST_ID};
 use crate::http::api_key::require_key;
 use crate::http::{body_encoding, path, route};
 use crate::observability::request_log;
@@ -28,7 +28,7 @@ pub fn app(state: AppState) -> Router {
         .merge(crate::openapi::routes())
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
         .layer(from_fn_with_state(
-            (state.clone(), dialect_of as fn(&str) -> Dialect),
+            (state.clone(), dialect_of as DialectOf),
             abortable::run,
         ))
         .layer(from_fn_with_state(state.clone(), require_key))

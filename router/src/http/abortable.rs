@@ -23,9 +23,12 @@ use crate::state::AppState;
 /// Header with the id of a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Runs a request so that it can be aborted by its id. `dialect_of`: the dialect of a path.
+/// Tells the dialect of a path.
+pub type DialectOf = fn(&str) -> Dialect;
+
+/// Runs a request so that it can be aborted by its id.
 pub async fn run(
-    State((state, dialect_of)): State<(AppState, fn(&str) -> Dialect)>,
+    State((state, dialect_of)): State<(AppState, DialectOf)>,
     request: Request,
     next: Next,
 ) -> Response {

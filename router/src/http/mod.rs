@@ -1,7 +1,7 @@
 //! HTTP of all APIs: routes, request bodies, answers and streams, accounting and API keys.
 
-pub mod accounting;
 pub mod abortable;
+pub mod accounting;
 pub mod api_key;
 pub mod body_encoding;
 pub mod extract;

@@ -4,11 +4,9 @@ use gridwork_engine::{GeneratedToken, PromptLogprob, TopToken};
 use serde_json::{Map, Value};
 
 use super::choice::Echo;
+use super::prompt_logprobs::finite;
 use super::response::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob};
 use crate::tokenizing::token_text::TokenTexts;
-
-/// Log-probability that OpenAI reports for impossible tokens: JSON has no infinity.
-const IMPOSSIBLE: f32 = -9999.0;
 
 /// Entry of a chat's log-probabilities for one generated token.
 pub fn chat_entry(texts: TokenTexts<'_>, token: &GeneratedToken) -> TokenLogprob {
@@ -97,13 +95,6 @@ fn alternatives(texts: TokenTexts<'_>, own: (u32, f32), tops: &[TopToken]) -> Ma
             .or_insert_with(|| shortest(logprob));
     }
     alternatives
-}
-
-/// The log-probability, or what stands for an impossible token's.
-pub fn finite(logprob: Option<f32>) -> f32 {
-    logprob
-        .filter(|logprob| logprob.is_finite())
-        .unwrap_or(IMPOSSIBLE)
 }
 
 /// Shortest decimal number that reads back as this `f32`. Converting to `f64` would add meaningless digits.

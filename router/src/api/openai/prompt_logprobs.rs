@@ -6,9 +6,11 @@ use gridwork_engine::PromptLogprob;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::logprobs::finite;
 use crate::error::ApiError;
 use crate::tokenizing::token_text::TokenTexts;
+
+/// Log-probability that OpenAI reports for impossible tokens: JSON has no infinity.
+const IMPOSSIBLE: f32 = -9999.0;
 
 /// Entries of all positions. The first one is `null`, because nothing stands before it.
 pub type PromptLogprobs = Vec<Option<BTreeMap<String, PromptTokenLogprob>>>;
@@ -54,6 +56,13 @@ pub fn entries(texts: TokenTexts<'_>, ids: &[u32], known: &[PromptLogprob]) -> P
         Some(all)
     };
     ids.iter().zip(known).map(position).collect()
+}
+
+/// The log-probability, or what stands for an impossible token's.
+pub fn finite(logprob: Option<f32>) -> f32 {
+    logprob
+        .filter(|logprob| logprob.is_finite())
+        .unwrap_or(IMPOSSIBLE)
 }
 
 #[cfg(test)]

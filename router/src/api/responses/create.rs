@@ -25,8 +25,8 @@ use crate::http::route::{LISTED, Received};
 use crate::http::sse;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
-use crate::tool_calls::Plan;
 use crate::stored_responses::StoredResponse;
+use crate::tool_calls::Plan;
 
 /// Form of this route's chats.
 const FORM: ChatForm = ChatForm {
