@@ -8,8 +8,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PYTHON = "3.12"
 ARCHITECTURE = "x86_64"
-GLIBC = (2, 28)
-"""The oldest glibc: that of the wheels of PyTorch, which the machine has."""
+GLIBC = (2, 31)
+"""The oldest glibc: that of the wheel of llguidance. PyTorch's own wheels take 2.28."""
 
 MACHINE = frozenset({"torch", "triton", "numpy"})
 """Packages that the machine brings, with everything that they need. PyTorch is built for its numpy."""
