@@ -3,13 +3,16 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Owner of responses: the index of an API key; `None` without keys.
 type Owner = Option<u32>;
 
 /// Estimated size of what is kept beside the texts of a response.
 const OVERHEAD_BYTES: usize = 512;
+
+/// Estimated size of an item's entry in the index, beside its id.
+const ITEM_BYTES: usize = 96;
 
 /// The responses of all owners. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub struct StoredResponses {
 #[derive(Debug, Default)]
 struct Shelf {
     responses: VecDeque<Arc<StoredResponse>>,
+    /// The response that each item belongs to, by the item's id.
+    by_item: HashMap<String, Weak<StoredResponse>>,
     /// Size of all responses that exist, including those that only later ones refer to.
     bytes: Arc<AtomicUsize>,
 }
@@ -34,6 +39,8 @@ pub struct StoredResponse {
     pub response: String,
     /// Items of the input, a JSON array. Those of earlier responses are not among them.
     pub input: String,
+    /// Ids of the items of its input and output.
+    pub item_ids: Vec<String>,
     /// Response that this one continues. It stays readable through this one when it has given way.
     pub previous: Option<Arc<StoredResponse>>,
     charge: Option<Charge>,
@@ -57,15 +64,27 @@ impl StoredResponse {
         id: String,
         response: String,
         input: String,
+        item_ids: Vec<String>,
         previous: Option<Arc<StoredResponse>>,
     ) -> Self {
         Self {
             id,
             response,
             input,
+            item_ids,
             previous,
             charge: None,
         }
+    }
+
+    /// Size of the texts of this response, of its ids, and of what is kept beside them.
+    pub fn num_bytes(&self) -> usize {
+        let ids: usize = self
+            .item_ids
+            .iter()
+            .map(|id| 2 * id.len() + ITEM_BYTES)
+            .sum();
+        self.response.len() + self.input.len() + ids + OVERHEAD_BYTES
     }
 
     /// This response and those that it continues, the oldest first.
@@ -89,6 +108,18 @@ impl Drop for StoredResponse {
     }
 }
 
+impl Shelf {
+    /// Removes the items of a response that is no longer kept from the index.
+    fn forget_items(&mut self, response: &Arc<StoredResponse>) {
+        for id in &response.item_ids {
+            let of_it = |found: &Weak<StoredResponse>| found.as_ptr() == Arc::as_ptr(response);
+            if self.by_item.get(id).is_some_and(of_it) {
+                self.by_item.remove(id);
+            }
+        }
+    }
+}
+
 impl StoredResponses {
     /// `bytes` are shared equally among `num_owners`; 0: nothing is kept.
     pub fn new(bytes: usize, num_owners: usize) -> Self {
@@ -106,7 +137,7 @@ impl StoredResponses {
     /// Keeps `response`. Older ones of `owner` give way until it fits. A response that is larger than the owner's share
     /// is not kept; returns whether it is.
     pub fn keep(&self, owner: Owner, mut response: StoredResponse) -> bool {
-        let bytes = response.response.len() + response.input.len() + OVERHEAD_BYTES;
+        let bytes = response.num_bytes();
         if bytes > self.bytes_per_owner {
             return false;
         }
@@ -116,11 +147,16 @@ impl StoredResponses {
                 bytes,
                 total: shelf.bytes.clone(),
             });
-            shelf.responses.push_back(Arc::new(response));
+            let response = Arc::new(response);
+            for id in &response.item_ids {
+                shelf.by_item.insert(id.clone(), Arc::downgrade(&response));
+            }
+            shelf.responses.push_back(response);
             while shelf.bytes.load(Ordering::Relaxed) > self.bytes_per_owner {
                 // Dropped here, so that its bytes no longer count, unless a later one refers to it.
-                if shelf.responses.pop_front().is_none() {
-                    break;
+                match shelf.responses.pop_front() {
+                    Some(oldest) => shelf.forget_items(&oldest),
+                    None => break,
                 }
             }
             !shelf.responses.is_empty()
@@ -139,16 +175,16 @@ impl StoredResponses {
     pub fn remove(&self, owner: Owner, id: &str) -> bool {
         let removed = self.on_shelf(owner, |shelf| {
             let at = shelf.responses.iter().position(|kept| kept.id == id)?;
-            shelf.responses.remove(at)
+            let removed = shelf.responses.remove(at)?;
+            shelf.forget_items(&removed);
+            Some(removed)
         });
         removed.is_some()
     }
 
-    /// All responses of `owner`, the newest first.
-    pub fn all(&self, owner: Owner) -> Vec<Arc<StoredResponse>> {
-        self.on_shelf(owner, |shelf| {
-            shelf.responses.iter().rev().cloned().collect()
-        })
+    /// The response of `owner` that has the item `id`.
+    pub fn with_item(&self, owner: Owner, id: &str) -> Option<Arc<StoredResponse>> {
+        self.on_shelf(owner, |shelf| shelf.by_item.get(id)?.upgrade())
     }
 
     fn on_shelf<T>(&self, owner: Owner, act: impl FnOnce(&mut Shelf) -> T) -> T {
@@ -165,12 +201,14 @@ mod tests {
     /// A response of 1000 bytes.
     fn response(id: &str, previous: Option<Arc<StoredResponse>>) -> StoredResponse {
         let text = "x".repeat(1000 - OVERHEAD_BYTES);
-        StoredResponse::new(id.into(), text, String::new(), previous)
+        StoredResponse::new(id.into(), text, String::new(), Vec::new(), previous)
     }
 
     fn ids(store: &StoredResponses, owner: Owner) -> Vec<String> {
-        let all = store.all(owner);
-        all.iter().map(|response| response.id.clone()).collect()
+        store.on_shelf(owner, |shelf| {
+            let newest_first = shelf.responses.iter().rev();
+            newest_first.map(|response| response.id.clone()).collect()
+        })
     }
 
     #[test]
@@ -208,6 +246,25 @@ mod tests {
     }
 
     #[test]
+    fn items_are_found_while_their_response_is_kept() {
+        let store = StoredResponses::new(4000, 1);
+        let with_items = |id: &str, items: &[&str]| {
+            let mut response = response(id, None);
+            response.item_ids = items.iter().map(|item| (*item).to_owned()).collect();
+            response
+        };
+        assert!(store.keep(None, with_items("a", &["1", "2"])));
+        assert!(store.keep(None, with_items("b", &["2", "3"])));
+        let owner_of = |item: &str| store.with_item(None, item).map(|found| found.id.clone());
+        assert_eq!(owner_of("1").as_deref(), Some("a"));
+        assert_eq!(owner_of("2").as_deref(), Some("b"));
+        assert!(store.remove(None, "a"));
+        assert_eq!((owner_of("1"), owner_of("2").as_deref()), (None, Some("b")));
+        assert!(store.remove(None, "b"));
+        assert_eq!((owner_of("2"), owner_of("3")), (None, None));
+    }
+
+    #[test]
     fn nothing_is_kept_beyond_the_share() {
         let store = StoredResponses::new(999, 1);
         assert!(store.is_enabled());
@@ -220,7 +277,13 @@ mod tests {
     fn a_long_chain_is_dropped_without_recursion() {
         let mut last = None;
         for _ in 0..200_000 {
-            let next = StoredResponse::new(String::new(), String::new(), String::new(), last);
+            let next = StoredResponse::new(
+                String::new(),
+                String::new(),
+                String::new(),
+                Vec::new(),
+                last,
+            );
             last = Some(Arc::new(next));
         }
         drop(last);

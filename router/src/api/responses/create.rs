@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::events::{OnComplete, ResponseEvents};
-use super::items::ItemMaker;
+use super::items::{ItemMaker, OutputItem};
 use super::request::{Item, ResponsesRequest};
 use super::response::ResponseBody;
 use super::stored::{self, items_of};
@@ -45,6 +45,11 @@ const NAMES: [(&str, &str); 5] = [
     ("reasoning_effort", "reasoning.effort"),
     ("messages", "input"),
 ];
+
+/// Maximum size of the conversation that a request continues, in maximum sizes of a body.
+const MAX_EARLIER_BODIES: usize = 8;
+/// Maximum number of items of stored responses that a request refers to.
+const MAX_REFERENCES: usize = 100;
 
 /// Maximum number of `metadata`, and maximum number of characters of their names and values; OpenAI's.
 const MAX_METADATA: usize = 16;
@@ -85,7 +90,7 @@ async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> 
     let previous = previous
         .map(|id| stored::find_previous(state, id))
         .transpose()?;
-    let earlier = previous.as_ref().map(items_of).unwrap_or_default();
+    let earlier = earlier_items(state, previous.clone()).await?;
     let mut tools = Tools::read(request.tools.as_deref().unwrap_or_default())?;
     let chat = translation::chat(&request, &earlier, &input, &mut tools)?;
     let chat = Chat::new(state, chat, &FORM)?;
@@ -120,6 +125,34 @@ async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> 
     Ok(accounting.respond(Json(events.response(answer))))
 }
 
+/// Items of the responses that a request continues. Long conversations are read on a worker thread.
+async fn earlier_items(
+    state: &AppState,
+    previous: Option<Arc<StoredResponse>>,
+) -> Result<Vec<Item>, ApiError> {
+    let Some(previous) = previous else {
+        return Ok(Vec::new());
+    };
+    let chain = previous.chain();
+    let bytes: usize = chain.iter().map(|part| part.num_bytes()).sum();
+    let limit = state
+        .settings()
+        .http
+        .payload_limit
+        .saturating_mul(MAX_EARLIER_BODIES);
+    if bytes > limit {
+        return Err(ApiError::validation(
+            "previous_response_id",
+            format!(
+                "`previous_response_id` continues a conversation of {bytes} bytes, and it may have {limit} \
+                 ({MAX_EARLIER_BODIES} times --payload-limit)"
+            ),
+        ));
+    }
+    let reading = state.workers().run(bytes, move || items_of(&previous));
+    Ok(reading.await?)
+}
+
 /// Keeps the response, when it is to be stored.
 fn on_complete(
     state: &AppState,
@@ -132,13 +165,17 @@ fn on_complete(
     }
     let (kept, owner) = (state.stored_responses().clone(), current_tenant());
     Box::new(move |response| {
+        let ids = input.iter().filter_map(|item| item.get("id")?.as_str());
+        let outputs = response.output.iter().map(OutputItem::id);
+        let item_ids = ids.chain(outputs).map(str::to_owned).collect();
         let texts = (
             serde_json::to_string(response),
             serde_json::to_string(&input),
         );
         if let (Ok(text), Ok(input)) = texts {
             let id = response.id.clone();
-            let is_kept = kept.keep(owner, StoredResponse::new(id, text, input, previous));
+            let stored = StoredResponse::new(id, text, input, item_ids, previous);
+            let is_kept = kept.keep(owner, stored);
             if !is_kept {
                 tracing::debug!("a response is larger than --response-store-bytes allows to keep");
             }
@@ -163,6 +200,16 @@ fn input_items(state: &AppState, input: Option<TextOrList<Item>>) -> Result<Vec<
             )]
         }
     };
+    let references = items.iter().filter(|item| is_reference(item)).count();
+    if references > MAX_REFERENCES {
+        return Err(ApiError::validation(
+            "input",
+            format!(
+                "`input` may refer to {MAX_REFERENCES} items of stored responses. Given: {references}; use \
+                 `previous_response_id`, or send the items themselves"
+            ),
+        ));
+    }
     items
         .into_iter()
         .enumerate()
@@ -170,13 +217,17 @@ fn input_items(state: &AppState, input: Option<TextOrList<Item>>) -> Result<Vec<
         .collect()
 }
 
-/// The item itself, or the stored one that an `item_reference` names. The type may be missing there.
-fn resolved(state: &AppState, item: Item, index: usize) -> Result<Item, ApiError> {
-    let is_reference = match item.get("type") {
+/// True for a reference to an item of a stored response. The type may be missing there.
+fn is_reference(item: &Item) -> bool {
+    match item.get("type") {
         Some(kind) => kind == "item_reference",
         None => !item.contains_key("role") && item.contains_key("id"),
-    };
-    if !is_reference {
+    }
+}
+
+/// The item itself, or the stored one that an `item_reference` names.
+fn resolved(state: &AppState, item: Item, index: usize) -> Result<Item, ApiError> {
+    if !is_reference(&item) {
         return Ok(item);
     }
     let id = item.get("id").and_then(Value::as_str).unwrap_or_default();

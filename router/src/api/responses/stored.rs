@@ -239,12 +239,8 @@ fn own_items(stored: &StoredResponse) -> Vec<Item> {
 
 /// The item `id` of any stored response of the caller.
 pub fn find_item(state: &AppState, id: &str) -> Option<Item> {
-    let all = state.stored_responses().all(current_tenant());
-    let mentions =
-        |stored: &&Arc<StoredResponse>| stored.response.contains(id) || stored.input.contains(id);
-    all.iter()
-        .filter(mentions)
-        .find_map(|stored| own_items(stored).into_iter().find(|item| has_id(item, id)))
+    let stored = state.stored_responses().with_item(current_tenant(), id)?;
+    own_items(&stored).into_iter().find(|item| has_id(item, id))
 }
 
 fn has_id(item: &Item, id: &str) -> bool {
@@ -312,7 +308,13 @@ mod tests {
         let stored = |id: &str, previous| {
             let response = json!({"output": [{"id": format!("{id} out")}]}).to_string();
             let input = json!([{"id": format!("{id} in")}]).to_string();
-            Arc::new(StoredResponse::new(id.into(), response, input, previous))
+            Arc::new(StoredResponse::new(
+                id.into(),
+                response,
+                input,
+                Vec::new(),
+                previous,
+            ))
         };
         let second = stored("2", Some(stored("1", None)));
         let ids: Vec<_> = items_of(&second)
