@@ -218,8 +218,10 @@ def test_schemas_of_real_shapes_are_followed(server: Server) -> None:
             choice = answer["choices"][0]
             if choice["finish_reason"] == "stop":
                 finished += 1
+                # RFC 3339 has the year 0, which Python's dates lack; it was a leap year.
+                text = choice["message"]["content"].replace('"0000-', '"2000-')
                 kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-                kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(choice["message"]["content"]))
+                kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(text))
     assert len(refused) <= count // 20, refused[:3]
     assert finished >= count * 0.7, f"{finished} of {count} finished"
 

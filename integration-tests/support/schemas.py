@@ -224,6 +224,6 @@ REFUSED: list[tuple[Schema, str, str]] = [
     ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "exclude"),
     ({"structured_outputs": {"nothing": 1}}, "structured_outputs", "needs one of"),
     ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json", "exclude"),
-    ({"structural_tag": {"structures": []}}, "structural_tag.triggers", ""),
+    ({"structural_tag": {"structures": []}}, "structural_tag", "triggers"),
     ({"structural_tag": {"format": {"type": "strange"}}}, "structural_tag.format.type", "strange"),
 ]
