@@ -105,19 +105,9 @@ def run(server: Server) -> list[Row]:
     return rows
 
 
-@FAULTS.add("encoder: kill -9 of the shard")
-def _(scene: Scene) -> None:
-    scene.restart_by_signal(scene.shard_ids, signal.SIGKILL)
-
-
-@FAULTS.add("encoder: SIGSTOP of the shard")
-def _(scene: Scene) -> None:
-    scene.restart_by_signal(scene.shard_ids, signal.SIGSTOP)
-
-
-@FAULTS.add("encoder: kill -9 of the router", cuts_connections=True)
-def _(scene: Scene) -> None:
-    scene.restart_by_signal(scene.router_ids, signal.SIGKILL)
+FAULTS.restart("encoder: kill -9 of the shard", Scene.shard_ids, signal.SIGKILL)
+FAULTS.restart("encoder: SIGSTOP of the shard", Scene.shard_ids, signal.SIGSTOP)
+FAULTS.restart("encoder: kill -9 of the router", Scene.router_ids, signal.SIGKILL, cuts_connections=True)
 
 
 @FAULTS.add("encoder: texts of 1 MB")

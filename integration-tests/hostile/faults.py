@@ -103,6 +103,12 @@ class Faults:
 
         return register
 
+    def restart(
+        self, name: str, what: Callable[[Scene], list[int]], number: int, cuts_connections: bool = False
+    ) -> None:
+        """Registers the fault of a signal to a process, after which a new one must replace it."""
+        self.add(name, cuts_connections)(lambda scene: scene.restart_by_signal(lambda: what(scene), number))
+
 
 def run_fault(scene: Scene, fault: Fault) -> Row:
     """Injects a fault while bystanders run; returns its row of the table."""

@@ -186,14 +186,8 @@ def _(scene: Scene) -> None:
     assert path.stat().st_mode & 0o777 == 0o600, oct(path.stat().st_mode)
 
 
-@FAULTS.add("router: kill -9", cuts_connections=True)
-def _(scene: Scene) -> None:
-    scene.restart_by_signal(scene.router_ids, signal.SIGKILL)
-
-
-@FAULTS.add("router: SIGSTOP", cuts_connections=True)
-def _(scene: Scene) -> None:
-    scene.restart_by_signal(scene.router_ids, signal.SIGSTOP)
+FAULTS.restart("router: kill -9", Scene.router_ids, signal.SIGKILL, cuts_connections=True)
+FAULTS.restart("router: SIGSTOP", Scene.router_ids, signal.SIGSTOP, cuts_connections=True)
 
 
 @FAULTS.add("router: SIGSTOP for a second")

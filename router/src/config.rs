@@ -173,13 +173,8 @@ mod tests {
         let cli = try_parse([&["gridwork", "--model-id", "org/m"], args].concat()).expect("flags");
         let launch = RouterLaunch {
             model_id: "org/m".to_owned(),
-            model_path: "/m".into(),
-            tokenizer_path: None,
-            tokenize_on_shard: false,
-            revision: None,
             shard_socket: socket.to_owned(),
-            compute_type: "cpu".to_owned(),
-            supervised: false,
+            ..RouterLaunch::default()
         };
         RouterConfig::new(RouterSettings::new(&cli, launch), 1 << 20)
     }

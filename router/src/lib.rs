@@ -11,6 +11,7 @@ pub mod docs;
 mod encoder;
 mod error;
 mod generation;
+mod grammar;
 mod http;
 pub mod observability;
 mod openapi;
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use gridwork_engine::{Encoder, Engine, EngineConfig, ShardTokenizer, StartError};
+use gridwork_engine::{Encoder, Engine, EngineConfig, Ready, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -37,6 +38,7 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
+use crate::grammar::compile::Grammars;
 use crate::state::{AppState, Condition, Parts};
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
@@ -148,6 +150,7 @@ pub async fn run(
     let state = AppState::new(Parts {
         engine: engine.clone(),
         validator,
+        grammars: Grammars::new(settings.limits.validation_workers),
         workers,
         tokenizer,
         config: config.http.clone(),
@@ -212,10 +215,13 @@ pub async fn run(
 /// Waits until the model is loaded, whatever it is served for; what then to tell the user.
 async fn until_ready(state: &AppState) -> Result<String, StartError> {
     match state.engine().ready().await {
-        Ok(ready) => Ok(format!(
-            "{} tokens of cache, sequences of up to {} tokens",
-            ready.limits.capacity_tokens, ready.limits.max_total_tokens
-        )),
+        Ok(ready) => {
+            prepare_grammars(state, ready.clone());
+            Ok(format!(
+                "{} tokens of cache, sequences of up to {} tokens",
+                ready.limits.capacity_tokens, ready.limits.max_total_tokens
+            ))
+        }
         Err(StartError::OtherTask { .. }) => {
             let info = state.encoder().encoder.ready().await?;
             Ok(format!(
@@ -235,6 +241,12 @@ struct Loaded {
     slow_regexes: SlowRegexes,
     chat_template: Result<ChatTemplate, ChatTemplateError>,
     chat_format: ChatFormat,
+}
+
+/// Arranges the model's tokens for grammars, beside the first requests.
+fn prepare_grammars(state: &AppState, ready: Arc<Ready>) {
+    let grammars = state.grammars().clone();
+    tokio::task::spawn_blocking(move || grammars.prepare(&ready));
 }
 
 /// Reads tokenizer and chat template, off the threads that serve connections.

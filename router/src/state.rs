@@ -15,6 +15,7 @@ use crate::error::{ApiError, ErrorKind};
 use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
+use crate::grammar::compile::Grammars;
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
 use crate::tokenizing::vocabulary::Vocabulary;
@@ -29,6 +30,7 @@ pub struct AppState(Arc<Parts>);
 pub struct Parts {
     pub engine: Engine,
     pub validator: Validator,
+    pub grammars: Grammars,
     pub workers: Workers,
     pub tokenizer: Arc<Tokenizer>,
     pub config: Config,
@@ -74,6 +76,11 @@ impl AppState {
 
     pub fn validator(&self) -> &Validator {
         &self.0.validator
+    }
+
+    /// Compiler of grammars.
+    pub fn grammars(&self) -> &Grammars {
+        &self.0.grammars
     }
 
     /// Worker threads that parse, render and tokenize.
@@ -139,6 +146,7 @@ impl AppState {
         }
         // An overloaded server refuses before any work is done.
         let permit = self.0.engine.reserve()?;
+        let grammar = parameters.grammar.take();
         let mut valid = self
             .0
             .validator
@@ -151,6 +159,9 @@ impl AppState {
                 span,
             )
             .await?;
+        if let Some(grammar) = grammar {
+            valid.request.grammar = Some(self.0.grammars.compile(grammar, &ready).await?);
+        }
         generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
         valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {

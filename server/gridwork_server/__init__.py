@@ -1,6 +1,3 @@
 """The shard: loads a Transformers model into a paged cache and runs the steps that the router sends."""
 
 __version__ = "0.1.0"
-
-PROTOCOL_VERSION = 6
-"""Version of the contract that this shard speaks."""

@@ -1,5 +1,6 @@
 """A small router for tests: schedules sequences over a function that runs steps, with chunks, blocks and preemption."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,11 @@ class Sequence:
     prompt_top_n: int = 0
     top_n: int = 0
     may_draft: bool = True
+    grammar: str = ""
+    has_ended: bool = False
+    """True if its grammar allows nothing more."""
+    forced: list[int] = field(default_factory=list)
+    """Tokens that its grammar forces."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     admitted: bool = False
@@ -42,7 +48,7 @@ class Sequence:
     @property
     def done(self) -> bool:
         """True if the sequence has all its tokens."""
-        return len(self.generated) >= self.wanted
+        return self.has_ended or len(self.generated) >= self.wanted
 
 
 class Driver:
@@ -89,6 +95,7 @@ class Driver:
         num_prompt: int | None = None,
         top_n: int = 0,
         prompt_top_n: int = 0,
+        grammar: str = "",
     ) -> int:
         """Adds a request and returns its name. num_prompt: length of the prompt, when part of `prompt` was generated
         before; top_n: number of most likely tokens to report; 0: no log-probabilities; prompt_top_n: the same number
@@ -100,6 +107,7 @@ class Driver:
         sequence.prompt_logprobs = prompt_logprobs
         sequence.top_n = top_n
         sequence.prompt_top_n = prompt_top_n
+        sequence.grammar = grammar
         self.running.append(sequence)
         return name
 
@@ -132,6 +140,7 @@ class Driver:
                     logprobs=sequence.top_n > 0,
                     top_n_logprobs=sequence.top_n,
                     num_first_tokens=sequence.num_first,
+                    grammar=sequence.grammar,
                 )
                 sequence.admitted = True
             count = min(self._chunk, len(sequence.tokens) - sequence.computed)
@@ -164,6 +173,12 @@ class Driver:
         for id, token in zip(result.sequence_ids, result.token_ids, strict=True):
             by_id[id].tokens.append(token)
             by_id[id].computed, by_id[id].may_draft = len(by_id[id].tokens) - 1, True
+            by_id[id].forced = []
+        for id in result.ended:
+            by_id[id].has_ended = True
+        forced = iter(result.forced)
+        for id, count in zip(result.forced_sequence_ids, result.num_forced, strict=True):
+            by_id[id].forced = list(itertools.islice(forced, count))
         for entry in result.prompt_logprobs:
             known = self.prompt_logprobs.setdefault(by_id[entry.sequence_id].name, {})
             known.update(enumerate(entry.logprobs, entry.first_position))

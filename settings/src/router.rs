@@ -22,7 +22,7 @@ pub struct RouterSettings {
 }
 
 /// Facts that the launcher has found out for the router.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterLaunch {
     /// Name by which the user called the model.
@@ -121,14 +121,8 @@ mod tests {
     fn written(args: &[&str]) -> Value {
         let cli = try_parse([&["gridwork", "--model-id", "org/m"], args].concat()).expect("flags");
         let launch = RouterLaunch {
-            model_id: "org/m".to_owned(),
-            model_path: "/m".into(),
-            tokenizer_path: None,
-            tokenize_on_shard: false,
-            revision: None,
             shard_socket: "/s/0".to_owned(),
-            compute_type: "cpu".to_owned(),
-            supervised: false,
+            ..RouterLaunch::default()
         };
         serde_json::to_value(RouterSettings::new(&cli, launch)).expect("JSON")
     }

@@ -17,6 +17,7 @@ mod request;
 mod scheduler;
 mod sequence;
 mod shard;
+mod token_table;
 
 pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready};
@@ -26,3 +27,4 @@ pub use request::*;
 pub use shard::client::ShardAddress;
 pub use shard::tokenizer::{ShardTokenizer, TokenizeError};
 pub use shard::vitals::{Hang, Vitals};
+pub use token_table::TokenTable;

@@ -17,6 +17,9 @@ pub struct GenerationRequest {
     pub max_new_tokens: u32,
     pub sampling: SamplingParameters,
     pub stop: StopConditions,
+    /// Grammar that the generated text follows, in llguidance's JSON; `None`: any text. The text also ends where the
+    /// grammar allows nothing more, whatever `stop` says.
+    pub grammar: Option<Arc<str>>,
     pub logprobs: LogprobOptions,
     pub priority: Priority,
     /// Namespace within which its cached keys and values are shared.
@@ -45,6 +48,7 @@ impl GenerationRequest {
                 ..Default::default()
             },
             stop: StopConditions::default(),
+            grammar: None,
             logprobs: LogprobOptions::default(),
             priority: Priority::Normal,
             namespace: CacheNamespace::default(),
@@ -179,7 +183,7 @@ pub struct Finish {
 pub enum FinishReason {
     /// `max_new_tokens` reached.
     Length,
-    /// An end-of-sequence token was generated, possibly as the last one allowed.
+    /// An end-of-sequence token was generated, possibly as the last one allowed, or the grammar allows nothing more.
     EndOfSequence,
     /// This stop string was found.
     StopString(String),

@@ -47,6 +47,13 @@ fn preparation(max_tokens: usize, direction: Option<TruncationDirection>) -> Pre
     }
 }
 
+/// The sequence that an input becomes.
+fn prepared(preparation: &Preparation, input: Input) -> EncodeSequence {
+    preparation
+        .prepare(&tokenizer(), input, Normalization::default())
+        .expect("a sequence")
+}
+
 fn pair(first: &str, second: &str) -> Input {
     Input::Pair(first.into(), second.into())
 }
@@ -54,18 +61,10 @@ fn pair(first: &str, second: &str) -> Input {
 #[test]
 fn texts_and_pairs_get_special_tokens_and_types() {
     let preparation = preparation(20, None);
-    let one = preparation
-        .prepare(
-            &tokenizer(),
-            Input::Text("1 2".into()),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let one = prepared(&preparation, Input::Text("1 2".into()));
     assert_eq!(one.token_ids, [10, 1, 2, 11]);
     assert!(one.token_type_ids.is_empty());
-    let two = preparation
-        .prepare(&tokenizer(), pair("1 2", "3"), Normalization::default())
-        .expect("a sequence");
+    let two = prepared(&preparation, pair("1 2", "3"));
     assert_eq!(two.token_ids, [10, 1, 2, 11, 3, 11]);
     assert_eq!(two.token_type_ids, [0, 0, 0, 0, 1, 1]);
 }
@@ -76,43 +75,28 @@ fn cutting_keeps_the_special_tokens() {
         (TruncationDirection::Right, [10, 1, 2, 11]),
         (TruncationDirection::Left, [10, 3, 4, 11]),
     ] {
-        let got = preparation(4, Some(direction))
-            .prepare(
-                &tokenizer(),
-                Input::Text("1 2 3 4".into()),
-                Normalization::default(),
-            )
-            .expect("a sequence");
+        let got = prepared(
+            &preparation(4, Some(direction)),
+            Input::Text("1 2 3 4".into()),
+        );
         assert_eq!(got.token_ids, expected);
     }
-    let got = preparation(7, Some(TruncationDirection::Right))
-        .prepare(
-            &tokenizer(),
-            pair("1 2 3 4 5 6", "7 8"),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let got = prepared(
+        &preparation(7, Some(TruncationDirection::Right)),
+        pair("1 2 3 4 5 6", "7 8"),
+    );
     assert_eq!(got.token_ids, [10, 1, 2, 11, 7, 8, 11]);
     assert_eq!(got.token_type_ids, [0, 0, 0, 0, 1, 1, 1]);
 }
 
 #[test]
 fn token_ids_are_used_as_they_are() {
-    let got = preparation(3, None)
-        .prepare(
-            &tokenizer(),
-            Input::Tokens(vec![1, 2, 3]),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let got = prepared(&preparation(3, None), Input::Tokens(vec![1, 2, 3]));
     assert_eq!(got.token_ids, [1, 2, 3]);
-    let cut = preparation(2, Some(TruncationDirection::Left))
-        .prepare(
-            &tokenizer(),
-            Input::Tokens(vec![1, 2, 3]),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let cut = prepared(
+        &preparation(2, Some(TruncationDirection::Left)),
+        Input::Tokens(vec![1, 2, 3]),
+    );
     assert_eq!(cut.token_ids, [2, 3]);
 }
 
@@ -122,13 +106,7 @@ fn a_prompt_is_put_before_the_text() {
         prompt: Some("9 ".into()),
         ..preparation(20, None)
     };
-    let got = preparation
-        .prepare(
-            &tokenizer(),
-            Input::Text("1".into()),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let got = prepared(&preparation, Input::Text("1".into()));
     assert_eq!(got.token_ids, [10, 9, 1, 11]);
 }
 
@@ -146,13 +124,10 @@ fn a_token_that_the_model_lacks_is_refused_unless_it_is_cut_off() {
             "{error}"
         );
     }
-    let cut = preparation(3, Some(TruncationDirection::Right))
-        .prepare(
-            &tokenizer(),
-            Input::Text("1 new".into()),
-            Normalization::default(),
-        )
-        .expect("a sequence");
+    let cut = prepared(
+        &preparation(3, Some(TruncationDirection::Right)),
+        Input::Text("1 new".into()),
+    );
     assert_eq!(cut.token_ids, [10, 1, 11]);
 }
 

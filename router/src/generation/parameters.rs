@@ -4,6 +4,7 @@ use gridwork_engine::GenerationRequest;
 
 use crate::error::Dialect;
 use crate::generation::table::parameter_table;
+use crate::grammar::Grammar;
 
 /// The text or tokens to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +82,8 @@ parameter_table! { declare_parameters =>
     pub prompt_logprobs: bool,
     /// Number of most likely tokens to report beside each of the prompt's tokens.
     pub prompt_top_n: u32,
+    /// Grammar that the generated text follows.
+    pub grammar: Option<Grammar>,
 }
 
 impl Parameters {

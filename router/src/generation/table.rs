@@ -410,16 +410,7 @@ macro_rules! parameter_table {
 pub(crate) use parameter_table;
 
 /// Parameters of other servers that would change the answer and that OpenAI's routes here do not have.
-pub const UNSUPPORTED: [&str; 21] = [
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
-    "json_schema",
-    "regex",
-    "ebnf",
-    "grammar",
+pub const UNSUPPORTED: [&str; 12] = [
     "bad_words",
     "allowed_token_ids",
     "logits_processors",

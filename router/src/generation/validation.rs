@@ -227,6 +227,7 @@ fn fit(
             ..SamplingParameters::default()
         },
         stop: StopConditions::default(),
+        grammar: None,
         logprobs: LogprobOptions {
             sampled: parameters.logprobs || top_n_tokens > 0,
             top_n: top_n_tokens,

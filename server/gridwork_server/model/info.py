@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 import torch
 
-from gridwork_server import PROTOCOL_VERSION, __version__
+from gridwork_server import __version__
 from gridwork_server._proto import shard_pb2 as pb
 
 
@@ -33,7 +33,7 @@ def common_info(loaded: Loaded, world_size: int = 1) -> "pb.InfoResponse":
     if loaded.device.type == "cuda":
         device = f"{device} ({torch.cuda.get_device_name(loaded.device)})"
     return pb.InfoResponse(
-        protocol_version=PROTOCOL_VERSION,
+        protocol_version=pb.PROTOCOL_VERSION,
         shard_version=__version__,
         model_type=loaded.config.model_type,
         dtype=str(loaded.dtype).removeprefix("torch."),

@@ -83,10 +83,10 @@ class ModelPath(ABC):
         """Memory of keys and values, on paths with `allocates_cache`."""
         return 0
 
-    @abstractmethod
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """Makes everything whose size depends on the limits, in place of what was there. Raises RuntimeError or
-        MemoryError when memory runs out."""
+        MemoryError when memory runs out. As it stands, for paths that allocate caches when they need them."""
+        self.reset()
 
     @abstractmethod
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:

@@ -18,7 +18,6 @@ from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.cache_tree import CacheSpec, Member
 
 if TYPE_CHECKING:
-    from gridwork_server._proto import shard_pb2 as pb
     from gridwork_server.paths.caller import Caller
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
@@ -61,10 +60,6 @@ class BatchedPath(ModelPath):
         return CacheNeeds(
             3 * max(0, probe.longer.num_bytes - probe.alone.num_bytes) // probe.more_tokens, 2 * probe.alone.num_bytes
         )
-
-    def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. Caches are allocated when they are needed."""
-        self.reset()
 
     def release(self, ids: np.ndarray) -> None:
         """See ModelPath."""

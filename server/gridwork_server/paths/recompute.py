@@ -8,7 +8,6 @@ import torch
 from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 
 if TYPE_CHECKING:
-    from gridwork_server._proto import shard_pb2 as pb
     from gridwork_server.paths.caller import Caller
     from gridwork_server.paths.seq2seq import Seq2SeqCaller
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
@@ -24,9 +23,6 @@ class RecomputePath(ModelPath):
         self._caller = caller
         self.attention_name = attention_name
         self.needs = CacheNeeds(0)
-
-    def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath. This path keeps nothing."""
 
     def forward(self, batch: "StepBatch", table: "SequenceTable", extra: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See ModelPath."""

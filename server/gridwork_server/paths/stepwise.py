@@ -12,7 +12,6 @@ from gridwork_server.paths.caller import logits_of
 from gridwork_server.paths.seq2seq import start_token
 
 if TYPE_CHECKING:
-    from gridwork_server._proto import shard_pb2 as pb
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
 
 
@@ -44,10 +43,6 @@ class StepwisePath(ModelPath):
         self._states: dict[int, _State] = {}
         self._vocab_size = vocab_size
         self._start = start_token(model) if model.config.is_encoder_decoder else None
-
-    def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
-        """See ModelPath."""
-        self.reset()
 
     def release(self, ids: np.ndarray) -> None:
         """See ModelPath."""

@@ -10,7 +10,7 @@ from typing import Any
 from loguru import logger
 
 from gridwork_server.prepare import pickle_weights, quantized_weights
-from gridwork_server.prepare.errors import PrepareError
+from gridwork_server.prepare.errors import PrepareError, folder_error
 from gridwork_server.prepare.staging import build_folder, check_space, files_key, megabytes
 from gridwork_server.text import one_line, some
 
@@ -59,16 +59,13 @@ def merge_adapter(
             _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
         except PrepareError:
             raise
-        except Exception as error:  # adapters, and a model's own code, may raise anything
-            logger.opt(exception=True).debug("the merge failed")
-            if "trust_remote_code" in str(error):
-                raise PrepareError(
-                    f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
-                    "pass --trust-remote-code if you trust its author"
-                ) from error
-            raise PrepareError(
+        except Exception as error:
+            raise folder_error(
+                error,
+                f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
+                "pass --trust-remote-code if you trust its author",
                 f"the adapter {folder} cannot be merged onto {base} ({one_line(error, typed=True)}); "
-                "it is damaged, or was made for another model"
+                "it is damaged, or was made for another model",
             ) from error
 
     return build_folder(target, is_complete, build)

@@ -15,7 +15,7 @@ from typing import Any
 from loguru import logger
 
 from gridwork_server.prepare import tokenizer_choice
-from gridwork_server.prepare.errors import PrepareError
+from gridwork_server.prepare.errors import PrepareError, folder_error
 from gridwork_server.prepare.staging import build_folder
 from gridwork_server.text import one_line
 
@@ -182,17 +182,13 @@ def load_tokenizer(folder: Path, trust_remote_code: bool, code_revision: str | N
             trust_remote_code=trust_remote_code,
             **({"code_revision": code_revision} if trust_remote_code and code_revision else {}),
         )
-    except Exception as error:  # damaged files and a model's own code may raise anything
-        logger.opt(exception=True).debug("the tokenizer cannot be loaded")
-        if "trust_remote_code" in str(error):
-            raise PrepareError(
-                f"the tokenizer of {folder} needs Python code of its own; pass --trust-remote-code if you "
-                "trust its author"
-            ) from error
-        raise PrepareError(
+    except Exception as error:
+        raise folder_error(
+            error,
+            f"the tokenizer of {folder} needs Python code of its own; pass --trust-remote-code if you trust its author",
             f"{folder} has no tokenizer.json, and Transformers cannot make a tokenizer of "
             f"{_candidates(folder)} ({one_line(error, typed=True)}); download the model again, or add a "
-            "tokenizer.json"
+            "tokenizer.json",
         ) from error
 
 

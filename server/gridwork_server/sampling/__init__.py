@@ -3,17 +3,22 @@
 Each file has one subject: `parameters` (the list of parameters), `sampler` (settings of each sequence, and the order of
 stages), `sampled` (results, on the device and on the host), `sparse_rows` (token tables for penalties and biases),
 `weights` (exact integer softmax weights), `draw` and `truncation` (draws from a whole distribution; top-k, typical-p,
-top-p, min-p), `philox` (random numbers from seed and position), `logprobs`, and `drafts` (which drafts are taken).
+top-p, min-p), `philox` (random numbers from seed and position), `logprobs`, `drafts` (which drafts are taken), and
+`grammars` (texts within their grammars), with `grammar_library` and `token_masks`.
 """
 
 from gridwork_server.sampling.drafts import taken
+from gridwork_server.sampling.grammars import Grammars
 from gridwork_server.sampling.logprobs import best_logprobs, token_logprobs
 from gridwork_server.sampling.parameters import costly_parameters, neutral_parameters
 from gridwork_server.sampling.sampler import SampleOutput, Sampler
+from gridwork_server.sampling.token_masks import TokenMasks
 
 __all__ = [
+    "Grammars",
     "SampleOutput",
     "Sampler",
+    "TokenMasks",
     "best_logprobs",
     "costly_parameters",
     "neutral_parameters",

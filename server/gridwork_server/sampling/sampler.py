@@ -18,6 +18,7 @@ from gridwork_server.sampling.truncation import draw_truncated
 
 if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
+    from gridwork_server.sampling.token_masks import TokenMasks
 
 _OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
 _WITHOUT_END = np.uint8(255 ^ Stage.END)
@@ -111,24 +112,33 @@ class Sampler:
         return self.begin(logits, sequence_ids, positions).read()
 
     @torch.inference_mode()
-    def begin(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> Sampled:
+    def begin(
+        self,
+        logits: torch.Tensor,
+        sequence_ids: np.ndarray,
+        positions: np.ndarray,
+        masks: "TokenMasks | None" = None,
+    ) -> Sampled:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
         positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
-        the random number, and it alone decides whether tokens that end the sequence are forbidden. Rows that fail get a
-        token like the others, and disturb none of them.
+        the random number, and it alone decides whether tokens that end the sequence are forbidden. masks: of the rows
+        whose sequence has a grammar, which counts more than anything that forbids a token. Rows that fail get a token
+        like the others, and disturb none of them.
         """
         logits = logits.contiguous()
         stages = self._stages[sequence_ids]
         stages[positions >= self._columns["first_end_position"][sequence_ids]] &= _WITHOUT_END
-        if not stages.any():
+        if masks is None and not stages.any():
             return Sampled(*argmax(logits))
         needed = int(np.bitwise_or.reduce(stages, initial=0))
         observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
         for stage, change in self._changes_of_logits.items():
             if needed & stage:
                 change(logits, np.nonzero(stages & stage)[0], sequence_ids)
+        if masks is not None:
+            masks.apply(logits)
 
         tokens, maxima = argmax(logits)
         if needed & Stage.DRAW:

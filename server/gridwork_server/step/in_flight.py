@@ -7,6 +7,7 @@ import numpy as np
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.sequence_table import DeviceTokens, StepBatch
 from gridwork_server.sampling.sampled import Sampled
+from gridwork_server.sampling.token_masks import TokenMasks
 
 
 @dataclass
@@ -26,6 +27,8 @@ class InFlightStep:
     drafts."""
     sampled: Sampled | None = None
     """Sampled tokens; None on other ranks than 0, and when nothing is sampled."""
+    masks: TokenMasks | None = None
+    """Masks of the sequences that have a grammar; None when there are none."""
     started: float = 0.0
     computed: float = 0.0
     """When the forward pass was called and when it returned, in seconds of the performance counter."""

@@ -1,6 +1,6 @@
 """Fills in the result of a step, in the contract's form."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,11 +35,15 @@ def add_internal_failures(result: "pb.StepResult", ids: Iterable[int], message: 
         result.failures.add(sequence_id=int(id), kind=pb.SequenceFailure.KIND_INTERNAL, message=message)
 
 
-def add_nan_failures(result: "pb.StepResult", ids: Iterable[int]) -> None:
-    """Adds sequences whose logits were NaN or infinite."""
-    for id in ids:
+def add_sampling_failures(result: "pb.StepResult", ids: Iterable[int], reasons: Mapping[int, str]) -> None:
+    """Adds sequences for which no token could be sampled: for a reason in `reasons`, by id, or else because their
+    logits were NaN or infinite."""
+    for id in map(int, ids):
+        if id in reasons:
+            add_internal_failures(result, [id], reasons[id])
+            continue
         result.failures.add(
-            sequence_id=int(id), kind=pb.SequenceFailure.KIND_NAN_LOGITS, message="the model produced NaN logits"
+            sequence_id=id, kind=pb.SequenceFailure.KIND_NAN_LOGITS, message="the model produced NaN logits"
         )
 
 

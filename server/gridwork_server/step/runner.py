@@ -19,14 +19,16 @@ from gridwork_server.parallel.group import RankGroup
 from gridwork_server.paths.invariance import invariance_of
 from gridwork_server.paths.memory import cache_budget_bytes
 from gridwork_server.paths.sequence_table import SequenceTable
-from gridwork_server.sampling import Sampler, neutral_parameters, taken
+from gridwork_server.sampling import Grammars, Sampler, neutral_parameters, taken
 from gridwork_server.step import memory_profile, result
 from gridwork_server.step.cache_size import CacheSize, cache_size
 from gridwork_server.step.in_flight import InFlightStep
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
-    from gridwork_server.sampling import SampleOutput
+    from concurrent.futures import Future
+
+    from gridwork_server.sampling import SampleOutput, TokenMasks
 
 _DRAFT_STEP_TOKENS = {"cpu": 16, "cuda": 128}
 """Maximum number of tokens in a step with drafts, by device: about as many as are computed while the weights are read.
@@ -49,6 +51,8 @@ class Runner:
         self.path = loaded.path
         has_encoder = bool(loaded.config.is_encoder_decoder)
         self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
+        self.grammars: Grammars | None = None
+        """Grammars of sequences; None on other ranks than 0, and when the router has told no tokens."""
         self._reasons: dict[int, str] = {}
         """Reasons why sequences cannot be computed, by id, until a result has told them."""
 
@@ -84,6 +88,7 @@ class Runner:
         error = self._allocate(limits, size.num_blocks)
         if self.group.minimum(0 if error else 1) == 0:
             raise LimitError(error or "another rank could not allocate its part of the cache")
+        self._make_grammars(limits)
         self._run_first_steps(size.num_blocks)
         tokens = size.num_blocks * limits.block_size_tokens
         logger.info(
@@ -125,6 +130,8 @@ class Runner:
         self.spans.release(ids.tolist())
         self.table.release(ids)
         self.path.reset()
+        if self.grammars is not None:
+            self.grammars.reset()
         self.sampler = Sampler(self._limits.max_sequences, self.loaded.vocab_size, self.loaded.device)
 
     def run(self, step: "pb.Step") -> "pb.StepResult":
@@ -161,24 +168,26 @@ class Runner:
         batch.device_tokens = after.tokens_for(batch) if after is not None else None
         begun.started = time.perf_counter()
         of_prompts = result.wanted_prompt_tokens(self.table, batch)
-        logits, kept = self.path.forward(batch, self.table, of_prompts)
-        begun.computed = time.perf_counter()
-        self.table.computed(batch)
-        if self.group.is_leader and len(of_prompts):
-            result.add_prompt_logprobs(begun.result, self.table, batch, logits, kept)
         begun.ids = ids[batch.samples]
         begun.positions = batch.positions[batch.sampled] + 1
         begun.released = begun.had_failed = np.zeros(len(begun.ids), dtype=bool)
         if batch.has_drafts:
             begun.counts = batch.num_drafts[batch.samples] + 1
             begun.inputs = batch.input_ids[batch.sampled]
-        else:
+        masks = self._start_masks(begun, after)
+        logits, kept = self.path.forward(batch, self.table, of_prompts)
+        begun.computed = time.perf_counter()
+        self.table.computed(batch)
+        if self.group.is_leader and len(of_prompts):
+            result.add_prompt_logprobs(begun.result, self.table, batch, logits, kept)
+        if begun.counts is None:
             self.table.expect_tokens(begun.ids)
         # An empty sample is read too where steps overlap, to know when the step has been computed.
         if self.group.is_leader and (len(batch.sampled) or self.path.takes_device_tokens):
             if len(kept) != len(batch.sampled):
                 logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
-            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions)
+            begun.masks = masks.result() if masks is not None else None
+            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions, begun.masks)
             begun.sampled.start_reading()
         return begun
 
@@ -208,10 +217,12 @@ class Runner:
             self.table.release(released)
             self.path.release(released)
             self.sampler.release(step.released)
+            if self.grammars is not None:
+                self.grammars.release(step.released)
             self.spans.release(step.released)
         for new in step.admitted:
             self._reasons.pop(new.id, None)
-            if (refusal := self.bounds.refusal(new)) is not None:
+            if (refusal := self._refusal(new)) is not None:
                 self.table.failed[new.id] = True
                 self._reasons[new.id] = refusal
                 continue
@@ -221,12 +232,42 @@ class Runner:
             tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
             num_prompt = new.num_prompt_tokens - first
             self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
+            if self.grammars is not None:
+                self._admit_to_grammars(new)
             self.spans.admit(new.id, new.traceparent)
+
+    def _refusal(self, new: "pb.NewSequence") -> str | None:
+        """Reason why a sequence cannot be computed; None when it can."""
+        if new.grammar and self.group.is_leader and self.grammars is None:
+            return "it has a grammar, and WarmupRequest.tokens was empty"
+        return self.bounds.refusal(new)
+
+    def _admit_to_grammars(self, new: "pb.NewSequence") -> None:
+        assert self.grammars is not None
+        self.grammars.release((new.id,))
+        if new.grammar:
+            tokens = list(new.token_ids)
+            self.grammars.admit(new.id, new.grammar, tokens[new.num_prompt_tokens :], len(tokens))
+
+    def _start_masks(self, begun: InFlightStep, after: InFlightStep | None) -> "Future[TokenMasks] | None":
+        """Starts to compute the masks of the sequences that have a grammar, beside the forward pass."""
+        if self.grammars is None:
+            return None
+        grammars = self.grammars
+
+        def feed_tokens_of_step_before() -> None:
+            if after is not None and after.sampled is not None:
+                output = after.sampled.read()
+                good = ~output.failed & ~after.released
+                grammars.feed(after.ids[good], after.positions[good], output.token_ids.numpy()[good])
+
+        return grammars.start(begun.ids, begun.counts, begun.inputs, feed_tokens_of_step_before)
 
     def _take_tokens(self, begun: InFlightStep, output: "SampleOutput | None") -> None:
         """Appends sampled tokens to their sequences, and reports them. output: on rank 0."""
         ids, here = begun.ids, ~begun.released
         tokens, failed = self._agreed(begun, output)
+        reasons = begun.masks.failures if begun.masks is not None else {}
         # A sequence may have failed in the step before, after this one had begun.
         dead = np.where(begun.released, begun.had_failed, self.table.failed[ids])
         result.add_internal_failures(begun.result, ids[dead])
@@ -244,12 +285,16 @@ class Runner:
             # is computed again without drafts.
             lost = (num_taken == 0) & (begun.counts == 1)
         self.table.failed[ids[lost & here]] = True
-        result.add_nan_failures(begun.result, ids[lost])
+        result.add_sampling_failures(begun.result, ids[lost], reasons)
         if self.bounds.may_sample_unusable:
             self._stop_unusable(begun.rows[good], tokens[good])
         if output is not None:
             self.spans.sampled(ids[here])
             result.add_tokens(begun.result, begun.rows, output, good)
+            if self.grammars is not None:
+                good = good & np.isin(begun.rows, ids[here])
+                self.grammars.feed(begun.rows[good], begun.positions[good], tokens[good])
+                self.grammars.report(begun.result, np.unique(begun.rows[good]))
 
     def _agreed(self, begun: InFlightStep, output: "SampleOutput | None") -> tuple[np.ndarray, np.ndarray]:
         """Sampled tokens, int64 `[k]`, and whether each failed, bool `[k]`: those of rank 0, on every rank, since the
@@ -257,6 +302,9 @@ class Runner:
         sampled = np.zeros((2, len(begun.positions)), dtype=np.int64)
         if output is not None:
             sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
+            if begun.masks is not None:
+                sampled[1] |= np.isin(begun.rows, list(begun.masks.failures))
+                sampled[1, begun.masks.behind_end] = 1
         sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
         return sampled[0], sampled[1] != 0
 
@@ -281,6 +329,14 @@ class Runner:
             self._free_cache()
             return f"memory for {num_blocks} blocks cannot be allocated ({error}); give a smaller --kv-cache-memory"
         return None
+
+    def _make_grammars(self, limits: "pb.WarmupRequest") -> None:
+        if self.grammars is not None:
+            self.grammars.close()
+            self.grammars = None
+        if self.group.is_leader and limits.tokens.lengths:
+            size, device = self.loaded.vocab_size, self.loaded.device
+            self.grammars = Grammars(limits.tokens, size, device, reports_forced=limits.max_drafts > 0)
 
     def _free_cache(self) -> None:
         self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)

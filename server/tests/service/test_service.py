@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gridwork_server import PROTOCOL_VERSION
 from gridwork_server._proto import shard_pb2 as pb
 
 from .. import models
@@ -78,7 +77,7 @@ def test_run_is_refused_before_warmup(shard: ShardProcess) -> None:
 
 def test_info_describes_the_model(shard: ShardProcess, folder: Path) -> None:
     info = shard.stub.Info(pb.InfoRequest(), timeout=30)
-    assert info.protocol_version == PROTOCOL_VERSION
+    assert info.protocol_version == pb.PROTOCOL_VERSION
     assert (info.model_type, info.model_impl, info.dtype, info.device) == ("llama", "paged", "float32", "cpu")
     assert (info.vocab_size, info.max_context_tokens, list(info.eos_token_ids)) == (models.VOCAB, 512, [2])
     assert info.num_parameters == sum(parameter.numel() for parameter in models.plain(folder).parameters())

@@ -1,11 +1,13 @@
 //! Settings of an engine, and the limits that follow from them and from the shard.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use gridwork_proto::v1::{InfoResponse, WarmupRequest, WarmupResponse};
 
 use crate::error::StartError;
 use crate::shard::client::ShardAddress;
+use crate::token_table::TokenTable;
 
 /// Settings of an [`Engine`](crate::Engine).
 #[derive(Debug, Clone)]
@@ -41,6 +43,8 @@ pub struct EngineConfig {
 pub struct Ready {
     pub info: InfoResponse,
     pub limits: Limits,
+    /// Texts of all tokens of the tokenizer.
+    pub tokens: Arc<TokenTable>,
 }
 
 #[derive(Debug, Clone)]
@@ -65,7 +69,11 @@ pub struct Limits {
 
 impl EngineConfig {
     /// The warm-up that a shard with this description is asked for.
-    pub(super) fn warmup_request(&self, info: &InfoResponse) -> Result<WarmupRequest, StartError> {
+    pub(super) fn warmup_request(
+        &self,
+        info: &InfoResponse,
+        tokens: &TokenTable,
+    ) -> Result<WarmupRequest, StartError> {
         Ok(WarmupRequest {
             block_size_tokens: self.block_size_tokens,
             // Decodes are never left out of a step, so a step may exceed its budget by them.
@@ -74,7 +82,19 @@ impl EngineConfig {
             max_total_tokens: self.max_sequence_tokens(info)?,
             prefix_cache: self.has_prefix_cache(info),
             max_drafts: self.max_drafts(info)?,
+            tokens: Some(tokens.message(info.vocab_size, &self.end_token_ids(info))),
         })
+    }
+
+    /// Tokens that end a sequence: the shard's and further ones that the model knows.
+    pub(super) fn end_token_ids(&self, info: &InfoResponse) -> Vec<u32> {
+        let mut ids = info.eos_token_ids.clone();
+        for &id in &self.more_eos_token_ids {
+            if id < info.vocab_size && !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        ids
     }
 
     /// The limits that follow from this configuration and from the shard.

@@ -4,8 +4,8 @@ mod config;
 mod generation;
 mod step_loop;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokenizers::Tokenizer;
@@ -54,7 +54,11 @@ impl Engine {
         let lifecycle = Lifecycle::start(
             config.max_concurrent_requests,
             config.shard_timeout,
-            StepConnector { config },
+            StepConnector {
+                config,
+                vocabulary: vocabulary.clone(),
+                tokens: OnceLock::new(),
+            },
             received,
             metrics.clone(),
             {

@@ -1,5 +1,6 @@
 //! The engine's task: sends the scheduler's steps to the shard and applies their results.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -9,11 +10,13 @@ use crate::error::{GenerationError, StartError};
 use crate::lifecycle::{Connector, Ended, Worker};
 use crate::metrics::EngineMetrics;
 use crate::scheduler::{Scheduler, SchedulerConfig};
+use crate::sequence::detokenizer::Vocabulary;
 use crate::sequence::lengths::LengthRule;
 use crate::sequence::{Sequence, SequenceKey};
 use crate::shard::client::{self, ReadyShard};
 use crate::shard::monitor::Monitor;
 use crate::shard::watchdog::Work;
+use crate::token_table::TokenTable;
 
 pub(crate) enum Command {
     Submit(Box<Sequence>),
@@ -23,6 +26,15 @@ pub(crate) enum Command {
 /// Connects to a shard that generates, and opens its stream of steps.
 pub(super) struct StepConnector {
     pub config: EngineConfig,
+    pub vocabulary: Arc<Vocabulary>,
+    /// Texts of all tokens, once a shard that generates was found.
+    pub tokens: OnceLock<Arc<TokenTable>>,
+}
+
+impl StepConnector {
+    fn tokens(&self) -> &Arc<TokenTable> {
+        self.tokens.get_or_init(|| self.vocabulary.token_table())
+    }
 }
 
 impl Connector for StepConnector {
@@ -32,17 +44,19 @@ impl Connector for StepConnector {
     async fn connect(&self) -> Result<(ReadyShard, Ready), StartError> {
         let config = &self.config;
         let shard = client::connect(&config.shard, config.startup_timeout, |info| {
-            config.warmup_request(info)
+            config.warmup_request(info, self.tokens())
         })
         .await?;
         let limits = config.limits(&shard.info, &shard.warmup)?;
         let mut info = shard.info.clone();
-        for &id in &config.more_eos_token_ids {
-            if id < info.vocab_size && !info.eos_token_ids.contains(&id) {
-                info.eos_token_ids.push(id);
-            }
-        }
-        Ok((shard, Ready { info, limits }))
+        info.eos_token_ids = config.end_token_ids(&shard.info);
+        let tokens = self.tokens().clone();
+        let ready = Ready {
+            info,
+            limits,
+            tokens,
+        };
+        Ok((shard, ready))
     }
 }
 
@@ -140,7 +154,7 @@ impl Worker<StepConnector> for StepLoop {
 }
 
 pub(super) fn scheduler_config(
-    Ready { info, limits }: &Ready,
+    Ready { info, limits, .. }: &Ready,
     queue_timeout: Duration,
 ) -> SchedulerConfig {
     SchedulerConfig {

@@ -54,6 +54,7 @@ impl Scheduler {
             }
         }
         let mut sampled = Sampled::of(result)?.peekable();
+        let mut forced = Sampled::forced(result)?;
         for entry in &step.entries {
             if !entry.samples || failures.contains_key(&entry.sequence_id) {
                 continue;
@@ -64,6 +65,12 @@ impl Scheduler {
             num_sampled += self
                 .take_tokens(entry, tokens, now)
                 .map_err(|count| format!("step {} gave {count} for {entry:?}", step.id))?;
+            if let Some(sequence) = self.sequences.get_mut(&entry.key)
+                && sequence.epoch == entry.epoch
+            {
+                let forced = forced.remove(&entry.sequence_id);
+                sequence.set_forced(forced.unwrap_or_default());
+            }
         }
         if let Some(extra) = sampled.next() {
             return Err(format!(

@@ -5,45 +5,35 @@
 use std::sync::Arc;
 
 use tokenizers::Tokenizer;
-use tokenizers::decoders::DecoderWrapper;
 
 use crate::request::GenerationRequest;
+use crate::token_table::{TokenTable, special_tokens};
 
-/// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the bytes of every
-/// token.
+/// Decoding tables that all sequences share: the tokenizer and, where its decoder works on bytes, the texts of all
+/// tokens.
 pub(crate) struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
     /// True if each token is special, by token id.
     special: Vec<bool>,
-    /// Bytes of every token when the decoder is byte-level. Decoding is then concatenation.
-    bytes: Option<Vec<Box<[u8]>>>,
+    /// Texts of all tokens when the decoder is byte-level. Decoding is then concatenation.
+    texts: Option<Arc<TokenTable>>,
 }
 
 impl Vocabulary {
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
-        let added = tokenizer.get_added_tokens_decoder();
-        let largest_added = added.keys().max().map_or(0, |id| *id as usize + 1);
-        let size = tokenizer
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1)
-            .max(largest_added);
-        let mut special = vec![false; size];
-        for (id, token) in &added {
-            special[*id as usize] = token.special;
-        }
-        let bytes =
-            matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))).then(|| {
-                let byte_of = byte_level_alphabet();
-                (0..size as u32)
-                    .map(|id| token_bytes(&tokenizer.id_to_token(id).unwrap_or_default(), &byte_of))
-                    .collect()
-            });
         Vocabulary {
+            special: special_tokens(&tokenizer),
+            texts: TokenTable::of_byte_level(&tokenizer).map(Arc::new),
             tokenizer,
-            special,
-            bytes,
+        }
+    }
+
+    /// Texts of all tokens, as grammars need them. Found by decoding where the decoder does not work on bytes, which
+    /// takes about a second for a large vocabulary.
+    pub fn token_table(&self) -> Arc<TokenTable> {
+        match &self.texts {
+            Some(texts) => texts.clone(),
+            None => Arc::new(TokenTable::of(&self.tokenizer)),
         }
     }
 
@@ -89,7 +79,7 @@ pub(crate) enum Detokenizer {
 impl Detokenizer {
     /// `prompt` holds the tokens before the first generated one. Its end decides whether a leading space is kept.
     pub fn new(vocabulary: &Vocabulary, prompt: &[u32], skips: Skips) -> Self {
-        if vocabulary.bytes.is_some() {
+        if vocabulary.texts.is_some() {
             Detokenizer::Bytes(ByteLevel {
                 pending: Vec::new(),
                 num_earlier_chars: 0,
@@ -142,11 +132,7 @@ impl ByteLevel {
         if self.skips.skips(vocabulary, id) {
             return String::new();
         }
-        let Some(bytes) = vocabulary
-            .bytes
-            .as_ref()
-            .and_then(|table| table.get(id as usize))
-        else {
+        let Some(bytes) = vocabulary.texts.as_ref().map(|texts| texts.text(id)) else {
             return String::new();
         };
         if self.pending.is_empty()
@@ -283,36 +269,10 @@ impl Window {
     }
 }
 
-/// The byte of each character of the byte-level alphabet, as GPT-2 defined it. Printable bytes of Latin-1 are their
-/// own characters; the others are the characters from U+0100 on, in order.
-fn byte_level_alphabet() -> std::collections::HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let mut next = 0x100;
-    (0..=255u8)
-        .map(|byte| {
-            if printable(byte) {
-                (char::from(byte), byte)
-            } else {
-                let stand_in = char::from_u32(next).unwrap_or(char::REPLACEMENT_CHARACTER);
-                next += 1;
-                (stand_in, byte)
-            }
-        })
-        .collect()
-}
-
-/// Bytes of a token. A token with characters outside the alphabet (an added token) is its own UTF-8.
-fn token_bytes(token: &str, byte_of: &std::collections::HashMap<char, u8>) -> Box<[u8]> {
-    token
-        .chars()
-        .map(|c| byte_of.get(&c).copied())
-        .collect::<Option<Vec<u8>>>()
-        .map_or_else(|| token.as_bytes().into(), Vec::into_boxed_slice)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token_table::byte_level_alphabet;
     use proptest::prelude::*;
     use std::str::FromStr;
 

@@ -76,6 +76,8 @@ pub(crate) struct Sequence {
     stop: StopMatcher,
     /// Draft predictor; `None`: no drafts.
     speculation: Option<Speculation>,
+    /// Tokens that probably come after the last known one, since the grammar allows only their text.
+    forced: Vec<u32>,
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when they were not requested.
     prompt_logprobs: Option<Vec<PromptLogprob>>,
     /// Number of characters decoded so far; counted only for log-probabilities.
@@ -124,6 +126,7 @@ impl Sequence {
             stop: StopMatcher::new(stop, request.stop.include_in_output)
                 .passing_over(request.stop.min_new_tokens.saturating_sub(1)),
             speculation: None,
+            forced: Vec::new(),
             prompt_logprobs: request
                 .logprobs
                 .prompt
@@ -206,9 +209,14 @@ impl Sequence {
 
     /// True if drafts are currently worth their cost.
     pub fn may_draft(&self) -> bool {
-        self.speculation
-            .as_ref()
-            .is_some_and(Speculation::is_trusted)
+        let is_trusted =
+            |speculation: &Speculation| !self.forced.is_empty() || speculation.is_trusted();
+        self.speculation.as_ref().is_some_and(is_trusted)
+    }
+
+    /// Sets the tokens that probably come after the last known one.
+    pub fn set_forced(&mut self, tokens: Vec<u32>) {
+        self.forced = tokens;
     }
 
     /// Up to `max` drafts of the tokens after the last one, without those that could not be used.
@@ -223,7 +231,12 @@ impl Sequence {
             Some(limit) => max.min(limit.saturating_sub(self.num_computed + 1)),
             None => max,
         };
-        let mut drafts = speculation.drafts(&self.tokens, max);
+        let mut drafts = if self.forced.is_empty() {
+            speculation.drafts(&self.tokens, max)
+        } else {
+            let max = max.min(speculation.max_drafts());
+            self.forced[..max.min(self.forced.len())].to_vec()
+        };
         let ends = |id: &u32| self.reason_to_end(*id, eos_token_ids).is_some();
         drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));
         drafts
@@ -302,6 +315,7 @@ impl Sequence {
         self.num_sent_blocks = 0;
         self.num_computed = 0;
         self.num_drafts = 0;
+        self.forced.clear();
         if let Some(logprobs) = &mut self.prompt_logprobs {
             logprobs.truncate(1);
         }
@@ -345,6 +359,7 @@ impl Sequence {
             },
             traceparent: self.spans.traceparent(),
             num_first_tokens: self.num_first as u32,
+            grammar: self.request.grammar.as_deref().unwrap_or_default().into(),
         }
     }
 

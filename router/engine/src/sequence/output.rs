@@ -58,6 +58,7 @@ impl Sequence {
 
         let ended_by_token = self.end_of(id, eos_token_ids);
         let is_last = self.num_generated() >= self.request.max_new_tokens as usize;
+        let ended_by_grammar = sampled.ends_grammar.then_some(FinishReason::EndOfSequence);
 
         let mut offset_chars = self.num_decoded_chars;
         let mut text = String::new();
@@ -77,7 +78,7 @@ impl Sequence {
             text = shown.text;
             reason = shown.stopped.map(FinishReason::StopString);
         }
-        if reason.is_none() && (ended_by_token.is_some() || is_last) {
+        if reason.is_none() && (ended_by_token.is_some() || ended_by_grammar.is_some() || is_last) {
             let shown = self.stop.push(self.detokenizer.flush(vocabulary));
             text.push_str(&shown.text);
             reason = shown.stopped.map(FinishReason::StopString);
@@ -91,7 +92,8 @@ impl Sequence {
             }
             if reason.is_none() {
                 text.push_str(&self.stop.flush());
-                reason = ended_by_token.or(Some(FinishReason::Length));
+                let ended = ended_by_token.or(ended_by_grammar);
+                reason = ended.or(Some(FinishReason::Length));
             }
         }
 

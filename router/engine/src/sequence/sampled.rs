@@ -1,5 +1,7 @@
 //! The sampled tokens of a step's result.
 
+use std::collections::HashMap;
+
 use gridwork_proto::v1::StepResult;
 
 use crate::request::TopToken;
@@ -10,9 +12,30 @@ pub(crate) struct Sampled {
     pub token_id: u32,
     pub logprob: Option<f32>,
     pub top: Vec<TopToken>,
+    /// True if the sequence's grammar allows nothing after the token.
+    pub ends_grammar: bool,
 }
 
 impl Sampled {
+    /// Tokens that grammars force after those of a result, by sequence, or an error when its arrays do not fit
+    /// together.
+    pub fn forced(result: &StepResult) -> Result<HashMap<u32, Vec<u32>>, String> {
+        let num_forced: usize = result.num_forced.iter().map(|n| *n as usize).sum();
+        if result.forced_sequence_ids.len() != result.num_forced.len()
+            || result.forced.len() != num_forced
+        {
+            return Err(format!(
+                "result of step {} has forced tokens of different lengths",
+                result.step_id
+            ));
+        }
+        let mut rest = result.forced.iter().copied();
+        let counts = result.forced_sequence_ids.iter().zip(&result.num_forced);
+        let of_sequence =
+            |(id, count): (&u32, &u32)| (*id, rest.by_ref().take(*count as usize).collect());
+        Ok(counts.map(of_sequence).collect())
+    }
+
     /// All tokens of a result, or an error when its parallel arrays have different lengths.
     pub fn of(result: &StepResult) -> Result<impl Iterator<Item = Sampled>, String> {
         let count = result.sequence_ids.len();
@@ -35,6 +58,7 @@ impl Sampled {
             next_top = top.end;
             Sampled {
                 sequence_id: result.sequence_ids[i],
+                ends_grammar: ends_grammar(result, i),
                 token_id: result.token_ids[i],
                 logprob: result
                     .logprobs
@@ -50,4 +74,10 @@ impl Sampled {
             }
         }))
     }
+}
+
+/// True if the token at an index is the last one of a sequence whose grammar allows nothing more.
+fn ends_grammar(result: &StepResult, index: usize) -> bool {
+    let id = result.sequence_ids[index];
+    result.ended.contains(&id) && result.sequence_ids.get(index + 1) != Some(&id)
 }

@@ -65,8 +65,6 @@ parameter_table! { openai_request =>
         pub best_of: Option<u32>,
         /// Not supported: put it into the prompt, in the form that the model was trained on.
         pub suffix: Option<Value>,
-        /// Only `{"type": "text"}` is supported by this version.
-        pub response_format: Option<Value>,
     }
 }
 
@@ -83,15 +81,6 @@ impl CompletionRequest {
             ));
         }
         self.check_best_of()?;
-        if let Some(format) = &self.response_format
-            && !format.is_null()
-            && format.get("type").is_none_or(|kind| kind != "text")
-        {
-            return Err(ApiError::validation(
-                "response_format",
-                "`response_format` other than {\"type\": \"text\"} is not supported by this version",
-            ));
-        }
         let count = match &self.prompt {
             PromptInput::Texts(texts) => texts.len(),
             PromptInput::TokenLists(lists) => lists.len(),
@@ -225,10 +214,6 @@ mod tests {
         assert_eq!(
             refused_field(json!({"prompt": "a", "max_tokens": 0})),
             "max_tokens"
-        );
-        assert_eq!(
-            refused_field(json!({"prompt": "a", "response_format": {"type": "json_object"}})),
-            "response_format"
         );
         for accepted in [
             json!({"prompt": "a", "suffix": null, "best_of": 1}),

@@ -115,6 +115,45 @@ macro_rules! openai_request {
             /// Write the tokenizer's special tokens before the prompt. On for completions; off for chats, whose
             /// template writes them.
             pub add_special_tokens: Option<bool>,
+            /// Form of the answer: `{"type": "json_schema", "json_schema": {"schema": …}}`, `{"type": "json_object"}`, or
+            /// one of the types `regex`, `choice` and `grammar` with a `value`, or `structural_tag`. The schema is always
+            /// enforced, `strict` or not. `{"type": "text"}` is any text. At most one of the fields for a grammar may be
+            /// given; what cannot be enforced exactly is refused.
+            #[schema(value_type = Option<Object>)]
+            pub response_format: Option<serde_json::Value>,
+            /// A grammar as vLLM has it: one of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`,
+            /// and `whitespace_pattern` or `disable_any_whitespace`.
+            #[schema(value_type = Option<Object>)]
+            pub structured_outputs: Option<serde_json::Value>,
+            /// JSON schema of the answer, as an object or its text.
+            pub guided_json: Option<serde_json::Value>,
+            /// Regular expression that matches the whole answer, in the syntax of Rust's `regex`.
+            #[schema(value_type = Option<String>)]
+            pub guided_regex: Option<serde_json::Value>,
+            /// Texts of which the answer is one.
+            #[schema(value_type = Option<Vec<String>>)]
+            pub guided_choice: Option<serde_json::Value>,
+            /// Grammar of the answer, in Lark, or in EBNF with `::=`.
+            #[schema(value_type = Option<String>)]
+            pub guided_grammar: Option<serde_json::Value>,
+            /// Regular expression of the whitespace between the parts of a JSON answer. Left out: a space, or a line
+            /// break with an indentation.
+            #[schema(value_type = Option<String>)]
+            pub guided_whitespace_pattern: Option<serde_json::Value>,
+            /// Same as `guided_json`, as SGLang has it.
+            pub json_schema: Option<serde_json::Value>,
+            /// Same as `guided_regex`, as SGLang has it.
+            #[schema(value_type = Option<String>)]
+            pub regex: Option<serde_json::Value>,
+            /// Same as `guided_grammar`, as SGLang has it.
+            #[schema(value_type = Option<String>)]
+            pub ebnf: Option<serde_json::Value>,
+            /// Free text with tagged parts that follow a grammar, in either of SGLang's forms.
+            pub structural_tag: Option<serde_json::Value>,
+            /// Same as `guided_grammar`, as llama.cpp has it; or `{"type", "value"}`, as text-generation-inference has it.
+            pub grammar: Option<serde_json::Value>,
+            /// `json` or a JSON schema, as Ollama has it.
+            pub format: Option<serde_json::Value>,
             $($(
                 $(#[$field_attribute])*
                 pub $field: Option<$field_type>,
@@ -126,16 +165,46 @@ macro_rules! openai_request {
             pub fn take_parameters(
                 &mut self,
             ) -> Result<$crate::generation::parameters::Parameters, $crate::error::ApiError> {
+                let grammar = self.take_grammar()?;
                 Ok($crate::generation::parameters::Parameters {
                     takes_model_defaults: true,
+                    grammar,
                     $($($name: self.$field.take()$(.map($conversion).transpose()?)?,)?)*
                     ..Default::default()
                 })
+            }
+
+            /// Takes the grammar out of whichever field has one.
+            fn take_grammar(
+                &mut self,
+            ) -> Result<Option<$crate::grammar::Grammar>, $crate::error::ApiError> {
+                let grammar = $crate::api::openai::request::spelled_grammar!(self:
+                    response_format, structured_outputs, guided_json, guided_regex, guided_choice, guided_grammar,
+                    json_schema, regex, ebnf, structural_tag, grammar, format
+                )?;
+                let pattern = self.guided_whitespace_pattern.take();
+                match (grammar, pattern.filter(|pattern| !pattern.is_null())) {
+                    (Some(grammar), Some(pattern)) => {
+                        let field = "guided_whitespace_pattern";
+                        $crate::grammar::spelling::whitespace(grammar, &pattern, field).map(Some)
+                    }
+                    (grammar, _) => Ok(grammar),
+                }
             }
         }
     };
 }
 pub(crate) use openai_request;
+
+/// Reads the grammar in the fields of a request, which are then empty.
+macro_rules! spelled_grammar {
+    ($request:ident: $($field:ident),*) => {{
+        let fields = [$((stringify!($field), $request.$field.take())),*];
+        let given = fields.iter().map(|(name, value)| (*name, value.as_ref()));
+        $crate::grammar::spelling::read(given)
+    }};
+}
+pub(crate) use spelled_grammar;
 
 #[cfg(test)]
 mod tests {

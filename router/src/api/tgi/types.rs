@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 use crate::error::{ApiError, ErrorKind};
 use crate::generation::parameters::Parameters;
 use crate::generation::table::parameter_table;
+use crate::grammar::spelling;
 use crate::http::extract::{Body, object};
 use crate::http::unsupported::UnsupportedField;
 
@@ -102,7 +103,9 @@ parameter_table! { tgi_parameters =>
         /// Answer with the log-probabilities of the prompt's tokens. Implies `details`.
         #[schema(default = false)]
         pub decoder_input_details: Option<bool>,
-        /// Not supported by this version; must be left out.
+        /// Grammar that the text follows: `{"type", "value"}`, where the type is `json` (or `json_object`) with a JSON
+        /// schema, `json_schema` with `{"schema"}`, `regex`, `choice`, or `grammar` in Lark or in EBNF with `::=`. What
+        /// cannot be enforced exactly is refused.
         #[schema(value_type = Option<Object>)]
         pub grammar: Option<serde_json::Value>,
         /// Adapters are not served; must be left out.
@@ -112,19 +115,15 @@ parameter_table! { tgi_parameters =>
 
 impl GenerateParameters {
     /// Parameters in the form that all APIs share. `logprobs`: report the log-probabilities of generated tokens.
-    pub fn translate(self, logprobs: bool, served: &str) -> Result<Parameters, ApiError> {
+    pub fn translate(mut self, logprobs: bool, served: &str) -> Result<Parameters, ApiError> {
         if self.watermark == Some(true) {
             return Err(ApiError::validation(
                 "watermark",
                 "`watermark` is not supported; leave it out",
             ));
         }
-        if self.grammar.is_some() {
-            return Err(ApiError::validation(
-                "grammar",
-                "`grammar` is not supported by this version; leave it out",
-            ));
-        }
+        let grammar = self.grammar.take();
+        let grammar = spelling::read([("grammar", grammar.as_ref())])?;
         if let Some(adapter) = &self.adapter_id {
             return Err(ApiError {
                 message: format!(
@@ -141,6 +140,7 @@ impl GenerateParameters {
         Ok(Parameters {
             do_sample: Some(do_sample),
             include_stop: Some(true),
+            grammar,
             logprobs,
             prompt_logprobs,
             ..parameters

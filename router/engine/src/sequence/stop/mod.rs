@@ -174,7 +174,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn run(stops: &[&str], include: bool, pieces: &[&str]) -> (String, Option<String>) {
-        let mut matcher = StopMatcher::new(stops.iter().map(|s| s.to_string()).collect(), include);
+        shown(
+            StopMatcher::new(stops.iter().map(|s| s.to_string()).collect(), include),
+            pieces,
+        )
+    }
+
+    /// Text that is shown of `pieces`, and the stop string that ended it.
+    fn shown(mut matcher: StopMatcher, pieces: &[&str]) -> (String, Option<String>) {
         let mut out = String::new();
         for piece in pieces {
             let shown = matcher.push(piece.to_string());
@@ -232,17 +239,10 @@ mod tests {
         for include in [false, true] {
             let run = |passed_over, pieces: &[&str]| {
                 let stops = ["ab".to_owned(), "b".to_owned(), "bcd".to_owned()].to_vec();
-                let mut matcher = StopMatcher::new(stops, include).passing_over(passed_over);
-                let mut out = String::new();
-                for piece in pieces {
-                    let shown = matcher.push(piece.to_string());
-                    out.push_str(&shown.text);
-                    if shown.stopped.is_some() {
-                        return (out, shown.stopped);
-                    }
-                }
-                out.push_str(&matcher.flush());
-                (out, None)
+                shown(
+                    StopMatcher::new(stops, include).passing_over(passed_over),
+                    pieces,
+                )
             };
             let end = |without: &str, stop: &str| {
                 let end = if include { stop } else { "" };

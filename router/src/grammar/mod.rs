@@ -1,0 +1,187 @@
+//! Grammars that an answer must follow: their spellings in the APIs, and their compilation when a request is admitted.
+//!
+//! Router and shard compile the same serialised grammar with the same library, the router to refuse what cannot be
+//! enforced, the shard to compute the tokens that may come next.
+
+pub mod compile;
+pub mod spelling;
+
+mod check;
+mod gbnf;
+mod gbnf_parser;
+mod json_schema;
+mod place;
+mod structural_tag;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+/// A grammar for the text of an answer. It consists of parts that may refer to each other; the text follows the first.
+///
+/// Rules are written in llguidance's variant of Lark. `@name` refers to another part, `<[7]>` is the token with that
+/// id, and `<|name|>` the special token of that name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grammar {
+    parts: Vec<Part>,
+    /// Lark expression of a text before the first part.
+    prefix: Option<String>,
+}
+
+/// Rules under a name, and the field of the request that they were made from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    pub name: Cow<'static, str>,
+    /// Path in the request, which errors name.
+    pub field: Cow<'static, str>,
+    pub rules: Rules,
+}
+
+/// Rules of a part.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rules {
+    /// A JSON document that a schema accepts.
+    JsonSchema(Value),
+    /// The rule `start` of a Lark grammar.
+    Lark(String),
+}
+
+impl Grammar {
+    /// A text that follows the rule `start` of a Lark grammar. Errors name `field`.
+    pub fn from_lark(field: impl Into<Cow<'static, str>>, text: String) -> Self {
+        Self::single(field, Rules::Lark(text))
+    }
+
+    /// A JSON document that `schema` accepts. Errors name `field`.
+    pub fn from_json_schema(field: impl Into<Cow<'static, str>>, schema: Value) -> Self {
+        Self::single(field, Rules::JsonSchema(schema))
+    }
+
+    /// A text that a regular expression matches as a whole, in the syntax of Rust's `regex`. Errors name `field`.
+    pub fn from_regex(field: impl Into<Cow<'static, str>>, pattern: &str) -> Self {
+        Self::from_lark(field, format!("start: {}\n", regex_literal(pattern)))
+    }
+
+    /// A text that follows the rule `start` of a Lark grammar, whose rules may refer to `parts` by `@name`.
+    pub fn with_parts(
+        field: impl Into<Cow<'static, str>>,
+        text: String,
+        parts: impl IntoIterator<Item = Part>,
+    ) -> Self {
+        let mut grammar = Self::from_lark(field, text);
+        grammar.parts.extend(parts);
+        grammar
+    }
+
+    /// Lets the model write `prefix` before the text, a Lark expression such as `/(.|\n)*/ "</think>"`. The prefix ends
+    /// where it first matches.
+    pub fn after(mut self, prefix: &str) -> Self {
+        self.prefix = Some(prefix.to_owned());
+        self
+    }
+
+    /// Changes the schemas of all parts.
+    pub fn map_schemas(mut self, change: impl Fn(Value) -> Value) -> Self {
+        for part in &mut self.parts {
+            if let Rules::JsonSchema(schema) = &mut part.rules {
+                *schema = change(std::mem::take(schema));
+            }
+        }
+        self
+    }
+
+    /// The field of the request that asks for the grammar.
+    pub fn field(&self) -> &str {
+        self.parts.first().map_or("", |part| &part.field)
+    }
+
+    /// The parts, the first of which the text follows.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The form that router and shard compile: the library's own JSON.
+    pub fn serialized(&self) -> Arc<str> {
+        let own = self.parts.iter().map(|part| match &part.rules {
+            Rules::JsonSchema(schema) => {
+                json!({"name": part.name, "json_schema": json_schema::prepared(schema)})
+            }
+            Rules::Lark(text) => json!({"name": part.name, "lark_grammar": text}),
+        });
+        let root = json!({"name": ROOT, "lark_grammar": self.root()});
+        let parts: Vec<Value> = std::iter::once(root).chain(own).collect();
+        json!({ "grammars": parts }).to_string().into()
+    }
+
+    /// The part that refers to the first one. Its options let the model choose between the tokens of a text that the
+    /// grammar forces: the library would prescribe them, and needs a tokenizer for that.
+    fn root(&self) -> String {
+        let first = self.parts.first().map_or("", |part| &part.name);
+        let options = r#"%llguidance {"no_forcing": true}"#;
+        match &self.prefix {
+            None => format!("{options}\nstart: @{first}\n"),
+            Some(prefix) => {
+                format!("{options}\nstart: prefix @{first}\nprefix[lazy]: {prefix}\n")
+            }
+        }
+    }
+
+    fn single(field: impl Into<Cow<'static, str>>, rules: Rules) -> Self {
+        Grammar {
+            prefix: None,
+            parts: vec![Part {
+                name: "answer".into(),
+                field: field.into(),
+                rules,
+            }],
+        }
+    }
+}
+
+/// Name of the part that the others are reached from.
+const ROOT: &str = "root";
+
+/// A literal text in a Lark grammar.
+pub fn literal(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// A regular expression in a Lark grammar.
+pub fn regex_literal(pattern: &str) -> String {
+    if pattern.is_empty() {
+        return literal("");
+    }
+    format!("/{}/", llguidance::regex_to_lark(pattern, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_comes_before_the_first_part() {
+        let grammar = Grammar::from_lark("tools", "start: \"a\"".to_owned());
+        let root = |grammar: &Grammar| {
+            let serialized: Value = serde_json::from_str(&grammar.serialized()).unwrap();
+            let parts = serialized["grammars"].as_array().unwrap();
+            assert_eq!(
+                parts[1],
+                json!({"name": "answer", "lark_grammar": "start: \"a\""})
+            );
+            let text = parts[0]["lark_grammar"].as_str().unwrap();
+            text.split_once('\n').unwrap().1.to_owned()
+        };
+        assert_eq!(root(&grammar), "start: @answer\n");
+        let prefixed = grammar.after(r#"/(.|\n)*/ "</think>""#);
+        assert_eq!(
+            root(&prefixed),
+            "start: prefix @answer\nprefix[lazy]: /(.|\\n)*/ \"</think>\"\n"
+        );
+    }
+
+    #[test]
+    fn literals_are_quoted() {
+        assert_eq!(literal("a\"\n\\"), r#""a\"\n\\""#);
+    }
+}
