@@ -197,6 +197,29 @@ impl Format {
         }
     }
 
+    /// This format, with calls as a list of objects in JSON.
+    pub fn with_plain_calls(&self) -> Self {
+        let mut format = self.clone();
+        if let Layout::Regions(regions) = &mut format.layout {
+            regions.calls = Some(Calls {
+                section_open: String::new(),
+                section_close: String::new(),
+                list: true,
+                open: String::new(),
+                close: String::new(),
+                separator: String::new(),
+                body: Body::Object {
+                    name: "name".into(),
+                    arguments: "arguments".into(),
+                    wrapper: String::new(),
+                    id: String::new(),
+                    arguments_in_string: false,
+                },
+            });
+        }
+        format
+    }
+
     /// True if calls can be found.
     pub fn has_calls(&self) -> bool {
         match &self.layout {
@@ -293,7 +316,11 @@ impl Origin {
 impl Calls {
     /// True if no marker tells that a call begins, so that only a known name does.
     pub fn is_bare(&self) -> bool {
-        let marks = |marker: &str| marker.chars().any(|c| !c.is_whitespace() && !"[{(".contains(c));
+        let marks = |marker: &str| {
+            marker
+                .chars()
+                .any(|c| !c.is_whitespace() && !"[{(".contains(c))
+        };
         !marks(&self.section_open) && !marks(&self.open)
     }
 

@@ -44,6 +44,8 @@ pub enum Wanted<'a> {
     Named(&'a str),
     /// Text or calls, whose arguments fit.
     Optional,
+    /// Calls, or content that follows the part of this name.
+    Content(&'a str),
 }
 
 /// A constraint that the model's format cannot hold, and its place in the tool's schema.
@@ -79,11 +81,16 @@ pub fn rules(
             if wanted == Wanted::Optional {
                 return Ok(None);
             }
-            writer.channels(channels, &tools);
+            writer.channels(channels, &tools, wanted);
         }
         Layout::Regions(regions) => {
-            let Some(calls) = &regions.calls else {
-                return Ok(None);
+            let Some(calls) = regions.calls.as_ref().filter(|_| !tools.is_empty()) else {
+                let Wanted::Content(content) = wanted else {
+                    return Ok(None);
+                };
+                let thought = writer.thought(plan);
+                writer.rule("start", &format!("{thought} @{content}"));
+                return Ok(Some(writer.end()));
             };
             for (number, (index, tool)) in tools.iter().enumerate() {
                 writer.call(number, (*index, tool), calls)?;
@@ -94,10 +101,7 @@ pub fn rules(
             writer.start(plan, wanted, calls);
         }
     }
-    Ok(Some(CallRules {
-        text: writer.text,
-        schemas: writer.schemas,
-    }))
+    Ok(Some(writer.end()))
 }
 
 /// Writes the rules of one grammar.
@@ -108,6 +112,13 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    fn end(self) -> CallRules {
+        CallRules {
+            text: self.text,
+            schemas: self.schemas,
+        }
+    }
+
     fn rule(&mut self, name: &str, expression: &str) {
         let expression = match expression.trim() {
             "" => "\"\"",
@@ -181,8 +192,11 @@ impl Writer<'_> {
                 wrapper,
                 ..
             } => {
-                let mut before =
-                    format!("{{{}: {name}, {}: ", json_text(name_key), json_text(arguments));
+                let mut before = format!(
+                    "{{{}: {name}, {}: ",
+                    json_text(name_key),
+                    json_text(arguments)
+                );
                 let mut after = "}".to_owned();
                 if !wrapper.is_empty() {
                     before = format!("{{{}: {before}", json_text(wrapper));
@@ -243,7 +257,9 @@ impl Writer<'_> {
         for (position, (key, schema)) in properties.iter().enumerate() {
             let rule = format!("value_{number}_{position}");
             let value = match arguments {
-                Arguments::Tagged(tags) => self.tagged(&rule, (index, tool), (key, schema), tags)?,
+                Arguments::Tagged(tags) => {
+                    self.tagged(&rule, (index, tool), (key, schema), tags)?
+                }
                 Arguments::BareKeys { quote } if is_plain_text(schema) => {
                     let text = self.text_until(&rule, quote);
                     check_text(index, tool, key, schema)?;
@@ -270,7 +286,13 @@ impl Writer<'_> {
             Arguments::Tagged(_) | Arguments::Json => ("", "", ""),
         };
         let list = self.sequence(&format!("list_{number}"), &parts, separator);
-        let quote = |text| if text == "" { String::new() } else { quoted(text) };
+        let quote = |text| {
+            if text == "" {
+                String::new()
+            } else {
+                quoted(text)
+            }
+        };
         Ok(format!("{} {list} {}", quote(open), quote(close)))
     }
 
@@ -302,12 +324,20 @@ impl Writer<'_> {
     /// Expression of the parts in order, those that are not required optional, with `separator` between them. Defines
     /// rules with names that begin with `rule`.
     fn sequence(&mut self, rule: &str, parts: &[(String, bool)], separator: &str) -> String {
-        let comma = if separator.is_empty() { String::new() } else { quoted(separator) };
+        let comma = if separator.is_empty() {
+            String::new()
+        } else {
+            quoted(separator)
+        };
         let end = parts.len();
         for (position, (part, is_required)) in parts.iter().enumerate() {
             let next = position + 1;
             for (kind, before) in [("first", ""), ("next", comma.as_str())] {
-                let rest = if next == end { String::new() } else { format!("{rule}_next_{next}") };
+                let rest = if next == end {
+                    String::new()
+                } else {
+                    format!("{rule}_next_{next}")
+                };
                 let mut expression = format!("{before} {part} {rest}");
                 if !is_required {
                     let skipped = match next == end {
@@ -321,17 +351,31 @@ impl Writer<'_> {
                 }
             }
         }
-        if parts.is_empty() { String::new() } else { format!("{rule}_first_0") }
+        if parts.is_empty() {
+            String::new()
+        } else {
+            format!("{rule}_first_0")
+        }
     }
 
     /// Rules `calls`, all calls with the markers around them, and `calls_rest`, without the first marker.
     fn section(&mut self, calls: &Calls, several: bool) {
-        let bracket = |bracket| if calls.list { quoted(bracket) } else { String::new() };
+        let bracket = |bracket| {
+            if calls.list {
+                quoted(bracket)
+            } else {
+                String::new()
+            }
+        };
         let separator = match (calls.list, calls.separator.as_str()) {
             (true, _) => quoted(", "),
             (false, separator) => self.literal(separator),
         };
-        let more = if several { format!("({separator} call)*") } else { String::new() };
+        let more = if several {
+            format!("({separator} call)*")
+        } else {
+            String::new()
+        };
         let open = self.literal(&calls.open);
         self.rule("call", &format!("{open} body"));
         let (first, after_first) = match calls.section_open.trim() {
@@ -339,11 +383,15 @@ impl Writer<'_> {
             _ => (calls.section_open.as_str(), "call"),
         };
         let marker = first.trim();
-        let start = first.find(marker).unwrap_or_default();
-        let (before, after) = first.split_at_checked(start + marker.len()).unwrap_or((first, ""));
-        let (before, after) = (self.literal(before), self.literal(after));
+        // White space before the first marker is left to the model.
+        let after = first.trim_start().strip_prefix(marker).unwrap_or_default();
+        let (before, after) = (self.literal(marker), self.literal(after));
         let close = self.literal(&calls.section_close);
-        let rest = format!("{after} {} {after_first} {more} {} {close}", bracket("["), bracket("]"));
+        let rest = format!(
+            "{after} {} {after_first} {more} {} {close}",
+            bracket("["),
+            bracket("]")
+        );
         self.rule("calls_rest", &rest);
         self.rule("calls", &format!("{before} calls_rest"));
     }
@@ -353,6 +401,9 @@ impl Writer<'_> {
         match wanted {
             Wanted::Required | Wanted::Named(_) => {
                 self.rule("start", &format!("{thought} calls"));
+            }
+            Wanted::Content(content) => {
+                self.rule("start", &format!("{thought} (calls | @{content})"));
             }
             // A text that begins like a call is one.
             Wanted::Optional if calls.is_bare() => {
@@ -386,8 +437,11 @@ impl Writer<'_> {
         format!("({open} {close} {SPACE})?")
     }
 
-    fn channels(&mut self, channels: &Channels, tools: &[(usize, &Tool)]) {
-        let thought = format!("{}{}{}", channels.channel, channels.reasoning, channels.message);
+    fn channels(&mut self, channels: &Channels, tools: &[(usize, &Tool)], wanted: Wanted<'_>) {
+        let thought = format!(
+            "{}{}{}",
+            channels.channel, channels.reasoning, channels.message
+        );
         let thought = self.literal(&thought);
         let end = channels.ends.first().map_or("", String::as_str);
         let thought_end = self.text_until("thought", end);
@@ -396,12 +450,20 @@ impl Writer<'_> {
         for (number, (index, tool)) in tools.iter().enumerate() {
             let header = format!(
                 "{}commentary{}{}{} <|constrain|>json{}",
-                channels.channel, channels.recipient, channels.name_prefix, tool.name, channels.message
+                channels.channel,
+                channels.recipient,
+                channels.name_prefix,
+                tool.name,
+                channels.message
             );
             let header = self.literal(&header);
             let schema = self.schema(*index, None, whole_schema(tool));
             self.rule(&format!("call_{number}"), &format!("{header} {schema}"));
             names.push(format!("call_{number}"));
+        }
+        if let Wanted::Content(content) = wanted {
+            let header = format!("{}final{}", channels.channel, channels.message);
+            names.push(format!("{} @{content}", self.literal(&header)));
         }
         self.rule("call", &names.join(" | "));
         self.rule("start", &format!("({thought} {thought_end} {next})? call"));
@@ -456,7 +518,9 @@ fn text_choices(schema: &Value) -> Option<Vec<String>> {
         (_, Some(only)) => vec![only.clone()],
         _ => return None,
     };
-    let choices = choices.iter().map(|choice| Some(choice.as_str()?.to_owned()));
+    let choices = choices
+        .iter()
+        .map(|choice| Some(choice.as_str()?.to_owned()));
     choices.collect()
 }
 

@@ -11,7 +11,7 @@ mod probe;
 mod response_template;
 
 pub use format::Format;
-pub use lark::{CallRules, CallSchema, Unenforceable, Wanted, rules};
+pub use lark::{CallRules, Unenforceable, Wanted, rules};
 pub use named::Choice;
 pub use parser::Parser;
 pub use piece::Piece;
@@ -101,8 +101,10 @@ fn find(
 #[cfg(test)]
 mod family_tests;
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod malformed_tests;
 #[cfg(test)]
 mod response_template_tests;
 #[cfg(test)]
-mod test_families;
+pub mod test_families;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::format::{Format, Layout};
-use super::parser::Parser;
 
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,11 +57,6 @@ impl Plan {
             single_call: false,
             prefix,
         })
-    }
-
-    /// A parser for one answer.
-    pub fn parser(&self) -> Parser {
-        Parser::new(self)
     }
 
     /// True if the prompt ends inside reasoning, so that the answer begins there.

@@ -1,11 +1,10 @@
 //! `POST /v1/chat/completions`.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::response::Response;
 
 use super::answer::Streaming;
+use super::answer_grammar::{answer_grammar, format_for};
 use super::chat_request::ChatRequest;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
@@ -14,11 +13,11 @@ use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
 use super::response::{ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage};
 use super::submit::GenerationJob;
-use super::tools;
 use crate::chat_template::{Message, RenderOptions};
 use crate::connections::intake::Ticket;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::grammar::Grammar;
 use crate::http::accounting::RequestAccounting;
 use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
@@ -122,6 +121,8 @@ struct ChatPrompt {
     /// True if the tokenizer's special tokens go before it.
     add_special_tokens: bool,
     plan: Option<Plan>,
+    /// Grammar that the answer follows.
+    grammar: Option<Grammar>,
 }
 
 /// A checked conversation, ready to be rendered and generated. Every API with conversations makes one.
@@ -194,11 +195,14 @@ impl Chat {
         accounting: &mut RequestAccounting,
     ) -> Result<Submitted, ApiError> {
         let request = std::mem::take(&mut self.request);
+        let grammar = self.parameters.grammar.take();
         let ChatPrompt {
             text,
             add_special_tokens,
             plan,
-        } = prompt_of(state, request, self.fallback).await?;
+            grammar,
+        } = prompt_of(state, request, grammar, self.fallback).await?;
+        self.parameters.grammar = grammar;
         if let Some(plan) = &plan {
             self.parameters.shown_special_tokens = state.chat_format().shown_tokens(plan);
         }
@@ -224,7 +228,7 @@ impl Chat {
             text,
             add_special_tokens,
             ..
-        } = prompt_of(state, self.request, self.fallback).await?;
+        } = prompt_of(state, self.request, None, self.fallback).await?;
         let encoded = state
             .validator()
             .encode(text.clone(), add_special_tokens, self.names.prompt)
@@ -251,26 +255,28 @@ pub async fn chat_prompt(
     state: &AppState,
     request: ChatRequest,
 ) -> Result<(String, bool), ApiError> {
-    let prompt = prompt_of(state, request, None).await?;
+    let prompt = prompt_of(state, request, None, None).await?;
     Ok((prompt.text, prompt.add_special_tokens))
 }
 
 async fn prompt_of(
     state: &AppState,
     request: ChatRequest,
+    grammar: Option<Grammar>,
     fallback: Option<Fallback>,
 ) -> Result<ChatPrompt, ApiError> {
     let bytes = Ticket::current().map_or(0, |ticket| ticket.bytes());
     let of_work = state.clone();
     let rendering = state
         .workers()
-        .run(bytes, move || render(&of_work, &request, fallback));
+        .run(bytes, move || render(&of_work, &request, grammar, fallback));
     rendering.await?
 }
 
 fn render(
     state: &AppState,
     request: &ChatRequest,
+    grammar: Option<Grammar>,
     fallback: Option<Fallback>,
 ) -> Result<ChatPrompt, ApiError> {
     let (add_generation_prompt, continue_final_message) = request.continuation()?;
@@ -293,15 +299,23 @@ fn render(
         field: Some("messages".into()),
         ..ApiError::new(ErrorKind::Template, error.to_string())
     })?;
-    let format = Arc::clone(&state.chat_format().format);
-    let tools = tools::callable(request.tools.as_ref(), request.tool_choice.as_ref())?;
-    let separate_reasoning = request.separate_reasoning.unwrap_or(true);
-    let plan = Plan::new(format, tools, separate_reasoning, &text).map(|plan| Plan {
+    let tools = request.tools()?;
+    let format = format_for(&state.chat_format().format, &tools.choice);
+    let plan = Plan::new(format, tools.callable(), true, &text).map(|plan| Plan {
         single_call: request.parallel_tool_calls == Some(false),
+        separate_reasoning: request.separate_reasoning.unwrap_or(true),
         ..plan
     });
+    let grammar = match &plan {
+        Some(plan) => {
+            let special = &state.chat_format().special_tokens;
+            answer_grammar(plan, &tools.choice, grammar, special)?
+        }
+        None => grammar,
+    };
     Ok(ChatPrompt {
         text,
+        grammar,
         // Special tokens are left to the template.
         add_special_tokens: request.add_special_tokens.unwrap_or(false),
         plan,

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::generation_config::GenerationConfig;
 use super::request::{NUM_UNSUPPORTED_BY_BOTH, openai_request, unsupported_fields};
-use super::tools;
+use super::tools::{self, RequestTools};
 use crate::chat_template::{Content, Message};
 use crate::error::ApiError;
 use crate::generation::table::parameter_table;
@@ -41,10 +41,12 @@ parameter_table! { openai_request =>
         pub reasoning_effort: Option<String>,
         /// Functions that the model may call, shown to it by its chat template. Its calls are in `tool_calls`.
         pub tools: Option<Value>,
-        /// Either `auto`, or `none` to hide the tools from the model. Required calls are not supported.
+        /// `auto`; `none` to hide the tools from the model; `required` for at least one call; or an object that names
+        /// the function to call. Calls that are required follow the schemas of `parameters`, as those of tools with
+        /// `strict` always do.
         #[schema(default = "auto")]
         pub tool_choice: Option<Value>,
-        /// Take more than one call out of the answer.
+        /// Allow several calls in one answer.
         #[schema(default = true)]
         pub parallel_tool_calls: Option<bool>,
         /// Answer with the model's thoughts, in `reasoning_content` and `reasoning`.
@@ -70,7 +72,7 @@ parameter_table! { openai_request =>
 impl ChatRequest {
     /// Refuses fields that this version does not support.
     pub fn check_supported(&self) -> Result<(), ApiError> {
-        tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref())?;
+        self.tools()?;
         if !is_empty(self.functions.as_ref()) {
             return Err(unsupported("functions", ""));
         }
@@ -92,12 +94,20 @@ impl ChatRequest {
         self.check_messages()
     }
 
+    /// The request's tools.
+    pub fn tools(&self) -> Result<RequestTools<'_>, ApiError> {
+        tools::read(self.tools.as_ref(), self.tool_choice.as_ref())
+    }
+
     /// Variables for the chat template.
     pub fn template_variables(&self) -> Map<String, Value> {
         let mut variables = Map::new();
-        let tools = tools::for_template(self.tools.as_ref(), self.tool_choice.as_ref());
-        if let Ok(Some(tools)) = tools {
-            variables.insert("tools".into(), Value::Array(tools.to_vec()));
+        let definitions = self
+            .tools()
+            .map(|tools| tools.definitions)
+            .unwrap_or_default();
+        if !definitions.is_empty() {
+            variables.insert("tools".into(), Value::Array(definitions.to_vec()));
         }
         if let Some(effort) = &self.reasoning_effort {
             variables.insert("reasoning_effort".into(), effort.as_str().into());
@@ -258,10 +268,6 @@ mod tests {
 
     #[test]
     fn unsupported_fields_are_refused_by_name() {
-        assert_eq!(
-            refused_field(json!({"tool_choice": "required"})),
-            "tool_choice"
-        );
         assert_eq!(
             refused_field(json!({"functions": [{"name": "f"}]})),
             "functions"

@@ -1,6 +1,7 @@
 //! The OpenAI-compatible API: chat completions, completions, models.
 
 pub mod answer;
+mod answer_grammar;
 pub mod chat;
 mod chat_request;
 pub mod choice;

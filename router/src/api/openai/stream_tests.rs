@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::choice::Echo;
 use super::super::chunk::Identity;
+use super::super::parsed_choice::ChoiceParser;
 use super::*;
 
 type Events = UnboundedReceiver<Result<Event, GenerationError>>;
@@ -414,4 +415,110 @@ async fn long_echoes_are_spread_over_frames() {
         assert_eq!(text, echo.text.clone() + "ab");
     }
     assert_eq!(*end.lock().unwrap(), "20 complete");
+}
+
+/// A parser of calls in tags and of thoughts.
+fn parser(shows_reasoning: bool) -> ChoiceParser {
+    use crate::tool_calls::{ChatFormat, Choice, Plan, Tool};
+    let choice = Choice {
+        calls: Some("hermes"),
+        reasoning: Some("qwen3"),
+    };
+    let format = ChatFormat::find(None, &tokenizer(), choice);
+    let tools = Arc::new([Tool {
+        name: "f".into(),
+        parameters: json!({}),
+        strict: false,
+    }]);
+    let plan = Plan::new(format.format, tools, true, "").unwrap();
+    ChoiceParser::new(&plan, shows_reasoning)
+}
+
+#[tokio::test]
+async fn calls_and_thoughts_are_streamed_in_their_own_fields() {
+    let (sender, mut choice) = choice(0);
+    choice.parser = Some(parser(true));
+    let texts = [
+        "<think>hm",
+        "</think>",
+        "Yes",
+        "<tool_call>{\"name\": \"f",
+        "\", \"arguments\": {\"a\"",
+        ": 1}}",
+        "</tool_call>",
+    ];
+    for text in texts {
+        send(&sender, token(0, text));
+    }
+    send(&sender, last(1, "", FinishReason::EndOfSequence));
+    let content = StreamContent {
+        include_usage: true,
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(AnswerKind::Chat, vec![choice], content);
+    let events = read_all(stream).await;
+    let deltas: Vec<Value> = events
+        .iter()
+        .filter_map(|event| event.get("choices")?.get(0))
+        .map(|choice| choice["delta"].clone())
+        .collect();
+    let id = deltas[2]["tool_calls"][0]["id"].clone();
+    assert_eq!(
+        deltas,
+        [
+            json!({"role": "assistant", "reasoning_content": "hm", "reasoning": "hm"}),
+            json!({"content": "Yes"}),
+            json!({"tool_calls": [{"index": 0, "id": id, "type": "function",
+                                   "function": {"name": "f", "arguments": ""}}]}),
+            json!({"tool_calls": [{"index": 0, "function": {"arguments": "{\"a\""}}]}),
+            json!({"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]}),
+            json!({}),
+        ]
+    );
+    let finish = events
+        .iter()
+        .rev()
+        .find_map(|event| event["choices"].get(0).cloned());
+    assert_eq!(finish.unwrap()["finish_reason"], "tool_calls");
+    let usage = &events[events.len() - 2]["usage"];
+    assert_eq!(
+        usage["completion_tokens_details"],
+        json!({"reasoning_tokens": 1})
+    );
+    assert_eq!(events.last(), Some(&json!("[DONE]")));
+}
+
+#[tokio::test]
+async fn log_probabilities_of_a_parsed_chat_are_those_of_all_its_tokens() {
+    let (sender, mut choice) = choice(0);
+    choice.parser = Some(parser(false));
+    for text in ["<think>a", "b</think>", "c", " "] {
+        send(&sender, token(0, text));
+    }
+    send(&sender, last(1, "d", FinishReason::Length));
+    let content = StreamContent {
+        logprobs: Some(tokenizer()),
+        ..StreamContent::default()
+    };
+    let (stream, _) = answer(AnswerKind::Chat, vec![choice], content);
+    let events = read_all(stream).await;
+    let choices: Vec<&Value> = events
+        .iter()
+        .filter_map(|event| event.get("choices")?.get(0))
+        .collect();
+    let tokens = choices
+        .iter()
+        .filter_map(|choice| choice["logprobs"]["content"].as_array());
+    assert_eq!(tokens.map(Vec::len).sum::<usize>(), 5);
+    let text: String = choices
+        .iter()
+        .filter_map(|choice| choice["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(text, "c d");
+    assert!(
+        choices
+            .iter()
+            .all(|choice| choice["delta"].get("reasoning").is_none())
+    );
+    assert_eq!(choices.last().unwrap()["finish_reason"], "length");
 }

@@ -9,67 +9,124 @@ use serde_json::{Map, Value};
 use crate::error::ApiError;
 use crate::tool_calls::Tool;
 
-/// Definitions for the template. Refuses invalid definitions, and a `tool_choice` that requires a call.
-pub fn for_template<'a>(
+/// Choice between text and calls.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// Text alone: the model does not see the tools.
+    None,
+    /// At least one call.
+    Required,
+    /// A call of this function.
+    Named(String),
+}
+
+/// Tools of a request, checked.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RequestTools<'a> {
+    /// Definitions for the template; empty: it gets none.
+    pub definitions: &'a [Value],
+    pub choice: ToolChoice,
+}
+
+/// Reads `tools` and `tool_choice`. Refuses invalid ones, and choices that contradict the tools.
+pub fn read<'a>(
     tools: Option<&'a Value>,
     choice: Option<&Value>,
-) -> Result<Option<&'a [Value]>, ApiError> {
-    let tools = match tools {
+) -> Result<RequestTools<'a>, ApiError> {
+    let definitions = match tools {
         None | Some(Value::Null) => &[],
         Some(Value::Array(tools)) => &tools[..],
         Some(_) => {
             return Err(ApiError::validation("tools", "`tools` must be an array"));
         }
     };
-    for (index, tool) in tools.iter().enumerate() {
+    for (index, tool) in definitions.iter().enumerate() {
         check(tool, &format!("tools[{index}]"))?;
     }
-    let wanted = match choice {
-        None | Some(Value::Null) => true,
-        Some(Value::String(choice)) => match choice.as_str() {
-            "auto" => true,
-            "none" => false,
-            "required" => return Err(needs_a_call("\"required\"")),
-            _ => {
-                return Err(ApiError::validation(
-                    "tool_choice",
-                    format!("`tool_choice` must be \"none\" or \"auto\". Given: {choice:?}"),
-                ));
-            }
-        },
-        Some(Value::Object(_)) => return Err(needs_a_call("that names a function")),
-        Some(_) => {
+    let choice = read_choice(choice)?;
+    match &choice {
+        ToolChoice::None => {
+            return Ok(RequestTools {
+                definitions: &[],
+                choice,
+            });
+        }
+        ToolChoice::Auto => {}
+        ToolChoice::Required | ToolChoice::Named(_) if definitions.is_empty() => {
             return Err(ApiError::validation(
                 "tool_choice",
-                "`tool_choice` must be a string or an object",
+                "`tool_choice` requires a call, but there are no `tools`; give at least one",
             ));
         }
+        ToolChoice::Required => {}
+        ToolChoice::Named(name) => {
+            let names =
+                |tool: &Value| tool.pointer("/function/name") == Some(&name.as_str().into());
+            if !definitions.iter().any(names) {
+                return Err(ApiError::validation(
+                    "tool_choice",
+                    format!("`tool_choice` names {name:?}, which is none of the `tools`"),
+                ));
+            }
+        }
+    }
+    Ok(RequestTools {
+        definitions,
+        choice,
+    })
+}
+
+fn read_choice(choice: Option<&Value>) -> Result<ToolChoice, ApiError> {
+    let refused = |given: &dyn std::fmt::Display| {
+        ApiError::validation(
+            "tool_choice",
+            format!(
+                "`tool_choice` must be \"none\", \"auto\", \"required\" or an object that names a function: \
+                 {{\"type\": \"function\", \"function\": {{\"name\": …}}}}. Given: {given}"
+            ),
+        )
     };
-    Ok((wanted && !tools.is_empty()).then_some(tools))
+    match choice {
+        None | Some(Value::Null) => Ok(ToolChoice::Auto),
+        Some(Value::String(choice)) => match choice.as_str() {
+            "auto" => Ok(ToolChoice::Auto),
+            "none" => Ok(ToolChoice::None),
+            "required" | "any" => Ok(ToolChoice::Required),
+            _ => Err(refused(&format_args!("{choice:?}"))),
+        },
+        Some(given @ Value::Object(choice)) => {
+            let name = choice
+                .get("function")
+                .and_then(|function| function.get("name"))
+                .or(choice.get("name"));
+            match name.and_then(Value::as_str) {
+                Some(name) if !name.is_empty() => Ok(ToolChoice::Named(name.to_owned())),
+                _ => Err(refused(given)),
+            }
+        }
+        Some(given) => Err(refused(given)),
+    }
 }
 
-/// The functions that calls in the answer may name: none unless the template gets definitions.
-pub fn callable(tools: Option<&Value>, choice: Option<&Value>) -> Result<Arc<[Tool]>, ApiError> {
-    let shown = for_template(tools, choice)?.unwrap_or_default();
-    let functions = shown.iter().filter_map(|tool| tool.get("function"));
-    let tools = functions.filter_map(|function| {
-        Some(Tool {
-            name: function.get("name")?.as_str()?.to_owned(),
-            parameters: function.get("parameters").cloned().unwrap_or_default(),
-            strict: function.get("strict") == Some(&Value::Bool(true)),
-        })
-    });
-    Ok(tools.collect())
-}
-
-fn needs_a_call(choice: &str) -> ApiError {
-    ApiError::validation(
-        "tool_choice",
-        format!(
-            "`tool_choice` {choice} is not supported by this version; with \"auto\" the model sees the tools and \
-             answers with text"
-        ),
-    )
+impl RequestTools<'_> {
+    /// The functions that calls in the answer may name.
+    pub fn callable(&self) -> Arc<[Tool]> {
+        let functions = self
+            .definitions
+            .iter()
+            .filter_map(|tool| tool.get("function"));
+        let tools = functions.filter_map(|function| {
+            Some(Tool {
+                name: function.get("name")?.as_str()?.to_owned(),
+                parameters: function.get("parameters").cloned().unwrap_or_default(),
+                strict: function.get("strict") == Some(&Value::Bool(true)),
+            })
+        });
+        tools.collect()
+    }
 }
 
 /// Refuses an invalid definition of a function. `path`: its place in the request.
@@ -132,27 +189,46 @@ mod tests {
     #[test]
     fn the_template_gets_tools_unless_the_choice_is_none() {
         let tools = json!([tool(), {"type": "function", "function": {"name": "f"}}]);
-        for choice in [None, Some(json!(null)), Some(json!("auto"))] {
-            let shown = for_template(Some(&tools), choice.as_ref()).unwrap();
-            assert_eq!(shown.map(<[_]>::len), Some(2));
+        for choice in [
+            None,
+            Some(json!(null)),
+            Some(json!("auto")),
+            Some(json!("required")),
+        ] {
+            let shown = read(Some(&tools), choice.as_ref()).unwrap();
+            assert_eq!(shown.definitions.len(), 2);
+            assert_eq!(shown.callable().len(), 2);
         }
-        assert_eq!(for_template(Some(&tools), Some(&json!("none"))), Ok(None));
+        let none = read(Some(&tools), Some(&json!("none"))).unwrap();
+        assert!(none.definitions.is_empty() && none.callable().is_empty());
         for empty in [json!([]), json!(null)] {
-            assert_eq!(for_template(Some(&empty), Some(&json!("auto"))), Ok(None));
+            let shown = read(Some(&empty), Some(&json!("auto"))).unwrap();
+            assert!(shown.definitions.is_empty());
         }
-        assert_eq!(for_template(None, None), Ok(None));
+        assert_eq!(read(None, None), Ok(RequestTools::default()));
     }
 
     #[test]
-    fn a_required_call_is_refused() {
+    fn a_choice_names_one_of_the_tools() {
         let tools = json!([tool()]);
         for choice in [
-            json!("required"),
             json!({"type": "function", "function": {"name": "weather"}}),
+            json!({"type": "function", "name": "weather"}),
+        ] {
+            let read = read(Some(&tools), Some(&choice)).unwrap();
+            assert_eq!(read.choice, ToolChoice::Named("weather".into()));
+        }
+        for choice in [
             json!("sometimes"),
             json!(1),
+            json!({"type": "function"}),
+            json!({"type": "function", "function": {"name": "other"}}),
         ] {
-            let error = for_template(Some(&tools), Some(&choice)).unwrap_err();
+            let error = read(Some(&tools), Some(&choice)).unwrap_err();
+            assert_eq!(error.field.as_deref(), Some("tool_choice"), "{choice}");
+        }
+        for choice in [json!("required"), json!({"function": {"name": "weather"}})] {
+            let error = read(None, Some(&choice)).unwrap_err();
             assert_eq!(error.field.as_deref(), Some("tool_choice"), "{choice}");
         }
     }
@@ -186,11 +262,11 @@ mod tests {
             (with("strict", json!("yes")), "tools[0].function.strict"),
         ] {
             for choice in [json!("auto"), json!("none")] {
-                let error = for_template(Some(&json!([tool])), Some(&choice)).unwrap_err();
+                let error = read(Some(&json!([tool])), Some(&choice)).unwrap_err();
                 assert_eq!(error.field.as_deref(), Some(field), "{tool}");
             }
         }
-        let error = for_template(Some(&json!({})), None).unwrap_err();
+        let error = read(Some(&json!({})), None).unwrap_err();
         assert_eq!(error.field.as_deref(), Some("tools"));
     }
 }

@@ -76,11 +76,18 @@ pub struct Begin {
 #[derive(Debug)]
 pub enum Start {
     /// A JSON value follows. `open_objects`: objects around it that must be closed.
-    Json { open_objects: usize },
+    Json {
+        open_objects: usize,
+    },
     /// The text of a JSON string follows.
-    JsonString { open_objects: usize },
+    JsonString {
+        open_objects: usize,
+    },
     /// The arguments stood before the name.
-    Complete { json: String, open_objects: usize },
+    Complete {
+        json: String,
+        open_objects: usize,
+    },
     Literal(Literal),
     Tagged,
 }
@@ -136,7 +143,6 @@ impl CallMarkers {
                 arguments,
                 wrapper,
                 id,
-                is_bare: self.is_bare,
             }
             .read(&mut cursor)?,
             BodyMarkers::NameAsKey => name_as_key(&mut cursor)?,
@@ -343,12 +349,10 @@ struct Keys<'a> {
     arguments: &'a str,
     wrapper: &'a str,
     id: &'a str,
-    /// True if an object that begins with another key is no call.
-    is_bare: bool,
 }
 
-/// Keys that may stand before a call's name.
-const KEYS_BEFORE_NAME: [&str; 4] = ["type", "id", "index", "tool_call_id"];
+/// Keys besides name and arguments that a call may have, and whose values tell nothing.
+const OTHER_KEYS: [&str; 5] = ["type", "id", "index", "tool_call_id", "call_id"];
 
 impl Keys<'_> {
     /// Reads fields until both name and arguments are known.
@@ -385,9 +389,11 @@ impl Keys<'_> {
             if !self.wrapper.is_empty() && key == self.wrapper && cursor.peek()? == '{' {
                 cursor.expect('{')?;
                 open_objects += 1;
-            } else if key == self.name || key == "name" {
+            } else if name.is_none() && (key == self.name || key == "name") {
                 name = Some(cursor.json_string()?);
-            } else if key == self.arguments || key == "arguments" || key == "parameters" {
+            } else if earlier.is_none()
+                && (key == self.arguments || key == "arguments" || key == "parameters")
+            {
                 match (&name, cursor.peek()?) {
                     (Some(name), c @ ('{' | '"')) => {
                         let arguments = if c == '"' {
@@ -407,7 +413,7 @@ impl Keys<'_> {
                 }
             } else if !self.id.is_empty() && key == self.id && cursor.peek()? == '"' {
                 id = Some(cursor.json_string()?);
-            } else if self.is_bare && name.is_none() && !KEYS_BEFORE_NAME.contains(&key.as_str()) {
+            } else if !OTHER_KEYS.contains(&key.as_str()) {
                 return Err(Doubt::No);
             } else {
                 cursor.json_value()?;
@@ -461,7 +467,10 @@ pub fn object_end(text: &str, end: bool, mut open_objects: usize) -> Try<usize> 
             ',' => {
                 cursor.skip(',');
                 cursor.space();
-                cursor.json_string()?;
+                let key = cursor.json_string()?;
+                if !OTHER_KEYS.contains(&key.as_str()) {
+                    return Err(Doubt::No);
+                }
                 cursor.space();
                 cursor.expect(':')?;
                 cursor.space();

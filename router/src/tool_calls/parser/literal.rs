@@ -81,7 +81,9 @@ impl Literal {
             match self.step(&mut cursor, out) {
                 Ok(()) => read = cursor.at,
                 Err(Doubt::More) => return (read, Status::Going),
-                Err(Doubt::No) if end && cursor.rest().trim().is_empty() => {
+                Err(Doubt::No)
+                    if end && text.get(read..).is_none_or(|rest| rest.trim().is_empty()) =>
+                {
                     return (read, Status::Going);
                 }
                 Err(Doubt::No) => return (read, Status::Broken),
@@ -169,7 +171,13 @@ impl Literal {
         Ok(())
     }
 
-    fn value(&mut self, c: char, comma: &str, cursor: &mut Cursor<'_>, out: &mut String) -> Try<()> {
+    fn value(
+        &mut self,
+        c: char,
+        comma: &str,
+        cursor: &mut Cursor<'_>,
+        out: &mut String,
+    ) -> Try<()> {
         if let Some(next) = self.opened_text(c, false, cursor)? {
             out.push_str(comma);
             out.push('"');
@@ -324,7 +332,9 @@ fn python_escape(text: &str, end: bool) -> Try<(usize, String)> {
         if digits == 4 && high.is_some_and(|high| (0xD800..0xDC00).contains(&high)) {
             return surrogates(text, end);
         }
-        let decoded = high.filter(|_| code.len() == digits).and_then(char::from_u32);
+        let decoded = high
+            .filter(|_| code.len() == digits)
+            .and_then(char::from_u32);
         return Ok(match decoded {
             Some(decoded) => (2 + digits, decoded.to_string()),
             None => (1, "\\".into()),
@@ -403,7 +413,10 @@ mod tests {
                 r#"a="it's \"so\"\n", b=[True, None, -1.5e3], c={'k': (1, 2), "l": {}}, )"#,
                 r#""a": "it's \"so\"\n", "b": [true, null, -1.5e3], "c": {"k": [1, 2], "l": {}}}"#,
             ),
-            (r#"a = """x "y" z""", b='')"#, r#""a": "x \"y\" z", "b": ""}"#),
+            (
+                r#"a = """x "y" z""", b='')"#,
+                r#""a": "x \"y\" z", "b": ""}"#,
+            ),
             (r"a='\ud83d\ude00\xe9\q')", "\"a\": \"😀é\\\\q\"}"),
             ("a=word)", r#""a": "word"}"#),
         ] {

@@ -51,6 +51,13 @@ impl Calls {
     }
 }
 
+impl Plan {
+    /// A parser for one answer.
+    pub fn parser(&self) -> Parser {
+        Parser::new(self)
+    }
+}
+
 impl Parser {
     pub fn new(plan: &Plan) -> Self {
         let kind = match &plan.format.layout {

@@ -29,8 +29,12 @@ pub struct RegionParser {
     buffer: String,
     /// White space that is left out if a marker follows.
     space: String,
-    /// True if white space at the beginning is left out.
+    /// True if white space at the beginning is left out, except between two texts of the same kind.
     trim: bool,
+    /// White space around the markers since the last content.
+    gap: String,
+    /// True if the answer has reasoning.
+    has_reasoning: bool,
     /// True if the answer has content that is no white space.
     has_content: bool,
     begun: Calls,
@@ -74,7 +78,10 @@ impl RegionParser {
     pub fn new(plan: &Plan, format: &Regions) -> Self {
         let calls = format.calls.as_ref().filter(|_| !plan.tools.is_empty());
         let calls = calls.map(CallMarkers::new);
-        let reasoning = format.reasoning.as_ref().filter(|_| plan.separate_reasoning);
+        let reasoning = format
+            .reasoning
+            .as_ref()
+            .filter(|_| plan.separate_reasoning);
         let reasoning = reasoning.map(|reasoning| ReasoningMarkers {
             open: Marker::new(&reasoning.open),
             close: Marker::new(&reasoning.close),
@@ -82,7 +89,12 @@ impl RegionParser {
         });
         let begins_in_reasoning = reasoning.is_some() && plan.begins_in_reasoning();
         let stops = calls.as_ref().map(|calls| {
-            JsonCopy::stops([&calls.close, &calls.section_close, &calls.section_open, &calls.open])
+            JsonCopy::stops([
+                &calls.close,
+                &calls.section_close,
+                &calls.section_open,
+                &calls.open,
+            ])
         });
         let markers = format.content_markers.iter();
         Self {
@@ -99,6 +111,8 @@ impl RegionParser {
             buffer: String::new(),
             space: String::new(),
             trim: begins_in_reasoning,
+            gap: String::new(),
+            has_reasoning: false,
             has_content: false,
             begun: Calls::default(),
             in_list: false,
@@ -163,28 +177,50 @@ impl RegionParser {
         let rest = self.buffer.split_off(len.min(self.buffer.len()));
         let text = std::mem::replace(&mut self.buffer, rest);
         let mut text = text.as_str();
+        let in_reasoning = matches!(self.state, State::Reasoning);
+        let mut shown = String::new();
         if self.trim {
-            text = text.trim_start();
+            let trimmed = text.trim_start();
+            let space = text.get(..text.len() - trimmed.len()).unwrap_or_default();
+            self.gap.push_str(space);
+            text = trimmed;
             if text.is_empty() {
                 return;
             }
             self.trim = false;
+            shown = self.gap_before_text(in_reasoning);
         }
         let body = text.trim_end();
         if body.is_empty() {
             self.space.push_str(text);
             return;
         }
-        let mut shown = std::mem::take(&mut self.space);
+        shown.push_str(&std::mem::take(&mut self.space));
         shown.push_str(body);
-        self.space.push_str(text.get(body.len()..).unwrap_or_default());
-        self.has_content |= !matches!(self.state, State::Reasoning);
+        self.space
+            .push_str(text.get(body.len()..).unwrap_or_default());
+        self.has_content |= !in_reasoning;
+        self.has_reasoning |= in_reasoning;
         piece::push(pieces, self.text_piece(shown));
     }
 
-    /// Drops the white space before and after a marker.
+    /// White space between this text and an earlier one of its kind, so that their words stay apart.
+    fn gap_before_text(&mut self, in_reasoning: bool) -> String {
+        let gap = std::mem::take(&mut self.gap);
+        let goes_on = match in_reasoning {
+            true => self.has_reasoning,
+            false => self.has_content,
+        };
+        match (goes_on, gap.is_empty()) {
+            (false, _) => String::new(),
+            (true, true) => "\n".into(),
+            (true, false) => gap,
+        }
+    }
+
+    /// Holds the white space before and after a marker back.
     fn at_marker(&mut self) {
-        self.space.clear();
+        self.gap.push_str(&std::mem::take(&mut self.space));
         self.trim = true;
     }
 
@@ -288,7 +324,11 @@ impl RegionParser {
         self.at_marker();
         let index = self.begun.begin();
         let own_id = begin.id.filter(|id| id.len() >= ids::LEN);
-        let tool = self.plan.tools.iter().position(|tool| tool.name == begin.name);
+        let tool = self
+            .plan
+            .tools
+            .iter()
+            .position(|tool| tool.name == begin.name);
         piece::push(
             pieces,
             Piece::CallBegin {
@@ -495,7 +535,10 @@ impl RegionParser {
 enum Next {
     Call(Begin),
     /// The end of the section, in `len` bytes; `closed_list`: only of its list.
-    End { len: usize, closed_list: bool },
+    End {
+        len: usize,
+        closed_list: bool,
+    },
 }
 
 fn after_arguments(open_objects: usize) -> State {

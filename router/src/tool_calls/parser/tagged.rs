@@ -65,7 +65,9 @@ impl Tagged {
                 Ok(None) => read = cursor.at,
                 Ok(Some(status)) => return (read, status),
                 Err(Doubt::More) => return (read, Status::Going),
-                Err(Doubt::No) if end && cursor.rest().trim().is_empty() => {
+                Err(Doubt::No)
+                    if end && text.get(read..).is_none_or(|rest| rest.trim().is_empty()) =>
+                {
                     return (read, Status::Going);
                 }
                 Err(Doubt::No) => {
@@ -144,7 +146,12 @@ impl Tagged {
 
 impl TaggedValue {
     /// Reads more of the value. Returns true at its end.
-    fn advance(&mut self, cursor: &mut Cursor<'_>, tags: &TagMarkers, out: &mut String) -> Try<bool> {
+    fn advance(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        tags: &TagMarkers,
+        out: &mut String,
+    ) -> Try<bool> {
         let space = tags.space_before_value.as_str();
         if self.at_start {
             if tags.trim {
@@ -188,6 +195,10 @@ impl TaggedValue {
                     false => text.trim_end().len(),
                 };
                 if len == 0 {
+                    if cursor.is_last() {
+                        // The answer ends inside the value.
+                        out.push_str(&std::mem::take(&mut self.text));
+                    }
                     return Err(cursor.doubt());
                 }
                 self.add(text.get(..len).unwrap_or_default(), out);

@@ -63,7 +63,7 @@ fn tagged(probes: &Probes<'_>, name: &str, key_close: &str) -> Option<ArgumentsF
     let open = common_suffix(first, second);
     let open_text = first.get(first.len() - open..)?.trim_start();
     let close = common_prefix(second, last);
-    let close_text = second.get(..close)?.trim_end();
+    let close_text = second.get(..close)?;
     if open_text.is_empty() || close_text.trim().is_empty() {
         return None;
     }
@@ -95,7 +95,8 @@ fn tagged(probes: &Probes<'_>, name: &str, key_close: &str) -> Option<ArgumentsF
 /// The first JSON object in `text` that has one of the keys: beginning and end.
 fn json_object(text: &str) -> Option<(usize, usize)> {
     text.match_indices('{').find_map(|(start, _)| {
-        let mut values = serde_json::Deserializer::from_str(text.get(start..)?).into_iter::<Value>();
+        let mut values =
+            serde_json::Deserializer::from_str(text.get(start..)?).into_iter::<Value>();
         let value = values.next()?.ok()?;
         let known = KEYS.iter().any(|key| value.get(key).is_some());
         known.then(|| (start, start + values.byte_offset()))
@@ -124,7 +125,9 @@ impl ArgumentsFound {
             Arguments::Tagged(tags) => {
                 let value = after_value(rest)?;
                 let close = rest.get(value..)?;
-                close.starts_with(&tags.close).then(|| value + tags.close.len())
+                close
+                    .starts_with(&tags.close)
+                    .then(|| value + tags.close.len())
             }
         }
     }

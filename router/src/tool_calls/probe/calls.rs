@@ -27,7 +27,10 @@ pub fn find(prober: &Prober<'_>, reasoning: Option<&Reasoning>) -> Option<Calls>
         .map_or("", |(_, ending)| ending);
     let one = body(calls(&[given(1)]))?;
     let one = cut_ending(&one, ending);
-    let two = body(calls(&[given(1), json!({KEYS[1]: super::conversation::VALUES[1]})]));
+    let two = body(calls(&[
+        given(1),
+        json!({KEYS[1]: super::conversation::VALUES[1]}),
+    ]));
     let two = two.as_deref().map(|two| cut_ending(two, ending));
     objects(one, two).or_else(|| {
         let number = body(calls(&[super::conversation::number()]));
@@ -42,7 +45,11 @@ pub fn find(prober: &Prober<'_>, reasoning: Option<&Reasoning>) -> Option<Calls>
 }
 
 /// Markers around content, as a turn without calls has them.
-pub fn content_markers(prober: &Prober<'_>, reasoning: Option<&Reasoning>, calls: bool) -> Vec<String> {
+pub fn content_markers(
+    prober: &Prober<'_>,
+    reasoning: Option<&Reasoning>,
+    calls: bool,
+) -> Vec<String> {
     let Some(turn) = prober.turn(answer()) else {
         return Vec::new();
     };
@@ -59,7 +66,8 @@ pub fn content_markers(prober: &Prober<'_>, reasoning: Option<&Reasoning>, calls
         true => "",
         false => after.get(..after.len() - shared).unwrap_or_default(),
     };
-    let is_marker = |text: &&str| text.starts_with(['<', '[']) && !text.contains(char::is_whitespace);
+    let is_marker =
+        |text: &&str| text.contains(['<', '>', '[', '|']) && !text.contains(char::is_whitespace);
     let markers = [before.trim(), after.trim()].into_iter();
     markers.filter(is_marker).map(str::to_owned).collect()
 }
@@ -214,7 +222,9 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
         arguments: found.arguments,
     };
     let mut calls = frame.calls(false, body);
-    if calls.section_open.trim_end().ends_with('[') && calls.section_close.trim_start().starts_with(']') {
+    if calls.section_open.trim_end().ends_with('[')
+        && calls.section_close.trim_start().starts_with(']')
+    {
         calls.list = true;
         let open = calls.section_open.trim_end();
         calls.section_open = open.strip_suffix('[').unwrap_or(open).to_owned();
@@ -254,9 +264,8 @@ impl Frame<'_> {
         let open = common_suffix(before, between);
         let left = between.get(..between.len() - open).unwrap_or_default();
         let close = common_prefix(after, left);
-        let part = |text: &str, from: usize, to: usize| {
-            text.get(from..to).unwrap_or_default().to_owned()
-        };
+        let part =
+            |text: &str, from: usize, to: usize| text.get(from..to).unwrap_or_default().to_owned();
         let own_open = part(before, before.len() - open, before.len());
         let section_open = part(before, 0, before.len() - open);
         let own_close = part(after, 0, close);

@@ -42,6 +42,13 @@ pub fn find(template: &ChatTemplate, tokens: &[String]) -> Format {
         .turn(conversation::answer())
         .map(|turn| turn.anchor)
         .unwrap_or_default();
+    if let Some(opened) = reasoning
+        .as_ref()
+        .and_then(|reasoning| format.anchor.find(reasoning.open.as_str()))
+    {
+        // The template opens the thought for the model.
+        format.anchor.truncate(opened);
+    }
     format.calls_from = match calls {
         Some(_) => Origin::ChatTemplate,
         None => Origin::Nothing,
