@@ -180,7 +180,7 @@ impl Body for CompletionRequest {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::generation::parameters::Parameters;
