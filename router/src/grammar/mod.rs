@@ -19,6 +19,8 @@ use std::sync::Arc;
 use gridwork_engine::TokenTable;
 use serde_json::{Value, json};
 
+use crate::error::ApiError;
+
 /// A grammar for the text of an answer. It consists of parts that may refer to each other; the text follows the first.
 ///
 /// Rules are written in llguidance's variant of Lark. `@name` refers to another part, `<[7]>` is the token with that
@@ -203,6 +205,11 @@ pub fn regex_literal(pattern: &str) -> String {
         return literal("");
     }
     format!("/{}/", llguidance::regex_to_lark(pattern, ""))
+}
+
+/// Error of a value at `field` that is no grammar.
+fn wrong(field: &str, what: &str) -> ApiError {
+    ApiError::validation(field, format!("`{field}` {what}"))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::json_schema::with_option;
 use super::structural_tag::structural_tag;
-use super::{Grammar, gbnf, literal};
+use super::{Grammar, gbnf, literal, wrong};
 use crate::error::ApiError;
 
 /// A grammar, or none where the value asks for any text.
@@ -289,11 +289,6 @@ pub fn whitespace(grammar: Grammar, pattern: &Value, field: &str) -> Result<Gram
 
 fn text<'a>(value: &'a Value, field: &str) -> Result<&'a str, ApiError> {
     value.as_str().ok_or_else(|| wrong(field, "must be a text"))
-}
-
-/// Error of a value that is no grammar.
-pub(super) fn wrong(field: &str, what: &str) -> ApiError {
-    ApiError::validation(field, format!("`{field}` {what}"))
 }
 
 #[cfg(test)]

@@ -3,8 +3,7 @@
 
 use serde_json::Value;
 
-use super::spelling::wrong;
-use super::{Grammar, Part, Rules, gbnf, placeholder, regex_literal};
+use super::{Grammar, Part, Rules, gbnf, placeholder, regex_literal, wrong};
 use crate::error::ApiError;
 
 /// Maximum depth of formats within formats.
