@@ -266,17 +266,10 @@ fn old_flags_are_refused_only_when_they_would_change_answers() {
         let message = parse_for_model(&[flag, "x"]).unwrap_err();
         assert!(message.contains(flag), "{message}");
     }
-    let args = [
-        "--watermark-delta",
-        "-2",
-        "--disable-custom-kernels",
-    ];
+    let args = ["--watermark-delta", "-2", "--disable-custom-kernels"];
     let cli = parse_for_model(&args).unwrap();
     let warnings = cli.legacy.warnings().join("\n");
-    for flag in [
-        "--watermark-delta",
-        "--disable-custom-kernels",
-    ] {
+    for flag in ["--watermark-delta", "--disable-custom-kernels"] {
         assert!(warnings.contains(flag), "{warnings}");
     }
     assert!(!warnings.contains("--ngrok"));

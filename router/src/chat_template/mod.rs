@@ -134,7 +134,9 @@ impl ChatTemplate {
 
     /// `response_template` of the tokenizer's configuration, in which it describes answers for Transformers.
     pub fn response_template(&self) -> Option<&Json> {
-        self.response_template.as_ref().filter(|value| value.is_object())
+        self.response_template
+            .as_ref()
+            .filter(|value| value.is_object())
     }
 
     /// Text of the template that renders requests with tools.

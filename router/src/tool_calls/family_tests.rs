@@ -75,15 +75,23 @@ fn check(family: &Family, message: &Value) {
     assert_eq!(parsed.content.trim(), text("content").trim(), "{context}");
     // A template may leave out earlier thoughts.
     if family.format.has_reasoning() && answer.contains("thought") {
-        assert_eq!(parsed.reasoning.trim(), text("reasoning_content").trim(), "{context}");
+        assert_eq!(
+            parsed.reasoning.trim(),
+            text("reasoning_content").trim(),
+            "{context}"
+        );
     }
-    let wanted = message["tool_calls"].as_array().cloned().unwrap_or_default();
+    let wanted = message["tool_calls"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
     assert_eq!(parsed.calls.len(), wanted.len(), "{context}");
     assert_eq!(parsed.ended, wanted.len(), "{context}");
     for ((name, arguments), wanted) in parsed.calls.iter().zip(&wanted) {
         let function = &wanted["function"];
         assert_eq!(name.as_str(), function["name"], "{context}");
-        let arguments: Value = serde_json::from_str(arguments).unwrap_or_else(|_| panic!("{context}"));
+        let arguments: Value =
+            serde_json::from_str(arguments).unwrap_or_else(|_| panic!("{context}"));
         assert_eq!(arguments, function["arguments"], "{context}");
     }
 }
@@ -102,22 +110,40 @@ fn rendered_turns_are_parsed_back_wherever_they_are_cut() {
             sets.extend(escaped_sets());
         }
         // A reasoning model thinks first; its template may open the thought.
-        let reasoning = family.format.has_reasoning().then_some("zq thought\n\nmore");
+        let reasoning = family
+            .format
+            .has_reasoning()
+            .then_some("zq thought\n\nmore");
         for arguments in &sets {
             let tool_calls = calls(&family, &[arguments]);
-            check(&family, &json!({"role": "assistant", "content": null, "tool_calls": tool_calls}));
-            check(&family, &json!({"role": "assistant", "content": null, "reasoning_content": reasoning,
-                                   "tool_calls": tool_calls}));
+            check(
+                &family,
+                &json!({"role": "assistant", "content": null, "tool_calls": tool_calls}),
+            );
+            check(
+                &family,
+                &json!({"role": "assistant", "content": null, "reasoning_content": reasoning,
+                                   "tool_calls": tool_calls}),
+            );
         }
         let several = calls(&family, &[&sets[0], &sets[1], &sets[2], &sets[3]]);
-        check(&family, &json!({"role": "assistant", "content": null, "tool_calls": several}));
+        check(
+            &family,
+            &json!({"role": "assistant", "content": null, "tool_calls": several}),
+        );
         let is_bare = family.format.is_bare();
         if !is_bare {
-            check(&family, &json!({"role": "assistant", "content": "zq I will look.", "reasoning_content": reasoning,
-                                   "tool_calls": several}));
+            check(
+                &family,
+                &json!({"role": "assistant", "content": "zq I will look.", "reasoning_content": reasoning,
+                                   "tool_calls": several}),
+            );
         }
-        check(&family, &json!({"role": "assistant", "content": "zq An answer {\"a\": [1]}\nwith <b>lines</b>.",
-                               "reasoning_content": reasoning}));
+        check(
+            &family,
+            &json!({"role": "assistant", "content": "zq An answer {\"a\": [1]}\nwith <b>lines</b>.",
+                               "reasoning_content": reasoning}),
+        );
     }
 }
 
@@ -133,7 +159,8 @@ fn an_answer_after_an_opened_thought_begins_in_it() {
             continue;
         }
         count += 1;
-        let message = json!({"role": "assistant", "content": "zq answer", "reasoning_content": "zq thought"});
+        let message =
+            json!({"role": "assistant", "content": "zq answer", "reasoning_content": "zq thought"});
         let Some((before, answer)) = family.answer(&message) else {
             continue;
         };
@@ -150,7 +177,10 @@ fn an_answer_after_an_opened_thought_begins_in_it() {
 
 #[test]
 fn channels_are_told_apart() {
-    let family = families().into_iter().find(|family| family.name == "harmony").unwrap();
+    let family = families()
+        .into_iter()
+        .find(|family| family.name == "harmony")
+        .unwrap();
     let plan = family.plan(&family.prompt()).unwrap();
     let parse = |answer: &str| parse_cut_everywhere(&plan, answer, "harmony");
     let parsed = parse(
@@ -158,12 +188,21 @@ fn channels_are_told_apart() {
          <|end|><|start|>assistant<|channel|>commentary to=functions.zqalpha <|constrain|>json<|message|>\
          {\"zqtext\": \"a\"}<|call|>",
     );
-    assert_eq!((parsed.reasoning.as_str(), parsed.content.as_str()), ("zq think", "zq first"));
-    assert_eq!(parsed.calls, [("zqalpha".to_owned(), "{\"zqtext\": \"a\"}".to_owned())]);
+    assert_eq!(
+        (parsed.reasoning.as_str(), parsed.content.as_str()),
+        ("zq think", "zq first")
+    );
+    assert_eq!(
+        parsed.calls,
+        [("zqalpha".to_owned(), "{\"zqtext\": \"a\"}".to_owned())]
+    );
     let parsed = parse(" to=functions.zqalpha<|channel|>commentary json<|message|>{}<|call|>");
     assert_eq!(parsed.calls, [("zqalpha".to_owned(), "{}".to_owned())]);
     let parsed = parse("<|channel|>final<|message|>zq done<|return|>");
-    assert_eq!((parsed.content.as_str(), parsed.calls.len()), ("zq done", 0));
+    assert_eq!(
+        (parsed.content.as_str(), parsed.calls.len()),
+        ("zq done", 0)
+    );
     assert_eq!(parse("zq no header").content, "zq no header");
     assert_eq!(parse("<|channel|>zq cut").content, "<|channel|>zq cut");
 }

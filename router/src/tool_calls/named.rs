@@ -173,12 +173,25 @@ mod tests {
     fn the_data_file_is_valid_and_its_names_are_unique() {
         let formats = NamedFormats::read().unwrap();
         for names in [
-            formats.layouts.iter().map(|entry| &entry.names).chain(formats.calls.iter().map(|entry| &entry.names)).collect::<Vec<_>>(),
-            formats.layouts.iter().map(|entry| &entry.names).chain(formats.reasoning.iter().map(|entry| &entry.names)).collect(),
+            formats
+                .layouts
+                .iter()
+                .map(|entry| &entry.names)
+                .chain(formats.calls.iter().map(|entry| &entry.names))
+                .collect::<Vec<_>>(),
+            formats
+                .layouts
+                .iter()
+                .map(|entry| &entry.names)
+                .chain(formats.reasoning.iter().map(|entry| &entry.names))
+                .collect(),
         ] {
             let all: Vec<&String> = names.into_iter().flatten().collect();
             for (index, name) in all.iter().enumerate() {
-                assert!(all[..index].iter().all(|other| !is(other, name)), "{name} twice");
+                assert!(
+                    all[..index].iter().all(|other| !is(other, name)),
+                    "{name} twice"
+                );
             }
         }
     }

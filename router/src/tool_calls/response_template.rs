@@ -81,7 +81,10 @@ pub fn translate(template: &Value) -> Option<Format> {
     Some(Format {
         calls_from: origin(calls.is_some()),
         reasoning_from: origin(reasoning.is_some()),
-        anchor: template.start_anchor.and_then(Literals::only).unwrap_or_default(),
+        anchor: template
+            .start_anchor
+            .and_then(Literals::only)
+            .unwrap_or_default(),
         layout: Layout::Regions(Regions {
             reasoning,
             calls,
@@ -151,7 +154,10 @@ fn calls(field: &Field) -> Option<Calls> {
         }
         let (name, arguments) = match function {
             Value::String(whole) if whole == "{content}" => ("name".into(), "arguments".into()),
-            Value::Object(_) => (placeholder(function, "name")?, placeholder(function, "arguments")?),
+            Value::Object(_) => (
+                placeholder(function, "name")?,
+                placeholder(function, "arguments")?,
+            ),
             _ => return None,
         };
         let body = Body::Object {

@@ -47,7 +47,11 @@ fn answers_are_taken_apart_as_transformers_does() {
         let context = format!("{}: {answer:?} is {parsed:?}", case.template);
         let text = |key: &str| case.message[key].as_str().unwrap_or_default();
         assert_eq!(parsed.content.trim(), text("content"), "{context}");
-        assert_eq!(parsed.reasoning.trim(), text("reasoning_content"), "{context}");
+        assert_eq!(
+            parsed.reasoning.trim(),
+            text("reasoning_content"),
+            "{context}"
+        );
         let calls: Vec<Value> = parsed
             .calls
             .iter()

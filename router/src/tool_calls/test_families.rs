@@ -169,6 +169,10 @@ pub fn parse_cut_everywhere(plan: &Plan, answer: &str, context: &str) -> Parsed 
     }
     let ends = answer.char_indices().map(|(at, c)| (at, at + c.len_utf8()));
     let characters: Vec<&str> = ends.map(|(start, end)| &answer[start..end]).collect();
-    assert_eq!(feed(&characters), whole, "{context}, character by character: {answer:?}");
+    assert_eq!(
+        feed(&characters),
+        whole,
+        "{context}, character by character: {answer:?}"
+    );
     whole
 }

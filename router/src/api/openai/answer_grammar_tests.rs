@@ -13,9 +13,12 @@ use crate::tool_calls::test_families::{Family, families};
 fn allowed(grammar: &Grammar, text: &str) -> (usize, bool) {
     let environment = ApproximateTokEnv::single_byte_env();
     let factory = ParserFactory::new_simple(&environment).unwrap();
-    let parsed: TopLevelGrammar = serde_json::from_str(&grammar.serialized(&TokenTable::default())).unwrap();
+    let parsed: TopLevelGrammar =
+        serde_json::from_str(&grammar.serialized(&TokenTable::default())).unwrap();
     let parser = factory.create_parser(parsed);
-    let parser = parser.unwrap_or_else(|error| panic!("{error} in {}", grammar.serialized(&TokenTable::default())));
+    let parser = parser.unwrap_or_else(|error| {
+        panic!("{error} in {}", grammar.serialized(&TokenTable::default()))
+    });
     let mut matcher = Matcher::new(Ok(parser));
     for (at, byte) in text.bytes().enumerate() {
         if matcher.try_consume_tokens(&[u32::from(byte)]).unwrap() == 0 {

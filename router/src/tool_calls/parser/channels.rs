@@ -92,7 +92,10 @@ impl ChannelParser {
         }
         let recipient = self.format.recipient.trim();
         let begins = [&self.format.start, &self.format.channel];
-        let opens = begins.iter().map(|marker| marker.as_str()).chain([recipient]);
+        let opens = begins
+            .iter()
+            .map(|marker| marker.as_str())
+            .chain([recipient]);
         let mut may_open = false;
         for open in opens {
             if text.starts_with(open) {

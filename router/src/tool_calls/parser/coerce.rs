@@ -105,7 +105,11 @@ mod tests {
             (json!({"type": "integer"}), " 7 ", "7"),
             (json!({"type": "integer"}), "3.0", "3"),
             (json!({"type": "integer"}), "3.5", "\"3.5\""),
-            (json!({"type": "integer"}), "12345678901234567890123", "12345678901234567890123"),
+            (
+                json!({"type": "integer"}),
+                "12345678901234567890123",
+                "12345678901234567890123",
+            ),
             (json!({"type": "number"}), "2", "2"),
             (json!({"type": "number"}), "2.50", "2.5"),
             (json!({"type": "number"}), "nan", "\"nan\""),
@@ -115,8 +119,16 @@ mod tests {
             (json!({"type": "string"}), "12", "\"12\""),
             (json!({}), "12", "\"12\""),
             (json!({"type": "object"}), "{\"a\": [1]}", "{\"a\": [1]}"),
-            (json!({"type": "array"}), "{\"a\": [1]}", "\"{\\\"a\\\": [1]}\""),
-            (json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}), "null", "null"),
+            (
+                json!({"type": "array"}),
+                "{\"a\": [1]}",
+                "\"{\\\"a\\\": [1]}\"",
+            ),
+            (
+                json!({"anyOf": [{"type": "integer"}, {"type": "null"}]}),
+                "null",
+                "null",
+            ),
             (json!({"type": "integer", "nullable": true}), "None", "null"),
         ] {
             assert_eq!(coerce(raw, &types(&schema)), expected, "{schema} {raw}");

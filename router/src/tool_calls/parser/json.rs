@@ -132,7 +132,10 @@ impl StringCopy {
             if at + len > bytes.len() && !end {
                 break;
             }
-            let raw = text.get(at..at + len).or(text.get(at..)).unwrap_or_default();
+            let raw = text
+                .get(at..at + len)
+                .or(text.get(at..))
+                .unwrap_or_default();
             match raw.starts_with('\\') {
                 true => {
                     let plain = serde_json::from_str::<String>(&format!("\"{raw}\"")).ok();
@@ -168,7 +171,9 @@ fn escape_bytes(bytes: &[u8]) -> usize {
 /// The text of a JSON string without its quotes.
 pub fn escaped(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
-    let inner = quoted.strip_prefix('"').and_then(|inner| inner.strip_suffix('"'));
+    let inner = quoted
+        .strip_prefix('"')
+        .and_then(|inner| inner.strip_suffix('"'));
     inner.unwrap_or_default().to_owned()
 }
 

@@ -49,7 +49,11 @@ pub fn common_prefix(a: &str, b: &str) -> usize {
 /// Length in bytes of the end that both texts have in common.
 pub fn common_suffix(a: &str, b: &str) -> usize {
     let (a, b) = (lexemes(a), lexemes(b));
-    let shared = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b);
+    let shared = a
+        .iter()
+        .rev()
+        .zip(b.iter().rev())
+        .take_while(|(a, b)| a == b);
     shared.map(|(a, _)| a.len()).sum()
 }
 

@@ -26,7 +26,9 @@ pub fn rendered(prober: &Prober<'_>) -> Option<Reasoning> {
             let whole = format!("{}{}", turn.anchor, turn.body);
             let (before, after) = whole.split_once(REASONING)?;
             // The header may open the reasoning, in part or as a whole.
-            let open = before.rsplit_once(turn.anchor.trim()).map_or(before, |(_, open)| open);
+            let open = before
+                .rsplit_once(turn.anchor.trim())
+                .map_or(before, |(_, open)| open);
             let open = match open.trim() {
                 "" => opening_of(header)?,
                 open => open,
@@ -80,11 +82,13 @@ pub fn named(source: &str, tokens: &[String]) -> Option<Reasoning> {
         known.then(|| markers(open, &close))
     });
     found.or_else(|| {
-        super::lexemes::lexemes(source).into_iter().find_map(|open| {
-            let close = partner(open)?;
-            let known = source.contains(&close);
-            known.then(|| markers(open, &close))
-        })
+        super::lexemes::lexemes(source)
+            .into_iter()
+            .find_map(|open| {
+                let close = partner(open)?;
+                let known = source.contains(&close);
+                known.then(|| markers(open, &close))
+            })
     })
 }
 
@@ -97,7 +101,12 @@ fn partner(open: &str) -> Option<String> {
     if !about_reasoning || open.contains(['/', ' ', '\'', '"']) {
         return None;
     }
-    for (from, to) in [("START", "END"), ("begin", "end"), ("BEGIN", "END"), ("start", "end")] {
+    for (from, to) in [
+        ("START", "END"),
+        ("begin", "end"),
+        ("BEGIN", "END"),
+        ("start", "end"),
+    ] {
         if open.contains(from) {
             return Some(open.replace(from, to));
         }
