@@ -28,8 +28,6 @@ use crate::error::ApiError;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grammar {
     parts: Vec<Part>,
-    /// Lark expression of a text before the first part.
-    prefix: Option<String>,
 }
 
 /// Rules under a name, and the field of the request that they were made from.
@@ -74,13 +72,6 @@ impl Grammar {
         self
     }
 
-    /// Lets the model write `prefix` before the text, a Lark expression such as `/(.|\n)*/ "</think>"`. The prefix ends
-    /// where it first matches.
-    pub fn after(mut self, prefix: &str) -> Self {
-        self.prefix = Some(prefix.to_owned());
-        self
-    }
-
     /// Changes the schemas of all parts.
     pub fn map_schemas(mut self, change: impl Fn(Value) -> Value) -> Self {
         for part in &mut self.parts {
@@ -122,17 +113,11 @@ impl Grammar {
     fn root(&self) -> String {
         let first = self.parts.first().map_or("", |part| &part.name);
         let options = r#"%llguidance {"no_forcing": true}"#;
-        match &self.prefix {
-            None => format!("{options}\nstart: @{first}\n"),
-            Some(prefix) => {
-                format!("{options}\nstart: prefix @{first}\nprefix[lazy]: {prefix}\n")
-            }
-        }
+        format!("{options}\nstart: @{first}\n")
     }
 
     fn single(field: impl Into<Cow<'static, str>>, rules: Rules) -> Self {
         Grammar {
-            prefix: None,
             parts: vec![Part {
                 name: "answer".into(),
                 field: field.into(),
@@ -217,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_comes_before_the_first_part() {
+    fn the_text_follows_the_first_part() {
         let grammar = Grammar::from_lark("tools", "start: \"a\"".to_owned());
         let root = |grammar: &Grammar| {
             let serialized: Value =
@@ -231,11 +216,6 @@ mod tests {
             text.split_once('\n').unwrap().1.to_owned()
         };
         assert_eq!(root(&grammar), "start: @answer\n");
-        let prefixed = grammar.after(r#"/(.|\n)*/ "</think>""#);
-        assert_eq!(
-            root(&prefixed),
-            "start: prefix @answer\nprefix[lazy]: /(.|\\n)*/ \"</think>\"\n"
-        );
     }
 
     #[test]

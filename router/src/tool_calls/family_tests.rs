@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::format::{Calls, Layout};
 use super::test_families::{Family, data, families, parse_cut_everywhere};
 
 #[test]
@@ -131,7 +132,10 @@ fn rendered_turns_are_parsed_back_wherever_they_are_cut() {
             &family,
             &json!({"role": "assistant", "content": null, "tool_calls": several}),
         );
-        let is_bare = family.format.is_bare();
+        let is_bare = match &family.format.layout {
+            Layout::Regions(regions) => regions.calls.as_ref().is_some_and(Calls::is_bare),
+            Layout::Channels(_) => false,
+        };
         if !is_bare {
             check(
                 &family,

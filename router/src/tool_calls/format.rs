@@ -42,9 +42,15 @@ pub enum Origin {
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// Plain text with marked regions.
-    Regions(Regions),
+    Regions(Box<Regions>),
     /// Messages, each with a header that says what it is.
     Channels(Channels),
+}
+
+impl From<Regions> for Layout {
+    fn from(regions: Regions) -> Self {
+        Layout::Regions(Box::new(regions))
+    }
 }
 
 /// Marked regions in plain text.
@@ -193,7 +199,7 @@ impl Format {
             calls_from: Origin::Nothing,
             reasoning_from: Origin::Nothing,
             anchor: String::new(),
-            layout: Layout::Regions(Regions::default()),
+            layout: Layout::from(Regions::default()),
         }
     }
 
@@ -233,14 +239,6 @@ impl Format {
         match &self.layout {
             Layout::Regions(regions) => regions.reasoning.is_some(),
             Layout::Channels(_) => true,
-        }
-    }
-
-    /// True if no marker tells that a call begins.
-    pub fn is_bare(&self) -> bool {
-        match &self.layout {
-            Layout::Regions(regions) => regions.calls.as_ref().is_some_and(Calls::is_bare),
-            Layout::Channels(_) => false,
         }
     }
 

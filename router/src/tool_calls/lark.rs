@@ -286,8 +286,8 @@ impl Writer<'_> {
             Arguments::Tagged(_) | Arguments::Json => ("", "", ""),
         };
         let list = self.sequence(&format!("list_{number}"), &parts, separator);
-        let quote = |text| {
-            if text == "" {
+        let quote = |text: &str| {
+            if text.is_empty() {
                 String::new()
             } else {
                 quoted(text)

@@ -141,7 +141,7 @@ fn is(a: &str, b: &str) -> bool {
 /// Regions of the format. Those of a format with channels are replaced by none.
 fn take_regions(format: &mut Format) -> Regions {
     match &mut format.layout {
-        Layout::Regions(regions) => std::mem::take(regions),
+        Layout::Regions(regions) => *std::mem::take(regions),
         Layout::Channels(_) => {
             format.reasoning_from = Origin::Nothing;
             format.calls_from = Origin::Nothing;
@@ -152,13 +152,13 @@ fn take_regions(format: &mut Format) -> Regions {
 
 fn set_calls(format: &mut Format, calls: Option<Calls>, origin: Origin) {
     let regions = take_regions(format);
-    format.layout = Layout::Regions(Regions { calls, ..regions });
+    format.layout = Layout::from(Regions { calls, ..regions });
     format.calls_from = origin;
 }
 
 fn set_reasoning(format: &mut Format, reasoning: Option<Reasoning>, origin: Origin) {
     let regions = take_regions(format);
-    format.layout = Layout::Regions(Regions {
+    format.layout = Layout::from(Regions {
         reasoning,
         ..regions
     });

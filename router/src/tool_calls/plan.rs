@@ -39,7 +39,8 @@ impl Plan {
         prompt: &str,
     ) -> Option<Self> {
         let calls = !tools.is_empty() && format.has_calls();
-        if !calls && !(separate_reasoning && format.has_reasoning()) {
+        let has_reasoning = separate_reasoning && format.has_reasoning();
+        if !calls && !has_reasoning {
             return None;
         }
         let anchor = format.anchor.trim();

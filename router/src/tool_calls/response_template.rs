@@ -85,7 +85,7 @@ pub fn translate(template: &Value) -> Option<Format> {
             .start_anchor
             .and_then(Literals::only)
             .unwrap_or_default(),
-        layout: Layout::Regions(Regions {
+        layout: Layout::from(Regions {
             reasoning,
             calls,
             content_markers: Vec::new(),

@@ -82,7 +82,7 @@ impl Family {
     /// header that the history shows ends.
     pub fn answer(&self, message: &Value) -> Option<(String, String)> {
         let question = json!({"role": "user", "content": "question"});
-        let before = self.render(&[question.clone()], false).unwrap();
+        let before = self.render(std::slice::from_ref(&question), false).unwrap();
         let whole = self.render(&[question, message.clone()], false)?;
         let tail = whole.strip_prefix(&before).unwrap();
         let anchor = self.format.anchor.as_str();

@@ -137,7 +137,7 @@ impl ChannelParser {
                     pieces,
                     Piece::CallBegin {
                         index,
-                        id: ids::new(),
+                        id: ids::random(),
                         name: name.to_owned(),
                     },
                 );

@@ -156,10 +156,10 @@ fn escape_bytes(bytes: &[u8]) -> usize {
         Some(b'u') => {
             let is_high = matches!(bytes.get(2), Some(b'd' | b'D'))
                 && matches!(bytes.get(3), Some(b'8' | b'9' | b'a' | b'b' | b'A' | b'B'));
-            let pair_follows = match (bytes.get(6), bytes.get(7)) {
-                (None, _) | (Some(b'\\'), None | Some(b'u')) => true,
-                _ => false,
-            };
+            let pair_follows = matches!(
+                (bytes.get(6), bytes.get(7)),
+                (None, _) | (Some(b'\\'), None | Some(b'u'))
+            );
             if is_high && pair_follows { 12 } else { 6 }
         }
         // No escape of JSON: the backslash stands alone.

@@ -333,7 +333,7 @@ impl RegionParser {
             pieces,
             Piece::CallBegin {
                 index,
-                id: own_id.unwrap_or_else(ids::new),
+                id: own_id.unwrap_or_else(ids::random),
                 name: begin.name,
             },
         );

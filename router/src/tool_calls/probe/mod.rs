@@ -55,7 +55,7 @@ pub fn find(template: &ChatTemplate, tokens: &[String]) -> Format {
     };
     format.reasoning_from = reasoning_from;
     let content_markers = calls::content_markers(&prober, reasoning.as_ref(), calls.is_some());
-    format.layout = Layout::Regions(Regions {
+    format.layout = Layout::from(Regions {
         reasoning,
         calls,
         content_markers,
