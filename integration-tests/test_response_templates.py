@@ -11,7 +11,7 @@ FILE = Path(__file__).parents[1] / "router/src/tool_calls/testdata/response_temp
 END = {"close_pattern": r"\s*<\|im_end\|>", "content": "text"}
 REASONING = {"open": "<think>", "close": "</think>", "content": "text"}
 CALL = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
-TOOLS: list[dict[str, Any]] = [
+TOOLS: Any = [
     {
         "type": "function",
         "function": {

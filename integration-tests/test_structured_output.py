@@ -110,7 +110,7 @@ SPELLINGS: list[tuple[dict[str, Any], Check]] = [
 @pytest.fixture(scope="module", params=["plain", "drafts"])
 def server(smollm2: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """SmolLM2, without drafts and with the tokens that grammars force as drafts."""
-    more = ["--speculate", 8] if request.param == "drafts" else []
+    more = ["--speculate", "8"] if request.param == "drafts" else []
     with Server("--model-id", smollm2, "--max-concurrent-requests", "256", *more) as running:
         yield running
 

@@ -1,5 +1,5 @@
-"""Tool calls and reasoning, with OpenAI's own client. Grammars force the calls, so that a model that knows no tools makes
-them too."""
+"""Tool calls and reasoning, with OpenAI's own client. Grammars force the calls, so that a model that knows no tools
+makes them too."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import openai
 import pytest
 from support.server import Server
 
-WEATHER: dict[str, Any] = {
+WEATHER: Any = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -27,11 +27,11 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
-TIME: dict[str, Any] = {
+TIME: Any = {
     "type": "function",
     "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
 }
-QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 #: A template in the style of models that write calls as tags with parameters, and think before.
 TEMPLATE = """\
@@ -86,8 +86,8 @@ def test_a_named_function_is_called(kind: str, request: pytest.FixtureRequest) -
     api: openai.OpenAI = request.getfixturevalue(kind)
     reply = api.chat.completions.create(
         model="any",
-        messages=QUESTION,  # type: ignore[arg-type]
-        tools=[TIME, WEATHER],  # type: ignore[list-item]
+        messages=QUESTION,
+        tools=[TIME, WEATHER],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
         temperature=0,
         max_tokens=200,
@@ -108,8 +108,8 @@ def test_a_required_call_is_streamed_in_pieces(kind: str, request: pytest.Fixtur
     api: openai.OpenAI = request.getfixturevalue(kind)
     with api.chat.completions.stream(
         model="any",
-        messages=QUESTION,  # type: ignore[arg-type]
-        tools=[WEATHER],  # type: ignore[list-item]
+        messages=QUESTION,
+        tools=[WEATHER],
         tool_choice="required",
         parallel_tool_calls=False,
         temperature=1,
@@ -128,8 +128,8 @@ def test_a_required_call_is_streamed_in_pieces(kind: str, request: pytest.Fixtur
 def test_results_of_calls_go_back_to_the_model(tagged: openai.OpenAI) -> None:
     first = tagged.chat.completions.create(
         model="any",
-        messages=QUESTION,  # type: ignore[arg-type]
-        tools=[WEATHER],  # type: ignore[list-item]
+        messages=QUESTION,
+        tools=[WEATHER],
         tool_choice="required",
         temperature=0,
         max_tokens=200,
@@ -139,8 +139,8 @@ def test_results_of_calls_go_back_to_the_model(tagged: openai.OpenAI) -> None:
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
     second = tagged.chat.completions.create(
         model="any",
-        messages=[*QUESTION, message.model_dump(), result],  # type: ignore[list-item]
-        tools=[WEATHER],  # type: ignore[list-item]
+        messages=[*QUESTION, message.model_dump(), result],
+        tools=[WEATHER],
         temperature=0,
         max_tokens=20,
     )
@@ -159,8 +159,8 @@ def test_the_format_that_was_found_is_told(tagged_server: Server, smollm2_server
 def test_calls_go_with_log_probabilities_and_choices(client: openai.OpenAI, n: int) -> None:
     reply = client.chat.completions.create(
         model="any",
-        messages=QUESTION,  # type: ignore[arg-type]
-        tools=[WEATHER],  # type: ignore[list-item]
+        messages=QUESTION,
+        tools=[WEATHER],
         tool_choice="required",
         temperature=1,
         seed=1,
@@ -190,5 +190,5 @@ def test_calls_go_with_log_probabilities_and_choices(client: openai.OpenAI, n: i
 )
 def test_contradictions_are_refused_by_name(client: openai.OpenAI, change: dict[str, Any], field: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="any", messages=QUESTION, **change)  # type: ignore[call-overload]
+        client.chat.completions.create(model="any", messages=QUESTION, **change)
     assert caught.value.param == field

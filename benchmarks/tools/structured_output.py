@@ -115,8 +115,8 @@ def measure(url: str, tokens: int, rounds: int) -> list[tuple[str, float, float]
         for _ in range(rounds):
             times["free"].append(per_token_ms(run([free] * clients)))
             times["constrained"].append(per_token_ms(run([constrained] * clients)))
-        medians = [statistics.median(times[kind]) for kind in ("free", "constrained")]
-        rows.append((f"time per output token, {clients} clients", *medians))
+        free_ms, constrained_ms = (statistics.median(times[kind]) for kind in ("free", "constrained"))
+        rows.append((f"time per output token, {clients} clients", free_ms, constrained_ms))
     beside: dict[str, list[float]] = {"free": [], "constrained": []}
     for _ in range(rounds):
         beside["free"].append(per_token_ms(run([free] * 64)))

@@ -1,7 +1,7 @@
 """JSON schemas of the shapes that applications send, and grammars that must be refused."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Schema = dict[str, Any]
@@ -33,21 +33,20 @@ def schemas(count: int, seed: int = 0) -> Iterator[Schema]:
 
 
 def _leaf(chooser: random.Random) -> Schema:
-    return chooser.choice(
-        [
-            lambda: {"type": "string", "maxLength": chooser.randint(5, 20)},
-            lambda: {"type": "string", "pattern": chooser.choice(_PATTERNS)},
-            lambda: {"type": "string", "format": chooser.choice(_FORMATS)},
-            lambda: {"enum": chooser.sample(_WORDS, 3)},
-            lambda: {"const": chooser.choice(_WORDS)},
-            lambda: {"type": "integer", "minimum": chooser.randint(-50, 0), "maximum": chooser.randint(1, 5000)},
-            lambda: {"type": "number", "minimum": 0, "exclusiveMaximum": 100},
-            lambda: {"type": "integer", "minimum": 0, "maximum": 100, "multipleOf": 5},
-            lambda: {"type": "boolean"},
-            lambda: {"type": "null"},
-            lambda: {"type": ["string", "null"], "maxLength": 8},
-        ]
-    )()
+    leaves: list[Callable[[], Schema]] = [
+        lambda: {"type": "string", "maxLength": chooser.randint(5, 20)},
+        lambda: {"type": "string", "pattern": chooser.choice(_PATTERNS)},
+        lambda: {"type": "string", "format": chooser.choice(_FORMATS)},
+        lambda: {"enum": chooser.sample(_WORDS, 3)},
+        lambda: {"const": chooser.choice(_WORDS)},
+        lambda: {"type": "integer", "minimum": chooser.randint(-50, 0), "maximum": chooser.randint(1, 5000)},
+        lambda: {"type": "number", "minimum": 0, "exclusiveMaximum": 100},
+        lambda: {"type": "integer", "minimum": 0, "maximum": 100, "multipleOf": 5},
+        lambda: {"type": "boolean"},
+        lambda: {"type": "null"},
+        lambda: {"type": ["string", "null"], "maxLength": 8},
+    ]
+    return chooser.choice(leaves)()
 
 
 def _object(chooser: random.Random, depth: int = 0) -> Schema:
