@@ -137,9 +137,10 @@ def test_results_of_calls_go_back_to_the_model(tagged: openai.OpenAI) -> None:
     message = first.choices[0].message
     assert message.tool_calls is not None
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
+    messages: Any = [*QUESTION, message.model_dump(), result]
     second = tagged.chat.completions.create(
         model="any",
-        messages=[*QUESTION, message.model_dump(), result],
+        messages=messages,
         tools=[WEATHER],
         temperature=0,
         max_tokens=20,

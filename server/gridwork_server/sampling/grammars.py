@@ -69,6 +69,11 @@ class Grammars:
         self._thread = ThreadPoolExecutor(1, "grammar-masks")
         self._executor: LLExecutor | None = None
 
+    @property
+    def has_any(self) -> bool:
+        """True if any sequence has a grammar."""
+        return bool(self._matchings)
+
     def admit(self, id: int, grammar: str, tokens: list[int], position: int) -> None:
         """Takes a sequence in. tokens: generated so far; position: of the next one."""
         self._matchings[id] = Matching(self._library.compiled(grammar), tokens, position)

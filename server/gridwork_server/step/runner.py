@@ -251,9 +251,9 @@ class Runner:
 
     def _start_masks(self, begun: InFlightStep, after: InFlightStep | None) -> "Future[TokenMasks] | None":
         """Starts to compute the masks of the sequences that have a grammar, beside the forward pass."""
-        if self.grammars is None:
-            return None
         grammars = self.grammars
+        if grammars is None or not grammars.has_any:
+            return None
 
         def feed_tokens_of_step_before() -> None:
             if after is not None and after.sampled is not None:
@@ -291,7 +291,7 @@ class Runner:
         if output is not None:
             self.spans.sampled(ids[here])
             result.add_tokens(begun.result, begun.rows, output, good)
-            if self.grammars is not None:
+            if self.grammars is not None and self.grammars.has_any:
                 good = good & np.isin(begun.rows, ids[here])
                 self.grammars.feed(begun.rows[good], begun.positions[good], tokens[good])
                 self.grammars.report(begun.result, np.unique(begun.rows[good]))
