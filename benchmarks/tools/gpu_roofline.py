@@ -120,7 +120,7 @@ TINY = Shape(
 
 @dataclass(frozen=True)
 class Measured:
-    """One row of the result."""
+    """A row of the result."""
 
     what: str
     ms: float

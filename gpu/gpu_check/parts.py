@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """One part, which runs in a process of its own."""
+    """A part of the check. It runs in a process of its own."""
 
     number: int
     name: str

@@ -12,7 +12,7 @@ PASSED, FAILED, STOPPED, CUT, SKIPPED, RUNNING = "passed", "FAILED", "STOPPED", 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison."""
+    """Result of a comparison."""
 
     name: str
     problem: str = ""
@@ -22,7 +22,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measurement."""
+    """Result of a measurement."""
 
     name: str
     value: float

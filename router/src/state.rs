@@ -27,7 +27,7 @@ use crate::tool_calls::ChatFormat;
 #[derive(Clone)]
 pub struct AppState(Arc<Parts>);
 
-/// What the state consists of.
+/// Parts of the state.
 pub struct Parts {
     pub engine: Engine,
     pub validator: Validator,

@@ -26,7 +26,7 @@ _TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.float16: (2**-8, 2**-7), torch
 
 @dataclass(frozen=True)
 class Case:
-    """One problem."""
+    """A problem to solve by an implementation and by the reference."""
 
     group: str
     """Cases of a group are one check."""
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def demands(self) -> LayerDemands:
-        """What the layer needs of an implementation."""
+        """Demands of the layer on an implementation."""
         options = self.options
         return LayerDemands(
             *(self.num_heads, self.kv_heads, *self.sizes, options.window, options.chunk, options.softcap > 0),

@@ -15,7 +15,7 @@ from gpu_check.part.context import Context, one_line
 
 @dataclass(frozen=True)
 class Probe:
-    """One feature."""
+    """A feature of a package, and the code that tries it."""
 
     name: str
     needed_for: str

@@ -22,7 +22,7 @@ _ATTEMPTS = 64
 
 @dataclass(frozen=True)
 class Case:
-    """One vocabulary. coarse: logits that are rounded to bfloat16, so that many are equal."""
+    """A vocabulary to sample from. coarse: logits that are rounded to bfloat16, so that many are equal."""
 
     vocab_size: int
     coarse: bool

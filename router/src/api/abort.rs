@@ -20,7 +20,7 @@ const MAX_IDS: usize = 1000;
 pub struct AbortRequest {
     /// Ids of requests: the header `x-request-id`, or the `id` of an answer.
     pub request_ids: Option<Vec<String>>,
-    /// One such id, as SGLang calls it.
+    /// A single id, under SGLang's name.
     pub rid: Option<String>,
 }
 

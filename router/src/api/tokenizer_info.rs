@@ -15,7 +15,7 @@ const PATHS: [&str; 3] = ["name_or_path", "tokenizer_file", "cache_dir"];
 
 /// The tokenizer's configuration
 ///
-/// What tokenizer_config.json of the model says, with the chat template, wherever that stands.
+/// Content of the model's tokenizer_config.json, with the chat template, wherever that stands.
 #[utoipa::path(
     get, path = LISTED,
     responses(

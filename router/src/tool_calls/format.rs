@@ -169,7 +169,7 @@ pub struct Tags {
     /// written for a string.
     #[serde(default)]
     pub string_mark: String,
-    /// What is written in place of `string_mark` for JSON.
+    /// Text written in place of `string_mark` for JSON.
     #[serde(default)]
     pub json_mark: String,
 }

@@ -97,7 +97,7 @@ pub struct ChatForm {
 }
 
 impl ChatForm {
-    /// That of `/v1/chat/completions`.
+    /// Form of `/v1/chat/completions`.
     pub const OPENAI: Self = ChatForm {
         dialect: Dialect::OpenAi,
         prompt: "messages",

@@ -423,7 +423,7 @@ impl RegionParser {
         match self.bounded(object_end(&self.buffer, end, open_objects)) {
             Ok(len) => self.skip(len),
             Err(Doubt::More) => return self.wait(State::ObjectEnd(open_objects)),
-            // What is left is content.
+            // The rest is content.
             Err(Doubt::No) => {}
         }
         self.state = State::Close;
@@ -531,7 +531,7 @@ impl RegionParser {
     }
 }
 
-/// What follows a call.
+/// Text after a call.
 enum Next {
     Call(Begin),
     /// The end of the section, in `len` bytes; `closed_list`: only of its list.
