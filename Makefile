@@ -91,8 +91,8 @@ $(VENV)/.stamp-proto: $(PROTO) server/generate_proto.py $(VENV)/.stamp-packages
 
 $(VENV)/.stamp-kernels: $(shell find kernels/cpu -type f) kernels/gridwork_kernels/program_table.def \
     kernels/build_cpu.py $(VENV)/.stamp-packages
-	$(say) "Building the CPU kernels"
-	@$(VENV)/bin/python kernels/build_cpu.py
+	$(say) "Building the CPU kernels for this machine"
+	@$(VENV)/bin/python kernels/build_cpu.py native
 	@touch $@
 
 # What starts faster when it is known beforehand: our own compiled modules, and where Transformers has which class.
@@ -198,6 +198,8 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 	@$(VENV)/bin/python -m conformance --write docs/models.md
 
 nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
+	$(say) "CPU kernels for every instruction set"
+	@$(VENV)/bin/python kernels/build_cpu.py
 	$(say) "Integration tests, long forms"
 	@GRIDWORK_TEST_LONG=1 $(PYTEST) integration-tests
 	@GRIDWORK_TEST_LONG=1 $(VENV)/bin/python -m pytest -q server/tests/model/test_compile.py

@@ -1,7 +1,8 @@
 """Compiles the CPU kernels of `cpu/` into shared libraries inside the package, one for each instruction set.
 
 Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with, whose stable ABI it uses. Arguments
-are names of instruction sets; without any, all are built. A library that is newer than its sources stays as it is.
+are names of instruction sets, or `native` for the one that this machine would use; without any, all are built. A library
+that is newer than its sources stays as it is.
 `gridwork_kernels/cpu_library.py` chooses the library at run time. Products and sums are fused only where a source says
 so; elsewhere they are rounded as in PyTorch.
 """
@@ -49,12 +50,19 @@ LIBRARIES = {
 
 
 def main(wanted: Sequence[str]) -> int:
-    """wanted: names of instruction sets; all of them when empty."""
+    """wanted: names of instruction sets, or `native`; all of them when empty."""
     if "x86_64" not in os.uname().machine:
         print("no CPU kernels for this architecture; PyTorch's own operations are used")
         return 0
+    if "native" in wanted:
+        from gridwork_kernels.cpu_library import instruction_set
+
+        if (native := instruction_set()) is None:
+            print("this CPU lacks AVX2; PyTorch's own operations are used")
+            return 0
+        wanted = [native if isa == "native" else isa for isa in wanted]
     if unknown := [isa for isa in wanted if isa not in LIBRARIES]:
-        print(f"error: `{unknown[0]}` is not an instruction set; use {', '.join(LIBRARIES)}", file=sys.stderr)
+        print(f"error: `{unknown[0]}` is not an instruction set; use native, {', '.join(LIBRARIES)}", file=sys.stderr)
         return 2
     newest_source = max(path.stat().st_mtime for path in [*SOURCES, *HEADERS, Path(__file__)])
     stale = {isa: path for isa in wanted or LIBRARIES if _is_stale(path := PACKAGE / f"_cpu_{isa}.so", newest_source)}

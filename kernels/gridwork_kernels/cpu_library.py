@@ -39,11 +39,11 @@ _PREFIX = "_cpu_"
 
 
 def _path() -> Path | None:
-    path = Path(__file__).with_name(f"{_PREFIX}{_instruction_set()}.so")
+    path = Path(__file__).with_name(f"{_PREFIX}{instruction_set()}.so")
     return path if path.exists() else None
 
 
-def _instruction_set() -> str | None:
+def instruction_set() -> str | None:
     """The fastest instruction set that the CPU supports; `ATEN_CPU_CAPABILITY` lowers it, as for PyTorch."""
     match torch.backends.cpu.get_cpu_capability():
         case "AVX2":

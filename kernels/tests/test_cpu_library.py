@@ -45,7 +45,11 @@ def test_the_fastest_supported_library_is_chosen(
         monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
     else:
         monkeypatch.setenv("ATEN_CPU_CAPABILITY", lowered)
-    assert cpu_library._instruction_set() == expected
+    assert cpu_library.instruction_set() == expected
+
+
+def test_the_library_for_this_machine_is_built_and_loaded() -> None:
+    assert cpu_library.load() == cpu_library.instruction_set()
 
 
 @pytest.mark.parametrize(("vendor", "intel"), [("GenuineIntel", True), ("AuthenticAMD", False)])
