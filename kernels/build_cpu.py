@@ -1,10 +1,9 @@
 """Compiles the CPU kernels of `cpu/` into shared libraries inside the package, one for each instruction set.
 
 Needs a C++20 compiler (`$CXX`, else `c++`) and the PyTorch that it will run with, whose stable ABI it uses. Arguments
-are names of instruction sets, or `native` for the one that this machine would use; without any, all are built. A library
-that is newer than its sources stays as it is.
-`gridwork_kernels/cpu_library.py` chooses the library at run time. Products and sums are fused only where a source says
-so; elsewhere they are rounded as in PyTorch.
+are names of instruction sets, or `native` for the one that this machine would use; without any, all are built. A
+library that is newer than its sources stays as it is. `gridwork_kernels/cpu_library.py` chooses the library at run
+time. Products and sums are fused only where a source says so; elsewhere they are rounded as in PyTorch.
 """
 
 import os
