@@ -70,7 +70,7 @@ def stored(client: openai.OpenAI) -> dict[str, Any]:
         except openai.APIStatusError as error:
             body: Any = error.body
             found["after"][name] = [error.status_code, body["param"]]
-    # What continues a removed response can still be continued.
+    # A response that continues a removed one can still be continued.
     third = client.responses.create(
         input="Thanks.", previous_response_id=second.id, **COMMON | {"max_output_tokens": 4}
     )

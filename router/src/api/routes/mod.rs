@@ -179,7 +179,7 @@ pub fn openai_end(path: &str) -> Option<&'static str> {
         .iter()
         .filter(|route| route.api == Api::OpenAi)
         .filter_map(|route| route.path.strip_prefix("/v1"))
-        // What a client asks for at a wrong base URL is made there, and not read.
+        // A client with a wrong base URL creates objects, and has none to read by id.
         .filter(|end| !end.contains("{id}"))
         // Another API may have a route of that name, as `/rerank`.
         .filter(|end| listed(end).is_none_or(|route| route.api == Api::OpenAi));
