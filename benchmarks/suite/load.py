@@ -1,7 +1,7 @@
 """A closed loop of streaming clients for any server of OpenAI's `/v1/completions`.
 
-A client sends its next request when the previous one is answered. Requests contain only fields that every server
-accepts.
+A client sends its next request when the previous one is answered. Plain requests contain only fields that every server
+accepts; those with a schema, only fields that Gridwork and vLLM share.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 
@@ -21,6 +22,10 @@ class Turn:
 
     text: str
     max_tokens: int
+    schema: str = ""
+    """JSON schema, as text, that the answer must follow; empty: any answer."""
+    is_counted: bool = True
+    """False: times of the answer are left out of the figures."""
 
 
 Conversation = tuple[Turn, ...]
@@ -34,6 +39,7 @@ class Answer:
     num_tokens: int
     prompt_tokens: int  # 0 when the server does not say
     text: str
+    is_counted: bool = True  # False: its times are no part of the medians
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,24 @@ class RequestFailed(RuntimeError):
     """The server refused a request or broke off its answer."""
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str, max_tokens: int) -> Answer:
-    body = {
+def request_body(model: str, prompt: str, turn: Turn) -> dict[str, Any]:
+    """The request for an answer to a turn, with the whole conversation before it in the prompt."""
+    body: dict[str, Any] = {
         "model": model,
         "prompt": prompt,
-        "max_tokens": max_tokens,
+        "max_tokens": turn.max_tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if turn.schema:
+        schema = {"name": "answer", "schema": json.loads(turn.schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str, turn: Turn) -> Answer:
+    body = request_body(model, prompt, turn)
     started = time.perf_counter()
     first = last = None
     num_events, usage, text = 0, {"completion_tokens": 0, "prompt_tokens": 0}, []
@@ -90,18 +105,20 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, prompt: str
         raise RequestFailed("no token was streamed")
     num_tokens = usage["completion_tokens"] or num_events
     tpot_s = (last - first) / max(1, num_tokens - 1)
-    return Answer(first - started, tpot_s, num_tokens, usage["prompt_tokens"], "".join(text))
+    return Answer(first - started, tpot_s, num_tokens, usage["prompt_tokens"], "".join(text), turn.is_counted)
 
 
 def summary(answers: Sequence[Answer], seconds: float) -> Load:
     """Medians and sums over the answers of a run that took `seconds`."""
     num_tokens = sum(answer.num_tokens for answer in answers)
+    counted = [answer for answer in answers if answer.is_counted]
+    ttfts_s = [answer.ttft_s for answer in counted]
     # An answer of one token has no time between tokens.
-    tpots_s = [answer.tpot_s for answer in answers if answer.num_tokens > 1] or [math.nan]
+    tpots_s = [answer.tpot_s for answer in counted if answer.num_tokens > 1] or [math.nan]
     return Load(
         tokens_per_s=num_tokens / seconds,
-        ttft_ms=1e3 * statistics.median(answer.ttft_s for answer in answers),
-        ttft_p99_ms=1e3 * percentile([answer.ttft_s for answer in answers], 0.99),
+        ttft_ms=1e3 * statistics.median(ttfts_s),
+        ttft_p99_ms=1e3 * percentile(ttfts_s, 0.99),
         tpot_ms=1e3 * statistics.median(tpots_s),
         num_tokens=num_tokens,
         prompt_tokens=statistics.mean(answer.prompt_tokens for answer in answers),
@@ -124,7 +141,7 @@ async def _run(url: str, model: str, conversations: Sequence[Conversation], clie
             said = ""
             for turn in waiting.pop():
                 said += turn.text
-                answer = await _ask(session, url, model, said, turn.max_tokens)
+                answer = await _ask(session, url, model, said, turn)
                 answers.append(answer)
                 said += answer.text
 

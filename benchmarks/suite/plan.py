@@ -8,8 +8,8 @@ from suite.load import Conversation
 from suite.models import MODELS, Model
 from suite.workloads import WORKLOADS, Workload
 
-WITHOUT_CLIENTS = ("start", "context", "memory")
-"""Workloads whose levels are not numbers of clients."""
+WITHOUT_CLIENTS = ("start", "context", "memory", "structured-beside", "new-schema", "no-schema")
+"""Workloads whose levels are not numbers of clients, or not to be chosen."""
 
 _START_S = {"gridwork": 10.0, "transformers-serve": 20.0, "vllm": 150.0, "generate": 15.0}
 """Seconds until the first token, on two cores."""
@@ -100,7 +100,8 @@ def _positive(variable: str, word: str) -> int:
 def _takes_part(name: str, workload: Workload) -> bool:
     if name == "gridwork" or name in workload.variants:
         return True
-    return workload.peers and name not in OWN and name != "generate"
+    is_peer = name not in OWN and name != "generate"
+    return is_peer and workload.peers and name.startswith(workload.peer_prefixes)
 
 
 def _start_s(name: str) -> float:

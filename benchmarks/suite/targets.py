@@ -76,6 +76,7 @@ def all_targets(parts: Iterable[Part]) -> list[Target]:
         lines.append(_multi_turn(r, "multi-turn", clients, "gridwork-no-prefix-cache", _CACHE_OFF, 5.0))
         lines.append(_multi_turn(r, "multi-turn", clients, "vllm-", "vLLM", 1.3))
     lines.append(_multi_turn(r, "long-conversation", 1, "gridwork-no-prefix-cache", _CACHE_OFF, 5.0))
+    lines += _structured(r)
     lines += _start(r)
     lines += [_memory(r), _int8(r), _context(r, SMALL), _context(r, LARGE)]
     return lines
@@ -167,6 +168,39 @@ def _multi_turn(r: Results, workload: str, clients: int, prefix: str, against: s
     ours = r.median(workload, SMALL, "gridwork", "tokens_per_s", clients)
     why = _why(r, workload, SMALL, "gridwork", prefix)
     return _at_least(f"{workload}, {_clients(clients)}, {SMALL}", against, wanted, ours, theirs, why)
+
+
+def _structured(r: Results) -> list[Target]:
+    lines: list[Target] = []
+    for clients in (1, 32):
+        ours = r.median("structured", SMALL, "gridwork", "tpot_ms", clients)
+        free = r.median("unstructured", SMALL, "gridwork", "tpot_ms", clients)
+        figure = f"TPOT with a JSON schema, ms, {_clients(clients)}, {SMALL}"
+        why = _why(r, "structured", SMALL, "gridwork")
+        lines.append(_at_most(figure, "ourselves, without a schema", 1.05, ours, free, why))
+        lines.append(_of_vllm(r, figure, "structured", "tpot_ms", clients))
+    beside = r.median("structured-beside", SMALL, "gridwork", "tpot_ms", 64)
+    free = r.median("unstructured", SMALL, "gridwork", "tpot_ms", 64)
+    figure = f"TPOT without a schema, ms, 32 clients beside 32 with one, {SMALL}"
+    why = _why(r, "structured-beside", SMALL, "gridwork")
+    lines.append(_at_most(figure, "ourselves, 64 clients without", 1.02, beside, free, why))
+    lines.append(_of_vllm(r, figure, "structured-beside", "tpot_ms", 64))
+    figure = f"TTFT with a new JSON schema, ms, {SMALL}"
+    ours = r.median("new-schema", SMALL, "gridwork", "ttft_ms", 1)
+    free = r.median("no-schema", SMALL, "gridwork", "ttft_ms", 1)
+    shown = f"{ours - free:.1f} ms ({ours:.4g} against {free:.4g})" if ours is not None and free is not None else None
+    reached = ours - free <= 30 if ours is not None and free is not None else None
+    why = _why(r, "new-schema", SMALL, "gridwork")
+    lines.append(Target(figure, "ourselves, without a schema", "30 ms more or less", shown, reached, why))
+    lines.append(_of_vllm(r, figure, "new-schema", "ttft_ms", 1))
+    return lines
+
+
+def _of_vllm(r: Results, figure: str, workload: str, metric: str, level: int) -> Target:
+    theirs, whose = r.best(workload, SMALL, r.peers(workload, SMALL, "vllm-"), metric, level, min)
+    ours = r.median(workload, SMALL, "gridwork", metric, level)
+    why = _why(r, workload, SMALL, "gridwork", "vllm-")
+    return _at_most(figure, _named("best of vLLM", whose), 1.0, ours, theirs, why)
 
 
 def _start(r: Results) -> list[Target]:

@@ -1,13 +1,22 @@
-"""The workloads: conversations in mixed lengths, the same for every server and in every round.
+"""The workloads: conversations in mixed lengths, the same for every server and in every round. Only schemas that
+must be new differ.
 
 Each number of clients has its own texts, so that a server that caches prefixes has seen none of them.
 """
 
+import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from suite.load import Conversation, Turn
 from suite.prompts import chat_prompts, output_tokens, question, text_of
+
+SMALL = ("smollm2-135m",)
+"""Models of workloads that one model is enough for."""
+
+VLLM = ("vllm-",)
+"""Beginnings of the names of peers whose servers follow schemas."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,7 @@ class Workload:
     make: Callable[[int, float], list[Conversation]]
     """Makes the conversations for a level, and the given share of them for slow models, at least one a client."""
     peers: bool = True  # whether peers are measured, too
+    peer_prefixes: tuple[str, ...] = ("",)  # beginnings of the names of the peers that can do it
     variants: tuple[str, ...] = ()  # contestants that take part in this workload alone
     models: tuple[str, ...] = ()  # models it fits; empty: all
 
@@ -86,6 +96,51 @@ def _memory(clients: int, part: float) -> list[Conversation]:
     return [(Turn(text_of(1750, seed=4000 + i), 64),) for i in range(clients)]
 
 
+def _person_list(number: int = 0) -> str:
+    """Schema of a list that does not end within a benchmark's answer. number: schemas of different numbers have no
+    property in common."""
+    end = f"_{number}" if number else ""
+    person = {
+        "type": "object",
+        "properties": {
+            f"name{end}": {"type": "string", "maxLength": 40},
+            f"age{end}": {"type": "integer", "minimum": 0, "maximum": 120},
+            f"tags{end}": {"type": "array", "items": {"enum": ["new", "old", "red", "green"]}, "maxItems": 4},
+        },
+        "required": [f"name{end}", f"age{end}", f"tags{end}"],
+        "additionalProperties": False,
+    }
+    return json.dumps({"type": "array", "items": person, "minItems": 200})
+
+
+def _people(count: int, seed: int, tokens: int, schema_of: Callable[[int], str]) -> list[Conversation]:
+    """Questions with answers of equal length. schema_of: of each question by its index."""
+    return [(Turn(f"{seed + i}. List some people, with their age.\n", tokens, schema_of(i)),) for i in range(count)]
+
+
+def _constrained(clients: int, part: float) -> list[Conversation]:
+    return _people(max(clients, round(part * 4)), 1000 * clients, 64, lambda index: _person_list())
+
+
+def _unconstrained(clients: int, part: float) -> list[Conversation]:
+    return _people(max(clients, round(part * 4)), 5000 * clients, 64, lambda index: "")
+
+
+def _beside_constrained(clients: int, part: float) -> list[Conversation]:
+    both = _people(clients, 9000 * clients, 64, lambda index: _person_list() if index % 2 else "")
+    return [(replace(turn, is_counted=not turn.schema),) for (turn,) in both]
+
+
+def _new_schemas(clients: int, part: float) -> list[Conversation]:
+    # Schemas of a time are new to a server that runs, too.
+    salt = time.time_ns() // 1000
+    return _people(max(clients, round(part * 24)), 700, 2, lambda index: _person_list(salt + index))
+
+
+def _no_schemas(clients: int, part: float) -> list[Conversation]:
+    return _people(max(clients, round(part * 24)), 800, 2, lambda index: "")
+
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -131,7 +186,30 @@ WORKLOADS = {
             peers=False,
         ),
         Workload(
-            "memory", "25 prompts of 1750 tokens at once, with 1 GiB of cache", (25,), _memory, models=("smollm2-135m",)
+            "structured",
+            "answers of 64 tokens that follow a JSON schema",
+            (1, 32),
+            _constrained,
+            peer_prefixes=VLLM,
+            models=SMALL,
         ),
+        Workload(
+            "unstructured", "the same without a schema", (1, 32, 64), _unconstrained, peer_prefixes=VLLM, models=SMALL
+        ),
+        Workload(
+            "structured-beside",
+            "answers without a schema, beside as many with one",
+            (64,),
+            _beside_constrained,
+            peer_prefixes=VLLM,
+            models=SMALL,
+        ),
+        Workload(
+            "new-schema", "a schema that is new with each request", (1,), _new_schemas, peer_prefixes=VLLM, models=SMALL
+        ),
+        Workload(
+            "no-schema", "the same requests without a schema", (1,), _no_schemas, peer_prefixes=VLLM, models=SMALL
+        ),
+        Workload("memory", "25 prompts of 1750 tokens at once, with 1 GiB of cache", (25,), _memory, models=SMALL),
     )
 }

@@ -71,3 +71,19 @@ def test_slow_models_get_fewer_requests_but_one_a_client() -> None:
             assert wanted_tokens(part) <= wanted_tokens(whole)
             if workload.name not in ("start", "context", "offline"):
                 assert len(part) >= min(level, len(whole))
+
+
+def test_only_peers_that_follow_schemas_are_measured_with_them() -> None:
+    plan = choose("vllm transformers-serve generate", "", "", "", "")
+    assert plan.contestants(WORKLOADS["structured"]) == ["gridwork", "vllm-transformers", "vllm-native"]
+
+
+def test_answers_beside_constrained_ones_are_counted_alone() -> None:
+    turns = [turn for (turn,) in WORKLOADS["structured-beside"].make(64, 1.0)]
+    assert len(turns) == 64 and [turn.is_counted for turn in turns] == [not turn.schema for turn in turns]
+    assert sum(turn.is_counted for turn in turns) == 32
+
+
+def test_new_schemas_are_new_each_time() -> None:
+    made = [turn.schema for _ in range(2) for (turn,) in WORKLOADS["new-schema"].make(1, 1.0)]
+    assert len(set(made)) == len(made)

@@ -31,17 +31,20 @@ def end(leader: "subprocess.Popen[bytes]") -> None:
 
 
 def test_orphans_are_found_by_their_session() -> None:
-    orphan = "import subprocess; subprocess.Popen(['sleep', '60']); input()"
+    # The middle process ends once it has printed its child, whose parent is then no longer in the session.
+    orphan = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True)"
     leader = subprocess.Popen(
-        ["bash", "-c", f'{sys.executable} -c "{orphan}" </dev/null; echo left; sleep 60'],
+        ["bash", "-c", f'{sys.executable} -c "{orphan}"; echo left; sleep 60; true'],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert leader.stdout is not None and leader.stdout.readline() == b"left\n"
-        names = sorted(process.name() for process in family(leader.pid))
-        assert names == ["sleep", "sleep"]  # bash itself becomes its last command
+        assert leader.stdout is not None
+        orphan_pid = int(leader.stdout.readline())
+        assert leader.stdout.readline() == b"left\n"
+        assert {leader.pid, orphan_pid} <= {process.pid for process in family(leader.pid)}
+        assert orphan_pid not in {child.pid for child in psutil.Process(leader.pid).children(recursive=True)}
     finally:
         end(leader)
 
