@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.token_masks import num_words
 from gridwork_server.sampling.grammar_library import GrammarLibrary
-from gridwork_server.sampling.token_masks import TokenMasks, num_words
+from gridwork_server.sampling.token_masks import TokenMasks
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher

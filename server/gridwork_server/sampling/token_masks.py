@@ -5,11 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gridwork_kernels.device_copies import to_device
+from gridwork_kernels.token_masks import forbid_tokens
 from gridwork_server.sampling.weights import rows_per_chunk
-
-_LOWEST = torch.finfo(torch.float32).min
-"""Logit of a token that a bias forbids, and that is taken only where the mask allows no other."""
 
 
 @dataclass(frozen=True)
@@ -28,42 +25,7 @@ class TokenMasks:
 
     def apply(self, logits: torch.Tensor) -> None:
         """Sets the logits of tokens that are not allowed to -inf, in place. logits: float32 `[B, V]`."""
-        every = len(self.rows) == len(logits)
-        step = rows_per_chunk(logits)
-        for start in range(0, len(self.rows), step):
+        step = len(self.rows) if logits.device.type == "cpu" else rows_per_chunk(logits)
+        for start in range(0, len(self.rows), max(1, step)):
             part = slice(start, start + step)
-            forbidden = _forbidden(self.allowed[part], logits.shape[1], logits.device)
-            if every:
-                _forbid(logits[part], forbidden)
-                continue
-            index = to_device(self.rows[part], logits.device)
-            chunk = logits.index_select(0, index)
-            _forbid(chunk, forbidden)
-            logits.index_copy_(0, index, chunk)
-
-
-def num_words(vocab_size: int) -> int:
-    """Number of 32-bit words that a mask of this many tokens has."""
-    return -(-vocab_size // 32)
-
-
-def _forbid(logits: torch.Tensor, forbidden: torch.Tensor) -> None:
-    logits.clamp_(min=_LOWEST).masked_fill_(forbidden, -torch.inf)
-
-
-def _forbidden(allowed: torch.Tensor, vocab_size: int, device: torch.device) -> torch.Tensor:
-    """bool `[R, V]` on a device: the tokens whose bits are not set. allowed: int32 `[R, W]`."""
-    missing = num_words(vocab_size) - allowed.shape[1]
-    if missing > 0:
-        allowed = torch.nn.functional.pad(allowed, (0, missing))
-    if device.type == "cpu":
-        on_host = (~allowed).numpy().view(np.uint8)
-        bits = np.unpackbits(on_host, axis=1, count=vocab_size, bitorder="little")
-        return torch.from_numpy(bits).view(torch.bool)
-    return _unpacked(~to_device(allowed, device))[:, :vocab_size]
-
-
-def _unpacked(words: torch.Tensor) -> torch.Tensor:
-    """bool `[R, 32 W]`: the bits of int32 `[R, W]`, the lowest first, by operations that every device has."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
-    return ((words.view(torch.uint8)[:, :, None] >> shifts) & 1).flatten(1).bool()
+            forbid_tokens(logits, self.rows[part], self.allowed[part])

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gridwork_kernels.token_masks import num_words
 from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.memory import free_cuda_bytes
 from gridwork_server.paths.sequence_table import SequenceTable
 from gridwork_server.sampling import Sampler, TokenMasks, costly_parameters
-from gridwork_server.sampling.token_masks import num_words
 
 if TYPE_CHECKING:
     from gridwork_server.paths.sequence_table import StepBatch

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.sampling import Grammars, TokenMasks, token_masks
+from gridwork_server.sampling import Grammars, TokenMasks
 
 from .. import models
 from ..grammars import END, TEXTS, grammar, token_table, tokens
@@ -204,9 +204,3 @@ def test_log_probabilities_are_those_of_the_model():
     output = sampler.begin(logits.clone(), np.arange(1), np.ones(1, dtype=np.int64), masks(made, 1)).read()
     assert output.logprobs is not None
     assert output.logprobs[0] == pytest.approx(float(expected), abs=1e-5)
-
-
-def test_bits_are_unpacked_alike_on_every_device():
-    words = torch.randint(-(2**31), 2**31 - 1, (3, 5), dtype=torch.int32)
-    on_host = token_masks._forbidden(words, 131, CPU)
-    assert torch.equal(on_host, token_masks._unpacked(~words)[:, :131])
