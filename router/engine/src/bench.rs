@@ -32,7 +32,9 @@ impl SchedulerBench {
             max_batch_prefill_tokens: 512,
             max_sequences,
             prefix_cache: true,
+            max_drafts: 0,
             draft_step_tokens: 0,
+            drafts_only_forced: false,
             queue_timeout: Duration::from_secs(3600),
             lengths: LengthRule::default(),
         };

@@ -56,8 +56,9 @@ class Matching:
 class Grammars:
     """Matchings of the sequences that have a grammar, by id."""
 
-    def __init__(self, tokens: "pb.TokenTable", vocab_size: int, device: torch.device, reports_forced: bool) -> None:
-        """vocab_size: number of logits. reports_forced: the engine drafts the tokens that a grammar forces."""
+    def __init__(self, tokens: "pb.TokenTable", vocab_size: int, device: torch.device, forced_up_to: int) -> None:
+        """vocab_size: number of logits. forced_up_to: number of sequences in a step up to which the tokens that grammars
+        force are reported, since the engine drafts them."""
         self._library = GrammarLibrary(tokens, vocab_size)
         # The library has a token for the end, also where the model has none.
         end_ids = list(tokens.end_ids) or [vocab_size]
@@ -65,7 +66,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._end_words = _mask_of(end_ids, self._num_words)
         self._is_pinned = device.type == "cuda"
-        self._reports_forced = reports_forced
+        self._forced_up_to = forced_up_to
         self._matchings: dict[int, Matching] = {}
         self._thread = ThreadPoolExecutor(1, "grammar-masks")
         self._executor: LLExecutor | None = None
@@ -135,13 +136,14 @@ class Grammars:
         have new tokens."""
         if not self._matchings:
             return
+        reports_forced = len(ids) <= self._forced_up_to
         for id in ids.tolist():
             matching = self._matchings.get(id)
             if matching is None:
                 continue
             if matching.has_ended:
                 result.ended.append(id)
-            elif self._reports_forced and (forced := self._forced(matching.matcher)):
+            elif reports_forced and (forced := self._forced(matching.matcher)):
                 result.forced_sequence_ids.append(id)
                 result.num_forced.append(len(forced))
                 result.forced.extend(forced)

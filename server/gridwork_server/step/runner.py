@@ -336,7 +336,8 @@ class Runner:
             self.grammars = None
         if self.group.is_leader and limits.tokens.lengths:
             size, device = self.loaded.vocab_size, self.loaded.device
-            self.grammars = Grammars(limits.tokens, size, device, reports_forced=limits.max_drafts > 0)
+            forced_up_to = self.draft_step_tokens // 2 if limits.max_drafts else 0
+            self.grammars = Grammars(limits.tokens, size, device, forced_up_to)
 
     def _free_cache(self) -> None:
         self.path.allocate(pb.WarmupRequest(block_size_tokens=1, max_sequences=1), 0)

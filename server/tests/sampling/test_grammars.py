@@ -15,9 +15,11 @@ from .support import peaked_logits, sampler_for
 CPU = torch.device("cpu")
 
 
-def grammars(rules: list[str], end_ids: tuple[int, ...] = (END,), vocab_size: int = models.VOCAB) -> Grammars:
+def grammars(
+    rules: list[str], end_ids: tuple[int, ...] = (END,), vocab_size: int = models.VOCAB, forced_up_to: int = 100
+) -> Grammars:
     """Sequences from id 0 with these rules, each with a prompt of one token."""
-    made = Grammars(token_table(end_ids), vocab_size, CPU, reports_forced=True)
+    made = Grammars(token_table(end_ids), vocab_size, CPU, forced_up_to)
     for id, each in enumerate(rules):
         made.admit(id, grammar(each), [], 1)
     return made
@@ -122,6 +124,14 @@ def test_forced_tokens_are_reported():
     assert list(result.forced_sequence_ids) == [0]
     assert b"".join(TEXTS[token] for token in result.forced) == b"bc"
     assert allowed(masks(made, 1), 0) == {b"b", b"bc"}
+
+
+def test_forced_tokens_of_steps_with_many_sequences_are_not_reported():
+    made = grammars(['start: "x"'], forced_up_to=1)
+    for ids, expected in ((np.array([0]), [0]), (np.array([0, 1]), [])):
+        result = pb.StepResult()
+        made.report(result, ids)
+        assert list(result.forced_sequence_ids) == expected
 
 
 def test_a_model_without_an_end_is_told_of_the_grammars_end():

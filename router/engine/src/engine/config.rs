@@ -9,6 +9,9 @@ use crate::error::StartError;
 use crate::shard::client::ShardAddress;
 use crate::token_table::TokenTable;
 
+/// Maximum number of forced tokens that a sequence drafts in a step, without `--speculate`.
+const MAX_FORCED_DRAFTS: u32 = 8;
+
 /// Settings of an [`Engine`](crate::Engine).
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -61,8 +64,10 @@ pub struct Limits {
     pub max_concurrent_requests: usize,
     /// True if there is a prefix cache: the configuration enables it, and the model's path can share blocks.
     pub prefix_cache: bool,
-    /// Maximum number of drafts of a sequence in a step.
+    /// Maximum number of guessed drafts of a sequence in a step.
     pub speculate: u32,
+    /// Maximum number of drafts of a sequence in a step, be they guessed or forced by a grammar.
+    pub max_drafts: u32,
     /// Number of tokens in a step up to which drafts are computed.
     pub draft_step_tokens: u32,
 }
@@ -131,11 +136,8 @@ impl EngineConfig {
             max_concurrent_requests: self.max_concurrent_requests,
             prefix_cache: self.has_prefix_cache(info),
             speculate: self.speculate,
-            draft_step_tokens: if self.speculate > 0 {
-                info.draft_step_tokens
-            } else {
-                0
-            },
+            max_drafts: self.max_drafts(info)?,
+            draft_step_tokens: info.draft_step_tokens,
         })
     }
 
@@ -164,10 +166,22 @@ impl EngineConfig {
                 reason: info.model_impl_reason.clone(),
             });
         }
+        if self.speculate == 0 && jumps_ahead(info) {
+            return Ok(MAX_FORCED_DRAFTS);
+        }
         Ok(self.speculate)
     }
 
     fn has_prefix_cache(&self, info: &InfoResponse) -> bool {
         self.prefix_cache && info.shares_blocks
     }
+}
+
+/// True if the tokens that a grammar forces are drafted without `--speculate`: where a few more tokens in a step cost
+/// little, no step begins before the last one ends, and no token depends on how a text is divided into steps.
+fn jumps_ahead(info: &InfoResponse) -> bool {
+    info.device == "cpu"
+        && info.draft_step_tokens > 0
+        && info.batch_invariant
+        && info.replay_invariant
 }

@@ -163,7 +163,9 @@ pub(super) fn scheduler_config(
         max_batch_prefill_tokens: limits.max_batch_prefill_tokens as usize,
         max_sequences: limits.max_sequences,
         prefix_cache: limits.prefix_cache,
+        max_drafts: limits.max_drafts as usize,
         draft_step_tokens: limits.draft_step_tokens as usize,
+        drafts_only_forced: limits.speculate == 0,
         queue_timeout,
         lengths: LengthRule::of(info),
     }

@@ -52,7 +52,7 @@ metric_handles! {
         evicted_blocks = counter("gridwork_prefix_cache_evicted_blocks_total", Blocks, Scheduler,
             "Blocks evicted from the prefix cache because sequences needed them");
         drafted_tokens = counter("gridwork_speculation_drafted_tokens_total", Tokens, Scheduler,
-            "Tokens drafted (`--speculate`) and computed");
+            "Tokens drafted (guessed with `--speculate`, or forced by a grammar) and computed");
         accepted_tokens = counter("gridwork_speculation_accepted_tokens_total", Tokens, Scheduler,
             "Drafted tokens that were accepted and saved a step");
         steps = counter("gridwork_steps_total", Count, Scheduler,

@@ -18,7 +18,7 @@ impl Scheduler {
     /// Room for drafts in the next step. `None` when that step must wait for the result in flight: neither the tokens
     /// behind drafts nor the next drafts are known before.
     pub(super) fn draft_room(&self) -> Option<DraftRoom> {
-        if self.config.draft_step_tokens == 0 {
+        if self.config.max_drafts == 0 {
             return Some(DraftRoom::default());
         }
         let (mut num_decodes, mut num_drafting) = (0, 0);
@@ -32,6 +32,9 @@ impl Scheduler {
             }
             if !sequence.is_decoding() || sequence.num_ready() == 0 {
                 continue;
+            }
+            if self.config.drafts_only_forced && sequence.request.grammar.is_none() {
+                return Some(DraftRoom::default());
             }
             num_decodes += 1;
             if sequence.may_draft() {
@@ -55,7 +58,7 @@ impl Scheduler {
         }
         Some(DraftRoom {
             tokens,
-            tokens_per_sequence: (tokens / num_drafting).max(1),
+            tokens_per_sequence: (tokens / num_drafting).clamp(1, self.config.max_drafts),
             // Every sequence can have a block in this step and one in the next, whether or not its drafts are
             // accepted.
             blocks: self.pool.num_free().saturating_sub(2 * self.running.len()),

@@ -54,8 +54,13 @@ pub(crate) struct SchedulerConfig {
     pub max_sequences: u32,
     /// True if sequences with an equal beginning share its blocks.
     pub prefix_cache: bool,
-    /// Number of tokens in a step up to which drafts are worth their cost; 0: no drafts.
+    /// Maximum number of drafts of a sequence in a step; 0: no drafts.
+    pub max_drafts: usize,
+    /// Number of tokens in a step up to which drafts are worth their cost.
     pub draft_step_tokens: usize,
+    /// True if tokens are drafted only where a grammar forces them, and only while every decode has a grammar, so that
+    /// requests without one lose nothing.
+    pub drafts_only_forced: bool,
     /// Default queue timeout, for requests that do not set one.
     pub queue_timeout: Duration,
     /// Dependence of keys on the number of tokens computed together.

@@ -74,8 +74,10 @@ pub(crate) struct Sequence {
     first_token: Option<Instant>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    /// Draft predictor; `None`: no drafts.
+    /// Predictor of drafts; `None`: none are guessed.
     speculation: Option<Speculation>,
+    /// True if a step may hold drafts of it.
+    takes_drafts: bool,
     /// Tokens that probably come after the last known one, since the grammar allows only their text.
     forced: Vec<u32>,
     /// Log-probabilities of the prompt's tokens so far; `None` once they were sent or when they were not requested.
@@ -87,6 +89,18 @@ pub(crate) struct Sequence {
     backlog: Option<Backlog>,
     /// Returned before the client is told of the end, so that its next request finds a permit.
     permit: Option<Permit>,
+}
+
+/// True if a step may hold drafts of a request's tokens.
+fn takes_drafts(request: &GenerationRequest) -> bool {
+    let sampling = &request.sampling;
+    // Penalties at a position depend on the tokens before it, drafts included. The shard does not apply them to drafts.
+    let penalized = sampling.repetition_penalty != 1.0
+        || sampling.frequency_penalty != 0.0
+        || sampling.presence_penalty != 0.0;
+    // Two tokens until guesses are trusted, one draft, and the token behind it.
+    let is_short = request.max_new_tokens < 4;
+    !penalized && !is_short
 }
 
 impl Sequence {
@@ -126,6 +140,7 @@ impl Sequence {
             stop: StopMatcher::new(stop, request.stop.include_in_output)
                 .passing_over(request.stop.min_new_tokens.saturating_sub(1)),
             speculation: None,
+            takes_drafts: takes_drafts(&request),
             forced: Vec::new(),
             prompt_logprobs: request
                 .logprobs
@@ -147,17 +162,9 @@ impl Sequence {
         self
     }
 
-    /// Lets the sequence draft up to `max_drafts` tokens in a step.
+    /// Lets the sequence guess up to `max_drafts` tokens for a step.
     pub fn speculating(mut self, max_drafts: usize) -> Self {
-        let sampling = &self.request.sampling;
-        // Penalties at a position depend on the tokens before it, drafts included. The shard does not apply them to
-        // drafts.
-        let penalized = sampling.repetition_penalty != 1.0
-            || sampling.frequency_penalty != 0.0
-            || sampling.presence_penalty != 0.0;
-        // Two tokens until guesses are trusted, one draft, and the token behind it.
-        let is_short = self.request.max_new_tokens < 4;
-        if max_drafts > 0 && !penalized && !is_short {
+        if max_drafts > 0 && self.takes_drafts {
             self.speculation = Some(Speculation::new(max_drafts, &self.tokens));
         }
         self
@@ -209,9 +216,11 @@ impl Sequence {
 
     /// True if drafts are currently worth their cost.
     pub fn may_draft(&self) -> bool {
-        let is_trusted =
-            |speculation: &Speculation| !self.forced.is_empty() || speculation.is_trusted();
-        self.speculation.as_ref().is_some_and(is_trusted)
+        let is_trusted = self
+            .speculation
+            .as_ref()
+            .is_some_and(Speculation::is_trusted);
+        is_trusted || (self.takes_drafts && !self.forced.is_empty())
     }
 
     /// Sets the tokens that probably come after the last known one.
@@ -221,9 +230,9 @@ impl Sequence {
 
     /// Up to `max` drafts of the tokens after the last one, without those that could not be used.
     pub fn drafts(&self, max: usize, eos_token_ids: &[u32]) -> Vec<u32> {
-        let Some(speculation) = &self.speculation else {
+        if !self.takes_drafts {
             return Vec::new();
-        };
+        }
         // One more token is sampled than there are drafts.
         let left = self.request.max_new_tokens as usize - self.num_generated();
         let max = max.min(left.saturating_sub(1));
@@ -231,11 +240,10 @@ impl Sequence {
             Some(limit) => max.min(limit.saturating_sub(self.num_computed + 1)),
             None => max,
         };
-        let mut drafts = if self.forced.is_empty() {
-            speculation.drafts(&self.tokens, max)
-        } else {
-            let max = max.min(speculation.max_drafts());
-            self.forced[..max.min(self.forced.len())].to_vec()
+        let mut drafts = match &self.speculation {
+            _ if !self.forced.is_empty() => self.forced[..max.min(self.forced.len())].to_vec(),
+            Some(speculation) => speculation.drafts(&self.tokens, max),
+            None => Vec::new(),
         };
         let ends = |id: &u32| self.reason_to_end(*id, eos_token_ids).is_some();
         drafts.truncate(drafts.iter().position(ends).unwrap_or(drafts.len()));

@@ -59,11 +59,6 @@ impl Speculation {
         self.look_up(tokens);
     }
 
-    /// Maximum number of drafts in a step.
-    pub fn max_drafts(&self) -> usize {
-        self.max_drafts
-    }
-
     /// True if guesses are right often enough to draft them.
     pub fn is_trusted(&self) -> bool {
         self.trust >= ENOUGH_TRUST

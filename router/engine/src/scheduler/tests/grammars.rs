@@ -106,7 +106,39 @@ fn forced_tokens_are_drafted_without_any_trust() {
 }
 
 #[test]
-fn forced_tokens_are_not_drafted_without_speculation() {
+fn forced_tokens_are_drafted_without_guesses() {
+    let mut harness = Harness::new(64, 64, 4).jumping_ahead(4, 32);
+    // A text that repeats itself, of which nothing is guessed.
+    let prompt = vec![1, 2, 1, 2, 1, 2, 1, 2];
+    let (_, mut events) = harness.submit(constrained(prompt.clone(), 12));
+    harness.schedule();
+    harness.compute();
+    force(&mut harness, 3);
+    harness.apply();
+    harness.schedule();
+    assert_eq!(harness.steps[0].drafts.len(), 3);
+    harness.run_to_end();
+    assert_eq!(harness.shard.num_drafts, 3, "nothing else is drafted");
+    assert_eq!(tokens(&mut events), continuation(&prompt, 12));
+}
+
+#[test]
+fn requests_without_a_grammar_do_not_wait_for_forced_tokens() {
+    let mut harness = Harness::new(64, 64, 4).jumping_ahead(4, 32);
+    let (_, mut events) = harness.submit(constrained(vec![1, 2, 3], 12));
+    let (_, mut other) = harness.submit(request(vec![7], 12, Priority::Normal));
+    harness.schedule();
+    harness.compute();
+    force(&mut harness, 3);
+    harness.apply();
+    harness.run_to_end();
+    assert_eq!(harness.shard.num_drafts, 0);
+    assert_eq!(tokens(&mut events), continuation(&[1, 2, 3], 12));
+    assert_eq!(tokens(&mut other), continuation(&[7], 12));
+}
+
+#[test]
+fn forced_tokens_are_not_drafted_where_no_drafts_are_taken() {
     let mut harness = Harness::new(64, 64, 4);
     let (_, mut events) = harness.submit(constrained(vec![1, 2, 3], 12));
     harness.schedule();

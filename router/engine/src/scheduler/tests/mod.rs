@@ -79,7 +79,9 @@ impl Harness {
             max_batch_prefill_tokens,
             max_sequences,
             prefix_cache: true,
+            max_drafts: 0,
             draft_step_tokens: 0,
+            drafts_only_forced: false,
             queue_timeout: Duration::from_secs(5),
             lengths: LengthRule::default(),
         };
@@ -97,8 +99,17 @@ impl Harness {
     /// Enables speculation, with limits on a sequence's drafts and on the step's decodes and drafts.
     fn speculating(mut self, max_drafts: usize, draft_step_tokens: usize) -> Self {
         self.max_drafts = max_drafts;
+        self.config.max_drafts = max_drafts;
         self.config.draft_step_tokens = draft_step_tokens;
         self.scheduler.reset_shard(self.config);
+        self
+    }
+
+    /// Drafts tokens only where a grammar forces them, with the same limits.
+    fn jumping_ahead(mut self, max_drafts: usize, draft_step_tokens: usize) -> Self {
+        self.config.drafts_only_forced = true;
+        self = self.speculating(max_drafts, draft_step_tokens);
+        self.max_drafts = 0;
         self
     }
 
