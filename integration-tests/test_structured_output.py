@@ -109,7 +109,7 @@ SPELLINGS: list[tuple[dict[str, Any], Check]] = [
 
 @pytest.fixture(scope="module", params=["plain", "drafts"])
 def server(smollm2: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """SmolLM2, without drafts and with the tokens that grammars force as drafts."""
+    """SmolLM2, which drafts the tokens that grammars force: while all requests have a grammar, and always."""
     more = ["--speculate", "8"] if request.param == "drafts" else []
     with Server("--model-id", smollm2, "--max-concurrent-requests", "256", *more) as running:
         yield running
@@ -253,6 +253,33 @@ def test_free_requests_beside_grammars_and_refusals_are_undisturbed(server: Serv
     for text, reason in together[free : 2 * free]:
         assert reason == "stop"
         is_person(text)
+
+
+def test_forced_text_is_drafted_and_changes_no_token(server: Server) -> None:
+    client = server.client
+    keys = {
+        "type": "object",
+        "properties": {"customer_number": {"type": "integer"}, "account_holder": {"enum": ["yes"]}},
+    }
+    schema = keys | {"required": [*keys["properties"]], "additionalProperties": False}
+    body = {
+        "messages": MESSAGES,
+        "guided_json": schema,
+        "temperature": 1,
+        "seed": 8,
+        "max_tokens": 60,
+        "logprobs": True,
+    }
+
+    def answer() -> list[str]:
+        return [token["token"] for token in client.ok(CHAT, body)["choices"][0]["logprobs"]["content"]]
+
+    accepted = client.metric("gridwork_speculation_accepted_tokens_total")
+    alone = answer()
+    assert client.metric("gridwork_speculation_accepted_tokens_total") > accepted
+    long = {"max_new_tokens": 200, "ignore_eos": True}
+    calls: list[Any] = [answer, lambda: client.generate("The story of a long river begins", **long)]
+    assert client.together(calls)[0] == alone
 
 
 def test_a_grammar_survives_the_death_of_the_shard(smollm2: Path) -> None:
