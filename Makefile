@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients checkers vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -143,6 +143,24 @@ $(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) 
 	@$(UV) pip install --python $(CLIENT_LIBRARIES)/bin/python --quiet --require-hashes -r $<
 	@touch $@
 
+# --- Programs and data that check the API and its grammars ---------------------------------------------------------
+
+CHECKERS := .cache/checkers
+CHECKER_LOCKS := integration-tests/requirements
+
+checkers: $(CHECKERS)/.stamp
+
+# The suite's package is a source, which pip builds nothing of but asks for its name.
+$(CHECKERS)/.stamp: $(CHECKER_LOCKS)/checkers.lock $(CHECKER_LOCKS)/json-schema-suite.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing checkers and the JSON Schema Test Suite into $(CHECKERS) (once)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CHECKERS)
+	@$(UV) pip install --python $(CHECKERS)/bin/python --quiet --require-hashes -r $(CHECKER_LOCKS)/checkers.lock
+	@$(CHECKERS)/bin/python -m pip download --quiet --no-deps --require-hashes --no-binary :all: --no-build-isolation \
+	    --dest $(CHECKERS)/source -r $(CHECKER_LOCKS)/json-schema-suite.lock
+	@mkdir -p $(CHECKERS)/json-schema-suite
+	@tar -xf $(CHECKERS)/source/jsonschema-*.tar.gz -C $(CHECKERS)/json-schema-suite --strip-components 2 --wildcards '*/json/*'
+	@touch $@
+
 # --- Checks -----------------------------------------------------------------------------------------------------
 
 fmt: python-dev ## Format Rust and Python
@@ -185,7 +203,7 @@ unit: build python-dev
 	$(say) "Python unit tests"
 	@$(PYTEST) server/tests kernels benchmarks/tests conformance/tests gpu/tests
 
-integration: build python-dev encoder-model clients ## Black-box tests: the real launcher, over HTTP
+integration: build python-dev encoder-model clients checkers ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
 	@$(PYTEST) integration-tests
 

@@ -17,6 +17,14 @@ MINILM = ROOT / ".cache" / "models" / "all-MiniLM-L6-v2"
 #: Client libraries in an environment of their own, as `make clients` installs them.
 CLIENTS = ROOT / ".cache" / "clients"
 
+#: Programs that check the API, in an environment of their own, and the JSON Schema Test Suite; `make checkers` installs
+#: both.
+CHECKERS = ROOT / ".cache" / "checkers"
+JSON_SCHEMA_SUITE = CHECKERS / "json-schema-suite"
+
+#: Judges texts by the grammars of JSON schemas.
+JUDGE = GRIDWORK.parent / "gridwork-judge"
+
 #: vLLM for CPU with its benchmark client, as `make vllm-client` installs it.
 VLLM = ROOT / ".cache" / "peers" / "vllm"
 

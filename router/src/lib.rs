@@ -23,6 +23,8 @@ mod supervision;
 mod tokenizing;
 mod tool_calls;
 
+pub use grammar::texts as grammar_texts;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,8 +9,7 @@ use llguidance::earley::{CGrammar, CSymIdx, SlicedBiasComputer};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokRxInfo, TokTrie};
 use llguidance::{Logger, Matcher, ParserFactory, TokenParser};
 
-use super::json_schema;
-use super::{Grammar, Part, Rules, place};
+use super::{Grammar, Part, Rules, json_schema, place, tightened};
 
 /// Maximum size of a serialised grammar. The largest schemas in use, such as those of editors' settings, are smaller.
 const MAX_BYTES: usize = 256 * 1024;
@@ -60,10 +59,12 @@ impl Checker {
     pub fn check(&self, grammar: &Grammar, serialized: &str) -> Result<(), Refusal> {
         for part in grammar.parts() {
             if let Rules::JsonSchema(schema) = &part.rules {
-                json_schema::check_options(schema).map_err(|reason| Refusal {
-                    field: part.field.to_string(),
+                let at = |place: String, reason| Refusal {
+                    field: format!("{}{place}", part.field),
                     reason,
-                })?;
+                };
+                json_schema::check_options(schema).map_err(|reason| at(String::new(), reason))?;
+                tightened::check(schema).map_err(|(place, reason)| at(place, reason))?;
             }
         }
         self.compile(serialized)
@@ -89,6 +90,12 @@ impl Checker {
             Ok(_) => Ok(()),
             Err(error) => Err(readable(&error.to_string())),
         }
+    }
+
+    /// A matcher at the beginning of a text.
+    pub fn matcher(&self, serialized: &str) -> Result<Matcher, String> {
+        let parsed = serde_json::from_str(serialized).map_err(|error| error.to_string())?;
+        Ok(Matcher::new(Ok(self.parser(parsed)?)))
     }
 
     fn parser(&self, grammar: TopLevelGrammar) -> Result<TokenParser, String> {

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::tightened::{leaves_keys_free, tightened};
+
 /// Key under which llguidance reads a schema's options.
 pub const OPTIONS: &str = "x-guidance";
 
@@ -12,10 +14,17 @@ const WHITESPACE: &str = r" |\r?\n[ \t]{0,64}";
 /// Options under which the library enforces less than the schema says.
 const WEAKENING: [&str; 2] = ["lenient", "coerce_one_of"];
 
-/// The schema as an object with options.
+/// Option of the library: the letters that may follow a backslash in a string.
+const ESCAPES: &str = "json_allowed_escapes";
+
+/// Those letters without `u`. Control characters that have no short escape cannot be written then.
+const SHORT_ESCAPES: &str = "nrbtf\\\"";
+
+/// The schema as an object with options, made exact.
 pub fn prepared(schema: &Value) -> Value {
-    let mut object = match schema {
-        Value::Object(object) => object.clone(),
+    let keys_are_free = leaves_keys_free(schema);
+    let mut object = match tightened(schema.clone()) {
+        Value::Object(object) => object,
         other => Map::from_iter([("allOf".to_owned(), json!([other]))]),
     };
     let options = object
@@ -27,6 +36,9 @@ pub fn prepared(schema: &Value) -> Value {
         options
             .entry("whitespace_pattern")
             .or_insert_with(|| WHITESPACE.into());
+    }
+    if keys_are_free && let Some(Value::Object(options)) = object.get_mut(OPTIONS) {
+        options.insert(ESCAPES.to_owned(), SHORT_ESCAPES.into());
     }
     Value::Object(object)
 }

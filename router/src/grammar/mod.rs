@@ -5,13 +5,18 @@
 
 pub mod compile;
 pub mod spelling;
+pub mod texts;
 
 mod check;
+#[cfg(test)]
+mod fuzz_tests;
 mod gbnf;
 mod gbnf_parser;
 mod json_schema;
+mod patterns;
 mod place;
 mod structural_tag;
+mod tightened;
 
 use std::borrow::Cow;
 use std::sync::Arc;
