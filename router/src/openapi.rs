@@ -1,5 +1,7 @@
 //! The OpenAPI document of all routes, and the page that shows it.
 
+mod errors;
+
 use axum::Router;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, PathItem};
@@ -36,6 +38,10 @@ const KEY_SCHEME: &str = "api_key";
 pub fn document() -> Document {
     let mut document = Frame::openapi();
     let mut components = Components::default();
+    let schemas = errors::ErrorSchemas::openapi().components;
+    components
+        .schemas
+        .extend(schemas.unwrap_or_default().schemas);
     let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     components.add_security_scheme(KEY_SCHEME, scheme);
     for route in ROUTES {
@@ -70,6 +76,7 @@ pub fn document() -> Document {
 /// Adds to `operation` what the list says of its route.
 fn complete(operation: &mut Operation, route: &Route) {
     operation.tags = Some(vec![route.api.tag().to_owned()]);
+    errors::complete(operation, route);
     if route.needs_key() {
         let required = SecurityRequirement::new(KEY_SCHEME, Vec::<String>::new());
         operation.security = Some(vec![required]);
