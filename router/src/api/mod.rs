@@ -3,6 +3,8 @@
 mod abort;
 mod anthropic;
 mod conversation;
+#[cfg(test)]
+mod fuzz_tests;
 mod info;
 mod inputs;
 pub mod openai;

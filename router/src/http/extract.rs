@@ -171,16 +171,20 @@ fn wrong_type(path: &str, error: &serde_json::Error) -> ApiError {
         .strip_prefix("missing field `")
         .and_then(|rest| rest.split_once('`'))
         .map(|(name, _)| name);
-    let field = match (path, missing) {
+    let duplicate = text
+        .strip_prefix("duplicate field `")
+        .and_then(|name| name.strip_suffix('`'));
+    // So does the message about a field that is there twice.
+    let field = match (path, missing.or(duplicate)) {
         (".", Some(name)) => name.to_owned(),
         (path, Some(name)) => format!("{path}.{name}"),
         (".", None) => return ApiError::new(ErrorKind::InvalidType, text.clone()),
         (path, None) => path.to_owned(),
     };
-    let message = if missing.is_some() {
-        format!("`{field}` is missing")
-    } else {
-        format!("`{field}`: {text}")
+    let message = match (missing, duplicate) {
+        (Some(_), _) => format!("`{field}` is missing"),
+        (None, Some(_)) => format!("`{field}` is there twice"),
+        (None, None) => format!("`{field}`: {text}"),
     };
     ApiError {
         field: Some(field),
@@ -313,6 +317,18 @@ mod tests {
         assert_eq!(
             (error.field.as_deref(), error.message.as_str()),
             (Some("inputs"), "`inputs` is missing")
+        );
+    }
+
+    #[test]
+    fn a_field_that_is_there_twice_is_named() {
+        let error = error(r#"{"inputs": "x", "parameters": {"top_k": 1, "top_k": 2}}"#);
+        assert_eq!(
+            (error.field.as_deref(), error.message.as_str()),
+            (
+                Some("parameters.top_k"),
+                "`parameters.top_k` is there twice"
+            )
         );
     }
 
