@@ -2,24 +2,145 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from support import encoders
+from support.bad_input import BadRequest, bad_requests
 from support.client import events_of
+from support.paths import LONG
 from support.server import Server, wait_for
 
 LIMIT_BYTES = 20_000
 
+#: Concurrent streams beside bad requests.
+STREAMS = 32
+
+#: Maximum time for a refusal, by the server's clock, on a machine that does nothing else.
+REFUSAL_MS = 1000
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+COMPLETION = {"prompt": "hi", "max_tokens": 2}
+
+BAD_REQUESTS = bad_requests()
+
+#: Routes whose field `stream` asks for a stream.
+STREAMING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+
+ServerFor = Callable[[str], Server]
+
 
 @pytest.fixture(scope="module")
-def server(tiny: Any) -> Iterator[Server]:
-    flags = ("--dtype", "float32", "--payload-limit", LIMIT_BYTES, "--max-total-tokens", 512)
-    with Server("--model-id", tiny("llama"), *flags) as running:
-        yield running
-        wait_for(lambda: running.client.metric("gridwork_cache_blocks_used") == 0, 5, "refusals hold no blocks")
+def server_for(tiny: Any, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFor]:
+    """Returns the server of a model that the file names."""
+    folder = tmp_path_factory.mktemp("reranker")
+    models: dict[str, Callable[[], Path]] = {
+        "generator": lambda: tiny("llama"),
+        "encoder": lambda: minilm,
+        "reranker": lambda: encoders.classifier(folder / "model", minilm, ["relevant"]),
+    }
+    running: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def started(name: str) -> Server:
+            if name not in running:
+                flags = ["--dtype", "float32", "--log-requests", "--json-output"]
+                limits = ["--max-total-tokens", "512"] if name == "generator" else []
+                running[name] = stack.enter_context(Server("--model-id", models[name](), *flags, *limits))
+            return running[name]
+
+        yield started
+        client = started("generator").client
+        wait_for(lambda: client.metric("gridwork_cache_blocks_used") == 0, 5, "refusals hold no blocks")
+
+
+@pytest.fixture(scope="module")
+def server(server_for: ServerFor) -> Server:
+    return server_for("generator")
+
+
+def ask(server: Server, request: BadRequest, content: bytes | None = None) -> httpx.Response:
+    headers = {"content-type": "application/json"}
+    return server.client.http.post(request.route, content=content or request.content, headers=headers)
+
+
+def test_the_file_covers_every_dialect() -> None:
+    routes = {request.route for request in BAD_REQUESTS}
+    assert len(BAD_REQUESTS) >= 150
+    assert {*STREAMING, "/v1/messages/count_tokens", "/generate", "/generate_stream", "/tokenize"} <= routes
+    assert {"/embed", "/rerank", "/v1/embeddings", "/v1/score"} <= routes
+
+
+@pytest.mark.parametrize("request_", BAD_REQUESTS, ids=lambda request: request.name)
+def test_a_bad_request_is_refused(server_for: ServerFor, request_: BadRequest) -> None:
+    request_.check(ask(server_for(request_.server), request_))
+
+
+STREAMED = [
+    request
+    for request in BAD_REQUESTS
+    if request.server == "generator" and request.route in STREAMING and request.has_fields_without("stream")
+]
+
+
+@pytest.mark.parametrize("request_", STREAMED, ids=lambda request: request.name)
+def test_a_stream_is_refused_before_its_first_event(server: Server, request_: BadRequest) -> None:
+    content = json.dumps(json.loads(request_.content) | {"stream": True}).encode()
+    response = ask(server, request_, content)
+    assert response.status_code == request_.status, response.text
+    assert response.headers["content-type"].startswith("application/json"), response.text
+
+
+def test_streams_beside_bad_requests_are_undisturbed(server: Server) -> None:
+    client = server.client
+    bodies = [
+        {"inputs": f"The boats number {number}", "parameters": {"max_new_tokens": 200, "details": True}}
+        for number in range(STREAMS)
+    ]
+
+    def tokens(body: dict[str, Any]) -> list[int]:
+        return [event["token"]["id"] for event in client.stream("/generate_stream", body)]
+
+    quiet = client.together([lambda body=body: tokens(body) for body in bodies])
+    requests = [request for request in BAD_REQUESTS if request.server == "generator"]
+    over = threading.Event()
+    rounds = [0] * STREAMS
+
+    def stream_until_over(index: int) -> None:
+        while not over.is_set() or rounds[index] == 0:
+            assert tokens(bodies[index]) == quiet[index]
+            rounds[index] += 1
+
+    first_line = len(server.lines)
+    with ThreadPoolExecutor(STREAMS) as pool:
+        streams = [pool.submit(stream_until_over, index) for index in range(STREAMS)]
+        try:
+            with ThreadPoolExecutor(4) as askers:
+                responses = askers.map(lambda request: ask(server, request), requests)
+                for request, response in zip(requests, responses, strict=True):
+                    request.check(response)
+        finally:
+            over.set()
+        for stream in streams:
+            stream.result()
+    assert min(rounds) >= 1
+    if LONG:
+        times = refusal_times_ms(server.lines[first_line:])
+        assert len(times) >= len(requests) // 2
+        assert max(times) < REFUSAL_MS, sorted(times)[-5:]
+
+
+def refusal_times_ms(lines: list[str]) -> list[float]:
+    """Times of the refused requests in a server's log."""
+    records = [json.loads(line) for line in lines if '"request finished"' in line]
+    facts = [record.get("fields", record) for record in records]
+    ends = ("complete", "length", "eos_token", "stop_sequence", "client_disconnected")
+    return [record["total_ms"] for record in facts if record["reason"] not in ends]
 
 
 def message_of(response: httpx.Response, openai: bool) -> str:
@@ -35,133 +156,8 @@ def message_of(response: httpx.Response, openai: bool) -> str:
     return body["error"]
 
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-COMPLETION = {"prompt": "hi", "max_tokens": 2}
-
-
 def tgi(**parameters: Any) -> dict[str, Any]:
     return {"inputs": "hi", "parameters": {"max_new_tokens": 2, **parameters}}
-
-
-LONG_TEXT = "boat " * 700
-
-#: Path, body, status, and a word of the message.
-BAD_BODIES = [
-    # wrong types and missing fields
-    ("/generate", {}, 422, "inputs"),
-    ("/generate", {"inputs": 5}, 422, "inputs"),
-    ("/generate", [], 422, ""),
-    ("/generate", tgi(temperature="warm"), 422, "temperature"),
-    ("/generate", tgi(stop="a string"), 422, "stop"),
-    ("/generate", {"inputs": "hi", "parameters": 3}, 422, "parameters"),
-    ("/v1/completions", {"max_tokens": 2}, 400, "prompt"),
-    ("/v1/completions", COMPLETION | {"prompt": {"a": 1}}, 400, "prompt"),
-    ("/v1/completions", COMPLETION | {"max_tokens": "two"}, 400, "max_tokens"),
-    ("/v1/completions", COMPLETION | {"stream": "yes"}, 400, "stream"),
-    ("/v1/chat/completions", {"max_tokens": 2}, 400, "messages"),
-    ("/v1/chat/completions", {"messages": "hi"}, 400, "messages"),
-    ("/v1/chat/completions", CHAT | {"logit_bias": [1]}, 400, "logit_bias"),
-    ("/v1/chat/completions", CHAT | {"temperature": "warm"}, 400, "temperature"),
-    # empty input
-    ("/generate", {"inputs": ""}, 422, "inputs"),
-    ("/v1/completions", {"prompt": ""}, 400, "prompt"),
-    ("/v1/completions", {"prompt": []}, 400, "prompt"),
-    ("/v1/chat/completions", {"messages": []}, 400, "messages"),
-    # too long
-    ("/generate", {"inputs": LONG_TEXT}, 422, "inputs"),
-    ("/v1/completions", {"prompt": LONG_TEXT}, 400, "prompt"),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG_TEXT}]}, 400, "messages"),
-    ("/generate", tgi(max_new_tokens=5000), 422, "max_new_tokens"),
-    ("/v1/completions", COMPLETION | {"max_tokens": 5000}, 400, "max_tokens"),
-    ("/v1/chat/completions", CHAT | {"max_tokens": 5000}, 400, "max_tokens"),
-    # out of range: TGI
-    ("/generate", tgi(max_new_tokens=0), 422, "max_new_tokens"),
-    ("/generate", tgi(max_new_tokens=-1), 422, "max_new_tokens"),
-    ("/generate", tgi(temperature=0.0), 422, "temperature"),
-    ("/generate", tgi(temperature=-1.0), 422, "temperature"),
-    ("/generate", tgi(repetition_penalty=0.0), 422, "repetition_penalty"),
-    ("/generate", tgi(frequency_penalty=3.0), 422, "frequency_penalty"),
-    ("/generate", tgi(top_k=0), 422, "top_k"),
-    ("/generate", tgi(top_k=-4), 422, "top_k"),
-    ("/generate", tgi(top_p=0.0), 422, "top_p"),
-    ("/generate", tgi(top_p=1.5), 422, "top_p"),
-    ("/generate", tgi(typical_p=0.0), 422, "typical_p"),
-    ("/generate", tgi(typical_p=1.5), 422, "typical_p"),
-    ("/generate", tgi(truncate=0), 422, "truncate"),
-    ("/generate", tgi(truncate=100000), 422, "truncate"),
-    ("/generate", tgi(stop=["a"] * 17), 422, "stop"),
-    ("/generate", tgi(top_n_tokens=21), 422, "top_n_tokens"),
-    ("/generate", tgi(best_of=0), 422, "best_of"),
-    ("/generate", tgi(best_of=3, do_sample=True), 422, "best_of"),
-    ("/generate", tgi(best_of=2), 422, "best_of"),
-    ("/generate", tgi(best_of=2, do_sample=True, seed=1), 422, "seed"),
-    ("/generate", tgi(seed=-1), 422, "seed"),
-    ("/generate", tgi(adapter_id="nobody"), 404, "nobody"),
-    # out of range: OpenAI
-    ("/v1/completions", COMPLETION | {"max_tokens": 0}, 400, "max_tokens"),
-    ("/v1/completions", COMPLETION | {"temperature": -0.5}, 400, "temperature"),
-    ("/v1/completions", COMPLETION | {"top_p": -0.1}, 400, "top_p"),
-    ("/v1/completions", COMPLETION | {"top_p": 1.1}, 400, "top_p"),
-    ("/v1/completions", COMPLETION | {"min_p": -0.1}, 400, "min_p"),
-    ("/v1/completions", COMPLETION | {"min_p": 1.1}, 400, "min_p"),
-    ("/v1/completions", COMPLETION | {"presence_penalty": 2.5}, 400, "presence_penalty"),
-    ("/v1/completions", COMPLETION | {"frequency_penalty": -2.5}, 400, "frequency_penalty"),
-    ("/v1/completions", COMPLETION | {"repetition_penalty": -1.0}, 400, "repetition_penalty"),
-    ("/v1/completions", COMPLETION | {"stop": ["a"] * 17}, 400, "stop"),
-    ("/v1/completions", COMPLETION | {"suffix": "end"}, 400, "suffix"),
-    ("/v1/completions", COMPLETION | {"prompt": ["a"] * 129}, 400, "prompt"),
-    ("/v1/completions", COMPLETION | {"prompt": [1, 99999]}, 400, "prompt"),
-    ("/v1/completions", COMPLETION | {"min_tokens": 3}, 400, "`min_tokens` must be at most `max_tokens`, which is 2"),
-    ("/v1/completions", {"prompt": "hi", "min_tokens": 17}, 400, "`min_tokens` must be at most `max_tokens`"),
-    ("/v1/completions", COMPLETION | {"min_tokens": -1}, 400, "min_tokens"),
-    ("/v1/chat/completions", CHAT | {"min_tokens": 3}, 400, "`min_tokens` must be at most `max_tokens`, which is 2"),
-    ("/v1/chat/completions", CHAT | {"generation_config": {"min_new_tokens": 3}}, 400, "`min_tokens` must be at most"),
-    ("/generate", tgi(min_new_tokens=3), 422, "`min_new_tokens` must be at most `max_new_tokens`, which is 2"),
-    ("/v1/chat/completions", CHAT | {"logit_bias": {"99999": 1}}, 400, "logit_bias"),
-    ("/v1/chat/completions", CHAT | {"logit_bias": {"one": 1}}, 400, "logit_bias"),
-    ("/v1/chat/completions", CHAT | {"logit_bias": {"5": 101}}, 400, "logit_bias"),
-    ("/v1/chat/completions", CHAT | {"logprobs": True, "top_logprobs": 50}, 400, "top_logprobs"),
-    ("/v1/chat/completions", CHAT | {"max_completion_tokens": 0}, 400, "max_completion_tokens"),
-    ("/v1/chat/completions", {"messages": [{"content": "hi"}]}, 400, "role"),
-    # tools
-    ("/v1/chat/completions", CHAT | {"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
-    ("/v1/chat/completions", CHAT | {"tool_choice": "required"}, 400, "tool_choice"),
-    # settings of `generate()`
-    ("/v1/chat/completions", CHAT | {"generation_config": '{"num_beams": 4}'}, 400, "generation_config.num_beams"),
-    ("/v1/completions", COMPLETION | {"model": 5}, 400, "model"),
-    ("/tokenize", {}, 422, "inputs"),
-]
-
-
-def case_name(case: tuple[str, Any, int, str]) -> str:
-    path, body, status, _ = case
-    text = json.dumps(body)
-    return f"{path} {text if len(text) < 60 else text[:57] + '...'} {status}"
-
-
-@pytest.mark.parametrize("case", BAD_BODIES, ids=case_name)
-def test_a_bad_body_is_refused(server: Server, case: tuple[str, Any, int, str]) -> None:
-    path, body, status, word = case
-    response = server.client.post(path, body)
-    assert response.status_code == status, response.text
-    assert word in message_of(response, openai=path.startswith("/v1/"))
-
-
-STREAMED = [
-    case for case in BAD_BODIES if isinstance(case[1], dict) and case[0] != "/tokenize" and "stream" not in case[1]
-]
-
-
-@pytest.mark.parametrize("case", STREAMED, ids=case_name)
-def test_a_stream_is_refused_before_its_first_event(server: Server, case: tuple[str, Any, int, str]) -> None:
-    path, body, status, word = case
-    if path == "/generate":
-        if (body.get("parameters") or {}) and isinstance(body["parameters"], dict) and "best_of" in body["parameters"]:
-            word = "best_of"
-        path = "/generate_stream"
-    response = server.client.post(path, body | {"stream": True})
-    assert response.status_code == status, response.text
-    assert word in message_of(response, openai=path.startswith("/v1/"))
 
 
 @pytest.mark.parametrize("parameter", ["best_of", "decoder_input_details"])
@@ -174,16 +170,6 @@ def test_parameters_that_cannot_be_streamed_are_refused(server: Server, paramete
     assert parameter in message_of(response, openai=False)
 
 
-@pytest.mark.parametrize(
-    "path", ["/generate", "/generate_stream", "/", "/tokenize", "/v1/completions", "/v1/chat/completions"]
-)
-def test_malformed_json_is_refused(server: Server, path: str) -> None:
-    for content in (b'{"inputs": ', b"", b"\xff\xfe", b"null garbage"):
-        response = server.client.http.post(path, content=content, headers={"Content-Type": "application/json"})
-        assert response.status_code == 400, (content, response.text)
-        message_of(response, openai=path.startswith("/v1/"))
-
-
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
 def test_a_missing_content_type_is_refused(server: Server, path: str) -> None:
     for headers in ({}, {"Content-Type": "text/plain"}):
@@ -194,11 +180,12 @@ def test_a_missing_content_type_is_refused(server: Server, path: str) -> None:
         assert "content-type" in message_of(response, openai=path.startswith("/v1/")).lower()
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
-def test_too_large_a_body_is_refused(server: Server, path: str) -> None:
-    response = server.client.post(path, {"inputs": "x" * LIMIT_BYTES, "prompt": "x", "messages": []})
-    assert response.status_code == 413, response.text
-    assert str(LIMIT_BYTES) in message_of(response, openai=path.startswith("/v1/"))
+def test_too_large_a_body_is_refused(tiny: Any) -> None:
+    with Server("--model-id", tiny("llama"), "--dtype", "float32", "--payload-limit", LIMIT_BYTES) as server:
+        for path in ("/generate", "/v1/completions", "/v1/chat/completions"):
+            response = server.client.post(path, {"inputs": "x" * LIMIT_BYTES, "prompt": "x", "messages": []})
+            assert response.status_code == 413, response.text
+            assert str(LIMIT_BYTES) in message_of(response, openai=path.startswith("/v1/"))
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/generate/more"])

@@ -1,4 +1,4 @@
-"""JSON schemas of the shapes that applications send, and grammars that must be refused."""
+"""JSON schemas of the shapes that applications send."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -155,74 +155,4 @@ _KINDS = [
     _tuple,
     _definitions,
     _pattern_properties,
-]
-
-
-def _crossed(count: int) -> Schema:
-    options = [[{"properties": {f"p{i}{j}": {"type": "string"}}} for j in range(4)] for i in range(count)]
-    return {"allOf": [{"anyOf": each} for each in options]}
-
-
-#: Fields of a request that must be refused: their name, the field that the error names, and words of its message.
-REFUSED: list[tuple[Schema, str, str]] = [
-    ({"guided_json": {"type": "strung"}}, "guided_json", "Invalid type"),
-    ({"guided_json": {"type": 5}}, "guided_json", ""),
-    ({"guided_json": [1]}, "guided_json", "JSON schema"),
-    ({"guided_json": "{"}, "guided_json", "no JSON"),
-    ({"guided_json": {"type": "object", "properties": 3}}, "guided_json", ""),
-    ({"guided_json": {"not": {"type": "string"}}}, "guided_json", "not"),
-    ({"guided_json": {"type": "array", "uniqueItems": True}}, "guided_json", "uniqueItems"),
-    ({"guided_json": {"type": "string", "format": "zipcode"}}, "guided_json", "zipcode"),
-    ({"guided_json": {"type": "string", "pattern": "("}}, "guided_json", "unclosed"),
-    ({"guided_json": {"type": "string", "pattern": "a(?!b)"}}, "guided_json", "look-around"),
-    ({"guided_json": {"if": {}, "then": {}}}, "guided_json", "if"),
-    ({"guided_json": {"dependentRequired": {"a": ["b"]}}}, "guided_json", "dependentRequired"),
-    ({"guided_json": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}, "guided_json", "oneOf"),
-    ({"guided_json": {"$ref": "#/$defs/none"}}, "guided_json", "none"),
-    ({"guided_json": {"$ref": "https://example.com/schema"}}, "guided_json", "example.com"),
-    ({"guided_json": {"$ref": "file:///etc/passwd"}}, "guided_json", "passwd"),
-    ({"guided_json": {"properties": {"a": {"type": "x"}}}}, "guided_json.properties.a", "Invalid type"),
-    ({"guided_json": {"items": {"anyOf": [{}, {"type": "x"}]}}}, "guided_json.items.anyOf[1]", "Invalid type"),
-    ({"guided_json": {"type": "string", "minLength": 3, "maxLength": 2}}, "guided_json", "minLength"),
-    ({"guided_json": {"enum": []}}, "guided_json", ""),
-    ({"guided_json": False}, "guided_json", "false"),
-    ({"guided_json": {"x-guidance": {"lenient": True}, "not": {}}}, "guided_json", "weaken"),
-    ({"guided_json": {"x-guidance": {"nonsense": 1}}}, "guided_json", ""),
-    ({"guided_json": {"$ref": "#"}}, "guided_json", ""),
-    ({"guided_json": {"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}}, "guided_json", "end"),
-    ({"guided_json": _crossed(14)}, "guided_json", "large"),
-    ({"guided_json": {"enum": ["x" * 100] * 12000}}, "guided_json", "bytes"),
-    ({"guided_json": {"description": "x" * 1_000_000}}, "guided_json", "bytes"),
-    ({"guided_regex": "("}, "guided_regex", "unclosed"),
-    ({"guided_regex": "a(?=b)"}, "guided_regex", "look-around"),
-    ({"guided_regex": r"(a)\1"}, "guided_regex", "backreferences"),
-    ({"guided_regex": "a\\"}, "guided_regex", "backslash"),
-    ({"guided_regex": 7}, "guided_regex", "text"),
-    ({"guided_regex": "[z-a]"}, "guided_regex", ""),
-    ({"guided_regex": "(" * 2000 + ")" * 2000}, "guided_regex", ""),
-    ({"guided_regex": "a" * 300_000}, "guided_regex", "bytes"),
-    ({"guided_choice": []}, "guided_choice", "one or more"),
-    ({"guided_choice": "yes"}, "guided_choice", "array"),
-    ({"guided_choice": ["a", None]}, "guided_choice[1]", "text"),
-    ({"guided_grammar": "start: nowhere"}, "guided_grammar", "unknown name"),
-    ({"guided_grammar": 'begin: "a"'}, "guided_grammar", "start"),
-    ({"guided_grammar": 'start: start "a"'}, "guided_grammar", ""),
-    ({"guided_grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "guided_grammar", "nested"),
-    ({"guided_grammar": "start: <|no_such_token|>"}, "guided_grammar", "special token"),
-    ({"guided_grammar": "root ::= other"}, "guided_grammar", "other"),
-    ({"ebnf": 'root ::= "a'}, "ebnf", "not closed"),
-    ({"ebnf": 'root ::= "a" root'}, "ebnf", ""),
-    ({"response_format": "json"}, "response_format", "type"),
-    ({"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
-    ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema"),
-    (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "x"}}}},
-        "response_format.json_schema.schema",
-        "Invalid type",
-    ),
-    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs.regex", "exclude"),
-    ({"structured_outputs": {"nothing": 1}}, "structured_outputs", "needs one of"),
-    ({"guided_json": {}, "response_format": {"type": "json_object"}}, "guided_json", "exclude"),
-    ({"structural_tag": {"structures": []}}, "structural_tag", "triggers"),
-    ({"structural_tag": {"format": {"type": "strange"}}}, "structural_tag.format.type", "strange"),
 ]
