@@ -73,14 +73,8 @@ fn lost<'a>(answer: &'a str, parsed: &Parsed) -> Vec<&'a str> {
 }
 
 fn answers(family: &Family) -> Vec<String> {
-    let call = |name: &str, index: usize| {
-        let id = match family.name.as_str() {
-            "kimi" => format!("functions.{name}:{index}"),
-            _ => format!("a1b2c3d{index}e"),
-        };
-        json!({"id": id, "type": "function", "function": {
-            "name": name, "arguments": {"zqtext": "zqone zqtwo", "zqcount": 5, "zqlist": ["zqthree"]}}})
-    };
+    let arguments = json!({"zqtext": "zqone zqtwo", "zqcount": 5, "zqlist": ["zqthree"]});
+    let call = |name: &str, index: usize| family.call(index, name, &arguments);
     let with = |content: Option<&str>, calls: serde_json::Value| json!({"role": "assistant", "content": content, "reasoning_content": "zqthought", "tool_calls": calls});
     [
         with(None, json!([call("zqalpha", 0)])),
