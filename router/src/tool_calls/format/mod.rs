@@ -163,6 +163,8 @@ pub enum Spelled {
     Name,
     /// The call's identifier, inside the quotes of a JSON string.
     Id,
+    /// The call's number, inside the quotes of a JSON string.
+    Number,
     Arguments,
 }
 

@@ -42,7 +42,10 @@ pub fn find(probes: &Probes<'_>, name: &str) -> Option<ArgumentsFound> {
         return Some(ArgumentsFound {
             name_close: String::new(),
             arguments: Arguments::Keywords {
-                style: style().unwrap_or_else(LiteralStyle::python),
+                style: LiteralStyle {
+                    quote: between.trim_start_matches(['=', ' ']).to_owned(),
+                    ..style().unwrap_or_else(LiteralStyle::python)
+                },
             },
         });
     }
@@ -101,7 +104,8 @@ fn tagged(probes: &Probes<'_>, name: &str, key_close: &str) -> Option<ArgumentsF
     let open_text = first.get(first.len() - open..)?.trim_start();
     let close = common_prefix(second, last);
     let close_text = second.get(..close)?;
-    if open_text.is_empty() || close_text.trim().is_empty() {
+    let holds_key = KEYS.iter().any(|key| close_text.contains(key));
+    if open_text.is_empty() || close_text.trim().is_empty() || holds_key {
         return None;
     }
     let mut tags = Tags {

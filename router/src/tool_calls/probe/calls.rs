@@ -105,6 +105,9 @@ fn cut_ending<'t>(body: &'t str, ending: &str) -> &'t str {
     body.get(..body.len() - shared).unwrap_or_default()
 }
 
+/// Text before the name in an identifier that holds it.
+const NAME_PREFIX: &str = "functions.";
+
 /// A call whose name stands alone.
 fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
     let one = probes.one;
@@ -115,6 +118,16 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
     let end = found.arguments_end(rest)?;
     let (mut id_open, mut name_open) = (String::new(), String::new());
     let mut name_close = found.name_close.clone();
+    // The template may make the identifier itself.
+    let made = before
+        .strip_suffix(NAME_PREFIX)
+        .zip(name_close.strip_prefix(":0"));
+    let (before, numbered, name_close_made) = match made {
+        Some((before, close)) => (before, true, Some(close.to_owned())),
+        None => (before, numbered, None),
+    };
+    let is_made = name_close_made.is_some();
+    name_close = name_close_made.unwrap_or(name_close);
     if let Some((open, close)) = found.name_close.split_once(IDS[0]) {
         id_open = open.to_owned();
         name_close = close.to_owned();
@@ -133,7 +146,11 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
                 true => words[1],
                 false => IDS[1],
             })?;
-            rest.get(end..start_of_next)
+            let between = rest.get(end..start_of_next)?;
+            Some(match is_made {
+                true => between.strip_suffix(NAME_PREFIX)?,
+                false => between,
+            })
         }),
         after_last: rest.get(end..)?,
     };

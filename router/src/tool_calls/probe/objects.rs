@@ -72,6 +72,8 @@ fn spelling_of(text: &str) -> Option<Vec<Spelled>> {
     let in_string = text.get(..brace)?.ends_with('"');
     let arguments = brace - usize::from(in_string);
     parts.push((arguments, value_end(text, arguments)?, Spelled::Arguments));
+    let numbers = text.match_indices("\"0\"");
+    parts.extend(numbers.map(|(at, _)| (at + 1, at + 2, Spelled::Number)));
     let ids = text.match_indices(IDS[0]);
     parts.extend(ids.map(|(at, id)| (at, at + id.len(), Spelled::Id)));
     parts.sort_by_key(|(start, ..)| *start);

@@ -114,7 +114,13 @@ impl Writer<'_> {
         let trimmed = first.trim_start();
         let marker = trimmed.split_whitespace().next().unwrap_or_default();
         let after = trimmed.strip_prefix(marker).unwrap_or_default();
-        let before = first.get(..first.len() - trimmed.len()).unwrap_or_default();
+        // A section may open with white space alone.
+        let open_space = match calls.section_open.trim() {
+            "" => calls.section_open.as_str(),
+            _ => "",
+        };
+        let space = first.get(..first.len() - trimmed.len()).unwrap_or_default();
+        let before = format!("{open_space}{space}");
         let (marker, after) = (self.literal(marker), self.literal(after));
         let close = self.literal(&calls.section_close);
         let end = optional(&calls.after);
@@ -122,7 +128,7 @@ impl Writer<'_> {
         self.rule("calls_rest", &rest);
         self.rule(
             "calls",
-            &format!("{} {marker} calls_rest", optional(before)),
+            &format!("{} {marker} calls_rest", optional(&before)),
         );
     }
 
@@ -168,7 +174,7 @@ impl Writer<'_> {
             return format!("{close} {SPACE}");
         }
         let open = self.literal(reasoning.open.trim());
-        format!("({open} {close} {SPACE})?")
+        format!("({SPACE} {open} {close} {SPACE})?")
     }
 }
 
@@ -222,6 +228,7 @@ fn spelled(spelling: &[Spelled], name: &str, arguments: &str) -> String {
         Spelled::Text(text) => quoted(text),
         Spelled::Name => quoted(name),
         Spelled::Id => IDENTIFIER.to_owned(),
+        Spelled::Number => "/[0-9]{1,3}/".to_owned(),
         Spelled::Arguments => arguments.to_owned(),
     });
     parts.collect::<Vec<_>>().join(" ")

@@ -82,8 +82,7 @@ impl Writer<'_> {
             Variant::Of(..) => false,
         };
         if !found.iter().any(is_text) {
-            let found: Vec<&Variant> = found.iter().collect();
-            return Ok(self.json_value(place, &found));
+            return Ok(self.without_text(place, found));
         }
         let split = split(found);
         let mut texts = Vec::new();
@@ -153,6 +152,28 @@ impl Writer<'_> {
         }
         let json = self.json_value(place, &structures);
         Ok(format!("({text} | {json})"))
+    }
+
+    /// Expression of a value that is no string, and its closing tag.
+    fn without_text(&mut self, place: &Place<'_>, found: &[Variant]) -> String {
+        let is_word = |variant: &&Variant| {
+            let has_mark = !place.tags.json_mark.is_empty();
+            !has_mark && matches!(variant, Variant::Of(Kind::Boolean | Kind::Null, _))
+        };
+        let (words, others): (Vec<&Variant>, Vec<&Variant>) = found.iter().partition(is_word);
+        let mut options = Vec::new();
+        if !others.is_empty() {
+            options.push(self.json_value(place, &others));
+        }
+        let words = words.into_iter().filter_map(|variant| match variant {
+            Variant::Of(kind, _) => Some(regex(forms(*kind).0)),
+            _ => None,
+        });
+        let words: Vec<String> = words.collect();
+        if !words.is_empty() {
+            options.push(self.value_until(&words.join(" | "), &place.tags.close));
+        }
+        format!("({})", options.join(" | "))
     }
 
     /// Expression of a text or of one of the `plain` forms, and the closing tag.
@@ -227,8 +248,12 @@ fn forms(kind: Kind) -> (&'static str, &'static str) {
     match kind {
         Kind::Integer => (INTEGER, LIKE_NUMBER),
         Kind::Number => (NUMBER, LIKE_NUMBER),
-        Kind::Boolean => ("true|false", r"(?i:\s*(true|false)\s*)|\s*[01]\s*"),
-        Kind::Null => ("null", r"\s*(null|None)\s*"),
+        // Templates write these words as JSON or as Python does.
+        Kind::Boolean => (
+            "true|false|True|False",
+            r"(?i:\s*(true|false)\s*)|\s*[01]\s*",
+        ),
+        Kind::Null => ("null|None", r"\s*(null|None)\s*"),
         Kind::Object | Kind::Array => ("", r"(?s:\s*[{\[].*)"),
         Kind::String => ("", ""),
     }

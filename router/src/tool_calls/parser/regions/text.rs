@@ -108,6 +108,11 @@ impl RegionParser {
         markers.extend(self.openings());
         let first_content_marker = markers.len();
         markers.extend(&self.content_markers);
+        // A model may close a thought that the prompt closed already.
+        let nothing_yet =
+            !self.content_so_far.begun && !self.reasoning_so_far.begun && self.begun.0 == 0;
+        let close = self.reasoning.as_ref().filter(|_| nothing_yet);
+        markers.extend(close.map(|reasoning| &reasoning.close));
         match find(&self.buffer, &markers, end) {
             Found::Clear(0) => false,
             Found::Clear(len) => {
