@@ -22,7 +22,7 @@ fn whole_alternative(pattern: &str) -> Option<String> {
         None => (pattern, ANY),
     };
     // A group around all may hold the anchors.
-    if let Some(inner) = only_group(pattern).filter(|_| before != "" && after != "")
+    if let Some(inner) = only_group(pattern).filter(|_| !before.is_empty() && !after.is_empty())
         && has_anchor(inner)
     {
         return whole(inner);
