@@ -34,9 +34,17 @@ fn mutations(answer: &str) -> Vec<String> {
     all
 }
 
+/// Words that begin with `zq`. Texts on both sides of a call may touch.
 fn words(text: &str) -> Vec<&str> {
-    let words = text.split(|c: char| !c.is_alphanumeric());
-    words.filter(|word| word.starts_with("zq")).collect()
+    let starts = text.match_indices("zq").map(|(at, _)| at);
+    let words = starts.map(|at| {
+        let word = &text[at..];
+        let end = word.find(|c: char| !c.is_alphanumeric());
+        let next = word[2..].find("zq").map(|next| next + 2);
+        let ends = [end, next, Some(word.len())];
+        &word[..ends.into_iter().flatten().min().unwrap_or_default()]
+    });
+    words.collect()
 }
 
 /// Words of the answer that are in no piece.
