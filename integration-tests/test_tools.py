@@ -2,8 +2,10 @@
 makes them too."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,53 @@ def test_a_required_call_is_streamed_in_pieces(kind: str, request: pytest.Fixtur
     [call] = message.tool_calls
     assert call.function.name == "get_weather"
     assert is_weather(call.function.arguments)
+
+
+def test_strings_without_quotes_follow_their_constraints(tagged: openai.OpenAI) -> None:
+    properties = {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]{2}$"},
+        "day": {"type": "string", "format": "date"},
+        "note": {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 5}, {"type": "null"}]},
+        "color": {"$ref": "#/$defs/color"},
+    }
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "$defs": {"color": {"enum": ["red", "blue"]}},
+    }
+    reply = tagged.chat.completions.create(
+        model="any",
+        messages=QUESTION,
+        tools=[{"type": "function", "function": {"name": "book", "parameters": parameters}}],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=1,
+        seed=3,
+        max_tokens=300,
+    )
+    assert reply.choices[0].message.tool_calls is not None
+    [call] = reply.choices[0].message.tool_calls
+    assert call.type == "function"
+    given = json.loads(call.function.arguments)
+    assert re.fullmatch(r"[A-Z]{2}-[0-9]{2}", given["code"])
+    date.fromisoformat(given["day"])
+    assert given["note"] is None or 1 <= len(given["note"]) <= 5
+    assert given["color"] in ("red", "blue")
+
+
+def test_a_constraint_that_the_form_of_calls_cannot_hold_is_refused(tagged: openai.OpenAI) -> None:
+    choices: Any = (("required", False), ("auto", True))
+    for choice, strict in choices:
+        function = {
+            "name": "f",
+            "strict": strict,
+            "parameters": {"type": "object", "properties": {"a": {"type": "string", "format": "iri"}}},
+        }
+        tools: Any = [{"type": "function", "function": function}]
+        with pytest.raises(openai.BadRequestError) as caught:
+            tagged.chat.completions.create(model="any", messages=QUESTION, tools=tools, tool_choice=choice)
+        assert caught.value.param == "tools[0].function.parameters.properties.a.format"
 
 
 def test_results_of_calls_go_back_to_the_model(tagged: openai.OpenAI) -> None:

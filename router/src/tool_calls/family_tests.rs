@@ -53,15 +53,10 @@ fn escaped_sets() -> Vec<Value> {
 
 fn calls(family: &Family, arguments: &[&Value]) -> Value {
     let names = ["zqalpha", "zq_beta-2"];
-    let calls = arguments.iter().enumerate().map(|(index, arguments)| {
-        let name = names[index % 2];
-        // These identifiers hold the name.
-        let id = match family.name.as_str() {
-            "kimi" => format!("functions.{name}:{index}"),
-            _ => format!("a1b2c3d{index}e"),
-        };
-        json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
-    });
+    let calls = arguments
+        .iter()
+        .enumerate()
+        .map(|(index, arguments)| family.call(index, names[index % 2], arguments));
     calls.collect()
 }
 

@@ -34,9 +34,17 @@ fn mutations(answer: &str) -> Vec<String> {
     all
 }
 
+/// Words that begin with `zq`. Texts on both sides of a call may touch.
 fn words(text: &str) -> Vec<&str> {
-    let words = text.split(|c: char| !c.is_alphanumeric());
-    words.filter(|word| word.starts_with("zq")).collect()
+    let starts = text.match_indices("zq").map(|(at, _)| at);
+    let words = starts.map(|at| {
+        let word = &text[at..];
+        let end = word.find(|c: char| !c.is_alphanumeric());
+        let next = word[2..].find("zq").map(|next| next + 2);
+        let ends = [end, next, Some(word.len())];
+        &word[..ends.into_iter().flatten().min().unwrap_or_default()]
+    });
+    words.collect()
 }
 
 /// Words of the answer that are in no piece.
@@ -73,14 +81,8 @@ fn lost<'a>(answer: &'a str, parsed: &Parsed) -> Vec<&'a str> {
 }
 
 fn answers(family: &Family) -> Vec<String> {
-    let call = |name: &str, index: usize| {
-        let id = match family.name.as_str() {
-            "kimi" => format!("functions.{name}:{index}"),
-            _ => format!("a1b2c3d{index}e"),
-        };
-        json!({"id": id, "type": "function", "function": {
-            "name": name, "arguments": {"zqtext": "zqone zqtwo", "zqcount": 5, "zqlist": ["zqthree"]}}})
-    };
+    let arguments = json!({"zqtext": "zqone zqtwo", "zqcount": 5, "zqlist": ["zqthree"]});
+    let call = |name: &str, index: usize| family.call(index, name, &arguments);
     let with = |content: Option<&str>, calls: serde_json::Value| json!({"role": "assistant", "content": content, "reasoning_content": "zqthought", "tool_calls": calls});
     [
         with(None, json!([call("zqalpha", 0)])),

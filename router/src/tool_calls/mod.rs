@@ -2,20 +2,21 @@
 //! while the text is generated.
 
 mod format;
-mod lark;
 mod named;
 mod parser;
 mod piece;
 mod plan;
 mod probe;
 mod response_template;
+mod rules;
+mod schema;
 
 pub use format::Format;
-pub use lark::{CallRules, Unenforceable, Wanted, rules};
 pub use named::Choice;
 pub use parser::Parser;
 pub use piece::Piece;
 pub use plan::{Plan, Tool};
+pub use rules::{CallRules, Unenforceable, Wanted, rules};
 
 use std::sync::Arc;
 
@@ -100,6 +101,8 @@ fn find(
 
 #[cfg(test)]
 mod family_tests;
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod fuzz_tests;
 #[cfg(test)]

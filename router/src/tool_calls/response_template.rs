@@ -7,7 +7,9 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::format::{Arguments, Body, Calls, Format, Layout, Origin, Reasoning, Regions, Tags};
+use super::format::{
+    Arguments, Body, Calls, Format, Layout, LiteralStyle, Origin, Reasoning, Regions, Tags,
+};
 
 #[derive(Debug, Deserialize)]
 struct Template {
@@ -138,14 +140,21 @@ fn calls(field: &Field) -> Option<Calls> {
     let open = field.open()?;
     let close = text(&field.close()?)?;
     let function = field.transform.get("function").unwrap_or(&field.transform);
-    let call = |open: String, list: bool, body: Body| Calls {
-        section_open: if list { open.clone() } else { String::new() },
-        section_close: if list { close.clone() } else { String::new() },
-        list,
-        open: if list { String::new() } else { open },
-        close: if list { String::new() } else { close.clone() },
-        separator: String::new(),
-        body,
+    let call = |open: String, list: bool, body: Body| {
+        let calls = Calls::without_markers(body);
+        match list {
+            true => Calls {
+                list,
+                section_open: open,
+                section_close: close.clone(),
+                ..calls
+            },
+            false => Calls {
+                open,
+                close: close.clone(),
+                ..calls
+            },
+        }
     };
     let group = open.iter().position(|part| matches!(part, Part::Group(_)));
     let Some(group) = group else {
@@ -160,13 +169,7 @@ fn calls(field: &Field) -> Option<Calls> {
             ),
             _ => return None,
         };
-        let body = Body::Object {
-            name,
-            arguments,
-            wrapper: String::new(),
-            id: String::new(),
-            arguments_in_string: false,
-        };
+        let body = Body::object(&name, &arguments);
         return Some(call(text(&open)?, field.transform_each, body));
     };
     let (before, after) = (open.get(..group)?, open.get(group + 1..)?);
@@ -181,6 +184,7 @@ fn calls(field: &Field) -> Option<Calls> {
             let quote = args.string_delims.first().map_or("", |(open, _)| open);
             Arguments::BareKeys {
                 quote: quote.to_owned(),
+                style: LiteralStyle::bare(),
             }
         }
         ("json", _) => Arguments::Json,

@@ -42,17 +42,7 @@ pub fn families() -> Vec<Family> {
     let families = ends.into_iter().map(|(name, end)| {
         let file = folder().join("families").join(format!("{name}.jinja"));
         let source = std::fs::read_to_string(file).unwrap();
-        let tokens = json!({"bos_token": "<s>", "eos_token": "</s>"});
-        let tokens = tokens.as_object().cloned().unwrap();
-        let template = ChatTemplate::compile(&source, tokens).unwrap();
-        let (format, unknown) = find(Some(&template), &[], Choice::default());
-        assert!(unknown.is_empty());
-        Family {
-            name,
-            template,
-            format: Arc::new(format),
-            end,
-        }
+        Family::new(name, &source, end).unwrap()
     });
     families.collect()
 }
@@ -72,6 +62,31 @@ pub fn tools() -> Arc<[Tool]> {
 }
 
 impl Family {
+    /// A family whose template is `source`; `end`: text that ends an assistant's turn.
+    pub fn new(name: String, source: &str, end: String) -> Option<Self> {
+        let tokens = json!({"bos_token": "<s>", "eos_token": "</s>"});
+        let tokens = tokens.as_object().cloned().unwrap();
+        let template = ChatTemplate::compile(source, tokens).ok()?;
+        let (format, unknown) = find(Some(&template), &[], Choice::default());
+        assert!(unknown.is_empty());
+        Some(Self {
+            name,
+            template,
+            format: Arc::new(format),
+            end,
+        })
+    }
+
+    /// The call number `index` in a message.
+    pub fn call(&self, index: usize, name: &str, arguments: &Value) -> Value {
+        let id = match self.name.as_str() {
+            // These identifiers hold the name.
+            "kimi" => format!("functions.{name}:{index}"),
+            _ => format!("a1b2c3d{index}e"),
+        };
+        json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+    }
+
     /// Prompt of a question.
     pub fn prompt(&self) -> String {
         self.render(&[json!({"role": "user", "content": "question"})], true)
@@ -82,9 +97,9 @@ impl Family {
     /// header that the history shows ends.
     pub fn answer(&self, message: &Value) -> Option<(String, String)> {
         let question = json!({"role": "user", "content": "question"});
-        let before = self.render(std::slice::from_ref(&question), false).unwrap();
+        let before = self.render(std::slice::from_ref(&question), false)?;
         let whole = self.render(&[question, message.clone()], false)?;
-        let tail = whole.strip_prefix(&before).unwrap();
+        let tail = whole.strip_prefix(&before)?;
         let anchor = self.format.anchor.as_str();
         let body = tail.strip_prefix(anchor).unwrap_or(tail);
         let body = body.strip_suffix(&self.end).unwrap_or(body);

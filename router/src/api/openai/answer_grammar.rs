@@ -62,15 +62,10 @@ fn grammar(rules: CallRules, content: Option<Grammar>) -> Grammar {
         .map_or("tool_choice".to_owned(), |content| {
             content.field().to_owned()
         });
-    let schemas = rules.schemas.into_iter().map(|schema| {
-        let property = schema
-            .property
-            .map_or(String::new(), |property| format!(".properties.{property}"));
-        Part {
-            name: schema.name.into(),
-            field: format!("tools[{}].function.parameters{property}", schema.tool).into(),
-            rules: Rules::JsonSchema(schema.schema),
-        }
+    let schemas = rules.schemas.into_iter().map(|schema| Part {
+        name: schema.name.into(),
+        field: place(schema.tool, &schema.path).into(),
+        rules: Rules::JsonSchema(schema.schema),
     });
     let of_content = content.iter().flat_map(Grammar::parts).enumerate();
     let of_content = of_content.map(|(index, part)| match index {
@@ -84,18 +79,22 @@ fn grammar(rules: CallRules, content: Option<Grammar>) -> Grammar {
     Grammar::from_lark(field, rules.text).with(parts)
 }
 
+/// Path of a place in the schema of a tool.
+fn place(tool: usize, path: &str) -> String {
+    format!("tools[{tool}].function.parameters{path}")
+}
+
 fn refused(plan: &Plan, error: &Unenforceable) -> ApiError {
-    let name = plan.tools.get(error.tool).map_or("", |tool| &tool.name);
-    let path = format!(
-        "tools[{}].function.parameters.properties.{}",
-        error.tool, error.property
-    );
+    let tool = plan.tools.get(error.tool);
+    let path = place(error.tool, &error.place.path);
+    let reason = &error.place.reason;
+    let advice = match tool {
+        Some(tool) if tool.strict => "leave out `strict` or the constraint",
+        _ => "leave out the constraint, or let `tool_choice` be \"auto\"",
+    };
     ApiError::validation(
         &path,
-        format!(
-            "`{path}` constrains a string of the strict tool {name:?}, but this model writes strings without quotes, so \
-             that the constraint cannot be enforced; leave out `strict` or the constraint"
-        ),
+        format!("`{path}` cannot be enforced: {reason}; {advice}"),
     )
 }
 

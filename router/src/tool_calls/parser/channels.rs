@@ -1,9 +1,12 @@
 //! Answers that consist of messages with headers.
 
+use std::sync::Arc;
+
 use super::cursor::{Found, Marker, find};
 use super::{Calls, ids};
 use crate::tool_calls::format::Channels;
 use crate::tool_calls::piece::{self, Piece};
+use crate::tool_calls::plan::{Plan, Tool};
 
 /// Parser of one answer.
 #[derive(Debug)]
@@ -12,7 +15,8 @@ pub struct ChannelParser {
     message: Marker,
     /// Markers that end a message, and those that begin one.
     ends: Vec<Marker>,
-    calls: bool,
+    /// Tools that may be called.
+    tools: Arc<[Tool]>,
     reasoning: bool,
     state: State,
     /// Text that is not parsed yet.
@@ -31,23 +35,23 @@ enum State {
 }
 
 impl ChannelParser {
-    pub fn new(format: &Channels, calls: bool, reasoning: bool, prefix: &str) -> Self {
+    pub fn new(plan: &Plan, format: &Channels) -> Self {
         let begins = [&format.start, &format.channel];
         let ends = format.ends.iter().chain(begins);
         let mut parser = Self {
             format: format.clone(),
             message: Marker::new(&format.message),
             ends: ends.map(|marker| Marker::new(marker)).collect(),
-            calls,
-            reasoning,
+            tools: Arc::clone(&plan.tools),
+            reasoning: plan.separate_reasoning,
             state: State::Start,
             buffer: String::new(),
             calls_begun: Calls::default(),
         };
         // The prompt may end inside a message that the answer continues.
         let mut ignored = Vec::new();
-        if let Some(start) = prefix.rfind(&format.channel) {
-            parser.buffer = prefix.get(start..).unwrap_or_default().to_owned();
+        if let Some(start) = plan.prefix.rfind(&format.channel) {
+            parser.buffer = plan.prefix.get(start..).unwrap_or_default().to_owned();
             parser.run(false, &mut ignored);
         }
         parser
@@ -129,9 +133,9 @@ impl ChannelParser {
         let recipient = header
             .rsplit_once(self.format.recipient.trim())
             .and_then(|(_, rest)| rest.split([' ', '<', '\n']).next());
-        let name = recipient.and_then(|name| name.strip_prefix(self.format.name_prefix.as_str()));
+        let name = recipient.and_then(|name| self.called(name));
         self.state = match name {
-            Some(name) if self.calls && !name.is_empty() => {
+            Some(name) => {
                 let index = self.calls_begun.begin();
                 piece::push(
                     pieces,
@@ -147,6 +151,18 @@ impl ChannelParser {
             _ => State::Content,
         };
         true
+    }
+
+    /// The function that a message to `recipient` calls. A model may leave the prefix of a known name out.
+    fn called<'r>(&self, recipient: &'r str) -> Option<&'r str> {
+        if self.tools.is_empty() {
+            return None;
+        }
+        let prefixed = recipient.strip_prefix(self.format.name_prefix.as_str());
+        let is_known = self.tools.iter().any(|tool| tool.name == recipient);
+        prefixed
+            .or(is_known.then_some(recipient))
+            .filter(|name| !name.is_empty())
     }
 
     fn text(&mut self, end: bool, pieces: &mut Vec<Piece>) -> bool {

@@ -29,6 +29,11 @@ impl Marker {
         self.words.is_empty()
     }
 
+    /// True if it has more than one word.
+    pub fn has_words(&self) -> bool {
+        self.words.len() > 1
+    }
+
     /// First character.
     pub fn first(&self) -> Option<char> {
         self.words.first().and_then(|word| word.chars().next())
@@ -36,36 +41,41 @@ impl Marker {
 
     /// Number of bytes of the marker at the beginning of `text`. `end`: no more text comes.
     pub fn fit(&self, text: &str, end: bool) -> Try<usize> {
-        match self.fit_words(text, end)? {
+        match fit_words(&self.words, text, end)? {
             (len, words) if words == self.words.len() => Ok(len),
             _ => Err(Doubt::No),
         }
     }
 
-    /// Number of bytes of as many of the marker's first words as stand at the beginning of `text`, at least one.
+    /// Number of bytes of as many neighbouring words of the marker as stand at the beginning of `text`, at least one.
+    /// For markers that close something, of which models leave out words.
     pub fn fit_some(&self, text: &str, end: bool) -> Try<usize> {
-        match self.fit_words(text, end)? {
-            (_, 0) => Err(Doubt::No),
-            (len, _) => Ok(len),
-        }
-    }
-
-    /// Bytes and number of the words at the beginning of `text`.
-    fn fit_words(&self, text: &str, end: bool) -> Try<(usize, usize)> {
-        let mut fitting = (0, 0);
-        for (index, word) in self.words.iter().enumerate() {
-            let rest = text.get(fitting.0..).unwrap_or_default();
-            let trimmed = if index == 0 { rest } else { rest.trim_start() };
-            if trimmed.starts_with(word.as_str()) {
-                fitting = (text.len() - trimmed.len() + word.len(), index + 1);
-            } else if !end && word.starts_with(trimmed) {
-                return Err(Doubt::More);
-            } else {
-                break;
+        for first in 0..self.words.len() {
+            let words = self.words.get(first..).unwrap_or_default();
+            match fit_words(words, text, end)? {
+                (_, 0) => {}
+                (len, _) => return Ok(len),
             }
         }
-        Ok(fitting)
+        Err(Doubt::No)
     }
+}
+
+/// Bytes and number of the words at the beginning of `text`.
+fn fit_words(words: &[String], text: &str, end: bool) -> Try<(usize, usize)> {
+    let mut fitting = (0, 0);
+    for (index, word) in words.iter().enumerate() {
+        let rest = text.get(fitting.0..).unwrap_or_default();
+        let trimmed = if index == 0 { rest } else { rest.trim_start() };
+        if trimmed.starts_with(word.as_str()) {
+            fitting = (text.len() - trimmed.len() + word.len(), index + 1);
+        } else if !end && word.starts_with(trimmed) {
+            return Err(Doubt::More);
+        } else {
+            break;
+        }
+    }
+    Ok(fitting)
 }
 
 /// Result of a search for markers.
@@ -225,6 +235,9 @@ mod tests {
         assert_eq!(marker.fit("<a> ", true), Err(Doubt::No));
         assert_eq!(marker.fit("<b>", false), Err(Doubt::No));
         assert_eq!(marker.fit_some("<a> x", false), Ok(3));
+        assert_eq!(marker.fit_some("[ x", false), Ok(1));
+        assert_eq!(marker.fit_some("<", false), Err(Doubt::More));
+        assert_eq!(marker.fit_some("x", false), Err(Doubt::No));
     }
 
     #[test]

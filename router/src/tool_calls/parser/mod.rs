@@ -10,6 +10,9 @@ mod cursor;
 mod ids;
 mod json;
 mod literal;
+mod markers;
+mod object;
+mod quoted;
 mod regions;
 mod tagged;
 
@@ -62,12 +65,7 @@ impl Parser {
     pub fn new(plan: &Plan) -> Self {
         let kind = match &plan.format.layout {
             Layout::Regions(format) => Kind::Regions(Box::new(RegionParser::new(plan, format))),
-            Layout::Channels(format) => Kind::Channels(Box::new(ChannelParser::new(
-                format,
-                !plan.tools.is_empty(),
-                plan.separate_reasoning,
-                &plan.prefix,
-            ))),
+            Layout::Channels(format) => Kind::Channels(Box::new(ChannelParser::new(plan, format))),
         };
         Self {
             kind,

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::conversation::{KEYS, NUMBER, VALUES};
+use super::conversation::{INNER, KEYS, NUMBER, VALUES};
 use super::lexemes::{common_prefix, common_suffix};
-use crate::tool_calls::format::{Arguments, Tags};
+use crate::tool_calls::format::{Arguments, LiteralStyle, Tags};
 
 /// Turns with one call.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub struct Probes<'t> {
     pub pair: Option<&'t str>,
     /// With a number as the first key's value.
     pub number: Option<&'t str>,
+    /// With an object that has a list as the first key's value.
+    pub nested: Option<&'t str>,
 }
 
 /// Arguments, and the text between the name and them.
@@ -33,12 +35,18 @@ pub fn find(probes: &Probes<'_>, name: &str) -> Option<ArgumentsFound> {
             arguments: Arguments::Json,
         });
     }
+    let style = || literal_style(probes.nested?);
     let (gap, after_key) = rest.split_once(KEYS[0])?;
     let (between, _) = after_key.split_once(VALUES[0])?;
     if gap.trim().starts_with('(') && between.trim().starts_with('=') {
         return Some(ArgumentsFound {
             name_close: String::new(),
-            arguments: Arguments::Keywords,
+            arguments: Arguments::Keywords {
+                style: LiteralStyle {
+                    quote: between.trim_start_matches(['=', ' ']).to_owned(),
+                    ..style().unwrap_or_else(LiteralStyle::python)
+                },
+            },
         });
     }
     if let Some(name_close) = gap.trim_end().strip_suffix('{')
@@ -48,10 +56,42 @@ pub fn find(probes: &Probes<'_>, name: &str) -> Option<ArgumentsFound> {
             name_close: name_close.to_owned(),
             arguments: Arguments::BareKeys {
                 quote: quote.trim().to_owned(),
+                style: style().unwrap_or_else(LiteralStyle::bare),
             },
         });
     }
     tagged(probes, name, between)
+}
+
+/// How an object, a list, constants and a string are written, from a turn with nested arguments.
+fn literal_style(text: &str) -> Option<LiteralStyle> {
+    let (before, rest) = text.split_once(INNER)?;
+    let is_quote = |c: &char| matches!(c, '"' | '\'');
+    let key_quote = before.chars().last().filter(is_quote);
+    let key_quote = key_quote.map(String::from).unwrap_or_default();
+    let (colon, rest) = rest.strip_prefix(key_quote.as_str())?.split_once('[')?;
+    let word = |text: &str| {
+        let end = text.find(|c: char| !c.is_alphabetic())?;
+        Some((text.get(..end)?.to_owned(), text.get(end..)?.to_owned()))
+    };
+    let (true_word, rest) = word(rest)?;
+    let comma = rest.get(..rest.find(char::is_alphabetic)?)?;
+    let (null_word, rest) = word(rest.get(comma.len()..)?)?;
+    let (quote, _) = rest.strip_prefix(comma)?.split_once(VALUES[0])?;
+    let false_word = match true_word.as_str() {
+        "True" => "False",
+        "true" => "false",
+        _ => return None,
+    };
+    Some(LiteralStyle {
+        comma: comma.to_owned(),
+        colon: colon.to_owned(),
+        key_quote,
+        quote: quote.to_owned(),
+        false_word: false_word.to_owned(),
+        true_word,
+        null_word,
+    })
 }
 
 fn tagged(probes: &Probes<'_>, name: &str, key_close: &str) -> Option<ArgumentsFound> {
@@ -64,7 +104,8 @@ fn tagged(probes: &Probes<'_>, name: &str, key_close: &str) -> Option<ArgumentsF
     let open_text = first.get(first.len() - open..)?.trim_start();
     let close = common_prefix(second, last);
     let close_text = second.get(..close)?;
-    if open_text.is_empty() || close_text.trim().is_empty() {
+    let holds_key = KEYS.iter().any(|key| close_text.contains(key));
+    if open_text.is_empty() || close_text.trim().is_empty() || holds_key {
         return None;
     }
     let mut tags = Tags {
@@ -114,7 +155,7 @@ impl ArgumentsFound {
         };
         match &self.arguments {
             Arguments::Json => json_object(rest).map(|(_, end)| end),
-            Arguments::Keywords => {
+            Arguments::Keywords { .. } => {
                 let value = after_value(rest)?;
                 Some(value + rest.get(value..)?.find(')')? + 1)
             }

@@ -5,14 +5,15 @@ use serde_json::{Value, json};
 use super::arguments::{self, ArgumentsFound};
 use super::conversation::{IDS, KEYS, NAMES, Prober, answer, arguments as given, calls};
 use super::lexemes::{common_prefix, common_suffix};
+use super::objects;
 use crate::tool_calls::format::{Body, Calls, Reasoning};
 
 /// Text around and between calls.
 #[derive(Debug, Default)]
-struct Frame<'t> {
-    before_first: &'t str,
-    between: Option<&'t str>,
-    after_last: &'t str,
+pub struct Frame<'t> {
+    pub before_first: &'t str,
+    pub between: Option<&'t str>,
+    pub after_last: &'t str,
 }
 
 /// Finds the format of calls; `None` if the template does not show calls, or not in a form that is known.
@@ -25,22 +26,31 @@ pub fn find(prober: &Prober<'_>, reasoning: Option<&Reasoning>) -> Option<Calls>
     let ending = ending
         .split_once(super::conversation::CONTENT)
         .map_or("", |(_, ending)| ending);
-    let one = body(calls(&[given(1)]))?;
-    let one = cut_ending(&one, ending);
+    let whole = body(calls(&[given(1)]))?;
+    let one = cut_ending(&whole, ending);
+    let after = whole.get(one.len()..).unwrap_or_default();
+    let after = after.get(..after.len() - after.trim_start().len());
+    let after = after.unwrap_or_default();
     let two = body(calls(&[
         given(1),
         json!({KEYS[1]: super::conversation::VALUES[1]}),
     ]));
     let two = two.as_deref().map(|two| cut_ending(two, ending));
-    objects(one, two).or_else(|| {
+    let found = objects::find(one, two).or_else(|| {
         let number = body(calls(&[super::conversation::number()]));
         let pair = body(calls(&[given(2)]));
+        let nested = body(calls(&[super::conversation::nested()]));
         let probes = arguments::Probes {
             one,
             pair: pair.as_deref().map(|pair| cut_ending(pair, ending)),
             number: number.as_deref(),
+            nested: nested.as_deref(),
         };
         named(&probes, two)
+    })?;
+    Some(Calls {
+        after: after.to_owned(),
+        ..found
     })
 }
 
@@ -95,92 +105,8 @@ fn cut_ending<'t>(body: &'t str, ending: &str) -> &'t str {
     body.get(..body.len() - shared).unwrap_or_default()
 }
 
-/// A call as JSON object, in a list or not.
-fn objects(one: &str, two: Option<&str>) -> Option<Calls> {
-    let (first, end, value) = json_with(one, NAMES[0], 0)?;
-    let (item, list) = match &value {
-        Value::Array(items) => (items.first()?, true),
-        item => (item, false),
-    };
-    let body = object_body(item)?;
-    let frame = Frame {
-        before_first: one.get(..first)?,
-        between: two.filter(|_| !list).and_then(|two| {
-            let (_, end, _) = json_with(two, NAMES[0], 0)?;
-            let (next, _, _) = json_with(two, NAMES[1], end)?;
-            two.get(end..next)
-        }),
-        after_last: one.get(end..)?,
-    };
-    Some(frame.calls(list, body))
-}
-
-/// The first JSON value from `start` on that contains `name`: its beginning, end and value.
-fn json_with(text: &str, name: &str, start: usize) -> Option<(usize, usize, Value)> {
-    let tail = text.get(start..)?;
-    let brackets = tail.match_indices(['{', '[']);
-    brackets.map(|(at, _)| at).find_map(|at| {
-        let mut values = serde_json::Deserializer::from_str(tail.get(at..)?).into_iter::<Value>();
-        let value = values.next()?.ok()?;
-        let end = at + values.byte_offset();
-        contains(&value, name).then_some((start + at, start + end, value))
-    })
-}
-
-fn contains(value: &Value, name: &str) -> bool {
-    match value {
-        Value::String(text) => text == name,
-        Value::Array(items) => items.iter().any(|item| contains(item, name)),
-        Value::Object(map) => map
-            .iter()
-            .any(|(key, value)| key == name || contains(value, name)),
-        _ => false,
-    }
-}
-
-fn object_body(item: &Value) -> Option<Body> {
-    let object = item.as_object()?;
-    let is_arguments = |value: &Value| {
-        let text = value.as_str().unwrap_or_default();
-        value.get(KEYS[0]).is_some()
-            || serde_json::from_str::<Value>(text).is_ok_and(|inner| inner.get(KEYS[0]).is_some())
-    };
-    if object.get(NAMES[0]).is_some_and(is_arguments) {
-        return Some(Body::NameAsKey);
-    }
-    let key_of = |fits: &dyn Fn(&Value) -> bool| {
-        let found = object.iter().find(|(_, value)| fits(value));
-        found.map(|(key, _)| key.clone())
-    };
-    let id = key_of(&|value| value == IDS[0]).unwrap_or_default();
-    if let Some(name) = key_of(&|value| value == NAMES[0]) {
-        let arguments = key_of(&|value| is_arguments(value))?;
-        let arguments_in_string = object.get(&arguments).is_some_and(Value::is_string);
-        return Some(Body::Object {
-            name,
-            arguments,
-            wrapper: String::new(),
-            id,
-            arguments_in_string,
-        });
-    }
-    let wrapper = key_of(&|value| value.is_object() && contains(value, NAMES[0]))?;
-    match object_body(object.get(&wrapper)?)? {
-        Body::Object {
-            name,
-            arguments,
-            arguments_in_string,
-            ..
-        } => Some(Body::Object {
-            name,
-            arguments,
-            wrapper,
-            id,
-            arguments_in_string,
-        }),
-        _ => None,
-    }
-}
+/// Text before the name in an identifier that holds it.
+const NAME_PREFIX: &str = "functions.";
 
 /// A call whose name stands alone.
 fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
@@ -192,6 +118,16 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
     let end = found.arguments_end(rest)?;
     let (mut id_open, mut name_open) = (String::new(), String::new());
     let mut name_close = found.name_close.clone();
+    // The template may make the identifier itself.
+    let made = before
+        .strip_suffix(NAME_PREFIX)
+        .zip(name_close.strip_prefix(":0"));
+    let (before, numbered, name_close_made) = match made {
+        Some((before, close)) => (before, true, Some(close.to_owned())),
+        None => (before, numbered, None),
+    };
+    let is_made = name_close_made.is_some();
+    name_close = name_close_made.unwrap_or(name_close);
     if let Some((open, close)) = found.name_close.split_once(IDS[0]) {
         id_open = open.to_owned();
         name_close = close.to_owned();
@@ -210,7 +146,11 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
                 true => words[1],
                 false => IDS[1],
             })?;
-            rest.get(end..start_of_next)
+            let between = rest.get(end..start_of_next)?;
+            Some(match is_made {
+                true => between.strip_suffix(NAME_PREFIX)?,
+                false => between,
+            })
         }),
         after_last: rest.get(end..)?,
     };
@@ -230,54 +170,40 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
         calls.section_open = open.strip_suffix('[').unwrap_or(open).to_owned();
         let close = calls.section_close.trim_start();
         calls.section_close = close.strip_prefix(']').unwrap_or(close).to_owned();
-        calls.separator.clear();
     }
     Some(calls)
 }
 
 impl Frame<'_> {
     /// Tells the markers of the section from those of each call.
-    fn calls(&self, list: bool, body: Body) -> Calls {
+    pub fn calls(&self, list: bool, body: Body) -> Calls {
         let (before, after) = (self.before_first, self.after_last);
-        if list {
-            return Calls {
-                section_open: before.to_owned(),
-                section_close: after.to_owned(),
-                list,
-                open: String::new(),
-                close: String::new(),
-                separator: String::new(),
-                body,
-            };
-        }
-        let Some(between) = self.between else {
-            return Calls {
-                section_open: String::new(),
-                section_close: String::new(),
-                list,
-                open: before.to_owned(),
-                close: after.to_owned(),
-                separator: String::new(),
-                body,
-            };
+        let mut calls = Calls {
+            list,
+            ..Calls::without_markers(body)
         };
-        let open = common_suffix(before, between);
-        let left = between.get(..between.len() - open).unwrap_or_default();
-        let close = common_prefix(after, left);
         let part =
             |text: &str, from: usize, to: usize| text.get(from..to).unwrap_or_default().to_owned();
-        let own_open = part(before, before.len() - open, before.len());
-        let section_open = part(before, 0, before.len() - open);
-        let own_close = part(after, 0, close);
-        let section_close = part(after, close, after.len());
-        Calls {
-            section_open,
-            section_close,
-            list,
-            open: own_open,
-            close: own_close,
-            separator: part(left, close, left.len()),
-            body,
+        match self.between {
+            _ if list => {
+                calls.section_open = before.to_owned();
+                calls.section_close = after.to_owned();
+            }
+            None => {
+                calls.open = before.to_owned();
+                calls.close = after.to_owned();
+            }
+            Some(between) => {
+                let open = common_suffix(before, between);
+                let left = between.get(..between.len() - open).unwrap_or_default();
+                let close = common_prefix(after, left);
+                calls.open = part(before, before.len() - open, before.len());
+                calls.section_open = part(before, 0, before.len() - open);
+                calls.close = part(after, 0, close);
+                calls.section_close = part(after, close, after.len());
+                calls.separator = part(left, close, left.len());
+            }
         }
+        calls
     }
 }

@@ -10,6 +10,7 @@ pub const REASONING: &str = "zqthought";
 pub const NAMES: [&str; 2] = ["zqalpha", "zqbeta"];
 pub const KEYS: [&str; 2] = ["zqkeyone", "zqkeytwo"];
 pub const VALUES: [&str; 2] = ["zqvalueone", "zqvaluetwo"];
+pub const INNER: &str = "zqinner";
 pub const NUMBER: &str = "735219";
 /// Some templates take nine letters and digits alone.
 pub const IDS: [&str; 2] = ["zq1a2b3c4", "zq5d6e7f8"];
@@ -134,4 +135,9 @@ pub fn arguments(count: usize) -> Value {
 /// Arguments with a number.
 pub fn number() -> Value {
     json!({KEYS[0]: NUMBER.parse::<u32>().unwrap_or_default()})
+}
+
+/// Arguments with an object, a list and constants.
+pub fn nested() -> Value {
+    json!({KEYS[0]: {INNER: [true, null, VALUES[0]]}})
 }

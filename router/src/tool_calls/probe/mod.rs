@@ -5,6 +5,7 @@ mod arguments;
 mod calls;
 mod conversation;
 mod lexemes;
+mod objects;
 mod reasoning;
 
 use serde_json::{Map, Value, json};

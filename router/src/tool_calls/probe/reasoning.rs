@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::conversation::{CONTENT, Prober, REASONING, answer, calls, thoughtful_answer};
+use super::conversation::{CONTENT, NAMES, Prober, REASONING, answer, calls, thoughtful_answer};
 use super::lexemes::common_suffix;
 use crate::tool_calls::format::Reasoning;
 
@@ -34,6 +34,11 @@ pub fn rendered(prober: &Prober<'_>) -> Option<Reasoning> {
                 open => open,
             };
             let (between, _) = after.split_once(CONTENT)?;
+            // A template may show the content after the call.
+            let between = match between.contains(NAMES[0]) {
+                true => super::lexemes::lexemes(between.trim()).first().copied()?,
+                false => between,
+            };
             let close = closing(between, before_content, open);
             (!close.is_empty()).then(|| markers(open, close))
         })

@@ -3,6 +3,9 @@
 //!
 //! Markers are compared word by word: white space around and inside them may be missing in an answer.
 
+mod describe;
+mod markers;
+
 use serde::{Deserialize, Serialize};
 
 /// How a model writes what is not plain text.
@@ -87,15 +90,24 @@ pub struct Calls {
     /// True if the calls are the items of a list in brackets.
     #[serde(default)]
     pub list: bool,
+    /// White space after the opening bracket of the list.
+    #[serde(default)]
+    pub list_open: String,
+    /// White space before the closing bracket of the list.
+    #[serde(default)]
+    pub list_close: String,
     /// Marker before each call, up to its name or object.
     #[serde(default)]
     pub open: String,
     /// Marker after each call.
     #[serde(default)]
     pub close: String,
-    /// Text between two calls.
+    /// Text between two calls. In a list that names none: `, `.
     #[serde(default)]
     pub separator: String,
+    /// White space after all calls, before the turn's end.
+    #[serde(default)]
+    pub after: String,
     pub body: Body,
 }
 
@@ -118,6 +130,9 @@ pub enum Body {
         /// True if the arguments are a string that contains JSON.
         #[serde(default)]
         arguments_in_string: bool,
+        /// The object as the template spells it; empty: the keys above, in this order, with `, ` and `: `.
+        #[serde(default)]
+        spelling: Vec<Spelled>,
     },
     /// A JSON object whose only key is the name, and its value the arguments.
     NameAsKey,
@@ -139,6 +154,20 @@ pub enum Body {
     },
 }
 
+/// A part of a call's object as it is spelled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spelled {
+    Text(String),
+    /// The name, inside the quotes of a JSON string.
+    Name,
+    /// The call's identifier, inside the quotes of a JSON string.
+    Id,
+    /// The call's number, inside the quotes of a JSON string.
+    Number,
+    Arguments,
+}
+
 /// How arguments are written after a name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -147,10 +176,61 @@ pub enum Arguments {
     Json,
     /// One tagged region for each argument.
     Tagged(Tags),
-    /// Python's keyword arguments in parentheses.
-    Keywords,
+    /// Keyword arguments in parentheses, as in Python.
+    Keywords {
+        #[serde(default = "LiteralStyle::python")]
+        style: LiteralStyle,
+    },
     /// An object in braces with bare keys, and strings between `quote` and `quote`.
-    BareKeys { quote: String },
+    BareKeys {
+        quote: String,
+        #[serde(default = "LiteralStyle::bare")]
+        style: LiteralStyle,
+    },
+}
+
+/// How values are written in arguments that are no JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiteralStyle {
+    /// Text between two items.
+    pub comma: String,
+    /// Text between a key and its value inside an object.
+    pub colon: String,
+    /// Quote around keys inside an object; empty if they are bare.
+    pub key_quote: String,
+    /// Quote around strings.
+    pub quote: String,
+    pub true_word: String,
+    pub false_word: String,
+    pub null_word: String,
+}
+
+impl LiteralStyle {
+    /// Python's literals, with strings as in JSON.
+    pub fn python() -> Self {
+        Self {
+            comma: ", ".into(),
+            colon: ": ".into(),
+            key_quote: "\"".into(),
+            quote: "\"".into(),
+            true_word: "True".into(),
+            false_word: "False".into(),
+            null_word: "None".into(),
+        }
+    }
+
+    /// Dense objects with bare keys.
+    pub fn bare() -> Self {
+        Self {
+            comma: ",".into(),
+            colon: ":".into(),
+            key_quote: String::new(),
+            quote: String::new(),
+            true_word: "true".into(),
+            false_word: "false".into(),
+            null_word: "null".into(),
+        }
+    }
 }
 
 /// Markers of tagged arguments.
@@ -208,19 +288,8 @@ impl Format {
         let mut format = self.clone();
         if let Layout::Regions(regions) = &mut format.layout {
             regions.calls = Some(Calls {
-                section_open: String::new(),
-                section_close: String::new(),
                 list: true,
-                open: String::new(),
-                close: String::new(),
-                separator: String::new(),
-                body: Body::Object {
-                    name: "name".into(),
-                    arguments: "arguments".into(),
-                    wrapper: String::new(),
-                    id: String::new(),
-                    arguments_in_string: false,
-                },
+                ..Calls::without_markers(Body::object("name", "arguments"))
             });
         }
         format
@@ -241,77 +310,25 @@ impl Format {
             Layout::Channels(_) => true,
         }
     }
-
-    /// Description of how calls are written, for logs and `/info`.
-    pub fn describe_calls(&self) -> String {
-        let how = match &self.layout {
-            Layout::Channels(channels) => format!(
-                "messages with `{}{}NAME` in their header",
-                channels.recipient, channels.name_prefix
-            ),
-            Layout::Regions(regions) => match &regions.calls {
-                None => return "none".into(),
-                Some(calls) => calls.describe(),
-            },
-        };
-        format!("{how} ({})", self.calls_from.describe())
-    }
-
-    /// Description of how reasoning is written, for logs and `/info`.
-    pub fn describe_reasoning(&self) -> String {
-        let how = match &self.layout {
-            Layout::Channels(channels) => format!("the channel `{}`", channels.reasoning),
-            Layout::Regions(regions) => match &regions.reasoning {
-                None => return "none".into(),
-                Some(reasoning) => format!("`{}…{}`", reasoning.open, reasoning.close),
-            },
-        };
-        format!("{how} ({})", self.reasoning_from.describe())
-    }
-
-    /// Markers of the format; without those of calls unless `with_calls`. Special tokens among them must reach the
-    /// parser.
-    pub fn markers(&self, with_calls: bool) -> Vec<&str> {
-        let mut markers: Vec<&str> = Vec::new();
-        match &self.layout {
-            Layout::Channels(channels) => {
-                markers.extend([
-                    channels.start.as_str(),
-                    &channels.channel,
-                    &channels.message,
-                    // The type of a call's arguments, which is left out.
-                    "<|constrain|>",
-                ]);
-                markers.extend(channels.ends.iter().map(String::as_str));
-            }
-            Layout::Regions(regions) => {
-                markers.extend(regions.content_markers.iter().map(String::as_str));
-                if let Some(reasoning) = &regions.reasoning {
-                    markers.extend([reasoning.open.as_str(), &reasoning.close]);
-                }
-                if let Some(calls) = regions.calls.as_ref().filter(|_| with_calls) {
-                    calls.add_markers(&mut markers);
-                }
-            }
-        }
-        markers.retain(|marker| !marker.trim().is_empty());
-        markers
-    }
-}
-
-impl Origin {
-    fn describe(&self) -> String {
-        match self {
-            Self::Nothing => "not found".into(),
-            Self::ResponseTemplate => "from `response_template` in tokenizer_config.json".into(),
-            Self::ChatTemplate => "found by rendering the chat template".into(),
-            Self::Tokens => "from the tokenizer's tokens".into(),
-            Self::Named(name) => format!("the named format `{name}`"),
-        }
-    }
 }
 
 impl Calls {
+    /// Calls without any text around them.
+    pub fn without_markers(body: Body) -> Self {
+        Self {
+            section_open: String::new(),
+            section_close: String::new(),
+            list: false,
+            list_open: String::new(),
+            list_close: String::new(),
+            open: String::new(),
+            close: String::new(),
+            separator: String::new(),
+            after: String::new(),
+            body,
+        }
+    }
+
     /// True if no marker tells that a call begins, so that only a known name does.
     pub fn is_bare(&self) -> bool {
         let marks = |marker: &str| {
@@ -321,81 +338,18 @@ impl Calls {
         };
         !marks(&self.section_open) && !marks(&self.open)
     }
-
-    fn describe(&self) -> String {
-        let call = match &self.body {
-            Body::Object {
-                name,
-                arguments,
-                wrapper,
-                ..
-            } => {
-                let object = format!("{{\"{name}\": NAME, \"{arguments}\": {{…}}}}");
-                match wrapper.as_str() {
-                    "" => object,
-                    wrapper => format!("{{\"{wrapper}\": {object}}}"),
-                }
-            }
-            Body::NameAsKey => "{NAME: {…}}".into(),
-            Body::Named {
-                name_close,
-                arguments,
-                ..
-            } => format!("NAME{name_close}{}", arguments.describe()),
-        };
-        let bracket = |bracket| if self.list { bracket } else { "" };
-        let text = [
-            &self.section_open,
-            bracket("["),
-            &self.open,
-            &call,
-            &self.close,
-            bracket("]"),
-            &self.section_close,
-        ];
-        format!("`{}`", text.concat().replace('\n', "\\n"))
-    }
-
-    fn add_markers<'a>(&'a self, markers: &mut Vec<&'a str>) {
-        markers.extend([
-            self.section_open.as_str(),
-            &self.section_close,
-            &self.open,
-            &self.close,
-            &self.separator,
-        ]);
-        let Body::Named {
-            name_open,
-            name_close,
-            id_open,
-            arguments,
-            numbered: _,
-        } = &self.body
-        else {
-            return;
-        };
-        markers.extend([name_open.as_str(), name_close, id_open]);
-        match arguments {
-            Arguments::Json | Arguments::Keywords => {}
-            Arguments::BareKeys { quote } => markers.push(quote),
-            Arguments::Tagged(tags) => markers.extend([
-                tags.open.as_str(),
-                &tags.key_close,
-                &tags.close,
-                &tags.string_mark,
-                &tags.json_mark,
-            ]),
-        }
-    }
 }
 
-impl Arguments {
-    fn describe(&self) -> String {
-        match self {
-            Self::Json => "{…}".into(),
-            Self::Tagged(tags) => format!("{}KEY{}…{}", tags.open, tags.key_close, tags.close),
-            Self::Keywords => "(KEY=…)".into(),
-            Self::BareKeys { quote } => format!("{{KEY:{quote}…{quote}}}"),
+impl Body {
+    /// An object with these keys of name and arguments.
+    pub fn object(name: &str, arguments: &str) -> Self {
+        Self::Object {
+            name: name.to_owned(),
+            arguments: arguments.to_owned(),
+            wrapper: String::new(),
+            id: String::new(),
+            arguments_in_string: false,
+            spelling: Vec::new(),
         }
     }
 }
