@@ -41,7 +41,7 @@ class NeverRight(BaseModel):
         raise ValueError(f"{age} is too young")
 
 
-class get_weather(BaseModel):  # noqa: N801 - the name of the function
+class get_weather(BaseModel):
     """Tells the weather."""
 
     city: str

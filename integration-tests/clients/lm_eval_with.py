@@ -4,7 +4,7 @@ import sys
 
 sys.path.append(sys.argv.pop(1))
 
-from lm_eval.__main__ import cli_evaluate  # noqa: E402
+from lm_eval.__main__ import cli_evaluate
 
 if __name__ == "__main__":
     cli_evaluate()

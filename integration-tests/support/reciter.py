@@ -1,11 +1,12 @@
 """A tiny model that recites texts, so that a client's whole conversation is known: calls, their results, the answer.
 
-The chat template chooses the text by the conversation, and ends the prompt with that text's cue, a token of its own. The
-model's weights say which token follows which, and attention and MLP add nothing.
+The chat template chooses the text by the conversation, and ends the prompt with that text's cue, a token of its own.
+The model's weights say which token follows which, and attention and MLP add nothing.
 """
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ SCRIPTS = {
     "transfer": _call("transfer_to_weather_agent"),
     "object": json.dumps({"name": "Anna", "age": 30, "colour": "red", "pets": [{"kind": "cat", "age": 3}]}),
     "code": "Thought: I ask for the weather.\n<code>\nfinal_answer(get_weather(city='Paris'))\n</code>",
-    "fields": f"[[ ## city ## ]]\nParis\n\n[[ ## days ## ]]\n3\n\n[[ ## answer ## ]]\n{ANSWER}\n\n[[ ## completed ## ]]\n",
+    "fields": "[[ ## city ## ]]\nParis\n\n[[ ## days ## ]]\n3\n\n"
+    f"[[ ## answer ## ]]\n{ANSWER}\n\n[[ ## completed ## ]]\n",
 }
 
 _TEMPLATE = """\
@@ -159,7 +161,7 @@ def build(folder: Path) -> Path:
         dimension = 0
         for name, pieces in scripts.items():
             chain = [f"<|cue:{name}|>", *pieces, EOS]
-            for text, successor in zip(chain, chain[1:], strict=False):
+            for text, successor in pairwise(chain):
                 model.model.embed_tokens.weight[tokenizer.token_to_id(text), dimension] = 1
                 model.lm_head.weight[tokenizer.token_to_id(successor), dimension] = LOGIT / size**0.5
                 dimension += 1
