@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 from support.client_programs import script
-from support.paths import CLIENTS_AGENTS
+from support.paths import CLIENTS_AGENTS, LONG
 from support.reciter import ANSWER, SCRIPTS
 from support.server import Server
 
 CITY = {"city": "Paris"}
 CALL = ["get_weather", CITY]
+
+#: Takes too long for every change.
+LONG_FORM = pytest.mark.skipif(not LONG, reason="the long form runs it")
 
 
 def is_forecast(made: dict[str, Any]) -> bool:
@@ -37,6 +40,7 @@ def test_the_openai_agents_sdk_converses(reciting_server: Server, smollm2_server
     assert found["overflow"] == ["BadRequestError", "context_length_exceeded"]
 
 
+@LONG_FORM
 def test_pydantic_ai_converses_with_every_api(reciting_server: Server, smollm2_server: Server) -> None:
     found = script("pydantic_agents", reciting_server.url, smollm2_server.url, environment=CLIENTS_AGENTS)
     for prompted in found.pop("prompted"):
@@ -57,6 +61,7 @@ def test_pydantic_ai_converses_with_every_api(reciting_server: Server, smollm2_s
         assert told["overflow"] == ["ModelContextWindowExceededError", 400], name
 
 
+@LONG_FORM
 def test_smolagents_call_tools_and_write_code(reciting_server: Server, smollm2_server: Server) -> None:
     found = script("smol_agents", reciting_server.url, smollm2_server.url, environment=CLIENTS_AGENTS)
     for model in ("openai", "hub", "hub, base_url"):
@@ -85,6 +90,7 @@ def test_dspy_reads_fields_and_types(reciting_server: Server, smollm2_server: Se
     assert found["embed"] == [300, 384]
 
 
+@LONG_FORM
 def test_haystack_generates_embeds_and_ranks(
     reciting_server: Server, smollm2_server: Server, minilm_server: Server, reranker_server: Server
 ) -> None:

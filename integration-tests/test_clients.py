@@ -1,14 +1,17 @@
 """Client libraries and programs work with a changed base URL alone."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import encoders
 from support.client_programs import run, script
 from support.paths import LONG, VLLM
 from support.server import Server
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PARIS = "The capital of France is Paris."
 
@@ -74,6 +77,86 @@ def test_litellm_reads_answers_and_errors(
     texts = ["In the sky.", "On the mat.", "Nowhere."]
     ranks = reranker_server.client.ok("/rerank", {"query": "Where is the cat?", "texts": texts})
     assert found["ranked"] == [[rank["index"], pytest.approx(rank["score"])] for rank in ranks[:2]]
+
+
+# --- lm-eval ------------------------------------------------------------------------------------------------------
+
+CHOICES = [
+    ("The sun rises in the", ["east", "cellar", "banana"], 0),
+    ("Water freezes and becomes", ["fire", "ice", "music"], 1),
+    ("A dog has four", ["legs", "wheels", "Tuesdays"], 0),
+    ("The opposite of hot is", ["purple", "loud", "cold"], 2),
+    ("Fish live in the", ["oven", "water", "printer"], 1),
+    ("Two and two make", ["four", "blue", "a chair"], 0),
+]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = [{"question": question, "choices": choices, "gold": gold} for question, choices, gold in CHOICES]
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\ntest_split: test\n"
+    (folder / "choices.yaml").write_text(
+        f"task: gridwork_choices\n{common}output_type: multiple_choice\n"
+        'doc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{gold}}"\n'
+        "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    )
+    (folder / "until.yaml").write_text(
+        f"task: gridwork_until\n{common}output_type: generate_until\n"
+        'doc_to_text: "{{question}}"\ndoc_to_target: "{{choices[gold]}}"\n'
+        "generation_kwargs:\n  until: ['\\n', '.', '</s>', '<|im_end|>', 'Question:', 'Q:']\n  max_gen_toks: 4\n"
+        "metric_list:\n  - metric: exact_match\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    return folder
+
+
+@torch.inference_mode()
+def _choices_by_transformers(folder: Path) -> tuple[float, float]:
+    """`acc` and `acc_norm` of CHOICES by plain Transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    right, right_norm = 0, 0
+    for question, choices, gold in CHOICES:
+        scores = []
+        for choice in choices:
+            ids = tokenizer(f"{question} {choice}", return_tensors="pt").input_ids
+            begin = len(tokenizer(question).input_ids)
+            logprobs = model(ids).logits[0].log_softmax(-1)[begin - 1 : -1]
+            scores.append(float(logprobs.gather(1, ids[0, begin:, None]).sum()))
+        norms = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
+        right += scores.index(max(scores)) == gold
+        right_norm += norms.index(max(norms)) == gold
+    return right / len(CHOICES), right_norm / len(CHOICES)
+
+
+def test_lm_eval_scores_as_transformers_does(
+    smollm2_server: Server, smollm2: Path, tasks: Path, tmp_path: Path
+) -> None:
+    arguments = {
+        "model": "any-name",
+        "base_url": f"{smollm2_server.url}/v1/completions",
+        "tokenizer_backend": "huggingface",
+        "tokenizer": smollm2,
+        "num_concurrent": 2,
+    }
+    run(
+        "lm_eval",
+        *("--model", "local-completions", "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())),
+        *("--tasks", "gridwork_choices,gridwork_until", "--include_path", tasks, "--batch_size", "8"),
+        *("--output_path", tmp_path / "results", "--log_samples"),
+    )
+    (found,) = (tmp_path / "results").rglob("results_*.json")
+    results = json.loads(found.read_text())["results"]
+    acc, acc_norm = _choices_by_transformers(smollm2)
+    assert results["gridwork_choices"]["acc,none"] == pytest.approx(acc)
+    assert results["gridwork_choices"]["acc_norm,none"] == pytest.approx(acc_norm)
+    assert not math.isnan(results["gridwork_until"]["exact_match,none"])
+    (samples,) = (tmp_path / "results").rglob("samples_gridwork_choices_*.jsonl")
+    for line in samples.read_text().splitlines():
+        for logprob, is_greedy in json.loads(line)["filtered_resps"]:
+            assert math.isfinite(float(logprob)) and str(is_greedy) in ("True", "False")
 
 
 # --- transformers chat --------------------------------------------------------------------------------------------

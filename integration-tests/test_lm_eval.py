@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.client_programs import run
-from support.paths import ROOT
+from support.paths import LONG, ROOT
 from support.server import Server
 
 ROWS = [
@@ -51,6 +51,9 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 #: Tasks without chats, and with them.
 PLAIN = ("gridwork_choices", "gridwork_rolling", "gridwork_until")
 CHAT = ("gridwork_chat",)
+
+#: Takes too long for every change.
+LONG_FORM = pytest.mark.skipif(not LONG, reason="the long form runs it")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,7 @@ def of_server(url: str, smollm2: Path) -> dict[str, Any]:
     }
 
 
+@LONG_FORM
 def test_local_completions_equal_the_transformers_backend(
     smollm2_server: Server, smollm2: Path, tasks: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +137,7 @@ def test_local_completions_equal_the_transformers_backend(
     assert own["gridwork_choices"][0]["acc,none"] > 0.5
 
 
+@LONG_FORM
 def test_local_chat_completions_equal_the_transformers_backend(
     smollm2_server: Server, smollm2: Path, tasks: Path, tmp_path: Path
 ) -> None:

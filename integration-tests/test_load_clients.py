@@ -12,6 +12,9 @@ from support.server import Server
 REQUESTS = 6
 OUTPUT_TOKENS = 8
 
+#: Takes too long for every change.
+LONG_FORM = pytest.mark.skipif(not LONG, reason="the long form runs it")
+
 
 def tokens(server: Server) -> tuple[float, float]:
     """Tokens of prompts and answers that the server has counted so far."""
@@ -42,13 +45,12 @@ def guidellm(url: str, route: str, tokenizer: Path, folder: Path, *backend: str)
     return requests["successful"]
 
 
+@LONG_FORM
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_guidellm_counts_as_the_server_does(
     smollm2_server: Server, smollm2: Path, tmp_path: Path, route: str, stream: bool
 ) -> None:
-    if not (LONG or stream):
-        pytest.skip("the long form runs it without streams, too")
     before = tokens(smollm2_server)
     done = guidellm(smollm2_server.url, route, smollm2, tmp_path, f"stream={str(stream).lower()}")
     after = tokens(smollm2_server)
@@ -59,6 +61,7 @@ def test_guidellm_counts_as_the_server_does(
     assert after[0] - before[0] == sum(request["prompt_tokens"] for request in done)
 
 
+@LONG_FORM
 def test_guidellm_measures_embeddings(minilm_server: Server, minilm: Path, tmp_path: Path) -> None:
     for request in guidellm(minilm_server.url, "/v1/embeddings", minilm, tmp_path):
         assert request["prompt_tokens"] >= 16

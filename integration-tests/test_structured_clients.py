@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.client_programs import script
-from support.paths import CLIENTS_STRUCTURED
+from support.paths import CLIENTS_STRUCTURED, LONG
 from support.reciter import ANSWER
 from support.server import Server
 
@@ -14,6 +14,9 @@ CITY = {"city": "Paris"}
 PARIS = "The capital of France is Paris."
 COLOURS = ("red", "green", "blue")
 RAIN = ("none", "some", "much")
+
+#: Takes too long for every change.
+LONG_FORM = pytest.mark.skipif(not LONG, reason="the long form runs it")
 
 
 def is_forecast(made: Any) -> bool:
@@ -36,6 +39,7 @@ def is_person(made: Any) -> bool:
     )
 
 
+@LONG_FORM
 def test_instructor_reads_objects_in_each_mode(reciting_server: Server, smollm2_server: Server) -> None:
     found = script("instructor_modes", reciting_server.url, smollm2_server.url, environment=CLIENTS_STRUCTURED)
     for name, (made, has_usage, in_parts, last) in found["modes"].items():
@@ -70,6 +74,7 @@ def has_form(kind: str, text: str) -> bool:
     return True
 
 
+@LONG_FORM
 def test_outlines_constrains_in_the_form_of_each_server(smollm2_server: Server) -> None:
     found = script("outlines_models", smollm2_server.url, environment=CLIENTS_STRUCTURED)
     answers = found["answers"]
@@ -84,6 +89,7 @@ def test_outlines_constrains_in_the_form_of_each_server(smollm2_server: Server) 
     assert set(found["async"].values()) <= set(COLOURS)
 
 
+@LONG_FORM
 def test_langchain_calls_tools_and_returns_objects(
     reciting_server: Server, smollm2_server: Server, minilm_server: Server
 ) -> None:
@@ -109,6 +115,7 @@ def test_langchain_calls_tools_and_returns_objects(
         assert one == pytest.approx(vector[:3], abs=1e-5)
 
 
+@LONG_FORM
 def test_llama_index_chats_calls_embeds_and_ranks(
     reciting_server: Server, smollm2_server: Server, minilm_server: Server, reranker_server: Server
 ) -> None:
