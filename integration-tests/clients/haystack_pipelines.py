@@ -107,7 +107,12 @@ def overflow(url: str) -> list[str]:
 def embeddings(url: str) -> dict[str, Any]:
     """The vector of a text by each class, and those of documents."""
     documents = [Document(content=text) for text in [*TEXTS, "hello " * 600]]
-    tei: dict[str, Any] = {"api_type": "text_embeddings_inference", "api_params": {"url": url}, "token": None}
+    tei: dict[str, Any] = {
+        "api_type": "text_embeddings_inference",
+        "api_params": {"url": url},
+        "token": None,
+        "normalize": True,
+    }
     vllm: dict[str, Any] = {"model": "any", "api_base_url": f"{url}/v1"}
     openai: dict[str, Any] = {"api_key": KEY, "api_base_url": f"{url}/v1"}
     cut = {"truncate_prompt_tokens": 256, "truncation_side": "right"}
