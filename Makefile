@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients checkers vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -133,14 +133,21 @@ $(ENCODER)/config.json: server/requirements-encoder.lock | $(UV) $(VENV)/bin/pyt
 
 # --- Clients that the tests run unmodified -------------------------------------------------------------------------
 
-CLIENT_LIBRARIES := .cache/clients
+# Environments by lock: clients want different versions of what they share.
+CLIENTS_NIGHTLY := .cache/clients-aiperf/.stamp
+CLIENT_LIBRARIES := $(patsubst integration-tests/requirements/%.lock,.cache/%/.stamp,$(wildcard integration-tests/requirements/clients*.lock))
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-clients: $(CLIENT_LIBRARIES)/.stamp
+clients: $(filter-out $(CLIENTS_NIGHTLY),$(CLIENT_LIBRARIES))
 
-$(CLIENT_LIBRARIES)/.stamp: integration-tests/requirements/clients.lock | $(UV) $(VENV)/bin/python
-	$(say) "Installing client libraries into $(CLIENT_LIBRARIES) (once, 0.9 GB)"
-	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLIENT_LIBRARIES)
-	@$(UV) pip install --python $(CLIENT_LIBRARIES)/bin/python --quiet --require-hashes -r $<
+clients-nightly: $(CLIENTS_NIGHTLY)
+
+# --no-deps: the lock has everything but what is excluded from it. guidellm finds PyTorch in .venv, after its own packages.
+$(CLIENT_LIBRARIES): .cache/%/.stamp: integration-tests/requirements/%.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing client libraries into $(@D) (once, 0.3 to 0.9 GB)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(@D)
+	@$(UV) pip install --python $(@D)/bin/python --quiet --no-deps --require-hashes -r $<
+	@test $* != clients-guidellm || $(VENV)/bin/python $(PURELIB) >"$$($(@D)/bin/python $(PURELIB))/venv.pth"
 	@touch $@
 
 # --- Programs and data that check the API and its grammars ---------------------------------------------------------
@@ -215,7 +222,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 	$(say) "Conformance over every model type"
 	@$(VENV)/bin/python -m conformance --write docs/models.md
 
-nightly: test test-hostile conformance vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
+nightly: test test-hostile conformance clients-nightly vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
 	$(say) "CPU kernels for every instruction set"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	$(say) "Integration tests, long forms"

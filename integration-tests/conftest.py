@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from support import models
+from support import encoders, models, reciter
 from support.paths import MINILM, SMOLLM2
 from support.server import Server
 
@@ -60,4 +60,27 @@ def smollm2_server(smollm2: Path) -> Iterator[Server]:
 def tiny_server(tiny: Callable[[str], Path]) -> Iterator[Server]:
     """A tiny random Llama, for tests that do not read its answers."""
     with Server("--model-id", tiny("llama"), "--dtype", "float32", "--max-concurrent-requests", "256") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reciting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tiny model that recites tool calls and answers, for whole conversations of client libraries."""
+    folder = reciter.build(tmp_path_factory.mktemp("reciter") / "tiny-reciter")
+    with Server("--model-id", folder, "--dtype", "float32") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def minilm_server(minilm: Path) -> Iterator[Server]:
+    """A sentence encoder."""
+    with Server("--model-id", minilm) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def reranker_server(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A tiny reranker with random weights."""
+    folder = encoders.classifier(tmp_path_factory.mktemp("reranker") / "tiny", minilm, ["relevance"])
+    with Server("--model-id", folder) as server:
         yield server

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from support.agents import claude_code
 from support.client_programs import script
 from support.server import Server
@@ -37,8 +38,10 @@ def usage(events: list[dict[str, Any]]) -> dict[str, int]:
     return delta["usage"]
 
 
-def test_the_turns_of_claude_code_share_their_prefix(smollm2_server: Server) -> None:
-    client = smollm2_server.client
+@pytest.mark.parametrize("kind", ["smollm2_server", "reciting_server"])
+def test_the_turns_of_claude_code_share_their_prefix(kind: str, request: pytest.FixtureRequest) -> None:
+    server: Server = request.getfixturevalue(kind)
+    client = server.client
     before = 0
     for turn in range(3):
         body = claude_code(turn) | {"max_tokens": 32_000, "temperature": 0, "stop_sequences": ["."]}

@@ -17,19 +17,6 @@ PARIS = "The capital of France is Paris."
 
 
 @pytest.fixture(scope="module")
-def encoder(minilm: Path) -> Iterator[Server]:
-    with Server("--model-id", minilm) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def reranker(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = encoders.classifier(tmp_path_factory.mktemp("reranker") / "tiny", minilm, ["relevance"])
-    with Server("--model-id", folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def masked(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server("--model-id", encoders.masked(tmp_path_factory.mktemp("masked") / "tiny", minilm)) as running:
         yield running
@@ -46,9 +33,9 @@ def test_huggingface_hub_chats_unmodified(smollm2_server: Server) -> None:
     assert set(found.values()) == {PARIS}, found
 
 
-def test_huggingface_hub_embeds_at_the_root(encoder: Server) -> None:
-    found = script("hub", encoder.url, "embeddings")
-    (vector,) = encoder.client.ok("/embed", {"inputs": "A cat sits on the mat."})
+def test_huggingface_hub_embeds_at_the_root(minilm_server: Server) -> None:
+    found = script("hub", minilm_server.url, "embeddings")
+    (vector,) = minilm_server.client.ok("/embed", {"inputs": "A cat sits on the mat."})
     assert found["shape"] == found["cut"] == [1, 384]
     assert found["first"] == pytest.approx(vector[:3])
 
@@ -60,16 +47,16 @@ def test_huggingface_hub_fills_masks_at_the_root(masked: Server) -> None:
     assert [one["sequence"] for one in found] == [f"The {one['label']} sits." for one in expected]
 
 
-def test_huggingface_hub_classifies_at_the_root(reranker: Server) -> None:
+def test_huggingface_hub_classifies_at_the_root(reranker_server: Server) -> None:
     # A reranker gives a single label.
-    assert [one["label"] for one in script("hub", reranker.url, "labels")] == ["relevance"]
+    assert [one["label"] for one in script("hub", reranker_server.url, "labels")] == ["relevance"]
 
 
 # --- LangChain and LiteLLM ----------------------------------------------------------------------------------------
 
 
-def test_langchain_works_with_its_defaults(smollm2_server: Server, encoder: Server) -> None:
-    found = script("langchain", smollm2_server.url, encoder.url)
+def test_langchain_works_with_its_defaults(smollm2_server: Server, minilm_server: Server) -> None:
+    found = script("langchain", smollm2_server.url, minilm_server.url)
     assert found["chat"] == found["streamed"] == PARIS
     assert found["with tools"]
     assert found["top_logprobs"] == [20, 20]
@@ -79,14 +66,16 @@ def test_langchain_works_with_its_defaults(smollm2_server: Server, encoder: Serv
     assert found["embeddings"] == [384] * 61
 
 
-def test_litellm_reads_answers_and_errors(smollm2_server: Server, encoder: Server, reranker: Server) -> None:
-    found = script("lite", smollm2_server.url, encoder.url, reranker.url)
+def test_litellm_reads_answers_and_errors(
+    smollm2_server: Server, minilm_server: Server, reranker_server: Server
+) -> None:
+    found = script("lite", smollm2_server.url, minilm_server.url, reranker_server.url)
     for model in ("openai/gpt-4o", "hosted_vllm/any/name"):
         assert found[model] == found[f"{model}, streamed"] == PARIS
     assert found["too long: prompt"] == found["too long: answer"] == "ContextWindowExceededError"
     assert found["embeddings"] == [384] * 40
     texts = ["In the sky.", "On the mat.", "Nowhere."]
-    ranks = reranker.client.ok("/rerank", {"query": "Where is the cat?", "texts": texts})
+    ranks = reranker_server.client.ok("/rerank", {"query": "Where is the cat?", "texts": texts})
     assert found["ranked"] == [[rank["index"], pytest.approx(rank["score"])] for rank in ranks[:2]]
 
 
@@ -199,7 +188,7 @@ def bench(url: str, backend: str, endpoint: str, tmp_path: Path, *flags: str | P
 
 @pytest.mark.skipif(not LONG, reason="vLLM takes 6 GB; `make nightly` installs it")
 def test_vllm_bench_serve_measures(
-    smollm2_server: Server, encoder: Server, reranker: Server, tmp_path: Path, tiny: Callable[[str], Path]
+    smollm2_server: Server, minilm_server: Server, reranker_server: Server, tmp_path: Path, tiny: Callable[[str], Path]
 ) -> None:
     random = ("--dataset-name", "random", "--random-input-len", "16")
     # Without --model it requests the served model's name, and loads its tokenizer.
@@ -207,8 +196,8 @@ def test_vllm_bench_serve_measures(
         found = bench(smollm2_server.url, backend, endpoint, tmp_path, *random, "--random-output-len", "4")
         assert found["completed"] == 4, backend
         assert 4 <= found["total_output_tokens"] <= 16, backend
-    found = bench(encoder.url, "openai-embeddings", "/v1/embeddings", tmp_path, *random)
+    found = bench(minilm_server.url, "openai-embeddings", "/v1/embeddings", tmp_path, *random)
     assert found["completed"] == 4
     ranking = ("--dataset-name", "random-rerank", "--random-input-len", "40", "--random-batch-size", "2")
     # Each request has two documents.
-    assert bench(reranker.url, "vllm-rerank", "/v1/rerank", tmp_path, *ranking)["completed"] == 2
+    assert bench(reranker_server.url, "vllm-rerank", "/v1/rerank", tmp_path, *ranking)["completed"] == 2

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.agents import codex
 from support.client_programs import script
 from support.server import Server
@@ -38,11 +39,13 @@ def test_the_openai_package_works_unmodified(smollm2_server: Server) -> None:
     }
 
 
-def test_the_turns_of_codex_share_their_prefix(smollm2_server: Server) -> None:
+@pytest.mark.parametrize("kind", ["smollm2_server", "reciting_server"])
+def test_the_turns_of_codex_share_their_prefix(kind: str, request: pytest.FixtureRequest) -> None:
+    server: Server = request.getfixturevalue(kind)
     before = 0
     for turn in range(3):
         body = codex(turn) | {"max_output_tokens": 8, "temperature": 0}
-        events: list[dict[str, Any]] = list(smollm2_server.client.stream("/v1/responses", body))
+        events: list[dict[str, Any]] = list(server.client.stream("/v1/responses", body))
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         last = events[-1]
         assert last["type"] in ("response.completed", "response.incomplete")

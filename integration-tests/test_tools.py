@@ -232,10 +232,7 @@ def test_calls_go_with_log_probabilities_and_choices(client: openai.OpenAI, n: i
         ({"tools": [WEATHER], "tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
-        (
-            {"tools": [WEATHER], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "response_format",
-        ),
+        ({"tools": [WEATHER], "tool_choice": "required", "extra_body": {"guided_regex": "a"}}, "guided_regex"),
     ],
 )
 def test_contradictions_are_refused_by_name(client: openai.OpenAI, change: dict[str, Any], field: str) -> None:

@@ -36,7 +36,15 @@ def claude_code(turn: int) -> dict[str, Any]:
                 "role": "assistant",
                 "content": [
                     {"type": "thinking", "thinking": prose(10, 50 + past), "signature": "EqQBCkYIBBgCKkA="},
+                    {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix/LafPsn4"},
                     {"type": "text", "text": "I read the test."},
+                    {
+                        "type": "server_tool_use",
+                        "id": f"srvtoolu_{past}",
+                        "name": "web_search",
+                        "input": {"query": "x"},
+                    },
+                    {"type": "web_search_tool_result", "tool_use_id": f"srvtoolu_{past}", "content": []},
                     {"type": "tool_use", "id": call, "name": "Read", "input": {"file_path": f"/src/test_{past}.py"}},
                 ],
             },
@@ -62,7 +70,11 @@ def claude_code(turn: int) -> dict[str, Any]:
             {"type": "text", "text": "You are Claude Code, Anthropic's official CLI for Claude.", **marked},
             {"type": "text", "text": prose(900, 3), **marked},
         ],
-        "tools": [*tools, {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}],
+        "tools": [
+            *tools,
+            {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+            {"type": "a_type_of_tomorrow_20270101", "name": "tomorrow", "settings": {"turn": turn}},
+        ],
         "metadata": {"user_id": "user_0123_account__session_4567"},
         "max_tokens": 32_000,
         "thinking": {"type": "adaptive"},
@@ -102,6 +114,9 @@ def codex(turn: int) -> dict[str, Any]:
             {"type": "custom_tool_call", "name": "apply_patch", "input": "*** Begin Patch", "call_id": f"patch_{past}"},
             {"type": "custom_tool_call_output", "call_id": f"patch_{past}", "output": "Done"},
             {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "pytest"}},
+            {"type": "ghost_snapshot", "ghost_commit": {"id": f"{past:040x}", "parent": None}},
+            {"type": "tool_search_call", "call_id": f"search_{past}", "execution": "client", "arguments": {"q": "x"}},
+            {"type": "tool_search_output", "call_id": f"search_{past}", "tools": []},
         ]
     return {
         "model": "gpt-5-codex",
@@ -129,6 +144,8 @@ def codex(turn: int) -> dict[str, Any]:
                 "description": "Documentation",
                 "tools": [{"type": "function", "name": "find", "parameters": {"type": "object", "properties": {}}}],
             },
+            {"type": "local_shell"},
+            {"type": "a_type_of_tomorrow", "settings": {"turn": turn}},
         ],
         "tool_choice": "auto",
         "parallel_tool_calls": True,

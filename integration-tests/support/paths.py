@@ -14,8 +14,14 @@ SMOLLM2 = Path(os.environ.get("GRIDWORK_TEST_MODEL", ROOT / ".cache" / "models" 
 #: all-MiniLM-L6-v2, as `make encoder-model` fetches it.
 MINILM = ROOT / ".cache" / "models" / "all-MiniLM-L6-v2"
 
-#: Client libraries in an environment of their own, as `make clients` installs them.
+#: Environments of client libraries, as `make clients` installs them.
 CLIENTS = ROOT / ".cache" / "clients"
+CLIENTS_AGENTS = ROOT / ".cache" / "clients-agents"
+CLIENTS_STRUCTURED = ROOT / ".cache" / "clients-structured"
+CLIENTS_GUIDELLM = ROOT / ".cache" / "clients-guidellm"
+
+#: aiperf, as `make clients-nightly` installs it.
+CLIENTS_AIPERF = ROOT / ".cache" / "clients-aiperf"
 
 #: Programs that check the API, in an environment of their own, and the JSON Schema Test Suite; `make checkers` installs
 #: both.

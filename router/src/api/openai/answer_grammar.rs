@@ -10,6 +10,9 @@ use crate::tool_calls::{CallRules, Format, Plan, Unenforceable, Wanted, rules};
 /// Name of the part that the content follows.
 const CONTENT: &str = "content";
 
+/// Field for a format of the content. Grammars of other fields are for the whole answer.
+const RESPONSE_FORMAT: &str = "response_format";
+
 /// The format for a request with this choice. A call can be required of a model that knows no tools too: it writes them
 /// as a list in JSON.
 pub fn format_for(format: &Arc<Format>, choice: &ToolChoice) -> Arc<Format> {
@@ -21,11 +24,12 @@ pub fn format_for(format: &Arc<Format>, choice: &ToolChoice) -> Arc<Format> {
 }
 
 /// Makes the grammar of an answer. `content`: grammar that the request asks of its content; `special_tokens`: names and
-/// ids of the tokenizer's special tokens.
+/// ids of the tokenizer's special tokens. An answer that must be a call has no content, so that `response_format` does
+/// not apply to it: clients send the format with every request of a conversation.
 ///
 /// # Errors
 ///
-/// A required call beside a format of the content, or a strict schema that the model's format cannot hold.
+/// A required call beside a grammar of the whole answer, or a strict schema that the model's format cannot hold.
 pub fn answer_grammar(
     plan: &Plan,
     choice: &ToolChoice,
@@ -34,17 +38,19 @@ pub fn answer_grammar(
 ) -> Result<Option<Grammar>, ApiError> {
     let is_strict = plan.tools.iter().any(|tool| tool.strict);
     let wanted = match (choice, &content) {
-        (ToolChoice::Required | ToolChoice::Named(_), Some(content)) => {
+        (ToolChoice::Required | ToolChoice::Named(_), Some(content))
+            if !content.field().starts_with(RESPONSE_FORMAT) =>
+        {
             let field = content.field();
             return Err(ApiError::validation(
                 field,
                 format!(
-                    "`{field}` sets a format of the content, but `tool_choice` requires a call; leave out one"
+                    "`{field}` sets the form of the answer, but `tool_choice` requires a call; leave out one"
                 ),
             ));
         }
-        (ToolChoice::Required, None) => Wanted::Required,
-        (ToolChoice::Named(name), None) => Wanted::Named(name),
+        (ToolChoice::Required, _) => Wanted::Required,
+        (ToolChoice::Named(name), _) => Wanted::Named(name),
         (_, Some(_)) => Wanted::Content(CONTENT),
         (_, None) if is_strict => Wanted::Optional,
         (_, None) => return Ok(None),
@@ -132,21 +138,28 @@ mod tests {
     }
 
     #[test]
-    fn a_required_call_and_a_format_of_the_content_exclude_each_other() {
-        let content = || {
+    fn a_required_call_excludes_a_grammar_of_the_answer_but_not_a_format_of_the_content() {
+        let content = |field: &str| {
             Some(Grammar::from_json_schema(
-                "response_format",
+                field.to_owned(),
                 json!({"type": "object"}),
             ))
         };
+        let required = ToolChoice::Required;
         let error =
-            answer_grammar(&plan(false), &ToolChoice::Required, content(), &[]).unwrap_err();
-        assert_eq!(error.field.as_deref(), Some("response_format"));
-        let both = answer_grammar(&plan(false), &ToolChoice::Auto, content(), &[])
-            .unwrap()
-            .unwrap();
-        let names: Vec<_> = both.parts().iter().map(|part| part.name.as_ref()).collect();
-        assert_eq!(names, ["answer", "arguments_0", "content"]);
+            answer_grammar(&plan(false), &required, content("guided_json"), &[]).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("guided_json"));
+        let rules = |choice: &ToolChoice| {
+            let field = "response_format.json_schema.schema";
+            let found = answer_grammar(&plan(false), choice, content(field), &[]).unwrap();
+            let Rules::Lark(text) = found.unwrap().parts()[0].rules.clone() else {
+                panic!("the first part has the rules of the answer");
+            };
+            text
+        };
+        assert!(!rules(&required).contains("content"));
+        assert!(!rules(&ToolChoice::Named("weather".into())).contains("content"));
+        assert!(rules(&ToolChoice::Auto).contains("content"));
     }
 }
 
