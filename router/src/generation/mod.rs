@@ -1,5 +1,6 @@
 //! A generation request of any API: its parameters, their bounds and defaults, and its validation.
 
+pub mod best_of;
 pub mod bounds;
 pub mod defaults;
 pub mod parameters;

@@ -43,7 +43,7 @@ pub struct RequestLimits {
     )]
     pub max_echo_bytes: usize,
 
-    /// Maximum `best_of` on TGI's routes; on OpenAI's it must equal `n`, which --max-n bounds
+    /// Maximum `best_of` on TGI's routes; on OpenAI's --max-n bounds it
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
     pub max_best_of: usize,

@@ -157,7 +157,7 @@ impl Chat {
         }
         parameters.clamps_max_new_tokens = form.clamps;
         let limits = &state.settings().limits;
-        let num_choices = num_choices(request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
+        let num_choices = num_choices("n", request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
         let logprobs = logprobs(&request)?;
         let stream = request.stream.unwrap_or(false);
         prompt_logprobs::check(request.prompt_logprobs, limits.max_top_n_tokens, stream)?;
