@@ -174,7 +174,7 @@ impl AppState {
         if let Some(grammar) = grammar {
             valid.request.grammar = Some(self.0.grammars.compile(grammar, &ready).await?);
         }
-        generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
+        generation_defaults::add_token_rules(&ready.info, &mut valid.request);
         valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {
             valid.request.namespace.tenant = api_keys::current_tenant();

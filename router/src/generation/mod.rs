@@ -5,5 +5,7 @@ pub mod bounds;
 pub mod defaults;
 pub mod parameters;
 pub mod table;
+pub mod token_runs;
 pub mod validation;
 pub mod values;
+pub mod watermark;
