@@ -8,3 +8,4 @@ mod response;
 mod signature;
 mod tools;
 mod translation;
+mod usage;
