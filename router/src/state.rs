@@ -130,6 +130,12 @@ impl AppState {
         })
     }
 
+    /// Maximum number of tokens of a prompt.
+    pub fn max_input_tokens(&self) -> Result<usize, ApiError> {
+        let ready = self.ready()?;
+        Ok(self.0.validator.max_input_tokens(&ready.limits))
+    }
+
     /// Name of the model that answers carry.
     pub fn served_name(&self) -> &str {
         let config = self.config();

@@ -1,5 +1,6 @@
 //! OpenAI's Responses: `/v1/responses`.
 
+mod background;
 pub mod create;
 mod events;
 mod fields;
@@ -9,3 +10,4 @@ mod response;
 pub mod stored;
 mod tools;
 mod translation;
+mod truncation;
