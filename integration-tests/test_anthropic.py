@@ -33,7 +33,7 @@ def test_the_anthropic_package_works_unmodified(smollm2_server: Server) -> None:
     assert "messages[0].content[0].type" in found["errors"]["image, False"]
 
 
-def usage(events: list[dict[str, Any]]) -> dict[str, int]:
+def usage(events: list[dict[str, Any]]) -> dict[str, Any]:
     (delta,) = [event for event in events if event["type"] == "message_delta"]
     return delta["usage"]
 
@@ -49,12 +49,39 @@ def test_the_turns_of_claude_code_share_their_prefix(kind: str, request: pytest.
         assert events[0]["type"] == "message_start"
         assert events[-1]["type"] == "message_stop"
         used = usage(events)
-        prompt = used["input_tokens"] + used["cache_read_input_tokens"]
+        prompt = used["input_tokens"] + used["cache_read_input_tokens"] + used["cache_creation_input_tokens"]
+        # The requests mark what they want to be cached.
+        assert used["cache_creation_input_tokens"] > used["input_tokens"]
+        assert sum(used["cache_creation"].values()) == used["cache_creation_input_tokens"]
+        assert used["output_tokens_details"] == {"thinking_tokens": 0}
+        assert used["service_tier"] == "standard"
         counted = client.ok("/v1/messages/count_tokens?beta=true", body)
         assert counted == {"input_tokens": prompt}
         assert used["cache_read_input_tokens"] >= 0.95 * before, (turn, used, before)
         before = prompt
     assert before > 1000
+
+
+def test_tokens_count_as_written_to_the_cache_where_a_request_marks_them(smollm2_server: Server) -> None:
+    client = smollm2_server.client
+    text = "The tide comes in, the tide goes out, and nobody asks why. " * 12
+
+    def used(mark: dict[str, Any] | None, salt: str) -> dict[str, Any]:
+        block = {"type": "text", "text": text, "cache_control": mark}
+        body = {"messages": [{"role": "user", "content": [block]}], "max_tokens": 1, "cache_salt": salt}
+        return client.ok("/v1/messages", body)["usage"]
+
+    plain = used(None, "a")
+    prompt = plain["input_tokens"]
+    assert (plain["cache_creation_input_tokens"], plain["cache_read_input_tokens"]) == (0, 0)
+    short, long = used({"type": "ephemeral"}, "b"), used({"type": "ephemeral", "ttl": "1h"}, "c")
+    for found, name in ((short, "ephemeral_5m_input_tokens"), (long, "ephemeral_1h_input_tokens")):
+        assert found["cache_creation"][name] == found["cache_creation_input_tokens"] > 0
+        assert found["input_tokens"] + found["cache_creation_input_tokens"] == prompt
+    again = used({"type": "ephemeral"}, "b")
+    assert again["cache_read_input_tokens"] > 0
+    parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    assert sum(again[part] for part in parts) == prompt
 
 
 def test_errors_have_the_shape_of_the_api(smollm2_server: Server) -> None:

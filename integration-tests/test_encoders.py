@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from support import encoders
 from support.encoders import Reference
 from support.server import Server, wait_for
+from transformers import AutoModel, AutoTokenizer
 
 TEXTS = [
     "A cat sits on the mat.",
@@ -321,6 +323,51 @@ def test_a_decoder_embeds_by_its_last_token(smollm2: Path, tmp_path: Path) -> No
         (vector,) = running.client.ok("/embed", {"inputs": TEXTS[0]})
         (tokens,) = running.client.ok("/embed_all", {"inputs": TEXTS[0]})
     close(vector, torch.nn.functional.normalize(torch.tensor(tokens[-1]), dim=0))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("mode", ["lasttoken", "mean"])
+def test_a_causal_model_embeds_as_its_files_say(
+    tiny: Callable[[str], Path], tmp_path: Path, family: str, mode: str
+) -> None:
+    folder = tmp_path / f"{family}-embedder"
+    shutil.copytree(tiny(family), folder)
+    modules = ["Transformer", "Pooling", "Normalize"] if mode == "lasttoken" else ["Transformer", "Pooling"]
+    listed = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": "" if index == 0 else f"{index}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(modules)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    flags = {"pooling_mode_lasttoken": mode == "lasttoken", "pooling_mode_mean_tokens": mode == "mean"}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 64} | flags))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+    def expected(text: str) -> torch.Tensor:
+        with torch.inference_mode():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        pooled = hidden[-1] if mode == "lasttoken" else hidden.mean(0)
+        return torch.nn.functional.normalize(pooled, dim=0)
+
+    texts = [*TEXTS, "a", "hello " * 200]
+    with Server("--model-id", folder, "--task", "embed", "--dtype", "float32") as running:
+        assert running.client.get("/info").json()["embedding_size"] == 64
+        vectors = running.client.ok("/embed", {"inputs": texts, "normalize": True})
+        listed_by_openai = running.client.ok("/v1/embeddings", {"input": texts})["data"]
+        alone = running.client.ok("/embed", {"inputs": texts[1], "normalize": True})
+    for text, vector, openais in zip(texts, vectors, listed_by_openai, strict=True):
+        close(vector, expected(text))
+        length = math.sqrt(sum(value * value for value in openais["embedding"]))
+        # Without a module that normalizes, OpenAI's route gives the pooled vector as it is.
+        assert (abs(length - 1) < 1e-3) == (mode == "lasttoken")
+        close(torch.nn.functional.normalize(torch.tensor(openais["embedding"]), dim=0).tolist(), expected(text))
+    close(alone[0], torch.tensor(vectors[1]))
 
 
 def test_a_task_that_the_folder_contradicts_is_refused(minilm: Path, tmp_path: Path) -> None:

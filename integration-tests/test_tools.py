@@ -239,3 +239,78 @@ def test_contradictions_are_refused_by_name(client: openai.OpenAI, change: dict[
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="any", messages=QUESTION, **change)
     assert caught.value.param == field
+
+
+FUNCTION: Any = WEATHER["function"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("kind", ["client", "tagged"])
+def test_functions_are_called_in_the_old_form(kind: str, stream: bool, request: pytest.FixtureRequest) -> None:
+    api: openai.OpenAI = request.getfixturevalue(kind)
+    asked: Any = {
+        "model": "any",
+        "messages": QUESTION,
+        "functions": [FUNCTION],
+        "function_call": {"name": "get_weather"},
+        "temperature": 0,
+        "max_tokens": 200,
+    }
+    if stream:
+        names, arguments, reasons = [], "", []
+        for chunk in api.chat.completions.create(stream=True, **asked):
+            [choice] = chunk.choices
+            assert choice.delta.tool_calls is None
+            if (call := choice.delta.function_call) is not None:
+                names += [call.name] if call.name else []
+                arguments += call.arguments or ""
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+        assert (names, reasons) == (["get_weather"], ["function_call"])
+    else:
+        [choice] = api.chat.completions.create(**asked).choices
+        assert choice.finish_reason == "function_call"
+        assert choice.message.content is None and choice.message.tool_calls is None
+        assert choice.message.function_call is not None
+        assert choice.message.function_call.name == "get_weather"
+        arguments = choice.message.function_call.arguments
+    assert is_weather(arguments)
+
+
+def test_results_of_functions_give_the_prompt_of_those_of_tools(tagged_server: Server) -> None:
+    def rendered(**more: Any) -> str:
+        return str(tagged_server.client.ok("/v1/chat/completions/render", more)["prompt"])
+
+    call = {"name": "get_weather", "arguments": '{"city": "Paris", "days": 1}'}
+    old = rendered(
+        messages=[
+            *QUESTION,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "get_weather", "content": "sunny"},
+        ],
+        functions=[FUNCTION],
+    )
+    new = rendered(
+        messages=[
+            *QUESTION,
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+            {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        ],
+        tools=[WEATHER],
+    )
+    assert old == new and "sunny" in old and "<function=get_weather>" in old
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"functions": [{"description": "no name"}]}, "functions[0].name"),
+        ({"functions": [FUNCTION], "function_call": {"name": "other"}}, "function_call"),
+        ({"functions": [FUNCTION], "function_call": "required"}, "function_call"),
+        ({"function_call": {"name": "get_weather"}}, "function_call"),
+        ({"functions": [FUNCTION], "tools": [WEATHER]}, "functions"),
+    ],
+)
+def test_wrong_functions_are_refused_by_name(client: openai.OpenAI, change: dict[str, Any], field: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="any", messages=QUESTION, **change)
+    assert caught.value.param == field

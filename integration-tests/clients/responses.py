@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sys
+import time
 from typing import Any
 
 import openai
@@ -62,7 +63,6 @@ def stored(client: openai.OpenAI) -> dict[str, Any]:
         "not stored": lambda: client.responses.retrieve(
             client.responses.create(input="Hi", store=False, **COMMON | {"max_output_tokens": 1}).id
         ),
-        "background": lambda: client.responses.create(input="Hi", background=True, **COMMON),
     }
     for name, call in calls.items():
         try:
@@ -79,6 +79,32 @@ def stored(client: openai.OpenAI) -> dict[str, Any]:
     return found
 
 
+def in_background(client: openai.OpenAI) -> dict[str, Any]:
+    begun = client.responses.create(input=QUESTION, background=True, **COMMON)
+    states = [begun.status]
+    while (now := client.responses.retrieve(begun.id)).status in ("queued", "in_progress"):
+        states.append(now.status)
+        time.sleep(0.02)
+    events = list(client.responses.create(input=QUESTION, background=True, stream=True, **COMMON))
+    created: Any = events[0]
+    rest = list(client.responses.retrieve(created.response.id, stream=True, starting_after=5))
+    long = client.responses.create(input="Count to a million.", background=True, **COMMON)
+    cancelled = client.responses.cancel(long.id)
+    follow = client.responses.create(
+        input="And of Italy?", previous_response_id=begun.id, **COMMON | {"max_output_tokens": 2}
+    )
+    return {
+        "begun": states[0],
+        "text": now.output_text,
+        "status": now.status,
+        "events": [event.type for event in events],
+        "rest": [event.sequence_number for event in rest] == list(range(6, len(events))),
+        "cancelled": [cancelled.status, client.responses.retrieve(long.id).status],
+        "again": client.responses.cancel(long.id).status,
+        "follow": follow.status,
+    }
+
+
 async def asynchronous(url: str) -> str:
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
     async with client.responses.stream(input=PARIS, **COMMON) as stream:
@@ -87,7 +113,11 @@ async def asynchronous(url: str) -> str:
 
 def main(url: str) -> dict[str, Any]:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
-    return sync(client) | {"async": asyncio.run(asynchronous(url)), "stored": stored(client)}
+    return sync(client) | {
+        "async": asyncio.run(asynchronous(url)),
+        "stored": stored(client),
+        "background": in_background(client),
+    }
 
 
 if __name__ == "__main__":

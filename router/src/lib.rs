@@ -41,6 +41,7 @@ use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
+use crate::generation::watermark;
 use crate::grammar::compile::Grammars;
 use crate::running_requests::RunningRequests;
 use crate::state::{AppState, Condition, Parts};
@@ -138,6 +139,11 @@ pub async fn run(
         max_stop_sequences: settings.limits.max_stop_sequences,
         max_top_n_tokens: settings.limits.max_top_n_tokens,
         max_input_tokens: settings.limits.max_input_tokens,
+        watermark: watermark::Settings {
+            share: settings.limits.watermark_gamma,
+            bias: settings.limits.watermark_delta,
+            key: watermark::USUAL_KEY,
+        },
     };
     let text_encoder = if launch.tokenize_on_shard {
         tracing::info!(

@@ -130,6 +130,12 @@ impl AppState {
         })
     }
 
+    /// Maximum number of tokens of a prompt.
+    pub fn max_input_tokens(&self) -> Result<usize, ApiError> {
+        let ready = self.ready()?;
+        Ok(self.0.validator.max_input_tokens(&ready.limits))
+    }
+
     /// Name of the model that answers carry.
     pub fn served_name(&self) -> &str {
         let config = self.config();
@@ -174,7 +180,7 @@ impl AppState {
         if let Some(grammar) = grammar {
             valid.request.grammar = Some(self.0.grammars.compile(grammar, &ready).await?);
         }
-        generation_defaults::add_biases(&ready.info, &mut valid.request.sampling);
+        generation_defaults::add_token_rules(&ready.info, &mut valid.request);
         valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {
             valid.request.namespace.tenant = api_keys::current_tenant();

@@ -266,11 +266,31 @@ fn old_flags_are_refused_only_when_they_would_change_answers() {
         let message = parse_for_model(&[flag, "x"]).unwrap_err();
         assert!(message.contains(flag), "{message}");
     }
-    let args = ["--watermark-delta", "-2", "--disable-custom-kernels"];
+    let args = ["--waiting-served-ratio", "2", "--disable-custom-kernels"];
     let cli = parse_for_model(&args).unwrap();
     let warnings = cli.legacy.warnings().join("\n");
-    for flag in ["--watermark-delta", "--disable-custom-kernels"] {
+    for flag in ["--waiting-served-ratio", "--disable-custom-kernels"] {
         assert!(warnings.contains(flag), "{warnings}");
     }
     assert!(!warnings.contains("--ngrok"));
+}
+
+#[test]
+fn the_watermarks_settings_are_bounded() {
+    let args = ["--watermark-gamma", "0.25", "--watermark-delta", "-2"];
+    let limits = parse_for_model(&args).unwrap().limits;
+    assert_eq!(
+        (limits.watermark_gamma, limits.watermark_delta),
+        (0.25, -2.0)
+    );
+    for (flag, value) in [
+        ("--watermark-gamma", "0"),
+        ("--watermark-gamma", "1.5"),
+        ("--watermark-gamma", "nan"),
+        ("--watermark-delta", "101"),
+        ("--watermark-delta", "nan"),
+    ] {
+        let message = parse_for_model(&[flag, value]).unwrap_err();
+        assert!(message.contains(flag), "{message}");
+    }
 }

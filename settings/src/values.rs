@@ -77,6 +77,14 @@ pub(crate) fn fraction(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Parses a bias of logits.
+pub(crate) fn bias(text: &str) -> Result<f32, String> {
+    match text.trim().parse::<f32>() {
+        Ok(value) if (-100.0..=100.0).contains(&value) => Ok(value),
+        _ => Err("must be a number from -100 to 100".to_owned()),
+    }
+}
+
 /// Parses a number of threads. The launcher compares it with the cores once it has counted them.
 pub(crate) fn cpu_threads(text: &str) -> Result<u32, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

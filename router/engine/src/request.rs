@@ -82,6 +82,8 @@ pub struct StopConditions {
     /// Minimum number of generated tokens; at most `max_new_tokens`. Until then, no stop string ends the text, and the
     /// shard samples neither end-of-sequence tokens nor `token_ids`.
     pub min_new_tokens: u32,
+    /// Tokens of which the last one that `max_new_tokens` allows is one; empty: it may be any.
+    pub forced_end_token_ids: Vec<u32>,
     /// True if the text ends with the stop string (TGI) or before it (OpenAI). When false, text that may begin a stop
     /// string is held back until it is certain.
     pub include_in_output: bool,

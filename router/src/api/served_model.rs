@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::encoder::{pipeline_tag, task_name};
-use crate::generation::defaults::{self, Defaults};
+use crate::generation::defaults::{self, Defaults, TokenRules};
 use crate::state::AppState;
 
 /// The served model, when it generates.
@@ -34,6 +34,8 @@ pub struct Info {
     pub eos_token_ids: Vec<u32>,
     /// Values of OpenAI's routes for fields that a request leaves out, as the model's generation config says.
     pub generation_defaults: Defaults,
+    /// Rules of the generation config about which tokens may come, on all routes.
+    pub token_rules: TokenRules,
     /// Keys of the generation config that would change answers and are not used.
     pub generation_config_ignored: Vec<String>,
     /// Maximum sequence length that the model's positions allow; 0 when its config gives none.
@@ -146,6 +148,7 @@ impl Info {
             tensor_parallel_notes: info.tensor_parallel_notes.clone(),
             eos_token_ids: info.eos_token_ids.clone(),
             generation_defaults: Defaults::of(info),
+            token_rules: TokenRules::of(info),
             generation_config_ignored: defaults::ignored(info),
             max_context_tokens: info.max_context_tokens,
             max_n: requested.max_n,

@@ -7,6 +7,7 @@ use gridwork_engine::Limits;
 use crate::error::{ApiError, Dialect};
 use crate::generation::parameters::{FieldNames, Parameters};
 use crate::generation::table::parameter_table;
+use crate::generation::watermark::{self, Watermark};
 use crate::tokenizing::vocabulary;
 
 /// Bounds that the operator sets.
@@ -16,6 +17,8 @@ pub struct ValidationLimits {
     pub max_top_n_tokens: u32,
     /// Maximum number of tokens of a prompt; `None`: all that leave room for one generated token.
     pub max_input_tokens: Option<u32>,
+    /// Watermark of requests that do not give its settings.
+    pub watermark: watermark::Settings,
 }
 
 impl ValidationLimits {
@@ -33,6 +36,13 @@ struct Bounds<'a> {
     /// Number of tokens that the model can generate.
     vocab_size: u32,
 }
+
+/// Maximum number of words or runs of tokens that a request forbids or favours: each is compared with the text at every
+/// step.
+const MAX_RUNS: usize = 1024;
+
+/// Maximum size of a forbidden word, and of a run in tokens.
+const MAX_RUN_LENGTH: usize = 256;
 
 /// Maximum size of a cache salt: enough for any digest or name. Each prefix in the cache keeps its own copy.
 const MAX_CACHE_SALT_BYTES: usize = 512;
@@ -195,6 +205,82 @@ fn logit_bias(biases: &[(u32, f32)], field: &str, bounds: &Bounds<'_>) -> Result
     }
 }
 
+fn bad_words(words: &[String], field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    number_of_runs(words.len(), field)?;
+    let wrong = |word: &&String| word.trim().is_empty() || word.len() > MAX_RUN_LENGTH;
+    let Some(word) = words.iter().find(wrong) else {
+        return Ok(());
+    };
+    let message = if word.trim().is_empty() {
+        format!("`{field}` must not contain an empty string, or one of spaces alone")
+    } else {
+        let bytes = word.len();
+        format!(
+            "`{field}` must have words of at most {MAX_RUN_LENGTH} bytes. Given: one of {bytes}"
+        )
+    };
+    Err(ApiError::validation(field, message))
+}
+
+fn number_of_runs(number: usize, field: &str) -> Result<(), ApiError> {
+    if number <= MAX_RUNS {
+        return Ok(());
+    }
+    Err(ApiError::validation(
+        field,
+        format!("`{field}` must have at most {MAX_RUNS} entries. Given: {number}"),
+    ))
+}
+
+fn token_runs(runs: &[Vec<u32>], field: &str, bounds: &Bounds<'_>) -> Result<(), ApiError> {
+    number_of_runs(runs.len(), field)?;
+    for run in runs {
+        if run.is_empty() || run.len() > MAX_RUN_LENGTH {
+            return Err(ApiError::validation(
+                field,
+                format!(
+                    "`{field}` must have runs of 1 to {MAX_RUN_LENGTH} tokens. Given: one of {}",
+                    run.len()
+                ),
+            ));
+        }
+        token_ids(run, field, bounds)?;
+    }
+    Ok(())
+}
+
+fn sequence_bias(
+    biases: &[(Vec<u32>, f32)],
+    field: &str,
+    bounds: &Bounds<'_>,
+) -> Result<(), ApiError> {
+    let runs: Vec<_> = biases.iter().map(|(run, _)| run.clone()).collect();
+    token_runs(&runs, field, bounds)?;
+    match biases.iter().find(|(_, bias)| !bias.is_finite()) {
+        None => Ok(()),
+        Some((_, bias)) => Err(ApiError::validation(
+            field,
+            format!("`{field}` must have finite values. Given: {bias}"),
+        )),
+    }
+}
+
+fn watermark(watermark: &Watermark, field: &str, _: &Bounds<'_>) -> Result<(), ApiError> {
+    let Watermark::Given(settings) = watermark else {
+        return Ok(());
+    };
+    let message = if !(0.0..=1.0).contains(&settings.share) {
+        let share = settings.share;
+        format!("`{field}.greenlist_ratio` must be >= 0 and <= 1. Given: {share}")
+    } else if !(-100.0..=100.0).contains(&settings.bias) {
+        let bias = settings.bias;
+        format!("`{field}.bias` must be >= -100 and <= 100. Given: {bias}")
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::validation(field, message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +289,11 @@ mod tests {
         max_stop_sequences: 1,
         max_top_n_tokens: 1,
         max_input_tokens: None,
+        watermark: watermark::Settings {
+            share: 0.5,
+            bias: 2.0,
+            key: 1,
+        },
     };
 
     fn repetition_penalty(value: f32) -> Option<String> {
@@ -229,6 +320,73 @@ mod tests {
         ] {
             let message = repetition_penalty(value).unwrap_or_default();
             assert!(message.contains(words), "{value}: {message}");
+        }
+    }
+
+    #[test]
+    fn runs_of_tokens_and_words_are_bounded() {
+        let refused = |parameters: Parameters| {
+            let checked = check(&parameters, &LIMITS, &FieldNames::TGI, 10);
+            checked.err().and_then(|error| error.field)
+        };
+        let words = |words: Vec<String>| {
+            refused(Parameters {
+                bad_words: Some(words),
+                ..Parameters::default()
+            })
+        };
+        let runs = |runs: Vec<Vec<u32>>| {
+            refused(Parameters {
+                bad_words_ids: Some(runs),
+                ..Parameters::default()
+            })
+        };
+        assert_eq!(words(vec!["cat".into(); MAX_RUNS]), None);
+        for wrong in [
+            vec![String::new()],
+            vec!["cat".into(), "  ".into()],
+            vec!["x".repeat(MAX_RUN_LENGTH + 1)],
+            vec!["cat".into(); MAX_RUNS + 1],
+        ] {
+            assert_eq!(words(wrong).as_deref(), Some("bad_words"));
+        }
+        assert_eq!(runs(vec![vec![9, 0]; MAX_RUNS]), None);
+        for wrong in [
+            vec![vec![]],
+            vec![vec![1, 10]],
+            vec![vec![1; MAX_RUN_LENGTH + 1]],
+            vec![vec![1]; MAX_RUNS + 1],
+        ] {
+            assert_eq!(runs(wrong).as_deref(), Some("bad_words_ids"));
+        }
+        let endless = Parameters {
+            sequence_bias: Some(vec![(vec![1], f32::NEG_INFINITY)]),
+            ..Parameters::default()
+        };
+        assert_eq!(refused(endless).as_deref(), Some("sequence_bias"));
+    }
+
+    #[test]
+    fn a_watermarks_settings_are_bounded() {
+        for (share, bias, allowed) in [
+            (0.0, -100.0, true),
+            (1.0, 100.0, true),
+            (1.1, 2.0, false),
+            (f32::NAN, 2.0, false),
+            (0.5, 101.0, false),
+            (0.5, f32::NAN, false),
+        ] {
+            let settings = watermark::Settings {
+                share,
+                bias,
+                key: 1,
+            };
+            let parameters = Parameters {
+                watermark: Some(Watermark::Given(settings)),
+                ..Parameters::default()
+            };
+            let checked = check(&parameters, &LIMITS, &FieldNames::TGI, 10);
+            assert_eq!(checked.is_ok(), allowed, "{share} {bias}");
         }
     }
 }

@@ -70,6 +70,12 @@ macro_rules! declare_parameters {
 parameter_table! { declare_parameters =>
     /// Bound for requests without `max_new_tokens`; the context's end may come before it.
     pub default_max_new_tokens: Option<u32>,
+    /// Bound for requests without `min_new_tokens`; `max_new_tokens` may be below it.
+    pub default_min_new_tokens: u32,
+    /// Minimum number of tokens with the prompt's, for requests without `min_new_tokens`.
+    pub default_min_length: u32,
+    /// Stop sequences of requests without any.
+    pub default_stop: Vec<String>,
     /// Lower `max_new_tokens` to what the context has left, rather than refuse it.
     pub clamps_max_new_tokens: bool,
     /// Special tokens that are in the text although others are not.

@@ -366,6 +366,90 @@ macro_rules! parameter_table {
                 transformers {}
             }
 
+            /// Words that the text does not contain, as a text begins with them and behind a space.
+            bad_words: Vec<String> {
+                meaning {
+                    check bad_words;
+                }
+                openai {
+                    /// Words that the text does not contain: no token comes that would complete the tokens of one, with
+                    /// or without a space before it. The prompt's end counts as part of the text.
+                    bad_words: Vec<String>;
+                }
+                tgi {}
+                transformers {}
+            }
+
+            /// Runs of tokens that the text does not contain.
+            bad_words_ids: Vec<Vec<u32>> {
+                meaning {
+                    check token_runs;
+                }
+                openai {}
+                tgi {}
+                transformers { bad_words_ids: Vec<Vec<u32>>; }
+            }
+
+            /// Values added to the logit of a run's last token, where the tokens before it are the rest of the run.
+            sequence_bias: Vec<(Vec<u32>, f32)> {
+                meaning {
+                    check sequence_bias;
+                }
+                openai {}
+                tgi {}
+                transformers { sequence_bias: Vec<(Vec<u32>, f32)>; }
+            }
+
+            /// Tokens that the text does not contain.
+            suppress_tokens: Vec<u32> {
+                meaning {
+                    check token_ids;
+                }
+                openai {}
+                tgi {}
+                transformers { suppress_tokens: Vec<u32>; }
+            }
+
+            /// Tokens that the text does not begin with.
+            begin_suppress_tokens: Vec<u32> {
+                meaning {
+                    sets sampling.begin_forbidden_token_ids or Vec::new();
+                    check token_ids;
+                }
+                openai {}
+                tgi {}
+                transformers { begin_suppress_tokens: Vec<u32>; }
+            }
+
+            /// Number of tokens of runs that prompt and text together contain once; 0 is off.
+            no_repeat_ngram_size: u32 {
+                meaning {
+                    sets sampling.no_repeat_ngram_size or 0;
+                    model_default no_repeat_ngram_size;
+                }
+                openai {}
+                tgi {}
+                transformers { no_repeat_ngram_size: u32; }
+            }
+
+            /// Watermark of the text.
+            watermark: $crate::generation::watermark::Watermark {
+                meaning {
+                    check watermark;
+                }
+                openai {}
+                tgi {
+                    /// Mark the text, so that a detector tells it from others: tokens that the token before them chooses
+                    /// are more likely. `--watermark-gamma` and `--watermark-delta` say how many, and by how much.
+                    #[schema(default = false)]
+                    watermark: bool => $crate::generation::watermark::of_server;
+                }
+                transformers {
+                    watermarking_config: $crate::generation::watermark::WatermarkingConfig =>
+                        $crate::generation::watermark::of_config;
+                }
+            }
+
             /// Tokens that end the text, besides the model's own.
             stop_token_ids: Vec<u32> {
                 meaning {
@@ -443,8 +527,7 @@ macro_rules! parameter_table {
 pub(crate) use parameter_table;
 
 /// Parameters of other servers that would change the answer and that OpenAI's routes here do not have.
-pub const UNSUPPORTED: [&str; 9] = [
-    "bad_words",
+pub const UNSUPPORTED: [&str; 8] = [
     "logits_processors",
     "use_beam_search",
     "prompt_embeds",

@@ -11,6 +11,7 @@ use tracing::Span;
 use crate::error::{ApiError, Dialect};
 use crate::generation::bounds::{ValidationLimits, check};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
+use crate::generation::token_runs;
 use crate::generation::values::MODEL_MAXIMUM;
 use crate::observability::metrics;
 use crate::tokenizing::text_encoder::{TextEncoder, TokenizedText};
@@ -69,11 +70,16 @@ impl Validator {
         }
     }
 
+    /// Maximum number of tokens of a prompt.
+    pub fn max_input_tokens(&self, engine: &Limits) -> usize {
+        self.limits.max_input_tokens(engine)
+    }
+
     /// Checks `parameters`, tokenizes `prompt`, and checks the lengths. Errors name the fields as in `names`.
     pub async fn validate(
         &self,
         prompt: Prompt,
-        parameters: Parameters,
+        mut parameters: Parameters,
         names: &FieldNames,
         engine: &Limits,
         vocabulary: Vocabulary,
@@ -84,8 +90,12 @@ impl Validator {
         if parameters.truncate.is_none() {
             self.check_bytes(&prompt, names, engine)?;
         }
+        let bad_words = parameters.bad_words.take().unwrap_or_default();
         let prompt_ids = self.tokenize(prompt, names).await?;
-        let valid = fit(prompt_ids, parameters, names, &self.limits, engine, span)?;
+        let mut valid = fit(prompt_ids, parameters, names, &self.limits, engine, span)?;
+        for word in bad_words {
+            self.forbid(&word, &mut valid.request.sampling).await?;
+        }
         let needs_logits = valid.request.logprobs.prompt;
         let text = |id| self.encoder.token_text(id);
         vocabulary.check_prompt(names.prompt, valid.prompt_ids(), needs_logits, text)?;
@@ -135,6 +145,19 @@ impl Validator {
                 Ok(encoded.ids)
             }
         }
+    }
+
+    /// Forbids the tokens that spell a word.
+    async fn forbid(&self, word: &str, sampling: &mut SamplingParameters) -> Result<(), ApiError> {
+        let mut before = Vec::new();
+        for text in token_runs::spellings(word) {
+            let run = self.encode(text, false, "bad_words").await?.ids;
+            if run != before {
+                token_runs::add(sampling, &run, token_runs::NEVER);
+            }
+            before = run;
+        }
+        Ok(())
     }
 
     /// Tokenizes a text on a worker thread. The number of texts at a time is limited.
@@ -212,11 +235,16 @@ fn fit(
             ),
         ));
     }
-    check_min_new_tokens(
-        parameters.min_new_tokens.unwrap_or(0),
-        max_new_tokens,
-        names,
-    )?;
+    let shortest = parameters
+        .default_min_length
+        .saturating_sub(prompt_tokens as u32)
+        .max(parameters.default_min_new_tokens)
+        .min(max_new_tokens as u32);
+    let min_new_tokens = *parameters.min_new_tokens.get_or_insert(shortest);
+    check_min_new_tokens(min_new_tokens, max_new_tokens, names)?;
+    if parameters.stop.is_none() && !parameters.default_stop.is_empty() {
+        parameters.stop = Some(std::mem::take(&mut parameters.default_stop));
+    }
     let is_random = parameters.is_random();
     let seed = parameters.seed.unwrap_or_else(rand::random);
     let biases = parameters.logit_bias.take().unwrap_or_default();
@@ -251,6 +279,20 @@ fn fit(
         permit: ReservedPermit::default(),
         span,
     };
+    let sampling = &mut request.sampling;
+    let forbidden = parameters.bad_words_ids.take().unwrap_or_default();
+    for run in &forbidden {
+        token_runs::add(sampling, run, token_runs::NEVER);
+    }
+    for token in parameters.suppress_tokens.take().unwrap_or_default() {
+        token_runs::add(sampling, &[token], token_runs::NEVER);
+    }
+    for (run, bias) in parameters.sequence_bias.take().unwrap_or_default() {
+        token_runs::add(sampling, &run, bias);
+    }
+    if let Some(watermark) = parameters.watermark {
+        watermark.write(limits.watermark, sampling);
+    }
     parameters.write(&mut request);
     if request.sampling.temperature == 0.0 {
         // Such a request is greedy, but the shard divides by the temperature.

@@ -6,6 +6,8 @@ use tokenizers::pre_tokenizers::whitespace::Whitespace;
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::generation::token_runs::NEVER;
+use crate::generation::watermark::{self, Watermark};
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 
 const VOCAB: u32 = 4;
@@ -30,6 +32,11 @@ fn validator() -> Validator {
         max_stop_sequences: 4,
         max_top_n_tokens: 5,
         max_input_tokens: None,
+        watermark: watermark::Settings {
+            share: 0.5,
+            bias: 2.0,
+            key: 7,
+        },
     };
     Validator::new(
         TextEncoder::local(Arc::new(tokenizer), SlowRegexes::default()),
@@ -282,5 +289,84 @@ async fn a_maximum_beyond_the_context_is_lowered_where_the_api_lowers_it() {
         };
         let valid = validate("a b", parameters).await.expect("a valid request");
         assert_eq!(valid.request.max_new_tokens, expected);
+    }
+}
+
+#[tokio::test]
+async fn forbidden_words_are_forbidden_with_and_without_a_space() {
+    let parameters = Parameters {
+        bad_words: Some(vec!["c".into(), " a b".into()]),
+        bad_words_ids: Some(vec![vec![2], vec![3, 1]]),
+        suppress_tokens: Some(vec![1]),
+        sequence_bias: Some(vec![(vec![2, 3], 1.5)]),
+        ..Parameters::default()
+    };
+    let sampling = validate("a", parameters).await.unwrap().request.sampling;
+    // The tokenizer of these tests drops spaces, so that both forms of a word are the same tokens.
+    assert_eq!(sampling.logit_bias_tokens, [2, 1, 3]);
+    assert_eq!(sampling.logit_bias_values, [NEVER; 3]);
+    assert_eq!(sampling.run_tokens, [3, 1, 2, 3, 1, 2]);
+    assert_eq!(sampling.run_lengths, [2, 2, 2]);
+    assert_eq!(sampling.run_biases, [NEVER, 1.5, NEVER]);
+}
+
+#[tokio::test]
+async fn a_watermark_is_that_of_the_server_unless_the_request_gives_another() {
+    let other = watermark::Settings {
+        share: 0.25,
+        bias: 1.0,
+        key: 9,
+    };
+    for (asked, expected) in [
+        (None, (0.0, 0.0, 0)),
+        (Some(Watermark::None), (0.0, 0.0, 0)),
+        (Some(Watermark::OfServer), (0.5, 2.0, 7)),
+        (Some(Watermark::Given(other)), (0.25, 1.0, 9)),
+    ] {
+        let parameters = Parameters {
+            watermark: asked,
+            ..Parameters::default()
+        };
+        let sampling = validate("a", parameters).await.unwrap().request.sampling;
+        let found = (
+            sampling.watermark_share,
+            sampling.watermark_bias,
+            sampling.watermark_key,
+        );
+        assert_eq!(found, expected);
+    }
+}
+
+#[tokio::test]
+async fn default_lengths_and_stop_sequences_give_way_to_the_requests() {
+    // Prompts of two tokens, in a context of ten.
+    for (own, max, expected) in [
+        (None, None, 5),
+        (None, Some(3), 3),
+        (Some(1), None, 1),
+        (Some(0), Some(3), 0),
+    ] {
+        let parameters = Parameters {
+            min_new_tokens: own,
+            max_new_tokens: max,
+            default_min_new_tokens: 4,
+            default_min_length: 7,
+            ..Parameters::default()
+        };
+        let stop = validate("a b", parameters).await.unwrap().request.stop;
+        assert_eq!(stop.min_new_tokens, expected, "{own:?} {max:?}");
+    }
+    for (own, expected) in [
+        (None, vec!["x"]),
+        (Some(vec![]), vec![]),
+        (Some(vec!["y".into()]), vec!["y"]),
+    ] {
+        let parameters = Parameters {
+            stop: own,
+            default_stop: vec!["x".into()],
+            ..Parameters::default()
+        };
+        let stop = validate("a", parameters).await.unwrap().request.stop;
+        assert_eq!(stop.strings, expected);
     }
 }

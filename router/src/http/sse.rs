@@ -19,7 +19,7 @@ pub const FRAME_BYTES: usize = 16 * 1024;
 /// Silence after which a comment is sent.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// A comment, which clients skip.
-const KEEP_ALIVE: &[u8] = b":\n\n";
+pub const KEEP_ALIVE: &[u8] = b":\n\n";
 
 /// A response whose body is `frames`, each with one or more whole events. While there are none, comments keep the
 /// connection alive.

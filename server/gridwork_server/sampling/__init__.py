@@ -3,8 +3,9 @@
 Each file has one subject: `parameters` (the list of parameters), `sampler` (settings of each sequence, and the order of
 stages), `sampled` (results, on the device and on the host), `sparse_rows` (token tables for penalties and biases),
 `weights` (exact integer softmax weights), `draw` and `truncation` (draws from a whole distribution; top-k, typical-p,
-top-p, min-p), `philox` (random numbers from seed and position), `logprobs`, `drafts` (which drafts are taken), and
-`grammars` (texts within their grammars), with `grammar_library` and `token_masks`.
+top-p, min-p), `philox` (random numbers from seed and position), `logprobs`, `drafts` (which drafts are taken),
+`text_rules` (rules on a token by the tokens before it), with `watermark`, and `grammars` (texts within their grammars),
+with `grammar_library` and `token_masks`.
 """
 
 from gridwork_server.sampling.drafts import taken

@@ -34,6 +34,12 @@ class Stage(IntFlag):
     """Draw a token in place of the most likely one."""
     TRUNCATION = 32
     """Cut the distribution to candidates before the draw."""
+    BEGIN = 128
+    """Forbid the tokens that may not begin the generated text."""
+    TEXT = 256
+    """Apply rules on a token by the tokens before it."""
+    FORCED = 512
+    """Forbid all tokens but those that must come at a position."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,11 @@ PARAMETERS = (
     Parameter("frequency_penalty", np.float32, 0, Stage.PENALTY, allows_drafts=False),
     Parameter("presence_penalty", np.float32, 0, Stage.PENALTY, allows_drafts=False),
     Parameter("first_end_position", np.int64, 0, Stage.END, costly=2**31),
+    Parameter("no_repeat_ngram_size", np.int64, 0, Stage.TEXT),
+    Parameter("watermark_share", np.float32, 0, Stage.TEXT),
+    # Without a share they change nothing.
+    Parameter("watermark_bias", np.float32, 0, Stage(0)),
+    Parameter("watermark_key", np.uint64, 0, Stage(0)),
 )
 
 CUTS = {parameter.field: parameter.neutral for parameter in PARAMETERS if parameter.is_cut}

@@ -14,6 +14,7 @@ from gridwork_server.sampling.parameters import CUTS, NO_DRAFTS, PARAMETERS, Sta
 from gridwork_server.sampling.philox import uniforms
 from gridwork_server.sampling.sampled import Observed, Sampled, SampleOutput
 from gridwork_server.sampling.sparse_rows import SparseRows
+from gridwork_server.sampling.text_rules import TextRules
 from gridwork_server.sampling.truncation import draw_truncated
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from gridwork_server.sampling.token_masks import TokenMasks
 
 _OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
-_WITHOUT_END = np.uint8(255 ^ Stage.END)
+_AT_POSITIONS = Stage.END | Stage.BEGIN | Stage.FORCED
+"""Stages that apply at some positions of a sequence alone."""
 
 
 class Sampler:
@@ -34,7 +36,7 @@ class Sampler:
     def __init__(self, max_sequences: int, vocab_size: int, device: torch.device | str) -> None:
         self._vocab_size = vocab_size
         self._device = torch.device(device)
-        self._stages = np.zeros(max_sequences, dtype=np.uint8)
+        self._stages = np.zeros(max_sequences, dtype=np.uint16)
         """Stages that each sequence needs, as bits of `Stage`."""
         self._columns = {each.field: np.full(max_sequences, each.neutral, each.dtype) for each in PARAMETERS}
         """Values of each parameter, by the contract's field."""
@@ -46,19 +48,28 @@ class Sampler:
         """Tokens that end a sequence, with the bias of -inf that forbids them while it is too short."""
         self._allowed = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
         """Tokens that a sequence may have, each with 0, where it may not have all."""
-        self._tables = {
+        self._begins = SparseRows(max_sequences, vocab_size, torch.float32, self._device)
+        """Tokens that may not begin the generated text, with a bias of -inf."""
+        self._begin_positions = np.zeros(max_sequences, dtype=np.int64)
+        """Position of the first generated token, of sequences with `BEGIN`."""
+        self._forced: dict[int, dict[int, list[int]]] = {}
+        """Tokens of which one comes at a position, by sequence and position."""
+        self._rules = TextRules(vocab_size, self._device)
+        self._tables: dict[Stage, SparseRows | TextRules] = {
             Stage.PENALTY: self._counts,
             Stage.BIAS: self._biases,
             Stage.END: self._ends,
             Stage.ALLOWED: self._allowed,
+            Stage.BEGIN: self._begins,
+            Stage.TEXT: self._rules,
         }
         self._changes_of_logits: dict[Stage, Callable[[torch.Tensor, np.ndarray, np.ndarray], None]] = {
             Stage.BIAS: partial(self._add_biases, self._biases),
             Stage.PENALTY: self._apply_penalties,
             Stage.END: partial(self._add_biases, self._ends),
-            Stage.ALLOWED: self._forbid_others,
+            Stage.BEGIN: partial(self._add_biases, self._begins),
         }
-        """Stages that change logits, in order."""
+        """Stages that change logits by the sequence alone, in order."""
 
     def admit(
         self,
@@ -68,11 +79,13 @@ class Sampler:
         params: "SamplingParameters",
         logprobs: bool = False,
         top_n: int = 0,
+        first_position: int = 0,
     ) -> None:
         """Takes a sequence in, and forgets the sequence that had the id before.
 
         token_ids: int32, the prompt, then the tokens generated so far. Neutral values of the contract switch a
         parameter off; a temperature of 0 or less means greedy. Token ids outside the vocabulary do not count.
+        first_position: position of the first of `token_ids`.
         """
         self.release((sequence_id,))
         is_drawn = not params.greedy and params.temperature > 0
@@ -96,6 +109,22 @@ class Sampler:
         if len(allowed):
             stages |= Stage.ALLOWED
             self._allowed.set(sequence_id, *self._sum_biases(allowed, np.zeros(len(allowed))))
+        begin_tokens = np.fromiter(params.begin_forbidden_token_ids, dtype=np.int64)
+        if len(begin_tokens):
+            stages |= Stage.BEGIN
+            self._begins.set(sequence_id, *self._sum_biases(begin_tokens, np.full(len(begin_tokens), -np.inf)))
+            self._begin_positions[sequence_id] = first_position + num_prompt_tokens
+        if params.forced_positions:
+            stages |= Stage.FORCED
+            forced: dict[int, list[int]] = {}
+            for position, token in zip(params.forced_positions, params.forced_token_ids, strict=True):
+                if token < self._vocab_size:
+                    forced.setdefault(position, []).append(token)
+            self._forced[sequence_id] = forced
+        if params.run_lengths:
+            stages |= Stage.TEXT
+        if stages & Stage.TEXT:
+            self._rules.set(sequence_id, params, first_position)
         if logprobs or top_n > 0:
             stages |= Stage.LOGPROBS
         self._top_n[sequence_id] = min(top_n, self._vocab_size)
@@ -109,7 +138,13 @@ class Sampler:
                 for stage, table in self._tables.items():
                     if stages & stage:
                         table.clear(sequence_id)
+                self._forced.pop(sequence_id, None)
                 self._stages[sequence_id] = 0
+
+    def reads_text(self, sequence_ids: np.ndarray) -> bool:
+        """True if the next token of any of these sequences depends on the tokens before by a rule of the host, which
+        must then know them. sequence_ids: int64."""
+        return bool((self._stages[sequence_ids] & Stage.TEXT).any())
 
     def check_drafts(self, sequence_ids: np.ndarray) -> None:
         """Raises ValueError when one of these sequences cannot have drafts. sequence_ids: int64."""
@@ -119,9 +154,11 @@ class Sampler:
                 f"sequence {refused[0]} has drafts and penalties, which depend on all earlier tokens; send it no drafts"
             )
 
-    def sample(self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray) -> SampleOutput:
+    def sample(
+        self, logits: torch.Tensor, sequence_ids: np.ndarray, positions: np.ndarray, text: np.ndarray | None = None
+    ) -> SampleOutput:
         """Samples as `begin` does, and waits for the result."""
-        return self.begin(logits, sequence_ids, positions).read()
+        return self.begin(logits, sequence_ids, positions, text=text).read()
 
     @torch.inference_mode()
     def begin(
@@ -130,25 +167,37 @@ class Sampler:
         sequence_ids: np.ndarray,
         positions: np.ndarray,
         masks: "TokenMasks | None" = None,
+        text: np.ndarray | None = None,
     ) -> Sampled:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
         positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
         the random number, and it alone decides whether tokens that end the sequence are forbidden. masks: of the rows
-        whose sequence has a grammar, which counts more than anything that forbids a token. Rows that fail get a token
-        like the others, and disturb none of them.
+        whose sequence has a grammar, which counts more than anything that forbids a token. text: int32
+        `[max_sequences, n]`, the tokens of every sequence by position, drafts included; needed for sequences for which
+        `reads_text` is true. Rows that fail get a token like the others, and disturb none of them.
         """
         logits = logits.contiguous()
         stages = self._stages[sequence_ids]
-        stages[positions >= self._columns["first_end_position"][sequence_ids]] &= _WITHOUT_END
-        if masks is None and not stages.any():
-            return Sampled(*argmax(logits))
         needed = int(np.bitwise_or.reduce(stages, initial=0))
+        if needed & _AT_POSITIONS:
+            self._leave_out_others(stages, sequence_ids, positions)
+            needed = int(np.bitwise_or.reduce(stages, initial=0))
+        if masks is None and not needed:
+            return Sampled(*argmax(logits))
         observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
         for stage, change in self._changes_of_logits.items():
             if needed & stage:
                 change(logits, np.nonzero(stages & stage)[0], sequence_ids)
+        if needed & Stage.TEXT:
+            if text is None:
+                raise ValueError("a sequence has rules on the tokens before, and no tokens were given")
+            self._rules.apply(logits, np.nonzero(stages & Stage.TEXT)[0], sequence_ids, positions, text)
+        if needed & Stage.ALLOWED:
+            self._forbid_others(logits, np.nonzero(stages & Stage.ALLOWED)[0], sequence_ids)
+        if needed & Stage.FORCED:
+            self._force(logits, np.nonzero(stages & Stage.FORCED)[0], sequence_ids, positions)
         if masks is not None:
             masks.apply(logits)
 
@@ -183,6 +232,18 @@ class Sampler:
         np.add.at(summed, index, np.fromiter(values, dtype=np.float32)[inside])
         return distinct, summed
 
+    def _leave_out_others(self, stages: np.ndarray, sequence_ids: np.ndarray, positions: np.ndarray) -> None:
+        """Takes the stages out of rows for whose positions they are not. stages: uint16 [B], changed in place."""
+        keeps = (
+            (Stage.END, positions < self._columns["first_end_position"][sequence_ids]),
+            (Stage.BEGIN, positions == self._begin_positions[sequence_ids]),
+        )
+        for stage, kept in keeps:
+            stages[~kept] &= np.uint16(0xFFFF ^ stage)
+        for row in np.nonzero(stages & Stage.FORCED)[0].tolist():
+            if int(positions[row]) not in self._forced[int(sequence_ids[row])]:
+                stages[row] &= np.uint16(0xFFFF ^ Stage.FORCED)
+
     def _add_biases(self, table: SparseRows, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
         rows = rows[table.has_entries(sequence_ids[rows])]
         if len(rows):
@@ -198,6 +259,15 @@ class Sampler:
             allowed = logits[index[:, None], tokens]
             logits[index] = -torch.inf
             logits[index[:, None], tokens] = allowed
+
+    def _force(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray, positions: np.ndarray) -> None:
+        for row in rows.tolist():
+            tokens = np.array(self._forced[int(sequence_ids[row])][int(positions[row])], dtype=np.int64)
+            index = self._to_device(tokens)
+            # The same logit for each of them, as in generate(). NaN must still show.
+            forced = torch.where(logits[row, index].isnan(), torch.nan, 0.0)
+            logits[row] = -torch.inf
+            logits[row, index] = forced
 
     def _apply_penalties(self, logits: torch.Tensor, rows: np.ndarray, sequence_ids: np.ndarray) -> None:
         """Formulas: repetition, N. S. Keskar et al., "CTRL", 2019, section 4.1; frequency and presence, OpenAI's API

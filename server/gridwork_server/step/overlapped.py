@@ -2,8 +2,8 @@
 
 Decodes take their input from the device, where the last step has sampled it. While a step is computed, the host reads
 the tokens of the last one and tells the router, which sends steps ahead. Some steps wait until the step in flight is
-finished: steps with drafts, whose positions depend on how many of the last drafts were taken, and steps that report
-log-probabilities of prompts.
+finished: steps with drafts, whose positions depend on how many of the last drafts were taken, steps that report
+log-probabilities of prompts, and steps of sequences with rules on the tokens before.
 """
 
 from collections.abc import Callable
@@ -66,4 +66,6 @@ class OverlappedSteps:
         table, ids = runner.table, np.array(step.sequence_ids, dtype=np.int64)
         # These flags may still be those of a sequence that this step releases: the step then waits once for nothing.
         asks_for_prompt = table.wants_prompt_logprobs[ids] & (table.num_computed[ids] + 1 < table.num_prompt[ids])
+        if runner.sampler.reads_text(ids):
+            return False
         return len(ids) > 0 and not asks_for_prompt.any() and not table.failed[ids].any()

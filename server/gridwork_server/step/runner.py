@@ -187,7 +187,8 @@ class Runner:
             if len(kept) != len(batch.sampled):
                 logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
             begun.masks = masks.result() if masks is not None else None
-            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions, begun.masks)
+            text = self.table.token_ids
+            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions, begun.masks, text)
             begun.sampled.start_reading()
         return begun
 
@@ -231,7 +232,7 @@ class Runner:
             first = new.num_prompt_tokens if self.loaded.config.is_encoder_decoder else 0
             tokens = self.table.token_ids[new.id, first : len(new.token_ids)]
             num_prompt = new.num_prompt_tokens - first
-            self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs)
+            self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs, first)
             if self.grammars is not None:
                 self._admit_to_grammars(new)
             self.spans.admit(new.id, new.traceparent)

@@ -1,14 +1,23 @@
 """Tests each key of generation_config.json against the table."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import GenerationConfig, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig, T5Config
 
 from gridwork_server.errors import ModelError
-from gridwork_server.model.generation_defaults import IGNORED, KEYS, READ, WITHOUT_EFFECT, GenerationDefaults, read
+from gridwork_server.model.generation_defaults import (
+    IGNORED,
+    KEYS,
+    READ,
+    WITHOUT_EFFECT,
+    GenerationDefaults,
+    Watermark,
+    read,
+)
 
 SAMPLES: dict[str, Any] = {
     "do_sample": True,
@@ -46,7 +55,7 @@ SAMPLES: dict[str, Any] = {
     "begin_suppress_tokens": [3],
     "token_healing": True,
     "guidance_scale": 1.5,
-    "watermarking_config": {"bias": 2.0},
+    "watermarking_config": {"greenlist_ratio": 0.5, "bias": 3.0, "hashing_key": 7},
     "penalty_alpha": 0.5,
     "dola_layers": "low",
     "constraints": ["x"],
@@ -70,7 +79,8 @@ def test_every_key_of_transformers_is_listed() -> None:
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_each_key_has_the_listed_effect(key: str, tmp_path: Path) -> None:
     fate = KEYS[key]
-    of_the_models_path = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id")
+    of_the_models_path = ("decoder_start_token_id", "bos_token_id")
+    renamed = {"begin_suppress_tokens": "begin_forbidden", "forced_bos_token_id": "forced_bos"}
     # Transformers refuses this key without sampling.
     more = {"do_sample": True} if key == "num_return_sequences" else {}
     found = defaults(tmp_path, {key: SAMPLES.get(key, 1)} | more)
@@ -88,8 +98,12 @@ def test_each_key_has_the_listed_effect(key: str, tmp_path: Path) -> None:
             assert found.biases == {3: 2.5}
         elif key == "eos_token_id":
             assert found.eos_token_ids == [4, 5]
+        elif key == "forced_eos_token_id":
+            assert found.forced_eos == [2]
+        elif key == "watermarking_config":
+            assert found.watermark == Watermark(share=0.5, bias=3.0, key=7)
         else:
-            assert getattr(found, key) == SAMPLES[key]
+            assert getattr(found, renamed.get(key, key)) == SAMPLES.get(key, 1)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +115,32 @@ def test_values_out_of_range_are_ignored(key: str, value: float, tmp_path: Path)
     assert getattr(found, key) is None
 
 
-def test_words_of_several_tokens_are_reported_as_ignored(tmp_path: Path) -> None:
+def test_words_of_several_tokens_are_runs(tmp_path: Path) -> None:
     found = defaults(tmp_path, {"bad_words_ids": [[3], [4, 5]], "sequence_bias": [[[6, 7], 1.0]]})
     assert found.biases == {3: -1e9}
-    assert len(found.ignored) == 2
+    assert found.runs == [([6, 7], 1.0), ([4, 5], -math.inf)]
+    message = found.message()
+    assert list(message.run_tokens) == [6, 7, 4, 5]
+    assert (list(message.run_lengths), list(message.run_biases)) == ([2, 2], [1.0, -math.inf])
+    assert not found.ignored
+
+
+def test_the_end_is_no_bad_word(tmp_path: Path) -> None:
+    found = defaults(tmp_path, {"bad_words_ids": [[2], [3]], "eos_token_id": 2})
+    assert found.biases == {3: -1e9}
+
+
+@pytest.mark.parametrize("more", [{"seeding_scheme": "selfhash"}, {"bias": 1000.0}, {"hashing_key": -1}])
+def test_another_watermark_is_reported_as_ignored(more: dict[str, Any], tmp_path: Path) -> None:
+    found = defaults(tmp_path, {"watermarking_config": {"bias": 2.0} | more})
+    assert found.watermark is None
+    assert [entry.split(":")[0] for entry in found.ignored] == ["watermarking_config"]
+
+
+def test_the_shortest_length_of_a_decoder_counts_its_start(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"min_length": 9, "forced_bos_token_id": 3}')
+    found = read(tmp_path, T5Config())
+    assert (found.min_new_tokens, found.min_length, found.forced_bos) == (8, None, None)
 
 
 def test_source_none_reads_only_end_tokens(tmp_path: Path) -> None:

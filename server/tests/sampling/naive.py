@@ -8,11 +8,15 @@ import torch
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    WatermarkLogitsProcessor,
 )
 
 
@@ -35,6 +39,16 @@ class Parameters:
     first_end_position: int = 0
     end_token_ids: list[int] = field(default_factory=list)
     allowed_token_ids: list[int] = field(default_factory=list)
+    run_tokens: list[int] = field(default_factory=list)
+    run_lengths: list[int] = field(default_factory=list)
+    run_biases: list[float] = field(default_factory=list)
+    no_repeat_ngram_size: int = 0
+    begin_forbidden_token_ids: list[int] = field(default_factory=list)
+    forced_positions: list[int] = field(default_factory=list)
+    forced_token_ids: list[int] = field(default_factory=list)
+    watermark_share: float = 0.0
+    watermark_bias: float = 0.0
+    watermark_key: int = 0
 
 
 def penalized(logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]) -> torch.Tensor:
@@ -81,3 +95,30 @@ def shortest_length_by_transformers(
 def repetition_by_transformers(logits: torch.Tensor, penalty: float, tokens: list[int]) -> torch.Tensor:
     """Applies Transformers' repetition penalty to logits float32 [V]."""
     return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([tokens]), logits[None].clone())[0]
+
+
+def ruled_by_transformers(
+    logits: torch.Tensor, params: Parameters, prompt: list[int], generated: list[int]
+) -> torch.Tensor:
+    """Applies Transformers' own processors for rules on the tokens before to logits float32 [V]."""
+    ids, scores = torch.tensor([prompt + generated]), logits[None].clone()
+    ends = np.cumsum(params.run_lengths).tolist()
+    runs = [params.run_tokens[end - length : end] for end, length in zip(ends, params.run_lengths, strict=True)]
+    if runs:
+        biases = [[run, bias] for run, bias in zip(runs, params.run_biases, strict=True)]
+        scores = SequenceBiasLogitsProcessor(biases)(ids, scores)
+    if params.begin_forbidden_token_ids:
+        begin = SuppressTokensAtBeginLogitsProcessor(params.begin_forbidden_token_ids, len(prompt))
+        scores = begin(ids, scores)
+    if params.no_repeat_ngram_size:
+        scores = NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size)(ids, scores)
+    if params.watermark_share:
+        watermark = WatermarkLogitsProcessor(
+            vocab_size=len(logits),
+            device="cpu",
+            greenlist_ratio=params.watermark_share,
+            bias=params.watermark_bias,
+            hashing_key=params.watermark_key,
+        )
+        scores = watermark(ids, scores)
+    return scores[0]

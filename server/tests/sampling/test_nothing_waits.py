@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gridwork_server.sampling import Sampler, sampled, sampler, sparse_rows
+from gridwork_server.sampling import Sampler, sampled, sampler, sparse_rows, text_rules, watermark
 
 from .naive import Parameters
 
@@ -25,6 +25,10 @@ SETTINGS = {
     "penalties": Parameters(greedy=True, repetition_penalty=1.3, frequency_penalty=0.4, presence_penalty=0.2),
     "bias": Parameters(greedy=True, logit_bias_tokens=[5, 9], logit_bias_values=[4.0, -3.0]),
     "shortest_length": Parameters(greedy=True, first_end_position=4, end_token_ids=[2, 7]),
+    "begin": Parameters(greedy=True, begin_forbidden_token_ids=[2, 7]),
+    "forced": Parameters(greedy=True, forced_positions=[3, 3, 4], forced_token_ids=[2, 7, 5]),
+    "rules": Parameters(run_tokens=[4, 5, 6], run_lengths=[2, 1], run_biases=[-np.inf, 1.0], no_repeat_ngram_size=2),
+    "watermark": Parameters(watermark_share=0.5, watermark_bias=2.0, watermark_key=7),
     "everything": Parameters(temperature=1.3, top_k=200, typical_p=0.95, top_p=0.9, min_p=0.01, repetition_penalty=1.1),
 }
 
@@ -47,7 +51,7 @@ def copied(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Ten
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (sampled, sampler, sparse_rows):
+    for module in (sampled, sampler, sparse_rows, text_rules, watermark):
         monkeypatch.setattr(module, "to_device", copied)
     with FakeTensorMode(allow_non_fake_inputs=True), NoCopies():
         yield
@@ -64,7 +68,8 @@ def test_no_value_is_read_and_no_tensor_copied(names: list[str], top_n: int | No
     ids = np.arange(len(names))
     for step in range(2):
         logits = torch.empty(len(names), VOCAB, device="cuda")
-        found = batch.begin(logits, ids, np.full(len(names), 3 + step))
+        text = np.array([[3, 4, 5, 4, 5]] * len(names), dtype=np.int32)
+        found = batch.begin(logits, ids, np.full(len(names), 3 + step), text=text)
         assert found.token_ids.is_cuda and found.token_ids.shape == (len(names),)
 
 

@@ -7,7 +7,10 @@ from gridwork_server._proto import shard_pb2 as pb
 from gridwork_server.sampling import Sampler, neutral_parameters
 from gridwork_server.sampling.parameters import PARAMETERS, Stage, costly_parameters
 
-OTHERS = {"greedy", "logit_bias_tokens", "logit_bias_values", "end_token_ids", "allowed_token_ids"}
+OTHERS = {"greedy", "logit_bias_tokens", "logit_bias_values", "end_token_ids", "allowed_token_ids"} | {
+    *("run_tokens", "run_lengths", "run_biases", "begin_forbidden_token_ids"),
+    *("forced_positions", "forced_token_ids"),
+}
 """Fields of the contract that are no single numbers."""
 
 
@@ -33,7 +36,7 @@ def test_another_value_needs_the_stage_of_its_parameter(each: object) -> None:
     assert stages(neutral_parameters(**{each.field: 0.5 if each.dtype is np.float32 else 7})) == Stage.DRAW | each.stage
 
 
-def test_costly_values_need_every_stage() -> None:
+def test_costly_values_need_every_stage_that_takes_memory() -> None:
     changes = Stage.BIAS | Stage.PENALTY | Stage.END | Stage.ALLOWED
     assert stages(costly_parameters()) == changes | Stage.DRAW | Stage.TRUNCATION
 

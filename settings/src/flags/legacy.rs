@@ -42,17 +42,14 @@ const fn switch(name: &'static str, variable: &'static str, effect: Effect) -> A
 }
 
 const ONE_STEP: Effect = Effect::None("prefill and decode share every step");
-const NO_WATERMARK: Effect = Effect::None("there is no watermarking");
 const NO_TUNNEL: Effect = Effect::None("there is no tunnel");
 const NO_STATISTICS: Effect = Effect::None("no usage statistics are sent");
 const ROPE: Effect = Effect::Refused("set rope_parameters in the model's config.json");
 
 /// Every such flag.
-pub const ALIASES: [Alias; 18] = [
+pub const ALIASES: [Alias; 16] = [
     value("waiting-served-ratio", "WAITING_SERVED_RATIO", ONE_STEP),
     value("max-waiting-tokens", "MAX_WAITING_TOKENS", ONE_STEP),
-    value("watermark-gamma", "WATERMARK_GAMMA", NO_WATERMARK),
-    value("watermark-delta", "WATERMARK_DELTA", NO_WATERMARK),
     switch("ngrok", "NGROK", NO_TUNNEL),
     value("ngrok-authtoken", "NGROK_AUTHTOKEN", NO_TUNNEL),
     value("ngrok-edge", "NGROK_EDGE", NO_TUNNEL),

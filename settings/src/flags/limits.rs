@@ -43,7 +43,7 @@ pub struct RequestLimits {
     )]
     pub max_echo_bytes: usize,
 
-    /// Maximum `best_of` on TGI's routes; on OpenAI's it must equal `n`, which --max-n bounds
+    /// Maximum `best_of` on TGI's routes; on OpenAI's --max-n bounds it
     #[arg(long, env = "MAX_BEST_OF", default_value_t = 2, value_name = "N",
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
     pub max_best_of: usize,
@@ -62,6 +62,15 @@ pub struct RequestLimits {
     /// Maximum `top_n_tokens`
     #[arg(long, env = "MAX_TOP_N_TOKENS", default_value_t = 20, value_name = "N")]
     pub max_top_n_tokens: u32,
+
+    /// Share of the vocabulary that a `watermark` favours, above 0 and at most 1
+    #[arg(long, env = "WATERMARK_GAMMA", default_value_t = 0.5, value_name = "SHARE", value_parser = values::fraction)]
+    pub watermark_gamma: f32,
+
+    /// Value that a `watermark` adds to the logits of favoured tokens, from -100 to 100
+    #[arg(long, env = "WATERMARK_DELTA", default_value_t = 2.0, value_name = "BIAS", value_parser = values::bias,
+          allow_negative_numbers = true)]
+    pub watermark_delta: f32,
 
     /// Number of threads that tokenize and check requests
     #[arg(long, env = "VALIDATION_WORKERS", default_value_t = 2, value_name = "N",

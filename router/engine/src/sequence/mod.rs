@@ -352,6 +352,11 @@ impl Sequence {
             sampling.first_end_position = self.num_prompt_tokens as u32 + stop.min_new_tokens;
             sampling.end_token_ids = [eos_token_ids, &stop.token_ids].concat();
         }
+        let last = self.num_prompt_tokens as u32 + self.request.max_new_tokens - 1;
+        for id in &stop.forced_end_token_ids {
+            sampling.forced_positions.push(last);
+            sampling.forced_token_ids.push(*id);
+        }
         NewSequence {
             id: sequence_id,
             token_ids: self.tokens.clone(),

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::response::{AnswerBlock, MessagesResponse, MessagesUsage, StopReason};
+use super::response::{AnswerBlock, MessagesResponse, StopReason};
 use super::signature::signature;
-use crate::api::conversation::answer::{Answer, Tokens};
+use super::usage::{Caching, MessagesUsage};
+use crate::api::conversation::answer::Answer;
 use crate::api::conversation::blocks::Block;
 use crate::api::conversation::events::{EventWriter, named_event};
 use crate::api::openai::response::TokenLogprob;
@@ -20,6 +21,7 @@ pub struct MessageEvents {
     pub model: String,
     /// The request's `max_tokens`.
     pub max_tokens: Option<u32>,
+    pub caching: Caching,
 }
 
 impl MessageEvents {
@@ -30,11 +32,11 @@ impl MessageEvents {
             stop_reason: Some(stop_reason),
             stop_sequence,
             content: answer.blocks.into_iter().map(AnswerBlock::from).collect(),
-            ..self.empty(answer.tokens)
+            ..self.empty(MessagesUsage::new(answer.tokens, self.caching))
         }
     }
 
-    fn empty(&self, tokens: Tokens) -> MessagesResponse {
+    fn empty(&self, usage: MessagesUsage) -> MessagesResponse {
         MessagesResponse {
             id: self.id.clone(),
             kind: "message".into(),
@@ -43,17 +45,14 @@ impl MessageEvents {
             content: Vec::new(),
             stop_reason: None,
             stop_sequence: None,
-            usage: MessagesUsage::new(tokens),
+            usage,
         }
     }
 }
 
 impl EventWriter for MessageEvents {
     fn start(&mut self, out: &mut Vec<u8>, prompt_tokens: u64) {
-        let message = self.empty(Tokens {
-            prompt: prompt_tokens,
-            ..Tokens::default()
-        });
+        let message = self.empty(MessagesUsage::at_start(prompt_tokens));
         let event = json!({"type": "message_start", "message": message});
         named_event(out, "message_start", &event);
         out.extend_from_slice(PING);
@@ -104,7 +103,7 @@ impl EventWriter for MessageEvents {
         let event = json!({
             "type": "message_delta",
             "delta": {"stop_reason": stop_reason, "stop_sequence": stop_sequence},
-            "usage": MessagesUsage::new(answer.tokens),
+            "usage": MessagesUsage::new(answer.tokens, self.caching),
         });
         named_event(out, "message_delta", &event);
         named_event(out, "message_stop", &json!({"type": "message_stop"}));

@@ -5,9 +5,15 @@ use gridwork_engine::{Event, Finish, FinishReason, GeneratedToken, GenerationErr
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::anthropic::usage::CacheMarks;
 use crate::api::conversation::answer::AnswerReader;
 use crate::api::conversation::events::AnswerEvents;
 use crate::api::openai::choice::RunningChoice;
+
+const CACHING: Caching = Caching {
+    marks: CacheMarks::None,
+    block_tokens: 2,
+};
 
 type Events = Vec<Result<Event, GenerationError>>;
 
@@ -35,6 +41,7 @@ async fn written(events: Events) -> Vec<(String, Value)> {
         id: "msg_1".into(),
         model: "m".into(),
         max_tokens: Some(9),
+        caching: CACHING,
     };
     let choice = RunningChoice::new(0, 0, stream::iter(events), None, false);
     let reader = AnswerReader::new(None, None, 10);
@@ -63,6 +70,13 @@ async fn a_text_is_streamed_in_the_order_of_the_api() {
         assert_eq!(data["type"], *name);
     }
     let data: Vec<Value> = events.into_iter().map(|(_, data)| data).collect();
+    let usage = |input: u64, read: u64, output: u64| {
+        json!({
+            "input_tokens": input, "cache_creation_input_tokens": 0, "cache_read_input_tokens": read,
+            "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+            "output_tokens": output, "output_tokens_details": {"thinking_tokens": 0}, "service_tier": "standard",
+        })
+    };
     let text = |text: &str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}});
     assert_eq!(
         data,
@@ -70,16 +84,14 @@ async fn a_text_is_streamed_in_the_order_of_the_api() {
             json!({"type": "message_start", "message": {
                 "id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": [],
                 "stop_reason": null, "stop_sequence": null,
-                "usage": {"input_tokens": 10, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
-                          "output_tokens": 0}}}),
+                "usage": usage(10, 0, 0)}}),
             json!({"type": "ping"}),
             json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
             text("Hel"),
             text("lo"),
             json!({"type": "content_block_stop", "index": 0}),
             json!({"type": "message_delta", "delta": {"stop_reason": "stop_sequence", "stop_sequence": "END"},
-                   "usage": {"input_tokens": 4, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 6,
-                             "output_tokens": 3}}),
+                   "usage": usage(4, 6, 3)}),
             json!({"type": "message_stop"}),
         ]
     );

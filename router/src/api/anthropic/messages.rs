@@ -8,18 +8,15 @@ use super::events::{MessageEvents, PING};
 use super::request::MessagesRequest;
 use super::response::{MessagesResponse, TokenCount};
 use super::translation;
-use crate::api::conversation::answer::AnswerReader;
-use crate::api::conversation::events::AnswerEvents;
+use super::usage::{CacheMarks, Caching};
 use crate::api::conversation::history::with_one_instruction;
-use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm, Submitted};
-use crate::error::{ApiError, Dialect, ErrorKind};
+use crate::api::conversation::run::RunningAnswer;
+use crate::api::openai::chat::{Chat, ChatForm};
+use crate::error::{ApiError, Dialect};
 use crate::http::extract::ApiJson;
 use crate::http::route::{LISTED, Received};
-use crate::http::sse;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
-use crate::tool_calls::Plan;
 
 /// Form of these routes' chats.
 const FORM: ChatForm = ChatForm {
@@ -67,33 +64,29 @@ pub async fn messages(call: Received<MessagesRequest>) -> Result<Response, ApiEr
 }
 
 async fn answer(call: Received<MessagesRequest>) -> Result<Response, ApiError> {
-    let (state, request, mut accounting) = call.begin();
+    let (state, request, accounting) = call.begin();
     let state = &state;
     let stream = request.stream.unwrap_or(false);
+    let ready = state.ready()?;
     let events = MessageEvents {
         id: format!("msg_{}", uuid::Uuid::new_v4().simple()),
         model: state.served_name().to_owned(),
         max_tokens: request.max_tokens,
+        caching: Caching {
+            marks: CacheMarks::of(&request),
+            block_tokens: match ready.limits.prefix_cache {
+                true => u64::from(ready.limits.block_size_tokens),
+                false => 0,
+            },
+        },
     };
     also_known_as(&events.id);
     let chat = Chat::new(state, translation::chat(request)?, &FORM)?;
-    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
-    let parser = plan.as_ref().map(Plan::parser);
-    let reader = AnswerReader::new(parser, None, accounting.prompt_tokens as u64);
-    let mut choice = choices
-        .into_iter()
-        .next()
-        .ok_or_else(|| ApiError::new(ErrorKind::Internal, "no choice was generated"))?;
+    let answer = RunningAnswer::submit(chat, state, accounting).await?;
     if stream {
-        let head = accounting.clone();
-        let frames = AnswerEvents::new(events, choice, reader, record_end(accounting));
-        let mut response = sse::kept_alive_by(PING, frames);
-        head.write_for_stream(response.headers_mut());
-        return Ok(response);
+        return Ok(answer.stream(events, PING));
     }
-    let (answer, finish) = reader.read(&mut choice).await?;
-    accounting.add(&finish);
-    Ok(accounting.respond(Json(events.response(answer))))
+    answer.whole(|answer| events.response(answer)).await
 }
 
 /// Number of tokens of a conversation

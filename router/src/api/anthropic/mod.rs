@@ -8,6 +8,7 @@ mod response;
 mod signature;
 mod tools;
 mod translation;
+mod usage;
 
 /// The way of a body to its chat, for tests with random bodies.
 #[cfg(test)]

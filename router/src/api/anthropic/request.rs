@@ -1,7 +1,7 @@
 //! Bodies of `/v1/messages` and `/v1/messages/count_tokens`.
 //!
-//! Unknown fields are ignored, as Anthropic's clients send fields of features in test. `cache_control` is one of them:
-//! every prefix is cached here, marked or not.
+//! Unknown fields are ignored, as Anthropic's clients send fields of features in test. `cache_control` changes what the
+//! usage reports alone: every prefix is cached here, marked or not.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -54,6 +54,8 @@ pub struct MessagesRequest {
     pub cache_salt: Option<String>,
     /// Further variables for the model's chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Report the tokens that are written to the cache.
+    pub cache_control: Option<Value>,
 }
 
 impl Body for MessagesRequest {
@@ -100,6 +102,8 @@ pub struct Block {
     pub source: Option<Value>,
     /// Title of a document or of a search result.
     pub title: Option<String>,
+    /// The same as that of the request.
+    pub cache_control: Option<Value>,
 }
 
 /// A tool.
@@ -116,6 +120,8 @@ pub struct Tool {
     pub input_schema: Option<Map<String, Value>>,
     /// Hold the model's arguments to the schema.
     pub strict: Option<bool>,
+    /// The same as that of the request.
+    pub cache_control: Option<Value>,
 }
 
 /// Choice among the tools.

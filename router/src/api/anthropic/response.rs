@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::signature::signature;
-use crate::api::conversation::answer::{Answer, Tokens};
+use super::usage::MessagesUsage;
+use crate::api::conversation::answer::Answer;
 use crate::api::conversation::blocks::{Block, Call};
 
 /// Answer of `/v1/messages`.
@@ -67,34 +68,11 @@ pub enum StopReason {
     ToolUse,
 }
 
-/// Number of tokens of a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MessagesUsage {
-    /// Number of prompt tokens that were computed. At the beginning of a stream, of all prompt tokens.
-    pub input_tokens: u64,
-    /// Always 0: blocks are cached without being written for a price.
-    pub cache_creation_input_tokens: u64,
-    /// Number of prompt tokens whose keys and values were in the cache already.
-    pub cache_read_input_tokens: u64,
-    pub output_tokens: u64,
-}
-
 /// Answer of `/v1/messages/count_tokens`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TokenCount {
     /// Number of tokens of the prompt that the conversation becomes.
     pub input_tokens: usize,
-}
-
-impl MessagesUsage {
-    pub fn new(tokens: Tokens) -> Self {
-        Self {
-            input_tokens: tokens.prompt.saturating_sub(tokens.cached),
-            cache_creation_input_tokens: 0,
-            cache_read_input_tokens: tokens.cached,
-            output_tokens: tokens.generated,
-        }
-    }
 }
 
 impl StopReason {
@@ -142,6 +120,7 @@ fn input(call: &Call) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::conversation::answer::Tokens;
 
     fn answer(blocks: Vec<Block>, reason: FinishReason) -> Answer {
         Answer {
@@ -188,13 +167,6 @@ mod tests {
             reason(FinishReason::EndOfSequence, vec![], None),
             (StopReason::EndTurn, None)
         );
-    }
-
-    #[test]
-    fn cached_tokens_are_counted_apart_from_computed_ones() {
-        let usage = MessagesUsage::new(answer(vec![], FinishReason::Length).tokens);
-        assert_eq!((usage.input_tokens, usage.cache_read_input_tokens), (3, 7));
-        assert_eq!(usage.output_tokens, 4);
     }
 
     #[test]

@@ -5,4 +5,5 @@ pub mod answer;
 pub mod blocks;
 pub mod events;
 pub mod history;
+pub mod run;
 pub mod text_or_list;

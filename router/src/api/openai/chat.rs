@@ -8,7 +8,7 @@ use super::answer_grammar::{answer_grammar, format_for};
 use super::chat_request::ChatRequest;
 use super::choice::RunningChoice;
 use super::chunk::{AnswerKind, Identity};
-use super::parsed_choice::{self, ChoiceParser};
+use super::parsed_choice::{self, CallForm, ChoiceParser};
 use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
 use super::response::{ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage};
@@ -52,10 +52,11 @@ pub async fn chat_completions(call: Received<ChatRequest>) -> Result<Response, A
     let chat = Chat::new(state, request, &ChatForm::OPENAI)?;
     let logprobs = chat.logprobs;
     let shows_reasoning = chat.shows_reasoning();
+    let calls = chat.call_form();
     let Submitted { mut choices, plan } = chat.submit(state, &mut accounting).await?;
     if let Some(plan) = &plan {
         for choice in &mut choices {
-            choice.parser = Some(ChoiceParser::new(plan, shows_reasoning));
+            choice.parser = Some(ChoiceParser::new(plan, shows_reasoning, calls));
         }
     }
     let identity = Identity::new("chatcmpl", state);
@@ -144,7 +145,7 @@ impl Chat {
         mut request: ChatRequest,
         form: &ChatForm,
     ) -> Result<Self, ApiError> {
-        request.check_supported()?;
+        request.prepare()?;
         let mut parameters = request.take_parameters()?;
         let (mut limit_field, limit) = request.limit();
         parameters.max_new_tokens = limit;
@@ -157,7 +158,13 @@ impl Chat {
         }
         parameters.clamps_max_new_tokens = form.clamps;
         let limits = &state.settings().limits;
-        let num_choices = num_choices(request.n, 1, limits.max_n, limits.max_concurrent_requests)?;
+        let num_choices = num_choices(
+            "n",
+            request.n,
+            1,
+            limits.max_n,
+            limits.max_concurrent_requests,
+        )?;
         let logprobs = logprobs(&request)?;
         let stream = request.stream.unwrap_or(false);
         prompt_logprobs::check(request.prompt_logprobs, limits.max_top_n_tokens, stream)?;
@@ -186,6 +193,14 @@ impl Chat {
     /// True if reasoning is part of the answer.
     pub fn shows_reasoning(&self) -> bool {
         self.request.include_reasoning.unwrap_or(true)
+    }
+
+    /// Form in which the answer has calls.
+    fn call_form(&self) -> CallForm {
+        match self.request.has_functions() {
+            true => CallForm::Function,
+            false => CallForm::Tools,
+        }
     }
 
     /// Renders the conversation and submits its choices.

@@ -58,9 +58,10 @@ parameter_table! { openai_request =>
         /// Settings of Transformers' `generate()`, as `transformers chat` sends them: an object, or the text of one.
         /// Fields of the request itself take precedence.
         pub generation_config: Option<GenerationConfig>,
-        /// Not supported: refused unless empty.
+        /// Older form of `tools`: the functions alone. The answer then has a call in `function_call`, at most one.
         pub functions: Option<Value>,
-        /// Not supported: refused unless `none` or `auto`.
+        /// Older form of `tool_choice`, for `functions`: `auto`, `none`, or an object with the `name` of the function to
+        /// call.
         pub function_call: Option<Value>,
         /// Only `["text"]` is supported.
         pub modalities: Option<Value>,
@@ -70,16 +71,10 @@ parameter_table! { openai_request =>
 }
 
 impl ChatRequest {
-    /// Refuses fields that this version does not support.
-    pub fn check_supported(&self) -> Result<(), ApiError> {
+    /// Translates older forms of fields, and refuses fields that this version does not support.
+    pub fn prepare(&mut self) -> Result<(), ApiError> {
+        self.translate_functions()?;
         self.tools()?;
-        if !is_empty(self.functions.as_ref()) {
-            return Err(unsupported("functions", ""));
-        }
-        let function_call = self.function_call.as_ref().filter(|value| !value.is_null());
-        if function_call.is_some_and(|call| call != "none" && call != "auto") {
-            return Err(unsupported("function_call", "other than \"none\""));
-        }
         if let Some(modalities) = self.modalities.as_ref().filter(|value| !value.is_null()) {
             let only_text = modalities
                 .as_array()
@@ -200,7 +195,7 @@ impl Body for ChatRequest {
 }
 
 /// True if a value is absent, `null`, `[]` or `{}`.
-fn is_empty(value: Option<&Value>) -> bool {
+pub(super) fn is_empty(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => true,
         Some(Value::Array(items)) => items.is_empty(),
@@ -231,7 +226,7 @@ mod tests {
     }
 
     fn refused_field(more: Value) -> String {
-        let error = request(more.clone()).check_supported().unwrap_err();
+        let error = request(more.clone()).prepare().unwrap_err();
         assert!(
             error.message.contains("not supported by this version"),
             "{more}: {}",
@@ -242,13 +237,13 @@ mod tests {
 
     #[test]
     fn unknown_fields_and_nulls_are_accepted() {
-        let plain = request(json!({}));
+        let mut plain = request(json!({}));
         let more = request(json!({
             "user": "me", "store": false, "metadata": {"a": "b"}, "frobnicate": 1, "temperature": null, "stop": null,
             "stream_options": null, "max_tokens": null, "tools": null, "response_format": null, "logit_bias": null,
         }));
         assert_eq!(plain, more);
-        plain.check_supported().unwrap();
+        plain.prepare().unwrap();
     }
 
     #[test]
@@ -262,20 +257,12 @@ mod tests {
             json!({"response_format": {"type": "text"}}),
             json!({"modalities": ["text"], "audio": null}),
         ] {
-            request(more).check_supported().unwrap();
+            request(more).prepare().unwrap();
         }
     }
 
     #[test]
     fn unsupported_fields_are_refused_by_name() {
-        assert_eq!(
-            refused_field(json!({"functions": [{"name": "f"}]})),
-            "functions"
-        );
-        assert_eq!(
-            refused_field(json!({"function_call": {"name": "f"}})),
-            "function_call"
-        );
         assert_eq!(
             refused_field(json!({"modalities": ["text", "audio"]})),
             "modalities"
@@ -292,8 +279,8 @@ mod tests {
             ),
             (json!({"type": "text"}), "messages[0].content[0].text"),
         ] {
-            let request = request(json!({"messages": [{"role": "user", "content": [part]}]}));
-            let error = request.check_supported().unwrap_err();
+            let mut request = request(json!({"messages": [{"role": "user", "content": [part]}]}));
+            let error = request.prepare().unwrap_err();
             assert_eq!(error.field.as_deref(), Some(field));
         }
     }
@@ -303,8 +290,8 @@ mod tests {
         let part = json!([
             {"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "b"}, "c",
         ]);
-        let request = request(json!({"messages": [{"role": "assistant", "content": part}]}));
-        request.check_supported().unwrap();
+        let mut request = request(json!({"messages": [{"role": "assistant", "content": part}]}));
+        request.prepare().unwrap();
         let Some(Content::Parts(parts)) = &request.messages[0].content else {
             panic!("a list stays a list");
         };
@@ -318,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_message_needs_content_unless_it_is_the_assistants() {
-        let case = |message: Value| request(json!({"messages": [message]})).check_supported();
+        let case = |message: Value| request(json!({"messages": [message]})).prepare();
         for message in [
             json!({"role": "user"}),
             json!({"role": "user", "content": null, "name": "me"}),
@@ -363,9 +350,7 @@ mod tests {
 
     #[test]
     fn an_empty_conversation_is_refused() {
-        let error = request(json!({"messages": []}))
-            .check_supported()
-            .unwrap_err();
+        let error = request(json!({"messages": []})).prepare().unwrap_err();
         assert_eq!(error.field.as_deref(), Some("messages"));
     }
 

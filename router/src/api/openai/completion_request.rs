@@ -61,7 +61,8 @@ parameter_table! { openai_request =>
         /// Begin the text with the prompt. With `logprobs`, the prompt's tokens have log-probabilities too.
         #[schema(default = false)]
         pub echo: Option<bool>,
-        /// Must equal `n`: this version returns every text that it generates.
+        /// Generate this many texts for each prompt, and answer with the `n` of highest mean log-probability per token,
+        /// the best first. At least `n`, which is the default. More than `n` not in streams.
         #[schema(default = 1, minimum = 1)]
         pub best_of: Option<u32>,
         /// Text after the part to write, for models whose tokenizer has tokens for filling in the middle. `prompt` must
@@ -157,12 +158,21 @@ impl CompletionRequest {
         Ok(prompts)
     }
 
+    /// Number of texts for each prompt that the answer is chosen from; `None`: it has all of them.
+    pub fn candidates(&self) -> Option<u32> {
+        let n = self.n.unwrap_or(1);
+        self.best_of.filter(|best_of| *best_of > n)
+    }
+
     fn check_best_of(&self) -> Result<(), ApiError> {
         let n = self.n.unwrap_or(1);
         let message = match self.best_of.unwrap_or(n) {
-            best_of if best_of < n => format!("`best_of` must be >= `n`. Given: {best_of}"),
-            best_of if best_of > n => {
-                "`best_of` greater than `n` is not supported by this version".to_owned()
+            best_of if best_of < n => {
+                format!("`best_of` must be >= `n`, which is {n}. Given: {best_of}")
+            }
+            best_of if best_of > n && self.stream == Some(true) => {
+                "`best_of` greater than `n` excludes `stream`: the best texts are known at the end"
+                    .to_owned()
             }
             _ => return Ok(()),
         };
@@ -250,12 +260,8 @@ mod tests {
         ] {
             assert_eq!(refused_field(body), "suffix");
         }
-        assert_eq!(
-            refused_field(json!({"prompt": "a", "best_of": 2})),
-            "best_of"
-        );
-        for (best_of, n) in [(0, 1), (1, 2)] {
-            let body = json!({"prompt": "a", "best_of": best_of, "n": n});
+        for (best_of, n, stream) in [(0, 1, false), (1, 2, false), (2, 1, true)] {
+            let body = json!({"prompt": "a", "best_of": best_of, "n": n, "stream": stream});
             assert_eq!(refused_field(body), "best_of");
         }
         assert_eq!(
@@ -264,7 +270,8 @@ mod tests {
         );
         for accepted in [
             json!({"prompt": "a", "suffix": null, "best_of": 1}),
-            json!({"prompt": "a", "n": 2, "best_of": 2}),
+            json!({"prompt": "a", "n": 2, "best_of": 2, "stream": true}),
+            json!({"prompt": "a", "n": 2, "best_of": 5}),
             json!({"prompt": "a", "max_tokens": 0, "echo": true}),
         ] {
             request(accepted).check_supported(2).unwrap();

@@ -14,6 +14,7 @@ use super::response::{
 };
 use super::submit::GenerationJob;
 use crate::error::{ApiError, Dialect};
+use crate::generation::best_of::{self, MeanLogprob};
 use crate::generation::parameters::{FieldNames, Parameters};
 use crate::http::accounting::RequestAccounting;
 use crate::http::route::{LISTED, Received};
@@ -47,8 +48,14 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
     let parameters = request.take_parameters()?;
     let echo = request.echo.unwrap_or(false);
     let prompts = request.take_prompts(state.tokenizer())?;
+    let candidates = request.candidates();
+    let (field, asked) = match candidates {
+        Some(candidates) => ("best_of", Some(candidates)),
+        None => ("n", request.n),
+    };
     let num_choices = num_choices(
-        request.n,
+        field,
+        asked,
         prompts.len(),
         state.settings().limits.max_n,
         state.settings().limits.max_concurrent_requests,
@@ -65,7 +72,7 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
         parameters: Parameters {
             // The engine generates at least one token.
             max_new_tokens: request.max_tokens.map(|tokens| tokens.max(1)),
-            logprobs: with_logprobs,
+            logprobs: with_logprobs || candidates.is_some(),
             top_n_tokens: request.logprobs,
             prompt_logprobs: with_logprobs && echo || request.prompt_logprobs.is_some(),
             prompt_top_n: request
@@ -99,16 +106,19 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
     let reported = Reported {
         logprobs: with_logprobs,
         prompt_logprobs: request.prompt_logprobs.is_some(),
+        best: candidates.map(|candidates| (candidates, request.n.unwrap_or(1))),
     };
     let body = collect(state, identity, choices, &mut accounting, reported).await?;
     Ok(accounting.respond(Json(body)))
 }
 
-/// Log-probabilities to report.
+/// What the answer has of the choices.
 #[derive(Debug, Clone, Copy)]
 struct Reported {
     logprobs: bool,
     prompt_logprobs: bool,
+    /// Numbers of choices for each prompt: those to choose from, and the best of them; `None`: all choices.
+    best: Option<(u32, u32)>,
 }
 
 async fn collect(
@@ -119,14 +129,16 @@ async fn collect(
     reported: Reported,
 ) -> Result<Completion, ApiError> {
     let texts = TokenTexts::new(state.tokenizer());
-    let mut choices = Vec::with_capacity(running.len());
+    let mut choices: Vec<(CompletionChoice, MeanLogprob)> = Vec::with_capacity(running.len());
     let mut generated_tokens = 0;
     for choice in &mut running {
         let mut text = String::new();
         let mut logprobs = reported.logprobs.then(CompletionLogprobs::default);
         let mut finish_reason = OpenAiFinishReason::Length;
+        let mut mean = MeanLogprob::default();
         let finish = choice
             .collect(reported.logprobs, |piece| {
+                mean.add(piece.token.logprob);
                 if let Some(logprobs) = &mut logprobs {
                     piece.add_to_completion(texts, logprobs);
                 }
@@ -139,7 +151,7 @@ async fn collect(
         }
         accounting.add(&finish);
         generated_tokens += choice.num_counted();
-        choices.push(CompletionChoice {
+        let reported = CompletionChoice {
             index: choice.index,
             text,
             logprobs,
@@ -147,7 +159,8 @@ async fn collect(
             prompt_logprobs: choice
                 .prompt_entries(texts)
                 .filter(|_| reported.prompt_logprobs),
-        });
+        };
+        choices.push((reported, mean));
     }
     Ok(Completion {
         id: identity.id,
@@ -155,8 +168,63 @@ async fn collect(
         created: identity.created,
         model: identity.model,
         system_fingerprint: identity.system_fingerprint,
-        choices,
+        choices: chosen(choices, reported.best),
         usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(RunningChoice::sum_cached(&running)),
     })
+}
+
+/// The choices to answer with: all, or of each prompt the best, which come first.
+fn chosen(
+    mut choices: Vec<(CompletionChoice, MeanLogprob)>,
+    best: Option<(u32, u32)>,
+) -> Vec<CompletionChoice> {
+    let mut chosen = Vec::with_capacity(choices.len());
+    let (of_prompt, num_best) = best.unwrap_or((1, 1));
+    for candidates in choices.chunks_mut(of_prompt as usize) {
+        best_of::sort(candidates, |(_, mean)| *mean);
+        let best = candidates.iter().take(num_best as usize);
+        chosen.extend(best.map(|(choice, _)| choice.clone()));
+    }
+    for (index, choice) in chosen.iter_mut().enumerate() {
+        choice.index = index as u32;
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_choices_of_each_prompt_are_numbered_anew() {
+        let choice = |index: u32, logprob: f32| {
+            let mut mean = MeanLogprob::default();
+            mean.add(Some(logprob));
+            let choice = CompletionChoice {
+                index,
+                text: index.to_string(),
+                logprobs: None,
+                finish_reason: OpenAiFinishReason::Length,
+                prompt_logprobs: None,
+            };
+            (choice, mean)
+        };
+        let logprobs = [-3.0, -1.0, -2.0, -1.0, -5.0, -4.0];
+        let choices: Vec<_> = (0..).zip(logprobs).map(|(i, p)| choice(i, p)).collect();
+        let texts = |best| {
+            let chosen = chosen(choices.clone(), best);
+            assert!(
+                chosen
+                    .iter()
+                    .map(|choice| choice.index)
+                    .eq(0..chosen.len() as u32)
+            );
+            let texts = chosen.into_iter().map(|choice| choice.text);
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(texts(None), "0 1 2 3 4 5");
+        assert_eq!(texts(Some((3, 1))), "1 3");
+        assert_eq!(texts(Some((3, 2))), "1 2 3 5");
+    }
 }

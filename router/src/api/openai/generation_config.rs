@@ -174,6 +174,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::generation::watermark;
 
     fn applied(config: Value, mut parameters: Parameters) -> Result<Parameters, String> {
         let config: GenerationConfig =
@@ -219,17 +220,32 @@ mod tests {
 
     #[test]
     fn unsupported_settings_are_refused_by_name() {
-        for name in [
-            "num_beams",
-            "no_repeat_ngram_size",
-            "penalty_alpha",
-            "nobody_knows",
-        ] {
+        for name in ["num_beams", "penalty_alpha", "nobody_knows"] {
             let got = applied(json!({ name: 4 }), Parameters::default());
             assert_eq!(got, Err(format!("generation_config.{name}")));
         }
         let refused = applied(json!({"max_length": 20}), Parameters::default());
         assert_eq!(refused, Err("generation_config.max_length".into()));
+    }
+
+    #[test]
+    fn rules_about_tokens_are_read_in_transformers_form() {
+        let config = json!({
+            "bad_words_ids": [[1, 2], [3]], "sequence_bias": [[[4, 5], -1.5]], "suppress_tokens": [6],
+            "begin_suppress_tokens": [7, 8], "no_repeat_ngram_size": 3, "watermarking_config": {"bias": 1.0},
+        });
+        let parameters = applied(config, Parameters::default()).unwrap();
+        assert_eq!(parameters.bad_words_ids, Some(vec![vec![1, 2], vec![3]]));
+        assert_eq!(parameters.sequence_bias, Some(vec![(vec![4, 5], -1.5)]));
+        assert_eq!(parameters.suppress_tokens, Some(vec![6]));
+        assert_eq!(parameters.begin_suppress_tokens, Some(vec![7, 8]));
+        assert_eq!(parameters.no_repeat_ngram_size, Some(3));
+        let watermark = watermark::Watermark::Given(watermark::Settings {
+            share: 0.25,
+            bias: 1.0,
+            key: watermark::USUAL_KEY,
+        });
+        assert_eq!(parameters.watermark, Some(watermark));
     }
 
     #[test]

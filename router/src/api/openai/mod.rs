@@ -9,6 +9,7 @@ mod chunk;
 mod completion_request;
 pub mod completions;
 pub mod embeddings;
+mod functions;
 mod generation_config;
 mod logprobs;
 pub mod models;

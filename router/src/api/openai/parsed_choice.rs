@@ -6,22 +6,33 @@ use super::response::{
 };
 use crate::tool_calls::{Parser, Piece, Plan};
 
+/// Form of calls in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallForm {
+    /// `tool_calls`.
+    Tools,
+    /// `function_call`, which has the first call.
+    Function,
+}
+
 /// Parser of one choice.
 #[derive(Debug)]
 pub struct ChoiceParser {
     parser: Parser,
     /// True if reasoning is part of the answer.
     shows_reasoning: bool,
+    calls: CallForm,
     num_calls: usize,
     /// Number of tokens of reasoning so far.
     pub num_reasoning_tokens: u64,
 }
 
 impl ChoiceParser {
-    pub fn new(plan: &Plan, shows_reasoning: bool) -> Self {
+    pub fn new(plan: &Plan, shows_reasoning: bool, calls: CallForm) -> Self {
         Self {
             parser: plan.parser(),
             shows_reasoning,
+            calls,
             num_calls: 0,
             num_reasoning_tokens: 0,
         }
@@ -41,7 +52,10 @@ impl ChoiceParser {
     /// The reason for the end, given that of the text.
     pub fn finish_reason(&self, reason: OpenAiFinishReason) -> OpenAiFinishReason {
         match reason {
-            OpenAiFinishReason::Stop if self.num_calls > 0 => OpenAiFinishReason::ToolCalls,
+            OpenAiFinishReason::Stop if self.num_calls > 0 => match self.calls {
+                CallForm::Tools => OpenAiFinishReason::ToolCalls,
+                CallForm::Function => OpenAiFinishReason::FunctionCall,
+            },
             reason => reason,
         }
     }
@@ -59,27 +73,39 @@ impl ChoiceParser {
             }),
             Piece::CallBegin { index, id, name } => {
                 self.num_calls += 1;
-                Some(call_delta(index, Some((id, name)), String::new()))
+                self.call_delta(index, Some((id, name)), String::new())
             }
             Piece::CallArguments {
                 index,
                 json_fragment,
-            } => Some(call_delta(index, None, json_fragment)),
+            } => self.call_delta(index, None, json_fragment),
             Piece::CallEnd { .. } => None,
         }
     }
-}
 
-fn call_delta(index: usize, begin: Option<(String, String)>, arguments: String) -> Delta {
-    let (id, name) = begin.unzip();
-    Delta {
-        tool_calls: vec![ToolCallDelta {
-            index,
-            kind: id.is_some().then(|| "function".into()),
-            id,
-            function: FunctionDelta { name, arguments },
-        }],
-        ..Delta::default()
+    fn call_delta(
+        &self,
+        index: usize,
+        begin: Option<(String, String)>,
+        arguments: String,
+    ) -> Option<Delta> {
+        let (id, name) = begin.unzip();
+        let function = FunctionDelta { name, arguments };
+        match self.calls {
+            CallForm::Tools => Some(Delta {
+                tool_calls: vec![ToolCallDelta {
+                    index,
+                    kind: id.is_some().then(|| "function".into()),
+                    id,
+                    function,
+                }],
+                ..Delta::default()
+            }),
+            CallForm::Function => (index == 0).then(|| Delta {
+                function_call: Some(function),
+                ..Delta::default()
+            }),
+        }
     }
 }
 
@@ -91,6 +117,7 @@ pub fn empty_message() -> AssistantMessage {
         reasoning_content: None,
         reasoning: None,
         tool_calls: Vec::new(),
+        function_call: None,
     }
 }
 
@@ -118,11 +145,19 @@ pub fn add(message: &mut AssistantMessage, delta: Delta) {
             last.function.arguments.push_str(&call.function.arguments);
         }
     }
+    if let Some(call) = delta.function_call {
+        let whole = message.function_call.get_or_insert_with(|| FunctionCall {
+            name: call.name.unwrap_or_default(),
+            arguments: String::new(),
+        });
+        whole.arguments.push_str(&call.arguments);
+    }
 }
 
 /// Completes a message. An answer without any text has empty content.
 pub fn complete(message: &mut AssistantMessage) {
-    if message.tool_calls.is_empty() && message.reasoning.is_none() {
+    let calls = !message.tool_calls.is_empty() || message.function_call.is_some();
+    if !calls && message.reasoning.is_none() {
         message.content.get_or_insert_default();
     }
 }

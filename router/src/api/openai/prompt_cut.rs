@@ -1,10 +1,39 @@
-//! Truncation of inputs on OpenAI's routes for encoders.
+//! Preparation of inputs on OpenAI's routes for encoders, and their truncation.
 
 use gridwork_proto::v1::InfoResponse;
 
-use crate::encoder::{Truncation, TruncationDirection};
+use crate::encoder::{Preparation, Truncation, TruncationDirection};
 use crate::error::ApiError;
 use crate::state::AppState;
+
+/// Fields of a request that cut its inputs.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    pub truncate: Option<bool>,
+    pub truncate_prompt_tokens: Option<i64>,
+}
+
+/// Preparation of the `number` texts in `field`, of which no more may be given than OpenAI's routes take.
+pub fn preparation(
+    state: &AppState,
+    info: &InfoResponse,
+    field: &'static str,
+    number: usize,
+    by: Cut,
+) -> Result<Preparation, ApiError> {
+    let encoder = state.encoder();
+    let preparation = Preparation {
+        max_inputs: encoder.limits.max_openai_inputs,
+        ..encoder.preparation(info, field)
+    };
+    preparation.check_number(number)?;
+    let (truncation, max_tokens) = cut(state, info, by.truncate, by.truncate_prompt_tokens)?;
+    Ok(Preparation {
+        truncation,
+        max_tokens,
+        ..preparation
+    })
+}
 
 /// Truncation of a request's inputs, and their maximum number of tokens. `truncate` is the field of
 /// text-embeddings-inference, `truncate_prompt_tokens` that of vLLM, where -1 is the model's maximum.

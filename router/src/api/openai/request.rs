@@ -23,9 +23,10 @@ pub struct StreamOptions {
     pub continuous_usage_stats: Option<bool>,
 }
 
-/// Number of choices for each prompt, from the request's `n`. The choices of all prompts together must fit into
-/// `max_concurrent` requests.
+/// Number of choices for each prompt, from the request's `n`, or from another `field`. The choices of all prompts
+/// together must fit into `max_concurrent` requests.
 pub fn num_choices(
+    field: &str,
     n: Option<u32>,
     num_prompts: usize,
     max_n: u32,
@@ -34,15 +35,15 @@ pub fn num_choices(
     let n = n.unwrap_or(1);
     if !(1..=max_n).contains(&n) {
         return Err(ApiError::validation(
-            "n",
-            format!("`n` must be >= 1 and <= {max_n} (--max-n). Given: {n}"),
+            field,
+            format!("`{field}` must be >= 1 and <= {max_n} (--max-n). Given: {n}"),
         ));
     }
     if (n as usize).saturating_mul(num_prompts) > max_concurrent {
         return Err(ApiError::validation(
-            "n",
+            field,
             format!(
-                "`n` = {n} for {num_prompts} prompt(s) is more than the {max_concurrent} requests that this server \
+                "`{field}` = {n} for {num_prompts} prompt(s) is more than the {max_concurrent} requests that this server \
                  takes at once"
             ),
         ));
@@ -220,15 +221,16 @@ mod tests {
 
     #[test]
     fn n_is_bounded_by_what_can_run_at_once() {
-        assert_eq!(num_choices(None, 1, 128, 1).unwrap(), 1);
-        assert_eq!(num_choices(Some(4), 2, 128, 8).unwrap(), 4);
+        assert_eq!(num_choices("n", None, 1, 128, 1).unwrap(), 1);
+        assert_eq!(num_choices("n", Some(4), 2, 128, 8).unwrap(), 4);
         for (n, prompts) in [(0, 1), (129, 1), (5, 2)] {
             assert_eq!(
-                field(num_choices(Some(n), prompts, 128, 8)).as_deref(),
+                field(num_choices("n", Some(n), prompts, 128, 8)).as_deref(),
                 Some("n")
             );
         }
-        let error = num_choices(Some(3), 1, 2, 8).unwrap_err();
+        let error = num_choices("best_of", Some(3), 1, 2, 8).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("best_of"));
         assert!(error.message.contains("--max-n"), "{error}");
     }
 

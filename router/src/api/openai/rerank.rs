@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::embeddings::PromptUsage;
-use super::prompt_cut::cut;
-use crate::encoder::{Preparation, check_query, label_scores};
+use super::prompt_cut::{Cut, preparation};
+use crate::encoder::{check_query, label_scores};
 use crate::error::ApiError;
 use crate::http::extract::Body;
 use crate::http::route::{LISTED, Received};
@@ -107,17 +107,11 @@ pub async fn rerank(call: Received<RerankDocumentsRequest>) -> Result<Response, 
             "`top_n` must be strictly positive",
         ));
     }
-    let mut preparation = Preparation {
-        max_inputs: encoder.limits.max_openai_inputs,
-        ..encoder.preparation(&info, "documents")
+    let by = Cut {
+        truncate: request.truncate,
+        truncate_prompt_tokens: request.truncate_prompt_tokens,
     };
-    preparation.check_number(request.documents.len())?;
-    (preparation.truncation, preparation.max_tokens) = cut(
-        &state,
-        &info,
-        request.truncate,
-        request.truncate_prompt_tokens,
-    )?;
+    let preparation = preparation(&state, &info, "documents", request.documents.len(), by)?;
     let mut documents: Vec<String> = request
         .documents
         .into_iter()

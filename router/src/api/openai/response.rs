@@ -18,6 +18,9 @@ pub enum OpenAiFinishReason {
     /// The model calls functions.
     #[serde(rename = "tool_calls")]
     ToolCalls,
+    /// The model calls a function, and the request gave `functions`.
+    #[serde(rename = "function_call")]
+    FunctionCall,
 }
 
 impl From<&FinishReason> for OpenAiFinishReason {
@@ -197,6 +200,9 @@ pub struct AssistantMessage {
     /// Calls of functions, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
+    /// Call of a function, where the request gave `functions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionCall>,
 }
 
 /// Call of a function.
@@ -301,6 +307,9 @@ pub struct Delta {
     /// Pieces of calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
+    /// Piece of a call, where the request gave `functions`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function_call: Option<FunctionDelta>,
 }
 
 /// Piece of a call.

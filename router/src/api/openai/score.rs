@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::embeddings::PromptUsage;
-use super::prompt_cut::cut;
+use super::prompt_cut::{Cut, preparation};
 use super::submit::unix_time_s;
-use crate::encoder::{EncodedInputs, Input, Preparation, cosine, label_scores};
+use crate::encoder::{EncodedInputs, Input, cosine, label_scores};
 use crate::error::{ApiError, ErrorKind};
 use crate::http::extract::Body;
 use crate::http::route::{LISTED, Received};
@@ -98,20 +98,14 @@ pub async fn score(call: Received<ScoreRequest>) -> Result<Response, ApiError> {
     let (state, arrival, request, accounting) = call.begin_encoding();
     let encoder = state.encoder();
     let info = arrival.encoder(&state)?;
-    let mut preparation = Preparation {
-        max_inputs: encoder.limits.max_openai_inputs,
-        ..encoder.preparation(&info, "text_2")
-    };
     let (queries, texts) = (request.text_1.into_vec(), request.text_2.into_vec());
-    preparation.check_number(texts.len())?;
-    check_numbers(queries.len(), texts.len())?;
-    (preparation.truncation, preparation.max_tokens) = cut(
-        &state,
-        &info,
-        request.truncate,
-        request.truncate_prompt_tokens,
-    )?;
+    let by = Cut {
+        truncate: request.truncate,
+        truncate_prompt_tokens: request.truncate_prompt_tokens,
+    };
     let num_texts = texts.len();
+    let mut preparation = preparation(&state, &info, "text_2", num_texts, by)?;
+    check_numbers(queries.len(), num_texts)?;
     let is_reranker = info.task() == Task::Rerank;
     let (inputs, output) = match is_reranker {
         true => (pairs(queries, texts), Output::Labels),

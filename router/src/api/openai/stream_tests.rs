@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::choice::Echo;
 use super::super::chunk::Identity;
-use super::super::parsed_choice::ChoiceParser;
+use super::super::parsed_choice::{CallForm, ChoiceParser};
 use super::*;
 
 type Events = UnboundedReceiver<Result<Event, GenerationError>>;
@@ -431,7 +431,7 @@ fn parser(shows_reasoning: bool) -> ChoiceParser {
         strict: false,
     }]);
     let plan = Plan::new(format.format, tools, true, "").unwrap();
-    ChoiceParser::new(&plan, shows_reasoning)
+    ChoiceParser::new(&plan, shows_reasoning, CallForm::Tools)
 }
 
 #[tokio::test]

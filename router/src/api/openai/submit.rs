@@ -79,8 +79,12 @@ impl GenerationJob {
             if let Some(limit) = self.default_limit {
                 let request = &mut valid.request;
                 request.max_new_tokens = request.max_new_tokens.min(limit);
-                let max = request.max_new_tokens as usize;
-                check_min_new_tokens(request.stop.min_new_tokens, max, &self.names)?;
+                let min = &mut request.stop.min_new_tokens;
+                if self.parameters.min_new_tokens.is_none() {
+                    // It is the model's default.
+                    *min = (*min).min(request.max_new_tokens);
+                }
+                check_min_new_tokens(*min, request.max_new_tokens as usize, &self.names)?;
             }
             accounting.prompt_tokens += valid.prompt_ids().len();
             accounting.validation = accounting.validation.max(valid.validation_time);

@@ -68,8 +68,8 @@ pub async fn tokenize(
     });
     let (request, chat) = parsed.await??;
     let (text, add_special_tokens, field) = match chat {
-        Some(chat) => {
-            chat.check_supported()?;
+        Some(mut chat) => {
+            chat.prepare()?;
             let (text, add_special_tokens) = chat_prompt(&state, chat).await?;
             (text, add_special_tokens, "messages")
         }

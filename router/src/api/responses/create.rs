@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::events::{OnComplete, ResponseEvents};
@@ -13,12 +13,11 @@ use super::response::ResponseBody;
 use super::stored::{self, items_of};
 use super::tools::Tools;
 use super::translation::{self, ENCRYPTED_REASONING};
-use crate::api::conversation::answer::AnswerReader;
-use crate::api::conversation::events::AnswerEvents;
+use super::{background, truncation};
 use crate::api::conversation::history::with_one_instruction;
+use crate::api::conversation::run::RunningAnswer;
 use crate::api::conversation::text_or_list::TextOrList;
-use crate::api::openai::answer::record_end;
-use crate::api::openai::chat::{Chat, ChatForm, Submitted};
+use crate::api::openai::chat::{Chat, ChatForm};
 use crate::api_keys::current_tenant;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::route::{LISTED, Received};
@@ -26,7 +25,6 @@ use crate::http::sse;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
 use crate::stored_responses::StoredResponse;
-use crate::tool_calls::Plan;
 
 /// Form of this route's chats.
 const FORM: ChatForm = ChatForm {
@@ -61,6 +59,9 @@ const MAX_METADATA_VALUE: usize = 512;
 /// With `stream`, the answer is a stream of server-sent events, from `response.created` to `response.completed`,
 /// `response.incomplete` or `response.failed`, with a `sequence_number` that rises by one. An invalid request is refused
 /// with its status before the stream begins.
+///
+/// With `background`, the answer is the response as it is at the beginning, `queued`. Its id tells how it goes on, at
+/// `GET /v1/responses/{id}`; a client that has lost its stream gets the events it lacks there.
 #[utoipa::path(
     post,
     path = LISTED,
@@ -82,9 +83,17 @@ pub async fn create(call: Received<ResponsesRequest>) -> Result<Response, ApiErr
 }
 
 async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> {
-    let (state, mut request, mut accounting) = call.begin();
+    let (state, mut request, accounting) = call.begin();
     let state = &state;
     check(&request)?;
+    let store = request.store.unwrap_or(true) && state.stored_responses().is_enabled();
+    let background = request.background.unwrap_or(false);
+    if background && !store {
+        return Err(ApiError::validation(
+            "background",
+            "`background` needs `store`, and a server that keeps responses (--response-store-bytes)",
+        ));
+    }
     let input = input_items(state, request.input.take())?;
     let previous = request.previous_response_id.as_deref();
     let previous = previous
@@ -92,37 +101,34 @@ async fn answer(call: Received<ResponsesRequest>) -> Result<Response, ApiError> 
         .transpose()?;
     let earlier = earlier_items(state, previous.clone()).await?;
     let mut tools = Tools::read(request.tools.as_deref().unwrap_or_default())?;
-    let chat = translation::chat(&request, &earlier, &input, &mut tools)?;
+    let mut chat = translation::chat(&request, &earlier, &input, &mut tools)?;
+    if request.truncation.as_deref() == Some("auto") {
+        chat = truncation::fitted(state, chat, &FORM).await?;
+    }
     let chat = Chat::new(state, chat, &FORM)?;
-    let with_logprobs = chat.logprobs.is_some();
-    let Submitted { choices, plan } = chat.submit(state, &mut accounting).await?;
-    let parser = plan.as_ref().map(Plan::parser);
-    let logprobs = with_logprobs.then(|| Arc::clone(state.tokenizer()));
-    let reader = AnswerReader::new(parser, logprobs, accounting.prompt_tokens as u64);
-    let mut choice = choices
-        .into_iter()
-        .next()
-        .ok_or_else(|| ApiError::new(ErrorKind::Internal, "no choice was generated"))?;
+    let answer = RunningAnswer::submit(chat, state, accounting).await?;
 
     let maker = ItemMaker {
         tools,
         packs_reasoning: request.includes(ENCRYPTED_REASONING),
     };
     let stream = request.stream.unwrap_or(false);
-    let store = request.store.unwrap_or(true) && state.stored_responses().is_enabled();
     let response = ResponseBody::begin(&mut request, state.served_name(), store);
     also_known_as(&response.id);
+    if background {
+        let events = ResponseEvents::new(response.clone(), maker, Box::new(|_| {}));
+        let events = answer.events(events);
+        let running = background::start(state, &response, events, &input, previous)?;
+        return Ok(match stream {
+            true => sse::response(running.events_from(0)),
+            false => Json(response).into_response(),
+        });
+    }
     let events = ResponseEvents::new(response, maker, on_complete(state, store, input, previous));
     if stream {
-        let head = accounting.clone();
-        let frames = AnswerEvents::new(events, choice, reader, record_end(accounting));
-        let mut response = sse::response(frames);
-        head.write_for_stream(response.headers_mut());
-        return Ok(response);
+        return Ok(answer.stream(events, sse::KEEP_ALIVE));
     }
-    let (answer, finish) = reader.read(&mut choice).await?;
-    accounting.add(&finish);
-    Ok(accounting.respond(Json(events.response(answer))))
+    answer.whole(|answer| events.response(answer)).await
 }
 
 /// Items of the responses that a request continues. Long conversations are read on a worker thread.

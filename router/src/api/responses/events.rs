@@ -79,6 +79,14 @@ impl ResponseEvents {
         self.event(out, name, event);
     }
 
+    /// Tells that the first token has come, of a response that was queued.
+    fn leave_queue(&mut self, out: &mut Vec<u8>) {
+        if self.response.status == Status::Queued {
+            self.response.status = Status::InProgress;
+            self.response_event(out, "response.in_progress");
+        }
+    }
+
     fn response_event(&mut self, out: &mut Vec<u8>, name: &str) {
         let response = json!({ "response": self.response });
         self.event(out, name, response);
@@ -130,10 +138,14 @@ impl ResponseEvents {
 impl EventWriter for ResponseEvents {
     fn start(&mut self, out: &mut Vec<u8>, _prompt_tokens: u64) {
         self.response_event(out, "response.created");
-        self.response_event(out, "response.in_progress");
+        match self.response.status {
+            Status::Queued => self.response_event(out, "response.queued"),
+            _ => self.response_event(out, "response.in_progress"),
+        }
     }
 
     fn begin(&mut self, out: &mut Vec<u8>, at: usize, block: &Block) {
+        self.leave_queue(out);
         self.item_id = self.maker.id(block);
         let item = self
             .maker
@@ -187,6 +199,7 @@ impl EventWriter for ResponseEvents {
     }
 
     fn finish(&mut self, out: &mut Vec<u8>, answer: Answer) {
+        self.leave_queue(out);
         self.complete(&answer);
         let name = match self.response.status {
             Status::Incomplete => "response.incomplete",

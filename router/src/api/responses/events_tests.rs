@@ -254,3 +254,37 @@ fn a_failure_ends_the_stream_with_its_reason() {
     assert!(text.contains("the shard is gone"));
     assert_eq!(*kept.lock().expect("a lock"), None);
 }
+
+#[test]
+fn a_response_in_the_background_is_queued_until_its_first_token() {
+    let mut request = ResponsesRequest {
+        background: Some(true),
+        ..ResponsesRequest::default()
+    };
+    let response = ResponseBody::begin(&mut request, "m", true);
+    assert_eq!(
+        (response.status, response.background),
+        (Status::Queued, true)
+    );
+    let maker = ItemMaker {
+        tools: Tools::read(&[]).expect("tools"),
+        packs_reasoning: false,
+    };
+    let mut writer = ResponseEvents::new(response, maker, Box::new(|_| {}));
+    let mut out = Vec::new();
+    writer.start(&mut out, 3);
+    let mut blocks = Blocks::default();
+    blocks.push(
+        Piece::Content("Hi".into()),
+        &mut Sink(&mut writer, &mut out),
+    );
+    let text = String::from_utf8(out).expect("text");
+    let names: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("event: response."))
+        .collect();
+    assert_eq!(
+        names[..4],
+        ["created", "queued", "in_progress", "output_item.added"]
+    );
+}

@@ -1,5 +1,6 @@
 //! OpenAI's Responses: `/v1/responses`.
 
+mod background;
 pub mod create;
 mod events;
 mod fields;
@@ -9,6 +10,7 @@ mod response;
 pub mod stored;
 mod tools;
 mod translation;
+mod truncation;
 
 /// The way of a body to its chat, for tests with random bodies.
 #[cfg(test)]

@@ -43,6 +43,9 @@ pub struct ResponsesRequest {
     /// Answer with server-sent events.
     #[schema(default = false)]
     pub stream: Option<bool>,
+    /// Answer at once, and generate in the background: the response is read by its id, also its events. Needs `store`.
+    #[schema(default = false)]
+    pub background: Option<bool>,
     /// Tools that the model may call: of type `function`, `custom`, or `namespace` with functions in it. Tools of other
     /// types, which run on OpenAI's servers, are left out.
     #[schema(value_type = Option<Vec<Object>>)]
@@ -70,7 +73,8 @@ pub struct ResponsesRequest {
     pub safety_identifier: Option<String>,
     /// Comes back with the response.
     pub user: Option<String>,
-    /// `disabled` or `auto`. An input that does not fit into the context is refused with both.
+    /// `auto`: when the conversation does not fit into the context, its oldest turns are left out, but not the
+    /// instructions. `disabled`: it is refused.
     #[schema(default = "disabled")]
     pub truncation: Option<String>,
     /// Share cached prompts only with requests that have the same salt. Any text of 1 to 512 bytes.
@@ -81,7 +85,6 @@ pub struct ResponsesRequest {
 
 impl Body for ResponsesRequest {
     const UNSUPPORTED: &'static [UnsupportedField] = &[
-        UnsupportedField::unsupported("background"),
         UnsupportedField::unsupported("conversation"),
         UnsupportedField::unsupported("prompt"),
         UnsupportedField::renamed("messages", "input"),

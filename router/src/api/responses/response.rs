@@ -23,7 +23,7 @@ pub struct ResponseBody {
     /// Seconds since 1970; set at the end.
     pub completed_at: Option<u64>,
     pub status: Status,
-    /// Always false.
+    /// True if the response runs, or ran, in the background.
     pub background: bool,
     /// Reason of a failure.
     pub error: Option<ResponseError>,
@@ -65,11 +65,15 @@ pub struct ResponseBody {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
+    /// In the background, before the first token.
+    Queued,
     InProgress,
     Completed,
     /// The maximum number of tokens was reached.
     Incomplete,
     Failed,
+    /// Cancelled by the client.
+    Cancelled,
 }
 
 /// Reason of a failure.
@@ -138,6 +142,7 @@ impl ResponseBody {
     /// A response in progress to `request`, which it takes the fields from that come back. `store`: it will be kept.
     pub fn begin(request: &mut ResponsesRequest, model: &str, store: bool) -> Self {
         let reasoning = request.reasoning.clone().unwrap_or_default();
+        let background = request.background.unwrap_or(false);
         let mut text = json!({"format": {"type": "text"}});
         if let Some(config) = &request.text {
             if let Some(format) = &config.format {
@@ -152,8 +157,11 @@ impl ResponseBody {
             object: "response".into(),
             created_at: unix_time_s(),
             completed_at: None,
-            status: Status::InProgress,
-            background: false,
+            status: match background {
+                true => Status::Queued,
+                false => Status::InProgress,
+            },
+            background,
             error: None,
             incomplete_details: None,
             instructions: request.instructions.clone(),

@@ -16,6 +16,7 @@ use super::response::ResponseBody;
 use crate::api_keys::current_tenant;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::route::LISTED;
+use crate::http::sse;
 use crate::state::AppState;
 use crate::stored_responses::StoredResponse;
 
@@ -25,20 +26,76 @@ type PathId = Result<Path<String>, PathRejection>;
 const DEFAULT_ITEMS: usize = 20;
 const MAX_ITEMS: usize = 100;
 
+/// Form of a stored response.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ResponseQuery {
+    /// Answer with the response's events, those to come included. Of responses in the background alone.
+    #[param(default = false)]
+    pub stream: Option<bool>,
+    /// `sequence_number` of the last event that is not sent again; needs `stream`.
+    #[param(minimum = 0)]
+    pub starting_after: Option<usize>,
+}
+
 /// A stored response
+///
+/// Also one that still runs in the background.
 #[utoipa::path(
     get,
     path = LISTED,
-    params(("id" = String, Path, description = "Id of the response")),
+    params(("id" = String, Path, description = "Id of the response"), ResponseQuery),
     responses(
-        (status = 200, description = "The response", body = ResponseBody),
+        (status = 200, description = "The response; with `stream`, its events", content(
+            (ResponseBody = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        (status = 400, description = "Not valid, or it has no events; `param` names the field"),
         (status = 404, description = "It is not stored for this API key"),
     )
 )]
-pub async fn response(State(state): State<AppState>, id: PathId) -> Result<Response, ApiError> {
-    let stored = find(&state, &id_of(id)?)?;
+pub async fn response(
+    State(state): State<AppState>,
+    id: PathId,
+    query: Result<Query<ResponseQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::validation("query", error.body_text()))?;
+    let id = id_of(id)?;
+    let stream = query.stream.unwrap_or(false);
+    if query.starting_after.is_some() && !stream {
+        return Err(ApiError::validation(
+            "starting_after",
+            "`starting_after` is only allowed when `stream` is true",
+        ));
+    }
+    let first = query
+        .starting_after
+        .map_or(0, |last| last.saturating_add(1));
+    if let Some(running) = state.stored_responses().running(current_tenant(), &id) {
+        return Ok(match stream {
+            true => sse::response(running.events_from(first)),
+            false => json(running.response()),
+        });
+    }
+    let stored = find(&state, &id)?;
+    if !stream {
+        return Ok(json(stored.response.clone()));
+    }
+    if stored.events.is_empty() {
+        return Err(ApiError::validation(
+            "stream",
+            format!(
+                "the response {id:?} did not run in the background with its events kept; read it without `stream`"
+            ),
+        ));
+    }
+    let events = stored.events.get(first..).unwrap_or_default();
+    Ok(sse::response(futures::stream::iter(events.to_vec())))
+}
+
+fn json(text: String) -> Response {
     let json = HeaderValue::from_static("application/json");
-    Ok(([(header::CONTENT_TYPE, json)], stored.response.clone()).into_response())
+    ([(header::CONTENT_TYPE, json)], text).into_response()
 }
 
 /// Answer to the removal of a response.
@@ -64,7 +121,11 @@ pub struct Deleted {
 )]
 pub async fn delete(State(state): State<AppState>, id: PathId) -> Result<Json<Deleted>, ApiError> {
     let id = id_of(id)?;
-    if !state.stored_responses().remove(current_tenant(), &id) {
+    let (store, owner) = (state.stored_responses(), current_tenant());
+    if let Some(running) = store.running(owner, &id) {
+        store.end(owner, &id);
+        running.abort();
+    } else if !store.remove(owner, &id) {
         return Err(not_found("id", &id));
     }
     Ok(Json(Deleted {
@@ -74,25 +135,36 @@ pub async fn delete(State(state): State<AppState>, id: PathId) -> Result<Json<De
     }))
 }
 
-/// Cancel a response
+/// Cancel a response that runs in the background
 ///
-/// Refused, because no response runs in the background. A client cancels its response when it closes the connection.
+/// Of a response that has ended, the answer is the response. Others are cancelled by closing their connection.
 #[utoipa::path(
     post,
     path = LISTED,
     params(("id" = String, Path, description = "Id of the response")),
     responses(
-        (status = 400, description = "It does not run in the background"),
+        (status = 200, description = "The response; its generation has ended", body = ResponseBody),
+        (status = 400, description = "It did not run in the background"),
         (status = 404, description = "It is not stored for this API key"),
     )
 )]
 pub async fn cancel(State(state): State<AppState>, id: PathId) -> Result<Response, ApiError> {
     let id = id_of(id)?;
-    find(&state, &id)?;
+    if let Some(running) = state.stored_responses().running(current_tenant(), &id) {
+        running.abort();
+        // The reader of its events ends it.
+        running.ended().await;
+        return Ok(json(running.response()));
+    }
+    let stored = find(&state, &id)?;
+    let response: Value = serde_json::from_str(&stored.response).unwrap_or_default();
+    if response["background"] == Value::Bool(true) {
+        return Ok(json(stored.response.clone()));
+    }
     Err(ApiError::validation(
         "id",
         format!(
-            "the response {id:?} does not run in the background, so that it cannot be cancelled; close the connection of \
+            "the response {id:?} did not run in the background, so that it cannot be cancelled; close the connection of \
              a response to cancel it"
         ),
     ))
@@ -142,8 +214,12 @@ pub async fn input_items(
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<ItemList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::validation("query", error.body_text()))?;
-    let stored = find(&state, &id_of(id)?)?;
-    let items = serde_json::from_str(&stored.input).unwrap_or_default();
+    let id = id_of(id)?;
+    let input = match state.stored_responses().running(current_tenant(), &id) {
+        Some(running) => running.input.clone(),
+        None => find(&state, &id)?.input.clone(),
+    };
+    let items = serde_json::from_str(&input).unwrap_or_default();
     list(items, &query).map(Json)
 }
 
@@ -199,6 +275,16 @@ fn find(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, ApiError> {
 
 /// The stored response that another continues.
 pub fn find_previous(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, ApiError> {
+    if state
+        .stored_responses()
+        .running(current_tenant(), id)
+        .is_some()
+    {
+        return Err(ApiError::validation(
+            "previous_response_id",
+            format!("the response {id:?} still runs in the background; wait until it has ended"),
+        ));
+    }
     let stored = state.stored_responses().get(current_tenant(), id);
     stored.ok_or_else(|| not_found("previous_response_id", id))
 }

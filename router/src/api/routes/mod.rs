@@ -70,7 +70,7 @@ routes! {
     DELETE_RESPONSE: DELETE "/v1/responses/{id}", OpenAi, GENERATE, [],
         responses::stored::delete, "Remove a stored response";
     CANCEL_RESPONSE: POST "/v1/responses/{id}/cancel", OpenAi, GENERATE, [],
-        responses::stored::cancel, "Refused: no response runs in the background";
+        responses::stored::cancel, "Cancel a response that runs in the background";
     RESPONSE_ITEMS: GET "/v1/responses/{id}/input_items", OpenAi, GENERATE, [],
         responses::stored::input_items, "Items of a stored response's input";
     EMBEDDINGS: POST "/v1/embeddings", OpenAi, EMBED, ["embeddings"],

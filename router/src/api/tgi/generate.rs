@@ -15,6 +15,7 @@ use super::types::{
     PrefillToken, Token, check_best_of,
 };
 use crate::error::{ApiError, ErrorResponse};
+use crate::generation::best_of::{self, MeanLogprob};
 use crate::http::accounting::RequestAccounting;
 use crate::http::route::{LISTED, Received};
 use crate::state::AppState;
@@ -112,15 +113,11 @@ async fn run(
             sequence.text.insert_str(0, prefix);
         }
     }
-    let best = sequences
-        .iter()
-        .enumerate()
-        .max_by(|(_, a), (_, b)| a.mean_logprob().total_cmp(&b.mean_logprob()))
-        .map_or(0, |(index, _)| index);
     // The other sequences find in the cache what the first one computed.
     let cached = |sequence: &Collected| sequence.finish.num_cached_tokens;
     let cached_tokens = sequences.iter().map(cached).min().unwrap_or(0);
-    let best = sequences.swap_remove(best);
+    best_of::sort(&mut sequences, Collected::mean_logprob);
+    let best = sequences.remove(0);
     Ok(GenerateResponse {
         generated_text: best.text,
         details: wants_details.then(|| Details {
@@ -148,8 +145,11 @@ struct Collected {
 }
 
 impl Collected {
-    fn mean_logprob(&self) -> f32 {
-        self.tokens.iter().map(|token| token.logprob).sum::<f32>() / self.tokens.len().max(1) as f32
+    fn mean_logprob(&self) -> MeanLogprob {
+        let mut mean = MeanLogprob::default();
+        let logprobs = self.tokens.iter().map(|token| token.logprob);
+        logprobs.for_each(|logprob| mean.add(Some(logprob)));
+        mean
     }
 }
 

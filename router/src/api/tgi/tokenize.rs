@@ -42,9 +42,9 @@ pub async fn tokenize(
 )]
 pub async fn chat_tokenize(
     State(state): State<AppState>,
-    ApiJson(request): ApiJson<ChatRequest>,
+    ApiJson(mut request): ApiJson<ChatRequest>,
 ) -> Result<Response, ApiError> {
-    request.check_supported()?;
+    request.prepare()?;
     let (templated_text, add_special_tokens) = chat_prompt(&state, request).await?;
     let tokens = tokens(&state, templated_text, add_special_tokens, "messages").await?;
     // A [`ChatTokenizeResponse`].

@@ -94,9 +94,6 @@ parameter_table! { tgi_parameters =>
         pub best_of: Option<u32>,
         /// Begin `generated_text` with `inputs`. Left out: only on `/`.
         pub return_full_text: Option<bool>,
-        /// Not supported; must be false.
-        #[schema(default = false)]
-        pub watermark: Option<bool>,
         /// Answer with details of every token.
         #[schema(default = false)]
         pub details: Option<bool>,
@@ -116,12 +113,6 @@ parameter_table! { tgi_parameters =>
 impl GenerateParameters {
     /// Parameters in the form that all APIs share. `logprobs`: report the log-probabilities of generated tokens.
     pub fn translate(mut self, logprobs: bool, served: &str) -> Result<Parameters, ApiError> {
-        if self.watermark == Some(true) {
-            return Err(ApiError::validation(
-                "watermark",
-                "`watermark` is not supported; leave it out",
-            ));
-        }
         let grammar = self.grammar.take();
         let grammar = spelling::read([("grammar", grammar.as_ref())])?;
         if let Some(adapter) = &self.adapter_id {

@@ -544,6 +544,19 @@ fn end_tokens_and_stop_tokens_end_no_sequence_that_is_too_short() {
 }
 
 #[test]
+fn the_last_token_that_is_allowed_is_one_that_the_model_forces() {
+    let mut harness = Harness::new(64, 64, 4);
+    let mut request = request(vec![5, 6], 12, Priority::Normal);
+    request.stop.forced_end_token_ids = vec![3, 4];
+    harness.submit(request);
+    harness.schedule();
+    let sampling = harness.steps[0].admitted[0].sampling.clone();
+    let sampling = sampling.expect("parameters of sampling");
+    assert_eq!(sampling.forced_positions, [13, 13]);
+    assert_eq!(sampling.forced_token_ids, [3, 4]);
+}
+
+#[test]
 fn stop_strings_end_no_sequence_that_is_too_short() {
     let words = (0..1000).map(|id| (format!("w{id}."), id));
     let words = WordLevel::builder().vocab(words.collect()).build();

@@ -1,9 +1,15 @@
 //! Responses that are kept, so that clients can read and continue them. Each API key has its own, and an equal share of
 //! the memory. The oldest give way to new ones.
 
+mod running;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use axum::body::Bytes;
+
+pub use running::RunningResponse;
 
 /// Owner of responses: the index of an API key; `None` without keys.
 type Owner = Option<u32>;
@@ -25,6 +31,8 @@ pub struct StoredResponses {
 #[derive(Debug, Default)]
 struct Shelf {
     responses: VecDeque<Arc<StoredResponse>>,
+    /// Responses that run in the background, by id.
+    running: HashMap<String, Arc<RunningResponse>>,
     /// The response that each item belongs to, by the item's id.
     by_item: HashMap<String, Weak<StoredResponse>>,
     /// Size of all responses that exist, including those that only later ones refer to.
@@ -41,6 +49,8 @@ pub struct StoredResponse {
     pub input: String,
     /// Ids of the items of its input and output.
     pub item_ids: Vec<String>,
+    /// Events of a response that ran in the background, by sequence number; empty for others.
+    pub events: Vec<Bytes>,
     /// Response that this one continues. It stays readable through this one when it has given way.
     pub previous: Option<Arc<StoredResponse>>,
     charge: Option<Charge>,
@@ -51,6 +61,21 @@ pub struct StoredResponse {
 struct Charge {
     bytes: usize,
     total: Arc<AtomicUsize>,
+}
+
+impl Charge {
+    fn new(bytes: usize, total: &Arc<AtomicUsize>) -> Self {
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            bytes,
+            total: total.clone(),
+        }
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.total.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Charge {
@@ -72,9 +97,16 @@ impl StoredResponse {
             response,
             input,
             item_ids,
+            events: Vec::new(),
             previous,
             charge: None,
         }
+    }
+
+    /// The response with its events.
+    pub fn with_events(mut self, events: Vec<Bytes>) -> Self {
+        self.events = events;
+        self
     }
 
     /// Size of the texts of this response, of its ids, and of what is kept beside them.
@@ -84,7 +116,8 @@ impl StoredResponse {
             .iter()
             .map(|id| 2 * id.len() + ITEM_BYTES)
             .sum();
-        self.response.len() + self.input.len() + ids + OVERHEAD_BYTES
+        let events: usize = self.events.iter().map(Bytes::len).sum();
+        self.response.len() + self.input.len() + ids + events + OVERHEAD_BYTES
     }
 
     /// This response and those that it continues, the oldest first.
@@ -109,6 +142,18 @@ impl Drop for StoredResponse {
 }
 
 impl Shelf {
+    /// Removes the oldest responses until all together have at most `limit` bytes; returns whether they do.
+    fn make_room(&mut self, limit: usize) -> bool {
+        while self.bytes.load(Ordering::Relaxed) > limit {
+            // Dropped here, so that its bytes no longer count, unless a later one refers to it.
+            match self.responses.pop_front() {
+                Some(oldest) => self.forget_items(&oldest),
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// Removes the items of a response that is no longer kept from the index.
     fn forget_items(&mut self, response: &Arc<StoredResponse>) {
         for id in &response.item_ids {
@@ -142,25 +187,43 @@ impl StoredResponses {
             return false;
         }
         self.on_shelf(owner, |shelf| {
-            shelf.bytes.fetch_add(bytes, Ordering::Relaxed);
-            response.charge = Some(Charge {
-                bytes,
-                total: shelf.bytes.clone(),
-            });
+            response.charge = Some(Charge::new(bytes, &shelf.bytes));
             let response = Arc::new(response);
             for id in &response.item_ids {
                 shelf.by_item.insert(id.clone(), Arc::downgrade(&response));
             }
             shelf.responses.push_back(response);
-            while shelf.bytes.load(Ordering::Relaxed) > self.bytes_per_owner {
-                // Dropped here, so that its bytes no longer count, unless a later one refers to it.
-                match shelf.responses.pop_front() {
-                    Some(oldest) => shelf.forget_items(&oldest),
-                    None => break,
-                }
-            }
+            shelf.make_room(self.bytes_per_owner);
             !shelf.responses.is_empty()
         })
+    }
+
+    /// Adds a response that runs in the background. Older ones of `owner` give way until it fits; returns whether it
+    /// does.
+    pub fn begin(&self, owner: Owner, response: &Arc<RunningResponse>) -> bool {
+        self.on_shelf(owner, |shelf| {
+            response.set_charge(Charge::new(response.num_bytes(), &shelf.bytes));
+            let fits = shelf.make_room(self.bytes_per_owner);
+            if fits {
+                shelf.running.insert(response.id.clone(), response.clone());
+            }
+            fits
+        })
+    }
+
+    /// Removes old responses of `owner` so that those which run have room; returns whether they have.
+    pub fn make_room(&self, owner: Owner) -> bool {
+        self.on_shelf(owner, |shelf| shelf.make_room(self.bytes_per_owner))
+    }
+
+    /// The response `id` of `owner`, if it runs in the background.
+    pub fn running(&self, owner: Owner, id: &str) -> Option<Arc<RunningResponse>> {
+        self.on_shelf(owner, |shelf| shelf.running.get(id).cloned())
+    }
+
+    /// Removes a response that runs in the background; returns whether it was there.
+    pub fn end(&self, owner: Owner, id: &str) -> bool {
+        self.on_shelf(owner, |shelf| shelf.running.remove(id).is_some())
     }
 
     /// The response `id` of `owner`.
@@ -271,6 +334,42 @@ mod tests {
         assert!(!store.keep(None, response("a", None)));
         assert!(!StoredResponses::new(0, 1).is_enabled());
         assert!(!StoredResponses::new(0, 1).keep(None, response("a", None)));
+    }
+
+    fn running(id: &str) -> Arc<RunningResponse> {
+        let (abort, _) = futures::stream::AbortHandle::new_pair();
+        let text = "x".repeat(1000 - OVERHEAD_BYTES - id.len());
+        Arc::new(RunningResponse::new(
+            id.into(),
+            text,
+            String::new(),
+            None,
+            abort,
+        ))
+    }
+
+    #[test]
+    fn running_responses_and_their_events_count_as_bytes() {
+        let store = StoredResponses::new(3000, 1);
+        for id in ["a", "b"] {
+            assert!(store.keep(None, response(id, None)));
+        }
+        let first = running("first");
+        assert!(store.begin(None, &first));
+        assert_eq!(ids(&store, None), ["b", "a"]);
+        first.add(&[Bytes::from(vec![0; 1001])], None);
+        assert!(store.make_room(None));
+        assert!(ids(&store, None).is_empty(), "all have given way");
+        assert!(!store.begin(None, &running("second")));
+        assert!(store.running(None, "second").is_none());
+        first.add(&[Bytes::from(vec![0; 1000])], None);
+        assert!(!store.make_room(None), "it alone is too large");
+        assert!(store.running(None, "first").is_some());
+        assert!(store.running(Some(1), "first").is_none());
+        assert!(store.end(None, "first"));
+        assert!(!store.end(None, "first"));
+        drop(first);
+        assert!(store.keep(None, response("c", None)));
     }
 
     #[test]
