@@ -115,7 +115,7 @@ fn body(fields: Value) -> Vec<u8> {
 
 /// A refusal is the client's fault, and its message names a field or says what is wrong.
 fn is_refusal_or_chat(result: Result<ChatRequest, ApiError>) -> Result<(), TestCaseError> {
-    let checked = result.and_then(|chat| chat.check_supported());
+    let checked = result.and_then(|mut chat| chat.prepare());
     if let Err(error) = checked {
         let status = error.status(Dialect::OpenAi);
         prop_assert!(status.is_client_error(), "{status}: {error}");

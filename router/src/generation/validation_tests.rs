@@ -57,6 +57,7 @@ fn engine_limits() -> Limits {
         max_concurrent_requests: 4,
         prefix_cache: true,
         speculate: 0,
+        max_drafts: 0,
         draft_step_tokens: 0,
     }
 }

@@ -32,6 +32,7 @@ fn ready() -> Arc<Ready> {
             max_concurrent_requests: 1,
             prefix_cache: false,
             speculate: 0,
+            max_drafts: 0,
             draft_step_tokens: 0,
         },
         tokens: Arc::new(TokenTable::of(&tokenizer)),

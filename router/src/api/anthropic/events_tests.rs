@@ -111,6 +111,7 @@ fn reasoning_and_calls_have_blocks_of_their_own() {
         id: String::new(),
         model: String::new(),
         max_tokens: None,
+        caching: CACHING,
     };
     let mut out = Vec::new();
     let thinking = Block::Reasoning("Hm".into());
