@@ -97,7 +97,7 @@ macro_rules! answer {
     (
         $(#[$attribute:meta])*
         $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty
-        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)?
+        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)*
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -116,7 +116,7 @@ macro_rules! answer {
             $(#[$of_choices])*
             pub choices: Vec<$choice>,
             pub usage: Usage,
-            $($(#[$of_more])* pub $more: $more_type,)?
+            $($(#[$of_more])* pub $more: $more_type,)*
         }
     };
 }
@@ -128,7 +128,10 @@ answer! {
     ChatChoice,
     /// Set when requested: an entry for each token of the prompt, from token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs>
+    prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the prompt's tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>
 }
 
 answer! {
@@ -179,6 +182,12 @@ pub struct ChatChoice {
     /// Set when requested.
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Ids of the generated tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// Entry for each generated token, from token ids, with `return_token_ids` and log-probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs_by_id: Option<PromptLogprobs>,
 }
 
 /// Answer of the model.
@@ -257,6 +266,15 @@ pub struct CompletionChoice {
     /// Set when requested: an entry for each token of the prompt, from token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the generated tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// Entry for each generated token, from token ids, with `return_token_ids` and log-probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs_by_id: Option<PromptLogprobs>,
+    /// Ids of the prompt's tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.
