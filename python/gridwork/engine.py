@@ -102,7 +102,11 @@ class Engine:
                     address = Address.read(f"unix:{ready.socket}", self._api_key)
                 assert address is not None
                 client = Client(address, self._death)
-                self._info = await client.get("/info")
+                try:
+                    self._info = await client.get("/info")
+                except BaseException:
+                    await client.close()
+                    raise
                 self._gate = Gate(int(self._info.get("max_concurrent_requests") or _CONCURRENT))
                 self._client = client
         return self._client
