@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,8 +75,9 @@ $(VENV)/.stamp-server: server/requirements.lock | $(UV) $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.stamp-packages: $(VENV)/.stamp-server server/pyproject.toml kernels/pyproject.toml
-	$(say) "Installing gridwork-server and gridwork-kernels (editable)"
+	$(say) "Installing gridwork-server, gridwork-kernels and gridwork (editable)"
 	@$(UV) pip install --python $(VENV)/bin/python --quiet --no-deps --no-build-isolation -e server -e kernels
+	@echo $(CURDIR)/python > "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/gridwork-checkout.pth"
 	@touch $@
 
 $(VENV)/.stamp-dev: server/requirements-dev.lock $(VENV)/.stamp-server
@@ -172,8 +173,8 @@ $(CHECKERS)/.stamp: $(CHECKER_LOCKS)/checkers.lock $(CHECKER_LOCKS)/json-schema-
 
 fmt: python-dev ## Format Rust and Python
 	@cargo fmt --all
-	@$(VENV)/bin/ruff format server kernels integration-tests conformance benchmarks gpu
-	@$(VENV)/bin/ruff check --fix server kernels integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff format server kernels python integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff check --fix server kernels python integration-tests conformance benchmarks gpu
 
 # Generators of pages, one a line. With --check they compare the page with the code.
 define PAGES
@@ -193,9 +194,10 @@ lint: python-dev ## Formatting, lints, types and generated pages, without changi
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(say) "Python: formatting, lints and types"
-	@$(VENV)/bin/ruff format --check server kernels integration-tests conformance benchmarks gpu
-	@$(VENV)/bin/ruff check server kernels integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff format --check server kernels python integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff check server kernels python integration-tests conformance benchmarks gpu
 	@cd server && ../$(VENV)/bin/mypy
+	@cd python && ../$(VENV)/bin/mypy
 	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
 	@$(VENV)/bin/mypy --config-file mypy.ini conformance
 	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
@@ -208,7 +210,7 @@ unit: build python-dev
 	$(say) "Rust unit tests"
 	@cargo test --workspace --locked
 	$(say) "Python unit tests"
-	@$(PYTEST) server/tests kernels benchmarks/tests conformance/tests gpu/tests
+	@$(PYTEST) server/tests kernels python/tests benchmarks/tests conformance/tests gpu/tests
 
 integration: build python-dev encoder-model clients checkers ## Black-box tests: the real launcher, over HTTP
 	$(say) "Integration tests"
@@ -291,8 +293,16 @@ GPU_ARGS ?=
 GPU_TOOLS := .cache/gpu-pack/tools
 GPU_PYTHON = $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(firstword $(wildcard $(VENV)/bin/python) $(PYTHON)))
 
+# --- The package ---------------------------------------------------------------------------------------------------
+
+wheel: python $(GPU_TOOLS)/.stamp ## Build the Python package with everything in it, into dist/
+	$(say) "CPU kernels for every instruction set"
+	@$(VENV)/bin/python kernels/build_cpu.py
+	$(say) "Building the wheel"
+	@PYTHONPATH=gpu $(VENV)/bin/python python/build_wheel.py --tools $(GPU_TOOLS)/bin --out dist
+
 $(GPU_TOOLS)/.stamp: gpu/requirements-build.lock | $(UV) $(VENV)/bin/python
-	$(say) "Installing cargo-zigbuild and zig into $(GPU_TOOLS) (once, 0.4 GB)"
+	$(say) "Installing cargo-zigbuild, maturin and zig into $(GPU_TOOLS) (once, 0.4 GB)"
 	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(GPU_TOOLS)
 	@$(UV) pip install --python $(GPU_TOOLS)/bin/python --quiet --require-hashes --only-binary :all: -r $<
 	@touch $@
@@ -305,4 +315,4 @@ gpu-check: ## Prove and measure this machine's GPU (GPU_PARTS="2 4" GPU_ARGS="--
 	@PYTHONPATH=gpu $(GPU_PYTHON) -m gpu_check --parts "$(GPU_PARTS)" $(GPU_ARGS)
 
 clean: ## Remove everything that was built or installed here
-	rm -rf $(VENV) target .cache gpu-pack gpu-site gpu-results
+	rm -rf $(VENV) target dist .cache gpu-pack gpu-site gpu-results

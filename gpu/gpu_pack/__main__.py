@@ -19,8 +19,8 @@ MAX_BYTES = 60 << 20
 """Maximum size of a pack."""
 _OF_TESTS = ("pytest", "httpx", "psutil")
 """Packages of the tests whose helpers the check uses."""
-_NOT_NEEDED = frozenset({"torch", "setuptools", "grpcio-tools"})
-"""Direct requirements that the machine has, or that only building needs."""
+_NOT_NEEDED = frozenset({"torch", "setuptools", "grpcio-tools", "aiohttp", "tqdm"})
+"""Direct requirements that the machine has, or that only building and the Python API need."""
 _MAKEFILE = """# Checks this machine: docs/gpu.md of the repository describes it.
 PYTHON ?= python3
 

@@ -10,30 +10,29 @@ from pathlib import Path
 from gpu_pack.target import ARCHITECTURE, GLIBC, ROOT, PackError
 
 NAMES = ("gridwork", "gridwork-router")
-_TRIPLE = f"{ARCHITECTURE}-unknown-linux-gnu"
+TRIPLE = f"{ARCHITECTURE}-unknown-linux-gnu"
 
 
-def build(tools: Path, folder: Path) -> None:
+def build(tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC) -> None:
     """Builds the programs into a folder. tools: folder of `cargo-zigbuild` and its Python. Raises PackError."""
-    glibc = ".".join(map(str, GLIBC))
-    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{_TRIPLE}.{glibc}"]
+    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{TRIPLE}.{_text(glibc)}"]
     command += ["-p", "gridwork-launcher", "-p", "gridwork-router", "--bins"]
     # zig's own linker writes no symbols then; `strip` of an older binutils would not know all sections.
     changes = {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_PROFILE_RELEASE_STRIP": "symbols"}
     if subprocess.run(command, cwd=ROOT, env=os.environ | changes, check=False).returncode != 0:
         raise PackError(f"{' '.join(command)} failed; see its messages above")
-    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / _TRIPLE / "release"
+    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / TRIPLE / "release"
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         shutil.copyfile(built / name, folder / name)
         (folder / name).chmod(0o755)
 
 
-def check(folder: Path) -> tuple[int, ...]:
+def check(folder: Path, glibc: tuple[int, int] = GLIBC) -> tuple[int, ...]:
     """The glibc that the programs need. Raises PackError when it is newer than the machine may have."""
     needed = max(glibc_of(_symbols(folder / name)) for name in NAMES)
-    if needed > GLIBC:
-        raise PackError(f"the programs need glibc {_text(needed)}, and the machine may have {_text(GLIBC)}")
+    if needed > glibc:
+        raise PackError(f"the programs need glibc {_text(needed)}, and the machine may have {_text(glibc)}")
     return needed
 
 

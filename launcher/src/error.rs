@@ -6,6 +6,8 @@ use crate::launch::NotUtf8;
 use crate::launch::prepare::PrepareError;
 use crate::machine::DeviceError;
 use crate::model::ModelError;
+use crate::process::http_socket::HttpSocketError;
+use crate::process::parent::Blame;
 use crate::process::programs::ProgramNotFound;
 use crate::process::sockets::SocketError;
 use crate::supervisor::SupervisorError;
@@ -24,6 +26,8 @@ pub enum LauncherError {
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
+    HttpSocket(#[from] HttpSocketError),
+    #[error(transparent)]
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Path(#[from] NotUtf8),
@@ -37,6 +41,22 @@ pub enum LauncherError {
 }
 
 impl LauncherError {
+    /// What the program that this server is for can change.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Setting(_) | Self::Device(_) | Self::HttpSocket(_) | Self::Path(_) => {
+                Blame::Setting
+            }
+            Self::Model(_) | Self::Prepare(PrepareError::Model(_)) => Blame::Model,
+            Self::Supervisor(error) if error.is_of_model() => Blame::Model,
+            Self::Program(_)
+            | Self::Socket(_)
+            | Self::Prepare(PrepareError::Child(_))
+            | Self::Supervisor(_)
+            | Self::Io { .. } => Blame::Server,
+        }
+    }
+
     /// Exit code of the process: 130 after a second interrupt, as shells do, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {

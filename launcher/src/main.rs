@@ -8,7 +8,9 @@ mod machine;
 mod model;
 mod process;
 mod supervisor;
+mod tools;
 
+use std::ffi::OsString;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,6 +21,8 @@ use launch::{LaunchPlan, prepare};
 use logs::{Format, Log};
 use machine::{Gpus, Placement, report};
 use model::{Fitness, NativeTypes, Source, Trust};
+use process::http_socket::HttpSocket;
+use process::parent::{Event, Parent};
 use process::programs::Wanted;
 use process::signals::Signals;
 use process::sockets::{self, Sockets};
@@ -28,6 +32,14 @@ const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let began = Instant::now();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let Err(error) = tools::become_tool(&args) {
+        say(format!(
+            "error: {}\n",
+            logs::visible(&error.to_string(), true)
+        ));
+        return ExitCode::FAILURE;
+    }
     let cli = gridwork_settings::parse_command_line();
     if cli.report.env {
         let text = report::describe(&cli.processes, &Gpus::detect());
@@ -69,8 +81,18 @@ fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
         .build()
         .map_err(io("cannot start"))?;
     let result = runtime.block_on(async {
-        let mut signals = Signals::listen().map_err(io("cannot listen to signals"))?;
-        launch(cli, began, &log, &mut signals).await
+        let is_linked = cli.processes.parent_link;
+        let parent = is_linked.then(Parent::at_stdin).transpose();
+        let parent = parent.map_err(io("--parent-link: stdin is no end of a socket pair"))?;
+        let mut signals = Signals::listen(parent).map_err(io("cannot listen to signals"))?;
+        let result = launch(cli, began, &log, &mut signals).await;
+        if let Err(error) = &result {
+            signals.teller().tell(&Event::Failed {
+                kind: error.blame(),
+                reason: &error.to_string(),
+            });
+        }
+        result
     });
     log.flush(LAST_LINES_WAIT);
     // Name resolution of the health checks may still be under way on a thread of its own.
@@ -80,12 +102,17 @@ fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
 
 /// Checks everything that can be checked, cheapest first, then runs the server until it is told to end.
 async fn launch(
-    cli: Cli,
+    mut cli: Cli,
     began: Instant,
     log: &Log,
     signals: &mut Signals,
 ) -> Result<(), LauncherError> {
-    for warning in cli.legacy.warnings() {
+    for warning in cli
+        .legacy
+        .warnings()
+        .into_iter()
+        .chain(cli.warnings.clone())
+    {
         log.warn(warning);
     }
     let file_limit = open_files::raise_limit().unwrap_or_else(|error| {
@@ -115,8 +142,17 @@ async fn launch(
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     let placement = Placement::choose(&cli.processes, &gpus, cores)?;
     let router = Wanted::router(&cli.processes).find()?;
-    sockets::check_port(&cli.http.hostname, cli.http.port)?;
     let sockets = Sockets::prepare(cli.processes.shard_uds_path.as_deref(), placement.num_shard)?;
+    if cli.processes.parent_link && cli.http.uds.is_none() {
+        cli.http.uds = Some(sockets.http());
+    }
+    let _http_socket = match &cli.http.uds {
+        Some(path) => Some(HttpSocket::prepare(path)?),
+        None => {
+            sockets::check_port(&cli.http.hostname, cli.http.port)?;
+            None
+        }
+    };
     let prepared = prepare::folder_of(source, fitness, &cli, &server, &trust, log, signals).await?;
     let Some(model) = prepared else {
         return Ok(());

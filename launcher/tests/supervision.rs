@@ -1,5 +1,7 @@
 //! The launcher's supervision, with stand-ins for the router and the shards: see `support::fake`.
 
+#[path = "supervision/parent_link.rs"]
+mod parent_link;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

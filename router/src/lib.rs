@@ -32,11 +32,11 @@ use std::time::Duration;
 
 use gridwork_engine::{Encoder, Engine, EngineConfig, Ready, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::config::RouterConfig;
+use crate::connections::Listener;
 use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
@@ -78,7 +78,7 @@ pub enum RouterError {
 
 /// Serves on `listener` until `shutdown` resolves, then finishes what runs, for as long as the configuration allows.
 pub async fn run(
-    listener: TcpListener,
+    listener: Listener,
     config: RouterConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RouterError> {

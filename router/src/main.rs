@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use gridwork_router::config::RouterConfig;
+use gridwork_router::connections::Listener;
 use gridwork_router::observability::logs;
 use gridwork_router::observability::telemetry::Telemetry;
 use gridwork_settings::{RouterSettings, open_files};
@@ -75,7 +76,7 @@ fn read_settings(file: &PathBuf) -> Result<RouterSettings, String> {
 async fn serve(settings: RouterSettings) -> Result<(), String> {
     let file_limit = open_files::raise_limit().unwrap_or_else(|_| open_files::limit());
     let config = RouterConfig::new(settings, file_limit)?;
-    let (address, output) = (config.listen_address(), &config.settings().output);
+    let output = &config.settings().output;
     let service = output.otlp_service_name.as_deref().unwrap_or(SERVICE_NAME);
     let telemetry = match &output.otlp_endpoint {
         None => None,
@@ -87,18 +88,30 @@ async fn serve(settings: RouterSettings) -> Result<(), String> {
     logs::install(output.log_level, telemetry.as_ref());
     let shutdown =
         shutdown_signal().map_err(|error| format!("signals cannot be received: {error}"))?;
-    let listener = TcpListener::bind(&address).await.map_err(|error| {
-        format!("cannot listen on {address}: {error}; choose another --hostname or --port")
-    })?;
-    match listener.local_addr() {
-        Ok(address) => tracing::info!("listening on {address}"),
-        Err(_) => tracing::info!("listening on {address}"),
-    }
+    let listener = listen(&config).await?;
+    tracing::info!("listening on {listener}");
     let result = gridwork_router::run(listener, config, shutdown).await;
     if let Some(telemetry) = telemetry {
         telemetry.shutdown().await;
     }
     result.map_err(|error| error.to_string())
+}
+
+/// Opens the socket that clients connect to. The error is for the user.
+async fn listen(config: &RouterConfig) -> Result<Listener, String> {
+    if let Some(path) = &config.settings().http.uds {
+        return Listener::bind_unix(path).map_err(|error| {
+            format!(
+                "cannot listen on {}: {error}; choose another --uds",
+                path.display()
+            )
+        });
+    }
+    let address = config.listen_address();
+    let listener = TcpListener::bind(&address).await.map_err(|error| {
+        format!("cannot listen on {address}: {error}; choose another --hostname or --port")
+    })?;
+    Ok(listener.into())
 }
 
 /// Resolves at the first SIGTERM or SIGINT. They are caught from this call on.

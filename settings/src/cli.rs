@@ -16,7 +16,9 @@ use crate::flags::{
     version,
     about = "Serves a Hugging Face Transformers model over HTTP.",
     long_about = None,
-    after_help = "Every flag can also be given as the environment variable shown beside it.",
+    after_help = "Every flag can also be given as the environment variable shown beside it.\n\n\
+        Beside the server: gridwork serve MODEL, the same as --model-id MODEL; gridwork check MODEL tries a model; \
+        gridwork run-batch answers a file of requests; gridwork env prints what belongs in a report of a problem.",
     max_term_width = 120
 )]
 pub struct Cli {
@@ -46,6 +48,9 @@ pub struct Cli {
     pub old_names: OldNames,
     #[command(flatten)]
     pub legacy: Legacy,
+    /// Flags of other servers that have no effect, with the reason.
+    #[arg(skip)]
+    pub warnings: Vec<String>,
 }
 
 #[cfg(test)]

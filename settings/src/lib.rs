@@ -10,6 +10,7 @@ pub mod generated;
 pub mod open_files;
 pub mod page;
 mod parse;
+mod rewrite;
 mod router;
 mod shard;
 pub mod utc;

@@ -164,6 +164,7 @@ impl LaunchPlan {
             tokenizer,
             Some(&self.cli.run.generation_config),
             self.cli.names.tokenizer_config_path.as_deref(),
+            self.cli.http.uds.as_deref(),
             Some(&socket),
         ];
         match paths

@@ -4,6 +4,8 @@
 //! the kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started
 //! the child: children are started from the main thread, which the runtime of the launcher lives on.
 
+pub mod http_socket;
+pub mod parent;
 mod private_folder;
 pub mod programs;
 mod shard_environment;

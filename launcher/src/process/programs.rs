@@ -29,10 +29,15 @@ pub struct Wanted<'a> {
 impl<'a> Wanted<'a> {
     /// The program of the shards, which also prepares models.
     pub fn server(processes: &'a Processes) -> Self {
+        Self::server_of(processes.server_command.as_deref())
+    }
+
+    /// The same, where `given` is the value of its flag or variable.
+    pub fn server_of(given: Option<&'a str>) -> Self {
         Self {
             name: "gridwork-server",
             flag: "--server-command",
-            given: processes.server_command.as_deref(),
+            given,
             in_venv: true,
         }
     }

@@ -1,11 +1,13 @@
-//! Signals by which the launcher is told to end.
+//! Signals by which the launcher is told to end, and the end of the program that it serves.
 
 use std::fmt;
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal that was received.
+use super::parent::{Parent, Teller};
+
+/// A reason to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// SIGINT: Ctrl-C.
@@ -14,6 +16,8 @@ pub enum Request {
     Terminate,
     /// SIGHUP: the terminal was closed.
     Hangup,
+    /// The program at the other end of stdin has ended, or closed its end.
+    ParentGone,
 }
 
 impl fmt::Display for Request {
@@ -22,6 +26,7 @@ impl fmt::Display for Request {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
             Self::Hangup => "SIGHUP",
+            Self::ParentGone => "the program that this server is for has closed its link",
         })
     }
 }
@@ -33,11 +38,14 @@ pub struct Signals {
     terminate: Signal,
     /// Absent under `nohup`, which makes the process ignore it.
     hangup: Option<Signal>,
+    /// Present with `--parent-link`, until it was seen to be gone.
+    parent: Option<Parent>,
+    teller: Teller,
 }
 
 impl Signals {
     /// Starts to listen. Must be called inside the runtime.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(parent: Option<Parent>) -> io::Result<Self> {
         let hangup = if is_ignored(libc::SIGHUP) {
             None
         } else {
@@ -47,7 +55,14 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
             hangup,
+            teller: parent.as_ref().map(Parent::teller).unwrap_or_default(),
+            parent,
         })
+    }
+
+    /// Writes to the parent, if there is one.
+    pub fn teller(&self) -> Teller {
+        self.teller.clone()
     }
 
     /// Waits for the next signal.
@@ -58,11 +73,22 @@ impl Signals {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let parent_gone = async {
+            match &mut self.parent {
+                Some(parent) => parent.gone().await,
+                None => std::future::pending().await,
+            }
+        };
+        let request = tokio::select! {
             _ = self.interrupt.recv() => Request::Interrupt,
             _ = self.terminate.recv() => Request::Terminate,
             _ = hangup => Request::Hangup,
+            () = parent_gone => Request::ParentGone,
+        };
+        if request == Request::ParentGone {
+            self.parent = None;
         }
+        request
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use super::private_folder::PrivateFolder;
 
 /// Maximum length of a unix socket's path: `sun_path` of `struct sockaddr_un`, less the closing zero byte.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// A socket or port that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +100,13 @@ impl Sockets {
     /// Path of the socket of `rank`.
     pub fn path(&self, rank: u32) -> PathBuf {
         socket_path(&self.prefix, rank)
+    }
+
+    /// Path of the HTTP server's socket, where the user has named none and it has no port.
+    pub fn http(&self) -> PathBuf {
+        let mut path = self.prefix.as_os_str().to_owned();
+        path.push("-http");
+        path.into()
     }
 
     /// Second name of the socket of `rank`, from which its first name can be restored.
@@ -220,13 +227,13 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn is_socket(path: &Path) -> bool {
+pub(super) fn is_socket(path: &Path) -> bool {
     path.symlink_metadata()
         .is_ok_and(|data| data.file_type().is_socket())
 }
 
 /// Makes a file and removes it again: permissions are no answer for root and on read-only mounts.
-fn check_writable(folder: &Path) -> io::Result<()> {
+pub(super) fn check_writable(folder: &Path) -> io::Result<()> {
     let probe = folder.join(format!(".gridwork-{}", std::process::id()));
     OpenOptions::new()
         .write(true)

@@ -62,3 +62,17 @@ pub enum SupervisorError {
     #[error("ended at once by a second interrupt; running requests were dropped")]
     Interrupted,
 }
+
+impl SupervisorError {
+    /// True if a shard has said why it cannot serve the model.
+    pub fn is_of_model(&self) -> bool {
+        match self {
+            Self::Fault(fault) | Self::GaveUp { last: fault, .. } => match fault {
+                Fault::Failed { .. } => true,
+                Fault::Ended(exit) => exit.fatal.is_some(),
+                _ => false,
+            },
+            Self::StartupTimeout { .. } | Self::Interrupted => false,
+        }
+    }
+}

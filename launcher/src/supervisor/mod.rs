@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::launch::LaunchPlan;
 use crate::logs::Log;
+use crate::process::parent::Event;
 use crate::process::signals::{Request, Signals};
 use crate::process::sockets::Sockets;
 use readiness::{RouterProbe, StartupReport};
@@ -46,8 +47,7 @@ pub async fn run(
 ) -> Result<(), SupervisorError> {
     let report = StartupReport::new(log.clone());
     let startup_timeout = Duration::from_secs(plan.cli.timeouts.startup_timeout);
-    let http = &plan.cli.http;
-    let probe = RouterProbe::new(&http.hostname, http.port);
+    let probe = RouterProbe::of(&plan.cli.http);
     let url = probe.url();
     let served = Served::new(probe.clone());
     let supervisor = |stop| Supervisor {
@@ -111,6 +111,13 @@ pub async fn run(
                 served.note();
                 let seconds = began.elapsed().as_secs_f64();
                 log.info(format!("{} is ready at {url} after {seconds:.1} s", plan.model_id));
+                if let Some(socket) = &plan.cli.http.uds {
+                    signals.teller().tell(&Event::Ready {
+                        socket,
+                        model_id: &plan.model_id,
+                        model_path: &plan.model_path,
+                    });
+                }
             }
             () = &mut deadline, if waiting && !stopping && !served.noted() => {
                 break SupervisorError::StartupTimeout {

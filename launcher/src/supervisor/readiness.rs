@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use gridwork_proto::v1::HealthRequest;
 use gridwork_proto::v1::health_response::State as ShardState;
 use gridwork_proto::v1::shard_client::ShardClient;
+use gridwork_settings::Http;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
@@ -81,14 +82,22 @@ impl ShardProbe {
 
 /// Checks the health of the router over HTTP, as its clients would.
 #[derive(Debug, Clone)]
-pub struct RouterProbe {
-    host: String,
-    port: u16,
+pub enum RouterProbe {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
 }
 
 impl RouterProbe {
-    pub fn new(hostname: &str, port: u16) -> Self {
-        Self {
+    /// A probe of the router with these settings.
+    pub fn of(http: &Http) -> Self {
+        match &http.uds {
+            Some(path) => Self::Unix(path.clone()),
+            None => Self::new(&http.hostname, http.port),
+        }
+    }
+
+    fn new(hostname: &str, port: u16) -> Self {
+        Self::Tcp {
             host: reachable_host(hostname),
             port,
         }
@@ -96,10 +105,10 @@ impl RouterProbe {
 
     /// URL of the router for people on this machine.
     pub fn url(&self) -> String {
-        if self.host.contains(':') {
-            format!("http://[{}]:{}", self.host, self.port)
-        } else {
-            format!("http://{}:{}", self.host, self.port)
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => format!("http://[{host}]:{port}"),
+            Self::Tcp { host, port } => format!("http://{host}:{port}"),
+            Self::Unix(path) => format!("unix:{}", path.display()),
         }
     }
 
@@ -120,19 +129,35 @@ impl RouterProbe {
     }
 
     async fn get(&self, path: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        let host = self.url().replacen("http://", "", 1);
-        let request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gridwork\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream
-            .take(MAX_ANSWER_BYTES)
-            .read_to_end(&mut answer)
-            .await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+        match self {
+            Self::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let host = self.url().replacen("http://", "", 1);
+                exchange(stream, &host, path).await
+            }
+            Self::Unix(socket) => {
+                exchange(UnixStream::connect(socket).await?, "gridwork", path).await
+            }
+        }
     }
+}
+
+/// Asks for `path` over a new connection, and returns the answer.
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    host: &str,
+    path: &str,
+) -> std::io::Result<String> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: gridwork\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream
+        .take(MAX_ANSWER_BYTES)
+        .read_to_end(&mut answer)
+        .await?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 /// Returns the address to connect to when a server listens on `hostname`.

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -134,7 +134,7 @@ impl Fake {
 
     fn be_router(&self) {
         let settings = RouterSettings::from_json(&self.settings().unwrap()).unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", settings.http.port)).unwrap();
+        let mut clients = clients(&settings);
         self.obey_at_start();
         let runtime = runtime();
         let term = self.end_at_sigterm(&runtime);
@@ -143,7 +143,7 @@ impl Fake {
             let never_ready = self.has_order("never ready");
             let has_loaded = self.has_order("has loaded");
             move || {
-                for mut stream in listener.incoming().flatten() {
+                for mut stream in &mut clients {
                     let mut request = [0; 1024];
                     let _ = stream.read(&mut request);
                     let refuses = if request.starts_with(b"GET /info") {
@@ -230,6 +230,24 @@ impl Fake {
             }
         })
     }
+}
+
+/// A connection of a client.
+trait Connection: Read + Write + Send {}
+impl<S: Read + Write + Send> Connection for S {}
+
+/// Connections that clients open, where the settings say.
+fn clients(settings: &RouterSettings) -> Box<dyn Iterator<Item = Box<dyn Connection>> + Send> {
+    if let Some(path) = &settings.http.uds {
+        let listener = UnixListener::bind(path).unwrap();
+        return Box::new(std::iter::repeat_with(move || {
+            Box::new(listener.accept().unwrap().0) as Box<dyn Connection>
+        }));
+    }
+    let listener = TcpListener::bind(("127.0.0.1", settings.http.port)).unwrap();
+    Box::new(std::iter::repeat_with(move || {
+        Box::new(listener.accept().unwrap().0) as Box<dyn Connection>
+    }))
 }
 
 fn runtime() -> tokio::runtime::Runtime {

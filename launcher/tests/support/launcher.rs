@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -67,8 +69,31 @@ impl Scene {
 
     /// The same at a port of the test's choice.
     pub fn launch_at(&self, port: u16, args: &[&str]) -> Launcher {
-        let this = std::env::current_exe().unwrap();
-        let stand_in = format!("{} fake_process --exact --nocapture --", this.display());
+        self.start(port, args, Stdio::null())
+    }
+
+    /// Starts a launcher with `--parent-link`; gives the parent's end of the link too.
+    pub fn launch_linked(&self, args: &[&str]) -> (Launcher, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (model, stand_in) = (self.path("model"), stand_in());
+        // The variables of these flags are not read.
+        let linked = [
+            "--parent-link",
+            "--model-id",
+            model.to_str().unwrap(),
+            "--server-command",
+            &stand_in,
+            "--router-command",
+            &stand_in,
+        ];
+        let stdin = OwnedFd::from(theirs).into();
+        let launcher = self.start(free_port(), &[&linked, args].concat(), stdin);
+        (launcher, ours)
+    }
+
+    fn start(&self, port: u16, args: &[&str], stdin: Stdio) -> Launcher {
+        let stand_in = stand_in();
         let mut command = Command::new(env!("CARGO_BIN_EXE_gridwork"));
         // Under `nohup` the tests have SIGHUP ignored, and so would the launcher have.
         // SAFETY: `signal` may be called between fork and exec.
@@ -93,7 +118,7 @@ impl Scene {
             ])
             .env("TMPDIR", self.folder.path())
             .env(fake::FOLDER_VARIABLE, self.folder.path())
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -142,6 +167,12 @@ impl Scene {
             .collect();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+/// Command of this test program as a stand-in.
+fn stand_in() -> String {
+    let this = std::env::current_exe().unwrap();
+    format!("{} fake_process --exact --nocapture --", this.display())
 }
 
 /// Killed when dropped.

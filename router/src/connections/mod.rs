@@ -8,6 +8,7 @@
 mod body;
 mod connection;
 pub mod intake;
+mod listener;
 mod probes;
 mod socket;
 mod stream;
@@ -25,7 +26,6 @@ use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
 use tower::ServiceExt;
 
 use crate::connections::intake::Intake;
@@ -33,6 +33,8 @@ use crate::error::Dialect;
 pub use body::BodyError;
 use body::{AnswerBody, RequestBody};
 use connection::{Connection, Connections, End, Listed};
+use listener::ClientStream;
+pub use listener::Listener;
 pub use probes::PROBES;
 use stream::WatchedStream;
 
@@ -64,7 +66,7 @@ const PROBE_CONNECTIONS: usize = 32;
 /// Serves `app` on `listener` until `stop` resolves, and returns when every answer in progress has been sent.
 /// `dialect_of`: dialect of the errors of a path.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     app: Router,
     dialect_of: fn(&str) -> Dialect,
     limits: Limits,
@@ -95,7 +97,7 @@ pub async fn serve(
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, _)) => server.take(stream),
+            Ok(stream) => server.take(stream),
             Err(error) if is_of_the_client(&error) => {}
             Err(error) => {
                 connections.make_room();
@@ -130,8 +132,8 @@ struct Server {
 
 impl Server {
     /// Serves another connection, if there is room.
-    fn take(&self, stream: TcpStream) {
-        socket::prepare(&stream, self.limits.write_timeout);
+    fn take(&self, stream: ClientStream) {
+        stream.prepare(self.limits.write_timeout);
         let is_full = self.connections.number() >= self.limits.max_connections
             && !self.connections.make_room();
         let most = self.limits.max_connections + PROBE_CONNECTIONS;
@@ -151,7 +153,13 @@ impl Server {
 }
 
 /// Serves the requests of one connection.
-async fn run(stream: TcpStream, app: Router, intake: Intake, limits: Limits, connection: Listed) {
+async fn run(
+    stream: ClientStream,
+    app: Router,
+    intake: Intake,
+    limits: Limits,
+    connection: Listed,
+) {
     let io = TokioIo::new(WatchedStream::new(stream, connection.clone()));
     let of_service = connection.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {

@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::connection::Connection;
+use super::listener::ClientStream;
 
 /// Maximum time for draining a body that is not read. Closing the socket at once would reset
 /// the connection, and the client would lose the answer before reading it.
@@ -20,7 +20,7 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGER_IDLE: Duration = Duration::from_secs(5);
 
 pub(super) struct WatchedStream {
-    stream: TcpStream,
+    stream: ClientStream,
     connection: Arc<Connection>,
     lingering: Option<Lingering>,
 }
@@ -33,7 +33,7 @@ struct Lingering {
 }
 
 impl WatchedStream {
-    pub fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
+    pub fn new(stream: ClientStream, connection: Arc<Connection>) -> Self {
         WatchedStream {
             stream,
             connection,

@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::routing::{get, post};
 use futures::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -32,6 +33,20 @@ struct TestServer {
 }
 
 async fn start(limits: Limits) -> TestServer {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (stop, task) = start_at(listener.into(), limits);
+    TestServer {
+        address,
+        stop,
+        task,
+    }
+}
+
+fn start_at(
+    listener: Listener,
+    limits: Limits,
+) -> (oneshot::Sender<()>, JoinHandle<io::Result<()>>) {
     let endless = || stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 4096])));
     let app = Router::new()
         .route("/health", get(|| async { "well" }))
@@ -57,8 +72,6 @@ async fn start(limits: Limits) -> TestServer {
                 }
             }),
         );
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
     let (stop, stopped) = oneshot::channel();
     let stopped = async move {
         let _ = stopped.await;
@@ -71,11 +84,7 @@ async fn start(limits: Limits) -> TestServer {
         Intake::new(1 << 20),
         stopped,
     ));
-    TestServer {
-        address,
-        stop,
-        task,
-    }
+    (stop, task)
 }
 
 impl TestServer {
@@ -289,4 +298,23 @@ async fn shutdown_closes_idle_connections_and_waits_for_slow_readers() {
         .expect("it ends")
         .expect("no panic")
         .expect("no error");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_served_like_a_port() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("http");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let (stop, task) = start_at(listener.into(), LIMITS);
+    let mut stream = UnixStream::connect(&path).await.expect("a connection");
+    let request = "GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    let read = timeout(PATIENCE, stream.read_to_string(&mut answer)).await;
+    read.expect("the server closes").expect("it does not reset");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.ends_with("well"), "{answer}");
+    stop.send(()).expect("it runs");
+    let ended = timeout(PATIENCE, task).await.expect("it ends");
+    ended.expect("no panic").expect("no error");
 }

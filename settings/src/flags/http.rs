@@ -1,5 +1,7 @@
 //! Flags of the HTTP server.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use clap::builder::{BoolishValueParser, NonEmptyStringValueParser, RangedU64ValueParser};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,10 @@ pub struct Http {
     /// Port to listen on
     #[arg(long, short, env = "PORT", default_value_t = 3000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
+
+    /// Unix socket to listen on, in place of a port; only its user can connect
+    #[arg(long, env = "UDS", value_name = "PATH")]
+    pub uds: Option<PathBuf>,
 
     /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated; prefer the variable, which `ps` does
     /// not show

@@ -3,7 +3,7 @@
 //!
 //! Three variables are not the flag in upper case: `GRIDWORK_HOSTNAME`, because container runtimes set `HOSTNAME` to
 //! the container's name; `GRIDWORK_SERVER` for `--server-command` and `GRIDWORK_ROUTER` for `--router-command`. `--env`
-//! has none, because `ENV` is often set to something else.
+//! has none, because `ENV` is often set to something else, and `--parent-link` has none, because only a program gives it.
 
 mod batching;
 mod http;
@@ -12,6 +12,7 @@ mod limits;
 mod model;
 mod output;
 mod processes;
+pub mod spellings;
 
 pub use batching::{Batching, Memory};
 pub use http::Http;

@@ -142,8 +142,11 @@ fn negated<S: Serializer>(value: &bool, serializer: S) -> Result<S::Ok, S::Error
 #[serde(rename_all = "kebab-case")]
 pub enum Dtype {
     Auto,
+    #[value(aliases = ["float", "fp32"])]
     Float32,
+    #[value(alias = "bf16")]
     Bfloat16,
+    #[value(aliases = ["half", "fp16"])]
     Float16,
 }
 

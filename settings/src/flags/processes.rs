@@ -35,6 +35,12 @@ pub struct Processes {
     #[arg(long, env = "SHARD_UDS_PATH", value_name = "PREFIX")]
     pub shard_uds_path: Option<PathBuf>,
 
+    /// Serve the program that holds the other end of stdin, a socket pair: tell it when the server is ready or why it
+    /// ends, end with it, read no environment variable in place of a flag, and listen on a private socket, unless --uds
+    /// names another
+    #[arg(long)]
+    pub parent_link: bool,
+
     /// Environment variable to pass to the shards; may be repeated [default: those that they need, without keys and
     /// tokens]
     #[arg(long, env = "SHARD_ENV", value_name = "NAME", value_delimiter = ',')]

@@ -4,6 +4,7 @@
 use clap::{Arg, CommandFactory};
 
 use crate::cli::Cli;
+use crate::flags::spellings::{Meaning, SPELLINGS};
 use crate::flags::{ALIASES, Effect};
 
 const HEAD: &str = "# Flags of `gridwork`
@@ -51,7 +52,7 @@ pub fn flags_page() -> String {
             page += &format!("\n{}\n", notes.trim());
         }
     }
-    page += &format!("\n{}", aliases());
+    page += &format!("\n{}\n{}", aliases(), spelled());
     page
 }
 
@@ -141,6 +142,46 @@ fn aliases() -> String {
         "{}\n\nAccepted without effect, with a warning that gives the reason:\n\n{ignored}\nRefused, because ignoring \
          them would change a model's answers or its cost; so are TGI's methods of `--quantize`:\n\n{refused}",
         include_str!("tgi.md").trim()
+    )
+}
+
+/// The chapter about flags of vLLM, SGLang and `transformers serve`.
+fn spelled() -> String {
+    let mut rows: [String; 3] = Default::default();
+    for spelling in SPELLINGS {
+        let names: Vec<_> = spelling
+            .names
+            .iter()
+            .map(|name| format!("`--{name}`"))
+            .collect();
+        let names = names.join(", ");
+        let [ours, ignored, refused] = &mut rows;
+        match spelling.meaning {
+            Meaning::Same(flag) => *ours += &format!("| `--{flag}` | {names} |\n"),
+            Meaning::Values(flag, values) => {
+                let values: Vec<_> = values
+                    .iter()
+                    .map(|(theirs, value)| format!("`{theirs}` for `{value}`"))
+                    .collect();
+                *ours += &format!("| `--{flag}` | {names}: {} |\n", values.join(", "));
+            }
+            Meaning::Switch { on, .. } => *ours += &format!("| `{}` | {names} |\n", on.join(" ")),
+            Meaning::Always(why) | Meaning::Nothing(why) => {
+                *ignored += &format!("| {names} | {why} |\n");
+            }
+            Meaning::Only(values, why) => {
+                let values: Vec<_> = values.iter().map(|value| format!("`{value}`")).collect();
+                *ignored += &format!("| {names}: {} only | {why} |\n", values.join(", "));
+            }
+            Meaning::Refused(hint) => *refused += &format!("| {names} | {hint} |\n"),
+        }
+    }
+    let [ours, ignored, refused] = rows;
+    format!(
+        "{}\n\n| flag | given as |\n|---|---|\n{ours}\nAccepted without effect, with a warning that gives the \
+         reason:\n\n| given | reason |\n|---|---|\n{ignored}\nRefused, because they mean something that is not \
+         here:\n\n| given | instead |\n|---|---|\n{refused}",
+        include_str!("spellings.md").trim()
     )
 }
 

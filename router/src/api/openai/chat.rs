@@ -12,6 +12,7 @@ use super::parsed_choice::{self, CallForm, ChoiceParser};
 use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
 use super::response::{ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage};
+use super::returned_tokens::ReturnedTokens;
 use super::submit::GenerationJob;
 use crate::chat_template::{Message, RenderOptions};
 use crate::connections::intake::Ticket;
@@ -210,6 +211,7 @@ impl Chat {
         accounting: &mut RequestAccounting,
     ) -> Result<Submitted, ApiError> {
         let request = std::mem::take(&mut self.request);
+        let return_token_ids = request.return_token_ids.unwrap_or(false);
         let grammar = self.parameters.grammar.take();
         let ChatPrompt {
             text,
@@ -232,6 +234,7 @@ impl Chat {
             default_limit: None,
             echo: false,
             echo_only: false,
+            return_token_ids,
         };
         let choices = job.submit(state, accounting).await?;
         Ok(Submitted { choices, plan })
@@ -377,7 +380,12 @@ async fn collect(
         choice.parser = parser;
         accounting.add(&finish);
         generated_tokens += choice.num_counted();
+        let returned = choice.returned.as_ref();
         choices.push(ChatChoice {
+            token_ids: returned.map(|tokens| tokens.ids().to_vec()),
+            logprobs_by_id: returned
+                .filter(|_| with_logprobs)
+                .map(|tokens| tokens.logprobs(texts)),
             index: choice.index,
             message,
             logprobs,
@@ -394,6 +402,10 @@ async fn collect(
         prompt_logprobs: running
             .first()
             .and_then(|choice| choice.prompt_entries(texts)),
+        prompt_token_ids: running
+            .first_mut()
+            .and_then(|choice| choice.returned.as_mut())
+            .and_then(ReturnedTokens::take_prompt_ids),
         usage: Usage::new(accounting.prompt_tokens as u64, generated_tokens)
             .with_cached_tokens(RunningChoice::sum_cached(&running))
             .with_reasoning_tokens(RunningChoice::sum_reasoning(&running)),

@@ -10,6 +10,7 @@ use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError
 use super::parsed_choice::ChoiceParser;
 use super::prompt_logprobs::{self, PromptLogprobs};
 use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
+use super::returned_tokens::{ReturnedFields, ReturnedTokens};
 use crate::tokenizing::token_text::TokenTexts;
 
 /// The prompt that a completion with `echo` begins with. The choices of a prompt share it.
@@ -40,6 +41,8 @@ pub struct RunningChoice<S = Generation> {
     prompt_logprobs: Vec<PromptLogprob>,
     /// Tokens of the prompt, when their log-probabilities are reported.
     pub prompt_ids: Option<Arc<[u32]>>,
+    /// Tokens to show beside the text; `None` if the request does not ask for them.
+    pub returned: Option<ReturnedTokens>,
     /// Number of characters of the echo.
     num_echo_chars: u64,
     /// Number of characters of the text so far, including the echo's.
@@ -125,6 +128,7 @@ impl<S: Events> RunningChoice<S> {
             echo_only,
             prompt_logprobs: Vec::new(),
             prompt_ids: None,
+            returned: None,
             num_echo_chars: 0,
             num_chars: 0,
             held: CompletionLogprobs::default(),
@@ -140,6 +144,12 @@ impl<S: Events> RunningChoice<S> {
     pub fn prompt_entries(&self, texts: TokenTexts<'_>) -> Option<PromptLogprobs> {
         let ids = self.prompt_ids.as_ref()?;
         Some(prompt_logprobs::entries(texts, ids, &self.prompt_logprobs))
+    }
+
+    /// Fields of a chunk for the tokens since the last one, if the request asks for them. `texts`: with
+    /// log-probabilities.
+    pub fn take_returned(&mut self, texts: Option<TokenTexts<'_>>) -> Option<ReturnedFields> {
+        Some(self.returned.as_mut()?.take_fields(texts))
     }
 
     /// True if the choice is complete or failed.
@@ -178,6 +188,11 @@ impl<S: Events> RunningChoice<S> {
             self.num_cached = finish.num_cached_tokens;
         }
         self.num_generated += 1;
+        if let Some(returned) = &mut self.returned
+            && !self.echo_only
+        {
+            returned.push(&token);
+        }
         let echo = self.echo.take();
         if count_chars && let Some(echo) = &echo {
             self.num_echo_chars = echo.text.chars().count() as u64;

@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use super::response::{Delta, OpenAiFinishReason, Usage};
+use super::returned_tokens::ReturnedFields;
 use crate::http::sse::json_string;
 
 /// Fields that all chunks of an answer share.
@@ -66,6 +67,8 @@ pub struct ChunkDetails<'a, L> {
     pub finish_reason: Option<OpenAiFinishReason>,
     /// Usage so far, when every chunk reports it.
     pub usage: Option<Usage>,
+    /// Ids of the tokens whose text this is, and of those before it that have none.
+    pub returned: Option<ReturnedFields>,
 }
 
 /// Encodes the chunks of one answer as server-sent events.
@@ -158,6 +161,14 @@ impl ChunkEncoder {
         serde_json::to_writer(&mut *out, &details.logprobs)?;
         out.extend_from_slice(b",\"finish_reason\":");
         serde_json::to_writer(&mut *out, &details.finish_reason)?;
+        if let Some(returned) = &details.returned {
+            out.push(b',');
+            let opening_brace = out.len();
+            serde_json::to_writer(&mut *out, returned)?;
+            // The fields stand among those of the choice, whose own brace closes below.
+            out.remove(opening_brace);
+            out.pop();
+        }
         out.extend_from_slice(b"}]");
         self.end(out, details.usage)
     }
@@ -235,6 +246,7 @@ mod tests {
         logprobs: None,
         finish_reason: None,
         usage: None,
+        returned: None,
     };
 
     #[test]
@@ -289,6 +301,7 @@ mod tests {
             logprobs: Some(&logprobs),
             finish_reason: None,
             usage: None,
+            returned: None,
         };
         encoder.detailed(&mut out, 0, "a", &first).unwrap();
         let json: Value = parse(&out);

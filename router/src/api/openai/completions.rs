@@ -12,6 +12,7 @@ use super::request::{StreamOptions, num_choices};
 use super::response::{
     Completion, CompletionChoice, CompletionLogprobs, OpenAiFinishReason, Usage,
 };
+use super::returned_tokens::ReturnedTokens;
 use super::submit::GenerationJob;
 use crate::error::{ApiError, Dialect};
 use crate::generation::best_of::{self, MeanLogprob};
@@ -91,6 +92,7 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
         default_limit: request.max_tokens.is_none().then_some(DEFAULT_MAX_TOKENS),
         echo,
         echo_only: request.max_tokens == Some(0),
+        return_token_ids: request.return_token_ids.unwrap_or(false),
     };
     let choices = job.submit(state, &mut accounting).await?;
     let identity = Identity::new("cmpl", state);
@@ -151,7 +153,14 @@ async fn collect(
         }
         accounting.add(&finish);
         generated_tokens += choice.num_counted();
+        let mut returned = choice.returned.take();
         let reported = CompletionChoice {
+            token_ids: returned.as_ref().map(|tokens| tokens.ids().to_vec()),
+            logprobs_by_id: returned
+                .as_ref()
+                .filter(|_| reported.logprobs)
+                .map(|tokens| tokens.logprobs(texts)),
+            prompt_token_ids: returned.as_mut().and_then(ReturnedTokens::take_prompt_ids),
             index: choice.index,
             text,
             logprobs,

@@ -20,6 +20,7 @@ pub mod render;
 mod request;
 pub mod rerank;
 pub mod response;
+mod returned_tokens;
 pub mod score;
 pub mod stream;
 pub mod submit;

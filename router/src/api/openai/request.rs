@@ -117,6 +117,10 @@ macro_rules! openai_request {
             /// position. Not in streams.
             #[schema(minimum = 0)]
             pub prompt_logprobs: Option<u32>,
+            /// Answer with the ids of the prompt's and the generated tokens too, and with `logprobs` with the
+            /// log-probabilities by id.
+            #[schema(default = false)]
+            pub return_token_ids: Option<bool>,
             /// Write the tokenizer's special tokens before the prompt. On for completions; off for chats, whose
             /// template writes them.
             pub add_special_tokens: Option<bool>,

@@ -100,7 +100,7 @@ macro_rules! answer {
     (
         $(#[$attribute:meta])*
         $answer:ident: id $id:tt, object $object:tt, choices: $(#[$of_choices:meta])* $choice:ty
-        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)?
+        $(, $(#[$of_more:meta])* $more:ident: $more_type:ty)*
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -119,7 +119,7 @@ macro_rules! answer {
             $(#[$of_choices])*
             pub choices: Vec<$choice>,
             pub usage: Usage,
-            $($(#[$of_more])* pub $more: $more_type,)?
+            $($(#[$of_more])* pub $more: $more_type,)*
         }
     };
 }
@@ -131,7 +131,10 @@ answer! {
     ChatChoice,
     /// Set when requested: an entry for each token of the prompt, from token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs>
+    prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the prompt's tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>
 }
 
 answer! {
@@ -182,6 +185,12 @@ pub struct ChatChoice {
     /// Set when requested.
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Ids of the generated tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// Entry for each generated token, from token ids, with `return_token_ids` and log-probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs_by_id: Option<PromptLogprobs>,
 }
 
 /// Answer of the model.
@@ -263,6 +272,15 @@ pub struct CompletionChoice {
     /// Set when requested: an entry for each token of the prompt, from token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// Ids of the generated tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// Entry for each generated token, from token ids, with `return_token_ids` and log-probabilities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs_by_id: Option<PromptLogprobs>,
+    /// Ids of the prompt's tokens, with `return_token_ids`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Log-probabilities of a completion's tokens: four lists of the same length.

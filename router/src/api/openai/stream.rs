@@ -141,10 +141,11 @@ impl<S: Events> AnswerStream<S> {
         let Some(tokenizer) = &self.content.logprobs else {
             let text = piece.text();
             if finish_reason.is_none() {
+                // Tokens without text are shown with the next one that has some.
                 if text.is_empty() {
                     return Ok(());
                 }
-                if choice.started && usage.is_none() {
+                if choice.started && usage.is_none() && choice.returned.is_none() {
                     self.encoder.text(out, index, &text);
                     return Ok(());
                 }
@@ -154,6 +155,7 @@ impl<S: Events> AnswerStream<S> {
                 logprobs: None,
                 finish_reason,
                 usage,
+                returned: choice.take_returned(None),
             };
             return self.encoder.detailed(out, index, &text, &details);
         };
@@ -163,7 +165,10 @@ impl<S: Events> AnswerStream<S> {
                 let first = !std::mem::replace(&mut choice.started, true);
                 let mut logprobs = ChatLogprobs::default();
                 piece.add_to_chat(texts, &mut logprobs);
-                let details = details(first, &logprobs, finish_reason, usage);
+                let details = ChunkDetails {
+                    returned: choice.take_returned(Some(texts)),
+                    ..details(first, &logprobs, finish_reason, usage)
+                };
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
             AnswerKind::Completion => {
@@ -179,7 +184,10 @@ impl<S: Events> AnswerStream<S> {
                     }
                 }
                 let first = !std::mem::replace(&mut choice.started, true);
-                let details = details(first, &logprobs, finish_reason, usage);
+                let details = ChunkDetails {
+                    returned: choice.take_returned(Some(texts)),
+                    ..details(first, &logprobs, finish_reason, usage)
+                };
                 self.encoder.detailed(out, index, &piece.text(), &details)
             }
         }
@@ -249,6 +257,7 @@ fn write_parsed<S: Events>(
         deltas.push(Delta::default());
     }
     let num_deltas = deltas.len();
+    let texts = logprobs_of.map(TokenTexts::new);
     for (number, delta) in deltas.into_iter().enumerate() {
         let is_last = number + 1 == num_deltas;
         let logprobs = logprobs.take();
@@ -257,6 +266,10 @@ fn write_parsed<S: Events>(
             logprobs: logprobs.as_ref(),
             finish_reason: finish_reason.filter(|_| is_last),
             usage,
+            returned: match number {
+                0 => choice.take_returned(texts),
+                _ => None,
+            },
         };
         encoder.delta(out, choice.index, delta, &details)?;
     }
@@ -274,6 +287,7 @@ fn details<L: Serialize>(
         logprobs: Some(logprobs),
         finish_reason,
         usage,
+        returned: None,
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::super::choice::Echo;
 use super::super::chunk::Identity;
 use super::super::parsed_choice::{CallForm, ChoiceParser};
+use super::super::returned_tokens::ReturnedTokens;
 use super::*;
 
 type Events = UnboundedReceiver<Result<Event, GenerationError>>;
@@ -215,6 +216,34 @@ async fn usage_is_in_the_last_chunk_or_in_every_chunk() {
     assert_eq!(events[0]["usage"]["completion_tokens"], 1);
     assert_eq!(events[1]["usage"]["completion_tokens"], 2);
     assert_eq!(events[2], "[DONE]");
+}
+
+#[tokio::test]
+async fn token_ids_come_with_the_text_that_they_belong_to() {
+    for kind in [AnswerKind::Chat, AnswerKind::Completion] {
+        let (sender, mut choice) = choice(0);
+        choice.returned = Some(ReturnedTokens::new([7, 8].into()));
+        send(&sender, token(0, "a"));
+        send(&sender, token(1, ""));
+        send(&sender, token(2, "b"));
+        send(&sender, last(3, "", FinishReason::EndOfSequence));
+        let (stream, _) = answer(kind, vec![choice], StreamContent::default());
+        let events = read_all(stream).await;
+        let of_choice = |field: &str| -> Vec<Value> {
+            let choices = events[..3].iter().map(|event| &event["choices"][0]);
+            choices.map(|choice| choice[field].clone()).collect()
+        };
+        assert_eq!(
+            of_choice("token_ids"),
+            [json!([0]), json!([1, 2]), json!([3])]
+        );
+        assert_eq!(
+            of_choice("prompt_token_ids"),
+            [json!([7, 8]), Value::Null, Value::Null]
+        );
+        assert_eq!(events[2]["choices"][0]["finish_reason"], "stop");
+        assert_eq!(events[3], "[DONE]");
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use futures::future::try_join_all;
 
 use super::choice::{Echo, RunningChoice};
 use super::chunk::Identity;
+use super::returned_tokens::ReturnedTokens;
 use super::text_offsets;
 use crate::connections::intake;
 use crate::error::ApiError;
@@ -31,6 +32,8 @@ pub struct GenerationJob {
     pub echo: bool,
     /// Show only the prompts, and nothing that is generated.
     pub echo_only: bool,
+    /// Show the ids of all tokens.
+    pub return_token_ids: bool,
 }
 
 /// Text of a prompt, and whether special tokens are written before it; `None` for tokens.
@@ -101,12 +104,16 @@ impl GenerationJob {
                 .parameters
                 .prompt_logprobs
                 .then(|| valid.prompt_ids().into());
+            let returned = self
+                .return_token_ids
+                .then(|| ReturnedTokens::new(valid.prompt_ids().into()));
             for copy in valid.repeat(self.num_choices as usize) {
                 let index = choices.len() as u32;
                 let events = state.engine().submit(copy.request)?;
                 let echo = echo.clone();
                 let mut choice = RunningChoice::new(index, prompt, events, echo, self.echo_only);
                 choice.prompt_ids = prompt_ids.clone();
+                choice.returned = returned.clone();
                 choices.push(choice);
             }
         }

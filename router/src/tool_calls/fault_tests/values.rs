@@ -37,7 +37,12 @@ fn values_keep_their_types_and_texts() {
         for set in &sets {
             let answer = answer(&family, &[("zqalpha", set.clone())]).unwrap();
             let parsed = parse(&family, &answer);
-            assert_eq!(arguments(&parsed), std::slice::from_ref(set), "{}", family.name);
+            assert_eq!(
+                arguments(&parsed),
+                std::slice::from_ref(set),
+                "{}",
+                family.name
+            );
         }
     }
 }
