@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(cli.run.dtype, Dtype::Float16);
         assert_eq!(cli.http.hostname, "::1");
         assert!(cli.batching.disable_prefix_cache);
-        assert_eq!(cli.memory.cuda_graphs.expect("sizes").0, []);
+        assert!(cli.memory.cuda_graphs.expect("sizes").0.is_empty());
         assert_eq!(cli.warnings.len(), 3, "{:?}", cli.warnings);
         let cli = parse(&["--model-id", "m", "--torchao-config", "int8dq"]).expect("flags");
         assert!(cli.run.quantize.is_some());

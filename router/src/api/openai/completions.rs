@@ -211,6 +211,9 @@ mod tests {
             let mut mean = MeanLogprob::default();
             mean.add(Some(logprob));
             let choice = CompletionChoice {
+                token_ids: None,
+                logprobs_by_id: None,
+                prompt_token_ids: None,
                 index,
                 text: index.to_string(),
                 logprobs: None,
