@@ -23,7 +23,7 @@ const CRATES: &[(&str, Layers)] = &[
         "launcher/src",
         &[
             &["error"],
-            &["supervisor"],
+            &["supervisor", "tools"],
             &["launch"],
             &["machine", "model"],
             &["process"],
@@ -64,8 +64,8 @@ const CRATES: &[(&str, Layers)] = &[
     (
         "settings/src",
         &[
-            &["page", "router", "shard", "validate"],
-            &["cli"],
+            &["page", "router", "shard", "validate", "parse"],
+            &["cli", "rewrite"],
             &["flags"],
             &["values", "generated", "open_files"],
         ],

@@ -2,10 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::tightened::{leaves_keys_free, tightened};
-
-/// Key under which llguidance reads a schema's options.
-pub const OPTIONS: &str = "x-guidance";
+use super::tightened::{OPTIONS, leaves_keys_free, tightened};
 
 /// Whitespace between the parts of a JSON document: a space, or a line break with an indentation. Bounded, because a
 /// model that may write any number of spaces can go on for ever.

@@ -2,8 +2,10 @@
 
 use serde_json::{Map, Number, Value, json};
 
-use super::json_schema::OPTIONS;
 use super::patterns;
+
+/// Key under which llguidance reads a schema's options.
+pub const OPTIONS: &str = "x-guidance";
 
 /// Keywords whose value is an object of schemas under names of its own.
 const OF_MAP: [&str; 5] = [

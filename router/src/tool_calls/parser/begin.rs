@@ -1,5 +1,6 @@
 //! The beginning of a call, up to its arguments. Nothing of it is taken before its name is certain.
 
+use super::certain_call::{Begin, Start};
 use super::cursor::{Cursor, Doubt, Marker, Try};
 use super::literal::Literal;
 use super::markers::{ArgumentMarkers, BodyMarkers, CallMarkers};
@@ -8,37 +9,6 @@ use crate::tool_calls::plan::Plan;
 
 /// Longest name that is taken for a function's, in bytes.
 const MAX_NAME_BYTES: usize = 256;
-
-/// A call whose name is certain.
-#[derive(Debug)]
-pub struct Begin {
-    /// Bytes of text up to the arguments.
-    pub len: usize,
-    pub name: String,
-    /// Identifier that the model wrote.
-    pub id: Option<String>,
-    pub arguments: Start,
-}
-
-/// The arguments from their beginning.
-#[derive(Debug)]
-pub enum Start {
-    /// A JSON value follows. `open_objects`: objects around it that must be closed.
-    Json {
-        open_objects: usize,
-    },
-    /// The text of a JSON string follows.
-    JsonString {
-        open_objects: usize,
-    },
-    /// The arguments stood before the name.
-    Complete {
-        json: String,
-        open_objects: usize,
-    },
-    Literal(Literal),
-    Tagged,
-}
 
 impl CallMarkers {
     /// Reads the first call, with the markers before it. Returns true if it stands in a list.

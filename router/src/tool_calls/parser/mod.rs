@@ -4,6 +4,7 @@
 //! was cut. Text that does not fit the format is content.
 
 mod begin;
+mod certain_call;
 mod channels;
 mod coerce;
 mod cursor;

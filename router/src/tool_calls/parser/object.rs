@@ -1,6 +1,6 @@
 //! Calls that are JSON objects.
 
-use super::begin::{Begin, Start};
+use super::certain_call::{Begin, Start};
 use super::cursor::{Cursor, Doubt, Try};
 
 /// Keys of a call's object.

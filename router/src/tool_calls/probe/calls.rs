@@ -4,17 +4,10 @@ use serde_json::{Value, json};
 
 use super::arguments::{self, ArgumentsFound};
 use super::conversation::{IDS, KEYS, NAMES, Prober, answer, arguments as given, calls};
-use super::lexemes::{common_prefix, common_suffix};
+use super::frame::Frame;
+use super::lexemes::common_suffix;
 use super::objects;
 use crate::tool_calls::format::{Body, Calls, Reasoning};
-
-/// Text around and between calls.
-#[derive(Debug, Default)]
-pub struct Frame<'t> {
-    pub before_first: &'t str,
-    pub between: Option<&'t str>,
-    pub after_last: &'t str,
-}
 
 /// Finds the format of calls; `None` if the template does not show calls, or not in a form that is known.
 pub fn find(prober: &Prober<'_>, reasoning: Option<&Reasoning>) -> Option<Calls> {
@@ -172,38 +165,4 @@ fn named(probes: &arguments::Probes<'_>, two: Option<&str>) -> Option<Calls> {
         calls.section_close = close.strip_prefix(']').unwrap_or(close).to_owned();
     }
     Some(calls)
-}
-
-impl Frame<'_> {
-    /// Tells the markers of the section from those of each call.
-    pub fn calls(&self, list: bool, body: Body) -> Calls {
-        let (before, after) = (self.before_first, self.after_last);
-        let mut calls = Calls {
-            list,
-            ..Calls::without_markers(body)
-        };
-        let part =
-            |text: &str, from: usize, to: usize| text.get(from..to).unwrap_or_default().to_owned();
-        match self.between {
-            _ if list => {
-                calls.section_open = before.to_owned();
-                calls.section_close = after.to_owned();
-            }
-            None => {
-                calls.open = before.to_owned();
-                calls.close = after.to_owned();
-            }
-            Some(between) => {
-                let open = common_suffix(before, between);
-                let left = between.get(..between.len() - open).unwrap_or_default();
-                let close = common_prefix(after, left);
-                calls.open = part(before, before.len() - open, before.len());
-                calls.section_open = part(before, 0, before.len() - open);
-                calls.close = part(after, 0, close);
-                calls.section_close = part(after, close, after.len());
-                calls.separator = part(left, close, left.len());
-            }
-        }
-        calls
-    }
 }

@@ -4,6 +4,7 @@
 mod arguments;
 mod calls;
 mod conversation;
+mod frame;
 mod lexemes;
 mod objects;
 mod reasoning;

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::calls::Frame;
 use super::conversation::{IDS, KEYS, NAMES};
+use super::frame::Frame;
 use crate::tool_calls::format::{Body, Calls, Spelled};
 
 /// A call as JSON object, in a list or not.

@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value};
 
-use super::literal_text::escaped_json;
 use super::terminal::regex;
 use super::{Members, Writer, json_text, members, members_of_tool, quoted};
 use crate::tool_calls::format::LiteralStyle;
@@ -307,4 +306,13 @@ fn root(index: usize, tool: &Tool) -> Place<'_> {
         path: "",
         depth: 0,
     }
+}
+
+/// JSON inside a JSON string.
+pub fn escaped_json(json: &str) -> String {
+    let quoted = json_text(json);
+    let inner = quoted
+        .strip_prefix('"')
+        .and_then(|inner| inner.strip_suffix('"'));
+    inner.unwrap_or_default().to_owned()
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::literal::{Place, Strings, Style};
+use super::literal::{Place, Strings, Style, escaped_json};
 use super::terminal::{all_of, regex, without};
 use super::{Writer, json_text, quoted};
 use crate::tool_calls::schema::{Unclear, text_rules};
@@ -104,12 +104,3 @@ impl Writer<'_> {
 const PYTHON_TEXT: &str = r#"([^'\\\x00-\x1f]|\\(['"\\nrtbf]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}))*"#;
 /// The text of a JSON string inside another one: its escapes are written with two backslashes.
 const ESCAPED_TEXT: &str = r#"([^"\\\x00-\x1f]|\\\\(\\\\|\\"|[bfnrt/]|u[0-9a-fA-F]{4}))*"#;
-
-/// JSON inside a JSON string.
-pub fn escaped_json(json: &str) -> String {
-    let quoted = json_text(json);
-    let inner = quoted
-        .strip_prefix('"')
-        .and_then(|inner| inner.strip_suffix('"'));
-    inner.unwrap_or_default().to_owned()
-}

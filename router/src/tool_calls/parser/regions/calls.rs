@@ -1,6 +1,6 @@
 //! Calls inside an answer with marked regions.
 
-use super::super::begin::{Begin, Start};
+use super::super::certain_call::{Begin, Start};
 use super::super::cursor::{Cursor, Doubt, Marker, Try};
 use super::super::ids;
 use super::super::json::{Copied, JsonCopy, StringCopy};
