@@ -73,9 +73,14 @@ def evaluated(
     folder: Path, tasks: Path, names: tuple[str, ...], model: str, arguments: dict[str, Any], *flags: str
 ) -> dict[str, tuple[dict[str, Any], list[Any]]]:
     """Metrics and answers of each task. The backend `hf` finds PyTorch among the server's packages."""
-    own = ("python", ROOT / "integration-tests" / "clients" / "lm_eval_with.py", sysconfig.get_path("purelib"))
+    own: tuple[str | Path, ...] = (
+        "python",
+        ROOT / "integration-tests" / "clients" / "lm_eval_with.py",
+        sysconfig.get_path("purelib"),
+    )
+    served: tuple[str | Path, ...] = ("lm_eval",)
     run(
-        *(own if model == "hf" else ("lm_eval",)),
+        *(own if model == "hf" else served),
         *("--model", model, "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())),
         *("--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4"),
         *("--output_path", folder, "--log_samples", *flags),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gridwork import LLM, AsyncLLM, GridworkError, InvalidRequest, ModelError, SamplingParams
+from gridwork import LLM, AsyncLLM, GridworkError, InvalidRequest, ModelError, SamplingParams, TokensPrompt
 from support import encoders, reference
 from support.paths import GRIDWORK, LONG
 from support.server import Server, wait_for
@@ -41,7 +41,9 @@ def test_greedy_tokens_equal_those_of_generate(llm: LLM, smollm2: Path) -> None:
     assert [tuple(output.outputs[0].token_ids) for output in outputs] == [case.token_ids for case in cases]
     assert [len(output.prompt_token_ids) for output in outputs] == [case.num_prompt_tokens for case in cases]
     # The same prompts as token ids.
-    again = llm.generate([{"prompt_token_ids": output.prompt_token_ids} for output in outputs], params, use_tqdm=False)
+    again = llm.generate(
+        [TokensPrompt(prompt_token_ids=output.prompt_token_ids) for output in outputs], params, use_tqdm=False
+    )
     assert [output.outputs[0].token_ids for output in again] == [output.outputs[0].token_ids for output in outputs]
 
 

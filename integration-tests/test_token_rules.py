@@ -30,8 +30,8 @@ class Reference:
     """Transformers' own `generate()` of a folder, greedy and in float32."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         self.model.eval()
 
     def ids(self, text: str) -> list[int]:
@@ -39,7 +39,7 @@ class Reference:
 
     def continued(self, ids: list[int], config: GenerationConfig | None = None, **settings: Any) -> list[int]:
         """Tokens after the prompt. config: the model's own settings; None: those of `settings` alone."""
-        neutral = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": NUM_TOKENS}
+        neutral: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "max_new_tokens": NUM_TOKENS}
         made = config or GenerationConfig(eos_token_id=0, **neutral | settings)
         prompt = torch.tensor([ids])
         with torch.inference_mode():
@@ -104,13 +104,11 @@ def test_settings_of_generate_in_a_request_give_its_tokens(server: Server, refer
         )
         ids = reference.ids(chat)
         free = reference.continued(ids)
-        settings = (
-            SETTINGS.get(name)
-            or {
-                "sequence_bias": {"sequence_bias": [[free[2:4], -50.0], [free[5:6], -3.0], [[free[1], 7], 60.0]]},
-                "begin_suppress_tokens": {"begin_suppress_tokens": [free[0], 5]},
-            }[name]
-        )
+        of_text: dict[str, dict[str, Any]] = {
+            "sequence_bias": {"sequence_bias": [[free[2:4], -50.0], [free[5:6], -3.0], [[free[1], 7], 60.0]]},
+            "begin_suppress_tokens": {"begin_suppress_tokens": [free[0], 5]},
+        }
+        settings = SETTINGS[name] if name in SETTINGS else of_text[name]
         expected = reference.continued(ids, **settings)
         text, _ = configured(server, prompt, settings)
         assert text == reference.tokenizer.decode(expected).removesuffix("<|end|>"), (name, prompt)
@@ -137,7 +135,7 @@ def test_forbidden_words_hold_among_others_and_after_a_preemption(tiny: TinyMode
 
 def test_a_watermark_is_found_by_transformers_and_only_where_it_is(server: Server, reference: Reference) -> None:
     settings = WatermarkingConfig(greenlist_ratio=0.5, bias=2.0, hashing_key=KEY)
-    detector = WatermarkDetector(reference.model.config, "cpu", settings)
+    detector: Any = WatermarkDetector(reference.model.config, "cpu", settings)
 
     def score(**more: Any) -> float:
         answer = server.client.generate(PROMPTS[0], max_new_tokens=300, do_sample=True, seed=3, ignore_eos=True, **more)

@@ -134,16 +134,17 @@ def test_strings_without_quotes_follow_their_constraints(tagged: openai.OpenAI) 
         "note": {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 5}, {"type": "null"}]},
         "color": {"$ref": "#/$defs/color"},
     }
-    parameters = {
+    parameters: Any = {
         "type": "object",
         "properties": properties,
         "required": list(properties),
         "$defs": {"color": {"enum": ["red", "blue"]}},
     }
+    tools: Any = [{"type": "function", "function": {"name": "book", "parameters": parameters}}]
     reply = tagged.chat.completions.create(
         model="any",
         messages=QUESTION,
-        tools=[{"type": "function", "function": {"name": "book", "parameters": parameters}}],
+        tools=tools,
         tool_choice="required",
         parallel_tool_calls=False,
         temperature=1,

@@ -57,8 +57,8 @@ class Grammars:
     """Matchings of the sequences that have a grammar, by id."""
 
     def __init__(self, tokens: "pb.TokenTable", vocab_size: int, device: torch.device, forced_up_to: int) -> None:
-        """vocab_size: number of logits. forced_up_to: number of sequences in a step up to which the tokens that grammars
-        force are reported, since the engine drafts them."""
+        """vocab_size: number of logits. forced_up_to: number of sequences in a step up to which forced tokens are
+        reported, since the engine drafts them."""
         self._library = GrammarLibrary(tokens, vocab_size)
         # The library has a token for the end, also where the model has none.
         end_ids = list(tokens.end_ids) or [vocab_size]
