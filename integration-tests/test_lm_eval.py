@@ -82,8 +82,8 @@ def evaluated(
     run(
         *(own if model == "hf" else served),
         *("--model", model, "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())),
-        *("--tasks", ",".join(names), "--include_path", tasks, "--batch_size", "4"),
-        *("--output_path", folder, "--log_samples", *flags),
+        *("--tasks", ",".join(names), "--include_path", str(tasks), "--batch_size", "4"),
+        *("--output_path", str(folder), "--log_samples", *flags),
     )
     (results,) = folder.rglob("results_*.json")
     metrics = json.loads(results.read_text())["results"]

@@ -87,15 +87,13 @@ def test_words_that_are_forbidden_do_not_come(server: Server, reference: Referen
     assert changed, "no word ever mattered"
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "bad_words_ids": {"bad_words_ids": [[300, 301], [302], [10, 11, 12]]},
-    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
-    "suppress_tokens": {"suppress_tokens": list(range(300, 340))},
-    "watermarking_config": {"watermarking_config": {"greenlist_ratio": 0.4, "bias": 3.0, "hashing_key": 77}},
-}
+SETTINGS = (
+    *("bad_words_ids", "no_repeat_ngram_size", "suppress_tokens", "watermarking_config"),
+    *("sequence_bias", "begin_suppress_tokens"),
+)
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "sequence_bias", "begin_suppress_tokens"])
+@pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_generate_in_a_request_give_its_tokens(server: Server, reference: Reference, name: str) -> None:
     changed = 0
     for prompt in PROMPTS:
@@ -104,11 +102,15 @@ def test_settings_of_generate_in_a_request_give_its_tokens(server: Server, refer
         )
         ids = reference.ids(chat)
         free = reference.continued(ids)
-        of_text: dict[str, dict[str, Any]] = {
-            "sequence_bias": {"sequence_bias": [[free[2:4], -50.0], [free[5:6], -3.0], [[free[1], 7], 60.0]]},
-            "begin_suppress_tokens": {"begin_suppress_tokens": [free[0], 5]},
+        values: dict[str, Any] = {
+            "bad_words_ids": [free[2:4], [free[6]], [10, 11, 12]],
+            "no_repeat_ngram_size": 2,
+            "suppress_tokens": [free[1], free[4]],
+            "watermarking_config": {"greenlist_ratio": 0.4, "bias": 3.0, "hashing_key": 77},
+            "sequence_bias": [[free[2:4], -50.0], [free[5:6], -3.0], [[free[1], 7], 60.0]],
+            "begin_suppress_tokens": [free[0], 5],
         }
-        settings = SETTINGS[name] if name in SETTINGS else of_text[name]
+        settings = {name: values[name]}
         expected = reference.continued(ids, **settings)
         text, _ = configured(server, prompt, settings)
         assert text == reference.tokenizer.decode(expected).removesuffix("<|end|>"), (name, prompt)

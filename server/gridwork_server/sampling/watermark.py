@@ -5,6 +5,7 @@ is seeded with it and a key shuffles the vocabulary, and the first tokens of tha
 `WatermarkDetector` draws the same lists on a CPU.
 """
 
+import importlib
 from collections import OrderedDict
 
 import torch
@@ -22,7 +23,7 @@ class FavouredTokens:
         self._vocab_size = vocab_size
         self._device = device
         self._lists: OrderedDict[tuple[int, int, int], torch.Tensor] = OrderedDict()
-        self._random = torch.Generator()
+        self._random: torch.Generator | None = None
 
     def after(self, token: int, share: float, key: int) -> torch.Tensor:
         """bool `[vocab]`, on the device: the tokens that are favoured behind this one."""
@@ -32,6 +33,10 @@ class FavouredTokens:
         if found is not None:
             self._lists.move_to_end(name)
             return found
+        if self._random is None:
+            # A generator needs this module, which a start does not import.
+            importlib.import_module("torch._prims.rng_prims")
+            self._random = torch.Generator()
         self._random.manual_seed(key * token % (2**64 - 1))
         favoured = torch.zeros(self._vocab_size, dtype=torch.bool)
         favoured[torch.randperm(self._vocab_size, generator=self._random)[:size]] = True
