@@ -76,7 +76,7 @@ def test_a_forced_call_of_a_tool_is_in_the_message(llm: LLM) -> None:
     parameters = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
     tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
     messages = [{"role": "user", "content": "How is the weather in Paris?"}]
-    options: dict[str, Any] = {"tools": [tool], "tool_choice": "required"}
+    options: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
     params = SamplingParams(temperature=0, max_tokens=100)
     [output] = llm.chat(messages, params, use_tqdm=False, **options)
     message = output.outputs[0].message

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gridwork_engine::Ready;
 use lru::LruCache;
@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::Grammar;
 use super::check::{Checker, Refusal, check_size};
+use super::work_clock::WorkClock;
 use crate::error::{ApiError, ErrorKind};
 
 /// Number of grammars whose results are kept.
@@ -18,8 +19,14 @@ const CACHE_SIZE: usize = 256;
 /// Largest number of bytes of all grammars whose results are kept.
 const CACHE_BYTES: usize = 16 * 1024 * 1024;
 
-/// Time for compiling one grammar. Most take a few milliseconds.
+/// Computing time for one grammar. Most take a few milliseconds.
 const MAX_TIME: Duration = Duration::from_millis(700);
+
+/// Time on the clock for one grammar, on a machine that does much else.
+const MAX_WAIT: Duration = Duration::from_secs(15);
+
+/// Interval at which a grammar's computing time is compared with the limit.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Number of requests that may wait for a thread.
 const MAX_WAITING: usize = 256;
@@ -88,8 +95,10 @@ impl Grammars {
         let (parts, ready) = (self.0.clone(), ready.clone());
         let field = grammar.field().to_owned();
         let text = serialized.clone();
+        let clock = WorkClock::default();
+        let of_thread = clock.clone();
         let work = move || {
-            let _ = done.send(parts.check(&grammar, &text, &ready));
+            let _ = done.send(parts.check(&grammar, &text, &ready, &of_thread));
             // Held to the end, even when nobody waits any more.
             drop(permit);
         };
@@ -98,10 +107,10 @@ impl Grammars {
             .stack_size(STACK_BYTES)
             .spawn(work)
             .map_err(|error| ApiError::new(ErrorKind::Internal, error.to_string()))?;
-        match tokio::time::timeout(MAX_TIME, result).await {
-            Ok(Ok(checked)) => checked?.map_err(ApiError::from)?,
-            Ok(Err(_)) => return Err(broken(&field)),
-            Err(_) => return Err(too_slow(field).into()),
+        match within_limits(result, &clock).await {
+            Some(Ok(checked)) => checked?.map_err(ApiError::from)?,
+            Some(Err(_)) => return Err(broken(&field)),
+            None => return Err(too_slow(field).into()),
         }
         Ok(serialized)
     }
@@ -121,11 +130,13 @@ impl Parts {
         grammar: &Grammar,
         serialized: &Arc<str>,
         ready: &Ready,
+        clock: &WorkClock,
     ) -> Result<Result<(), Refusal>, ApiError> {
         let checker = self.checker(ready).as_ref().map_err(|error| {
             let message = format!("the model's tokens cannot be used for grammars: {error}");
             ApiError::new(ErrorKind::Internal, message)
         })?;
+        clock.start();
         let result = checker.check(grammar, serialized);
         self.keep(serialized.clone(), result.clone());
         Ok(result)
@@ -188,11 +199,26 @@ impl From<Refusal> for ApiError {
     }
 }
 
+/// Waits for a result; `None` when its thread has computed for too long.
+async fn within_limits<T>(
+    mut result: oneshot::Receiver<T>,
+    clock: &WorkClock,
+) -> Option<Result<T, oneshot::error::RecvError>> {
+    let started = Instant::now();
+    loop {
+        match tokio::time::timeout(CHECK_INTERVAL, &mut result).await {
+            Ok(received) => return Some(received),
+            Err(_) if clock.elapsed() > MAX_TIME || started.elapsed() > MAX_WAIT => return None,
+            Err(_) => {}
+        }
+    }
+}
+
 fn too_slow(field: String) -> Refusal {
     Refusal {
         field,
         reason: format!(
-            "it takes more than {} ms to compile; make it smaller",
+            "it takes more than {} ms of computing; make it smaller",
             MAX_TIME.as_millis()
         ),
     }

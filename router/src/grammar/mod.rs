@@ -17,6 +17,7 @@ mod patterns;
 mod place;
 mod structural_tag;
 mod tightened;
+mod work_clock;
 
 use std::borrow::Cow;
 use std::sync::Arc;
