@@ -1,5 +1,6 @@
 """Rules about which tokens may come, such as forbidden words and watermarks, against Transformers' `generate()`."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -123,7 +124,8 @@ def test_forbidden_words_hold_among_others_and_after_a_preemption(tiny: TinyMode
     prompts = [prompt[:60] for prompt in PROMPTS]
     rules: list[dict[str, Any]] = [{"bad_words_ids": [[300, 301], [302]]}, {"no_repeat_ngram_size": 2}, {}]
     asked = [(prompt, rule) for prompt in prompts for rule in rules]
-    with Server("--model-id", tiny("llama"), "--dtype", "float32", "--kv-cache-memory", 400_000) as running:
+    flags = ("--dtype", "float32", "--kv-cache-memory", 400_000, "--max-total-tokens", 200)
+    with Server("--model-id", tiny("llama"), *flags) as running:
         answers = running.client.together([partial(configured, running, *one) for one in asked])
         preempted = running.client.metric("gridwork_preemptions_total")
     for (prompt, rule), (text, _) in zip(asked, answers, strict=True):
@@ -137,7 +139,10 @@ def test_forbidden_words_hold_among_others_and_after_a_preemption(tiny: TinyMode
 
 def test_a_watermark_is_found_by_transformers_and_only_where_it_is(server: Server, reference: Reference) -> None:
     settings = WatermarkingConfig(greenlist_ratio=0.5, bias=2.0, hashing_key=KEY)
-    detector: Any = WatermarkDetector(reference.model.config, "cpu", settings)
+    config = copy.deepcopy(reference.model.config)
+    # The detector compares the first token with it.
+    config.bos_token_id = -1
+    detector: Any = WatermarkDetector(config, "cpu", settings)
 
     def score(**more: Any) -> float:
         answer = server.client.generate(PROMPTS[0], max_new_tokens=300, do_sample=True, seed=3, ignore_eos=True, **more)
@@ -235,7 +240,7 @@ def test_rules_of_the_generation_config_apply_to_requests_that_leave_them_out(co
         ({"generation_config": {"bad_words_ids": [[99999]]}}, "bad_words_ids"),
         ({"generation_config": {"suppress_tokens": [99999]}}, "suppress_tokens"),
         ({"generation_config": {"watermarking_config": {"seeding_scheme": "selfhash"}}}, "watermarking_config"),
-        ({"generation_config": {"watermarking_config": {"greenlist_ratio": 3}}}, "watermarking_config"),
+        ({"generation_config": {"watermarking_config": {"greenlist_ratio": 3}}}, "greenlist_ratio"),
         ({"generation_config": {"watermarking_config": {"ngram_len": 5}}}, "watermarking_config"),
     ],
 )
