@@ -80,7 +80,8 @@ from gridwork import LLM, AsyncLLM, RequestOutput, SamplingParams
 
 llm = LLM("gpt2", dtype="float32", tensor_parallel_size=1)
 params = SamplingParams(temperature=0.8, stop=["x"])
-listed: list[RequestOutput] = llm.generate(["a", [1, 2], {"prompt": "b"}, {"prompt_token_ids": [1]}], params)
+listed: list[RequestOutput] = llm.generate(["a", "b"], params)
+of_ids: list[RequestOutput] = llm.generate([[1, 2], [3]], params)
 one: list[RequestOutput] = llm.generate("a", {"temperature": 0})
 streamed: Iterator[RequestOutput] = llm.generate("a", params, stream=True)
 lazy: Iterator[RequestOutput] = llm.generate(iter(["a"]), params)

@@ -95,6 +95,8 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class EmbeddingOutput:
+    """A text's vector."""
+
     embedding: list[float]
 
     @property
@@ -105,12 +107,16 @@ class EmbeddingOutput:
 
 @dataclass(frozen=True)
 class TokenVectorsOutput:
+    """A vector for each token of a text."""
+
     data: list[list[float]]
     """A vector for each token."""
 
 
 @dataclass(frozen=True)
 class ClassificationOutput:
+    """Probabilities of a text's labels."""
+
     probs: list[float]
     """A probability for each of `labels`."""
     labels: list[str]
@@ -123,6 +129,8 @@ class ClassificationOutput:
 
 @dataclass(frozen=True)
 class ScoringOutput:
+    """How well two texts fit together."""
+
     score: float
 
 
