@@ -19,7 +19,7 @@ from support.server import wait_for
 os.environ.setdefault("GRIDWORK_BIN", str(GRIDWORK))
 
 GREEDY = {"temperature": 0, "max_tokens": 4}
-ENDLESS = {"temperature": 0, "max_tokens": 3000, "ignore_eos": True}
+ENDLESS = {"temperature": 0, "max_tokens": 1000, "ignore_eos": True}
 PATIENCE_S = 60.0
 
 
@@ -78,7 +78,7 @@ _HEAD = """
 import asyncio, atexit, multiprocessing, os, signal, sys, threading, time
 from gridwork import LLM, AsyncLLM, EngineDied
 GREEDY = {"temperature": 0, "max_tokens": 4}
-ENDLESS = {"temperature": 0, "max_tokens": 3000, "ignore_eos": True}
+ENDLESS = {"temperature": 0, "max_tokens": 1000, "ignore_eos": True}
 def tell(text):
     print(text, flush=True)
 def child(model):
