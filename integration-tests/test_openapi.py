@@ -17,6 +17,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.skipif(not LONG, reason="takes minutes")
 @pytest.mark.parametrize("kind", ["generator", "encoder"])
 def test_generated_requests_get_documented_answers(kind: str, tiny: Callable[[str], Path], minilm: Path) -> None:
     model = tiny("llama") if kind == "generator" else minilm
@@ -24,7 +25,7 @@ def test_generated_requests_get_documented_answers(kind: str, tiny: Callable[[st
     with Server("--model-id", model, "--dtype", "float32", *limits) as server:
         output = client_programs.run(
             *("st", "run", server.url + "/api-doc/openapi.json", "--seed", "1", "--workers", "2"),
-            *("--checks", ",".join(CHECKS), "--max-examples", "150" if LONG else "8", "--warnings", "off"),
+            *("--checks", ",".join(CHECKS), "--max-examples", "150", "--warnings", "off"),
             *("--suppress-health-check", "all", "--request-timeout", "60", "--continue-on-failure"),
             environment=CHECKERS,
         )
