@@ -1,5 +1,6 @@
 """A real `gridwork` launcher with its router and shards, for the length of a `with` block."""
 
+import itertools
 import os
 import signal
 import socket
@@ -88,8 +89,10 @@ class Server:
         if not GRIDWORK.exists():
             raise FileNotFoundError(f"{GRIDWORK} is not built; run `make build`")
         self.started_at = time.monotonic()
+        # A command such as `serve MODEL` stands before all flags.
+        words = list(itertools.takewhile(lambda word: not word.startswith("-"), self.flags))
         self.process = subprocess.Popen(
-            [str(GRIDWORK), "--hostname", "127.0.0.1", "--port", str(self.port), *self.flags],
+            [str(GRIDWORK), *words, "--hostname", "127.0.0.1", "--port", str(self.port), *self.flags[len(words) :]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
