@@ -213,6 +213,41 @@ def test_a_wrong_method_is_refused(server: Server, method: str, path: str) -> No
     assert method in message_of(response, openai=path.startswith("/v1/"))
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+STRAYED = [
+    {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{no"}}]},
+    {"role": "tool", "tool_call_id": "1", "content": "x"},
+]
+
+
+def schema(**keywords: Any) -> dict[str, Any]:
+    return CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": keywords}}}
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        pytest.param("/v1/chat/completions", CHAT | {"messages": CHAT["messages"] + STRAYED}, id="strayed call"),
+        pytest.param("/v1/chat/completions", CHAT | {"tools": [TOOL, TOOL]}, id="a tool twice"),
+        pytest.param("/v1/chat/completions", CHAT | {"tools": [TOOL] * 10_000}, id="10,000 tools"),
+        pytest.param("/v1/completions", COMPLETION | {"guided_regex": "(x+x+)+y"}, id="backtracking"),
+        pytest.param("/v1/completions", COMPLETION | {"guided_regex": "((a{1,1000}){1,1000}){1,1000}"}, id="repeats"),
+        pytest.param("/v1/chat/completions", schema(type="array", minItems=10**7), id="minItems"),
+        pytest.param("/v1/chat/completions", schema(type="string", minLength=10**9), id="minLength"),
+        pytest.param("/v1/chat/completions", schema(type="string", maxLength=10**9), id="maxLength"),
+        pytest.param("/v1/responses", {"input": "", "max_output_tokens": 2}, id="empty input"),
+        pytest.param("/v1/chat/completions", '{"zzz": %s%s, ' % ("[" * 20_000, "]" * 20_000), id="deep unknown field"),
+    ],
+)
+def test_odd_requests_are_answered(server: Server, route: str, body: dict[str, Any] | str) -> None:
+    content = body + json.dumps(CHAT)[1:] if isinstance(body, str) else json.dumps(body)
+    headers = {"content-type": "application/json"}
+    response = server.client.http.post(route, content=content.encode(), headers=headers)
+    assert response.status_code == 200, response.text
+    usage = response.json()["usage"]
+    assert usage.get("completion_tokens", usage.get("output_tokens")) == 2
+
+
 def test_harmless_fields_of_other_servers_are_accepted(server: Server) -> None:
     extras = {
         "ignore_eos": True,

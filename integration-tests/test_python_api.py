@@ -73,7 +73,9 @@ def test_chats_answer_as_transformers_does(llm: LLM, smollm2: Path) -> None:
 
 
 def test_a_forced_call_of_a_tool_is_in_the_message(llm: LLM) -> None:
-    parameters = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
+    city = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
+    # Other keys could go on until the limit of tokens.
+    parameters = city | {"additionalProperties": False}
     tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
     messages = [{"role": "user", "content": "How is the weather in Paris?"}]
     options: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}

@@ -3,6 +3,7 @@
 mod errors;
 
 use axum::Router;
+use serde_json::{Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
@@ -73,6 +74,43 @@ pub fn document() -> Document {
     document
 }
 
+/// The document as it is served.
+///
+/// The schema of a stream is that of one of its events, whose `data` is JSON of the type that the route names.
+fn json_document() -> Value {
+    let mut document = serde_json::to_value(document()).unwrap_or_default();
+    describe_events(&mut document["paths"]);
+    document
+}
+
+fn describe_events(part: &mut Value) {
+    match part {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value.get_mut("schema") {
+                    Some(data) if name == "text/event-stream" => {
+                        *data = json!({
+                            "type": "object",
+                            "required": ["data"],
+                            "properties": {
+                                "event": {"type": "string"},
+                                "data": {
+                                    "type": "string",
+                                    "contentMediaType": "application/json",
+                                    "contentSchema": data.take(),
+                                },
+                            },
+                        });
+                    }
+                    _ => describe_events(value),
+                }
+            }
+        }
+        Value::Array(parts) => parts.iter_mut().for_each(describe_events),
+        _ => {}
+    }
+}
+
 /// Adds to `operation` what the list says of its route.
 fn complete(operation: &mut Operation, route: &Route) {
     operation.tags = Some(vec![route.api.tag().to_owned()]);
@@ -88,23 +126,17 @@ pub fn routes() -> Router<AppState> {
     SwaggerUi::new("/docs")
         // Otherwise the page asks a server on the internet whether the document is valid.
         .config(Config::default().validator_url("none"))
-        .url("/api-doc/openapi.json", document())
+        .external_url_unchecked("/api-doc/openapi.json", json_document())
         .into()
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
-
-    fn json() -> Value {
-        serde_json::to_value(document()).expect("a document")
-    }
 
     #[test]
     fn every_documented_route_has_a_summary_and_its_security() {
-        let document = json();
+        let document = json_document();
         let documented = ROUTES.iter().filter(|route| route.openapi.is_some());
         assert_eq!(documented.clone().count(), 39);
         for route in documented {
@@ -128,6 +160,21 @@ mod tests {
     }
 
     #[test]
+    fn the_schema_of_a_stream_is_that_of_an_event() {
+        let document = json_document();
+        let stream = "/responses/200/content/text~1event-stream/schema/properties/data/contentSchema";
+        for (path, name) in [
+            ("~1generate_stream", "StreamResponse"),
+            ("~1", "StreamResponse"),
+            ("~1v1~1chat~1completions", "ChatCompletionChunk"),
+        ] {
+            let data = document.pointer(&format!("/paths/{path}/post{stream}"));
+            let expected = json!({"$ref": format!("#/components/schemas/{name}")});
+            assert_eq!(data, Some(&expected), "{path}");
+        }
+    }
+
+    #[test]
     fn every_reference_has_its_schema() {
         fn check(value: &Value, document: &Value) {
             match value {
@@ -145,6 +192,7 @@ mod tests {
                 _ => {}
             }
         }
-        check(&json(), &json());
+        let document = json_document();
+        check(&document, &document);
     }
 }

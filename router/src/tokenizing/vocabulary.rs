@@ -72,6 +72,26 @@ pub(crate) fn text_of(tokenizer: &Tokenizer) -> impl Fn(u32) -> Option<String> {
     |id| tokenizer.id_to_token(id)
 }
 
+/// Text of `ids`. Refuses ids that the tokenizer does not know, since decoding would skip them; `field` is where they
+/// stand.
+pub(crate) fn decode(
+    tokenizer: &Tokenizer,
+    field: &str,
+    ids: &[u32],
+    skip_special_tokens: bool,
+) -> Result<String, ApiError> {
+    let unknown = |id: &&u32| tokenizer.id_to_token(**id).is_none();
+    if let Some(id) = ids.iter().find(unknown) {
+        let message = format!("`{field}` has token {id}, which the tokenizer does not know");
+        return Err(ApiError::validation(field, message));
+    }
+    tokenizer
+        .decode(ids, skip_special_tokens)
+        .map_err(|error| {
+            ApiError::validation(field, format!("`{field}` cannot be decoded: {error}"))
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

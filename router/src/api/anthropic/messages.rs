@@ -51,7 +51,7 @@ const NAMES: [(&str, &str); 4] = [
     responses(
         (status = 200, description = "The answer; with `stream`, events", content(
             (MessagesResponse = "application/json"),
-            (String = "text/event-stream"),
+            (Object = "text/event-stream"),
         )),
         (status = 400, description = "Not valid; the message names the field"),
         (status = 500, description = "Failed while generating"),

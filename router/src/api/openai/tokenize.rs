@@ -17,6 +17,7 @@ use crate::http::json_stream;
 use crate::http::route::LISTED;
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
+use crate::tokenizing::vocabulary;
 
 /// Body of `/tokenize`, apart from the conversation, which is read as a [`ChatRequest`]: its tokens are then those of the
 /// same chat.
@@ -107,7 +108,9 @@ pub async fn detokenize(
     let bytes = size_of_val(request.tokens.as_slice());
     let decoding = state
         .workers()
-        .run(bytes, move || text_of(&tokenizer, &request.tokens));
+        .run(bytes, move || {
+            vocabulary::decode(&tokenizer, "tokens", &request.tokens, false)
+        });
     let prompt = decoding.await??;
     Ok(Json(DetokenizeResponse { prompt }))
 }
@@ -118,18 +121,6 @@ fn max_model_len(state: &AppState) -> Result<usize, ApiError> {
         Some(info) => Ok(state.encoder().max_input_tokens(&info)),
         None => Ok(state.ready()?.limits.max_total_tokens as usize),
     }
-}
-
-/// Text of `ids`, with that of special tokens. Refuses ids that the tokenizer does not know: decoding would skip them.
-fn text_of(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, ApiError> {
-    let unknown = |id: &&u32| tokenizer.id_to_token(**id).is_none();
-    if let Some(id) = ids.iter().find(unknown) {
-        let message = format!("`tokens` has token {id}, which the tokenizer does not know");
-        return Err(ApiError::validation("tokens", message));
-    }
-    tokenizer.decode(ids, false).map_err(|error| {
-        ApiError::validation("tokens", format!("`tokens` cannot be decoded: {error}"))
-    })
 }
 
 /// Answers with `{"count", "max_model_len", "tokens", "token_strs"}`. `tokenizer`: writes the tokens' texts too.

@@ -32,7 +32,7 @@ impl Body for LoadModelRequest {
     path = LISTED,
     request_body = LoadModelRequest,
     responses(
-        (status = 200, description = "It is loaded", content_type = "text/event-stream", body = String),
+        (status = 200, description = "It is loaded", content_type = "text/event-stream", body = Object),
         (status = 503, description = "Loading, restarting or shutting down"),
     )
 )]

@@ -69,7 +69,7 @@ const MAX_METADATA_VALUE: usize = 512;
     responses(
         (status = 200, description = "The response; with `stream`, events", content(
             (ResponseBody = "application/json"),
-            (String = "text/event-stream"),
+            (Object = "text/event-stream"),
         )),
         (status = 400, description = "Not valid; `param` names the field"),
         (status = 404, description = "`previous_response_id` is not stored"),

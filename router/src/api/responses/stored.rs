@@ -48,7 +48,7 @@ pub struct ResponseQuery {
     responses(
         (status = 200, description = "The response; with `stream`, its events", content(
             (ResponseBody = "application/json"),
-            (String = "text/event-stream"),
+            (Object = "text/event-stream"),
         )),
         (status = 400, description = "Not valid, or it has no events; `param` names the field"),
         (status = 404, description = "It is not stored for this API key"),

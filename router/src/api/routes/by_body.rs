@@ -18,7 +18,7 @@ use super::{
     CHAT_COMPLETIONS, COMPLETIONS, EMBED_INPUTS, EMBEDDINGS, GENERATE_EITHER, GENERATE_TEXT,
     PREDICT_LABELS, RERANK_DOCUMENTS, RERANK_TEXTS,
 };
-use crate::api::tgi::types::{CompatGenerateRequest, GenerateResponse};
+use crate::api::tgi::types::{CompatGenerateRequest, StreamResponse};
 use crate::api::{openai, tei, tgi};
 use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse, written};
 use crate::http::extract::{self, ApiJson};
@@ -31,7 +31,11 @@ use crate::state::AppState;
 #[utoipa::path(
     post, path = LISTED, request_body = CompatGenerateRequest,
     responses(
-        (status = 200, description = "What that route answers", body = Vec<GenerateResponse>),
+        (status = 200, description = "What that route answers", content(
+            (Value = "application/json"),
+            (StreamResponse = "text/event-stream"),
+        )),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )
@@ -81,6 +85,7 @@ pub struct VertexResponse {
     post, path = LISTED, request_body = VertexRequest,
     responses(
         (status = 200, description = "An answer to each instance", body = VertexResponse),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )

@@ -1,15 +1,18 @@
 //! `/decode`: the texts of tokens.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use crate::error::{ApiError, ErrorKind, ErrorResponse};
+use crate::error::{ApiError, ErrorResponse};
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::LISTED;
 use crate::http::unsupported::UnsupportedField;
 use crate::state::AppState;
+use crate::tokenizing::vocabulary;
 
 /// Body of `/decode`.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
@@ -39,7 +42,7 @@ pub enum DecodeIds {
     post, path = LISTED, request_body = DecodeRequest,
     responses(
         (status = 200, description = "A text for each array of tokens", body = Vec<String>),
-        (status = 413, description = "Too many arrays", body = ErrorResponse),
+        (status = 413, description = "Too many arrays, or a token is unknown", body = ErrorResponse),
     )
 )]
 pub async fn decode(
@@ -52,16 +55,14 @@ pub async fn decode(
     };
     state.encoder().check_number(lists.len(), "ids")?;
     let skip = request.skip_special_tokens.unwrap_or(true);
-    let tokenizer = state.tokenizer().clone();
-    let decoded = tokio::task::spawn_blocking(move || {
-        let texts = lists.iter().map(|ids| tokenizer.decode(ids, skip));
+    let tokenizer = Arc::clone(state.tokenizer());
+    let bytes = lists.iter().map(|ids| size_of_val(ids.as_slice())).sum();
+    let decoding = state.workers().run(bytes, move || {
+        let texts = lists
+            .iter()
+            .map(|ids| vocabulary::decode(&tokenizer, "ids", ids, skip));
         texts.collect::<Result<Vec<_>, _>>()
     });
-    let texts = decoded
-        .await
-        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("decoding failed: {error}")))?
-        .map_err(|error| {
-            ApiError::validation("ids", format!("`ids` cannot be decoded: {error}"))
-        })?;
+    let texts = decoding.await??;
     Ok(Json(texts))
 }

@@ -12,7 +12,7 @@ use super::stream::stream_response;
 use super::tokens::{own_text, reported, reported_top};
 use super::types::{
     BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
-    PrefillToken, Token, check_best_of,
+    PrefillToken, StreamResponse, Token, check_best_of,
 };
 use crate::error::{ApiError, ErrorResponse};
 use crate::generation::best_of::{self, MeanLogprob};
@@ -25,6 +25,7 @@ use crate::state::AppState;
     post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "The text", body = GenerateResponse),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
         (status = 424, description = "The generation failed", body = ErrorResponse),
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
@@ -42,7 +43,11 @@ pub async fn generate(call: Received<GenerateRequest>) -> Result<Response, ApiEr
 #[utoipa::path(
     post, path = LISTED, request_body = CompatGenerateRequest,
     responses(
-        (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", body = Vec<GenerateResponse>),
+        (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", content(
+            (Vec<GenerateResponse> = "application/json"),
+            (StreamResponse = "text/event-stream"),
+        )),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
     )

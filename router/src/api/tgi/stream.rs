@@ -24,6 +24,7 @@ use crate::state::AppState;
     post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "Server-sent events", body = StreamResponse, content_type = "text/event-stream"),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
         (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
         (status = 503, description = "Loading or shutting down; see Retry-After", body = ErrorResponse),

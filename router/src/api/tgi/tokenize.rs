@@ -17,6 +17,7 @@ use crate::tokenizing::text_encoder::TokenizedText;
     post, path = LISTED, request_body = GenerateRequest,
     responses(
         (status = 200, description = "Its tokens", body = Vec<SimpleToken>),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
         (status = 422, description = "A field cannot be used", body = ErrorResponse),
     )
 )]
