@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-python bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -277,6 +277,9 @@ bench: build python-dev $(PEER_STAMPS) ## Gridwork, and PEERS="vllm transformers
 
 bench-report: python-dev ## Tables and plots from benchmarks/data, without measuring
 	@cd benchmarks && ../$(VENV)/bin/python -m suite report --machine "$(BENCH_MACHINE)" --folder "$(abspath $(BENCH_FOLDER))"
+
+bench-python: build python-dev $(PEER_STAMPS) ## Lists of prompts through `LLM`, and PEERS=vllm beside it
+	@cd benchmarks && ../$(VENV)/bin/python -m tools.python_api --peers "$(PEERS)" $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-batched: build python-dev ## Many clients beside one, for models without the attention interface
 	@cd benchmarks && ../$(VENV)/bin/python -m tools.batched_path
