@@ -289,7 +289,7 @@ def test_nothing_is_left_by_many_lives(
 
     expected = live()
     before = traces(tmp_path)
-    for _ in range(100 if LONG else 10):
+    for _ in range(100 if LONG else 5):
         assert live() == expected
     assert traces(tmp_path) == before
 

@@ -162,7 +162,8 @@ mod tests {
     #[test]
     fn the_schema_of_a_stream_is_that_of_an_event() {
         let document = json_document();
-        let stream = "/responses/200/content/text~1event-stream/schema/properties/data/contentSchema";
+        let stream =
+            "/responses/200/content/text~1event-stream/schema/properties/data/contentSchema";
         for (path, name) in [
             ("~1generate_stream", "StreamResponse"),
             ("~1", "StreamResponse"),

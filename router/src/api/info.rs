@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::served_model::{EncoderInfo, Info};
+use super::served_model::{EncoderInfo, Info, InfoByTask};
 use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse};
 use crate::http::route::LISTED;
 use crate::state::AppState;
@@ -16,19 +16,21 @@ use crate::state::AppState;
 #[utoipa::path(
     get, path = LISTED,
     responses(
-        (status = 200, description = "The served model; of an encoder, `EncoderInfo`", body = Info),
+        (status = 200, description = "The served model", body = InfoByTask),
         (status = 503, description = "The model is still loading", body = ErrorResponse),
     )
 )]
 pub async fn info(State(state): State<AppState>) -> Response {
     if let Some(info) = state.encoder().loaded() {
-        return Json(EncoderInfo::new(&state, &info)).into_response();
+        let info = EncoderInfo::new(&state, &info);
+        return Json(InfoByTask::Encoder(Box::new(info))).into_response();
     }
     let ready = match state.ready() {
         Ok(ready) => ready,
         Err(error) => return error.uncounted_response(Dialect::Tgi),
     };
-    Json(Info::new(&state, &ready)).into_response()
+    let info = Info::new(&state, &ready);
+    Json(InfoByTask::Generator(Box::new(info))).into_response()
 }
 
 /// Tell if requests would be answered now.

@@ -95,6 +95,14 @@ pub struct EncoderInfo {
     pub versions: Versions,
 }
 
+/// The served model, by its task.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum InfoByTask {
+    Generator(Box<Info>),
+    Encoder(Box<EncoderInfo>),
+}
+
 /// The model, whatever it is served for.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelInfo {

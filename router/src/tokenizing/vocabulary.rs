@@ -85,11 +85,9 @@ pub(crate) fn decode(
         let message = format!("`{field}` has token {id}, which the tokenizer does not know");
         return Err(ApiError::validation(field, message));
     }
-    tokenizer
-        .decode(ids, skip_special_tokens)
-        .map_err(|error| {
-            ApiError::validation(field, format!("`{field}` cannot be decoded: {error}"))
-        })
+    tokenizer.decode(ids, skip_special_tokens).map_err(|error| {
+        ApiError::validation(field, format!("`{field}` cannot be decoded: {error}"))
+    })
 }
 
 #[cfg(test)]
@@ -134,5 +132,25 @@ mod tests {
         };
         let (inputs, outputs) = (7, 7);
         assert_eq!(Vocabulary::from(&info), Vocabulary { inputs, outputs });
+    }
+
+    #[test]
+    fn only_known_tokens_are_decoded() {
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "decoder": {"type": "Fuse"},
+            "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+                              "normalized": false, "special": true}],
+            "model": {"type": "WordLevel", "unk_token": "<s>", "vocab": {"<s>": 0, "a": 1, "b": 2}}
+        });
+        let tokenizer: Tokenizer = json.to_string().parse().unwrap();
+        assert_eq!(
+            decode(&tokenizer, "ids", &[0, 1, 2], false).unwrap(),
+            "<s>ab"
+        );
+        assert_eq!(decode(&tokenizer, "ids", &[0, 1, 2], true).unwrap(), "ab");
+        let error = decode(&tokenizer, "ids", &[1, 77], true).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some("ids"));
+        assert!(error.message.contains("token 77"), "{error}");
     }
 }

@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::answers::{AnswerByTask, TokensByTask};
 use super::{
     CHAT_COMPLETIONS, COMPLETIONS, EMBED_INPUTS, EMBEDDINGS, GENERATE_EITHER, GENERATE_TEXT,
     PREDICT_LABELS, RERANK_DOCUMENTS, RERANK_TEXTS,
 };
-use crate::api::tgi::types::{CompatGenerateRequest, StreamResponse};
+use crate::api::tgi::types::{CompatGenerateRequest, GenerateRequest, StreamResponse};
 use crate::api::{openai, tei, tgi};
 use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse, written};
 use crate::http::extract::{self, ApiJson};
@@ -49,7 +50,22 @@ pub async fn invocations(
     Ok(route.answer(request, state).await)
 }
 
-/// Answers a request to `/` or `/invocations` of an encoder as the route for its task and body.
+/// Continue a text, or do what the model is for
+///
+/// A generator answers as `/generate`, in an array of one, or with `stream` as `/generate_stream`; `return_full_text` is
+/// true when left out. An encoder answers as the route for its task and the body: `/embed`, `/predict` or `/rerank`.
+#[utoipa::path(
+    post, path = LISTED, request_body = CompatGenerateRequest,
+    responses(
+        (status = 200, description = "The text, or the answer of an encoder", content(
+            (AnswerByTask = "application/json"),
+            (StreamResponse = "text/event-stream"),
+        )),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
+        (status = 422, description = "A field cannot be used", body = ErrorResponse),
+        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
+    )
+)]
 pub async fn by_task(
     State(state): State<AppState>,
     request: Request,
@@ -161,8 +177,18 @@ pub async fn rerank(State(state): State<AppState>, request: Request) -> Result<R
     Ok(tei::rerank::rerank.call(request, state).await)
 }
 
-/// Answers `/tokenize`, which text-generation-inference and text-embeddings-inference call with `inputs`, each in its own
-/// form, and vLLM with `prompt` or `messages`. The last form has OpenAI's errors.
+/// Tokenize a text, special tokens included
+///
+/// text-generation-inference and text-embeddings-inference call this with `inputs`, each in its own form, and vLLM with
+/// `prompt` or `messages`. The last form has OpenAI's errors.
+#[utoipa::path(
+    post, path = LISTED, request_body = GenerateRequest,
+    responses(
+        (status = 200, description = "Its tokens", body = TokensByTask),
+        (status = 404, description = "There is no such adapter", body = ErrorResponse),
+        (status = 422, description = "A field cannot be used", body = ErrorResponse),
+    )
+)]
 pub async fn tokenize(
     State(state): State<AppState>,
     request: Request,

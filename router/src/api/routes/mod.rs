@@ -1,6 +1,7 @@
 //! The list of routes. The router, the OpenAPI document, the dialects of errors, the labels of metrics and the table in
 //! docs/api.md are all made from it.
 
+mod answers;
 mod by_body;
 mod table;
 
@@ -111,9 +112,9 @@ routes! {
     GENERATE_STREAM: POST "/generate_stream", Tgi, GENERATE, ["generate_stream"],
         tgi::stream::generate_stream, "The same, an event for every token";
     GENERATE_EITHER: POST "/", Tgi, GENERATE, ["generate", "generate_stream"],
-        tgi::generate::compat_generate, "Either of them, by `stream`";
+        tgi::generate::compat_generate [documented by by_body::by_task], "Either of them, by `stream`";
     TOKENIZE: POST "/tokenize", Tgi, GENERATE, [],
-        by_body::tokenize [documented by tgi::tokenize::tokenize], "The tokens of a text; `prompt` and `messages` mean \
+        by_body::tokenize, "The tokens of a text; `prompt` and `messages` mean \
          [vLLM's form](#tokens)";
     CHAT_TOKENIZE: POST "/chat_tokenize", Tgi, GENERATE, [],
         tgi::tokenize::chat_tokenize, "The prompt that a conversation becomes, and its tokens";

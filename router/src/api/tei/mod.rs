@@ -7,3 +7,6 @@ pub mod rerank;
 pub mod similarity;
 pub mod tokenize;
 mod types;
+
+pub use predict::PredictResponse;
+pub use types::{EncoderToken, Rank};

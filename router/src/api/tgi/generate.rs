@@ -12,7 +12,7 @@ use super::stream::stream_response;
 use super::tokens::{own_text, reported, reported_top};
 use super::types::{
     BestOfSequence, CompatGenerateRequest, Details, GenerateRequest, GenerateResponse,
-    PrefillToken, StreamResponse, Token, check_best_of,
+    PrefillToken, Token, check_best_of,
 };
 use crate::error::{ApiError, ErrorResponse};
 use crate::generation::best_of::{self, MeanLogprob};
@@ -40,18 +40,6 @@ pub async fn generate(call: Received<GenerateRequest>) -> Result<Response, ApiEr
 
 /// Continue a text, or stream it: what `/generate` and `/generate_stream` do, on one route; `return_full_text` is true
 /// when left out.
-#[utoipa::path(
-    post, path = LISTED, request_body = CompatGenerateRequest,
-    responses(
-        (status = 200, description = "The text, in an array of one; or with `stream` server-sent events", content(
-            (Vec<GenerateResponse> = "application/json"),
-            (StreamResponse = "text/event-stream"),
-        )),
-        (status = 404, description = "There is no such adapter", body = ErrorResponse),
-        (status = 422, description = "A field cannot be used", body = ErrorResponse),
-        (status = 429, description = "Too many requests; see Retry-After", body = ErrorResponse),
-    )
-)]
 pub async fn compat_generate(call: Received<CompatGenerateRequest>) -> Result<Response, ApiError> {
     let Received {
         state,

@@ -13,14 +13,6 @@ use crate::state::AppState;
 use crate::tokenizing::text_encoder::TokenizedText;
 
 /// Tokenize a text, special tokens included.
-#[utoipa::path(
-    post, path = LISTED, request_body = GenerateRequest,
-    responses(
-        (status = 200, description = "Its tokens", body = Vec<SimpleToken>),
-        (status = 404, description = "There is no such adapter", body = ErrorResponse),
-        (status = 422, description = "A field cannot be used", body = ErrorResponse),
-    )
-)]
 pub async fn tokenize(
     State(state): State<AppState>,
     ApiJson(request): ApiJson<GenerateRequest>,
