@@ -83,6 +83,7 @@ def evaluated(
         *(own if model == "hf" else served),
         *("--model", model, "--model_args", ",".join(f"{name}={value}" for name, value in arguments.items())),
         *("--tasks", ",".join(names), "--include_path", str(tasks), "--batch_size", "4"),
+        *(("--device", "cpu") if model == "hf" else ()),
         *("--output_path", str(folder), "--log_samples", *flags),
     )
     (results,) = folder.rglob("results_*.json")
@@ -118,7 +119,7 @@ def compare(
 
 
 def of_transformers(smollm2: Path) -> dict[str, Any]:
-    return {"pretrained": smollm2, "dtype": "float32", "device": "cpu"}
+    return {"pretrained": smollm2, "dtype": "float32"}
 
 
 def of_server(url: str, smollm2: Path) -> dict[str, Any]:

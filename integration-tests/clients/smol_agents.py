@@ -84,4 +84,5 @@ def main(reciting: str, smollm2: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))
+    # The library's own output may end within a line.
+    print("\n" + json.dumps(main(*sys.argv[1:])))

@@ -29,7 +29,7 @@ def run(*command: str | Path, environment: Path = CLIENTS, **options: Any) -> st
     with tempfile.TemporaryDirectory() as scratch:
         done = subprocess.run(
             [environment / "bin" / program, *arguments],
-            cwd=scratch,
+            cwd=options.pop("cwd", scratch),
             env=env | {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "DSPY_CACHEDIR": scratch},
             capture_output=True,
             text=True,

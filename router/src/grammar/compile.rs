@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::Grammar;
 use super::check::{Checker, Refusal, check_size};
+use super::closed::closed;
 use super::work_clock::WorkClock;
 use crate::error::{ApiError, ErrorKind};
 
@@ -76,6 +77,7 @@ impl Grammars {
         grammar: Grammar,
         ready: &Arc<Ready>,
     ) -> Result<Arc<str>, ApiError> {
+        let grammar = grammar.map_schemas(closed);
         let serialized = grammar.serialized(&ready.tokens);
         check_size(&grammar, &serialized)?;
         if let Some(known) = self.0.known(&serialized, &grammar) {

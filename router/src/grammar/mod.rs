@@ -8,6 +8,7 @@ pub mod spelling;
 pub mod texts;
 
 mod check;
+mod closed;
 #[cfg(test)]
 mod fuzz_tests;
 mod gbnf;

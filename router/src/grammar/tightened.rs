@@ -8,7 +8,7 @@ use super::patterns;
 pub const OPTIONS: &str = "x-guidance";
 
 /// Keywords whose value is an object of schemas under names of its own.
-const OF_MAP: [&str; 5] = [
+pub const OF_MAP: [&str; 5] = [
     "properties",
     "patternProperties",
     "dependentSchemas",
@@ -17,7 +17,7 @@ const OF_MAP: [&str; 5] = [
 ];
 
 /// Keywords whose value is data.
-const OF_DATA: [&str; 5] = ["const", "enum", "default", "examples", OPTIONS];
+pub const OF_DATA: [&str; 5] = ["const", "enum", "default", "examples", OPTIONS];
 
 /// Calls `visit` with every schema inside `value` and its path. Any object may be one, as `$ref` leads anywhere.
 fn visit<E>(
