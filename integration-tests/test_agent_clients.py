@@ -57,7 +57,8 @@ def test_pydantic_ai_converses_with_every_api(reciting_server: Server, smollm2_s
         union = told["structured"].pop("union")
         assert union in ("Forecast", "str"), name
         for kind, made in told["structured"].items():
-            assert is_forecast(made), (name, kind, made)
+            assert made["city"] in ("Paris", "Rome") and made["days"] in (1, 2, 3), (name, kind, made)
+            assert made["rain"] in ("none", "some", "much") and len(made) == 3, (name, kind, made)
         assert told["overflow"] == ["ModelContextWindowExceededError", 400], name
 
 

@@ -24,7 +24,7 @@ STREAMS = 32
 #: Maximum time for a refusal, by the server's clock, on a machine that does nothing else.
 REFUSAL_MS = 1000
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 COMPLETION = {"prompt": "hi", "max_tokens": 2}
 
 BAD_REQUESTS = bad_requests()
@@ -215,9 +215,16 @@ def test_a_wrong_method_is_refused(server: Server, method: str, path: str) -> No
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 STRAYED = [
-    {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{no"}}]},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{no"}}],
+    },
     {"role": "tool", "tool_call_id": "1", "content": "x"},
 ]
+
+
+#: The beginning of a body, with a field that nothing reads.
+DEEP = '{"zzz": ' + "[" * 20_000 + "]" * 20_000 + ", "
 
 
 def schema(**keywords: Any) -> dict[str, Any]:
@@ -236,7 +243,7 @@ def schema(**keywords: Any) -> dict[str, Any]:
         pytest.param("/v1/chat/completions", schema(type="string", minLength=10**9), id="minLength"),
         pytest.param("/v1/chat/completions", schema(type="string", maxLength=10**9), id="maxLength"),
         pytest.param("/v1/responses", {"input": "", "max_output_tokens": 2}, id="empty input"),
-        pytest.param("/v1/chat/completions", '{"zzz": %s%s, ' % ("[" * 20_000, "]" * 20_000), id="deep unknown field"),
+        pytest.param("/v1/chat/completions", DEEP, id="deep unknown field"),
     ],
 )
 def test_odd_requests_are_answered(server: Server, route: str, body: dict[str, Any] | str) -> None:

@@ -155,6 +155,20 @@ def test_any_object_and_the_other_routes(server: Server) -> None:
         assert client.generate_stream("A person: ", **asked).token_ids == answer.token_ids
 
 
+def test_an_object_has_the_keys_that_its_schema_names(server: Server) -> None:
+    pet = {"type": "object", "properties": {"kind": {"enum": ["cat", "dog"]}}, "required": ["kind"]}
+    schema = {
+        "type": "object",
+        "properties": {"age": {"type": "integer", "maximum": 99}, "pet": pet},
+        "required": ["pet"],
+    }
+    for seed in range(4):
+        text, reason = chat(server.client, guided_json=schema, max_tokens=60, seed=seed)
+        assert reason == "stop"
+        jsonschema.validate(found := json.loads(text), schema)
+        assert set(found) <= {"age", "pet"} and set(found["pet"]) == {"kind"}
+
+
 def test_structural_tags_leave_other_text_free(server: Server) -> None:
     tag = {"structures": [TAG], "triggers": ["<f"]}
     messages = [{"role": "user", "content": "Write <f>true</f> and <f>false</f> often."}]

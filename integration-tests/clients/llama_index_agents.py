@@ -88,8 +88,9 @@ def structured(url: str) -> dict[str, Any]:
         made: Any = llm.as_structured_llm(Forecast).complete(QUESTION).raw
         found[name] = made.model_dump()
     asked = [ChatMessage(role="user", content=QUESTION)]
-    parts = list(openai_like(url, temperature=0, max_tokens=200).as_structured_llm(Forecast).stream_chat(asked))
-    last: Any = parts[-1].raw
+    # With calls, the library leaves it to the model whether it calls when it streams.
+    llm = openai_like(url, temperature=0, max_tokens=200, should_use_structured_outputs=True)
+    last: Any = list(llm.as_structured_llm(Forecast).stream_chat(asked))[-1].raw
     found["streamed"] = last.model_dump()
     return found
 

@@ -23,7 +23,8 @@ def run(*command: str | Path, environment: Path = CLIENTS, **options: Any) -> st
     env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     # A library must reach nothing outside this machine, and import nothing from this checkout. The hub's endpoint is an
     # unused port, since HF_HUB_OFFLINE would keep huggingface_hub from this machine's servers as well.
-    env |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_OFFLINE": "1"}
+    env.pop("HF_HUB_OFFLINE", None)
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_DATASETS_OFFLINE": "1"}
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "*", "PYTHONPATH": ""}
     env |= {"HAYSTACK_TELEMETRY_ENABLED": "False", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
     with tempfile.TemporaryDirectory() as scratch:
