@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint, HuggingFaceEndpointEmbeddings
-from langchain_openai import ChatOpenAI
+from langchain_huggingface import ChatHuggingFace, HuggingFaceEndpoint
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
 
 QUESTION = "What is the weather in Paris?"
@@ -103,9 +103,12 @@ def structured(url: str, reciting: str) -> dict[str, Any]:
 
 
 async def hub(url: str, encoder: str) -> dict[str, Any]:
-    """The other classes of langchain-huggingface."""
+    """Another class of langchain-huggingface, and embeddings."""
     endpoint = HuggingFaceEndpoint(endpoint_url=url, max_new_tokens=3, temperature=0.01)
-    embeddings = HuggingFaceEndpointEmbeddings(model=encoder)
+    # The class of langchain-huggingface takes no URL.
+    embeddings = OpenAIEmbeddings(
+        model="any", base_url=f"{encoder}/v1", api_key="unused", check_embedding_ctx_length=False
+    )
     chat = ChatHuggingFace(llm=HuggingFaceEndpoint(endpoint_url=url), temperature=0.01)
     return {
         "text": endpoint.invoke("The capital of France is"),
