@@ -3,7 +3,6 @@
 import sys
 from types import TracebackType
 
-from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
@@ -11,12 +10,11 @@ from rich.segment import Segment
 from rich.text import Text
 
 _REDRAWS_PER_S = 12
-_PARSER = MarkdownIt().enable("table")
 
 
 def num_finished(text: str) -> int:
     """Number of letters at the start of a markdown text that no further letters change: all blocks but the last."""
-    starts = [token.map[0] for token in _PARSER.parse(text) if token.level == 0 and token.map]
+    starts = [token.map[0] for token in Markdown(text).parsed if token.level == 0 and token.map]
     if len(starts) < 2:
         return 0
     return sum(len(line) for line in text.splitlines(keepends=True)[: starts[-1]])
