@@ -2,22 +2,26 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from support.paths import GRIDWORK, ROOT
-from support.server import Server, child_environment, free_port
+from support.server import Server, child_environment, free_port, wait_for
 
 PATIENCE_S = 240.0
 
 
-def run(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+def environment() -> dict[str, str]:
     search = os.pathsep.join(str(ROOT / each) for each in ("python", "server", "kernels"))
+    return child_environment({"PYTHONPATH": search})
+
+
+def run(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [str(GRIDWORK), "bench", *map(str, words)]
-    environment = child_environment({"PYTHONPATH": search})
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -67,6 +71,21 @@ def test_refusals_are_errors_of_their_kind(smollm2_server: Server) -> None:
     figures = measured(smollm2_server.url, *words, code=1)["figures"]
     assert figures["num_failed"] == 3 and list(figures["errors"].values()) == [3]
     assert next(iter(figures["errors"])).startswith("status 400: ")
+
+
+def test_ctrl_c_frees_the_requests_and_prints_the_figures_so_far(smollm2_server: Server, tmp_path: Path) -> None:
+    def num_running() -> float:
+        return smollm2_server.client.metric("gridwork_running_sequences")
+
+    path = tmp_path / "out.json"
+    command = [str(GRIDWORK), "bench", smollm2_server.url, "--concurrency", "3", "--output-tokens", "5000"]
+    running = subprocess.Popen([*command, "--json", str(path)], env=environment(), stdout=subprocess.DEVNULL)
+    wait_for(lambda: num_running() == 3, PATIENCE_S, "three requests are computed")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(PATIENCE_S) == 130
+    wait_for(lambda: num_running() == 0, PATIENCE_S, "the requests are freed")
+    found = json.loads(path.read_text())
+    assert found["figures"]["errors"] == {"interrupted": 3} and "the load was interrupted" in found["notes"]
 
 
 def test_nothing_is_sent_where_something_is_wrong(smollm2: Path, smollm2_server: Server) -> None:

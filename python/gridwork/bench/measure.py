@@ -128,7 +128,7 @@ class Figures:
     prompt_tokens_per_s: float
     output_tokens_per_s: float
     output_count: str
-    """"usage": the server counted the output tokens. "chunks": it sends no usage, and chunks of the stream count."""
+    """"usage": the server counted the tokens of whole answers. "chunks": it sends no usage, and chunks count."""
     ttft_ms: Spread
     tpot_ms: Spread
     itl_ms: Spread
@@ -161,7 +161,7 @@ def figures(results: Sequence[Result], duration_s: float, slo: Slo | None) -> Fi
         output_tokens=output_tokens,
         prompt_tokens_per_s=prompt_tokens / duration_s,
         output_tokens_per_s=output_tokens / duration_s,
-        output_count="usage" if all(result.has_usage for result in whole) and whole else "chunks",
+        output_count="usage" if all(result.has_usage for result in whole) else "chunks",
         ttft_ms=Spread.of(result.ttft_ms for result in began if result.error is None),
         tpot_ms=Spread.of(result.tpot_ms for result in whole),
         itl_ms=Spread.of(1e3 * gap_s for result in whole for gap_s in result.gaps_s),
