@@ -66,6 +66,13 @@ def test_a_model_is_served_with_flags_and_takes_hundreds_of_streams(tiny: Callab
     assert figures["ttft_ms"]["p50"] <= figures["ttft_ms"]["p99"] <= figures["e2e_ms"]["p99"]
 
 
+def test_a_limit_of_the_server_that_is_typed_holds(tiny: Callable[[str], Path]) -> None:
+    words = ("--concurrency", "60", "--num-requests", "120", "--input-tokens", "16", "--output-tokens", "64")
+    found = measured(tiny("llama"), "--dtype", "float32", *words, "--max-concurrent-requests", "2", code=1)
+    assert found["figures"]["num_requests"] == 120
+    assert all(kind.startswith("status 429") for kind in found["figures"]["errors"])
+
+
 def test_refusals_are_errors_of_their_kind(smollm2_server: Server) -> None:
     words = ("--num-requests", "3", "--input-tokens", "64", "--output-tokens", "100000", "--no-ignore-eos")
     figures = measured(smollm2_server.url, *words, code=1)["figures"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gridwork import program
 from gridwork.client import Address, Client, is_address
 from gridwork.errors import EngineDied, GridworkError, InvalidRequest, RequestFailed
 from gridwork.server import Server
@@ -56,7 +57,7 @@ def started(model: str, flags: Sequence[str], options: Mapping[str, Any]) -> Ite
     """A server for the model, until the end of the block. It shows on a terminal that it loads.
 
     options: settings in place of their defaults; one that `flags` have too is left to them."""
-    typed = {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
+    typed = program.typed_names(flags)
     server = Server(model, {name: value for name, value in options.items() if name not in typed}, flags)
     try:
         console = Console(stderr=True)
