@@ -122,7 +122,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_chat(smollm2_server: Server) -> None
         at = shown.wait(r"\n> ", at)
         shown.type(f"/clear\n/set max_tokens=8 ignore_eos=\n{QUESTION}\n")
         at = shown.wait(re.escape(ANSWER), at)
-        shown.type("/exit\n")
+        shown.type("/ex\t\n")
         assert shown.process.wait(PATIENCE_S) == 0
 
 

@@ -1,7 +1,7 @@
 """Reads what is typed: messages of a line, or of several."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 _QUOTES = '"""'
 PROMPT = "> "
@@ -45,13 +45,20 @@ def _whole(line: str, read: Callable[[str], str]) -> str:
     return "\n".join(parts)
 
 
-def reader() -> Callable[[str], str]:
-    """Reads lines of stdin: on a terminal with editing and a history in memory, elsewhere without a prompt."""
+def reader(commands: Sequence[str]) -> Callable[[str], str]:
+    """Reads lines of stdin: on a terminal with editing, a history in memory and completion of `commands`, elsewhere
+    without a prompt."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         # Its import is what gives `input` its editing.
         import readline
 
-        readline.set_auto_history(True)
+        def complete(text: str, index: int) -> str | None:
+            found = [name for name in commands if name.startswith(text)] if readline.get_begidx() == 0 else []
+            return found[index] if index < len(found) else None
+
+        readline.set_completer(complete)
+        readline.set_completer_delims(" ")
+        readline.parse_and_bind("tab: complete")
         return input
 
     def read(prompt: str) -> str:

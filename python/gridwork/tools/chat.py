@@ -69,7 +69,7 @@ class Chat:
 
     def talk(self) -> int:
         """Reads messages and answers them, until the input ends. Returns the exit code."""
-        read = lines.reader()
+        read = lines.reader(commands.NAMES)
         if self._is_shown and sys.stdin.isatty():
             self._say(f"{self._model}; /help lists the commands, Ctrl-D ends")
         while not self._state.has_ended:
