@@ -1,6 +1,7 @@
 """A chat: its history, its commands, its lines, and what of an answer is final."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def test_markdown_is_rendered_while_it_streams() -> None:
             answer.reason("thinking")
             for at in range(0, len(text), 5):
                 answer.add(text[at : at + 5])
-    said = shown.get()
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.get())
     for word in ("thinking", "Title", "first", "second", "x = 1", "The end."):
         assert word in said
+    assert said.splitlines()[-1].strip() == "The end."
     assert "*words*" not in said and "```" not in said.splitlines()[-1]

@@ -33,6 +33,20 @@ class _Tail:
             yield Segment.line()
 
 
+class _Trimmed:
+    """Something without the empty lines around it."""
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._inner, options.update(height=None), pad=False)
+        full = [at for at, line in enumerate(lines) if any(segment.text.strip() for segment in line)]
+        for line in lines[full[0] : full[-1] + 1] if full else ():
+            yield from line
+            yield Segment.line()
+
+
 class PlainAnswer:
     """An answer as it comes, without reasoning and without control characters."""
 
@@ -110,5 +124,5 @@ class MarkdownAnswer:
             return
         if self._has_printed:
             self._console.print()
-        self._console.print(Markdown(text))
+        self._console.print(_Trimmed(Markdown(text)))
         self._has_printed = True
