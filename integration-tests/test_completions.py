@@ -20,7 +20,7 @@ def bash(words: list[str], folder: Path) -> set[str]:
     program = """
         source "$1"; shift
         COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
-        read -r _ _ name _ <<< "$(complete -p gridwork)"
+        name=$(complete -p gridwork | grep -o -e "-F [^ ]*" | cut -c4-)
         "$name" gridwork "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
         printf '%s\\n' "${COMPREPLY[@]}"
     """
@@ -52,7 +52,7 @@ def test_bash_completes(words: list[str], expected: set[str], tmp_path: Path) ->
 
 def test_hidden_flags_are_not_offered(tmp_path: Path) -> None:
     offered = bash(["gridwork", "--"], tmp_path)
-    assert "--model-id" in offered and "--parent-link" not in offered
+    assert "--model-id" in offered and "--disable-custom-kernels" not in offered
     # A model may be a folder, for which bash looks by itself where there is no word.
     assert bash(["gridwork", "check", "my-"], tmp_path) == set() and "-o default" in script("bash")
 
@@ -61,7 +61,7 @@ def test_zsh_and_fish_take_their_scripts(tmp_path: Path) -> None:
     """Each shell that is installed reads its script; fish completes, too."""
     for shell in ("zsh", "fish"):
         text = script(shell)
-        assert "run-batch" in text and "shared-prefix-tokens" in text and "parent-link" not in text
+        assert "run-batch" in text and "shared-prefix-tokens" in text and "disable-custom-kernels" not in text
         (tmp_path / shell).write_text(text)
         if shutil.which(shell):
             done = subprocess.run([shell, "-n", tmp_path / shell], capture_output=True, text=True, check=False)
