@@ -181,9 +181,10 @@ define PAGES
 	@cargo build --quiet --workspace --locked --bins
 	@target/debug/flags-page $(1) docs/flags.md
 	@target/debug/gridwork-docs $(1)
+	@$(VENV)/bin/python -m gridwork.tools.listing $(1) settings/src/commands.json
 endef
 
-docs: ## Write the pages that are generated from the code
+docs: python ## Write the pages that are generated from the code
 	$(say) "Pages that are generated from the code"
 	$(call PAGES)
 

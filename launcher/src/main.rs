@@ -33,12 +33,16 @@ const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let began = Instant::now();
     let args: Vec<OsString> = std::env::args_os().collect();
-    if let Err(error) = tools::become_tool(&args) {
-        say(format!(
-            "error: {}\n",
-            logs::visible(&error.to_string(), true)
-        ));
-        return ExitCode::FAILURE;
+    match tools::run(&args) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            say(format!(
+                "error: {}\n",
+                logs::visible(&error.to_string(), true)
+            ));
+            return ExitCode::FAILURE;
+        }
     }
     let cli = gridwork_settings::parse_command_line();
     if cli.report.env {

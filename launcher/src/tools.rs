@@ -1,15 +1,15 @@
-//! Commands beside the server, such as `gridwork run-batch`. They are Python, in the package `gridwork`.
+//! Commands beside the server, such as `gridwork run-batch`. They are Python, in the package `gridwork`, but for
+//! `gridwork completions`.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write, stdout};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::programs::{ProgramNotFound, Wanted};
+use gridwork_settings::commands;
 
-/// Names of the commands.
-const COMMANDS: [&str; 3] = ["env", "check", "run-batch"];
+use crate::process::programs::{ProgramNotFound, Wanted};
 
 /// A command that could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -20,15 +20,25 @@ pub enum ToolError {
     NoPython { command: String, server: PathBuf },
     #[error("cannot start {python}: {source}", python = .python.display())]
     Start { python: PathBuf, source: io::Error },
+    #[error("`gridwork completions` {given}; give one of {shells}", shells = commands::SHELLS.join(", "))]
+    NoShell { given: String },
+    #[error("cannot write the script: {0}")]
+    Write(io::Error),
 }
 
-/// Becomes the command that `args` name; returns if they name none, or with the reason why it cannot be run.
-pub fn become_tool(args: &[OsString]) -> Result<(), ToolError> {
+/// Runs the command that `args` name. A command in Python takes the place of this process.
+///
+/// False: they name none. An error says why the command cannot be run.
+pub fn run(args: &[OsString]) -> Result<bool, ToolError> {
     let Some(command) = args.get(1).and_then(|word| word.to_str()) else {
-        return Ok(());
+        return Ok(false);
     };
-    if !COMMANDS.contains(&command) {
-        return Ok(());
+    if command == "completions" {
+        print_completions(&args[2..])?;
+        return Ok(true);
+    }
+    if !commands::is_tool(command) {
+        return Ok(false);
     }
     let given = std::env::var("GRIDWORK_SERVER").ok();
     let server = Wanted::server_of(given.as_deref()).find()?;
@@ -48,6 +58,27 @@ pub fn become_tool(args: &[OsString]) -> Result<(), ToolError> {
     }
     let source = tool.exec();
     Err(ToolError::Start { python, source })
+}
+
+/// Prints the script for the shell that the words name.
+fn print_completions(words: &[OsString]) -> Result<(), ToolError> {
+    let [shell] = words else {
+        let given = match words.len() {
+            0 => "needs the name of a shell".to_owned(),
+            _ => "takes the name of one shell".to_owned(),
+        };
+        return Err(ToolError::NoShell { given });
+    };
+    let shell = shell.to_string_lossy();
+    let Some(script) = commands::completions(&shell) else {
+        let given = format!("has no script for \"{shell}\"");
+        return Err(ToolError::NoShell { given });
+    };
+    match stdout().write_all(&script) {
+        // The reader has what it wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ToolError::Write(error)),
+        _ => Ok(()),
+    }
 }
 
 /// The Python that runs a program: the program itself, the one beside it, or the one that its first line names.
@@ -101,7 +132,16 @@ mod tests {
             &["gridwork", "--env"],
         ] {
             let args: Vec<OsString> = args.iter().map(Into::into).collect();
-            become_tool(&args).unwrap();
+            assert!(!run(&args).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_shell_without_a_script_is_refused() {
+        for words in [&[][..], &["tcsh"], &["bash", "zsh"]] {
+            let words: Vec<OsString> = words.iter().map(Into::into).collect();
+            let error = print_completions(&words).unwrap_err().to_string();
+            assert!(error.ends_with("give one of bash, zsh, fish"), "{error}");
         }
     }
 }

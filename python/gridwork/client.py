@@ -34,6 +34,19 @@ class Address:
             return cls("http://gridwork", text.removeprefix("unix:").removeprefix("//"), api_key)
         return cls(text.rstrip("/").removesuffix("/v1"), None, api_key)
 
+    def open_session(self, timeout_s: float | None = None) -> aiohttp.ClientSession:
+        """Connections to the server, any number of them. timeout_s: maximum time of a request; None: no limit."""
+        connector = (
+            aiohttp.UnixConnector(self.socket, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+            if self.socket
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
+        )
+
 
 def is_address(model: str) -> bool:
     """True for the address of a server, in contrast to a model's name or folder."""
@@ -51,17 +64,7 @@ class Client:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
-            address = self._address
-            connector = (
-                aiohttp.UnixConnector(address.socket, limit=0, keepalive_timeout=_KEEP_ALIVE_S)
-                if address.socket
-                else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers={"Authorization": f"Bearer {address.api_key}"} if address.api_key else {},
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-            )
+            self._session = self._address.open_session()
         return self._session
 
     async def close(self) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,24 +44,29 @@ def _installed() -> list[Path]:
     return [Path(str(file.locate())).resolve() for file in files if file.name == "gridwork" and "bin" in file.parts]
 
 
-def arguments(model: str, options: Mapping[str, Any]) -> list[str]:
-    """The launcher's arguments for a model and keyword arguments of `LLM`. Raises InvalidRequest for values that
-    cannot be flags; the launcher itself refuses unknown names."""
+def arguments(model: str, options: Mapping[str, Any], typed: Sequence[str] = ()) -> list[str]:
+    """The launcher's arguments for a model, keyword arguments of `LLM`, and flags as they were typed. Raises
+    InvalidRequest for values that cannot be flags; the launcher itself refuses unknown names."""
     flags: list[str] = []
     for name, value in options.items():
         if name in _OF_THE_PROGRAM:
             raise InvalidRequest(f"`{name}` is not an argument of LLM, whose server has a private socket", field=name)
         flags += _flags(name, value)
-    if not _given(options, "max_concurrent_requests"):
+    names = typed_names(typed)
+
+    def given(name: str) -> bool:
+        return options.get(name) is not None or name in names
+
+    if not given("max_concurrent_requests"):
         running = _first_int(options, "max_batch_size", "max_num_seqs", "max_running_requests") or 0
         flags.append(f"--max-concurrent-requests={max(_MIN_CONCURRENT, 2 * running)}")
-    if not _given(options, "payload_limit"):
+    if not given("payload_limit"):
         flags.append(f"--payload-limit={_PAYLOAD_BYTES}")
-    if not _given(options, "graceful_termination_timeout"):
+    if not given("graceful_termination_timeout"):
         flags.append(f"--graceful-termination-timeout={_SECONDS_TO_END}")
-    if not _given(options, "server_command") and _is_here("gridwork_server") and " " not in sys.executable:
+    if not given("server_command") and _is_here("gridwork_server") and " " not in sys.executable:
         flags.append(f"--server-command={sys.executable} -m gridwork_server")
-    return ["--parent-link", "--json-output", f"--model-id={model}", *flags]
+    return ["--parent-link", "--json-output", f"--model-id={model}", *flags, *typed]
 
 
 def _flags(name: str, value: object) -> list[str]:
@@ -82,8 +87,9 @@ def _flags(name: str, value: object) -> list[str]:
     )
 
 
-def _given(options: Mapping[str, Any], name: str) -> bool:
-    return options.get(name) is not None
+def typed_names(flags: Sequence[str]) -> set[str]:
+    """Names of flags as they were typed, with underscores."""
+    return {flag.partition("=")[0].removeprefix("--").replace("-", "_") for flag in flags if flag.startswith("--")}
 
 
 def _first_int(options: Mapping[str, Any], *names: str) -> int | None:

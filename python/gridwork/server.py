@@ -58,7 +58,7 @@ class Server:
     def __init__(self, model: str, options: Mapping[str, Any], flags: Sequence[str] = ()) -> None:
         """Starts the launcher, without waiting. Raises InvalidRequest for options that cannot be flags."""
         self._options = options
-        command = [program.find(), *program.arguments(model, options), *flags]
+        command = [program.find(), *program.arguments(model, options, flags)]
         ours, theirs = socket.socketpair()
         with theirs:
             # A group of its own: Ctrl-C in a terminal is for this process.

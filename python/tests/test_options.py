@@ -70,3 +70,9 @@ def test_a_launcher_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GRIDWORK_BIN", "/no/such/gridwork")
     with pytest.raises(EngineDied, match="/no/such/gridwork"):
         program.find()
+
+
+def test_a_flag_that_is_typed_takes_the_place_of_a_default() -> None:
+    arguments = program.arguments("m", {}, ["--max_concurrent_requests=3", "--payload-limit", "9"])
+    assert arguments[-3:] == ["--max_concurrent_requests=3", "--payload-limit", "9"]
+    assert not [each for each in arguments[:-3] if "concurrent" in each or "payload" in each]

@@ -17,8 +17,10 @@ use crate::flags::{
     about = "Serves a Hugging Face Transformers model over HTTP.",
     long_about = None,
     after_help = "Every flag can also be given as the environment variable shown beside it.\n\n\
-        Beside the server: gridwork serve MODEL, the same as --model-id MODEL; gridwork check MODEL tries a model; \
-        gridwork run-batch answers a file of requests; gridwork env prints what belongs in a report of a problem.",
+        Beside the server: gridwork serve MODEL, the same as --model-id MODEL; gridwork chat MODEL talks to a model; \
+        gridwork bench MODEL measures it under load; gridwork check MODEL tries it; gridwork run-batch answers a file \
+        of requests; gridwork completions SHELL prints a script for a shell; gridwork env prints what belongs in a \
+        report of a problem.",
     max_term_width = 120
 )]
 pub struct Cli {

@@ -5,6 +5,7 @@
 //! [`RouterSettings`] and each shard a [`ShardSettings`], both as JSON.
 
 mod cli;
+pub mod commands;
 pub mod flags;
 pub mod generated;
 pub mod open_files;

@@ -64,7 +64,7 @@ const CRATES: &[(&str, Layers)] = &[
     (
         "settings/src",
         &[
-            &["page", "router", "shard", "validate", "parse"],
+            &["page", "router", "shard", "validate", "parse", "commands"],
             &["cli", "rewrite"],
             &["flags"],
             &["values", "generated", "open_files"],
