@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::process::programs::{ProgramNotFound, Wanted};
 
 /// Names of the commands.
-const COMMANDS: [&str; 3] = ["env", "check", "run-batch"];
+const COMMANDS: [&str; 5] = ["env", "check", "run-batch", "download", "convert"];
 
 /// A command that could not be run.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from gridwork.errors import GridworkError
-from gridwork.tools import check, env, run_batch
+from gridwork.tools import check, convert, download, env, run_batch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="`gridwork --help` describes the server's flags.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for tool in (env, check, run_batch):
+    for tool in (env, check, run_batch, download, convert):
         tool.register(commands)
     # An abbreviation may be a flag of the server.
     for command in commands.choices.values():
