@@ -70,9 +70,12 @@ def convert(model_id: str, out: Path, options: Options) -> None:
         from gridwork_server.prepare import gguf
 
         make_folder(out, lambda partial: gguf.convert(files, partial))
-    elif adapter.is_adapter(files):
+        return
+    _check_links(files)
+    if adapter.is_adapter(files):
         weights = adapter.find_weights(files, options.allow_pickle)
         base = adapter.find_base(files, lambda name: _base_folder(name, options))
+        _check_links(base)
         trusts, revision = options.trust_remote_code, options.code_revision
         make_folder(out, lambda partial: adapter.merge(files, weights, base, partial, trusts, revision))
     elif pickles := _pickles(files, model_id, options):
@@ -115,6 +118,16 @@ def _pickles(folder: Path, model_id: str, options: Options) -> list[Path]:
         raise pickle_weights.refusal(files[0])
     quantized_weights.check_readable(folder, model_id)
     return files
+
+
+def _check_links(folder: Path) -> None:
+    """Raises PrepareError for a link that leads out of a folder, since its copy would hold another's content. Links of
+    a snapshot of the hub lead to `blobs`."""
+    place = folder.resolve()
+    root = place.parents[1] if place.parent.name == "snapshots" else place
+    for file in folder.iterdir():
+        if not file.resolve().is_relative_to(root):
+            raise PrepareError(f"{file} is a link that leads out of the folder; put the file itself there")
 
 
 def _cache_dir(options: Options) -> Path:

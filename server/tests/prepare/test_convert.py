@@ -96,6 +96,9 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_written(base: Path, 
     for out in ("full", "file", "link"):
         with pytest.raises(PrepareError, match="exists and is not an empty folder"):
             convert(str(pickled), tmp_path / out, allowed)
+    (pickled / "tokenizer_config.json").symlink_to(full / "notes")
+    with pytest.raises(PrepareError, match=r"tokenizer_config\.json is a link that leads out"):
+        convert(str(pickled), tmp_path / "out", allowed)
     with pytest.raises(PrepareError, match="name a folder elsewhere"):
         convert(str(pickled), pickled / "out", allowed)
     with pytest.raises(PrepareError, match="there is nothing to convert"):
