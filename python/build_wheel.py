@@ -117,7 +117,6 @@ manifest-path = "{manifest}"
 python-source = "python"
 python-packages = ["gridwork", "gridwork_server", "gridwork_kernels"]
 data = "data"
-strip = true
 include = [{{ path = "python/**/*", format = "wheel" }}]
 """
 
@@ -131,6 +130,8 @@ def pack(tools: Path, out: Path) -> Path:
     command = [str(tools / "maturin"), "build", "--release", "--locked", "--zig"]
     command += ["--target", TRIPLE, "--compatibility", f"manylinux_{glibc}", "--out", str(out)]
     environment = os.environ | {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_TARGET_DIR": _TARGET}
+    # As in `programs`, so that nothing is compiled twice.
+    environment["CARGO_PROFILE_RELEASE_STRIP"] = "symbols"
     if subprocess.run(command, cwd=STAGE, env=environment, check=False).returncode != 0:
         raise WheelError("maturin failed; see its messages above")
     [wheel] = out.glob("gridwork-*.whl")
