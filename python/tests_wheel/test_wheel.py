@@ -127,8 +127,8 @@ def test_all_programs_and_packages_are_those_of_the_environment(installation: In
     version = installation.python("import importlib.metadata as m; print(m.version('gridwork'))")
     assert installation.run("gridwork", "--version").stdout.split()[-1] == version
     assert installation.run("gridwork-server", "--version").stdout.split()[-1] == version
-    names = ("gridwork", "gridwork_server", "gridwork_kernels")
-    places = installation.python(f"import {', '.join(names)}; print(*({', '.join(f'{n}.__file__' for n in names)},))")
+    names = ("gridwork.llm", "gridwork_server.cli", "gridwork_kernels.replace")
+    places = installation.python(f"import importlib.util as u; print(*(u.find_spec(n).origin for n in {names}))")
     environment = str(installation.bin.parent)
     assert all(place.startswith(environment) for place in places.split()), places
     lines = installation.run("gridwork", "env").stdout.splitlines()
