@@ -118,6 +118,10 @@ python-source = "python"
 python-packages = ["gridwork", "gridwork_server", "gridwork_kernels"]
 data = "data"
 include = [{{ path = "python/**/*", format = "wheel" }}]
+
+# It would list the launcher's crates and not the router's, with paths of this machine.
+[tool.maturin.sbom]
+rust = false
 """
 
 
