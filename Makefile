@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-python bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-python bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel test-wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -225,7 +225,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 	$(say) "Conformance over every model type"
 	@$(VENV)/bin/python -m conformance --write docs/models.md
 
-nightly: test test-hostile conformance clients-nightly vllm-client ## What `test` runs, hostile clients, every model type, then the long forms of the integration tests
+nightly: test test-hostile conformance clients-nightly vllm-client test-wheel ## What `test` runs, hostile clients, every model type, the package, then the long forms of the integration tests
 	$(say) "CPU kernels for every instruction set"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	$(say) "Integration tests, long forms"
@@ -303,7 +303,17 @@ wheel: python $(GPU_TOOLS)/.stamp ## Build the Python package with everything in
 	$(say) "CPU kernels for every instruction set"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	$(say) "Building the wheel"
-	@PYTHONPATH=gpu $(VENV)/bin/python python/build_wheel.py --tools $(GPU_TOOLS)/bin --out dist
+	@PYTHONPATH=gpu:kernels $(VENV)/bin/python python/build_wheel.py --tools $(GPU_TOOLS)/bin --out dist
+
+CLEAN := .cache/wheel-environment
+
+test-wheel: wheel python-dev model ## Install the package into a clean environment, and try it there
+	$(say) "Installing the package and its dependencies into $(CLEAN) (5 GB, mostly PyTorch)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLEAN)
+	@$(UV) pip install --quiet --python $(CLEAN)/bin/python dist/gridwork-*.whl
+	$(say) "Tests of the package"
+	@GRIDWORK_TEST_WHEEL=$$(echo dist/gridwork-*.whl) GRIDWORK_TEST_ENVIRONMENT=$(CLEAN) \
+	    $(VENV)/bin/python -m pytest -q --timeout 900 python/tests_wheel
 
 $(GPU_TOOLS)/.stamp: gpu/requirements-build.lock | $(UV) $(VENV)/bin/python
 	$(say) "Installing cargo-zigbuild, maturin and zig into $(GPU_TOOLS) (once, 0.4 GB)"

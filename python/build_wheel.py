@@ -1,12 +1,14 @@
 """Builds the wheel `gridwork`: launcher, router, CPU kernels for all instruction sets, shard and Python API in one.
 
 What belongs into it is gathered in `target/wheel` first, since it lies in several folders of the checkout. maturin then
-compiles the launcher, which the wheel has as a program, and packs. Arguments are those of maturin's place:
-`build_wheel.py --tools BIN --out FOLDER`, with `maturin`, `cargo-zigbuild` and zig in BIN.
+compiles the launcher, which the wheel has as a program, and packs. `--tools` is the folder with `maturin`,
+`cargo-zigbuild` and `python-zig`. The wheel is for the processor of this machine: kernels exist for x86-64 only, and
+elsewhere it has none.
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +16,18 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+from build_cpu import LIBRARIES
 from gpu_pack import programs
 from gpu_pack.target import PackError
 
 ROOT = Path(__file__).resolve().parents[1]
 GLIBC = (2, 28)
 """The oldest glibc that PyTorch's own wheels run with."""
+GLIBCXX = (3, 4, 25)
+"""The libstdc++ of the oldest machines that have this glibc: that of GCC 8."""
+MACHINE = os.uname().machine
+TRIPLE = f"{MACHINE}-unknown-linux-gnu"
+KERNELS = tuple(f"_cpu_{isa}.so" for isa in LIBRARIES) if MACHINE == "x86_64" else ()
 _TARGET = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
 STAGE = Path(_TARGET) / "wheel"
 PACKAGES = {
@@ -53,8 +61,8 @@ def main() -> int:
 def gather(tools: Path) -> None:
     """Puts packages, router and the description of the wheel into the stage. Raises WheelError."""
     kernels = PACKAGES["gridwork_kernels"]
-    if len(list(kernels.glob("_cpu_*.so"))) < 5:
-        raise WheelError("the CPU kernels are not built for all instruction sets; run kernels/build_cpu.py")
+    if missing := [name for name in KERNELS if not (kernels / name).is_file()]:
+        raise WheelError(f"{', '.join(missing)} are not built in {kernels}; run kernels/build_cpu.py")
     if not (PACKAGES["gridwork_server"] / "_proto" / "shard_pb2.py").exists():
         raise WheelError("the Python side of the contract is missing; run server/generate_proto.py")
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -66,12 +74,41 @@ def gather(tools: Path) -> None:
     text = text.replace('license = "Apache-2.0"', 'license = "Apache-2.0"\nreadme = "README.md"', 1)
     (STAGE / "pyproject.toml").write_text(text + _MATURIN.format(manifest=ROOT / "launcher" / "Cargo.toml"))
     scripts = STAGE / "data" / "scripts"
-    programs.build(tools, scripts, GLIBC)
+    programs.build(tools, scripts, GLIBC, TRIPLE)
     needed = programs.check(scripts, GLIBC)
-    print(f"the programs need glibc {'.'.join(map(str, needed))}")
+    print(f"the programs need glibc {_text(needed)}")
+    for name in KERNELS:
+        check_library(name, programs.symbols(kernels / name))
     # maturin brings the launcher.
     (scripts / "gridwork").unlink()
+    (scripts / SERVER).write_text(_SERVER_SCRIPT)
+    (scripts / SERVER).chmod(0o755)
 
+
+def check_library(name: str, symbols: str) -> None:
+    """Raises WheelError for a library of kernels that needs more than the oldest machines have. symbols: those that
+    `objdump -T` lists."""
+    for library, allowed in (("GLIBC", GLIBC), ("GLIBCXX", GLIBCXX)):
+        versions = re.findall(rf"\b{library}_([0-9.]+)", symbols)
+        needed = max((tuple(map(int, version.split("."))) for version in versions), default=(0,))
+        if needed > allowed:
+            raise WheelError(f"{name} needs {library} {_text(needed)}, and machines may have {_text(allowed)}")
+
+
+def _text(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+SERVER = "gridwork-server"
+# A script and no entry point: maturin refuses entry points beside programs. Installers put their Python in its first
+# line.
+_SERVER_SCRIPT = """#!python
+import sys
+
+from gridwork_server.cli import main
+
+sys.exit(main())
+"""
 
 _MATURIN = """
 [tool.maturin]
@@ -80,8 +117,11 @@ manifest-path = "{manifest}"
 python-source = "python"
 python-packages = ["gridwork", "gridwork_server", "gridwork_kernels"]
 data = "data"
-strip = true
 include = [{{ path = "python/**/*", format = "wheel" }}]
+
+# It would list the launcher's crates and not the router's, with paths of this machine.
+[tool.maturin.sbom]
+rust = false
 """
 
 
@@ -92,8 +132,10 @@ def pack(tools: Path, out: Path) -> Path:
         old.unlink()
     glibc = "_".join(map(str, GLIBC))
     command = [str(tools / "maturin"), "build", "--release", "--locked", "--zig"]
-    command += ["--target", programs.TRIPLE, "--compatibility", f"manylinux_{glibc}", "--out", str(out)]
+    command += ["--target", TRIPLE, "--compatibility", f"manylinux_{glibc}", "--out", str(out)]
     environment = os.environ | {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_TARGET_DIR": _TARGET}
+    # As in `programs`, so that nothing is compiled twice.
+    environment["CARGO_PROFILE_RELEASE_STRIP"] = "symbols"
     if subprocess.run(command, cwd=STAGE, env=environment, check=False).returncode != 0:
         raise WheelError("maturin failed; see its messages above")
     [wheel] = out.glob("gridwork-*.whl")
@@ -110,10 +152,14 @@ def describe(wheel: Path) -> None:
         raise WheelError(f"{len(twice)} files are in {wheel.name} twice")
     names = {entry.filename for entry in entries}
     wanted = ["gridwork/py.typed", "gridwork_server/_proto/shard_pb2.py", "gridwork_kernels/program_table.def"]
+    wanted += [f"gridwork_kernels/{name}" for name in KERNELS]
     scripts = {Path(name).name for name in names if ".data/scripts/" in name}
-    missing = [name for name in wanted if name not in names] + sorted({*programs.NAMES} - scripts)
+    missing = [name for name in wanted if name not in names] + sorted({*programs.NAMES, SERVER} - scripts)
     if missing:
         raise WheelError(f"{wheel.name} lacks {', '.join(missing)}")
+    roots = {name.split("/")[0].partition("-")[0] for name in names}
+    if others := sorted(roots - {*PACKAGES}):
+        raise WheelError(f"{wheel.name} has {', '.join(others)}, which belongs to none of its packages")
     folders: Counter[str] = Counter()
     for entry in entries:
         folders[entry.filename.split("/")[0]] += entry.compress_size

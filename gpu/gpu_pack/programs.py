@@ -13,15 +13,15 @@ NAMES = ("gridwork", "gridwork-router")
 TRIPLE = f"{ARCHITECTURE}-unknown-linux-gnu"
 
 
-def build(tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC) -> None:
+def build(tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC, triple: str = TRIPLE) -> None:
     """Builds the programs into a folder. tools: folder of `cargo-zigbuild` and its Python. Raises PackError."""
-    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{TRIPLE}.{_text(glibc)}"]
+    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{triple}.{_text(glibc)}"]
     command += ["-p", "gridwork-launcher", "-p", "gridwork-router", "--bins"]
     # zig's own linker writes no symbols then; `strip` of an older binutils would not know all sections.
     changes = {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_PROFILE_RELEASE_STRIP": "symbols"}
     if subprocess.run(command, cwd=ROOT, env=os.environ | changes, check=False).returncode != 0:
         raise PackError(f"{' '.join(command)} failed; see its messages above")
-    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / TRIPLE / "release"
+    built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / triple / "release"
     folder.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         shutil.copyfile(built / name, folder / name)
@@ -30,19 +30,20 @@ def build(tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC) -> None:
 
 def check(folder: Path, glibc: tuple[int, int] = GLIBC) -> tuple[int, ...]:
     """The glibc that the programs need. Raises PackError when it is newer than the machine may have."""
-    needed = max(glibc_of(_symbols(folder / name)) for name in NAMES)
+    needed = max(glibc_of(symbols(folder / name)) for name in NAMES)
     if needed > glibc:
         raise PackError(f"the programs need glibc {_text(needed)}, and the machine may have {_text(glibc)}")
     return needed
 
 
-def glibc_of(symbols: str) -> tuple[int, ...]:
+def glibc_of(listed: str) -> tuple[int, ...]:
     """The newest version of glibc among the symbols that `objdump -T` lists."""
-    versions = re.findall(r"\bGLIBC_([0-9.]+)", symbols)
+    versions = re.findall(r"\bGLIBC_([0-9.]+)", listed)
     return max((tuple(map(int, version.split("."))) for version in versions), default=(0,))
 
 
-def _symbols(program: Path) -> str:
+def symbols(program: Path) -> str:
+    """Dynamic symbols of a program or library, as `objdump -T` lists them. Raises PackError."""
     environment: Mapping[str, str] = os.environ | {"LC_ALL": "C"}
     done = subprocess.run(["objdump", "-T", str(program)], capture_output=True, text=True, env=environment, check=False)
     if done.returncode != 0:

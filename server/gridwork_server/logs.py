@@ -17,19 +17,25 @@ _LEVELS = {"WARNING": "WARN", "CRITICAL": "ERROR", "SUCCESS": "INFO"}
 
 
 # Characters that terminals obey and JSON does not escape by itself. File names and tokens come from others.
-_OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def _written_out(found: re.Match[str]) -> str:
     return f"\\u{ord(found[0]):04x}"
 
 
-def set_up(level: str) -> None:
-    """Sends loguru, the standard library's logging and warnings to stderr. level: as in LOG_LEVEL, any case."""
+def escaped(text: str) -> str:
+    """A text that may come from others, without characters that terminals obey."""
+    return _OBEYED.sub(_written_out, text)
+
+
+def set_up(level: str, plain: bool = False) -> None:
+    """Sends loguru, the standard library's logging and warnings to stderr. level: as in LOG_LEVEL, any case. plain:
+    lines for a terminal, in place of JSON."""
     level = {"warn": "WARNING"}.get(level.lower(), level.upper())
     logger.remove()
     # Tracebacks omit the values of variables, which may be anything that a client sent.
-    logger.add(_write, level=level, backtrace=False, diagnose=False)
+    logger.add(_write_plain if plain else _write, level=level, backtrace=False, diagnose=False)
     logging.basicConfig(handlers=[_Forward()], level=logging.WARNING, force=True)
     warnings.showwarning = lambda message, category, *_args, **_kwargs: logger.warning(
         f"{category.__name__}: {message}"
@@ -67,7 +73,14 @@ def _write(message: "Message") -> None:
         line["message"] = str(message).split(" - ", 1)[-1].rstrip("\n")
     line["fields"] = {key: str(value) for key, value in extra.items()}
     # A single write, so that lines of several threads do not mix.
-    sys.stderr.write(_OBEYED.sub(_written_out, json.dumps(line, ensure_ascii=False)) + "\n")
+    sys.stderr.write(escaped(json.dumps(line, ensure_ascii=False)) + "\n")
+    sys.stderr.flush()
+
+
+def _write_plain(message: "Message") -> None:
+    record = message.record
+    level = "" if record["level"].name == "INFO" else f"{record['level'].name.lower()}: "
+    sys.stderr.write(escaped(f"{level}{record['message']}") + "\n")
     sys.stderr.flush()
 
 

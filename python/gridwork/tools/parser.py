@@ -2,7 +2,7 @@
 
 import argparse
 
-from gridwork.tools import bench, chat, check, env, run_batch
+from gridwork.tools import bench, chat, check, convert, download, env, run_batch
 
 COMMANDS = "commands"
 """Where the parser keeps its commands."""
@@ -16,7 +16,7 @@ def build() -> argparse.ArgumentParser:
         epilog="`gridwork --help` describes the server's flags.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest=COMMANDS)
-    for tool in (chat, bench, check, run_batch, env):
+    for tool in (chat, bench, check, run_batch, download, convert, env):
         tool.register(commands)
     # An abbreviation may be a flag of the server.
     for command in commands.choices.values():

@@ -47,28 +47,35 @@ def merge_adapter(
 
     base_folder_of: gives the folder of a model by its path or name. Raises PrepareError.
     """
-    config = _read_config(folder)
-    weights = _weights(folder, allow_pickle)
-    base = _base(folder, config, base_folder_of)
+    weights = find_weights(folder, allow_pickle)
+    base = find_base(folder, base_folder_of)
     key = files_key(f"{_FORMAT} {trust_remote_code} {code_revision}", [*folder.iterdir(), *base.iterdir()])
     target = cache_dir / "merged" / f"{folder.name}-{key}"
 
     def build(partial: Path) -> None:
-        logger.info(f"merging the adapter {folder} onto {base}")
-        try:
-            _merge(folder, weights, config, base, partial, trust_remote_code, code_revision)
-        except PrepareError:
-            raise
-        except Exception as error:
-            raise folder_error(
-                error,
-                f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
-                "pass --trust-remote-code if you trust its author",
-                f"the adapter {folder} cannot be merged onto {base} ({one_line(error, typed=True)}); "
-                "it is damaged, or was made for another model",
-            ) from error
+        merge(folder, weights, base, partial, trust_remote_code, code_revision)
 
     return build_folder(target, is_complete, build)
+
+
+def merge(
+    folder: Path, weights: Path, base: Path, partial: Path, trust_remote_code: bool, code_revision: str | None
+) -> None:
+    """Writes the adapter merged onto its base into an existing folder. weights: the adapter's, of `find_weights`.
+    Raises PrepareError."""
+    logger.info(f"merging the adapter {folder} onto {base}")
+    try:
+        _merge(folder, weights, _read_config(folder), base, partial, trust_remote_code, code_revision)
+    except PrepareError:
+        raise
+    except Exception as error:
+        raise folder_error(
+            error,
+            f"the adapter's base needs Python code of its own ({base / 'config.json'} has auto_map); "
+            "pass --trust-remote-code if you trust its author",
+            f"the adapter {folder} cannot be merged onto {base} ({one_line(error, typed=True)}); "
+            "it is damaged, or was made for another model",
+        ) from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -91,7 +98,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _weights(folder: Path, allow_pickle: bool) -> Path:
+def find_weights(folder: Path, allow_pickle: bool) -> Path:
+    """The file with an adapter's weights. Raises PrepareError."""
     if (folder / _WEIGHTS).is_file():
         return folder / _WEIGHTS
     if (folder / _PICKLE).is_file():
@@ -101,8 +109,10 @@ def _weights(folder: Path, allow_pickle: bool) -> Path:
     raise PrepareError(f"{folder} has neither {_WEIGHTS} nor {_PICKLE}; download the adapter again")
 
 
-def _base(folder: Path, config: dict[str, Any], base_folder_of: Callable[[str], Path]) -> Path:
-    name = config.get(_BASE)
+def find_base(folder: Path, base_folder_of: Callable[[str], Path]) -> Path:
+    """The folder of an adapter's base. base_folder_of: gives the folder of a model by its path or name. Raises
+    PrepareError."""
+    name = _read_config(folder).get(_BASE)
     where = f"{folder / CONFIG}, {_BASE}"
     if not isinstance(name, str) or not name:
         raise PrepareError(f"{where}: no base model is named; put the path or hub name of the adapter's base there")

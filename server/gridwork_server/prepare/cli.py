@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
-from gridwork_server.prepare import adapter, pickle_weights, quantized_weights
 from gridwork_server.prepare.errors import PrepareError
-from gridwork_server.prepare.source import GgufFile, LocalFolder, locate
+from gridwork_server.prepare.model_folder import Options, folder_of, made_dir
 from gridwork_server.prepare.tokenizer import PreparedTokenizer, prepare_tokenizer
 
 if TYPE_CHECKING:
@@ -46,18 +44,6 @@ def register(subparsers: "Subparsers") -> None:
 
 
 @dataclass(frozen=True)
-class Options:
-    """Permissions for preparing a model, and the folder for its results."""
-
-    revision: str | None = None
-    trust_remote_code: bool = False
-    code_revision: str | None = None
-    allow_pickle: bool = False
-    cache_dir: Path | None = None
-    """The hub's cache folder; None for the usual one."""
-
-
-@dataclass(frozen=True)
 class Prepared:
     """Folders for the shard and the router."""
 
@@ -75,61 +61,11 @@ class Prepared:
 
 def prepare(model_id: str, options: Options) -> Prepared:
     """Local folder of a model that a shard can load, and a tokenizer for the router. Raises PrepareError."""
-    folder = _folder(model_id, options)
+    folder = folder_of(model_id, options)
     if not (folder / "config.json").is_file():
         return Prepared(folder, None)  # the launcher reports what is wrong with it
-    made = _cache_dir(options) / "gridwork"
-    tokenizer = prepare_tokenizer(folder, options.trust_remote_code, options.code_revision, made)
+    tokenizer = prepare_tokenizer(folder, options.trust_remote_code, options.code_revision, made_dir(options))
     return Prepared(folder, tokenizer)
-
-
-def _folder(model_id: str, options: Options, is_base: bool = False) -> Path:
-    """Local folder of a model, fetched, converted and merged as needed. is_base: an adapter will be merged onto it."""
-    source = locate(model_id)
-    if isinstance(source, LocalFolder):
-        folder = source.path
-    elif isinstance(source, GgufFile):
-        from gridwork_server.prepare.gguf import convert_once
-
-        return convert_once(source.path, _cache_dir(options) / "gridwork")
-    else:
-        from gridwork_server.prepare.hub import fetch_model
-
-        folder = fetch_model(
-            source.name, options.revision, options.trust_remote_code, _cache_dir(options), options.allow_pickle
-        )
-    if adapter.is_adapter(folder):
-        if is_base:
-            raise PrepareError(f"{folder} is an adapter itself; merge that one onto its base first")
-        base_options = replace(options, revision=None)
-        return adapter.merge_adapter(
-            folder,
-            lambda name: _folder(name, base_options, is_base=True),
-            options.allow_pickle,
-            options.trust_remote_code,
-            options.code_revision,
-            _cache_dir(options) / "gridwork",
-        )
-    if (folder / "config.json").is_file() and (files := pickle_weights.pickle_files(folder)):
-        if not options.allow_pickle:
-            raise pickle_weights.refusal(files[0])
-        quantized_weights.check_readable(folder, model_id)
-        return pickle_weights.convert_pickles(folder, files, _cache_dir(options) / "gridwork")
-    return folder
-
-
-def _cache_dir(options: Options) -> Path:
-    return options.cache_dir or _hub_cache()
-
-
-def _hub_cache() -> Path:
-    # The hub library interprets an empty variable in a way that nobody wants.
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if os.environ.get(name) == "":
-            del os.environ[name]
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def _run_prepare(args: argparse.Namespace) -> int:

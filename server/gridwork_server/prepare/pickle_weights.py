@@ -59,7 +59,7 @@ def convert_pickles(folder: Path, files: list[Path], cache_dir: Path) -> Path:
     """A copy of `folder` with safetensors in place of `files`; made in `cache_dir` the first time, and found there
     later. Files that changed (by path, size or modification time) are converted again. Raises PrepareError."""
     target = cache_dir / "converted" / f"{folder.name}-{files_key(f'{_FORMAT}', folder.iterdir())}"
-    return build_folder(target, is_complete, lambda partial: _convert(folder, files, partial))
+    return build_folder(target, is_complete, lambda partial: convert(folder, files, partial))
 
 
 def is_complete(folder: Path) -> bool:
@@ -68,7 +68,8 @@ def is_complete(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors.index.json").is_file()
 
 
-def _convert(folder: Path, files: list[Path], partial: Path) -> None:
+def convert(folder: Path, files: list[Path], partial: Path) -> None:
+    """Writes a copy of `folder` with safetensors in place of `files` into an existing folder. Raises PrepareError."""
     from safetensors.torch import save_file
 
     needed_bytes = sum(file.stat().st_size for file in files)

@@ -1,8 +1,10 @@
 """Builds folders that are either complete or absent."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -35,18 +37,65 @@ def build_folder(target: Path, is_complete: Callable[[Path], bool], build: Calla
             for leftover in target.parent.glob(f"{prefix}*"):
                 logger.info(f"removing {leftover}, left by an interrupted run")
                 shutil.rmtree(leftover)
-            partial = target.with_name(f"{prefix}{os.getpid()}")
-            partial.mkdir()
-            try:
-                build(partial)
-                _settle(partial)
-                partial.rename(target)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            _build_beside(target, target.with_name(f"{prefix}{os.getpid()}"), build)
     except OSError as error:
         raise PrepareError(f"cannot write {target}: {error}; free space there, or name another folder") from error
     return target
+
+
+def make_folder(target: Path, build: Callable[[Path], None]) -> None:
+    """Makes a folder that a user named: it must be absent or empty, and nothing else is left beside it.
+
+    `build` gets an empty folder beside the target, which is renamed when it is done. A killed process leaves that one,
+    hidden, and the next call for the same target removes it. Raises PrepareError.
+    """
+    check_absent(target)
+    prefix = f".{target.name}.new-"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in [path for path in target.parent.iterdir() if path.name.startswith(prefix)]:
+            with _held(leftover) as is_free:
+                if is_free:
+                    logger.info(f"removing {leftover}, left by an interrupted run")
+                    shutil.rmtree(leftover)
+        _build_beside(target, target.with_name(f"{prefix}{secrets.token_hex(4)}"), build)
+    except OSError as error:
+        raise PrepareError(f"cannot write {target}: {error}; free space there, or name another folder") from error
+
+
+def check_absent(target: Path) -> None:
+    """Raises PrepareError unless a path is free or an empty folder."""
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        raise PrepareError(f"{target} exists and is not an empty folder; remove it, or name another folder")
+
+
+def _build_beside(target: Path, partial: Path, build: Callable[[Path], None]) -> None:
+    partial.mkdir()
+    try:
+        with _held(partial) as is_held:
+            if not is_held:
+                raise PrepareError(f"another process is making {target}; try again when it has ended")
+            build(partial)
+            _settle(partial)
+            partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Holds a lock on a folder, which the kernel releases however the process ends; gives False where another process
+    holds it, or has removed the folder."""
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = True
+        except (BlockingIOError, FileNotFoundError):
+            is_free = False
+        yield is_free
 
 
 def files_key(settings: str, files: Iterable[Path]) -> str:

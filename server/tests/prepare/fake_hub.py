@@ -17,6 +17,8 @@ class FakeHub:
 
     models: dict[str, dict[str, bytes]]
     gated: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+    """Files that are answered with an error."""
     requests: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -56,9 +58,15 @@ def running(hub: FakeHub) -> Iterator[FakeHub]:
                 if path.startswith(prefix):
                     if name in hub.gated:
                         return self._send(403, b"", {"X-Error-Code": "GatedRepo"}, with_body)
-                    data = files[path.removeprefix(prefix)]
-                    return self._send(200, data, {"X-Repo-Commit": COMMIT, "ETag": f'"{_blob(data)}"'}, with_body)
+                    return self._send_file(path.removeprefix(prefix), files, with_body)
             return self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
+
+        def _send_file(self, file: str, files: dict[str, bytes], with_body: bool) -> None:
+            data = files[file]
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_blob(data)}"'}
+            if with_body and file in hub.broken:
+                return self._send(500, b"", {}, with_body)
+            return self._send(200, data, headers, with_body)
 
         def _send_json(self, value: object, with_body: bool) -> None:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, with_body)

@@ -1,4 +1,4 @@
-"""Runs `gridwork-server prepare` as the launcher does."""
+"""Runs `gridwork-server prepare` as the launcher does, and commands of `gridwork`."""
 
 import json
 import os
@@ -15,6 +15,7 @@ class Outcome:
     code: int
     stdout: str
     log: list[dict[str, object]]
+    stderr: str
 
     @property
     def model_path(self) -> Path:
@@ -27,11 +28,11 @@ class Outcome:
         return message
 
 
-def run(*arguments: object, home: Path, **environment: str) -> Outcome:
-    """Runs a subcommand with its own hub cache under `home`."""
+def run(*arguments: object, home: Path, program: str = "gridwork_server", **environment: str) -> Outcome:
+    """Runs a subcommand with its own hub cache under `home`. program: the package whose subcommand it is."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
     result = subprocess.run(
-        [sys.executable, "-m", "gridwork_server", *map(str, arguments)],
+        [sys.executable, "-m", program, *map(str, arguments)],
         env={**inherited, "HF_HOME": str(home), **environment},
         capture_output=True,
         text=True,
@@ -39,4 +40,4 @@ def run(*arguments: object, home: Path, **environment: str) -> Outcome:
         check=False,
     )
     log = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
-    return Outcome(result.returncode, result.stdout, log)
+    return Outcome(result.returncode, result.stdout, log, result.stderr)
