@@ -114,7 +114,7 @@ def test_the_glibc_of_programs_is_that_of_their_newest_symbol() -> None:
 
 
 def test_programs_for_a_newer_glibc_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_symbols", lambda program: "GLIBC_2.34 pthread_create")
+    monkeypatch.setattr(programs, "symbols", lambda program: "GLIBC_2.34 pthread_create")
     with pytest.raises(PackError, match=r"need glibc 2\.34, and the machine may have 2\.31"):
         programs.check(tmp_path)
 
