@@ -134,7 +134,7 @@ def pack(tools: Path, out: Path) -> Path:
     command = [str(tools / "maturin"), "build", "--release", "--locked", "--zig"]
     command += ["--target", TRIPLE, "--compatibility", f"manylinux_{glibc}", "--out", str(out)]
     environment = os.environ | {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_TARGET_DIR": _TARGET}
-    # As in `programs`, so that nothing is compiled twice.
+    # As in `programs`: symbols are left out by the linker.
     environment["CARGO_PROFILE_RELEASE_STRIP"] = "symbols"
     if subprocess.run(command, cwd=STAGE, env=environment, check=False).returncode != 0:
         raise WheelError("maturin failed; see its messages above")
