@@ -6,7 +6,12 @@ def test_prompts_are_the_same_every_time() -> None:
     assert chat_prompts(16, seed=3) == chat_prompts(16, seed=3)
     assert text_of(500, seed=3) == text_of(500, seed=3)
     for workload in WORKLOADS.values():
-        assert workload.make(8, 1.0) == workload.make(8, 1.0)
+        first, second = workload.make(8, 1.0), workload.make(8, 1.0)
+        if workload.name == "new-schema":
+            # Nothing that a server has compiled before may be of use.
+            assert not {turn.schema for (turn,) in first} & {turn.schema for (turn,) in second}
+            continue
+        assert first == second, workload.name
 
 
 def test_all_prompts_begin_differently() -> None:
