@@ -123,6 +123,6 @@ def test_haystack_generates_embeds_and_ranks(
 
 
 def test_the_reciting_model_recites(reciting_server: Server) -> None:
-    """What the other tests rest on."""
+    """The other tests rest on this."""
     reply = reciting_server.client.ok("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]})
     assert reply["choices"][0]["message"]["content"] == SCRIPTS["hello"]

@@ -21,7 +21,7 @@ NOT_WRITTEN = {
 
 
 def verdicts(cases: list[Case]) -> list[dict[str, Any]]:
-    """What becomes of each schema and of the texts that spell its instances."""
+    """The verdict on each schema, and on the texts that spell its instances."""
     questions = [
         {"schema": case.schema, "texts": [text for each in case.instances for text in schema_suite.texts(each.value)]}
         for case in cases

@@ -102,7 +102,7 @@ def test_aiperf_counts_as_the_server_does(
     after = tokens(smollm2_server)
     generated = after[1] - before[1]
     if kind == "responses" and stream:
-        # Of streams it reads the usage of `response.completed` alone, and the limit of tokens makes them incomplete.
+        # In streams it reads the usage of `response.completed` alone, and the limit of tokens makes them incomplete.
         assert generated >= REQUESTS
         return
     told = found["output_sequence_length"]["avg"] * REQUESTS

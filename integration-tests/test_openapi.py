@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises holds for generated requests: no route fails, and every answer has its schema."""
+"""Generated requests get what the OpenAPI document promises: no route fails, and every answer has its schema."""
 
 from collections.abc import Callable
 from pathlib import Path

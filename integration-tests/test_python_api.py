@@ -147,7 +147,7 @@ def test_one_bad_prompt_fails_alone_when_asked(llm: LLM) -> None:
         print(outputs[17].text)
     with pytest.raises(InvalidRequest, match="maximum context length"):
         llm.generate(prompts[:17] + prompts[18:], GREEDY, use_tqdm=False)
-    # What failed leaves nothing behind.
+    # A failed start leaves nothing behind.
     assert llm.generate(prompts[0], GREEDY, use_tqdm=False)[0].text == outputs[0].text
 
 

@@ -65,7 +65,7 @@ def environment() -> dict[str, str]:
 
 
 def check_types(folder: Path, text: str) -> str:
-    """What mypy's strict mode says about a user's file."""
+    """Messages of mypy's strict mode about a user's file."""
     path = folder / "user.py"
     path.write_text(text)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(path)]

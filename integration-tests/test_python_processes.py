@@ -263,7 +263,7 @@ def test_closing_ends_calls_of_other_threads(tiny: Callable[[str], Path]) -> Non
 
 
 def traces(temporary: Path) -> dict[str, object]:
-    """What an LLM might leave in this process and on this machine."""
+    """Traces that an LLM might leave in this process and on this machine."""
     this = psutil.Process()
     return {
         "files": sorted(os.readlink(f"/proc/self/fd/{fd}").split(":")[0] for fd in open_files()),

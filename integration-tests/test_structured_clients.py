@@ -58,7 +58,7 @@ def test_instructor_reads_objects_in_each_mode(reciting_server: Server, smollm2_
 
 
 def has_form(kind: str, text: str) -> bool:
-    """Whether an answer has the form of outlines_models.TYPES."""
+    """True for an answer in the form of outlines_models.TYPES."""
     if kind == "choice":
         return text in COLOURS
     if kind == "integer":

@@ -1,4 +1,4 @@
-"""One process of python_api.py: a class `LLM` answers a list of prompts. Reads a job as JSON, and prints the figures.
+"""A process of python_api.py: a class `LLM` answers a list of prompts. Reads a job as JSON, and prints the figures.
 
 It runs in the environment of what it measures, and so imports nothing of this project but that.
 """

@@ -24,7 +24,7 @@ def _call(name: str, **arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
 
 
-#: What the model recites, by the name of its cue.
+#: Texts that the model recites, by the name of their cue.
 SCRIPTS = {
     "hello": "Hello! How can I help?",
     "call": _call("get_weather", city="Paris"),
@@ -79,7 +79,7 @@ _TEMPLATE = """\
 {%- endif %}
 """
 
-#: Of the context, since agents send long instructions.
+#: Tokens of the context: agents send long instructions.
 CONTEXT_TOKENS = 16_384
 _VOCABULARY = 1024
 #: The probability of the next token differs from 1 by less than 1e-17.

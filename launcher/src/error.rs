@@ -41,7 +41,7 @@ pub enum LauncherError {
 }
 
 impl LauncherError {
-    /// What the program that this server is for can change.
+    /// Advice for the program that this server is for.
     pub fn blame(&self) -> Blame {
         match self {
             Self::Setting(_) | Self::Device(_) | Self::HttpSocket(_) | Self::Path(_) => {

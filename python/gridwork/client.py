@@ -129,7 +129,7 @@ class Client:
             raise await self._lost(str(error) or type(error).__name__) from error
 
     async def _lost(self, how: str) -> GridworkError:
-        """What a broken connection means."""
+        """Meaning of a broken connection."""
         death = await asyncio.to_thread(self._death)
         if death is not None:
             return death

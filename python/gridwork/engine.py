@@ -1,4 +1,4 @@
-"""One request at a time, of any kind, to a server of this program or a running one. `LLM` and `AsyncLLM` share it."""
+"""Sends a request of any kind to a server of this program or a running one. `LLM` and `AsyncLLM` share it."""
 
 import asyncio
 import itertools

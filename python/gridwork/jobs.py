@@ -1,4 +1,4 @@
-"""What a call asks for, as one job for each prompt. `LLM` and `AsyncLLM` share this, and run the jobs each its way."""
+"""Turns a call into jobs, one for each prompt. `LLM` and `AsyncLLM` share this, and run the jobs each its way."""
 
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from gridwork.sampling import SamplingParams
 T = TypeVar("T")
 
 OnError = Literal["raise", "return"]
-"""What a request that fails does: raise for all of them, or return a result with its `error` in its place."""
+"""Effect of a request that fails: raise for all of them, or return a result with its `error` in its place."""
 
 Params = SamplingParams | Mapping[str, Any] | None
 Job = Callable[[], Coroutine[Any, Any, T]]

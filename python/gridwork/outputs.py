@@ -36,7 +36,7 @@ class RequestMetrics:
 
 @dataclass
 class CompletionOutput:
-    """One answer to a prompt.
+    """An answer to a prompt.
 
     >>> from gridwork import CompletionOutput
     >>> CompletionOutput(index=0, text=" Paris.", finish_reason="stop").finished()
@@ -136,7 +136,7 @@ class ScoringOutput:
 
 @dataclass(frozen=True)
 class RerankResult:
-    """One document, with its place in the list that was given."""
+    """A document, with its place in the list that was given."""
 
     index: int
     relevance_score: float

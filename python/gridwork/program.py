@@ -101,7 +101,7 @@ def _is_here(module: str) -> bool:
 
 
 def refusal(text: str, options: Mapping[str, Any]) -> InvalidRequest:
-    """What the launcher says about a flag, about the keyword argument that it came from."""
+    """The launcher's message about a flag, told of the keyword argument that it came from."""
     lines = text.strip().splitlines()
     message = "\n".join(lines[: next((at for at, line in enumerate(lines) if line.startswith("Usage:")), len(lines))])
     message = message.removeprefix("error: ").strip()

@@ -20,7 +20,7 @@ class TokensPrompt(TypedDict):
 
 
 PromptType = str | Sequence[int] | TextPrompt | TokensPrompt
-"""One prompt: a text, token ids, or a dictionary with either."""
+"""A prompt: a text, token ids, or a dictionary with either."""
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation, as OpenAI's API has it."""
@@ -35,7 +35,7 @@ class Prompt:
 
     @property
     def body(self) -> str | list[int]:
-        """What the HTTP API takes."""
+        """The form that the HTTP API takes."""
         return self.text if self.text is not None else self.token_ids or []
 
 

@@ -48,7 +48,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = None
     """Keep this many tokens at the end of the prompt; -1: as many as the model takes."""
     structured_outputs: Mapping[str, Any] | None = None
-    """What the answer follows: one of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`."""
+    """Rules that the answer follows: one of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`."""
     extra_args: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the HTTP API, such as `cache_salt` or `priority`."""
 
@@ -75,7 +75,7 @@ class SamplingParams:
 
     @staticmethod
     def refusal(value: object) -> InvalidRequest:
-        """What to say of a value that is no parameters."""
+        """The error for a value that is no parameters."""
         return InvalidRequest(
             f"`sampling_params` is of type {type(value).__name__}; give SamplingParams, a dictionary, or a list with "
             "one of them for each prompt",

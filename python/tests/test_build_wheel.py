@@ -1,4 +1,4 @@
-"""What a wheel must have and must not have, on wheels made here."""
+"""Wheels made here, with and without what a wheel must have."""
 
 import re
 import tomllib

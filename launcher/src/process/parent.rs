@@ -28,7 +28,7 @@ pub enum Event<'a> {
     Failed { kind: Blame, reason: &'a str },
 }
 
-/// What is to be changed for the next start to succeed.
+/// Advice on how the next start succeeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blame {

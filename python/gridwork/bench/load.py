@@ -53,7 +53,7 @@ class Target:
 
 @dataclass
 class Request:
-    """What is sent."""
+    """A request to send."""
 
     prompt: Prompt
     max_tokens: int

@@ -16,7 +16,7 @@ from gridwork.errors import InvalidRequest
 
 @dataclass(slots=True)
 class Result:
-    """One request. Times are seconds since the start of the load."""
+    """Result of a request. Times are seconds since the start of the load."""
 
     sent_s: float
     """When it was sent; with a rate, when it was meant to be."""
@@ -56,7 +56,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Slo:
-    """What an answer must keep to count as good. None: no limit."""
+    """Limits that an answer must keep to count as good. None: no limit."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
@@ -99,7 +99,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Of all values but NaN."""
+        """The spread of all values but NaN."""
         ordered = sorted(value for value in values if not math.isnan(value))
         if not ordered:
             return cls(None, None, None, None)

@@ -1,4 +1,4 @@
-"""What requests say: synthetic prompts of given lengths, or those of a file."""
+"""Prompts of a load: synthetic ones of given lengths, or those of a file."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ class Lengths:
         return lengths
 
     def draw(self, chance: random.Random) -> int:
-        """One number of tokens."""
+        """Number of tokens of each."""
         return chance.randint(self.low, self.high)
 
 

@@ -1,4 +1,4 @@
-"""What is printed and written of a load."""
+"""Prints and writes the figures of a load."""
 
 import json
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ def _sums(found: Figures, slo: Slo | None) -> list[tuple[str, str]]:
 
 
 def _own_notes(found: Figures, lag_ms: Spread) -> list[str]:
-    """What a reader must know to read the figures right."""
+    """Notes without which the figures would be read wrong."""
     notes = []
     if found.output_count == "chunks" and found.output_tokens:
         notes.append(

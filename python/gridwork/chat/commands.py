@@ -10,17 +10,17 @@ from gridwork.errors import InvalidRequest
 
 @dataclass
 class State:
-    """What commands read and change."""
+    """State that commands read and change."""
 
     conversation: Conversation
     usages: list[Usage] = field(default_factory=list)
-    """Those of all answers so far."""
+    """Figures of all answers so far."""
     has_ended: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command leads to."""
+    """Result of a command."""
 
     says: str = ""
     asks: str | None = None

@@ -48,7 +48,7 @@ class Conversation:
     """Messages without the system's."""
 
     def messages(self) -> list[dict[str, Any]]:
-        """What a request sends."""
+        """Body of a request."""
         first = [{"role": "system", "content": self.system}] if self.system else []
         return [*first, *self.turns]
 

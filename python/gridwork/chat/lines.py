@@ -40,7 +40,7 @@ def _whole(line: str, read: Callable[[str], str]) -> str:
             line = read(CONTINUED)
         parts.append(line)
     except EOFError:
-        # What was typed before counts.
+        # Flags that were typed count.
         pass
     return "\n".join(parts)
 

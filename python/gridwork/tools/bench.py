@@ -73,7 +73,7 @@ class Plan:
     duration_s: float | None
     warmup: int
     prompts: list[Prompt] | None
-    """Those of a file; None: synthetic ones."""
+    """Prompts of a file; None: synthetic ones."""
     input_tokens: Lengths
     shared_prefix_tokens: int
     output_tokens: Lengths
@@ -84,7 +84,7 @@ class Plan:
     seed: int
 
     def setting(self) -> dict[str, Any]:
-        """What the figures depend on, for JSON."""
+        """Conditions of the figures, for JSON."""
         return {
             "target": self.target,
             "concurrency": self.concurrency,

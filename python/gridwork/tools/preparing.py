@@ -1,4 +1,4 @@
-"""What the commands share that prepare a model's folder: their flags, log and errors."""
+"""Shared by the commands that prepare a model's folder: their flags, log and errors."""
 
 import argparse
 import signal

@@ -38,7 +38,7 @@ class Line:
 
     @property
     def key(self) -> str | int:
-        """What tells it from others in the output: its id, or its number where it has none."""
+        """Key that tells it from others in the output: its id, or its number where it has none."""
         return self.number if self.custom_id is None else self.custom_id
 
 

@@ -14,7 +14,7 @@ const WEAKENING: [&str; 2] = ["lenient", "coerce_one_of"];
 /// Option of the library: the letters that may follow a backslash in a string.
 const ESCAPES: &str = "json_allowed_escapes";
 
-/// Those letters without `u`. Control characters that have no short escape cannot be written then.
+/// The letters of escapes without `u`. Control characters that have no short escape cannot be written then.
 const SHORT_ESCAPES: &str = "nrbtf\\\"";
 
 /// The schema as an object with options, made exact.

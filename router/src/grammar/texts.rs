@@ -1,4 +1,4 @@
-//! Whether texts follow a JSON schema as it is enforced: for tests that compare the grammar with the specification.
+//! Judges if texts follow a JSON schema as it is enforced: for tests that compare the grammar with the specification.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub struct Question {
     pub texts: Vec<String>,
 }
 
-/// What becomes of the schema, and of each text.
+/// The fate of the schema, and of each text.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {

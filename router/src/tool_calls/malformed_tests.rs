@@ -58,7 +58,7 @@ fn lost<'a>(answer: &'a str, parsed: &Parsed) -> Vec<&'a str> {
     let shown = shown.replace("functools", " ").replace("\\n", " ");
     let mut shown: Vec<String> = words(&shown).into_iter().map(str::to_owned).collect();
     let missing = answer.split("functools").flat_map(words).filter(|word| {
-        // What is left of a call may touch the text before it.
+        // The rest of a call may touch the text before it.
         let whole = shown.iter().position(|other| other == word);
         let begun = || shown.iter().position(|other| other.starts_with(word));
         match whole.or_else(begun) {

@@ -3,9 +3,9 @@
 /// Meaning of a flag of another server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meaning {
-    /// That of this flag, with the same values.
+    /// The meaning of this flag, with the same values.
     Same(&'static str),
-    /// That of this flag, whose values have other names. Values that are not listed are refused.
+    /// The meaning of this flag, whose values have other names. Values that are not listed are refused.
     Values(&'static str, &'static [(&'static str, &'static str)]),
     /// A switch for arguments of ours; `off` stands for its negation, `--no-NAME` or `=false`.
     Switch {

@@ -114,7 +114,7 @@ pub async fn completions(call: Received<CompletionRequest>) -> Result<Response, 
     Ok(accounting.respond(Json(body)))
 }
 
-/// What the answer has of the choices.
+/// The answer's share of the choices.
 #[derive(Debug, Clone, Copy)]
 struct Reported {
     logprobs: bool,

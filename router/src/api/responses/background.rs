@@ -59,7 +59,7 @@ struct Reader {
     seen: Seen,
 }
 
-/// What the events so far tell.
+/// Facts that the events so far tell.
 #[derive(Debug, Default)]
 struct Seen {
     num_events: usize,

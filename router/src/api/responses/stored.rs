@@ -137,7 +137,7 @@ pub async fn delete(State(state): State<AppState>, id: PathId) -> Result<Json<De
 
 /// Cancel a response that runs in the background
 ///
-/// Of a response that has ended, the answer is the response. Others are cancelled by closing their connection.
+/// For a response that has ended, the answer is the response. Others are cancelled by closing their connection.
 #[utoipa::path(
     post,
     path = LISTED,

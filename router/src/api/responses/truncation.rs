@@ -84,7 +84,7 @@ impl Parts {
             is_open = true;
             part.push(Some(current));
         }
-        // What comes last stays, unless that is the user's message.
+        // The last message stays, unless that is the user's message.
         let newest = part.iter().flatten().max().copied();
         let ends_with_user = last_turn.is_some_and(|last| part[last..].iter().all(Option::is_none));
         for of_message in &mut part {
@@ -129,7 +129,7 @@ mod tests {
         Parts::of(roles.chars().enumerate().map(message).collect())
     }
 
-    /// What is left without the oldest parts, as the numbers of the messages, for each number of parts.
+    /// The rest without the oldest parts, as the numbers of the messages, for each number of parts.
     fn left(roles: &str) -> Vec<String> {
         let parts = parts(roles);
         let number = |message: &Message| {

@@ -8,7 +8,7 @@ use super::literal::Literal;
 use crate::tool_calls::plan::Tool;
 use crate::tool_calls::schema::{Kind, Variant, likely_variants};
 
-/// What a property's schema tells about its value.
+/// Facts that a property's schema tells about its value.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expected {
     /// Kinds of values, in order. Empty: a string.
@@ -18,7 +18,7 @@ pub struct Expected {
 }
 
 impl Tool {
-    /// What the tool's schema tells about the value of `key`.
+    /// Facts that the tool's schema tells about the value of `key`.
     pub fn expected(&self, key: &str) -> Expected {
         let properties = self.parameters.get("properties");
         let schema = properties.and_then(|properties| properties.get(key));

@@ -74,7 +74,7 @@ impl Literal {
         }
     }
 
-    /// One object or list.
+    /// An object or a list.
     pub fn structure() -> Self {
         Self {
             open: Vec::new(),

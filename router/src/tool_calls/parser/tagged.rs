@@ -28,7 +28,7 @@ struct TaggedValue {
     at_start: bool,
 }
 
-/// What surrounds the arguments of a call.
+/// Text around the arguments of a call.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
     pub tags: &'a TagMarkers,
@@ -176,7 +176,7 @@ impl TaggedValue {
             Err(clear) => {
                 let text = rest.get(..clear).unwrap_or_default();
                 let len = match cursor.is_last() {
-                    // What may be the beginning of a tag that was cut off is no part of the value.
+                    // Text that may be the beginning of a tag that was cut off is no part of the value.
                     true if clear < rest.len() => without_space_after(text, tags).len(),
                     true => text.len(),
                     // White space may belong to the closing tag.

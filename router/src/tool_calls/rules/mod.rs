@@ -49,7 +49,7 @@ pub struct CallSchema {
 pub enum Wanted<'a> {
     /// At least one call of any tool.
     Required,
-    /// One call of this tool.
+    /// A call of this tool.
     Named(&'a str),
     /// Text or calls.
     Optional,

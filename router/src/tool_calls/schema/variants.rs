@@ -7,12 +7,12 @@ use super::{Kind, Unclear, constraints, referred};
 /// Maximum depth of references and unions.
 const MAX_DEPTH: usize = 32;
 
-/// One of the forms that a value may have.
+/// A form that a value may have.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Variant {
     /// Any value.
     Any,
-    /// One of these values.
+    /// Any of these values.
     Choices(Vec<Value>),
     /// A value of one kind, which its schema constrains. The schema has no references at its top.
     Of(Kind, Map<String, Value>),
@@ -40,7 +40,7 @@ pub fn likely_variants(root: &Value, schema: &Value) -> Vec<Variant> {
         exact: false,
         found: Vec::new(),
     };
-    // What was found up to an error counts.
+    // Fields that were found before an error count.
     let _ = collector.collect(schema, 0);
     collector.found
 }

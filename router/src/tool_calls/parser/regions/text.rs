@@ -5,7 +5,7 @@ use super::{MAX_UNDECIDED_BYTES, RegionParser, State};
 use crate::tool_calls::format::Layout;
 use crate::tool_calls::piece::{self, Piece};
 
-/// What of one kind of text has been passed on.
+/// The part of one kind of text that has been passed on.
 #[derive(Debug, Default)]
 pub struct TextSoFar {
     /// True if there was text that is no white space.
