@@ -31,12 +31,15 @@ class Script:
         self.temporary.mkdir(exist_ok=True)
         path = folder / "script.py"
         made = f"llm = LLM({str(model)!r}, dtype='float32')\n"
+        # Goes on when its processes have been seen.
+        ready = 'print("ready", llm.pid, flush=True)\nsys.stdin.readline()\n'
         # Children that are spawned import this file again.
-        body = textwrap.indent(made + 'print("ready", llm.pid, flush=True)\n' + textwrap.dedent(text), "    ")
+        body = textwrap.indent(made + ready + textwrap.dedent(text), "    ")
         path.write_text(f"{_HEAD}\nif __name__ == '__main__':\n{body}")
         search = os.pathsep.join(str(ROOT / each) for each in ("python", "server", "kernels"))
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -53,6 +56,13 @@ class Script:
                 self._family += psutil.Process(self.process.pid).children(recursive=True)
                 return line.removeprefix(word).strip()
         raise AssertionError(f"no line {word!r}:\n{self.process.stderr.read()}")
+
+    def start(self) -> None:
+        """Waits until its server runs, then lets it go on."""
+        self.wait_for("ready")
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def wait_end(self) -> tuple[int, str]:
         """Waits for the end of the program, and that nothing of it is left; returns exit code and output."""
@@ -100,7 +110,7 @@ def script(tmp_path: Path, tiny: Callable[[str], Path]) -> Iterator[Callable[[st
 
     def make(text: str) -> Script:
         made.append(Script(tmp_path, tiny("llama"), text))
-        made[-1].wait_for("ready")
+        made[-1].start()
         return made[-1]
 
     yield make
