@@ -102,7 +102,9 @@ def in_process(package: str, model: Path, requests: list[Turn]) -> Figures:
         )
         if done.returncode != 0:
             raise ServerFailed(f"{package} ended with status {done.returncode}: {last_line(log)}")
-    answer = json.loads(done.stdout.splitlines()[-1])
+    # vLLM logs to stdout too, before and after.
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"first_token_s"')]
+    answer = json.loads(line)
     wanted = sum(request.max_tokens for request in requests)
     if answer["tokens"] != wanted:
         raise ServerFailed(f"{package} gave {answer['tokens']} tokens, and {wanted} were wanted")
