@@ -10,6 +10,7 @@ Each round runs one after another, each in a process of its own. `first token` i
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def main() -> None:
         sys.exit(f"PEERS: {unknown[0]!r} has no Python API that is measured here; there is: vllm")
     if args.prompts < 1 or args.rounds < 1:
         sys.exit("--prompts and --rounds are at least 1")
+    # SIGTERM must end the server of `over_http` too: as an exception it passes through its `with` block.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = prepare(MODELS[args.model])
     requests = [
         Turn(f"{index}. {text}", output_tokens(index))
