@@ -110,6 +110,29 @@ def test_health_is_503_until_the_model_is_loaded(tiny: TinyModels) -> None:
         server.kill()
 
 
+def test_livez_is_200_while_a_shard_restarts_and_while_draining(trap: Path) -> None:
+    def ask(path: str) -> int:
+        return httpx.get(server.url + path, timeout=5, trust_env=False).status_code
+
+    with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code") as server:
+        assert (ask("/livez"), ask("/health")) == (200, 200)
+        server.shards()[0].kill()
+        wait_for(lambda: ask("/health") == 503, 10, "/health is 503")
+        assert ask("/livez") == 200
+        server.wait_ready()
+        body = {"inputs": "The boats", "parameters": {"max_new_tokens": 200}}
+        with server.client.http.stream("POST", "/generate_stream", json=body) as response:
+            events = events_of(response)
+            next(events)
+            os.kill(server.pid, signal.SIGTERM)
+            wait_for(lambda: ask("/health") == 503, 10, "/health is 503")
+            assert ask("/livez") == 200
+            last = list(events)[-1]
+            assert last["generated_text"] is not None and "error" not in last
+        server.ends_by_itself()
+        assert server.wait_exit(timeout_s=20) == 0, server.log_tail()
+
+
 def test_a_dead_shard_is_restarted_while_idle(tiny: TinyModels) -> None:
     with Server("--model-id", tiny("llama"), "--dtype", "float32") as server:
         first = server.shards()[0]

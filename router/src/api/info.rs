@@ -59,11 +59,27 @@ pub async fn health(State(state): State<AppState>) -> Response {
         retry_after_s: Some(5),
         ..ApiError::new(ErrorKind::Unavailable, message)
     };
-    let mut response = error.uncounted_response(Dialect::Tgi);
+    unstored(error.uncounted_response(Dialect::Tgi))
+}
+
+/// A response that no proxy keeps.
+fn unstored(mut response: Response) -> Response {
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
+}
+
+/// Tell if the server's process works, whatever the state of its model.
+///
+/// It is 200 while the model loads, while a shard is restarted, and while the server shuts down. `/health` tells if
+/// requests would be answered.
+#[utoipa::path(
+    get, path = LISTED,
+    responses((status = 200, description = "The process works"))
+)]
+pub async fn livez() -> Response {
+    unstored(().into_response())
 }
 
 /// Tell the same as `/health`, on the path that Amazon SageMaker asks.

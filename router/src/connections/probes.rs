@@ -8,7 +8,7 @@ use axum::response::Response;
 use crate::error::{ApiError, Dialect, ErrorKind};
 
 /// Routes that are answered when all connections are in use.
-pub const PROBES: [&str; 4] = ["/health", "/ping", "/info", "/metrics"];
+pub const PROBES: [&str; 5] = ["/health", "/livez", "/ping", "/info", "/metrics"];
 
 /// Answers probes and refuses all other requests. Either way the connection ends. `dialect_of`: dialect of a path's
 /// errors.

@@ -50,6 +50,7 @@ fn start_at(
     let endless = || stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from(vec![b'x'; 4096])));
     let app = Router::new()
         .route("/health", get(|| async { "well" }))
+        .route("/livez", get(|| async { "alive" }))
         .route("/large", get(|| async { "y".repeat(40_000_000) }))
         .route(
             "/endless",
@@ -249,6 +250,7 @@ async fn a_full_server_still_answers_probes() {
         waiting.push(server.connect().await);
     }
     assert!(server.ask("/health").await.ends_with("well"));
+    assert!(server.ask("/livez").await.ends_with("alive"));
     let refused = server.ask("/large").await;
     assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
     assert!(

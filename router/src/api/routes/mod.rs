@@ -156,6 +156,9 @@ routes! {
          shard that hangs or is being restarted, shutting down";
     HEALTH_ROOT: GET "/", Server, ANY, [],
         info::health [undocumented], "The same";
+    LIVEZ: GET "/livez", Server, ANY, [],
+        info::livez, "200 while the server's process works, also while the model loads, a shard is restarted or the \
+         server shuts down: an orchestrator that restarts on its failure must not ask `/health`";
     PING: GET "/ping", Server, ANY, [],
         info::ping, "The same, where SageMaker asks";
     INFO: GET "/info", Server, ANY, [],
