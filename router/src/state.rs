@@ -16,6 +16,8 @@ use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
 use crate::grammar::compile::Grammars;
+use crate::observability::metrics;
+use crate::observability::vllm_names::{self, CacheBlocks};
 use crate::running_requests::RunningRequests;
 use crate::stored_responses::StoredResponses;
 use crate::supervision::Supervision;
@@ -119,7 +121,21 @@ impl AppState {
 
     /// The metrics in Prometheus' text format.
     pub fn render_metrics(&self) -> String {
-        self.0.condition.metrics.render()
+        metrics::shard_ready().set(if self.computes() { 1.0 } else { 0.0 });
+        let mut page = self.0.condition.metrics.render();
+        let loaded = self.engine().loaded();
+        let cache = loaded.map(|ready| CacheBlocks {
+            block_size_tokens: ready.limits.block_size_tokens,
+            num_blocks: ready.limits.num_blocks,
+        });
+        vllm_names::append(&mut page, self.served_name(), cache);
+        page
+    }
+
+    /// True if the shard computes now: it is loaded, and nobody knows of a fault.
+    pub fn computes(&self) -> bool {
+        let is_healthy = self.engine().is_healthy() || self.encoder().encoder.is_healthy();
+        is_healthy && self.supervision().trouble().is_none()
     }
 
     /// The loaded model, or an error while it is still loading.
@@ -153,6 +169,8 @@ impl AppState {
         names: &FieldNames,
         span: Span,
     ) -> Result<Valid, ApiError> {
+        // It ends with this function.
+        let _validation = tracing::info_span!(parent: &span, "validation");
         let ready = self.ready()?;
         if parameters.takes_model_defaults {
             Defaults::of(&ready.info).fill(&mut parameters);

@@ -43,17 +43,16 @@ pub async fn info(State(state): State<AppState>) -> Response {
 )]
 pub async fn health(State(state): State<AppState>) -> Response {
     let encoder = &state.encoder().encoder;
-    let trouble = state.supervision().trouble();
-    if (state.engine().is_healthy() || encoder.is_healthy())
-        && !state.engine().is_draining()
-        && trouble.is_none()
-    {
+    if state.computes() && !state.engine().is_draining() {
         return ().into_response();
     }
     let message = match state.ready() {
         Err(error) if encoder.loaded().is_none() => error.message,
         _ if state.engine().is_draining() => "the server is shutting down".into(),
-        _ => trouble.unwrap_or_else(|| "the shard is being restarted".into()),
+        _ => state
+            .supervision()
+            .trouble()
+            .unwrap_or_else(|| "the shard is being restarted".into()),
     };
     let error = ApiError {
         retry_after_s: Some(5),

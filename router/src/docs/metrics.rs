@@ -4,11 +4,13 @@ use gridwork_engine::metrics::{Metric, Section};
 
 use super::with_table;
 use crate::observability::metrics::declared;
+use crate::observability::vllm_names;
 
-const SECTIONS: [(Section, &str); 3] = [
+const SECTIONS: [(Section, &str); 4] = [
     (Section::Requests, "requests"),
     (Section::Generations, "generations"),
     (Section::Scheduler, "scheduler"),
+    (Section::Server, "server"),
 ];
 
 /// Text of the page with its tables up to date.
@@ -17,7 +19,7 @@ pub fn with_tables(page: &str) -> Result<String, String> {
     for (section, name) in SECTIONS {
         page = with_table(&page, name, &table(section))?;
     }
-    Ok(page)
+    with_table(&page, "vllm", &vllm_names::table())
 }
 
 fn table(section: Section) -> String {

@@ -3,7 +3,7 @@
 //! `docs/metrics.md`.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gridwork_engine::metric_functions;
 use gridwork_engine::metrics::{Kind, Metric, Unit};
@@ -20,7 +20,7 @@ metric_functions! {
         "Requests answered in full");
     request_failures(kind) = counter("gridwork_request_failures_total", Count, Requests,
         "Requests refused or failed, by kind");
-    request_duration() = histogram("gridwork_request_duration_seconds", Seconds, Requests,
+    request_duration() = histogram("gridwork_request_duration_seconds", Latency, Requests,
         "From the request to the end of its answer, for successful requests");
     request_validation() = histogram("gridwork_request_validation_seconds", Seconds, Requests,
         "Tokenizing and checking a prompt, including the wait for a worker");
@@ -30,6 +30,12 @@ metric_functions! {
         "Maximum number of tokens that a request may generate");
     request_generated_tokens() = histogram("gridwork_request_generated_tokens", Tokens, Requests,
         "Tokens that a successful request has generated");
+    build_info(version) = gauge("gridwork_build_info", Count, Server,
+        "Always 1; the label is the server's version");
+    shard_ready() = gauge("gridwork_shard_ready", Count, Server,
+        "1 if the shard can compute now; 0 while it loads, hangs or is restarted");
+    start_time() = gauge("process_start_time_seconds", Seconds, Server,
+        "Time at which the router's process started, in seconds since 1970");
 }
 
 /// Every metric of this process.
@@ -47,6 +53,15 @@ fn second_buckets() -> Vec<f64> {
     (0..20).map(|i| 0.0005 * f64::from(1_u32 << i)).collect()
 }
 
+/// Upper bounds of the buckets of latencies: those of durations, and a value between any two. A quantile that
+/// Prometheus interpolates is wrong by at most half, where it would be by as much again.
+fn latency_buckets() -> Vec<f64> {
+    let all = second_buckets()
+        .into_iter()
+        .flat_map(|bound| [bound, 1.5 * bound]);
+    all.take(39).collect()
+}
+
 /// Upper bounds of the buckets of numbers of tokens and sequences: powers of two up to 131,072.
 fn count_buckets() -> Vec<f64> {
     (0..18).map(|i| f64::from(1_u32 << i)).collect()
@@ -61,7 +76,12 @@ pub fn install() -> PrometheusHandle {
         .get_or_init(|| {
             let handle = builder()
                 .and_then(PrometheusBuilder::install_recorder)
-                .inspect(|_| describe())
+                .inspect(|_| {
+                    describe();
+                    build_info(env!("CARGO_PKG_VERSION")).set(1.0);
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                    start_time().set(now.unwrap_or_default().as_secs_f64());
+                })
                 .unwrap_or_else(|error| {
                     tracing::error!("metrics are not recorded: {error}");
                     PrometheusBuilder::new().build_recorder().handle()
@@ -84,6 +104,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
 fn buckets(unit: Unit) -> Vec<f64> {
     match unit {
         Unit::Seconds => second_buckets(),
+        Unit::Latency => latency_buckets(),
         Unit::Tokens | Unit::Sequences | Unit::Blocks | Unit::Count => count_buckets(),
     }
 }
@@ -109,7 +130,7 @@ fn keep_up(handle: PrometheusHandle) {
 fn describe() {
     for metric in declared() {
         let unit = match metric.unit {
-            Unit::Seconds => metrics::Unit::Seconds,
+            Unit::Seconds | Unit::Latency => metrics::Unit::Seconds,
             Unit::Tokens | Unit::Sequences | Unit::Blocks | Unit::Count => metrics::Unit::Count,
         };
         let (name, description) = (metric.name, metric.description);
@@ -159,5 +180,7 @@ mod tests {
         assert_eq!(second_buckets()[0], 0.0005);
         assert!((260.0..300.0).contains(second_buckets().last().expect("a bucket")));
         assert_eq!(count_buckets().last(), Some(&131_072.0));
+        assert_eq!(latency_buckets()[..4], [0.0005, 0.00075, 0.001, 0.0015]);
+        assert_eq!(latency_buckets().last(), second_buckets().last());
     }
 }

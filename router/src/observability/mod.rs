@@ -4,3 +4,4 @@ pub mod logs;
 pub mod metrics;
 pub mod request_log;
 pub mod telemetry;
+pub mod vllm_names;

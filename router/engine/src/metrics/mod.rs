@@ -15,13 +15,13 @@ metric_handles! {
     /// Handles of the engine's metrics.
     #[derive(Clone)]
     pub(crate) struct EngineMetrics {
-        queue = histogram("gridwork_request_queue_seconds", Seconds, Generations,
+        queue = histogram("gridwork_request_queue_seconds", Latency, Generations,
             "From admission to the first step");
         inference = histogram("gridwork_request_inference_seconds", Seconds, Generations,
             "From the first step to the last token");
-        first_token = histogram("gridwork_time_to_first_token_seconds", Seconds, Generations,
+        first_token = histogram("gridwork_time_to_first_token_seconds", Latency, Generations,
             "From admission to the first token");
-        per_token = histogram("gridwork_time_per_output_token_seconds", Seconds, Generations,
+        per_token = histogram("gridwork_time_per_output_token_seconds", Latency, Generations,
             "Mean time between the tokens of a generation, after its first");
         prompt_tokens = counter("gridwork_prompt_tokens_total", Tokens, Generations,
             "Prompt tokens of the admitted generations");

@@ -28,6 +28,8 @@ pub enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     Seconds,
+    /// Seconds of a latency that users have objectives for: its buckets are twice as fine.
+    Latency,
     Tokens,
     Sequences,
     Blocks,
@@ -41,6 +43,7 @@ pub enum Section {
     Requests,
     Generations,
     Scheduler,
+    Server,
 }
 
 impl Kind {
