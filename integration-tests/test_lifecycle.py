@@ -119,6 +119,7 @@ def test_livez_is_200_while_a_shard_restarts_and_while_draining(trap: Path) -> N
         server.shards()[0].kill()
         wait_for(lambda: ask("/health") == 503, 10, "/health is 503")
         assert ask("/livez") == 200
+        assert server.client.metric("gridwork_shard_ready") == 0
         server.wait_ready()
         body = {"inputs": "The boats", "parameters": {"max_new_tokens": 200}}
         with server.client.http.stream("POST", "/generate_stream", json=body) as response:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,47 @@ def test_every_metric_exists_with_a_description(server: Server) -> None:
     for name in NAMES:
         assert f"# TYPE {name} " in text, name
         assert f"# HELP {name} " in text, name
+
+
+def test_vllm_names_have_the_values_of_gridworks(server: Server) -> None:
+    server.client.generate("The boats", max_new_tokens=4)
+    check_idle(server)
+    text = server.client.get("/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    model = server.client.get("/v1/models").json()["data"][0]["id"]
+    labels = f'model_name="{model}",engine="0"'
+    for theirs, ours in (
+        ("num_requests_waiting", "gridwork_queue_size"),
+        ("num_requests_running", "gridwork_running_sequences"),
+        ("kv_cache_usage_perc", "gridwork_kv_cache_usage_ratio"),
+        ("generation_tokens_total", "gridwork_generated_tokens_total"),
+        ("time_to_first_token_seconds_count", "gridwork_time_to_first_token_seconds_count"),
+    ):
+        assert values[f"vllm:{theirs}{{{labels}}}"] == values[ours]
+    blocks = int(float(values["gridwork_cache_blocks_total"]))
+    size = server.client.get("/info").json()["block_size"]
+    assert f'vllm:cache_config_info{{{labels},block_size="{size}",num_gpu_blocks="{blocks}"}}' in values
+    assert any(name.startswith("vllm:lora_requests_info{") for name in values)
+
+
+def test_the_state_of_the_server_is_a_metric(server: Server) -> None:
+    values = server.client.metrics()
+    assert values["gridwork_shard_ready"] == 1
+    assert 0 < values["process_start_time_seconds"] < time.time()
+    assert any(name.startswith("gridwork_build_info{version=") for name in values)
+
+
+def test_no_label_has_a_requests_text(server: Server) -> None:
+    word = "zanzibar"
+    for path, body in (
+        ("/generate", {"inputs": word, "parameters": {"max_new_tokens": 2, "stop": [word]}}),
+        ("/v1/completions", {"prompt": word, "max_tokens": 2, "model": word, "user": word}),
+        ("/v1/chat/completions", {"messages": [{"role": word, "content": word}], "model": word}),
+        (f"/{word}", {}),
+        ("/v1/completions", {word: 1}),
+    ):
+        server.client.post(path, body, headers={"x-request-id": word, "User-Agent": word})
+    assert word not in server.client.get("/metrics").text
 
 
 def test_tokens_are_counted(server: Server) -> None:
@@ -142,21 +184,45 @@ def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     with Collector() as collector:
         flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
-        with Server("--model-id", trap, *flags) as server:
-            headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
-            body = {"inputs": "The boats", "parameters": {"max_new_tokens": 8}}
+        with Server("--model-id", trap, *flags, "--max-batch-prefill-tokens", "32") as server:
+            headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "x-request-id": "of-the-test"}
+            body = {"inputs": "boat " * 100, "parameters": {"max_new_tokens": 8}}
             assert server.client.post("/generate", body, headers=headers).status_code == 200
+            num_prompt = len(server.client.ok("/tokenize", {"inputs": body["inputs"]}))
+            model = server.client.get("/v1/models").json()["data"][0]["id"]
         spans = collector.of_trace(trace_id)
         summary = [(span.service, span.name) for span in collector.spans]
         services = {span.service for span in spans}
         assert len(services) >= 2, summary
         names = {span.name for span in spans}
-        for phase in ("queue", "prefill", "decode"):
+        for phase in ("validation", "queue", "prefill", "prefill.chunk", "decode", "shard.prefill", "shard.decode"):
             assert phase in names, summary
         by_id = {span.span_id: span for span in spans}
         for span in spans:
             assert span.end_ns >= span.start_ns
             assert span.parent_id in by_id or span.parent_id == "b7ad6b7169203331", span
+        [request] = [span for span in spans if span.parent_id == "b7ad6b7169203331"]
+        parents = {span.name: by_id[span.parent_id].name for span in spans if span is not request}
+        assert parents.pop("prefill.chunk") == "prefill"
+        assert set(parents.values()) == {request.name}, parents
+        chunks = [span.attributes for span in spans if span.name == "prefill.chunk"]
+        assert sum(chunk["tokens"] for chunk in chunks) == num_prompt
+        assert len(chunks) >= num_prompt // 32
+        attributes = request.attributes
+        expected = {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.request.model": model,
+            "gen_ai.request.id": "of-the-test",
+            "gen_ai.usage.input_tokens": num_prompt,
+            "gen_ai.usage.output_tokens": 8,
+            "gen_ai.usage.cache_read.input_tokens": 0,
+            "gen_ai.response.finish_reasons": ["length"],
+        }
+        assert {name: attributes.get(name) for name in expected} == expected
+        assert 0 < attributes["queue_time"] + attributes["time_to_first_token"] < attributes["total_time"] * 2
+        assert "boat boat" not in str([span.attributes for span in spans])
+        [decode] = [span for span in spans if span.name == "shard.decode"]
+        assert 0 < decode.attributes["steps"] <= 8
 
 
 def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
@@ -165,6 +231,21 @@ def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
         with Server("--model-id", trap, *flags) as server:
             list(server.client.stream("/v1/completions", {"prompt": "The boats", "max_tokens": 4, "stream": True}))
         assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans}
+
+
+@pytest.mark.parametrize("by", ["flag", "variables"])
+def test_sampling_is_configurable_and_a_caller_decides_for_itself(trap: Path, by: str) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    variables = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0"}
+    with Collector() as collector:
+        flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
+        ratio = ("--otlp-sampling-ratio", "0") if by == "flag" else ()
+        with Server("--model-id", trap, *flags, *ratio, env=variables if by == "variables" else None) as server:
+            body = {"inputs": "The boats", "parameters": {"max_new_tokens": 2}}
+            server.client.ok("/generate", body)
+            headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+            assert server.client.post("/generate", body, headers=headers).status_code == 200
+        assert {span.trace_id for span in collector.spans} == {trace_id}
 
 
 @pytest.mark.parametrize("collector", ["down", "silent"])

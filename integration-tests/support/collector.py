@@ -2,10 +2,12 @@
 
 import threading
 from concurrent import futures
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.common.v1 import common_pb2
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,15 @@ class Span:
     parent_id: str
     start_ns: int
     end_ns: int
+    attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def plain(value: common_pb2.AnyValue) -> Any:
+    """The value of an attribute as Python has it; its type tells how it was sent."""
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [plain(item) for item in value.array_value.values]
+    return None if kind is None else getattr(value, kind)
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -47,6 +58,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                                 parent_id=span.parent_span_id.hex(),
                                 start_ns=span.start_time_unix_nano,
                                 end_ns=span.end_time_unix_nano,
+                                attributes={pair.key: plain(pair.value) for pair in span.attributes},
                             )
                         )
         return trace_service_pb2.ExportTraceServiceResponse()

@@ -81,7 +81,7 @@ async fn serve(settings: RouterSettings) -> Result<(), String> {
     let telemetry = match &output.otlp_endpoint {
         None => None,
         Some(endpoint) => Some(
-            Telemetry::start(endpoint, service)
+            Telemetry::start(endpoint, service, output.otlp_sampling_ratio)
                 .map_err(|error| format!("--otlp-endpoint {endpoint} cannot be used: {error}"))?,
         ),
     };

@@ -18,8 +18,9 @@ _WARNING_INTERVAL_S = 60
 class NoSpans:
     """Stands in when nothing is traced, at no cost."""
 
-    def admit(self, sequence_id: int, traceparent: str) -> None:
-        """Begins a sequence. traceparent: W3C trace context of its request, or empty."""
+    def admit(self, sequence_id: int, traceparent: str, num_tokens: int, num_cached: int) -> None:
+        """Begins a sequence. traceparent: W3C trace context of its request, or empty. num_tokens: number of known
+        tokens, of which num_cached are in the cache."""
 
     def sampled(self, sequence_ids: Iterable[int]) -> None:
         """Notes that sequences have got a token."""
@@ -54,32 +55,43 @@ class SequenceSpans(NoSpans):
         self._contexts: dict[int, Any] = {}
         self._prefills: dict[int, Any] = {}
         self._decodes: dict[int, Any] = {}
+        self._steps: dict[int, int] = {}
+        """Number of steps that each decode has had."""
 
-    def admit(self, sequence_id: int, traceparent: str) -> None:
+    def admit(self, sequence_id: int, traceparent: str, num_tokens: int, num_cached: int) -> None:
         if traceparent:
             context = self._propagator.extract({"traceparent": traceparent})
             self._contexts[sequence_id] = context
-            self._prefills[sequence_id] = self._tracer.start_span("shard.prefill", context=context)
+            attributes = {"tokens": num_tokens - num_cached, "cached_tokens": num_cached}
+            self._prefills[sequence_id] = self._tracer.start_span(
+                "shard.prefill", context=context, attributes=attributes
+            )
 
     def sampled(self, sequence_ids: Iterable[int]) -> None:
-        if not self._prefills:
+        if not self._contexts:
             return
-        for sequence_id in sequence_ids:
-            prefill = self._prefills.pop(int(sequence_id), None)
+        for sequence_id in map(int, sequence_ids):
+            prefill = self._prefills.pop(sequence_id, None)
             if prefill is not None:
                 prefill.end()
-                self._decodes[int(sequence_id)] = self._tracer.start_span(
-                    "shard.decode", context=self._contexts[int(sequence_id)]
+                self._decodes[sequence_id] = self._tracer.start_span(
+                    "shard.decode", context=self._contexts[sequence_id]
                 )
+                self._steps[sequence_id] = 0
+            elif sequence_id in self._steps:
+                self._steps[sequence_id] += 1
 
     def release(self, sequence_ids: Iterable[int]) -> None:
         if not self._contexts:
             return
         for sequence_id in sequence_ids:
             if self._contexts.pop(sequence_id, None) is not None:
-                for span in (self._prefills.pop(sequence_id, None), self._decodes.pop(sequence_id, None)):
-                    if span is not None:
-                        span.end()
+                num_steps = self._steps.pop(sequence_id, 0)
+                if (prefill := self._prefills.pop(sequence_id, None)) is not None:
+                    prefill.end()
+                if (decode := self._decodes.pop(sequence_id, None)) is not None:
+                    decode.set_attribute("steps", num_steps)
+                    decode.end()
 
     def shut_down(self) -> None:
         """Exports the remaining spans, within a second."""

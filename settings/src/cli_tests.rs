@@ -125,6 +125,8 @@ fn wrong_values_are_refused_by_flag_with_what_is_allowed() {
         ("--otlp-endpoint", "localhost:4317", "http://"),
         ("--otlp-endpoint", "https://localhost:4317", "http://"),
         ("--otlp-endpoint", "http://a b", "http://"),
+        ("--otlp-sampling-ratio", "1.5", "from 0 to 1"),
+        ("--otlp-sampling-ratio", "nan", "from 0 to 1"),
         ("--log-level", "loud", "debug"),
     ] {
         let message = parse_for_model(&[flag, value]).unwrap_err();

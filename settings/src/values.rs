@@ -77,6 +77,14 @@ pub(crate) fn fraction(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Parses a ratio, for example of traces. 0 and 1 are allowed.
+pub(crate) fn ratio(text: &str) -> Result<f64, String> {
+    match text.trim().parse::<f64>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err("must be a number from 0 to 1".to_owned()),
+    }
+}
+
 /// Parses a bias of logits.
 pub(crate) fn bias(text: &str) -> Result<f32, String> {
     match text.trim().parse::<f32>() {

@@ -7,8 +7,10 @@ use axum::Json;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use gridwork_engine::{Finish, FinishReason};
+use opentelemetry::{Array, StringValue, Value};
 use serde::Serialize;
 use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::encoder::EncodingUsage;
 use crate::observability::{metrics, request_log};
@@ -30,8 +32,8 @@ pub struct RequestAccounting {
     cached_tokens: u64,
     /// Time to the first token of any sequence.
     first_token: Option<Duration>,
-    /// Reason why the last sequence ended.
-    finish: Option<&'static str>,
+    /// Reasons why the sequences ended, in this order.
+    finishes: Vec<&'static str>,
 }
 
 impl RequestAccounting {
@@ -49,7 +51,7 @@ impl RequestAccounting {
             generated_tokens: 0,
             cached_tokens: 0,
             first_token: None,
-            finish: None,
+            finishes: Vec::new(),
         }
     }
 
@@ -64,7 +66,7 @@ impl RequestAccounting {
             self.first_token
                 .map_or(first_token, |first| first.min(first_token)),
         );
-        self.finish = Some(match finish.reason {
+        self.finishes.push(match finish.reason {
             FinishReason::Length => "length",
             FinishReason::EndOfSequence => "eos_token",
             FinishReason::StopString(_) | FinishReason::StopToken(_) => "stop_sequence",
@@ -145,8 +147,23 @@ impl RequestAccounting {
         self.record_times();
         metrics::request_generated_tokens().record(self.generated_tokens as f64);
         let span = &self.span;
-        span.record("time_per_token", format!("{:?}", self.time_per_token()));
-        span.record("generated_tokens", self.generated_tokens);
+        span.record("time_per_token", self.time_per_token().as_secs_f64());
+        span.record("gen_ai.usage.output_tokens", self.generated_tokens as i64);
+        span.record(
+            "gen_ai.usage.cache_read.input_tokens",
+            self.cached_tokens as i64,
+        );
+        if let Some(first_token) = self.first_token {
+            span.record("time_to_first_token", first_token.as_secs_f64());
+        }
+        let reasons = self.finishes.iter().map(|&reason| match reason {
+            "length" => StringValue::from("length"),
+            _ => StringValue::from("stop"),
+        });
+        span.set_attribute(
+            "gen_ai.response.finish_reasons",
+            Value::Array(Array::String(reasons.collect())),
+        );
     }
 
     fn record_times(&self) {
@@ -154,14 +171,14 @@ impl RequestAccounting {
         metrics::request_success().increment(1);
         metrics::request_duration().record(total.as_secs_f64());
         let span = &self.span;
-        span.record("total_time", format!("{total:?}"));
-        span.record("validation_time", format!("{:?}", self.validation));
-        span.record("queue_time", format!("{:?}", self.queue));
-        span.record("inference_time", format!("{:?}", self.inference));
-        span.record("prompt_tokens", self.prompt_tokens);
+        span.record("total_time", total.as_secs_f64());
+        span.record("validation_time", self.validation.as_secs_f64());
+        span.record("queue_time", self.queue.as_secs_f64());
+        span.record("inference_time", self.inference.as_secs_f64());
+        span.record("gen_ai.usage.input_tokens", self.prompt_tokens as i64);
         request_log::note(|record| {
             record.queue = Some(self.queue);
-            record.finish = Some(self.finish.unwrap_or("complete"));
+            record.finish = Some(self.finishes.last().copied().unwrap_or("complete"));
         });
     }
 }
@@ -171,7 +188,7 @@ impl Drop for RequestAccounting {
     fn drop(&mut self) {
         request_log::note(|record| {
             record.prompt_tokens = (self.prompt_tokens > 0).then_some(self.prompt_tokens as u64);
-            if self.finish.is_some() {
+            if !self.finishes.is_empty() {
                 record.generated_tokens = Some(self.generated_tokens);
                 record.cached_tokens = Some(self.cached_tokens);
                 record.first_token = self.first_token;

@@ -20,7 +20,8 @@ use crate::error::{ApiError, Dialect, ErrorKind, written};
 use crate::http::accounting::RequestAccounting;
 use crate::http::extract::{ApiJson, Body};
 use crate::observability::metrics;
-use crate::observability::telemetry::request_span;
+use crate::observability::request_log;
+use crate::observability::telemetry::{operation, request_span, trace_id};
 use crate::state::AppState;
 
 /// Path in the OpenAPI attributes of handlers, which utoipa requires. The list of routes has the paths.
@@ -238,7 +239,14 @@ impl Arrival {
             Method::DELETE => "DELETE",
             _ => "POST",
         };
-        let span = request_span(&self.headers, method, self.route.path);
+        let span = request_span(
+            &self.headers,
+            method,
+            self.route.path,
+            operation(label.copied().unwrap_or_default()),
+            state.served_name(),
+        );
+        request_log::note(|record| record.trace_id = trace_id(&span));
         RequestAccounting::new(span, &state.settings().launch.compute_type)
     }
 

@@ -25,6 +25,8 @@ pub struct Record {
     request_id: String,
     route: String,
     started: Instant,
+    /// Trace that the request belongs to, if it is recorded.
+    pub trace_id: Option<String>,
     /// Tokens of all prompts or inputs.
     pub prompt_tokens: Option<u64>,
     /// Prompt tokens that were found in the prefix cache, summed over all sequences.
@@ -55,6 +57,7 @@ impl Drop for Record {
         tracing::info!(
             request_id = self.request_id,
             route = self.route,
+            trace_id = self.trace_id,
             prompt_tokens = self.prompt_tokens,
             cached_tokens = self.cached_tokens,
             generated_tokens = self.generated_tokens,
@@ -92,6 +95,7 @@ pub async fn logged(
         request_id,
         route,
         started: Instant::now(),
+        trace_id: None,
         prompt_tokens: None,
         cached_tokens: None,
         generated_tokens: None,

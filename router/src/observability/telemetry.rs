@@ -2,21 +2,22 @@
 //!
 //! A background thread exports spans from a bounded queue: a collector that is
 //! slow or down costs spans, never time. The caller's `traceparent` decides whether a request is traced. Without it,
-//! all are, unless OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
+//! all are, unless `--otlp-sampling-ratio` or OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{TraceContextExt, TracerProvider};
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData, SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
+    SpanExporter,
 };
 use tracing::{Span, Subscriber, field::Empty};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt};
@@ -33,7 +34,7 @@ pub const FLUSH_TIMEOUT_EVENT: &str = "BatchSpanProcessor.Shutdown.Timeout";
 /// Maximum time for sending one batch.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Maximum number of waiting spans. A request has four.
+/// Maximum number of waiting spans. A request has six or more.
 const MAX_QUEUED_SPANS: usize = 8192;
 
 /// Interval between warnings that the collector does not accept spans.
@@ -48,7 +49,14 @@ impl Telemetry {
     /// Prepares sending spans to `endpoint`. Connects when there are spans to send.
     ///
     /// Must be called in a tokio runtime that outlives the sending. Fails for an endpoint that cannot be used.
-    pub fn start(endpoint: &str, service_name: &str) -> Result<Self, ExporterBuildError> {
+    ///
+    /// `sampling_ratio`: share of the traces without a caller that are recorded; `None`: as OpenTelemetry's own
+    /// variables say.
+    pub fn start(
+        endpoint: &str,
+        service_name: &str,
+        sampling_ratio: Option<f64>,
+    ) -> Result<Self, ExporterBuildError> {
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
             .with_endpoint(endpoint)
@@ -57,10 +65,15 @@ impl Telemetry {
         Ok(Self::with_exporter(
             QuietExporter::new(exporter, endpoint),
             service_name,
+            sampling_ratio,
         ))
     }
 
-    fn with_exporter(exporter: impl SpanExporter + 'static, service_name: &str) -> Self {
+    fn with_exporter(
+        exporter: impl SpanExporter + 'static,
+        service_name: &str,
+        sampling_ratio: Option<f64>,
+    ) -> Self {
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(MAX_QUEUED_SPANS)
             .build();
@@ -71,11 +84,16 @@ impl Telemetry {
         let processor = BatchSpanProcessor::builder(exporter)
             .with_batch_config(config)
             .build();
-        let provider = SdkTracerProvider::builder()
+        let mut builder = SdkTracerProvider::builder()
             .with_span_processor(processor)
-            .with_resource(resource)
-            .build();
-        Telemetry { provider }
+            .with_resource(resource);
+        if let Some(ratio) = sampling_ratio {
+            let of_roots = Sampler::TraceIdRatioBased(ratio);
+            builder = builder.with_sampler(Sampler::ParentBased(Box::new(of_roots)));
+        }
+        Telemetry {
+            provider: builder.build(),
+        }
     }
 
     /// Returns the layer that converts spans of Gridwork's own crates to OpenTelemetry.
@@ -169,9 +187,17 @@ impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
 /// Makes the span of one request, a child of the caller's span if `headers` have a W3C `traceparent`
 /// (<https://www.w3.org/TR/trace-context/>).
 ///
-/// Empty fields are filled later, as texts: times for example as `1.234567ms`. Costs almost nothing when
-/// tracing is off.
-pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static str) -> Span {
+/// Empty fields are filled later: counts as integers, times in seconds. Names that begin with `gen_ai` are those of
+/// OpenTelemetry's semantic conventions for generative AI. Costs almost nothing when tracing is off.
+///
+/// `operation`: what the route does, by these conventions. `model`: name of the served model.
+pub fn request_span(
+    headers: &HeaderMap,
+    method: &'static str,
+    route: &'static str,
+    operation: &'static str,
+    model: &str,
+) -> Span {
     let span = tracing::info_span!(
         "request",
         otel.name = route,
@@ -179,6 +205,14 @@ pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static s
         otel.status_code = Empty,
         http.request.method = method,
         http.route = route,
+        gen_ai.operation.name = operation,
+        gen_ai.provider.name = "gridwork",
+        gen_ai.request.model = model,
+        gen_ai.request.id = request_id(headers),
+        gen_ai.usage.input_tokens = Empty,
+        gen_ai.usage.cache_read.input_tokens = Empty,
+        gen_ai.usage.output_tokens = Empty,
+        time_to_first_token = Empty,
         parameters = Empty,
         total_time = Empty,
         validation_time = Empty,
@@ -186,8 +220,6 @@ pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static s
         inference_time = Empty,
         time_per_token = Empty,
         seed = Empty,
-        prompt_tokens = Empty,
-        generated_tokens = Empty,
     );
     if !span.is_disabled() && headers.contains_key("traceparent") {
         let parent =
@@ -196,6 +228,48 @@ pub fn request_span(headers: &HeaderMap, method: &'static str, route: &'static s
         let _ = span.set_parent(parent);
     }
     span
+}
+
+/// Operation of a route, as OpenTelemetry's conventions name it. `label`: the route in metrics.
+pub fn operation(label: &'static str) -> &'static str {
+    match label {
+        "chat_completions" | "messages" | "responses" => "chat",
+        "completions" | "generate" | "generate_stream" => "text_completion",
+        "embeddings" | "embed" | "embed_all" | "embed_sparse" => "embeddings",
+        other => other,
+    }
+}
+
+/// Maximum number of bytes of a request id in a span.
+const MAX_REQUEST_ID_BYTES: usize = 256;
+
+/// The header `x-request-id`, which the server has made if the client sent none.
+fn request_id(headers: &HeaderMap) -> &str {
+    let id = headers
+        .get("x-request-id")
+        .and_then(|id| id.to_str().ok())
+        .unwrap_or_default();
+    // It is ASCII, which can be cut anywhere.
+    &id[..id.len().min(MAX_REQUEST_ID_BYTES)]
+}
+
+/// Records the seed of a request's draws. A seed beyond OpenTelemetry's integers is recorded as text.
+pub fn record_seed(span: &Span, seed: u64) {
+    match i64::try_from(seed) {
+        Ok(seed) => span.record("seed", seed),
+        Err(_) => span.record("seed", seed.to_string()),
+    };
+}
+
+/// Id of the trace that a span belongs to; `None` when it is not recorded.
+pub fn trace_id(span: &Span) -> Option<String> {
+    if span.is_disabled() {
+        return None;
+    }
+    let context = span.context();
+    let span = context.span();
+    let context = span.span_context();
+    (context.is_valid() && context.is_sampled()).then(|| context.trace_id().to_string())
 }
 
 struct Headers<'a>(&'a HeaderMap);
@@ -215,7 +289,7 @@ mod tests {
     use std::sync::Arc;
 
     use axum::http::HeaderValue;
-    use opentelemetry::trace::{SpanKind, TraceContextExt};
+    use opentelemetry::trace::SpanKind;
     use opentelemetry_sdk::error::OTelSdkError;
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -242,13 +316,25 @@ mod tests {
         }
     }
 
+    fn span_of(headers: &HeaderMap) -> Span {
+        request_span(headers, "POST", "/generate", "text_completion", "org/m")
+    }
+
     fn traced(headers: &HeaderMap, during: impl FnOnce(&Span)) -> Vec<SpanData> {
+        sampled(None, headers, during)
+    }
+
+    fn sampled(
+        ratio: Option<f64>,
+        headers: &HeaderMap,
+        during: impl FnOnce(&Span),
+    ) -> Vec<SpanData> {
         let collected = Collected::default();
-        let telemetry = Telemetry::with_exporter(collected.clone(), "test");
+        let telemetry = Telemetry::with_exporter(collected.clone(), "test", ratio);
         tracing::subscriber::with_default(
             tracing_subscriber::registry().with(telemetry.layer()),
             || {
-                during(&request_span(headers, "POST", "/generate"));
+                during(&span_of(headers));
             },
         );
         telemetry.provider.shutdown().expect("a flush");
@@ -265,7 +351,7 @@ mod tests {
     #[test]
     fn a_request_joins_the_trace_of_its_caller() {
         let spans = traced(&with_parent(PARENT), |span| {
-            span.record("seed", 3_u64);
+            record_seed(span, 3);
             // The engine makes spans in this way, and passes them to the shard.
             drop(tracing::info_span!(target: "gridwork_engine::trace", parent: span, "queue"));
             let context = span.context();
@@ -284,7 +370,7 @@ mod tests {
         assert_eq!(request.span_kind, SpanKind::Server);
         assert_eq!(request.parent_span_id.to_string(), "b7ad6b7169203331");
         assert!(
-            request.attributes.contains(&KeyValue::new("seed", "3")),
+            request.attributes.contains(&KeyValue::new("seed", 3_i64)),
             "{:?}",
             request.attributes
         );
@@ -320,6 +406,33 @@ mod tests {
         assert!(spans.is_empty());
     }
 
+    #[test]
+    fn the_ratio_applies_to_requests_without_a_caller_that_traces() {
+        assert_eq!(sampled(Some(0.0), &HeaderMap::new(), |_| ()).len(), 0);
+        assert_eq!(sampled(Some(1.0), &HeaderMap::new(), |_| ()).len(), 1);
+        assert_eq!(sampled(Some(0.0), &with_parent(PARENT), |_| ()).len(), 1);
+    }
+
+    #[test]
+    fn a_span_names_its_model_and_request_and_a_long_id_is_cut() {
+        let long = "i".repeat(1000);
+        let headers = HeaderMap::from_iter([(
+            "x-request-id".parse().expect("a name"),
+            HeaderValue::from_str(&long).expect("a value"),
+        )]);
+        let mut id = None;
+        let spans = traced(&headers, |span| id = trace_id(span));
+        assert_eq!(id, Some(spans[0].span_context.trace_id().to_string()));
+        for attribute in [
+            KeyValue::new("gen_ai.request.model", "org/m"),
+            KeyValue::new("gen_ai.operation.name", "text_completion"),
+            KeyValue::new("gen_ai.request.id", "i".repeat(MAX_REQUEST_ID_BYTES)),
+        ] {
+            assert!(spans[0].attributes.contains(&attribute), "{attribute:?}");
+        }
+        assert_eq!(trace_id(&Span::none()), None);
+    }
+
     #[tokio::test]
     async fn a_collector_that_is_down_is_warned_of_once_in_a_while() {
         let exporter = QuietExporter::new(Down, "http://down");
@@ -340,13 +453,13 @@ mod tests {
             .await
             .expect("a port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
-        let telemetry = Telemetry::start(&endpoint, "test").expect("a usable endpoint");
+        let telemetry = Telemetry::start(&endpoint, "test", None).expect("a usable endpoint");
         let started = Instant::now();
         tracing::subscriber::with_default(
             tracing_subscriber::registry().with(telemetry.layer()),
             || {
                 for _ in 0..1000 {
-                    drop(request_span(&HeaderMap::new(), "POST", "/generate"));
+                    drop(span_of(&HeaderMap::new()));
                 }
             },
         );

@@ -235,7 +235,7 @@ class Runner:
             self.sampler.admit(new.id, tokens, num_prompt, new.sampling, new.logprobs, new.top_n_logprobs, first)
             if self.grammars is not None:
                 self._admit_to_grammars(new)
-            self.spans.admit(new.id, new.traceparent)
+            self.spans.admit(new.id, new.traceparent, len(new.token_ids), new.num_computed_tokens)
 
     def _refusal(self, new: "pb.NewSequence") -> str | None:
         """Reason why a sequence cannot be computed; None when it can."""

@@ -25,6 +25,11 @@ pub struct Output {
     #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = values::collector)]
     pub otlp_endpoint: Option<String>,
 
+    /// Share of the requests without a `traceparent` that are traced, from 0 to 1
+    /// [default: as OTEL_TRACES_SAMPLER says, else 1]
+    #[arg(long, env = "OTLP_SAMPLING_RATIO", value_name = "RATIO", value_parser = values::ratio)]
+    pub otlp_sampling_ratio: Option<f64>,
+
     /// Name of the service in traces [default: gridwork.router and gridwork.shard]
     #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
     pub otlp_service_name: Option<String>,

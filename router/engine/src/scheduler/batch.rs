@@ -96,6 +96,9 @@ impl Batch {
             return false;
         }
         let samples = computed == sequence.tokens.len() + sequence.num_pending;
+        if sequence.num_computed < sequence.num_prompt_tokens {
+            sequence.spans.chunk(sequence.num_computed, num_tokens);
+        }
         sequence.num_computed = computed;
         self.context_tokens = self.context_tokens.max(computed + drafts.len());
         sequence.num_drafts = drafts.len();

@@ -340,7 +340,7 @@ impl Sequence {
             return None;
         }
         self.first_scheduled = Some(now);
-        self.spans.prefill();
+        self.spans.prefill(self.num_prompt_tokens, self.num_cached);
         Some(now.duration_since(self.submitted))
     }
 

@@ -104,6 +104,7 @@ impl Sequence {
             timing: self.timing(now),
         });
         if finish.is_some() {
+            self.spans.finished(self.num_generated());
             self.permit = None;
         }
         self.send(Event::Token(GeneratedToken {

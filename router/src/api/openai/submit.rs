@@ -14,6 +14,7 @@ use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, check_min_new_tokens};
 use crate::http::accounting::RequestAccounting;
+use crate::observability::telemetry::record_seed;
 use crate::running_requests::also_known_as;
 use crate::state::AppState;
 use crate::tokenizing::token_text::TokenTexts;
@@ -92,7 +93,7 @@ impl GenerationJob {
             accounting.prompt_tokens += valid.prompt_ids().len();
             accounting.validation = accounting.validation.max(valid.validation_time);
             if let Some(seed) = valid.seed {
-                span.record("seed", seed);
+                record_seed(&span, seed);
             }
             let echo = match self.echo {
                 true => Some(Arc::new(

@@ -5,6 +5,7 @@ use crate::error::ApiError;
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::Valid;
 use crate::http::accounting::RequestAccounting;
+use crate::observability::telemetry::record_seed;
 use crate::state::AppState;
 
 /// Validates a request, and counts its prompt in `accounting`.
@@ -27,7 +28,7 @@ pub(super) async fn admit(
     accounting.prompt_tokens = valid.prompt_ids().len();
     accounting.validation = valid.validation_time;
     if let Some(seed) = valid.seed {
-        accounting.span.record("seed", seed);
+        record_seed(&accounting.span, seed);
     }
     Ok(valid)
 }
