@@ -173,8 +173,8 @@ $(CHECKERS)/.stamp: $(CHECKER_LOCKS)/checkers.lock $(CHECKER_LOCKS)/json-schema-
 
 fmt: python-dev ## Format Rust and Python
 	@cargo fmt --all
-	@$(VENV)/bin/ruff format server kernels python integration-tests conformance benchmarks gpu
-	@$(VENV)/bin/ruff check --fix server kernels python integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff format server kernels python integration-tests conformance benchmarks gpu deploy
+	@$(VENV)/bin/ruff check --fix server kernels python integration-tests conformance benchmarks gpu deploy
 
 # Generators of pages, one a line. With --check they compare the page with the code.
 define PAGES
@@ -195,8 +195,8 @@ lint: python-dev ## Formatting, lints, types and generated pages, without changi
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	$(say) "Python: formatting, lints and types"
-	@$(VENV)/bin/ruff format --check server kernels python integration-tests conformance benchmarks gpu
-	@$(VENV)/bin/ruff check server kernels python integration-tests conformance benchmarks gpu
+	@$(VENV)/bin/ruff format --check server kernels python integration-tests conformance benchmarks gpu deploy
+	@$(VENV)/bin/ruff check server kernels python integration-tests conformance benchmarks gpu deploy
 	@cd server && ../$(VENV)/bin/mypy
 	@cd python && ../$(VENV)/bin/mypy
 	@$(VENV)/bin/mypy --config-file mypy.ini integration-tests
