@@ -307,13 +307,20 @@ wheel: python $(GPU_TOOLS)/.stamp ## Build the Python package with everything in
 
 CLEAN := .cache/wheel-environment
 
+# A Debian with a newer Python than most, where Docker is there and an image of it can be made or has been made.
+WHEEL_IMAGE := gridwork-base:trixie
+WHEEL_BASE = $$(docker image inspect $(WHEEL_IMAGE) >/dev/null 2>&1 && echo env GRIDWORK_TEST_BASE=$(WHEEL_IMAGE))
+
 test-wheel: wheel python-dev model ## Install the package into a clean environment, and try it there
 	$(say) "Installing the package and its dependencies into $(CLEAN) (5 GB, mostly PyTorch)"
 	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(CLEAN)
 	@$(UV) pip install --quiet --python $(CLEAN)/bin/python dist/gridwork-*.whl
+	@docker info >/dev/null 2>&1 || echo "Docker is not there: the package is not tried in a container"
+	@docker image inspect $(WHEEL_IMAGE) >/dev/null 2>&1 || ! docker info >/dev/null 2>&1 || \
+	    SUITE=trixie deploy/docker/debian-base base $(WHEEL_IMAGE)
 	$(say) "Tests of the package"
-	@GRIDWORK_TEST_WHEEL=$$(echo dist/gridwork-*.whl) GRIDWORK_TEST_ENVIRONMENT=$(CLEAN) \
-	    $(VENV)/bin/python -m pytest -q --timeout 900 python/tests_wheel
+	@GRIDWORK_TEST_WHEEL=$$(echo dist/gridwork-*.whl) GRIDWORK_TEST_ENVIRONMENT=$(CLEAN) $(WHEEL_BASE) \
+	    $(VENV)/bin/python -m pytest -q --timeout 1800 python/tests_wheel
 
 $(GPU_TOOLS)/.stamp: gpu/requirements-build.lock | $(UV) $(VENV)/bin/python
 	$(say) "Installing cargo-zigbuild, maturin and zig into $(GPU_TOOLS) (once, 0.4 GB)"

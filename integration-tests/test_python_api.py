@@ -61,6 +61,26 @@ def test_sampled_answers_equal_those_over_http(llm: LLM, smollm2_server: Server)
     assert len({*texts[0]}) == 2
 
 
+def test_a_seed_of_all_requests_gives_the_same_texts_again(smollm2_server: Server) -> None:
+    prompts = ["Once upon a time", "Once upon a time", "There was a"]
+    params = SamplingParams(temperature=1.3, max_tokens=12)
+
+    def texts(seed: int, sampling_params: Any) -> list[str]:
+        with LLM(smollm2_server.url, seed=seed) as remote:
+            return [output.text for output in remote.generate(prompts, sampling_params, use_tqdm=False)]
+
+    first = texts(7, params)
+    assert texts(7, params) == first
+    assert texts(8, params) != first
+    # Each request has its own, and those with a seed keep it.
+    assert first[0] != first[1]
+    own = [SamplingParams(temperature=1.3, max_tokens=12, seed=3)] * 3
+    assert texts(7, own) == texts(8, own)
+    assert texts(7, None) == texts(7, None)
+    with pytest.raises(InvalidRequest, match="`seed` is of type str"):
+        LLM(smollm2_server.url, seed="7")
+
+
 def test_chats_answer_as_transformers_does(llm: LLM, smollm2: Path) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     text, num_prompt_tokens = reference.chat_answer(smollm2, messages, 20)

@@ -52,6 +52,27 @@ def test_a_hidden_special_token_ends_the_text(server: Server) -> None:
     assert (tgi.token_ids, tgi.text, tgi.finish_reason) == ([SPECIAL_ID], "", "stop_sequence")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_an_answer_names_what_stopped_it(server: Server, route: str, stream: bool) -> None:
+    prompt = {"prompt": "hi"} if route == "/v1/completions" else {"messages": [{"role": "user", "content": "hi"}]}
+    forced: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "logit_bias": {str(SPECIAL_ID): 100}, "stream": stream}
+    for stop, expected in [
+        ({"stop": ["x", SPECIAL]}, SPECIAL),
+        ({"stop_token_ids": [SPECIAL_ID]}, SPECIAL_ID),
+        ({"ignore_eos": True}, None),
+    ]:
+        body = prompt | forced | stop
+        if stream:
+            choices = [chunk["choices"][0] for chunk in server.client.stream(route, body)]
+            assert not any("stop_reason" in choice for choice in choices[:-1])
+            choice = choices[-1]
+        else:
+            (choice,) = server.client.ok(route, body)["choices"]
+        assert choice.get("stop_reason") == expected, body
+        assert choice["finish_reason"] == ("length" if expected is None else "stop")
+
+
 def test_text_of_a_stop_string_with_a_special_token_is_hidden(smollm2_server: Server) -> None:
     chat = {
         "messages": [{"role": "user", "content": "What is the capital of France?"}],

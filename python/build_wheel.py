@@ -74,13 +74,11 @@ def gather(tools: Path) -> None:
     text = text.replace('license = "Apache-2.0"', 'license = "Apache-2.0"\nreadme = "README.md"', 1)
     (STAGE / "pyproject.toml").write_text(text + _MATURIN.format(manifest=ROOT / "launcher" / "Cargo.toml"))
     scripts = STAGE / "data" / "scripts"
-    programs.build(tools, scripts, GLIBC, TRIPLE)
-    needed = programs.check(scripts, GLIBC)
-    print(f"the programs need glibc {_text(needed)}")
+    programs.build(tools, scripts, GLIBC, TRIPLE, (ROUTER,))
+    needed = programs.check(scripts, GLIBC, (ROUTER,))
+    print(f"the router needs glibc {_text(needed)}")
     for name in KERNELS:
         check_library(name, programs.symbols(kernels / name))
-    # maturin brings the launcher.
-    (scripts / "gridwork").unlink()
     (scripts / SERVER).write_text(_SERVER_SCRIPT)
     (scripts / SERVER).chmod(0o755)
 
@@ -99,6 +97,7 @@ def _text(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
+ROUTER = "gridwork-router"
 SERVER = "gridwork-server"
 # A script and no entry point: maturin refuses entry points beside programs. Installers put their Python in its first
 # line.

@@ -4,33 +4,37 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpu_pack.target import ARCHITECTURE, GLIBC, ROOT, PackError
 
 NAMES = ("gridwork", "gridwork-router")
+_PACKAGES = {"gridwork": "gridwork-launcher", "gridwork-router": "gridwork-router"}
 TRIPLE = f"{ARCHITECTURE}-unknown-linux-gnu"
 
 
-def build(tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC, triple: str = TRIPLE) -> None:
-    """Builds the programs into a folder. tools: folder of `cargo-zigbuild` and its Python. Raises PackError."""
-    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{triple}.{_text(glibc)}"]
-    command += ["-p", "gridwork-launcher", "-p", "gridwork-router", "--bins"]
+def build(
+    tools: Path, folder: Path, glibc: tuple[int, int] = GLIBC, triple: str = TRIPLE, names: Sequence[str] = NAMES
+) -> None:
+    """Builds programs into a folder. tools: folder of `cargo-zigbuild` and its Python. Raises PackError."""
+    command = ["cargo", "zigbuild", "--release", "--locked", "--target", f"{triple}.{_text(glibc)}", "--bins"]
+    for name in names:
+        command += ["-p", _PACKAGES[name]]
     # zig's own linker writes no symbols then; `strip` of an older binutils would not know all sections.
     changes = {"PATH": os.pathsep.join([str(tools), os.environ["PATH"]]), "CARGO_PROFILE_RELEASE_STRIP": "symbols"}
     if subprocess.run(command, cwd=ROOT, env=os.environ | changes, check=False).returncode != 0:
         raise PackError(f"{' '.join(command)} failed; see its messages above")
     built = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / triple / "release"
     folder.mkdir(parents=True, exist_ok=True)
-    for name in NAMES:
+    for name in names:
         shutil.copyfile(built / name, folder / name)
         (folder / name).chmod(0o755)
 
 
-def check(folder: Path, glibc: tuple[int, int] = GLIBC) -> tuple[int, ...]:
+def check(folder: Path, glibc: tuple[int, int] = GLIBC, names: Sequence[str] = NAMES) -> tuple[int, ...]:
     """The glibc that the programs need. Raises PackError when it is newer than the machine may have."""
-    needed = max(glibc_of(symbols(folder / name)) for name in NAMES)
+    needed = max(glibc_of(symbols(folder / name)) for name in names)
     if needed > glibc:
         raise PackError(f"the programs need glibc {_text(needed)}, and the machine may have {_text(glibc)}")
     return needed

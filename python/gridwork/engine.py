@@ -24,6 +24,7 @@ from gridwork.outputs import (
 )
 from gridwork.prompts import Prompt
 from gridwork.sampling import SamplingParams
+from gridwork.seeds import Seeds
 from gridwork.server import Server
 
 _NAMES_OF_MODEL = ("model", "model_id", "model_path")
@@ -45,6 +46,7 @@ class Engine:
             raise InvalidRequest(
                 f"`model` {many}; give a folder, a name on the Hugging Face hub, or the URL of a server", field="model"
             )
+        self.seeds = Seeds(options.pop("seed", None))
         self.closed = False
         self._server: Server | None = None
         self._client: Client | None = None

@@ -59,7 +59,7 @@ def generating(
 ) -> Iterator[Job[RequestOutput]]:
     """Jobs that continue prompts."""
     check_on_error(on_error)
-    for prompt, params in _with_params(_prompts(prompts), prompts, sampling_params):
+    for prompt, params in engine.seeds.given(_with_params(_prompts(prompts), prompts, sampling_params)):
 
         async def job(prompt: PromptType = prompt, params: SamplingParams | None = params) -> RequestOutput:
             text = prompt if isinstance(prompt, str) else None
@@ -81,7 +81,7 @@ def answering(
 ) -> Iterator[Job[RequestOutput]]:
     """Jobs that answer conversations."""
     check_on_error(on_error)
-    for conversation, params in _with_params(_conversations(messages), messages, sampling_params):
+    for conversation, params in engine.seeds.given(_with_params(_conversations(messages), messages, sampling_params)):
 
         async def job(conversation: Messages = conversation, params: SamplingParams | None = params) -> RequestOutput:
             return await _guarded(
@@ -97,7 +97,7 @@ def generating_streams(
     engine: Engine, prompts: object, sampling_params: Params | Sequence[Params]
 ) -> Iterator[StreamJob]:
     """Jobs that continue prompts, piece by piece."""
-    for prompt, params in _with_params(_prompts(prompts), prompts, sampling_params):
+    for prompt, params in engine.seeds.given(_with_params(_prompts(prompts), prompts, sampling_params)):
         yield functools.partial(engine.complete_stream, read_prompt(prompt), params)
 
 
@@ -105,7 +105,7 @@ def answering_streams(
     engine: Engine, messages: object, sampling_params: Params | Sequence[Params], options: Mapping[str, Any]
 ) -> Iterator[StreamJob]:
     """Jobs that answer conversations, piece by piece."""
-    for conversation, params in _with_params(_conversations(messages), messages, sampling_params):
+    for conversation, params in engine.seeds.given(_with_params(_conversations(messages), messages, sampling_params)):
         yield functools.partial(engine.answer_stream, conversation, params, options)
 
 

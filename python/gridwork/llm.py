@@ -31,6 +31,9 @@ class LLM:
     flag of `gridwork` is a keyword argument (`dtype="float32"`, `num_shard=2`, `kv_cache_memory="4GiB"`), and so are
     those that vLLM and SGLang call otherwise (`tensor_parallel_size`, `max_model_len`, …).
 
+    With `seed=7`, requests without a seed of their own get one each, the same in every program that makes the same
+    calls.
+
     Prompts may also come from an iterator: results are then given as an iterator, in order, and only a bounded number
     of both is in memory. `on_error="return"` gives a result with an `error` in place of a prompt that was refused.
 

@@ -52,6 +52,8 @@ class CompletionOutput:
     """Sum of the tokens' log-probabilities, where those were asked for."""
     finish_reason: str | None = None
     """`stop`, `length` or `tool_calls`; None while the text grows."""
+    stop_reason: str | int | None = None
+    """Stop sequence or stop token of the request that ended the text."""
     message: dict[str, Any] | None = None
     """Answer to a chat in OpenAI's form, with `tool_calls` and `reasoning_content` where there are some."""
     delta: str = ""

@@ -4,6 +4,7 @@ import base64
 import struct
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gridwork.outputs import (
@@ -75,6 +76,7 @@ def _choice(choice: Mapping[str, Any]) -> CompletionOutput:
         logprobs=logprobs,
         cumulative_logprob=_cumulative(logprobs, token_ids),
         finish_reason=choice["finish_reason"],
+        stop_reason=choice.get("stop_reason"),
         message=message,
     )
 
@@ -141,6 +143,7 @@ def _grow(output: CompletionOutput, choice: Mapping[str, Any]) -> None:
         output.logprobs = [*(output.logprobs or []), *new]
         output.cumulative_logprob = (output.cumulative_logprob or 0.0) + (_cumulative(new, token_ids) or 0.0)
     output.finish_reason = choice.get("finish_reason") or output.finish_reason
+    output.stop_reason = choice.get("stop_reason", output.stop_reason)
 
 
 def _grown_message(message: dict[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,16 +170,7 @@ def _grown_message(message: dict[str, Any], delta: Mapping[str, Any]) -> dict[st
 
 def _copied(output: RequestOutput) -> RequestOutput:
     outputs = [
-        CompletionOutput(
-            each.index,
-            each.text,
-            list(each.token_ids),
-            list(each.logprobs) if each.logprobs is not None else None,
-            each.cumulative_logprob,
-            each.finish_reason,
-            each.message,
-            each.delta,
-        )
+        replace(each, token_ids=list(each.token_ids), logprobs=None if each.logprobs is None else list(each.logprobs))
         for each in output.outputs
     ]
     metrics = RequestMetrics(**vars(output.metrics)) if output.metrics else None

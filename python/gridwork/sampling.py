@@ -95,6 +95,15 @@ class SamplingParams:
         return found | dict(self.extra_args)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelDefaults(SamplingParams):
+    """The model's own defaults, with a seed."""
+
+    def body(self) -> dict[str, Any]:
+        """The seed alone."""
+        return {"seed": self.seed}
+
+
 _OTHER_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 _OFF: dict[str, object] = {

@@ -21,7 +21,8 @@ def test_an_answer_becomes_a_result() -> None:
                 "index": 0,
                 "text": " b",
                 "token_ids": [7, 8],
-                "finish_reason": "length",
+                "finish_reason": "stop",
+                "stop_reason": 8,
                 "prompt_token_ids": [1, 2],
                 "logprobs_by_id": [
                     {"7": entry(-0.5, 1, " b"), "9": entry(-1.0, 2, "c")},
@@ -35,6 +36,7 @@ def test_an_answer_becomes_a_result() -> None:
     output = requests.output_of(answer, {"x-queue-time": "500"}, "3", "a", 10.0)
     assert (output.request_id, output.prompt, output.prompt_token_ids) == ("3", "a", [1, 2])
     [choice] = output.outputs
+    assert choice.stop_reason == 8
     assert choice.token_ids == [7, 8] and choice.cumulative_logprob == -0.75 and choice.finished()
     assert choice.logprobs is not None and choice.logprobs[0][7] == Logprob(-0.5, 1, " b")
     assert output.prompt_logprobs == [None, {2: Logprob(-2.0, 1, "a")}]
@@ -46,7 +48,7 @@ def test_a_stream_grows_and_earlier_pieces_stay_as_they_were() -> None:
     growing = requests.Growing("0", "p", 2)
     chunks = [
         {"choices": [{"index": 1, "text": "a", "token_ids": [1], "prompt_token_ids": [5], "finish_reason": None}]},
-        {"choices": [{"index": 1, "text": "b", "token_ids": [2, 3], "finish_reason": "stop"}]},
+        {"choices": [{"index": 1, "text": "b", "token_ids": [2, 3], "finish_reason": "stop", "stop_reason": "!"}]},
         {"choices": [{"index": 0, "text": "c", "token_ids": [4], "finish_reason": "length"}]},
         {"choices": [], "usage": {"completion_tokens": 4}},
     ]
@@ -56,6 +58,8 @@ def test_a_stream_grows_and_earlier_pieces_stay_as_they_were() -> None:
     assert [piece.finished for piece in pieces] == [False, False, False, True]
     assert pieces[0].outputs[1].token_ids == [1] and pieces[-1].outputs[1].token_ids == [1, 2, 3]
     assert pieces[-1].prompt_token_ids == [5]
+    assert [piece.outputs[1].stop_reason for piece in pieces] == [None, "!", "!", "!"]
+    assert pieces[-1].outputs[0].stop_reason is None
 
 
 def test_pieces_of_calls_are_put_together() -> None:

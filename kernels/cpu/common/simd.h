@@ -85,6 +85,15 @@ GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
   const __mmask16 mask = count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
   return _mm512_mask_mov_ps(b, mask, a);
 }
+// Lanes of `a` whose bit is set, the lowest first, and the other lanes of `b`.
+GRIDWORK_INLINE Vec lanes_of(uint32_t bits, Vec a, Vec b) {
+  return _mm512_mask_mov_ps(b, static_cast<__mmask16>(bits), a);
+}
+// `seen`, with NaN in the lanes where v is NaN.
+GRIDWORK_INLINE Vec with_nan_of(Vec v, Vec seen) {
+  return _mm512_mask_mov_ps(seen, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
+}
+GRIDWORK_INLINE bool has_nan(Vec v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
 
 GRIDWORK_INLINE Vec widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
 
@@ -186,6 +195,14 @@ GRIDWORK_INLINE Vec first_lanes(Vec a, Vec b, int64_t count) {
   const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count > 8 ? 8 : count)), lane);
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
 }
+GRIDWORK_INLINE Vec lanes_of(uint32_t bits, Vec a, Vec b) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i found = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(found, lane)));
+}
+// All bits set is a NaN.
+GRIDWORK_INLINE Vec with_nan_of(Vec v, Vec seen) { return _mm256_or_ps(seen, _mm256_cmp_ps(v, v, _CMP_UNORD_Q)); }
+GRIDWORK_INLINE bool has_nan(Vec v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
 
 GRIDWORK_INLINE Vec widen(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
 

@@ -19,19 +19,15 @@ constexpr int64_t kFewParts = 64;
 
 // The largest of `count` values, or NaN if any value is NaN.
 float largest(const float* values, int64_t count) {
-  Vec most = set1(-std::numeric_limits<float>::infinity()), odd = zero();
+  Vec most = set1(-std::numeric_limits<float>::infinity()), nan = zero();
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const Vec v = load(values + i);
     most = max(v, most);
-    odd = add(odd, sub(v, v));  // not 0 if a value is infinite or NaN
+    nan = with_nan_of(v, nan);
   }
-  float result = reduce_max(most);
-  const bool finite = reduce_add(odd) == 0;
-  for (int64_t j = finite ? i : 0; j < count; ++j) {
-    if (std::isnan(values[j])) return values[j];
-    result = std::max(result, values[j]);
-  }
+  float result = has_nan(nan) ? std::numeric_limits<float>::quiet_NaN() : reduce_max(most);
+  for (; i < count && !std::isnan(result); ++i) result = std::isnan(values[i]) ? values[i] : std::max(result, values[i]);
   return result;
 }
 

@@ -32,7 +32,9 @@ void forbid(float* logits, int64_t width, const uint32_t* allowed, int64_t words
     } else if (bits == ~0u) {
       for (int64_t i = 0; i < kWord; i += kLanes) store(at + i, max(lowest, load(at + i)));
     } else {
-      for (int64_t i = 0; i < kWord; ++i) at[i] = (bits >> i & 1) ? at_least_lowest(at[i]) : kForbidden;
+      for (int64_t i = 0; i < kWord; i += kLanes) {
+        store(at + i, lanes_of(bits >> i, max(lowest, load(at + i)), forbidden));
+      }
     }
   }
   for (int64_t token = whole * kWord; token < width; ++token) {

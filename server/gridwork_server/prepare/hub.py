@@ -110,7 +110,7 @@ def _fetch(name: str, revision: str, trust_remote_code: bool, cache_dir: Path, a
     if constants.HF_HUB_OFFLINE:
         raise PrepareError(
             f"{name} (revision {revision}) is not in the cache {cache_dir}, and HF_HUB_OFFLINE is set; unset it to "
-            "download the model, copy a cache that has it here, or give --model-id a local folder"
+            "download the model, copy a cache that has it here, or give the path of a local folder"
         )
     utils.disable_progress_bars()
     try:
@@ -150,7 +150,7 @@ def _check_readable(name: str, revision: str, cache_dir: Path, wanted: list[str]
 def _check_wanted(name: str, files: list[str], wanted: list[str]) -> None:
     if "config.json" not in files and "adapter_config.json" not in files:
         gguf = any(file.endswith(".gguf") for file in files)
-        hint = "download one of its .gguf files and give --model-id its path" if gguf else "use a Transformers model"
+        hint = "download one of its .gguf files and give its path" if gguf else "use a Transformers model"
         raise PrepareError(f"{name} has no config.json on the hub; {hint}")
     if not any(file.endswith((".safetensors", ".bin")) for file in wanted):
         pickle = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
@@ -233,7 +233,7 @@ def _raise_prepare_error(error: Exception, name: str, revision: str, cache_dir: 
 def _raise_unreachable(error: Exception, name: str, cache_dir: Path) -> NoReturn:
     raise PrepareError(
         f"{name} is not in the cache {cache_dir}, and the hub cannot be reached ({_first_line(error)}); check the "
-        "network (HTTPS_PROXY, HF_ENDPOINT), or give --model-id a local folder"
+        "network (HTTPS_PROXY, HF_ENDPOINT), or give the path of a local folder"
     ) from error
 
 

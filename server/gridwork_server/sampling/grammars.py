@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from gridwork_kernels.token_masks import num_words
 from gridwork_server.sampling.grammar_library import GrammarLibrary
+from gridwork_server.sampling.token_checks import TokenChecks
 from gridwork_server.sampling.token_masks import TokenMasks
 
 if TYPE_CHECKING:
@@ -52,6 +54,13 @@ class Matching:
         """True if the grammar allows nothing more."""
         return self.matcher.is_stopped() and not self.matcher.is_error()
 
+    def take(self, token: int) -> bool:
+        """Adds the next token if the grammar allows it. Returns whether it does."""
+        if not self.matcher.try_consume_tokens([token]):
+            return False
+        self.next_position += 1
+        return True
+
 
 class Grammars:
     """Matchings of the sequences that have a grammar, by id."""
@@ -66,6 +75,7 @@ class Grammars:
         self._vocab_size = vocab_size
         self._end_words = _mask_of(end_ids, self._num_words)
         self._is_pinned = device.type == "cuda"
+        self._checks_tokens = device.type == "cpu"
         self._forced_up_to = forced_up_to
         self._matchings: dict[int, Matching] = {}
         self._thread = ThreadPoolExecutor(1, "grammar-masks")
@@ -96,29 +106,47 @@ class Grammars:
         self._library.close()
 
     def start(
-        self, ids: np.ndarray, counts: np.ndarray | None, inputs: np.ndarray, before: Callable[[], None] | None
-    ) -> "Future[TokenMasks] | None":
-        """Starts to compute the masks of a step; None when it samples for no sequence with a grammar.
+        self,
+        ids: np.ndarray,
+        counts: np.ndarray | None,
+        inputs: np.ndarray,
+        greedy: np.ndarray,
+        before: Callable[[], None] | None,
+    ) -> "tuple[Future[TokenMasks] | None, TokenChecks | None]":
+        """Starts to compute the masks of a step. Returns them, and the checks of the rows that have none yet; None when
+        there are no such rows.
 
         ids: int64 `[n]`, sequences that the step samples for. counts: int64 `[n]`, number of positions of each, one
-        more than its drafts; None: one each. inputs: int64 `[k]`, the input token at each position. before: feeds the
-        tokens of the step before; called first.
+        more than its drafts; None: one each. inputs: int64 `[k]`, the input token at each position. greedy: bool `[n]`,
+        sequences that get the token with the largest logit. before: feeds the tokens of the step before; called first.
         """
         found = [index for index, id in enumerate(ids.tolist()) if id in self._matchings] if self._matchings else []
         if not found:
-            return None
-        matchings = [self._matchings[int(ids[index])] for index in found]
-        if counts is None:
-            rows = np.array(found, dtype=np.int64)
-            drafts: list[list[int]] = [[] for _ in found]
-        else:
-            ends = np.cumsum(counts)
-            spans = [slice(int(ends[index] - counts[index]), int(ends[index])) for index in found]
+            return None, None
+        widths = np.ones(len(ids), dtype=np.int64) if counts is None else counts
+        first = np.cumsum(widths) - widths
+        checked: list[int] = []
+        masked: list[int] = []
+        for index in found:
+            is_checked = self._checks_tokens and greedy[index] and widths[index] == 1
+            (checked if is_checked else masked).append(index)
+        masks = checks = None
+        if masked:
+            spans = [slice(int(first[index]), int(first[index] + widths[index])) for index in masked]
             rows = np.concatenate([np.arange(span.start, span.stop) for span in spans])
             drafts = [self._usable(inputs[span][1:].tolist()) for span in spans]
-        widths = [1] * len(found) if counts is None else counts[found].tolist()
-        named = [int(ids[index]) for index in found]
-        return self._thread.submit(self._compute, named, matchings, rows, widths, drafts, before)
+            masks = self._thread.submit(
+                self._compute, ids[masked].tolist(), rows, widths[masked].tolist(), drafts, before
+            )
+        if checked:
+            masks_of = partial(self._masks_of_rows, ids[checked], first[checked])
+            matchings = [self._matchings[id] for id in ids[checked].tolist()]
+            checks = TokenChecks(first[checked], matchings, before, masks_of)
+        return masks, checks
+
+    def _masks_of_rows(self, ids: np.ndarray, rows: np.ndarray, which: list[int]) -> TokenMasks:
+        """Masks of some of these sequences, one row each. which: their indices."""
+        return self._compute(ids[which].tolist(), rows[which], [1] * len(which), [[] for _ in which], None)
 
     def feed(self, ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> None:
         """Adds sampled tokens to the texts of their sequences, unless they were added before. int64 `[k]` each, those
@@ -162,7 +190,6 @@ class Grammars:
     def _compute(
         self,
         ids: list[int],
-        matchings: list[Matching],
         rows: np.ndarray,
         widths: list[int],
         drafts: list[list[int]],
@@ -171,6 +198,7 @@ class Grammars:
         """Masks of the rows of these sequences. widths: number of rows of each; drafts: tokens behind its first row."""
         if before is not None:
             before()
+        matchings = [self._matchings[id] for id in ids]
         # Rows behind a draft that the grammar forbids keep all bits: their tokens are never taken.
         allowed = torch.full((len(rows), self._num_words), -1, dtype=torch.int32, pin_memory=self._is_pinned)
         first, plain, drafted = 0, [], []

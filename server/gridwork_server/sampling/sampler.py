@@ -19,6 +19,7 @@ from gridwork_server.sampling.truncation import draw_truncated
 
 if TYPE_CHECKING:
     from gridwork_server._proto.shard_pb2 import SamplingParameters
+    from gridwork_server.sampling.token_checks import TokenChecks
     from gridwork_server.sampling.token_masks import TokenMasks
 
 _OF_DRAWS = Stage.DRAW | Stage.TRUNCATION
@@ -146,6 +147,11 @@ class Sampler:
         must then know them. sequence_ids: int64."""
         return bool((self._stages[sequence_ids] & Stage.TEXT).any())
 
+    def is_greedy(self, sequence_ids: np.ndarray) -> np.ndarray:
+        """bool `[n]`: whether each of these sequences gets the token with the largest logit. sequence_ids: int64."""
+        greedy: np.ndarray = (self._stages[sequence_ids] & Stage.DRAW) == 0
+        return greedy
+
     def check_drafts(self, sequence_ids: np.ndarray) -> None:
         """Raises ValueError when one of these sequences cannot have drafts. sequence_ids: int64."""
         refused = sequence_ids[(self._stages[sequence_ids] & NO_DRAFTS) != 0]
@@ -168,13 +174,15 @@ class Sampler:
         positions: np.ndarray,
         masks: "TokenMasks | None" = None,
         text: np.ndarray | None = None,
+        checks: "TokenChecks | None" = None,
     ) -> Sampled:
         """Samples the next token of each row and counts it for the penalties of later steps.
 
         logits: float32 [B, vocab], may be changed in place. sequence_ids: int64 [B], those with penalties each once.
         positions: int64 [B], the position that each new token takes in its sequence: with the seed, it alone determines
         the random number, and it alone decides whether tokens that end the sequence are forbidden. masks: of the rows
-        whose sequence has a grammar, which counts more than anything that forbids a token. text: int32
+        whose sequence has a grammar, which counts more than anything that forbids a token. checks: of the rows whose
+        sequence has a grammar and no mask yet; their sequences are greedy. text: int32
         `[max_sequences, n]`, the tokens of every sequence by position, drafts included; needed for sequences for which
         `reads_text` is true. Rows that fail get a token like the others, and disturb none of them.
         """
@@ -185,7 +193,7 @@ class Sampler:
             self._leave_out_others(stages, sequence_ids, positions)
             needed = int(np.bitwise_or.reduce(stages, initial=0))
         if masks is None and not needed:
-            return Sampled(*argmax(logits))
+            return Sampled(*self._largest(logits, checks))
         observed = Observed.of(logits, np.nonzero(stages & Stage.LOGPROBS)[0]) if needed & Stage.LOGPROBS else None
         for stage, change in self._changes_of_logits.items():
             if needed & stage:
@@ -201,7 +209,7 @@ class Sampler:
         if masks is not None:
             masks.apply(logits)
 
-        tokens, maxima = argmax(logits)
+        tokens, maxima = self._largest(logits, checks)
         if needed & Stage.DRAW:
             for of_row, draw in ((Stage.DRAW, draw_untruncated), (_OF_DRAWS, draw_truncated)):
                 rows = np.nonzero((stages & _OF_DRAWS) == of_row)[0]
@@ -215,6 +223,16 @@ class Sampler:
             self._counts.increment(sequence_ids[rows], tokens[self._to_device(rows)])
         report = observed.report(tokens, self._top_n[sequence_ids]) if observed is not None else None
         return Sampled(tokens, maxima, report)
+
+    def _largest(self, logits: torch.Tensor, checks: "TokenChecks | None") -> tuple[torch.Tensor, torch.Tensor]:
+        """Token with the largest logit of each row, int64 `[B]`, and the logit, float32 `[B]`, as grammars allow it."""
+        tokens, maxima = argmax(logits)
+        masks = checks.refused(tokens, maxima) if checks is not None else None
+        if masks is not None:
+            masks.apply(logits)
+            index = self._to_device(masks.rows)
+            tokens[index], maxima[index] = argmax(logits[index])
+        return tokens, maxima
 
     def _count(self, token_ids: np.ndarray, num_prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """Distinct tokens of a sequence, with the number of times each was generated."""

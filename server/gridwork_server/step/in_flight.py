@@ -28,7 +28,9 @@ class InFlightStep:
     sampled: Sampled | None = None
     """Sampled tokens; None on other ranks than 0, and when nothing is sampled."""
     masks: TokenMasks | None = None
-    """Masks of the sequences that have a grammar; None when there are none."""
+    """Masks that were computed beside the forward pass; None when there are none."""
+    grammar_failures: dict[int, str] = field(default_factory=dict)
+    """Reasons why grammars of sequences cannot be followed any further, by id."""
     started: float = 0.0
     computed: float = 0.0
     """When the forward pass was called and when it returned, in seconds of the performance counter."""

@@ -28,7 +28,7 @@ from gridwork_server.tracing import NoSpans, SequenceSpans
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from gridwork_server.sampling import SampleOutput, TokenMasks
+    from gridwork_server.sampling import SampleOutput, TokenChecks, TokenMasks
 
 _DRAFT_STEP_TOKENS = {"cpu": 16, "cuda": 128}
 """Maximum number of tokens in a step with drafts, by device: about as many as are computed while the weights are read.
@@ -174,7 +174,7 @@ class Runner:
         if batch.has_drafts:
             begun.counts = batch.num_drafts[batch.samples] + 1
             begun.inputs = batch.input_ids[batch.sampled]
-        masks = self._start_masks(begun, after)
+        masks, checks = self._start_masks(begun, after)
         logits, kept = self.path.forward(batch, self.table, of_prompts)
         begun.computed = time.perf_counter()
         self.table.computed(batch)
@@ -188,8 +188,11 @@ class Runner:
                 logits = logits[to_device(np.searchsorted(kept, batch.sampled), logits.device)]
             begun.masks = masks.result() if masks is not None else None
             text = self.table.token_ids
-            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions, begun.masks, text)
+            begun.sampled = self.sampler.begin(logits.float(), begun.rows, begun.positions, begun.masks, text, checks)
             begun.sampled.start_reading()
+            begun.grammar_failures = (begun.masks.failures if begun.masks is not None else {}) | (
+                checks.failures if checks is not None else {}
+            )
         return begun
 
     @torch.inference_mode()
@@ -250,11 +253,14 @@ class Runner:
             tokens = list(new.token_ids)
             self.grammars.admit(new.id, new.grammar, tokens[new.num_prompt_tokens :], len(tokens))
 
-    def _start_masks(self, begun: InFlightStep, after: InFlightStep | None) -> "Future[TokenMasks] | None":
-        """Starts to compute the masks of the sequences that have a grammar, beside the forward pass."""
+    def _start_masks(
+        self, begun: InFlightStep, after: InFlightStep | None
+    ) -> "tuple[Future[TokenMasks] | None, TokenChecks | None]":
+        """Starts to compute the masks of sequences that have a grammar, beside the forward pass. Returns them, and the
+        checks of the others."""
         grammars = self.grammars
         if grammars is None or not grammars.has_any:
-            return None
+            return None, None
 
         def feed_tokens_of_step_before() -> None:
             if after is not None and after.sampled is not None:
@@ -262,13 +268,14 @@ class Runner:
                 good = ~output.failed & ~after.released
                 grammars.feed(after.ids[good], after.positions[good], output.token_ids.numpy()[good])
 
-        return grammars.start(begun.ids, begun.counts, begun.inputs, feed_tokens_of_step_before)
+        greedy = self.sampler.is_greedy(begun.ids)
+        return grammars.start(begun.ids, begun.counts, begun.inputs, greedy, feed_tokens_of_step_before)
 
     def _take_tokens(self, begun: InFlightStep, output: "SampleOutput | None") -> None:
         """Appends sampled tokens to their sequences, and reports them. output: on rank 0."""
         ids, here = begun.ids, ~begun.released
         tokens, failed = self._agreed(begun, output)
-        reasons = begun.masks.failures if begun.masks is not None else {}
+        reasons = begun.grammar_failures
         # A sequence may have failed in the step before, after this one had begun.
         dead = np.where(begun.released, begun.had_failed, self.table.failed[ids])
         result.add_internal_failures(begun.result, ids[dead])
@@ -303,8 +310,9 @@ class Runner:
         sampled = np.zeros((2, len(begun.positions)), dtype=np.int64)
         if output is not None:
             sampled[0], sampled[1] = output.token_ids.numpy(), output.failed
+            if begun.grammar_failures:
+                sampled[1] |= np.isin(begun.rows, list(begun.grammar_failures))
             if begun.masks is not None:
-                sampled[1] |= np.isin(begun.rows, list(begun.masks.failures))
                 sampled[1, begun.masks.behind_end] = 1
         sampled = self.group.broadcast_array(torch.from_numpy(sampled)).numpy()
         return sampled[0], sampled[1] != 0

@@ -1,11 +1,13 @@
 """Grammars of sequences, and the masks that they give."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 import torch
 
 from gridwork_server._proto import shard_pb2 as pb
-from gridwork_server.sampling import Grammars, TokenMasks
+from gridwork_server.sampling import Grammars, TokenChecks, TokenMasks
 
 from .. import models
 from ..grammars import END, TEXTS, grammar, token_table, tokens
@@ -28,13 +30,23 @@ def grammars(
 def masks(made: Grammars, count: int, drafts: list[list[int]] | None = None) -> TokenMasks:
     ids = np.arange(count)
     if drafts is None:
-        started = made.start(ids, None, np.zeros(count, dtype=np.int64), None)
+        started = started_masks(made, ids)
     else:
         counts = np.array([len(each) + 1 for each in drafts])
         inputs = np.concatenate([np.array([0, *each], dtype=np.int64) for each in drafts])
-        started = made.start(ids, counts, inputs, None)
+        started, _ = made.start(ids, counts, inputs, np.zeros(count, dtype=bool), None)
     assert started is not None
     return started.result()
+
+
+def started_masks(made: Grammars, ids: np.ndarray) -> "Future[TokenMasks] | None":
+    """Masks of sequences that are drawn, one row each."""
+    return made.start(ids, None, np.zeros(0, dtype=np.int64), np.zeros(len(ids), dtype=bool), None)[0]
+
+
+def started_checks(made: Grammars, ids: np.ndarray) -> TokenChecks | None:
+    """Checks of greedy sequences, one row each."""
+    return made.start(ids, None, np.zeros(0, dtype=np.int64), np.ones(len(ids), dtype=bool), None)[1]
 
 
 def allowed(found: TokenMasks, row: int, vocab_size: int = models.VOCAB) -> set[bytes]:
@@ -64,19 +76,19 @@ def test_a_token_counts_once_for_each_position():
 def test_the_state_is_rebuilt_from_generated_tokens():
     made = grammars([])
     made.admit(5, grammar('start: "abc" | "abd"'), tokens("ab"), 9)
-    started = made.start(np.array([5]), None, np.zeros(1, dtype=np.int64), None)
+    started = started_masks(made, np.array([5]))
     assert started is not None
     assert allowed(started.result(), 0) == {b"c", b"d"}
 
 
 def test_only_sequences_with_a_grammar_have_masks():
     made = grammars(['start: "a"'])
-    assert made.start(np.array([3, 4]), None, np.zeros(2, dtype=np.int64), None) is None
-    started = made.start(np.array([3, 0, 4]), None, np.zeros(3, dtype=np.int64), None)
+    assert started_masks(made, np.array([3, 4])) is None
+    started = started_masks(made, np.array([3, 0, 4]))
     assert started is not None
     assert started.result().rows.tolist() == [1]
     made.release([0, 3])
-    assert made.start(np.array([0]), None, np.zeros(1, dtype=np.int64), None) is None
+    assert started_masks(made, np.array([0])) is None
 
 
 def test_each_draft_has_the_mask_of_the_text_before_it():
@@ -163,7 +175,7 @@ def test_a_grammar_that_cannot_be_followed_fails_alone():
 def test_rows_of_other_sequences_are_unchanged():
     logits = peaked_logits(4, models.VOCAB)
     made = grammars(['start: "a"', 'start: "b"'])
-    started = made.start(np.array([9, 1, 8, 0]), None, np.zeros(4, dtype=np.int64), None)
+    started = started_masks(made, np.array([9, 1, 8, 0]))
     assert started is not None
     changed = logits.clone()
     started.result().apply(changed)
@@ -214,3 +226,99 @@ def test_log_probabilities_are_those_of_the_model():
     output = sampler.begin(logits.clone(), np.arange(1), np.ones(1, dtype=np.int64), masks(made, 1)).read()
     assert output.logprobs is not None
     assert output.logprobs[0] == pytest.approx(float(expected), abs=1e-5)
+
+
+def greedy_tokens(made: Grammars, logits: torch.Tensor, ids: np.ndarray, checked: bool) -> list[int]:
+    """Greedy tokens of sequences, by checks or by masks."""
+    sampler = sampler_for(models.VOCAB, [Parameters(greedy=True)] * len(ids))
+    found = None if checked else started_masks(made, ids)
+    sampled = sampler.begin(
+        logits.clone(),
+        np.arange(len(ids)),
+        np.ones(len(ids), dtype=np.int64),
+        found.result() if found is not None else None,
+        checks=started_checks(made, ids) if checked else None,
+    )
+    return sampled.token_ids.tolist()
+
+
+def test_checked_tokens_are_those_of_masks():
+    rules = ["start: /[a-e]*/", "start: /[0-9]+/", 'start: "ab" /./', "start: /(?s:.)*/", 'start: ("q" | "ab")*']
+    ids = np.arange(len(rules))
+    by_checks, by_masks = grammars(rules), grammars(rules)
+    kinds = set()
+    for position in range(1, 12):
+        logits = peaked_logits(len(rules), models.VOCAB, seed=position)
+        expected = greedy_tokens(by_masks, logits, ids, checked=False)
+        assert greedy_tokens(by_checks, logits, ids, checked=True) == expected
+        kinds |= set((logits.argmax(1).numpy() == np.array(expected)).tolist())
+        for made in (by_checks, by_masks):
+            made.feed(ids, np.full(len(ids), position), np.array(expected))
+    # Some tokens were allowed, and some were refused.
+    assert kinds == {True, False}
+
+
+def test_a_checked_token_is_in_the_text_once():
+    made = grammars(['start: "aaa"'])
+    logits = torch.zeros(1, models.VOCAB)
+    logits[0, TEXTS.index(b"a")] = 1.0
+    assert greedy_tokens(made, logits, np.array([0]), checked=True) == tokens("a")
+    made.feed(np.array([0]), np.array([1]), np.array(tokens("a")))
+    assert allowed(masks(made, 1), 0) == {b"a", b"aa"}
+
+
+def test_a_refused_token_is_in_no_text():
+    made = grammars(['start: "aaa"'])
+    checks = started_checks(made, np.array([7, 0]))
+    assert checks is not None
+    refused = checks.refused(torch.tensor([3, TEXTS.index(b"x")]), torch.tensor([1.0, 1.0]))
+    assert refused is not None
+    assert refused.rows.tolist() == [1]
+    assert allowed(masks(made, 1), 0) == {b"a", b"aa"}
+
+
+@pytest.mark.parametrize("rules", ['start: "ab" /[0-9]/', "start: /[a-e]*/", 'start: "x" "y"?', "start: /(?s:.)+/"])
+def test_every_token_that_a_mask_has_passes_its_check(rules):
+    for before in ("", "a", "ab", "x", "xy"):
+        made = grammars([rules])
+        checks = started_checks(made, np.array([0]))
+        assert checks is not None
+        matching = checks.matchings[0]
+        if not all(matching.take(token) for token in tokens(before)):
+            continue
+        found = allowed(masks(made, 1), 0)
+        passing = {text for id, text in enumerate(TEXTS) if text and matching.matcher.validate_tokens([id])}
+        # A text that has ended has its mask, since no token passes.
+        assert passing == (set() if matching.has_ended else found)
+
+
+def test_a_grammar_counts_more_than_what_forbids_every_token_when_checked():
+    made = grammars(['start: "a"'])
+    logits = torch.full((1, models.VOCAB), -torch.inf)
+    assert greedy_tokens(made, logits, np.array([0]), checked=True) == tokens("a")
+
+
+def test_rows_with_nan_are_left_as_they_are():
+    made = grammars(['start: "a"'])
+    checks = started_checks(made, np.array([0]))
+    assert checks is not None
+    assert checks.refused(torch.tensor(tokens("x")), torch.tensor([torch.nan])) is None
+    assert allowed(masks(made, 1), 0) == {b"a"}
+
+
+def test_a_grammar_that_cannot_be_followed_fails_alone_when_checked():
+    made = grammars(["start: nowhere", 'start: "a"'])
+    checks = started_checks(made, np.arange(2))
+    assert checks is not None
+    assert checks.refused(torch.tensor(tokens("aa")), torch.ones(2)) is not None
+    assert list(checks.failures) == [0]
+
+
+def test_drawn_sequences_and_drafts_have_masks():
+    made = grammars(['start: "a"'] * 3)
+    masked, checks = made.start(
+        np.arange(3), np.array([1, 2, 1]), np.array([0, 0, 5, 0]), np.array([True, True, False]), None
+    )
+    assert masked is not None
+    assert checks is not None
+    assert (masked.result().rows.tolist(), checks.rows.tolist()) == ([1, 2, 3], [0])

@@ -11,7 +11,9 @@ use super::chunk::{AnswerKind, Identity};
 use super::parsed_choice::{self, CallForm, ChoiceParser};
 use super::prompt_logprobs;
 use super::request::{StreamOptions, num_choices};
-use super::response::{ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, Usage};
+use super::response::{
+    ChatChoice, ChatCompletion, ChatLogprobs, OpenAiFinishReason, StopReason, Usage,
+};
 use super::returned_tokens::ReturnedTokens;
 use super::submit::GenerationJob;
 use crate::chat_template::{Message, RenderOptions};
@@ -390,6 +392,7 @@ async fn collect(
             message,
             logprobs,
             finish_reason,
+            stop_reason: StopReason::of(&finish.reason),
         });
     }
     Ok(ChatCompletion {

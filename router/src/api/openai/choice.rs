@@ -9,7 +9,7 @@ use gridwork_engine::{Event, Finish, GeneratedToken, Generation, GenerationError
 
 use super::parsed_choice::ChoiceParser;
 use super::prompt_logprobs::{self, PromptLogprobs};
-use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason};
+use super::response::{ChatLogprobs, CompletionLogprobs, OpenAiFinishReason, StopReason};
 use super::returned_tokens::{ReturnedFields, ReturnedTokens};
 use crate::tokenizing::token_text::TokenTexts;
 
@@ -93,6 +93,11 @@ impl Piece {
             return Some(OpenAiFinishReason::Length);
         }
         Some(OpenAiFinishReason::from(&finish.reason))
+    }
+
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        let finish = self.token.finish.as_ref().filter(|_| self.shown)?;
+        StopReason::of(&finish.reason)
     }
 
     /// Adds this piece's log-probabilities to a chat's.

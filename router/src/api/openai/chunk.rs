@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::response::{Delta, OpenAiFinishReason, Usage};
+use super::response::{Delta, OpenAiFinishReason, StopReason, Usage};
 use super::returned_tokens::ReturnedFields;
 use crate::http::sse::json_string;
 
@@ -65,6 +65,7 @@ pub struct ChunkDetails<'a, L> {
     pub first: bool,
     pub logprobs: Option<&'a L>,
     pub finish_reason: Option<OpenAiFinishReason>,
+    pub stop_reason: Option<StopReason>,
     /// Usage so far, when every chunk reports it.
     pub usage: Option<Usage>,
     /// Ids of the tokens whose text this is, and of those before it that have none.
@@ -161,6 +162,10 @@ impl ChunkEncoder {
         serde_json::to_writer(&mut *out, &details.logprobs)?;
         out.extend_from_slice(b",\"finish_reason\":");
         serde_json::to_writer(&mut *out, &details.finish_reason)?;
+        if let Some(reason) = &details.stop_reason {
+            out.extend_from_slice(b",\"stop_reason\":");
+            serde_json::to_writer(&mut *out, reason)?;
+        }
         if let Some(returned) = &details.returned {
             out.push(b',');
             let opening_brace = out.len();
@@ -245,6 +250,7 @@ mod tests {
         first: false,
         logprobs: None,
         finish_reason: None,
+        stop_reason: None,
         usage: None,
         returned: None,
     };
@@ -300,6 +306,7 @@ mod tests {
             first: true,
             logprobs: Some(&logprobs),
             finish_reason: None,
+            stop_reason: None,
             usage: None,
             returned: None,
         };
@@ -320,12 +327,14 @@ mod tests {
         out.clear();
         let last = ChunkDetails {
             finish_reason: Some(OpenAiFinishReason::Stop),
+            stop_reason: Some(StopReason::Text("\n".into())),
             usage: Some(Usage::new(3, 4)),
             ..NOTHING
         };
         encoder.detailed(&mut out, 0, "", &last).unwrap();
         let json: Value = parse(&out);
         assert_eq!(json["choices"][0]["finish_reason"], "stop");
+        assert_eq!(json["choices"][0]["stop_reason"], "\n");
         assert_eq!(json["choices"][0]["delta"], json!({"content": ""}));
         assert_eq!(json["usage"]["total_tokens"], 7);
     }
@@ -336,6 +345,7 @@ mod tests {
         let mut out = Vec::new();
         let last = ChunkDetails {
             finish_reason: Some(OpenAiFinishReason::Length),
+            stop_reason: None,
             ..NOTHING
         };
         encoder.detailed(&mut out, 1, "end", &last).unwrap();

@@ -136,7 +136,7 @@ async fn collect(
     for choice in &mut running {
         let mut text = String::new();
         let mut logprobs = reported.logprobs.then(CompletionLogprobs::default);
-        let mut finish_reason = OpenAiFinishReason::Length;
+        let (mut finish_reason, mut stop_reason) = (OpenAiFinishReason::Length, None);
         let mut mean = MeanLogprob::default();
         let finish = choice
             .collect(reported.logprobs, |piece| {
@@ -145,6 +145,7 @@ async fn collect(
                     piece.add_to_completion(texts, logprobs);
                 }
                 finish_reason = piece.finish_reason().unwrap_or(finish_reason);
+                stop_reason = piece.stop_reason();
                 text.push_str(&piece.text());
             })
             .await?;
@@ -165,6 +166,7 @@ async fn collect(
             text,
             logprobs,
             finish_reason,
+            stop_reason,
             prompt_logprobs: choice
                 .prompt_entries(texts)
                 .filter(|_| reported.prompt_logprobs),
@@ -218,6 +220,7 @@ mod tests {
                 text: index.to_string(),
                 logprobs: None,
                 finish_reason: OpenAiFinishReason::Length,
+                stop_reason: None,
                 prompt_logprobs: None,
             };
             (choice, mean)

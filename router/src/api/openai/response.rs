@@ -34,6 +34,24 @@ impl From<&FinishReason> for OpenAiFinishReason {
     }
 }
 
+/// What ended a text, if it is one of those that the request named: a stop sequence or a stop token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum StopReason {
+    Text(String),
+    Token(u32),
+}
+
+impl StopReason {
+    pub fn of(reason: &FinishReason) -> Option<Self> {
+        match reason {
+            FinishReason::StopString(text) => Some(Self::Text(text.clone())),
+            FinishReason::StopToken(token) => Some(Self::Token(*token)),
+            FinishReason::Length | FinishReason::EndOfSequence => None,
+        }
+    }
+}
+
 /// Number of tokens that a request used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Usage {
@@ -185,6 +203,9 @@ pub struct ChatChoice {
     /// Set when requested.
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Stop sequence or stop token of the request that ended the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
     /// Ids of the generated tokens, with `return_token_ids`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
@@ -269,6 +290,9 @@ pub struct CompletionChoice {
     /// Set when requested.
     pub logprobs: Option<CompletionLogprobs>,
     pub finish_reason: OpenAiFinishReason,
+    /// Stop sequence or stop token of the request that ended the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
     /// Set when requested: an entry for each token of the prompt, from token ids.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<PromptLogprobs>,
@@ -306,6 +330,9 @@ pub struct ChatChunkChoice {
     pub logprobs: Option<ChatLogprobs>,
     /// Set in the last chunk of this choice.
     pub finish_reason: Option<OpenAiFinishReason>,
+    /// Stop sequence or stop token of the request that ended the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
 }
 
 /// Part that a chunk adds to the message.
@@ -360,6 +387,9 @@ pub struct CompletionChunkChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// Set in the last chunk of this choice.
     pub finish_reason: Option<OpenAiFinishReason>,
+    /// Stop sequence or stop token of the request that ended the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<StopReason>,
 }
 
 /// Answer of `/v1/models`.

@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 
 use super::choice::{Events, Piece, RunningChoice};
 use super::chunk::{AnswerKind, ChunkDetails, ChunkEncoder, DONE};
-use super::response::{ChatLogprobs, Delta, OpenAiFinishReason, Usage};
+use super::response::{ChatLogprobs, Delta, OpenAiFinishReason, StopReason, Usage};
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::sse::{self, FRAME_BYTES};
 use crate::tokenizing::token_text::TokenTexts;
@@ -132,11 +132,12 @@ impl<S: Events> AnswerStream<S> {
             return Ok(());
         };
         let index = choice.index;
-        let finish_reason = piece.finish_reason();
+        let (finish_reason, stop_reason) = (piece.finish_reason(), piece.stop_reason());
         self.finishes.extend(piece.token.finish.take());
         if choice.parser.is_some() {
             let parts = (&self.encoder, self.content.logprobs.as_deref());
-            return write_parsed(parts, choice, piece, (finish_reason, usage), out);
+            let end = (finish_reason, stop_reason);
+            return write_parsed(parts, choice, piece, end, usage, out);
         }
         let Some(tokenizer) = &self.content.logprobs else {
             let text = piece.text();
@@ -154,6 +155,7 @@ impl<S: Events> AnswerStream<S> {
                 first: !std::mem::replace(&mut choice.started, true),
                 logprobs: None,
                 finish_reason,
+                stop_reason,
                 usage,
                 returned: choice.take_returned(None),
             };
@@ -167,6 +169,7 @@ impl<S: Events> AnswerStream<S> {
                 piece.add_to_chat(texts, &mut logprobs);
                 let details = ChunkDetails {
                     returned: choice.take_returned(Some(texts)),
+                    stop_reason,
                     ..details(first, &logprobs, finish_reason, usage)
                 };
                 self.encoder.detailed(out, index, &piece.text(), &details)
@@ -186,6 +189,7 @@ impl<S: Events> AnswerStream<S> {
                 let first = !std::mem::replace(&mut choice.started, true);
                 let details = ChunkDetails {
                     returned: choice.take_returned(Some(texts)),
+                    stop_reason,
                     ..details(first, &logprobs, finish_reason, usage)
                 };
                 self.encoder.detailed(out, index, &piece.text(), &details)
@@ -240,7 +244,8 @@ fn write_parsed<S: Events>(
     (encoder, logprobs_of): (&ChunkEncoder, Option<&Tokenizer>),
     choice: &mut RunningChoice<S>,
     piece: Piece,
-    (finish_reason, usage): (Option<OpenAiFinishReason>, Option<Usage>),
+    (finish_reason, mut stop_reason): (Option<OpenAiFinishReason>, Option<StopReason>),
+    usage: Option<Usage>,
     out: &mut Vec<u8>,
 ) -> Result<(), serde_json::Error> {
     let mut logprobs = logprobs_of.map(|tokenizer| {
@@ -265,6 +270,7 @@ fn write_parsed<S: Events>(
             first: !std::mem::replace(&mut choice.started, true),
             logprobs: logprobs.as_ref(),
             finish_reason: finish_reason.filter(|_| is_last),
+            stop_reason: stop_reason.take_if(|_| is_last),
             usage,
             returned: match number {
                 0 => choice.take_returned(texts),
@@ -286,6 +292,7 @@ fn details<L: Serialize>(
         first,
         logprobs: Some(logprobs),
         finish_reason,
+        stop_reason: None,
         usage,
         returned: None,
     }
