@@ -62,7 +62,7 @@ fn no_child_outlives_a_killed_launcher() {
 #[test]
 fn an_orphan_becomes_the_launchers_child_and_is_reaped() {
     let scene = Scene::new();
-    scene.order("shard-0", "leave 1");
+    scene.order("shard-0", "leave 5");
     let launcher = scene.launch(&[]);
     let orphan = wait_for(SOON, "an orphan is left", || {
         scene.noted("shard-0", "orphan").first().copied()
