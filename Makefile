@@ -38,7 +38,7 @@ export PATH := $(CURDIR)/target/release:$(CURDIR)/$(VENV)/bin:$(CURDIR)/.cache/u
 say = @printf '\033[1m==> %s\033[0m\n'
 
 
-.PHONY: build serve test fmt docs lint integration bench bench-report bench-python bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel test-wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client
+.PHONY: build serve test fmt docs lint integration bench bench-report bench-python bench-batched bench-router nightly conformance test-hostile gpu-pack gpu-check wheel test-wheel clean help rust python python-dev model encoder-model clients clients-nightly checkers vllm-client docker test-docker test-deploy
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -203,8 +203,9 @@ lint: python-dev ## Formatting, lints, types and generated pages, without changi
 	@$(VENV)/bin/mypy --config-file mypy.ini conformance
 	@$(VENV)/bin/mypy --config-file mypy.ini benchmarks
 	@$(VENV)/bin/mypy --config-file mypy.ini gpu
+	@$(VENV)/bin/mypy --config-file mypy.ini deploy
 
-test: build lint unit integration ## Every check and test
+test: build lint unit test-deploy integration ## Every check and test
 
 .PHONY: unit
 unit: build python-dev
@@ -225,7 +226,7 @@ conformance: python-dev ## Every model type of Transformers against Transformers
 	$(say) "Conformance over every model type"
 	@$(VENV)/bin/python -m conformance --write docs/models.md
 
-nightly: test test-hostile conformance clients-nightly vllm-client test-wheel ## What `test` runs, hostile clients, every model type, the package, then the long forms of the integration tests
+nightly: test test-hostile conformance clients-nightly vllm-client test-wheel test-docker ## What `test` runs, hostile clients, every model type, the package, then the long forms of the integration tests
 	$(say) "CPU kernels for every instruction set"
 	@$(VENV)/bin/python kernels/build_cpu.py
 	$(say) "Integration tests, long forms"
@@ -288,6 +289,41 @@ bench-batched: build python-dev ## Many clients beside one, for models without t
 bench-router: build ## The router's own cost, with a shard that answers at once
 	@cargo build --release --locked -p gridwork-router-overhead
 	@target/release/router-overhead --router target/release/gridwork-router --model-path $(MODEL)
+
+# --- The image, and files that run it ----------------------------------------------------------------------------
+
+# Name of the image, and further arguments (`DOCKER_ARGS="--build-arg VARIANT=cuda"`).
+IMAGE ?= gridwork
+DOCKER_ARGS ?=
+DOCKER ?= docker
+DEPLOY := .cache/deploy
+# Images that `make test-docker` builds with: those of the registry, or where that is not reached, Debian by debootstrap.
+TEST_BASE ?= gridwork-base:bookworm
+TEST_RUST ?= gridwork-rust:bookworm
+
+docker: ## Build the image (IMAGE=name, DOCKER_ARGS="--build-arg VARIANT=cuda" for GPUs)
+	$(say) "Building the image $(IMAGE)"
+	@$(DOCKER) build --tag $(IMAGE) --build-arg GIT_SHA="$$(git rev-parse HEAD 2>/dev/null || true)" $(DOCKER_ARGS) .
+
+test-docker: python-dev model ## Build the image on a Debian made here, and try it without a network
+	@$(DOCKER) info >/dev/null 2>&1 || { echo "error: Docker does not run here; start it, or leave out test-docker"; exit 1; }
+	$(say) "Bases made with debootstrap (once)"
+	@$(DOCKER) image inspect $(TEST_BASE) >/dev/null 2>&1 || DOCKER=$(DOCKER) deploy/docker/debian-base base $(TEST_BASE)
+	@$(DOCKER) image inspect $(TEST_RUST) >/dev/null 2>&1 || DOCKER=$(DOCKER) deploy/docker/debian-base rust $(TEST_RUST)
+	@$(MAKE) --no-print-directory docker IMAGE=gridwork-test DOCKER_ARGS="--network host \
+	    --build-arg BASE=$(TEST_BASE) --build-arg RUST_IMAGE=$(TEST_RUST) $(DOCKER_ARGS)"
+	$(say) "Tests of the image"
+	@DOCKER=$(DOCKER) GRIDWORK_TEST_IMAGE=gridwork-test $(VENV)/bin/python -m pytest -q -s --timeout 900 deploy/tests_docker
+
+test-deploy: $(DEPLOY)/.stamp ## The Helm chart, the compose file and what belongs to them, without starting anything
+	$(say) "Files that deploy the server"
+	@cd deploy && ../$(DEPLOY)/bin/python -m pytest -q
+
+$(DEPLOY)/.stamp: deploy/requirements.lock | $(UV) $(VENV)/bin/python
+	$(say) "Installing Helm's library and Kubernetes' schemas into $(DEPLOY) (once, 0.2 GB)"
+	@$(UV) venv --quiet --clear --python $(VENV)/bin/python $(DEPLOY)
+	@$(UV) pip install --python $(DEPLOY)/bin/python --quiet --require-hashes -r $<
+	@touch $@
 
 # --- Machines with a GPU -----------------------------------------------------------------------------------------
 

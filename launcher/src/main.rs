@@ -2,6 +2,7 @@
 //! them, and ends them in order.
 
 mod error;
+mod health;
 mod launch;
 mod logs;
 mod machine;
@@ -22,6 +23,7 @@ use logs::{Format, Log};
 use machine::{Gpus, Placement, report};
 use model::{Fitness, NativeTypes, Source, Trust};
 use process::http_socket::HttpSocket;
+use process::orphans;
 use process::parent::{Event, Parent};
 use process::programs::Wanted;
 use process::signals::Signals;
@@ -33,6 +35,9 @@ const LAST_LINES_WAIT: Duration = Duration::from_secs(2);
 fn main() -> ExitCode {
     let began = Instant::now();
     let args: Vec<OsString> = std::env::args_os().collect();
+    if args.get(1).is_some_and(|word| word == "health") {
+        return tell_health(&args[2..]);
+    }
     match tools::run(&args) {
         Ok(false) => {}
         Ok(true) => return ExitCode::SUCCESS,
@@ -64,6 +69,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// `gridwork health`: prints the state of the server, and succeeds if it is ready.
+fn tell_health(flags: &[OsString]) -> ExitCode {
+    let result = health::check(flags);
+    let text = match &result {
+        Ok(url) => format!("{url} is ready"),
+        Err(error) => format!("error: {}", logs::visible(&error.to_string(), true)),
+    };
+    let _ = writeln!(stdout(), "{text}");
+    match result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
 /// Writes to stderr. It may be a pipe that nobody reads, so that the wait is bounded.
 fn say(text: String) {
     let (done, written) = std::sync::mpsc::channel();
@@ -85,6 +104,7 @@ fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
         .build()
         .map_err(io("cannot start"))?;
     let result = runtime.block_on(async {
+        orphans::reap().map_err(io("cannot become the parent of orphans"))?;
         let is_linked = cli.processes.parent_link;
         let parent = is_linked.then(Parent::at_stdin).transpose();
         let parent = parent.map_err(io("--parent-link: stdin is no end of a socket pair"))?;

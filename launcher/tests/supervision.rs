@@ -60,6 +60,26 @@ fn no_child_outlives_a_killed_launcher() {
 }
 
 #[test]
+fn an_orphan_becomes_the_launchers_child_and_is_reaped() {
+    let scene = Scene::new();
+    scene.order("shard-0", "leave 5");
+    let launcher = scene.launch(&[]);
+    let orphan = wait_for(SOON, "an orphan is left", || {
+        scene.noted("shard-0", "orphan").first().copied()
+    });
+    let parent = |pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields = stat.rsplit(") ").next()?;
+        fields.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    assert_eq!(parent(orphan), Some(launcher.id()));
+    wait_for(SOON, "the orphan has left the table of processes", || {
+        parent(orphan).is_none().then_some(())
+    });
+    launcher.wait_ready();
+}
+
+#[test]
 fn a_dead_shard_restarts_its_group_and_not_the_router() {
     let scene = Scene::new();
     // Not this machine, as far as the launcher knows: ranks meet at a port.

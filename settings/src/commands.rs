@@ -1,6 +1,6 @@
 //! The commands beside the server, and the scripts that complete them and the server's flags in a shell.
 //!
-//! Python owns the commands but `serve` and `completions`. `commands.json` lists them: `make docs` writes it.
+//! Python owns the commands but `serve`, `completions` and `health`. `commands.json` lists them: `make docs` writes it.
 
 use std::sync::LazyLock;
 
@@ -83,6 +83,9 @@ fn command_line(has_paths: bool) -> Command {
     let completions = Command::new("completions")
         .about("Print a script that completes command lines in a shell")
         .arg(Arg::new("SHELL").value_parser(SHELLS));
+    let health = Command::new("health")
+        .about("Tell whether the server of this machine, or one with the flags given, is ready")
+        .args(server.clone());
     Command::new("gridwork")
         .version(env!("CARGO_PKG_VERSION"))
         .disable_help_subcommand(true)
@@ -90,6 +93,7 @@ fn command_line(has_paths: bool) -> Command {
         .subcommand(serve)
         .subcommands(TOOLS.iter().map(|tool| tool.command(&server, has_paths)))
         .subcommand(completions)
+        .subcommand(health)
 }
 
 /// A flag of the server: its name, help and values.

@@ -23,7 +23,7 @@ pub use flags::{
     Attention, Batching, Device, Dtype, Http, LogLevel, Memory, ModelImpl, ModelSource, Names,
     Processes, Quantize, RequestLimits, Task, Timeouts,
 };
-pub use parse::{parse_command_line, try_parse};
+pub use parse::{parse_command_line, parse_words, try_parse};
 pub use router::{RouterLaunch, RouterSettings, SettingsError};
 pub use shard::{ShardLaunch, ShardSettings};
 pub use values::{BatchSizes, Secret, value_name};

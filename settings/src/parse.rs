@@ -16,9 +16,17 @@ use crate::rewrite::{Rewritten, rewrite};
 /// With `--parent-link` no variable is read: the program that starts the server says everything by flags.
 /// Ends the process for `--help`, `--version` and wrong values, after saying what was wrong.
 pub fn parse_command_line() -> Cli {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    parse_words(std::env::args_os().collect()).unwrap_or_else(|error| error.exit())
+}
+
+/// Parses and validates `args`, of which the first is the program's name, as [`parse_command_line`] does its own.
+///
+/// # Errors
+///
+/// clap's: the message names the flag, the value and the values that are allowed.
+pub fn parse_words(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     if args.iter().any(|arg| arg == "--parent-link") {
-        return try_parse(args).unwrap_or_else(|error| error.exit());
+        return try_parse(args);
     }
     let command = Cli::command();
     for name in command.get_arguments().filter_map(|arg| arg.get_env()) {
@@ -27,10 +35,7 @@ pub fn parse_command_line() -> Cli {
             unsafe { std::env::remove_var(name) };
         }
     }
-    match parse(command, args) {
-        Ok(cli) => cli,
-        Err(error) => error.exit(),
-    }
+    parse(command, args)
 }
 
 /// Parses `args`, of which the first is the program's name, without looking at the environment.

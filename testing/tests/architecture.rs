@@ -22,7 +22,7 @@ const CRATES: &[(&str, Layers)] = &[
     (
         "launcher/src",
         &[
-            &["error"],
+            &["error", "health"],
             &["supervisor", "tools"],
             &["launch"],
             &["machine", "model"],

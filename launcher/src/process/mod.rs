@@ -5,6 +5,7 @@
 //! the child: children are started from the main thread, which the runtime of the launcher lives on.
 
 pub mod http_socket;
+pub mod orphans;
 pub mod parent;
 mod private_folder;
 pub mod programs;
@@ -125,6 +126,7 @@ impl Child {
         let mut child = command.stdin(stdin).spawn().map_err(cannot)?;
         let tag = spec.tag.clone();
         let pid = child.id().map_or(0, |pid| pid as i32);
+        orphans::is_waited_for(pid);
         let (stdout, stderr) = (Output::default(), Output::default());
         let mut readers: Vec<JoinHandle<()>> = Vec::new();
         if let Some(stream) = child.stdout.take() {
@@ -139,6 +141,7 @@ impl Child {
         let exit_tag = tag.clone();
         tokio::spawn(async move {
             let status = child.wait().await.ok();
+            orphans::was_waited_for(pid);
             // Helpers of the child (compilers, loaders) end with it.
             signal_group(pid, libc::SIGKILL);
             let all_read = async {

@@ -19,11 +19,12 @@ use crate::logs::Log;
 use crate::process::parent::Event;
 use crate::process::signals::{Request, Signals};
 use crate::process::sockets::Sockets;
-use readiness::{RouterProbe, StartupReport};
+use readiness::StartupReport;
 
 pub use backoff::Backoff;
 use common::Common;
 pub use fault::SupervisorError;
+pub use readiness::{Answer, RouterProbe};
 use router::Router;
 use router_link::Notes;
 use served::Served;

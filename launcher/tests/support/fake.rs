@@ -77,11 +77,15 @@ impl Fake {
 
     /// Appends a line to the journal that the test reads.
     fn note(&self, what: &str) {
+        self.note_of(what, std::process::id());
+    }
+
+    fn note_of(&self, what: &str, id: u32) {
         let journal = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.folder.join("journal"));
-        let line = format!("{} {what} {}\n", self.role, std::process::id());
+        let line = format!("{} {what} {id}\n", self.role);
         journal.unwrap().write_all(line.as_bytes()).unwrap();
     }
 
@@ -114,10 +118,22 @@ impl Fake {
                     );
                     std::process::exit(1);
                 }
+                Some(("leave", seconds)) => self.leave_orphan(seconds),
                 Some(("exit", code)) => std::process::exit(code.parse().unwrap()),
                 _ => {}
             }
         }
+    }
+
+    /// Starts a process that outlives its parent by some seconds; notes it in the journal.
+    fn leave_orphan(&self, seconds: &str) {
+        let command = format!("exec >&- 2>&-; sleep {seconds} & echo $! >$0");
+        let path = self.folder.join("orphan");
+        let mut shell = std::process::Command::new("/bin/sh");
+        shell.args(["-c", &command]).arg(&path);
+        assert!(shell.status().unwrap().success());
+        let id = fs::read_to_string(path).unwrap().trim().parse().unwrap();
+        self.note_of("orphan", id);
     }
 
     fn has_order(&self, order: &str) -> bool {
