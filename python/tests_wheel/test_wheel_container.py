@@ -29,8 +29,10 @@ class Container:
 
     def run(self, *words: str, user: str = "user", stdin: str = "") -> str:
         """Runs a program, and returns what it wrote to stdout."""
-        variables = {"HF_HUB_OFFLINE": "1", "HOME": "/home/user", "PATH": "/venv/bin:/usr/bin:/bin", "TERM": "xterm"}
-        command = ["docker", "exec", "-i", "-u", user, "-w", "/home/user"]
+        home = "/root" if user == "root" else f"/home/{user}"
+        variables = {"HF_HUB_OFFLINE": "1", "HOME": home, "TERM": "xterm"}
+        variables["PATH"] = "/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        command = ["docker", "exec", "-i", "-u", user, "-w", home]
         for name, value in variables.items():
             command += ["-e", f"{name}={value}"]
         done = subprocess.run(
