@@ -55,14 +55,18 @@ def test_a_hidden_special_token_ends_the_text(server: Server) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
 def test_an_answer_names_what_stopped_it(server: Server, route: str, stream: bool) -> None:
-    prompt = {"prompt": "hi"} if route == "/v1/completions" else {"messages": [{"role": "user", "content": "hi"}]}
     forced: dict[str, Any] = {"max_tokens": 6, "temperature": 0, "logit_bias": {str(SPECIAL_ID): 100}, "stream": stream}
-    for stop, expected in [
+    if route == "/v1/completions":
+        forced["prompt"] = "hi"
+    else:
+        forced["messages"] = [{"role": "user", "content": "hi"}]
+    cases: list[tuple[dict[str, Any], str | int | None]] = [
         ({"stop": ["x", SPECIAL]}, SPECIAL),
         ({"stop_token_ids": [SPECIAL_ID]}, SPECIAL_ID),
         ({"ignore_eos": True}, None),
-    ]:
-        body = prompt | forced | stop
+    ]
+    for stop, expected in cases:
+        body = forced | stop
         if stream:
             choices = [chunk["choices"][0] for chunk in server.client.stream(route, body)]
             assert not any("stop_reason" in choice for choice in choices[:-1])

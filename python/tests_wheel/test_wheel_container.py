@@ -79,9 +79,23 @@ def test_the_first_lines_of_the_page_print_what_it_says(container: Container) ->
 
 
 def test_a_chat_in_a_terminal_answers(container: Container) -> None:
-    typed = "What is the capital of France?\n/exit\n"
-    shown = container.run("script", "-qec", "gridwork chat /model --dtype float32", "/dev/null", stdin=typed)
-    assert "The capital of France is Paris." in shown
+    program = """
+import os, pty, sys
+child, terminal = pty.fork()
+if child == 0:
+    os.execvp("gridwork", ["gridwork", "chat", "/model", "--dtype", "float32"])
+shown = ""
+for typed, expected in [("", "> "), ("What is the capital of France?\\r", "Paris."), ("/exit\\r", None)]:
+    os.write(terminal, typed.encode())
+    while expected is None or expected not in shown:
+        try:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        except OSError:  # the chat has ended
+            break
+print(shown)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert "The capital of France is Paris." in container.run("python", "-c", program)
     assert container.processes() == []
 
 
