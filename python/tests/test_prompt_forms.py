@@ -1,12 +1,17 @@
 """Forms of prompts, and the jobs that a call becomes."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from gridwork import InvalidRequest, SamplingParams, jobs
 from gridwork.prompts import Prompt, is_conversation, is_single, read_prompt
+from gridwork.seeds import Seeds
+
+WITHOUT_SERVER: Any = SimpleNamespace(seeds=Seeds(None))
+"""What making jobs needs of an engine."""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ def test_one_is_told_from_several() -> None:
 
 
 def counted(prompts: object, params: Any = None) -> int:
-    return len(list(jobs.generating(None, prompts, params, "raise")))  # type: ignore[arg-type]
+    return len(list(jobs.generating(WITHOUT_SERVER, prompts, params, "raise")))
 
 
 def test_there_is_a_job_for_each_prompt() -> None:
@@ -89,7 +94,7 @@ def test_an_iterator_is_read_as_the_jobs_are() -> None:
             read.append(number)
             yield str(number)
 
-    each = iter(jobs.generating(None, prompts(), None, "raise"))  # type: ignore[arg-type]
+    each = iter(jobs.generating(WITHOUT_SERVER, prompts(), None, "raise"))
     next(each)
     assert read == [0]
 
@@ -108,3 +113,23 @@ def test_options_and_words_that_nobody_knows_are_refused() -> None:
         jobs.check_options({"toools": []})
     with pytest.raises(InvalidRequest, match="ignore"):
         jobs.check_on_error("ignore")
+
+
+def test_requests_without_a_seed_get_one_each() -> None:
+    own = SamplingParams(seed=5)
+    requests = [("a", SamplingParams(top_k=3)), ("b", own), ("c", None), ("d", None)]
+
+    def given(seed: int | None) -> list[SamplingParams | None]:
+        return [params for _, params in Seeds(seed).given(requests)]
+
+    assert given(None) == [params for _, params in requests]
+    first, second, third, fourth = given(7)
+    assert first is not None and first.top_k == 3 and first.seed is not None
+    assert second is own
+    # The model's own defaults stay.
+    assert third is not None and fourth is not None and third.body() == {"seed": third.seed}
+    assert len({first.seed, third.seed, fourth.seed}) == 3
+    assert given(7) == [first, second, third, fourth] != given(8)
+    for wrong in ("7", 1.5, True):
+        with pytest.raises(InvalidRequest, match="`seed`"):
+            Seeds(wrong)

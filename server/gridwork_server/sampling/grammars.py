@@ -7,7 +7,6 @@ being computed, that thread waits for its tokens.
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import torch
 
 from gridwork_kernels.token_masks import num_words
 from gridwork_server.sampling.grammar_library import GrammarLibrary
+from gridwork_server.sampling.matching import Matching
 from gridwork_server.sampling.token_checks import TokenChecks
 from gridwork_server.sampling.token_masks import TokenMasks
 
@@ -29,37 +29,6 @@ _MAX_THREADS = 8
 
 _MAX_FORCED = 16
 """Maximum number of forced tokens that are reported; the engine drafts up to as many in one step."""
-
-
-@dataclass
-class Matching:
-    """A sequence's text within its grammar. `next_position` is that of the next token which `matcher` has not seen."""
-
-    compiled: "Future[LLMatcher]"
-    tokens: list[int]
-    """Tokens generated before the sequence was admitted here."""
-    next_position: int
-    _matcher: "LLMatcher | None" = None
-
-    @property
-    def matcher(self) -> "LLMatcher":
-        """The matcher of the text so far; waits until the grammar is compiled."""
-        if self._matcher is None:
-            self._matcher = self.compiled.result().deep_copy()
-            self._matcher.consume_tokens(self.tokens)
-        return self._matcher
-
-    @property
-    def has_ended(self) -> bool:
-        """True if the grammar allows nothing more."""
-        return self.matcher.is_stopped() and not self.matcher.is_error()
-
-    def take(self, token: int) -> bool:
-        """Adds the next token if the grammar allows it. Returns whether it does."""
-        if not self.matcher.try_consume_tokens([token]):
-            return False
-        self.next_position += 1
-        return True
 
 
 class Grammars:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from gridwork_server.sampling.grammars import Matching
+    from gridwork_server.sampling.matching import Matching
     from gridwork_server.sampling.token_masks import TokenMasks
 
 
