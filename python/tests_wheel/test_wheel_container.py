@@ -80,12 +80,13 @@ def test_the_first_lines_of_the_page_print_what_it_says(container: Container) ->
 
 def test_a_chat_in_a_terminal_answers(container: Container) -> None:
     program = """
-import os, pty, sys
+import os, pty, signal, sys
+signal.alarm(300)
 child, terminal = pty.fork()
 if child == 0:
-    os.execvp("gridwork", ["gridwork", "chat", "/model", "--dtype", "float32"])
+    os.execvp("gridwork", "gridwork chat /model --dtype float32 --set temperature=0".split())
 shown = ""
-for typed, expected in [("", "> "), ("What is the capital of France?\\r", "Paris."), ("/exit\\r", None)]:
+for typed, expected in [("", "> "), ("What is the capital of France?\\n", "Paris."), ("/exit\\n", None)]:
     os.write(terminal, typed.encode())
     while expected is None or expected not in shown:
         try:
