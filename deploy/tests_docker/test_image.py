@@ -87,12 +87,12 @@ class Container:
         return {int(pid): command for pid, command in lines if "pathlib" not in command}
 
     def state(self) -> dict[str, Any]:
-        """What Docker says of the container."""
+        """State of the container, by Docker."""
         state: dict[str, Any] = json.loads(docker("inspect", "--format", "{{json .State}}", self.name))
         return state
 
     def log(self) -> str:
-        """What the server has logged."""
+        """Log of the server so far."""
         return docker("logs", self.name)
 
     def remove(self) -> None:

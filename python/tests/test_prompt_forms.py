@@ -11,7 +11,7 @@ from gridwork.prompts import Prompt, is_conversation, is_single, read_prompt
 from gridwork.seeds import Seeds
 
 WITHOUT_SERVER: Any = SimpleNamespace(seeds=Seeds(None))
-"""What making jobs needs of an engine."""
+"""The part of an engine that making jobs needs."""
 
 
 @pytest.mark.parametrize(

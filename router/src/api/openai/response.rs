@@ -34,7 +34,7 @@ impl From<&FinishReason> for OpenAiFinishReason {
     }
 }
 
-/// What ended a text, if it is one of those that the request named: a stop sequence or a stop token.
+/// Stop sequence or stop token of the request that ended a text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum StopReason {
