@@ -183,8 +183,6 @@ class Server:
         assert self.process is not None and self._reader is not None
         while self.process.poll() is None:
             self.note_family()
-            if time.monotonic() - self.started_at > READY_TIMEOUT_S * 4:
-                break
             try:
                 self.process.wait(timeout=min(0.2, timeout_s))
             except subprocess.TimeoutExpired:
