@@ -17,11 +17,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use error::LauncherError;
-use gridwork_settings::{Cli, open_files};
+use gridwork_edge::{api_key_file, tls};
+use gridwork_settings::{Cli, Http, open_files};
 use launch::{LaunchPlan, prepare};
 use logs::{Format, Log};
 use machine::{Gpus, Placement, report};
 use model::{Fitness, NativeTypes, Source, Trust};
+use process::hidden_keys;
 use process::http_socket::HttpSocket;
 use process::orphans;
 use process::parent::{Event, Parent};
@@ -48,6 +50,11 @@ fn main() -> ExitCode {
             ));
             return ExitCode::FAILURE;
         }
+    }
+    if let Err(error) = hidden_keys::hide(&args) {
+        say(format!(
+            "warning: --api-key is shown by `ps`, since this program cannot be started anew: {error}\n"
+        ));
     }
     let cli = gridwork_settings::parse_command_line();
     if cli.report.env {
@@ -124,6 +131,21 @@ fn start(cli: Cli, began: Instant) -> Result<(), LauncherError> {
     result
 }
 
+/// Checks the certificate and the files of keys, which the router reads.
+fn check_edge(cli: &Cli) -> Result<(), LauncherError> {
+    let setting = |error: &dyn std::error::Error| LauncherError::Setting(error.to_string());
+    let Http {
+        tls_cert, tls_key, ..
+    } = &cli.http;
+    if let Some(files) = tls::files(tls_cert.as_deref(), tls_key.as_deref()) {
+        files.identity().map_err(|error| setting(&error))?;
+    }
+    if let Some(path) = &cli.http.api_key_file {
+        api_key_file::read(path).map_err(|error| setting(&error))?;
+    }
+    Ok(())
+}
+
 /// Checks everything that can be checked, cheapest first, then runs the server until it is told to end.
 async fn launch(
     mut cli: Cli,
@@ -149,6 +171,7 @@ async fn launch(
         file_limit,
     )
     .map_err(LauncherError::Setting)?;
+    check_edge(&cli)?;
     let model_id = cli.model.model_id.clone().unwrap_or_default();
     let source = model::locate(&model_id)?;
     let server = Wanted::server(&cli.processes).find();
@@ -173,10 +196,13 @@ async fn launch(
     let _http_socket = match &cli.http.uds {
         Some(path) => Some(HttpSocket::prepare(path)?),
         None => {
-            sockets::check_port(&cli.http.hostname, cli.http.port)?;
+            sockets::check_port(&cli.http.hostname, cli.http.port, "--port")?;
             None
         }
     };
+    if let Some(port) = cli.http.prometheus_port {
+        sockets::check_port(&cli.http.hostname, port, "--prometheus-port")?;
+    }
     let prepared = prepare::folder_of(source, fitness, &cli, &server, &trust, log, signals).await?;
     let Some(model) = prepared else {
         return Ok(());

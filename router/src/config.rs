@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress};
+use gridwork_edge::tls::{self, TlsFiles};
+use gridwork_engine::{EncoderConfig, EngineConfig, ShardAddress, TenantLimits};
 use gridwork_settings::{RouterSettings, open_files};
 
-use crate::api_keys::ApiKeys;
+use crate::api_keys::{ApiKeys, KeySettings};
 use crate::connections;
 use crate::encoder::{DefaultPrompt, EncoderLimits, LARGEST_BODIES};
 
@@ -30,31 +31,37 @@ pub struct Config {
     pub api_keys: ApiKeys,
     /// True if requests share cached prompts only with those that send the same key.
     pub isolate_cache_by_key: bool,
-    /// Origins that may call from a browser; empty: any.
+    /// Origins that may call from a browser; empty: any, or none where keys are needed. `*` is any.
     pub cors_allow_origin: Vec<String>,
 }
 
 impl Config {
     /// Takes the keys of the API out of `settings`.
-    fn new(mut settings: RouterSettings) -> Self {
+    fn new(mut settings: RouterSettings) -> Result<Self, String> {
         let secrets = std::mem::take(&mut settings.http.api_key);
-        let api_keys = ApiKeys::new(secrets.into_iter().map(|secret| secret.0));
+        let api_keys = ApiKeys::new(KeySettings {
+            given: secrets.into_iter().map(|secret| secret.0).collect(),
+            file: settings.http.api_key_file.clone(),
+            limits: TenantLimits {
+                max_requests: settings.limits.max_requests_per_key,
+                max_tokens_per_minute: settings.limits.max_tokens_per_minute_per_key,
+            },
+        })
+        .map_err(|error| error.to_string())?;
         let served_names = match settings.names.served_model_name.clone() {
             names if names.is_empty() => vec![settings.launch.model_id.clone()],
             names => names,
         };
-        let origins = settings.http.cors_allow_origin.clone();
-        let any_origin = origins.iter().any(|origin| origin == "*");
         let client_batch_size = settings.http.max_client_batch_size;
         let isolate = settings.batching.isolate_cache_by_key;
-        Config {
+        Ok(Config {
             served_names,
             max_client_batch_size: client_batch_size.unwrap_or(DEFAULT_CLIENT_PROMPTS),
-            isolate_cache_by_key: isolate.unwrap_or(api_keys.len() > 1),
+            isolate_cache_by_key: isolate.unwrap_or(api_keys.may_be_several()),
             api_keys,
-            cors_allow_origin: if any_origin { Vec::new() } else { origins },
+            cors_allow_origin: settings.http.cors_allow_origin.clone(),
             settings,
-        }
+        })
     }
 }
 
@@ -144,7 +151,7 @@ impl RouterConfig {
                 shard_timeout,
                 more_eos_token_ids: Vec::new(),
             },
-            http: Config::new(settings),
+            http: Config::new(settings)?,
         })
     }
 
@@ -154,12 +161,18 @@ impl RouterConfig {
     }
 
     /// `host:port` to listen at; an IPv6 address is put into brackets.
-    pub fn listen_address(&self) -> String {
-        let http = &self.settings().http;
-        match http.hostname.parse::<IpAddr>() {
-            Ok(IpAddr::V6(address)) => format!("[{address}]:{}", http.port),
-            _ => format!("{}:{}", http.hostname, http.port),
+    pub fn listen_address(&self, port: u16) -> String {
+        let hostname = &self.settings().http.hostname;
+        match hostname.parse::<IpAddr>() {
+            Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+            _ => format!("{hostname}:{port}"),
         }
+    }
+
+    /// Certificate and key; `None`: connections are not encrypted.
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        let http = &self.settings().http;
+        tls::files(http.tls_cert.as_deref(), http.tls_key.as_deref())
     }
 }
 
@@ -226,20 +239,9 @@ mod tests {
     }
 
     #[test]
-    fn a_star_among_origins_allows_any() {
-        let origins = |origins| {
-            config(&["--cors-allow-origin", origins])
-                .http
-                .cors_allow_origin
-        };
-        assert_eq!(origins("https://a,https://b"), ["https://a", "https://b"]);
-        assert!(origins("https://a,*").is_empty());
-    }
-
-    #[test]
     fn an_ipv6_address_is_bracketed() {
-        let address = |args: &[&str]| config(args).listen_address();
-        assert_eq!(address(&["--hostname", "::1", "-p", "80"]), "[::1]:80");
-        assert_eq!(address(&["--hostname", "localhost"]), "localhost:3000");
+        let address = |hostname| config(&["--hostname", hostname]).listen_address(80);
+        assert_eq!(address("::1"), "[::1]:80");
+        assert_eq!(address("localhost"), "localhost:80");
     }
 }

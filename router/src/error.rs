@@ -51,6 +51,8 @@ pub enum ErrorKind {
     RequestTimeout,
     UnsupportedMediaType,
     Overloaded,
+    /// The API key has used what it may.
+    RateLimited,
     /// Loading, restarting or shutting down.
     Unavailable,
     /// The client aborted the request by its id.
@@ -165,6 +167,7 @@ impl ApiError {
                 Dialect::Anthropic => non_standard(529, StatusCode::SERVICE_UNAVAILABLE),
                 _ => StatusCode::TOO_MANY_REQUESTS,
             },
+            ErrorKind::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Aborted => non_standard(499, StatusCode::BAD_REQUEST),
             ErrorKind::Generation => match dialect {
@@ -193,6 +196,7 @@ impl ApiError {
             ErrorKind::RequestTimeout => "request_timeout",
             ErrorKind::UnsupportedMediaType => "unsupported_media_type",
             ErrorKind::Overloaded => "overloaded",
+            ErrorKind::RateLimited => "rate_limited",
             ErrorKind::Unavailable => "unavailable",
             ErrorKind::Aborted => "aborted",
             ErrorKind::Generation => "generation",
@@ -205,7 +209,7 @@ impl ApiError {
         match self.kind {
             ErrorKind::InvalidType | ErrorKind::Validation | ErrorKind::TooLong => "Validation",
             ErrorKind::Empty => "Empty",
-            ErrorKind::Overloaded => "Overloaded",
+            ErrorKind::Overloaded | ErrorKind::RateLimited => "Overloaded",
             ErrorKind::Unavailable => "Unhealthy",
             ErrorKind::Generation => "Backend",
             _ => self.type_name(),
@@ -220,6 +224,7 @@ impl ApiError {
             ErrorKind::PayloadTooLarge => "request_too_large",
             ErrorKind::RequestTimeout => "timeout_error",
             ErrorKind::Overloaded => "overloaded_error",
+            ErrorKind::RateLimited => "rate_limit_error",
             ErrorKind::Unavailable | ErrorKind::Generation | ErrorKind::Internal => "api_error",
             _ => "invalid_request_error",
         }
@@ -277,6 +282,7 @@ impl ApiError {
                         ("invalid_request_error", Some("context_length_exceeded"))
                     }
                     ErrorKind::Overloaded => ("rate_limit_error", Some("overloaded")),
+                    ErrorKind::RateLimited => ("rate_limit_error", Some("rate_limit_exceeded")),
                     ErrorKind::Unavailable => ("server_error", Some("unavailable")),
                     ErrorKind::Generation | ErrorKind::Internal => {
                         ("server_error", Some(self.type_name()))
@@ -353,6 +359,10 @@ impl From<SubmitError> for ApiError {
         let (kind, retry_after_s) = match &error {
             SubmitError::Overloaded { retry_after_s, .. } => {
                 (ErrorKind::Overloaded, *retry_after_s)
+            }
+            SubmitError::TenantBusy { retry_after_s, .. }
+            | SubmitError::TokensSpent { retry_after_s, .. } => {
+                (ErrorKind::RateLimited, *retry_after_s)
             }
             SubmitError::NotReady | SubmitError::Draining => (ErrorKind::Unavailable, 5),
         };

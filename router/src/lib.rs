@@ -9,6 +9,7 @@ pub mod config;
 pub mod connections;
 pub mod docs;
 mod encoder;
+mod encryption;
 mod error;
 mod generation;
 mod grammar;
@@ -30,13 +31,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gridwork_edge::tls::TlsError;
 use gridwork_engine::{Encoder, Engine, EngineConfig, Ready, ShardTokenizer, StartError};
 use tokenizers::Tokenizer;
 use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::config::RouterConfig;
-use crate::connections::Listener;
+use crate::connections::{Front, Listener};
 use crate::connections::intake::Intake;
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
@@ -52,6 +54,9 @@ use crate::tokenizing::tokenizer_file::TokenizerFileError;
 use crate::tokenizing::tokenizer_regex::SlowRegexes;
 use crate::tokenizing::workers::Workers;
 use crate::tool_calls::{ChatFormat, Choice};
+
+/// Maximum number of connections of monitors.
+const MONITOR_CONNECTIONS: usize = 64;
 
 /// Reasons why the router cannot serve; the message is for the user.
 #[derive(Debug, thiserror::Error)]
@@ -72,18 +77,41 @@ pub enum RouterError {
     Prompt(String),
     #[error("the HTTP server failed: {0}")]
     Http(#[from] std::io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error("the router failed: {0}")]
     Internal(String),
 }
 
-/// Serves on `listener` until `shutdown` resolves, then finishes what runs, for as long as the configuration allows.
+/// The sockets of a server.
+pub struct Listeners {
+    pub clients: Listener,
+    /// Port for monitors alone; `None`: there is none.
+    pub monitors: Option<Listener>,
+}
+
+impl From<Listener> for Listeners {
+    fn from(clients: Listener) -> Self {
+        Listeners {
+            clients,
+            monitors: None,
+        }
+    }
+}
+
+/// Serves on `listeners` until `shutdown` resolves, then finishes what runs, for as long as the configuration allows.
 pub async fn run(
-    listener: Listener,
+    listeners: impl Into<Listeners>,
     config: RouterConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), RouterError> {
-    let metrics = observability::metrics::install();
+    let page = observability::metrics::install();
     tokio::pin!(shutdown);
+    let Listeners { clients, monitors } = listeners.into();
+    let clients = match config.tls_files() {
+        None => clients,
+        Some(files) => encryption::encrypted(clients, files)?,
+    };
     let supervision = Supervision::default();
     let settings = config.settings();
     let launch = &settings.launch;
@@ -169,27 +197,42 @@ pub async fn run(
         encoder,
         stored_responses: StoredResponses::new(
             settings.http.response_store_bytes,
-            config.http.api_keys.len(),
+            config.http.api_keys.number(),
         ),
         running_requests: RunningRequests::default(),
         condition: Condition {
             supervision,
-            metrics,
+            metrics: page,
         },
     });
     let served = state.clone();
 
+    tokio::spawn(config.http.api_keys.clone().follow_file());
+    if let Some(monitors) = monitors {
+        let front = Front {
+            app: server::monitoring(state.clone()),
+            dialect_of: api::routes::dialect_of,
+            limits: connections::Limits {
+                max_connections: MONITOR_CONNECTIONS,
+                ..config.connections
+            },
+            intake: Intake::new(0),
+            gauge: metrics::Gauge::noop(),
+        };
+        // It answers until the process ends: also while running requests are finished.
+        tokio::spawn(connections::serve(monitors, front, std::future::pending()));
+    }
     let (stop, stopped) = oneshot::channel::<()>();
-    let mut server = tokio::spawn(connections::serve(
-        listener,
-        server::app(state),
-        api::routes::dialect_of,
-        config.connections,
-        Intake::new(settings.http.payload_limit),
-        async move {
-            let _ = stopped.await;
-        },
-    ));
+    let front = Front {
+        app: server::app(state),
+        dialect_of: api::routes::dialect_of,
+        limits: config.connections,
+        intake: Intake::new(settings.http.payload_limit),
+        gauge: observability::metrics::connections(),
+    };
+    let mut server = tokio::spawn(connections::serve(clients, front, async move {
+        let _ = stopped.await;
+    }));
     let ended = |ended: Result<std::io::Result<()>, tokio::task::JoinError>| {
         ended
             .map_err(|error| RouterError::Internal(error.to_string()))?

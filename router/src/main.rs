@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use gridwork_router::Listeners;
 use gridwork_router::config::RouterConfig;
 use gridwork_router::connections::Listener;
 use gridwork_router::observability::logs;
@@ -88,29 +89,43 @@ async fn serve(settings: RouterSettings) -> Result<(), String> {
     logs::install(output.log_level, telemetry.as_ref());
     let shutdown =
         shutdown_signal().map_err(|error| format!("signals cannot be received: {error}"))?;
-    let listener = listen(&config).await?;
-    tracing::info!("listening on {listener}");
-    let result = gridwork_router::run(listener, config, shutdown).await;
+    let listeners = listen(&config).await?;
+    let result = gridwork_router::run(listeners, config, shutdown).await;
     if let Some(telemetry) = telemetry {
         telemetry.shutdown().await;
     }
     result.map_err(|error| error.to_string())
 }
 
-/// Opens the socket that clients connect to. The error is for the user.
-async fn listen(config: &RouterConfig) -> Result<Listener, String> {
-    if let Some(path) = &config.settings().http.uds {
-        return Listener::bind_unix(path).map_err(|error| {
+/// Opens the sockets that clients and monitors connect to. The error is for the user.
+async fn listen(config: &RouterConfig) -> Result<Listeners, String> {
+    let http = &config.settings().http;
+    let clients = match &http.uds {
+        Some(path) => Listener::bind_unix(path).map_err(|error| {
             format!(
                 "cannot listen on {}: {error}; choose another --uds",
                 path.display()
             )
-        });
+        })?,
+        None => bind(config, http.port, "--hostname or --port").await?,
+    };
+    tracing::info!("listening on {clients}");
+    let monitors = match http.prometheus_port {
+        None => None,
+        Some(port) => Some(bind(config, port, "--prometheus-port").await?),
+    };
+    if let Some(monitors) = &monitors {
+        tracing::info!("listening on {monitors} for monitors");
     }
-    let address = config.listen_address();
-    let listener = TcpListener::bind(&address).await.map_err(|error| {
-        format!("cannot listen on {address}: {error}; choose another --hostname or --port")
-    })?;
+    Ok(Listeners { clients, monitors })
+}
+
+/// Opens a port. `flags`: what to change where it is not free.
+async fn bind(config: &RouterConfig, port: u16, flags: &str) -> Result<Listener, String> {
+    let address = config.listen_address(port);
+    let listener = TcpListener::bind(&address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}; choose another {flags}"))?;
     Ok(listener.into())
 }
 

@@ -74,12 +74,15 @@ pub fn document() -> Document {
     document
 }
 
-/// The document as it is served.
+/// The document as it is served. `root`: path under which a proxy publishes the server; empty: none.
 ///
 /// The schema of a stream is that of one of its events, whose `data` is JSON of the type that the route names.
-fn json_document() -> Value {
+fn json_document(root: &str) -> Value {
     let mut document = serde_json::to_value(document()).unwrap_or_default();
     describe_events(&mut document["paths"]);
+    if !root.is_empty() {
+        document["servers"] = json!([{"url": root}]);
+    }
     document
 }
 
@@ -121,12 +124,15 @@ fn complete(operation: &mut Operation, route: &Route) {
     }
 }
 
-/// `/api-doc/openapi.json`, and `/docs` that shows it.
-pub fn routes() -> Router<AppState> {
-    SwaggerUi::new("/docs")
+/// `/api-doc/openapi.json`, and `/docs` that shows it. `root`: path under which a proxy publishes the server; empty: none.
+pub fn routes(root: &str) -> Router<AppState> {
+    // The page's address ends in `/docs/`, so that this holds below any root.
+    let config = Config::new(["../api-doc/openapi.json"])
         // Otherwise the page asks a server on the internet whether the document is valid.
-        .config(Config::default().validator_url("none"))
-        .external_url_unchecked("/api-doc/openapi.json", json_document())
+        .validator_url("none");
+    SwaggerUi::new("/docs")
+        .config(config)
+        .external_url_unchecked("/api-doc/openapi.json", json_document(root))
         .into()
 }
 
@@ -136,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_documented_route_has_a_summary_and_its_security() {
-        let document = json_document();
+        let document = json_document("");
         let documented = ROUTES.iter().filter(|route| route.openapi.is_some());
         assert_eq!(documented.clone().count(), 40);
         for route in documented {
@@ -161,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_schema_of_a_stream_is_that_of_an_event() {
-        let document = json_document();
+        let document = json_document("");
         let stream =
             "/responses/200/content/text~1event-stream/schema/properties/data/contentSchema";
         for (path, name) in [
@@ -193,7 +199,7 @@ mod tests {
                 _ => {}
             }
         }
-        let document = json_document();
+        let document = json_document("");
         check(&document, &document);
     }
 }

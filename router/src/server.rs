@@ -6,7 +6,8 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tower::util::MapRequest;
+use axum::routing::get;
+use tower::util::{MapRequest, option_layer};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, ExposeHeaders};
 
 use crate::api;
@@ -20,12 +21,14 @@ use crate::state::AppState;
 
 /// The whole application.
 pub fn app(state: AppState) -> Router {
-    let cors = cors(&state.config().cors_allow_origin);
+    let config = state.config();
+    let cors = cors(&config.cors_allow_origin, !config.api_keys.is_empty());
+    let root = config.settings.http.root_path.clone();
     // The models' creation time is that of the server.
     api::started_s();
     let routes: Router = Router::new()
         .merge(route::router(ROUTES))
-        .merge(crate::openapi::routes())
+        .merge(crate::openapi::routes(&root))
         .layer(from_fn_with_state(state.clone(), body_encoding::decode))
         .layer(from_fn_with_state(
             (state.clone(), dialect_of as DialectOf),
@@ -33,33 +36,54 @@ pub fn app(state: AppState) -> Router {
         ))
         .layer(from_fn_with_state(state.clone(), require_key))
         .layer(from_fn(write_errors))
-        .layer(cors)
+        .layer(option_layer(cors))
         .layer(from_fn_with_state(state.clone(), request_id))
         .with_state(state);
     // Outside of the router, which would not find other paths.
-    Router::new().fallback_service(MapRequest::new(routes, path::normalize as Normalize))
+    let normalize = move |request| path::normalize(request, &root);
+    Router::new().fallback_service(MapRequest::new(routes, normalize))
 }
 
-/// Changes the path of a request.
-type Normalize = fn(Request) -> Request;
+/// The application of the port for monitors: health and metrics, without keys.
+pub fn monitoring(state: AppState) -> Router {
+    let routes = ROUTES
+        .iter()
+        .filter(|route| MONITORED.contains(&route.path));
+    let mut router = Router::new();
+    for &route in routes {
+        let handler = move |State(state): State<AppState>, request: Request| async move {
+            route.answer(request, state).await
+        };
+        router = router.route(route.path, get(handler));
+    }
+    router.layer(from_fn(write_errors)).with_state(state)
+}
 
-/// Layer for cross-origin requests. The origins have been checked before; an empty list allows any.
-fn cors(origins: &[String]) -> CorsLayer {
+/// Paths of the port for monitors.
+const MONITORED: [&str; 3] = ["/metrics", "/health", "/livez"];
+
+/// Layer for cross-origin requests. The origins have been checked before; an empty list allows any, or with keys none.
+fn cors(origins: &[String], has_keys: bool) -> Option<CorsLayer> {
+    if origins.is_empty() && has_keys {
+        return None;
+    }
     let origins: Vec<HeaderValue> = origins
         .iter()
         .filter_map(|origin| origin.parse().ok())
         .collect();
-    let allowed = if origins.is_empty() {
+    let is_any = origins.is_empty() || origins.iter().any(|origin| origin == "*");
+    let allowed = if is_any {
         AllowOrigin::any()
     } else {
         AllowOrigin::list(origins)
     };
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         // OpenAI's client for browsers sends its own headers, and `*` would not cover Authorization.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(ExposeHeaders::any())
-        .allow_origin(allowed)
+        .allow_origin(allowed);
+    Some(layer)
 }
 
 /// Writes errors that arose outside of a route, in the dialect of the path. Those of routing (unknown path, wrong

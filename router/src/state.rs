@@ -176,7 +176,8 @@ impl AppState {
             Defaults::of(&ready.info).fill(&mut parameters);
         }
         // An overloaded server refuses before any work is done.
-        let permit = self.0.engine.reserve()?;
+        let tenant = api_keys::current_tenant();
+        let permit = self.0.engine.reserve(tenant.as_ref())?;
         let grammar = parameters.grammar.take();
         if let Some(grammar) = &grammar
             && self.settings().limits.disable_grammar_support
@@ -201,8 +202,9 @@ impl AppState {
         generation_defaults::add_token_rules(&ready.info, &mut valid.request);
         valid.request.permit = permit.into();
         if self.config().isolate_cache_by_key {
-            valid.request.namespace.tenant = api_keys::current_tenant();
+            valid.request.namespace.tenant = tenant.as_ref().map(|tenant| tenant.id());
         }
+        valid.request.tenant = tenant;
         Ok(valid)
     }
 }

@@ -21,6 +21,7 @@ impl Cli {
             return Err(reason);
         }
         self.validate_keys()?;
+        self.validate_edge()?;
         self.validate_lengths()?;
         self.validate_shards()?;
         self.validate_compile()?;
@@ -46,11 +47,60 @@ impl Cli {
                     .to_owned(),
             );
         }
-        if self.batching.isolate_cache_by_key == Some(true) && keys.is_empty() {
-            return Err(
-                "--isolate-cache-by-key needs API keys to tell requests apart by; give --api-key, or remove it"
-                    .to_owned(),
-            );
+        if !keys.is_empty() || self.http.api_key_file.is_some() {
+            return Ok(());
+        }
+        let needs_keys = [
+            (
+                "--isolate-cache-by-key",
+                self.batching.isolate_cache_by_key == Some(true),
+            ),
+            (
+                "--max-requests-per-key",
+                self.limits.max_requests_per_key.is_some(),
+            ),
+            (
+                "--max-tokens-per-minute-per-key",
+                self.limits.max_tokens_per_minute_per_key.is_some(),
+            ),
+        ];
+        match needs_keys.into_iter().find(|(_, is_given)| *is_given) {
+            None => Ok(()),
+            Some((flag, _)) => Err(format!(
+                "{flag} needs API keys to tell requests apart by; give --api-key or --api-key-file, or remove it"
+            )),
+        }
+    }
+
+    /// Checks certificate and ports. The launcher looks into the files.
+    fn validate_edge(&self) -> Result<(), String> {
+        let http = &self.http;
+        match (&http.tls_cert, &http.tls_key) {
+            (Some(_), None) => {
+                return Err(
+                    "--tls-cert is given without --tls-key, the private key of the certificate; give both or neither"
+                        .to_owned(),
+                );
+            }
+            (None, Some(_)) => {
+                return Err(
+                    "--tls-key is given without --tls-cert, the certificate of the key; give both or neither".to_owned(),
+                );
+            }
+            (Some(_), Some(_)) if http.uds.is_some() => {
+                return Err(
+                    "--tls-cert encrypts a port, and --uds is a socket of this machine that only its user can reach; \
+                     remove one of them"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
+        if http.uds.is_none() && http.prometheus_port == Some(http.port) {
+            return Err(format!(
+                "--prometheus-port {} is also --port, which serves /metrics anyway; give another port, or remove it",
+                http.port
+            ));
         }
         Ok(())
     }

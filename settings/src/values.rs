@@ -123,6 +123,17 @@ pub(crate) fn batch_sizes(text: &str) -> Result<BatchSizes, String> {
     Ok(BatchSizes(sizes))
 }
 
+/// Parses the path under which a proxy publishes the server: `/a/b`, or `/` and nothing for the root itself.
+pub(crate) fn root_path(text: &str) -> Result<String, String> {
+    let path = text.trim().trim_end_matches('/');
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.~".contains(c);
+    let is_path = path.is_empty() || path.starts_with('/');
+    if is_path && path.chars().all(is_plain) && !path.contains("//") {
+        return Ok(path.to_owned());
+    }
+    Err("must be a path such as /llm, of letters, digits, -, _, . and ~".to_owned())
+}
+
 /// Parses an origin as browsers send it (RFC 6454, section 6.1): scheme, host and port alone; or `*`.
 pub(crate) fn origin(text: &str) -> Result<String, String> {
     let text = text.trim();

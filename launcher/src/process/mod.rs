@@ -4,6 +4,7 @@
 //! the kernel for SIGKILL when the launcher dies (`PR_SET_PDEATHSIG`). The kernel binds that to the thread that started
 //! the child: children are started from the main thread, which the runtime of the launcher lives on.
 
+pub mod hidden_keys;
 pub mod http_socket;
 pub mod orphans;
 pub mod parent;

@@ -17,13 +17,18 @@ pub(super) const MAX_SOCKET_PATH_BYTES: usize = 107;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     #[error(
-        "port {port} of {hostname} is already in use; stop what listens there, or choose another port with --port"
+        "port {port} of {hostname} is already in use; stop what listens there, or choose another port with {flag}"
     )]
-    PortInUse { hostname: String, port: u16 },
-    #[error("cannot listen on {hostname}:{port}: {source}; check --hostname and --port")]
+    PortInUse {
+        hostname: String,
+        port: u16,
+        flag: &'static str,
+    },
+    #[error("cannot listen on {hostname}:{port}: {source}; check --hostname and {flag}")]
     CannotListen {
         hostname: String,
         port: u16,
+        flag: &'static str,
         source: io::Error,
     },
     #[error("cannot make the sockets of the shards in {}: {source}; name another place with --shard-uds-path", .folder.display())]
@@ -242,12 +247,13 @@ pub(super) fn check_writable(folder: &Path) -> io::Result<()> {
     fs::remove_file(probe)
 }
 
-/// Checks that the router will be able to listen, by listening for a moment.
-pub fn check_port(hostname: &str, port: u16) -> Result<(), SocketError> {
+/// Checks that the router will be able to listen, by listening for a moment. `flag`: where the port was given.
+pub fn check_port(hostname: &str, port: u16, flag: &'static str) -> Result<(), SocketError> {
     let host = hostname.trim_start_matches('[').trim_end_matches(']');
     let cannot = |source| SocketError::CannotListen {
         hostname: hostname.to_owned(),
         port,
+        flag,
         source,
     };
     let addresses: Vec<_> = (host, port).to_socket_addrs().map_err(cannot)?.collect();
@@ -256,6 +262,7 @@ pub fn check_port(hostname: &str, port: u16) -> Result<(), SocketError> {
         Err(error) if error.kind() == ErrorKind::AddrInUse => Err(SocketError::PortInUse {
             hostname: hostname.to_owned(),
             port,
+            flag,
         }),
         Err(error) => Err(cannot(error)),
     }
@@ -379,13 +386,13 @@ mod tests {
         let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = taken.local_addr().unwrap().port();
         assert!(matches!(
-            check_port("127.0.0.1", port),
+            check_port("127.0.0.1", port, "--port"),
             Err(SocketError::PortInUse { .. })
         ));
         assert!(matches!(
-            check_port("no such host", port),
+            check_port("no such host", port, "--port"),
             Err(SocketError::CannotListen { .. })
         ));
-        check_port("127.0.0.1", free_port().unwrap()).unwrap();
+        check_port("127.0.0.1", free_port().unwrap(), "--port").unwrap();
     }
 }

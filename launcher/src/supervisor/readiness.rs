@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use gridwork_edge::tls;
 use gridwork_proto::v1::HealthRequest;
 use gridwork_proto::v1::health_response::State as ShardState;
 use gridwork_proto::v1::shard_client::ShardClient;
@@ -83,7 +84,11 @@ impl ShardProbe {
 /// Checks the health of the router over HTTP, as its clients would.
 #[derive(Debug, Clone)]
 pub enum RouterProbe {
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+        encrypts: bool,
+    },
     Unix(PathBuf),
 }
 
@@ -92,23 +97,31 @@ impl RouterProbe {
     pub fn of(http: &Http) -> Self {
         match &http.uds {
             Some(path) => Self::Unix(path.clone()),
-            None => Self::new(&http.hostname, http.port),
-        }
-    }
-
-    fn new(hostname: &str, port: u16) -> Self {
-        Self::Tcp {
-            host: reachable_host(hostname),
-            port,
+            None => Self::Tcp {
+                host: reachable_host(&http.hostname),
+                port: http.port,
+                encrypts: http.tls_cert.is_some(),
+            },
         }
     }
 
     /// URL of the router for people on this machine.
     pub fn url(&self) -> String {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => format!("http://[{host}]:{port}"),
-            Self::Tcp { host, port } => format!("http://{host}:{port}"),
+            Self::Tcp { encrypts, .. } => {
+                let scheme = if *encrypts { "https" } else { "http" };
+                format!("{scheme}://{}", self.authority())
+            }
             Self::Unix(path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// Host and port, as in a URL.
+    fn authority(&self) -> String {
+        match self {
+            Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tcp { host, port, .. } => format!("{host}:{port}"),
+            Self::Unix(_) => "gridwork".to_owned(),
         }
     }
 
@@ -122,21 +135,30 @@ impl RouterProbe {
 
     /// Tells whether the router knows the model: it does once it is ready, and while shards are restarted.
     pub async fn has_loaded(&self, timeout: Duration) -> bool {
-        match tokio::time::timeout(timeout, self.get("/info")).await {
-            Ok(Ok(answer)) => read_answer(&answer) == Answer::Ready,
+        match tokio::time::timeout(timeout, self.get("/health")).await {
+            Ok(Ok(answer)) => says_loaded(&answer),
             Ok(Err(_)) | Err(_) => false,
         }
     }
 
     async fn get(&self, path: &str) -> std::io::Result<String> {
+        let authority = self.authority();
         match self {
-            Self::Tcp { host, port } => {
+            Self::Tcp {
+                host,
+                port,
+                encrypts,
+            } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                let host = self.url().replacen("http://", "", 1);
-                exchange(stream, &host, path).await
+                if *encrypts {
+                    let stream = tls::connect_unchecked(stream).await?;
+                    exchange(stream, &authority, path).await
+                } else {
+                    exchange(stream, &authority, path).await
+                }
             }
             Self::Unix(socket) => {
-                exchange(UnixStream::connect(socket).await?, "gridwork", path).await
+                exchange(UnixStream::connect(socket).await?, &authority, path).await
             }
         }
     }
@@ -187,6 +209,13 @@ fn read_answer(answer: &str) -> Answer {
         None if status.is_empty() => Answer::Unreachable,
         None => Answer::Busy(format!("answers {status}")),
     }
+}
+
+/// True if an answer's header says that the router knows the model.
+fn says_loaded(answer: &str) -> bool {
+    let head = answer.split("\r\n\r\n").next().unwrap_or_default();
+    head.lines()
+        .any(|line| line.eq_ignore_ascii_case("x-gridwork-loaded: true"))
 }
 
 /// The last answer of every part, shown while people wait. Cheap to clone.
@@ -301,11 +330,29 @@ mod tests {
         assert_eq!(read_answer(""), Answer::Unreachable);
     }
 
+    fn probe(flags: &[&str]) -> RouterProbe {
+        let flags = [&["gridwork", "--model-id", "m"], flags].concat();
+        RouterProbe::of(&gridwork_settings::try_parse(flags).unwrap().http)
+    }
+
     #[test]
     fn a_server_on_all_addresses_is_reached_by_loopback() {
-        assert_eq!(RouterProbe::new("0.0.0.0", 80).url(), "http://127.0.0.1:80");
-        assert_eq!(RouterProbe::new("::", 80).url(), "http://[::1]:80");
-        assert_eq!(RouterProbe::new("host", 80).url(), "http://host:80");
+        let url = |hostname| probe(&["--hostname", hostname, "--port", "80"]).url();
+        assert_eq!(url("0.0.0.0"), "http://127.0.0.1:80");
+        assert_eq!(url("::"), "http://[::1]:80");
+        assert_eq!(url("host"), "http://host:80");
+        let encrypted = probe(&["--tls-cert", "c", "--tls-key", "k", "--port", "443"]);
+        assert_eq!(encrypted.url(), "https://127.0.0.1:443");
+    }
+
+    #[test]
+    fn a_header_tells_whether_the_model_is_known() {
+        assert!(says_loaded(
+            "HTTP/1.1 503 X\r\nX-Gridwork-Loaded: true\r\n\r\n"
+        ));
+        assert!(!says_loaded(
+            "HTTP/1.1 503 X\r\nx-gridwork-loaded: false\r\n\r\nx-gridwork-loaded: true"
+        ));
     }
 
     #[tokio::test]
@@ -313,7 +360,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shard = ShardProbe::new(&folder.path().join("none")).unwrap();
         assert_eq!(shard.ask(Duration::from_secs(5)).await, Answer::Unreachable);
-        let router = RouterProbe::new("127.0.0.1", crate::process::sockets::free_port().unwrap());
+        let port = crate::process::sockets::free_port().unwrap();
+        let router = probe(&["--port", &port.to_string()]);
         assert_eq!(
             router.ask(Duration::from_secs(5)).await,
             Answer::Unreachable

@@ -65,6 +65,14 @@ pub enum SubmitError {
     /// The text begins as text-generation-inference's does, for clients that look for it.
     #[error("Model is overloaded: {limit} requests are already running or waiting")]
     Overloaded { limit: usize, retry_after_s: u64 },
+    #[error(
+        "this API key has {limit} requests under way, which is its limit; wait until one has ended"
+    )]
+    TenantBusy { limit: usize, retry_after_s: u64 },
+    #[error(
+        "this API key has used its {limit} tokens a minute; try again in {retry_after_s} s"
+    )]
+    TokensSpent { limit: u64, retry_after_s: u64 },
 }
 
 /// Reasons why an admitted request failed. Other requests are not affected.

@@ -17,6 +17,8 @@ mod request;
 mod scheduler;
 mod sequence;
 mod shard;
+mod shares;
+mod tenant;
 mod token_table;
 
 pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
@@ -27,4 +29,5 @@ pub use request::*;
 pub use shard::client::ShardAddress;
 pub use shard::tokenizer::{ShardTokenizer, TokenizeError};
 pub use shard::vitals::{Hang, Vitals};
+pub use tenant::{Tenant, TenantLimits};
 pub use token_table::TokenTable;

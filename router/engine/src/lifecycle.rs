@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::error::{GenerationError, StartError, SubmitError};
 use crate::metrics::EngineMetrics;
 use crate::permits::{Permit, Permits};
+use crate::tenant::Tenant;
 use crate::shard::monitor::Monitor;
 use crate::shard::vitals::Vitals;
 
@@ -172,10 +173,19 @@ impl<R: Send + Sync + 'static> Lifecycle<R> {
         Ok(())
     }
 
-    /// Takes a permit for one request.
-    pub fn reserve(&self) -> Result<Permit, SubmitError> {
+    /// Takes a permit for one request, whatever its tenant has used.
+    pub fn take_permit(&self, tenant: Option<&Arc<Tenant>>) -> Result<Permit, SubmitError> {
         self.check_admission()?;
-        self.permits.take()
+        self.permits.take(tenant)
+    }
+
+    /// Takes a permit for one request, unless the tokens of its tenant are spent.
+    pub fn reserve(&self, tenant: Option<&Arc<Tenant>>) -> Result<Permit, SubmitError> {
+        self.check_admission()?;
+        if let Some(tenant) = tenant {
+            tenant.check_tokens(Instant::now())?;
+        }
+        self.permits.take(tenant)
     }
 
     /// Admits nothing more. Returns when everything admitted has ended.

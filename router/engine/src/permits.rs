@@ -1,4 +1,4 @@
-//! Permits to wait or run: as many as `max_concurrent_requests`.
+//! Permits to wait or run: as many as `max_concurrent_requests`, and those of tenants that hold fewer than their share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 use crate::error::SubmitError;
+use crate::tenant::Tenant;
 
 /// All permits of an engine or an encoder.
 #[derive(Debug)]
@@ -25,23 +26,34 @@ impl Permits {
         })
     }
 
-    /// Takes a permit if one is available.
-    pub fn take(self: &Arc<Self>) -> Result<Permit, SubmitError> {
+    /// Takes a permit if one is available. Where none is, a tenant that holds fewer than its share gets one more: others
+    /// cannot keep it out.
+    pub fn take(self: &Arc<Self>, tenant: Option<&Arc<Tenant>>) -> Result<Permit, SubmitError> {
+        if let Some(tenant) = tenant {
+            tenant.begin()?;
+        }
         let limit = self.limit;
-        self.num_taken
+        let is_due = tenant.is_some_and(|tenant| tenant.is_within_share(limit));
+        let most = if is_due { 2 * limit } else { limit };
+        let taken = self
+            .num_taken
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |taken| {
-                (taken < limit).then_some(taken + 1)
-            })
-            .map(|_| {
-                Permit(Arc::new(Taken {
-                    permits: self.clone(),
-                    is_returned: AtomicBool::new(false),
-                }))
-            })
-            .map_err(|_| SubmitError::Overloaded {
+                (taken < most).then_some(taken + 1)
+            });
+        if taken.is_err() {
+            if let Some(tenant) = tenant {
+                tenant.end();
+            }
+            return Err(SubmitError::Overloaded {
                 limit,
                 retry_after_s: 1,
-            })
+            });
+        }
+        Ok(Permit(Arc::new(Taken {
+            permits: self.clone(),
+            tenant: tenant.cloned(),
+            is_returned: AtomicBool::new(false),
+        })))
     }
 
     /// Waits until every permit has been returned.
@@ -63,10 +75,16 @@ pub struct Permit(Arc<Taken>);
 #[derive(Debug)]
 struct Taken {
     permits: Arc<Permits>,
+    tenant: Option<Arc<Tenant>>,
     is_returned: AtomicBool,
 }
 
 impl Permit {
+    /// Tenant that it was taken for.
+    pub(crate) fn tenant(&self) -> Option<&Arc<Tenant>> {
+        self.0.tenant.as_ref()
+    }
+
     /// A second holder of the same permit. It is returned when the first of the two is dropped.
     pub(crate) fn twin(&self) -> Self {
         Permit(self.0.clone())
@@ -77,11 +95,16 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let Taken {
             permits,
+            tenant,
             is_returned,
         } = &*self.0;
-        if !is_returned.swap(true, Ordering::SeqCst)
-            && permits.num_taken.fetch_sub(1, Ordering::SeqCst) == 1
-        {
+        if is_returned.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(tenant) = tenant {
+            tenant.end();
+        }
+        if permits.num_taken.fetch_sub(1, Ordering::SeqCst) == 1 {
             permits.idle.notify_waiters();
         }
     }
@@ -112,20 +135,39 @@ impl Clone for ReservedPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenant::TenantLimits;
 
     #[tokio::test]
     async fn a_dropped_permit_is_returned_once() {
         let permits = Permits::new(1);
-        let reserved = ReservedPermit::from(permits.take().expect("a permit"));
-        assert!(permits.take().is_err());
+        let reserved = ReservedPermit::from(permits.take(None).expect("a permit"));
+        assert!(permits.take(None).is_err());
         let copy = reserved.clone();
         let twin = reserved.0.as_ref().map(Permit::twin);
         drop(reserved);
         permits.all_returned().await;
         assert!(copy.0.is_none());
-        let next = permits.take().expect("it was returned");
+        let next = permits.take(None).expect("it was returned");
         drop(twin);
-        assert!(permits.take().is_err(), "the twin returns nothing");
+        assert!(permits.take(None).is_err(), "the twin returns nothing");
         drop(next);
+    }
+
+    #[test]
+    fn a_tenant_cannot_keep_another_out() {
+        let among = Arc::new(AtomicUsize::new(2));
+        let tenant = |id| Tenant::new(id, TenantLimits::default(), among.clone());
+        let (greedy, late) = (tenant(0), tenant(1));
+        let permits = Permits::new(4);
+        let mut held: Vec<Permit> = (0..4)
+            .map(|_| permits.take(Some(&greedy)).expect("a permit"))
+            .collect();
+        assert!(permits.take(Some(&greedy)).is_err());
+        assert_eq!(greedy.num_requests(), 4, "a refused request does not count");
+        held.extend((0..2).map(|_| permits.take(Some(&late)).expect("its share")));
+        assert!(permits.take(Some(&late)).is_err());
+        held.truncate(1);
+        assert_eq!((greedy.num_requests(), late.num_requests()), (1, 0));
+        permits.take(Some(&greedy)).expect("places are free again");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 pub use gridwork_proto::v1::SamplingParameters;
 
 use crate::permits::ReservedPermit;
+use crate::tenant::Tenant;
 
 /// One sequence to generate. The caller has validated it: the prompt is not empty, and prompt plus `max_new_tokens`
 /// are within [`Limits::max_total_tokens`](crate::Limits).
@@ -30,6 +31,8 @@ pub struct GenerationRequest {
     pub shown_special_tokens: Arc<[u32]>,
     /// Maximum time until the request's first step; `None`: the engine's default.
     pub queue_timeout: Option<Duration>,
+    /// Client of several that the request belongs to; `None`: there are none.
+    pub tenant: Option<Arc<Tenant>>,
     /// Permit taken beforehand; without one, a permit is taken when the request is submitted.
     pub permit: ReservedPermit,
     /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
@@ -55,6 +58,7 @@ impl GenerationRequest {
             skip_special_tokens: true,
             shown_special_tokens: Arc::new([]),
             queue_timeout: None,
+            tenant: None,
             permit: ReservedPermit::default(),
             span: tracing::Span::none(),
         }

@@ -163,7 +163,7 @@ async fn an_ended_generation_returns_its_permit_before_it_is_read() {
     setup.engine.ready().await.expect("ready");
     let unread = setup.engine.submit(request(0, 5)).expect("admitted");
     let mut reserved = loop {
-        match setup.engine.reserve() {
+        match setup.engine.reserve(None) {
             Ok(permit) => break request_with(permit),
             Err(SubmitError::Overloaded { .. }) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::api_keys::current_tenant;
+use crate::api_keys::current_tenant_id;
 use crate::error::ApiError;
 use crate::http::extract::{ApiJson, Body};
 use crate::http::route::LISTED;
@@ -61,7 +61,7 @@ pub async fn abort(
             format!("`request_ids` must have 1 to {MAX_IDS} ids. Given: {number}"),
         ));
     }
-    let is_aborted = |id: &String| state.running_requests().abort(current_tenant(), id);
+    let is_aborted = |id: &String| state.running_requests().abort(current_tenant_id(), id);
     let (aborted, unknown) = ids.into_iter().partition(is_aborted);
     Ok(Json(AbortResponse { aborted, unknown }))
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -43,9 +43,23 @@ pub async fn info(State(state): State<AppState>) -> Response {
 )]
 pub async fn health(State(state): State<AppState>) -> Response {
     let encoder = &state.encoder().encoder;
-    if state.computes() && !state.engine().is_draining() {
-        return ().into_response();
-    }
+    let is_loaded = state.engine().loaded().is_some() || encoder.loaded().is_some();
+    let mut response = if state.computes() && !state.engine().is_draining() {
+        ().into_response()
+    } else {
+        unstored(not_ready(&state).uncounted_response(Dialect::Tgi))
+    };
+    let loaded = HeaderValue::from_static(if is_loaded { "true" } else { "false" });
+    response.headers_mut().insert(LOADED, loaded);
+    response
+}
+
+/// Header of `/health`: whether the model has been loaded, also while a shard is restarted.
+const LOADED: HeaderName = HeaderName::from_static("x-gridwork-loaded");
+
+/// Why requests would not be answered now.
+fn not_ready(state: &AppState) -> ApiError {
+    let encoder = &state.encoder().encoder;
     let message = match state.ready() {
         Err(error) if encoder.loaded().is_none() => error.message,
         _ if state.engine().is_draining() => "the server is shutting down".into(),
@@ -54,11 +68,10 @@ pub async fn health(State(state): State<AppState>) -> Response {
             .trouble()
             .unwrap_or_else(|| "the shard is being restarted".into()),
     };
-    let error = ApiError {
+    ApiError {
         retry_after_s: Some(5),
         ..ApiError::new(ErrorKind::Unavailable, message)
-    };
-    unstored(error.uncounted_response(Dialect::Tgi))
+    }
 }
 
 /// A response that no proxy keeps.

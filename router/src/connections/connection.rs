@@ -5,11 +5,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use metrics::Gauge;
 use tokio::sync::Notify;
 
 use super::Limits;
-
-use crate::observability::metrics;
 
 /// Ways to end a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,6 +233,8 @@ impl Drop for Listed {
 /// All connections.
 pub(super) struct Connections {
     limits: Limits,
+    /// Their number, for the metrics page.
+    gauge: Gauge,
     began: Instant,
     next_id: AtomicU64,
     all: Mutex<HashMap<u64, Arc<Connection>>>,
@@ -243,9 +244,10 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub fn new(limits: Limits) -> Arc<Self> {
+    pub fn new(limits: Limits, gauge: Gauge) -> Arc<Self> {
         Arc::new(Connections {
             limits,
+            gauge,
             began: Instant::now(),
             next_id: AtomicU64::new(0),
             all: Mutex::new(HashMap::new()),
@@ -288,14 +290,14 @@ impl Connections {
         });
         let mut all = self.all();
         all.insert(id, connection.clone());
-        metrics::connections().set(all.len() as f64);
+        self.gauge.set(all.len() as f64);
         Listed(connection)
     }
 
     fn remove(&self, id: u64) {
         let mut all = self.all();
         all.remove(&id);
-        metrics::connections().set(all.len() as f64);
+        self.gauge.set(all.len() as f64);
         if all.is_empty() {
             self.empty.notify_waiters();
         }

@@ -1,21 +1,29 @@
-//! Where clients connect: a port, or a unix socket.
+//! Where clients connect: a port, or a unix socket; with or without TLS.
 
 use std::fmt;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use super::socket;
 
 /// A socket that clients connect to.
+pub struct Listener {
+    socket: Socket,
+    tls: Option<TlsAcceptor>,
+}
+
 #[derive(Debug)]
-pub enum Listener {
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -36,25 +44,38 @@ impl Listener {
         unsafe { libc::umask(mask) };
         let listener = listener?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self::Unix(listener))
+        Ok(listener.into())
+    }
+
+    /// The same socket, whose connections are encrypted.
+    pub fn encrypted(self, config: Arc<ServerConfig>) -> Self {
+        Self {
+            tls: Some(config.into()),
+            ..self
+        }
+    }
+
+    /// What encrypts the connections; `None`: nothing does.
+    pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
+        self.tls.as_ref()
     }
 
     pub(super) async fn accept(&self) -> io::Result<ClientStream> {
-        match self {
-            Self::Tcp(listener) => Ok(ClientStream::Tcp(listener.accept().await?.0)),
-            Self::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
+        match &self.socket {
+            Socket::Tcp(listener) => Ok(ClientStream::Tcp(listener.accept().await?.0)),
+            Socket::Unix(listener) => Ok(ClientStream::Unix(listener.accept().await?.0)),
         }
     }
 }
 
 impl fmt::Display for Listener {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(listener) => match listener.local_addr() {
+        match &self.socket {
+            Socket::Tcp(listener) => match listener.local_addr() {
                 Ok(address) => write!(formatter, "{address}"),
                 Err(error) => write!(formatter, "a port ({error})"),
             },
-            Self::Unix(listener) => match listener.local_addr() {
+            Socket::Unix(listener) => match listener.local_addr() {
                 Ok(address) => write!(formatter, "{address:?}"),
                 Err(error) => write!(formatter, "a unix socket ({error})"),
             },
@@ -64,13 +85,19 @@ impl fmt::Display for Listener {
 
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
-        Self::Tcp(listener)
+        Self {
+            socket: Socket::Tcp(listener),
+            tls: None,
+        }
     }
 }
 
 impl From<UnixListener> for Listener {
     fn from(listener: UnixListener) -> Self {
-        Self::Unix(listener)
+        Self {
+            socket: Socket::Unix(listener),
+            tls: None,
+        }
     }
 }
 
@@ -166,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("http");
         std::fs::write(&path, "mine").expect("a file");
-        Listener::bind_unix(&path).expect_err("a refusal");
+        assert!(Listener::bind_unix(&path).is_err());
         assert_eq!(std::fs::read_to_string(&path).expect("the file"), "mine");
     }
 }

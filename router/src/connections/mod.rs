@@ -7,6 +7,7 @@
 
 mod body;
 mod connection;
+mod handshake;
 pub mod intake;
 mod listener;
 mod probes;
@@ -26,6 +27,9 @@ use axum::middleware::from_fn_with_state;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use metrics::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::connections::intake::Intake;
@@ -63,22 +67,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Number of connections beyond the maximum that are kept for probes.
 const PROBE_CONNECTIONS: usize = 32;
 
-/// Serves `app` on `listener` until `stop` resolves, and returns when every answer in progress has been sent.
-/// `dialect_of`: dialect of the errors of a path.
+/// What connections are served with.
+pub struct Front {
+    pub app: Router,
+    /// Dialect of the errors of a path.
+    pub dialect_of: fn(&str) -> Dialect,
+    pub limits: Limits,
+    pub intake: Intake,
+    /// Number of connections, for the metrics page.
+    pub gauge: Gauge,
+}
+
+/// Serves on `listener` until `stop` resolves, and returns when every answer in progress has been sent.
 pub async fn serve(
     listener: Listener,
-    app: Router,
-    dialect_of: fn(&str) -> Dialect,
-    limits: Limits,
-    intake: Intake,
+    front: Front,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let connections = Connections::new(limits);
+    let connections = Connections::new(front.limits, front.gauge.clone());
     let server = Server {
-        app,
-        dialect_of,
-        intake,
-        limits,
+        front,
+        tls: listener.tls().cloned(),
         connections: connections.clone(),
     };
     let sweeping = connections.clone();
@@ -123,44 +132,59 @@ fn is_of_the_client(error: &io::Error) -> bool {
 }
 
 struct Server {
-    app: Router,
-    dialect_of: fn(&str) -> Dialect,
-    intake: Intake,
-    limits: Limits,
+    front: Front,
+    tls: Option<TlsAcceptor>,
     connections: Arc<Connections>,
 }
 
 impl Server {
     /// Serves another connection, if there is room.
     fn take(&self, stream: ClientStream) {
-        stream.prepare(self.limits.write_timeout);
-        let is_full = self.connections.number() >= self.limits.max_connections
-            && !self.connections.make_room();
-        let most = self.limits.max_connections + PROBE_CONNECTIONS;
+        let Front {
+            app,
+            dialect_of,
+            limits,
+            intake,
+            ..
+        } = &self.front;
+        stream.prepare(limits.write_timeout);
+        let is_full =
+            self.connections.number() >= limits.max_connections && !self.connections.make_room();
+        let most = limits.max_connections + PROBE_CONNECTIONS;
         if is_full && self.connections.number() >= most && !self.connections.drop_probe() {
             return;
         }
         let connection = self.connections.add(is_full);
         let app = if is_full {
-            let only_probes = from_fn_with_state(self.dialect_of, probes::only_probes);
-            self.app.clone().layer(only_probes)
+            let only_probes = from_fn_with_state(*dialect_of, probes::only_probes);
+            app.clone().layer(only_probes)
         } else {
-            self.app.clone()
+            app.clone()
         };
-        let task = run(stream, app, self.intake.clone(), self.limits, connection);
-        tokio::spawn(task);
+        let (intake, limits, tls) = (intake.clone(), *limits, self.tls.clone());
+        tokio::spawn(async move {
+            let stream = WatchedStream::new(stream, connection.clone());
+            match tls {
+                None => run(stream, app, intake, limits, connection).await,
+                Some(acceptor) => {
+                    if let Some(stream) = handshake::encrypt(stream, acceptor, &connection).await {
+                        run(stream, app, intake, limits, connection).await;
+                    }
+                }
+            }
+        });
     }
 }
 
 /// Serves the requests of one connection.
 async fn run(
-    stream: ClientStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: Router,
     intake: Intake,
     limits: Limits,
     connection: Listed,
 ) {
-    let io = TokioIo::new(WatchedStream::new(stream, connection.clone()));
+    let io = TokioIo::new(stream);
     let of_service = connection.clone();
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         answer(

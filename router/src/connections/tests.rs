@@ -77,14 +77,14 @@ fn start_at(
     let stopped = async move {
         let _ = stopped.await;
     };
-    let task = tokio::spawn(serve(
-        listener,
+    let front = Front {
         app,
-        |_| Dialect::Tgi,
+        dialect_of: |_| Dialect::Tgi,
         limits,
-        Intake::new(1 << 20),
-        stopped,
-    ));
+        intake: Intake::new(1 << 20),
+        gauge: Gauge::noop(),
+    };
+    let task = tokio::spawn(serve(listener, front, stopped));
     (stop, task)
 }
 

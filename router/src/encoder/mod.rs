@@ -15,6 +15,7 @@ use gridwork_engine::{EncodeSequence, Encoded, Encoder, Wanted};
 use gridwork_proto::v1::InfoResponse;
 use tokenizers::Tokenizer;
 
+use crate::api_keys::current_tenant;
 use crate::connections::intake;
 use crate::error::{ApiError, ErrorKind};
 use crate::observability::metrics;
@@ -187,7 +188,7 @@ impl EncoderService {
         let bytes = inputs.iter().map(Input::num_bytes).sum();
         self.check_bytes(bytes, field)?;
         // Reserved first: a full server refuses without working on the inputs.
-        let permit = self.encoder.reserve()?;
+        let permit = self.encoder.reserve(current_tenant().as_ref())?;
         let started = Instant::now();
         let (tokenizer, slow) = (self.tokenizer.clone(), self.slow_regexes.clone());
         let normalization = self.files.normalization;

@@ -276,6 +276,7 @@ fn fit(
         skip_special_tokens: true,
         shown_special_tokens: std::sync::Arc::clone(&parameters.shown_special_tokens),
         queue_timeout: None,
+        tenant: None,
         permit: ReservedPermit::default(),
         span,
     };

@@ -14,7 +14,7 @@ use futures::future::Abortable;
 use futures::stream::{Abortable as AbortableStream, Pending};
 use http_body::Frame;
 
-use crate::api_keys::current_tenant;
+use crate::api_keys::current_tenant_id;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::sse;
 use crate::running_requests::RunningRequest;
@@ -38,7 +38,7 @@ pub async fn run(
         return next.run(request).await;
     };
     let dialect = dialect_of(request.uri().path());
-    let (running, registration) = state.running_requests().begin(current_tenant(), &id);
+    let (running, registration) = state.running_requests().begin(current_tenant_id(), &id);
     let handling = running.clone().scope(next.run(request));
     let Ok(response) = Abortable::new(handling, registration).await else {
         return aborted().into_response();

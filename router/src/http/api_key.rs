@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api_keys::as_tenant;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::route::needs_key;
+use crate::observability::request_log;
 use crate::state::AppState;
 
 /// Refuses a request without an accepted key, when the server has keys and the request needs one, whether or not its path
@@ -17,7 +18,10 @@ pub async fn require_key(State(state): State<AppState>, request: Request, next: 
         return next.run(request).await;
     }
     match keys.find(request.headers()) {
-        Some(tenant) => as_tenant(tenant, next.run(request)).await,
+        Some((tenant, name)) => {
+            request_log::note(|record| record.key_name = name);
+            as_tenant(tenant, next.run(request)).await
+        }
         None => ApiError::new(
             ErrorKind::Unauthorized,
             "the API key is missing or wrong; send it as `Authorization: Bearer <key>`, or as `x-api-key: <key>` or \

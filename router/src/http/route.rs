@@ -114,15 +114,12 @@ impl Route {
     }
 }
 
-/// Beginnings of paths that are read with a key: stored answers, which belong to the key that they were made with, and
-/// the chat template, which an operator may have written.
-const READ_WITH_KEY: [&str; 2] = ["/v1/responses", "/tokenizer_info"];
+/// Paths that tell nothing but whether the server works, for load balancers and orchestrators.
+const OPEN: [&str; 4] = ["/", "/health", "/livez", "/ping"];
 
-/// True if a request needs an API key, when the server has keys: when it generates, changes something, or reads what
-/// belongs to a key.
+/// True if a request needs an API key, when the server has keys: unless it only asks whether the server works.
 pub fn needs_key(method: &Method, path: &str) -> bool {
-    matches!(*method, Method::POST | Method::DELETE)
-        || READ_WITH_KEY.iter().any(|begin| path.starts_with(begin))
+    !(matches!(*method, Method::GET | Method::HEAD) && OPEN.contains(&path))
 }
 
 /// A router for `routes`.

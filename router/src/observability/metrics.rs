@@ -14,6 +14,8 @@ metric_functions! {
     pub const ROUTER_METRICS;
     connections() = gauge("gridwork_connections", Count, Requests,
         "Open connections of clients");
+    certificate_end() = gauge("gridwork_tls_certificate_expiry_timestamp_seconds", Seconds, Server,
+        "Time when the certificate of `--tls-cert` ends, seconds since 1970; 0 without TLS");
     requests(route) = counter("gridwork_requests_total", Count, Requests,
         "Requests received, by route; each is counted once");
     request_success() = counter("gridwork_request_success_total", Count, Requests,

@@ -27,6 +27,8 @@ pub struct Record {
     started: Instant,
     /// Trace that the request belongs to, if it is recorded.
     pub trace_id: Option<String>,
+    /// Name of the API key, where the file of keys has one.
+    pub key_name: Option<String>,
     /// Tokens of all prompts or inputs.
     pub prompt_tokens: Option<u64>,
     /// Prompt tokens that were found in the prefix cache, summed over all sequences.
@@ -58,6 +60,7 @@ impl Drop for Record {
             request_id = self.request_id,
             route = self.route,
             trace_id = self.trace_id,
+            api_key = self.key_name,
             prompt_tokens = self.prompt_tokens,
             cached_tokens = self.cached_tokens,
             generated_tokens = self.generated_tokens,
@@ -96,6 +99,7 @@ pub async fn logged(
         route,
         started: Instant::now(),
         trace_id: None,
+        key_name: None,
         prompt_tokens: None,
         cached_tokens: None,
         generated_tokens: None,

@@ -75,10 +75,14 @@ const OF_BODIES: [(ErrorKind, &str); 8] = [
 ];
 
 /// Errors of requests that the model works on.
-const OF_WORK: [(ErrorKind, &str); 4] = [
+const OF_WORK: [(ErrorKind, &str); 5] = [
     (
         ErrorKind::Overloaded,
         "Too many requests; come back after `Retry-After` seconds",
+    ),
+    (
+        ErrorKind::RateLimited,
+        "The API key has used what it may; come back after `Retry-After` seconds",
     ),
     (ErrorKind::Aborted, "Aborted by its id"),
     (ErrorKind::Generation, "The model failed"),

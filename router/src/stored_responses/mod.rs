@@ -23,7 +23,9 @@ const ITEM_BYTES: usize = 96;
 /// The responses of all owners. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct StoredResponses {
-    bytes_per_owner: usize,
+    bytes: usize,
+    /// Number of owners that share them.
+    num_owners: Arc<AtomicUsize>,
     shelves: Arc<Mutex<HashMap<Owner, Shelf>>>,
 }
 
@@ -167,23 +169,28 @@ impl Shelf {
 
 impl StoredResponses {
     /// `bytes` are shared equally among `num_owners`; 0: nothing is kept.
-    pub fn new(bytes: usize, num_owners: usize) -> Self {
+    pub fn new(bytes: usize, num_owners: Arc<AtomicUsize>) -> Self {
         Self {
-            bytes_per_owner: bytes / num_owners.max(1),
+            bytes,
+            num_owners,
             shelves: Arc::default(),
         }
     }
 
+    fn bytes_per_owner(&self) -> usize {
+        self.bytes / self.num_owners.load(Ordering::Relaxed).max(1)
+    }
+
     /// True if responses are kept at all.
     pub fn is_enabled(&self) -> bool {
-        self.bytes_per_owner > 0
+        self.bytes_per_owner() > 0
     }
 
     /// Keeps `response`. Older ones of `owner` give way until it fits. A response that is larger than the owner's share
     /// is not kept; returns whether it is.
     pub fn keep(&self, owner: Owner, mut response: StoredResponse) -> bool {
         let bytes = response.num_bytes();
-        if bytes > self.bytes_per_owner {
+        if bytes > self.bytes_per_owner() {
             return false;
         }
         self.on_shelf(owner, |shelf| {
@@ -193,7 +200,7 @@ impl StoredResponses {
                 shelf.by_item.insert(id.clone(), Arc::downgrade(&response));
             }
             shelf.responses.push_back(response);
-            shelf.make_room(self.bytes_per_owner);
+            shelf.make_room(self.bytes_per_owner());
             !shelf.responses.is_empty()
         })
     }
@@ -203,7 +210,7 @@ impl StoredResponses {
     pub fn begin(&self, owner: Owner, response: &Arc<RunningResponse>) -> bool {
         self.on_shelf(owner, |shelf| {
             response.set_charge(Charge::new(response.num_bytes(), &shelf.bytes));
-            let fits = shelf.make_room(self.bytes_per_owner);
+            let fits = shelf.make_room(self.bytes_per_owner());
             if fits {
                 shelf.running.insert(response.id.clone(), response.clone());
             }
@@ -213,7 +220,7 @@ impl StoredResponses {
 
     /// Removes old responses of `owner` so that those which run have room; returns whether they have.
     pub fn make_room(&self, owner: Owner) -> bool {
-        self.on_shelf(owner, |shelf| shelf.make_room(self.bytes_per_owner))
+        self.on_shelf(owner, |shelf| shelf.make_room(self.bytes_per_owner()))
     }
 
     /// The response `id` of `owner`, if it runs in the background.
@@ -276,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_oldest_give_way_and_owners_do_not_see_each_other() {
-        let store = StoredResponses::new(4000, 2);
+        let store = StoredResponses::new(4000, Arc::new(2.into()));
         for id in ["a", "b", "c"] {
             assert!(store.keep(Some(0), response(id, None)));
         }
@@ -293,7 +300,7 @@ mod tests {
 
     #[test]
     fn what_a_later_response_continues_counts_until_that_is_dropped() {
-        let store = StoredResponses::new(3000, 1);
+        let store = StoredResponses::new(3000, Arc::new(1.into()));
         assert!(store.keep(None, response("a", None)));
         let a = store.get(None, "a");
         assert!(store.keep(None, response("b", a)));
@@ -310,7 +317,7 @@ mod tests {
 
     #[test]
     fn items_are_found_while_their_response_is_kept() {
-        let store = StoredResponses::new(4000, 1);
+        let store = StoredResponses::new(4000, Arc::new(1.into()));
         let with_items = |id: &str, items: &[&str]| {
             let mut response = response(id, None);
             response.item_ids = items.iter().map(|item| (*item).to_owned()).collect();
@@ -329,11 +336,11 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_beyond_the_share() {
-        let store = StoredResponses::new(999, 1);
+        let store = StoredResponses::new(999, Arc::new(1.into()));
         assert!(store.is_enabled());
         assert!(!store.keep(None, response("a", None)));
-        assert!(!StoredResponses::new(0, 1).is_enabled());
-        assert!(!StoredResponses::new(0, 1).keep(None, response("a", None)));
+        assert!(!StoredResponses::new(0, Arc::new(1.into())).is_enabled());
+        assert!(!StoredResponses::new(0, Arc::new(1.into())).keep(None, response("a", None)));
     }
 
     fn running(id: &str) -> Arc<RunningResponse> {
@@ -350,7 +357,7 @@ mod tests {
 
     #[test]
     fn running_responses_and_their_events_count_as_bytes() {
-        let store = StoredResponses::new(3000, 1);
+        let store = StoredResponses::new(3000, Arc::new(1.into()));
         for id in ["a", "b"] {
             assert!(store.keep(None, response(id, None)));
         }

@@ -25,13 +25,35 @@ pub struct Http {
     #[arg(long, env = "UDS", value_name = "PATH")]
     pub uds: Option<PathBuf>,
 
-    /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated; prefer the variable, which `ps` does
-    /// not show
+    /// Path under which a proxy publishes the server, such as /llm; requests may come with and without it
+    #[arg(long, env = "ROOT_PATH", default_value = "", hide_default_value = true, value_name = "PATH",
+          value_parser = values::root_path)]
+    pub root_path: String,
+
+    /// Certificate with which to encrypt, as PEM: the server's own first, then those that it was signed with. A changed
+    /// file is taken up while the server runs
+    #[arg(long, env = "TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key of --tls-cert, as PEM without a password
+    #[arg(long, env = "TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Port with /metrics, /health and /livez alone, without TLS and keys, for monitors (the variable is not
+    /// PROMETHEUS_PORT, which Kubernetes sets)
+    #[arg(long, env = "GRIDWORK_PROMETHEUS_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub prometheus_port: Option<u16>,
+
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be repeated; prefer the variable, or a file
     #[arg(long, env = "API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY",
           value_parser = values::secret)]
     pub api_key: Vec<Secret>,
 
-    /// Origin that may call from a browser, or * for any; may be repeated [default: any]
+    /// File with API keys, one on each line; a changed file is taken up while the server runs
+    #[arg(long, env = "API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Origin that may call from a browser, or * for any; may be repeated [default: any, or none where keys are needed]
     #[arg(
         long,
         env = "CORS_ALLOW_ORIGIN",

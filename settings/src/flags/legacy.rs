@@ -47,7 +47,7 @@ const NO_STATISTICS: Effect = Effect::None("no usage statistics are sent");
 const ROPE: Effect = Effect::Refused("set rope_parameters in the model's config.json");
 
 /// Every such flag.
-pub const ALIASES: [Alias; 16] = [
+pub const ALIASES: [Alias; 15] = [
     value("waiting-served-ratio", "WAITING_SERVED_RATIO", ONE_STEP),
     value("max-waiting-tokens", "MAX_WAITING_TOKENS", ONE_STEP),
     switch("ngrok", "NGROK", NO_TUNNEL),
@@ -64,11 +64,6 @@ pub const ALIASES: [Alias; 16] = [
         "disable-custom-kernels",
         "DISABLE_CUSTOM_KERNELS",
         Effect::None("the shard chooses its kernels"),
-    ),
-    value(
-        "prometheus-port",
-        "PROMETHEUS_PORT",
-        Effect::None("metrics are at /metrics of the main port"),
     ),
     value(
         "weights-cache-override",

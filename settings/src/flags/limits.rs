@@ -16,6 +16,15 @@ pub struct RequestLimits {
           value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
     pub max_concurrent_requests: usize,
 
+    /// Maximum number of concurrent requests of each API key, waiting ones included [default: no other than for all]
+    #[arg(long, env = "MAX_REQUESTS_PER_KEY", value_name = "N",
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=u64::from(u32::MAX)))]
+    pub max_requests_per_key: Option<usize>,
+
+    /// Maximum number of tokens a minute of each API key, prompts and answers together [default: any number]
+    #[arg(long, env = "MAX_TOKENS_PER_MINUTE_PER_KEY", value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tokens_per_minute_per_key: Option<u64>,
+
     /// Seconds that a request may wait before it is started
     #[arg(long, env = "QUEUE_TIMEOUT", default_value_t = 600, value_name = "SECONDS",
           value_parser = clap::value_parser!(u64).range(1..=values::YEAR_S))]

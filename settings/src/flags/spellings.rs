@@ -52,7 +52,6 @@ const NO_ADAPTERS: Meaning = Refused(
 );
 const LOOKUP: Meaning =
     Refused("drafts come from the text so far and not from another model; give --speculate N");
-const NO_TLS: Meaning = Refused("there is no TLS here; put a proxy before the server");
 const IN_REQUESTS: Meaning =
     Refused("a seed belongs to a request, as its `seed`; without one, seeds are random");
 const TOKENIZER: Meaning =
@@ -155,11 +154,13 @@ pub const SPELLINGS: &[Spelling] = &[
         &["enable-cors"],
         Always("any origin may call, unless --cors-allow-origin names some"),
     ),
-    means(&["ssl-keyfile", "ssl-certfile", "ssl-ca-certs"], NO_TLS),
+    same("tls-key", &["ssl-keyfile"]),
+    same("tls-cert", &["ssl-certfile"]),
     means(
-        &["root-path", "fastapi-root-path"],
-        Refused("routes begin at /; let the proxy remove the prefix"),
+        &["ssl-ca-certs"],
+        Refused("clients are known by API keys and not by certificates; give --api-key-file"),
     ),
+    same("root-path", &["fastapi-root-path"]),
     means(
         &["uvicorn-log-level", "log-level-http"],
         Refused("all processes log with --log-level"),

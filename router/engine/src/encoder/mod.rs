@@ -19,6 +19,7 @@ use crate::metrics::EngineMetrics;
 use crate::permits::Permit;
 use crate::shard::client::ShardAddress;
 use crate::shard::vitals::Vitals;
+use crate::tenant::Tenant;
 use batch_loop::{BatchLoop, EncodeConnector};
 use queue::{BatchLimits, Queue, Waiting};
 
@@ -104,9 +105,10 @@ impl Encoder {
         self.lifecycle.is_draining()
     }
 
-    /// Takes a permit for a request before it is built, so that no work is done for a request that cannot be admitted.
-    pub fn reserve(&self) -> Result<Permit, SubmitError> {
-        self.lifecycle.reserve()
+    /// Takes a permit for a request of a tenant before it is built, so that no work is done for a request that cannot be
+    /// admitted.
+    pub fn reserve(&self, tenant: Option<&Arc<Tenant>>) -> Result<Permit, SubmitError> {
+        self.lifecycle.reserve(tenant)
     }
 
     /// Computes the sequences of one request, in batches with those of others. The results are in the order of
@@ -116,7 +118,7 @@ impl Encoder {
         sequences: Vec<EncodeSequence>,
         wanted: Wanted,
     ) -> Result<Vec<Encoded>, EncodeError> {
-        let permit = self.reserve()?;
+        let permit = self.reserve(None)?;
         self.encode_with(permit, sequences, wanted).await
     }
 
@@ -127,17 +129,22 @@ impl Encoder {
         sequences: Vec<EncodeSequence>,
         wanted: Wanted,
     ) -> Result<Vec<Encoded>, EncodeError> {
-        let _permit = permit;
+        let tenant = permit.tenant().cloned();
         let since = Instant::now();
         let mut replies = Vec::with_capacity(sequences.len());
         for sequence in sequences {
             let (answer, reply) = oneshot::channel();
             let num_tokens = sequence.token_ids.len() as u64;
             self.metrics.prompt_tokens.increment(num_tokens);
+            if let Some(tenant) = &tenant {
+                tenant.charge(num_tokens as usize);
+            }
             let waiting = Waiting {
                 sequence,
                 wanted,
                 answer,
+                tenant: tenant.as_ref().map(|tenant| tenant.id()),
+                turn: 0,
                 since,
                 deaths: 0,
             };
@@ -146,7 +153,9 @@ impl Encoder {
             }
             replies.push(async { reply.await.unwrap_or(Err(GenerationError::Shutdown)) });
         }
-        Ok(try_join_all(replies).await?)
+        let encoded = try_join_all(replies).await;
+        drop(permit);
+        Ok(encoded?)
     }
 
     /// Admits nothing more. Returns when everything admitted has ended.

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::request::{EncodeSequence, Encoded, Wanted};
 use crate::error::GenerationError;
 use crate::shard::watchdog::Work;
+use crate::shares::{Shares, Turn};
 
 /// Number of shard deaths at which a sequence fails. After the first death it is computed alone.
 const DEATHS_UNTIL_FAILED: u32 = 3;
@@ -21,6 +22,10 @@ pub(super) struct Waiting {
     pub sequence: EncodeSequence,
     pub wanted: Wanted,
     pub answer: Answer,
+    /// Number of the tenant that it belongs to, where there are several.
+    pub tenant: Option<u32>,
+    /// Its place in the queue, which sets it.
+    pub turn: Turn,
     pub since: Instant,
     /// Number of shard deaths while the shard computed this sequence.
     pub deaths: u32,
@@ -41,15 +46,21 @@ pub(super) struct BatchLimits {
     pub max_sequences: usize,
 }
 
-/// Waiting sequences, first come, first served.
+/// Waiting sequences, by turn: tenants share the order equally, and without several tenants it is that of arrival.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Waiting>,
+    shares: Shares,
 }
 
 impl Queue {
-    pub fn push(&mut self, waiting: Waiting) {
-        self.waiting.push_back(waiting);
+    pub fn push(&mut self, mut waiting: Waiting) {
+        let num_tokens = waiting.sequence.token_ids.len();
+        waiting.turn = self.shares.turn(waiting.tenant, num_tokens);
+        // Those that are put back come first: they have had their turn.
+        let is_before = |other: &Waiting| other.deaths > 0 || other.turn <= waiting.turn;
+        let place = self.waiting.partition_point(is_before);
+        self.waiting.insert(place, waiting);
     }
 
     pub fn len(&self) -> usize {
@@ -85,6 +96,9 @@ impl Queue {
             }
         }
         self.waiting = left;
+        for member in &members {
+            self.shares.started(member.turn);
+        }
         // Sorted by length: the shard need not copy neighbours of equal length.
         members.sort_by_key(|member| std::cmp::Reverse(member.sequence.token_ids.len()));
         Some(Batch {

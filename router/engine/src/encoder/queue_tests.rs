@@ -21,6 +21,8 @@ fn add(queue: &mut Queue, length: usize, output: Output) -> Reply {
         },
         wanted: output.into(),
         answer,
+        tenant: None,
+        turn: 0,
         since: Instant::now(),
         deaths: 0,
     });
@@ -144,6 +146,8 @@ fn a_request_has_the_types_and_positions_of_the_whole_batch() {
             top_n: 4,
         },
         answer,
+        tenant: None,
+        turn: 0,
         since: Instant::now(),
         deaths: 0,
     };

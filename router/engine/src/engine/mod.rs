@@ -24,6 +24,7 @@ use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
 use crate::sequence::detokenizer::Vocabulary;
 use crate::shard::vitals::Vitals;
+use crate::tenant::Tenant;
 use step_loop::{Command, StepConnector, StepLoop, scheduler_config};
 
 /// Handle of the engine; cheap to clone.
@@ -112,9 +113,10 @@ impl Engine {
         self.shared.lifecycle.is_draining()
     }
 
-    /// Takes a permit for a request before it is built, so that no work is done for a request that cannot be admitted.
-    pub fn reserve(&self) -> Result<Permit, SubmitError> {
-        self.shared.lifecycle.reserve()
+    /// Takes a permit for a request of a tenant before it is built, so that no work is done for a request that cannot be
+    /// admitted.
+    pub fn reserve(&self, tenant: Option<&Arc<Tenant>>) -> Result<Permit, SubmitError> {
+        self.shared.lifecycle.reserve(tenant)
     }
 
     /// Admits a request to the queue or refuses it at once. The request keeps its permit until its generation has
@@ -130,8 +132,11 @@ impl Engine {
         lifecycle.check_admission()?;
         let permit = match request.permit.take() {
             Some(permit) => permit,
-            None => lifecycle.reserve()?,
+            None => lifecycle.take_permit(request.tenant.as_ref())?,
         };
+        if let Some(tenant) = &request.tenant {
+            tenant.charge(request.token_ids.len());
+        }
         let backlog = Backlog::new(backlogs);
         let key = next_key.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();

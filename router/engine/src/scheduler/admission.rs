@@ -81,6 +81,7 @@ impl Scheduler {
             return;
         };
         self.waiting.remove(sequence);
+        self.shares.started(sequence.turn);
         self.running.insert((sequence.request.priority, key));
         sequence.sequence_id = Some(sequence_id);
         if self.pool.shares() && sequence.may_use_cache() {

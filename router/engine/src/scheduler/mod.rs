@@ -35,6 +35,7 @@ use crate::sequence::detokenizer::Vocabulary;
 use crate::sequence::lengths::LengthRule;
 use crate::sequence::{Sequence, SequenceKey, Sequences};
 use crate::shard::watchdog::Work;
+use crate::shares::Shares;
 use recovery::release;
 
 /// Maximum number of steps in flight. While the shard computes one, the next one already waits there, unless the
@@ -74,6 +75,8 @@ pub(crate) struct Scheduler {
     metrics: EngineMetrics,
     sequences: Sequences,
     waiting: WaitingQueue,
+    /// Turns of tenants among the waiting.
+    shares: Shares,
     /// Running sequences, best first: keys grow with arrival.
     running: BTreeSet<(Priority, SequenceKey)>,
     pool: BlockPool,
@@ -105,6 +108,7 @@ impl Scheduler {
             metrics,
             sequences: Sequences::new(),
             waiting: WaitingQueue::default(),
+            shares: Shares::default(),
             running: BTreeSet::new(),
             pool: BlockPool::new(0, None, RandomState::new()),
             hasher: RandomState::new(),
@@ -156,6 +160,8 @@ impl Scheduler {
         let timeout = self.queue_timeout(&sequence);
         sequence.start_by = sequence.submitted.checked_add(timeout);
         sequence.set_length_rule(self.config.lengths);
+        let num_tokens = sequence.num_tokens_asked();
+        sequence.turn = self.shares.turn(sequence.tenant_id(), num_tokens);
         self.waiting.insert(&sequence);
         self.sequences.insert(sequence.key, sequence);
     }
@@ -311,6 +317,8 @@ impl Scheduler {
     /// Removes a sequence and frees everything it holds.
     fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(&key)?;
+        let num_unused = sequence.num_tokens_asked() - sequence.tokens.len();
+        self.shares.give_back(sequence.tenant_id(), num_unused);
         self.running.remove(&(sequence.request.priority, key));
         self.waiting.remove(&sequence);
         release(&mut sequence, &mut self.pool, &mut self.in_flight);

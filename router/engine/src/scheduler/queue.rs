@@ -1,6 +1,7 @@
 //! Waiting sequences, and the choice of the next one.
 //!
-//! The order is by priority, then by arrival, with one exception. Among the first few of a priority, the sequence
+//! The order is by priority, then by turn: tenants share the order equally, and without several tenants it is that of
+//! arrival ([`crate::shares`]). There is one exception. Among the first few of a priority, the sequence
 //! with the longest cached prefix goes first, since its blocks may be evicted before its turn. Among equals the
 //! shortest goes first: the others wait for it the least, and it would wait for them the longest. A sequence can be
 //! overtaken a few times only, and a preempted one never. All operations take at most logarithmic time in the queue's
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use crate::request::Priority;
 use crate::sequence::{Sequence, SequenceKey, Sequences};
+use crate::shares::Turn;
 
 /// Number of sequences at the front of the queue that are compared.
 ///
@@ -24,10 +26,15 @@ const WINDOW: usize = 8;
 /// Maximum number of times that a sequence is overtaken by later ones.
 pub(crate) const MAX_OVERTAKEN: u32 = 8;
 
+/// Place of a sequence in the order.
+fn place(sequence: &Sequence) -> (Priority, Turn, SequenceKey) {
+    (sequence.request.priority, sequence.turn, sequence.key)
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct WaitingQueue {
     /// Waiting sequences, best first: keys grow with arrival.
-    order: BTreeSet<(Priority, SequenceKey)>,
+    order: BTreeSet<(Priority, Turn, SequenceKey)>,
     /// Deadlines of the sequences that never ran.
     deadlines: BTreeSet<(Instant, SequenceKey)>,
 }
@@ -42,15 +49,14 @@ impl WaitingQueue {
     }
 
     pub fn insert(&mut self, sequence: &Sequence) {
-        self.order.insert((sequence.request.priority, sequence.key));
+        self.order.insert(place(sequence));
         if let Some(deadline) = sequence.deadline() {
             self.deadlines.insert((deadline, sequence.key));
         }
     }
 
     pub fn remove(&mut self, sequence: &Sequence) {
-        self.order
-            .remove(&(sequence.request.priority, sequence.key));
+        self.order.remove(&place(sequence));
         if let Some(deadline) = sequence.deadline() {
             self.deadlines.remove(&(deadline, sequence.key));
         }
@@ -63,7 +69,7 @@ impl WaitingQueue {
     }
 
     pub fn first(&self) -> Option<SequenceKey> {
-        self.order.first().map(|(_, key)| *key)
+        self.order.first().map(|(_, _, key)| *key)
     }
 
     /// The next sequence: the first, or one that may overtake it. `num_cached` gives the number of a sequence's
@@ -73,9 +79,9 @@ impl WaitingQueue {
         sequences: &mut Sequences,
         num_cached: impl Fn(&mut Sequence) -> usize,
     ) -> Option<SequenceKey> {
-        let &(priority, first) = self.order.first()?;
+        let &(priority, _, first) = self.order.first()?;
         let mut best: Option<(SequenceKey, (usize, Reverse<usize>))> = None;
-        for &(class, key) in self.order.iter().take(WINDOW) {
+        for &(class, _, key) in self.order.iter().take(WINDOW) {
             let Some(sequence) = sequences.get_mut(&key) else {
                 continue;
             };
@@ -95,7 +101,7 @@ impl WaitingQueue {
 
     /// Counts the start of `key` for the sequences that it overtakes.
     pub fn overtake(&self, key: SequenceKey, sequences: &mut Sequences) {
-        for &(_, before) in self.order.iter().take_while(|(_, other)| *other != key) {
+        for &(_, _, before) in self.order.iter().take_while(|(.., other)| *other != key) {
             if let Some(sequence) = sequences.get_mut(&before) {
                 sequence.num_overtaken += 1;
             }

@@ -137,6 +137,9 @@ impl Scheduler {
                 .drafted(entry.num_drafts, num_taken.saturating_sub(1));
         }
         sequence.on_step_result(num_sampled);
+        if let Some(tenant) = &sequence.request.tenant {
+            tenant.charge(num_taken);
+        }
         let block_size = self.config.block_size_tokens;
         if num_taken > 0 {
             self.pool

@@ -26,6 +26,7 @@ use crate::sequence::lengths::LengthRule;
 use crate::sequence::speculation::Speculation;
 use crate::sequence::stop::StopMatcher;
 use crate::sequence::trace::RequestSpans;
+use crate::shares::Turn;
 
 /// Identifies a request during the life of the engine; never reused.
 pub(crate) type SequenceKey = u64;
@@ -63,6 +64,8 @@ pub(crate) struct Sequence {
     /// recomputed.
     pub num_first: usize,
     lengths: LengthRule,
+    /// Its place among the waiting.
+    pub turn: Turn,
     /// Number of later sequences that were started before it.
     pub num_overtaken: u32,
     pub crashes: CrashRecord,
@@ -129,6 +132,7 @@ impl Sequence {
             epoch: 0,
             num_first: tokens.len(),
             lengths: LengthRule::default(),
+            turn: Turn::default(),
             num_overtaken: 0,
             crashes: CrashRecord::default(),
             submitted: now,
@@ -189,6 +193,16 @@ impl Sequence {
     pub fn must_be_recomputed(&self) -> bool {
         let max = self.lengths.max_computed(self.num_first);
         max.is_some_and(|max| self.tokens.len() > max) && self.num_pending == 0
+    }
+
+    /// Number of the tenant that it belongs to, where there are several.
+    pub fn tenant_id(&self) -> Option<u32> {
+        self.request.tenant.as_ref().map(|tenant| tenant.id())
+    }
+
+    /// Number of tokens of the prompt, and of the longest answer that is asked for.
+    pub fn num_tokens_asked(&self) -> usize {
+        self.num_prompt_tokens + self.request.max_new_tokens as usize
     }
 
     pub fn num_generated(&self) -> usize {

@@ -11,7 +11,7 @@ use super::events::ResponseEvents;
 use super::request::Item;
 use super::response::{ResponseBody, Status};
 use crate::api::conversation::events::{AnswerEvents, named_event};
-use crate::api_keys::current_tenant;
+use crate::api_keys::current_tenant_id;
 use crate::error::{ApiError, ErrorKind};
 use crate::state::AppState;
 use crate::stored_responses::{RunningResponse, StoredResponse, StoredResponses};
@@ -30,7 +30,7 @@ pub fn start(
     let (abort, registration) = AbortHandle::new_pair();
     let running = RunningResponse::new(response.id.clone(), text, input_text, previous, abort);
     let running = Arc::new(running);
-    let owner = current_tenant();
+    let owner = current_tenant_id();
     let store = state.stored_responses().clone();
     if !store.begin(owner, &running) {
         return Err(ApiError::validation(

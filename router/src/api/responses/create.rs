@@ -18,7 +18,7 @@ use crate::api::conversation::history::with_one_instruction;
 use crate::api::conversation::run::RunningAnswer;
 use crate::api::conversation::text_or_list::TextOrList;
 use crate::api::openai::chat::{Chat, ChatForm};
-use crate::api_keys::current_tenant;
+use crate::api_keys::current_tenant_id;
 use crate::error::{ApiError, Dialect, ErrorKind};
 use crate::http::route::{LISTED, Received};
 use crate::http::sse;
@@ -169,7 +169,7 @@ fn on_complete(
     if !store {
         return Box::new(|_| {});
     }
-    let (kept, owner) = (state.stored_responses().clone(), current_tenant());
+    let (kept, owner) = (state.stored_responses().clone(), current_tenant_id());
     Box::new(move |response| {
         let ids = input.iter().filter_map(|item| item.get("id")?.as_str());
         let outputs = response.output.iter().map(OutputItem::id);

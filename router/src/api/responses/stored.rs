@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::request::Item;
 use super::response::ResponseBody;
-use crate::api_keys::current_tenant;
+use crate::api_keys::current_tenant_id;
 use crate::error::{ApiError, ErrorKind};
 use crate::http::route::LISTED;
 use crate::http::sse;
@@ -71,7 +71,7 @@ pub async fn response(
     let first = query
         .starting_after
         .map_or(0, |last| last.saturating_add(1));
-    if let Some(running) = state.stored_responses().running(current_tenant(), &id) {
+    if let Some(running) = state.stored_responses().running(current_tenant_id(), &id) {
         return Ok(match stream {
             true => sse::response(running.events_from(first)),
             false => json(running.response()),
@@ -121,7 +121,7 @@ pub struct Deleted {
 )]
 pub async fn delete(State(state): State<AppState>, id: PathId) -> Result<Json<Deleted>, ApiError> {
     let id = id_of(id)?;
-    let (store, owner) = (state.stored_responses(), current_tenant());
+    let (store, owner) = (state.stored_responses(), current_tenant_id());
     if let Some(running) = store.running(owner, &id) {
         store.end(owner, &id);
         running.abort();
@@ -150,7 +150,7 @@ pub async fn delete(State(state): State<AppState>, id: PathId) -> Result<Json<De
 )]
 pub async fn cancel(State(state): State<AppState>, id: PathId) -> Result<Response, ApiError> {
     let id = id_of(id)?;
-    if let Some(running) = state.stored_responses().running(current_tenant(), &id) {
+    if let Some(running) = state.stored_responses().running(current_tenant_id(), &id) {
         running.abort();
         // The reader of its events ends it.
         running.ended().await;
@@ -215,7 +215,7 @@ pub async fn input_items(
 ) -> Result<Json<ItemList>, ApiError> {
     let Query(query) = query.map_err(|error| ApiError::validation("query", error.body_text()))?;
     let id = id_of(id)?;
-    let input = match state.stored_responses().running(current_tenant(), &id) {
+    let input = match state.stored_responses().running(current_tenant_id(), &id) {
         Some(running) => running.input.clone(),
         None => find(&state, &id)?.input.clone(),
     };
@@ -269,7 +269,7 @@ fn id_of(id: PathId) -> Result<String, ApiError> {
 }
 
 fn find(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, ApiError> {
-    let stored = state.stored_responses().get(current_tenant(), id);
+    let stored = state.stored_responses().get(current_tenant_id(), id);
     stored.ok_or_else(|| not_found("id", id))
 }
 
@@ -277,7 +277,7 @@ fn find(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, ApiError> {
 pub fn find_previous(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, ApiError> {
     if state
         .stored_responses()
-        .running(current_tenant(), id)
+        .running(current_tenant_id(), id)
         .is_some()
     {
         return Err(ApiError::validation(
@@ -285,7 +285,7 @@ pub fn find_previous(state: &AppState, id: &str) -> Result<Arc<StoredResponse>, 
             format!("the response {id:?} still runs in the background; wait until it has ended"),
         ));
     }
-    let stored = state.stored_responses().get(current_tenant(), id);
+    let stored = state.stored_responses().get(current_tenant_id(), id);
     stored.ok_or_else(|| not_found("previous_response_id", id))
 }
 
@@ -325,7 +325,7 @@ fn own_items(stored: &StoredResponse) -> Vec<Item> {
 
 /// The item `id` of any stored response of the caller.
 pub fn find_item(state: &AppState, id: &str) -> Option<Item> {
-    let stored = state.stored_responses().with_item(current_tenant(), id)?;
+    let stored = state.stored_responses().with_item(current_tenant_id(), id)?;
     own_items(&stored).into_iter().find(|item| has_id(item, id))
 }
 
