@@ -18,6 +18,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "gpus": {"gpus": 2, "sharedMemory": "16Gi", "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
     "replicas": {"replicas": 3, "modelVolume": {"existingClaim": "models"}, "networkPolicy": {"enabled": True}},
     "keys": {"apiKeys": {"secret": "clients"}, "hubToken": {"secret": "hub"}, "args": ["--max-batch-size", "64"]},
+    "tls": {"tls": {"secret": "certificate"}, "apiKeys": {"secret": "clients"}, "metricsPort": 9100},
     "everything": {
         "replicas": 2,
         "modelVolume": {"create": True, "storageClass": "fast"},
@@ -116,10 +117,43 @@ def test_gpus_are_asked_for_and_used() -> None:
 
 
 def test_keys_come_from_secrets_alone() -> None:
-    _, container = server(VALUES["keys"])
+    pod, container = server(VALUES["keys"])
+    assert secret_of(pod, container, "--api-key-file") == ("clients", "api-keys")
     sources = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef") for each in container["env"]}
-    assert sources["API_KEY"] == {"name": "clients", "key": "api-keys"}
     assert sources["HF_TOKEN"] == {"name": "hub", "key": "token"}
+    assert "API_KEY" not in sources
+
+
+def test_tls_comes_from_a_secret_and_is_spoken_by_probes() -> None:
+    pod, container = server(VALUES["tls"])
+    assert secret_of(pod, container, "--tls-cert") == ("certificate", "tls.crt")
+    assert secret_of(pod, container, "--tls-key") == ("certificate", "tls.key")
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert "--tls-cert" not in server({})[1]["args"]
+    assert server({})[1]["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
+
+
+def secret_of(pod: dict[str, Any], container: dict[str, Any], flag: str) -> tuple[str, str]:
+    """The secret whose file a flag names, and the file's name. Only the server's group may read it."""
+    path = Path(container["args"][container["args"].index(flag) + 1])
+    [mount] = [each for each in container["volumeMounts"] if each["mountPath"] == str(path.parent)]
+    [volume] = [each for each in pod["volumes"] if each["name"] == mount["name"]]
+    assert volume["secret"]["defaultMode"] == 0o440
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsGroup"]
+    return volume["secret"]["secretName"], path.name
+
+
+def test_metrics_have_a_port_without_keys() -> None:
+    manifests = render(VALUES["everything"])
+    [container] = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["GRIDWORK_PROMETHEUS_PORT"] == str(ports["metrics"])
+    [endpoint] = manifests["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    allowed = [port["port"] for rule in manifests["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]]
+    assert sorted(allowed) == ["http", "metrics"]
 
 
 def test_replicas_are_left_to_the_autoscaler() -> None:

@@ -1,6 +1,7 @@
 """A small, thread-safe HTTP client for the routes of Gridwork."""
 
 import json
+import ssl
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,12 +26,13 @@ class Answer:
 
 
 class Client:
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, trusted: ssl.SSLContext | None = None) -> None:
         # Each request has its own connection, which the header closes. A pool without idle connections could close one
         # that another thread has just been given.
         self.http = httpx.Client(
             base_url=url,
             timeout=TIMEOUT_S,
+            verify=trusted or True,
             headers={"connection": "close"},
             limits=httpx.Limits(max_connections=None),
             trust_env=False,

@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -51,15 +52,23 @@ class Server:
     """One launcher. `with Server("--model-id", path) as server:` waits until it is ready, and stops it at the end. It
     must then exit with 0, and none of its processes may survive.
 
-    Arguments are the launcher's flags; `--port` and `--hostname` are added.
+    Arguments are the launcher's flags; `--port` and `--hostname` are added. `trusted`: whom to trust with certificates,
+    for a server with TLS.
     """
 
-    def __init__(self, *flags: str | Path | int, env: dict[str, str] | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        *flags: str | Path | int,
+        env: dict[str, str] | None = None,
+        port: int | None = None,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
         self.flags = [str(flag) for flag in flags]
         self.env = env
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.client = Client(self.url)
+        self.trusted = trusted
+        self.url = f"{'https' if trusted else 'http'}://127.0.0.1:{self.port}"
+        self.client = Client(self.url, trusted)
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
         self.ready_after_s = 0.0
@@ -126,7 +135,7 @@ class Server:
 
     def is_healthy(self) -> bool:
         try:
-            return httpx.get(self.url + "/health", timeout=5).status_code == 200
+            return httpx.get(self.url + "/health", timeout=5, verify=self.trusted or False).status_code == 200
         except httpx.HTTPError:
             return False
 

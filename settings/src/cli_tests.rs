@@ -25,6 +25,7 @@ fn every_flag_has_a_variable_except_two() {
         let expected = match flag.as_str() {
             "env" | "parent-link" => None,
             "hostname" => Some("GRIDWORK_HOSTNAME".to_owned()),
+            "prometheus-port" => Some("GRIDWORK_PROMETHEUS_PORT".to_owned()),
             "server-command" => Some("GRIDWORK_SERVER".to_owned()),
             "router-command" => Some("GRIDWORK_ROUTER".to_owned()),
             flag => Some(flag.to_uppercase().replace('-', "_")),

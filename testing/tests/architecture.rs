@@ -42,7 +42,7 @@ const CRATES: &[(&str, Layers)] = &[
             &["config"],
             &["tool_calls"],
             &["generation", "encoder", "chat_template", "supervision"],
-            &["grammar"],
+            &["grammar", "encryption"],
             &["tokenizing", "connections"],
             &["error", "api_keys", "stored_responses", "running_requests"],
             &["observability"],
@@ -58,9 +58,11 @@ const CRATES: &[(&str, Layers)] = &[
             &["backlog", "cache", "shard", "token_table"],
             &["request"],
             &["permits"],
+            &["tenant", "shares"],
             &["error"],
         ],
     ),
+    ("router/edge/src", &[&["tls", "api_key_file"], &["file"]]),
     (
         "settings/src",
         &[

@@ -162,17 +162,15 @@ impl Fake {
                 for mut stream in &mut clients {
                     let mut request = [0; 1024];
                     let _ = stream.read(&mut request);
-                    let refuses = if request.starts_with(b"GET /info") {
-                        !has_loaded
+                    let status = if never_ready {
+                        "503 Service Unavailable"
                     } else {
-                        never_ready
+                        "200 OK"
                     };
-                    let answer: &[u8] = if refuses {
-                        b"HTTP/1.1 503 Service Unavailable\r\n\r\n{\"error\":\"waiting for the shard\"}"
-                    } else {
-                        b"HTTP/1.1 200 OK\r\n\r\n"
-                    };
-                    let _ = stream.write_all(answer);
+                    let answer = format!(
+                        "HTTP/1.1 {status}\r\nx-gridwork-loaded: {has_loaded}\r\n\r\n{{\"error\":\"waiting for the shard\"}}"
+                    );
+                    let _ = stream.write_all(answer.as_bytes());
                 }
             }
         });

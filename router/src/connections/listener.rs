@@ -117,6 +117,22 @@ impl ClientStream {
     }
 }
 
+impl ClientStream {
+    /// The first byte that the client has sent, which stays to be read.
+    pub async fn first_byte(&self) -> io::Result<u8> {
+        match self {
+            Self::Tcp(stream) => {
+                let mut byte = [0];
+                match stream.peek(&mut byte).await? {
+                    0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                    _ => Ok(byte[0]),
+                }
+            }
+            Self::Unix(_) => Err(io::Error::other("a unix socket is not encrypted")),
+        }
+    }
+}
+
 /// Calls a method of whichever stream there is.
 macro_rules! with_stream {
     ($self:ident.$method:ident($($argument:expr),*)) => {

@@ -41,6 +41,11 @@ impl WatchedStream {
         }
     }
 
+    /// The first byte that the client has sent, which stays to be read.
+    pub async fn first_byte(&self) -> io::Result<u8> {
+        self.stream.first_byte().await
+    }
+
     fn written(&self, result: &Poll<io::Result<usize>>) {
         match result {
             Poll::Pending => self.connection.write_waits(),

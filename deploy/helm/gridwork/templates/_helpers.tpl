@@ -25,3 +25,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{ include "gridwork.name" . }}-models
 {{- end -}}
 {{- end -}}
+
+{{/* How the port for clients is spoken to. */}}
+{{- define "gridwork.scheme" -}}
+{{ if .Values.tls.secret }}HTTPS{{ else }}HTTP{{ end }}
+{{- end }}
