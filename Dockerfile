@@ -45,7 +45,8 @@ RUN python3 /install/requirements.py torch ${TORCH_INDEX:+--cpu-only} </install/
         --headers /install/include
 
 FROM installer AS packages
-RUN python3 /install/requirements.py others </install/requirements.lock >/install/others.txt \
+ARG TORCH_INDEX=""
+RUN python3 /install/requirements.py others ${TORCH_INDEX:+--cpu-only} </install/requirements.lock >/install/others.txt \
     && uv pip install --python /opt/gridwork --no-deps --compile-bytecode --require-hashes -r /install/others.txt \
     && python3 /install/slim.py others --site "$(echo /opt/gridwork/lib/python3*/site-packages)"
 
@@ -60,12 +61,13 @@ COPY Cargo.toml Cargo.lock ./
 COPY proto/Cargo.toml proto/
 COPY model-files/Cargo.toml model-files/
 COPY settings/Cargo.toml settings/
+COPY router/edge/Cargo.toml router/edge/
 COPY router/engine/Cargo.toml router/engine/
 COPY router/Cargo.toml router/
 COPY launcher/Cargo.toml launcher/
 COPY testing/Cargo.toml testing/
 COPY benchmarks/router-overhead/Cargo.toml benchmarks/router-overhead/
-RUN for crate in proto model-files settings router/engine router launcher testing benchmarks/router-overhead; do \
+RUN for crate in proto model-files settings router/edge router/engine router launcher testing benchmarks/router-overhead; do \
         mkdir -p $crate/src/bin && touch $crate/src/lib.rs && echo 'fn main() {}' >$crate/src/main.rs; \
     done \
     && echo 'fn main() {}' | tee settings/src/bin/flags_page.rs launcher/build.rs >proto/build.rs \

@@ -1,8 +1,9 @@
 """Prints one part of server/requirements.lock, which is read from stdin: `torch`, `build` or `others`.
 
 The parts of the image are installed apart, so that each is a layer of its own. `torch` is PyTorch with what is only
-there for it and large: NVIDIA's libraries and Triton; with --cpu-only PyTorch alone, without hashes, since that build
-has others. `build` is what only building needs. Everything else is in `others`.
+there for it: NVIDIA's libraries, Triton, and packages for symbolic mathematics. With --cpu-only it is PyTorch alone,
+without hashes, since that build has others; then `others` has the packages for it. `build` is what only building needs.
+Everything else is in `others`.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import re
 import sys
 
 TORCH = re.compile(r"torch$|triton$|nvidia-|cuda-")
+FOR_TORCH = {"mpmath", "networkx", "sympy"}
+"""Packages of every build of PyTorch, which nothing else here needs."""
 BUILD = {"grpcio-tools", "setuptools"}
 
 
@@ -20,7 +23,7 @@ def main() -> int:
     parser.add_argument("--cpu-only", action="store_true", help="PyTorch alone, from an index with its CPU-only build")
     args = parser.parse_args()
     for name, entry in entries(sys.stdin.read()):
-        if part_of(name) != args.part:
+        if part_of(name, args.cpu_only) != args.part:
             continue
         if args.cpu_only and args.part == "torch":
             if name == "torch":
@@ -41,9 +44,9 @@ def entries(lock: str) -> list[tuple[str, str]]:
     return found
 
 
-def part_of(name: str) -> str:
+def part_of(name: str, cpu_only: bool) -> str:
     """The part that a package belongs to."""
-    if TORCH.match(name):
+    if TORCH.match(name) or (name in FOR_TORCH and not cpu_only):
         return "torch"
     return "build" if name in BUILD else "others"
 

@@ -2,7 +2,8 @@
 
 `torch`: headers go to another folder, since kernels are compiled with them; static libraries, tools and stubs go. For
 `--variant cpu` so do Triton and those of NVIDIA's libraries that the CUDA build of PyTorch does not load when it is
-imported: the ones that the dynamic linker names (`ldd`) must stay. `others`: packages' own tests.
+imported: the ones that the dynamic linker names (`ldd`) must stay. `others`: packages' own tests, stubs of types, and
+the sources from which Transformers generates its models.
 
 All times become whole seconds, which every way to copy a layer keeps: a cache of the server compares them.
 """
@@ -34,6 +35,8 @@ def main() -> int:
         slim_torch(args.site, args.headers)
         if args.variant == "cpu":
             slim_for_cpu(args.site)
+    else:
+        slim_others(args.site)
     remove_tests(args.site)
     for path in [args.site, *args.site.rglob("*")]:
         os.utime(path, (int(path.lstat().st_mtime),) * 2, follow_symlinks=False)
@@ -80,6 +83,16 @@ def slim_for_cpu(site: Path) -> None:
         shutil.rmtree(site / package, ignore_errors=True)
         for info in site.glob(f"{package}[-_]*.dist-info"):
             shutil.rmtree(info)
+
+
+def slim_others(site: Path) -> None:
+    """Removes what nothing imports: a `modular_x.py` is there to generate `modeling_x.py`, and `.pyi` files and sources
+    in C are for compilers."""
+    for path in (site / "transformers" / "models").glob("*/**/modular_*"):
+        path.unlink()
+    for pattern in ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.cpp", "*.hpp"):
+        for path in site.rglob(pattern):
+            path.unlink()
 
 
 def remove_tests(site: Path) -> None:
