@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.client import events_of
 from support.collector import Collector
-from support.models import KILL, NAN
+from support.models import KILL, NAN, RAISE
 from support.server import Server, wait_for
 
 #: Names that dashboards use; a changed name breaks them.
@@ -182,6 +182,7 @@ def test_nothing_is_in_use_after_clients_leave_during_a_restart(server: Server) 
 
 def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
+    failing_id = "1af7651916cd43dd8448eb211c80319c"
     with Collector() as collector:
         flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
         with Server("--model-id", trap, *flags, "--max-batch-prefill-tokens", "32") as server:
@@ -190,7 +191,13 @@ def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
             assert server.client.post("/generate", body, headers=headers).status_code == 200
             num_prompt = len(server.client.ok("/tokenize", {"inputs": body["inputs"]}))
             model = server.client.get("/v1/models").json()["data"][0]["id"]
+            check_failure(server, failing_id)
+        [failed] = [span for span in collector.of_trace(failing_id) if span.name == "/generate"]
+        assert failed.is_error
+        assert failed.attributes["error.type"] == "generation"
+        assert failed.attributes["http.response.status_code"] == 424
         spans = collector.of_trace(trace_id)
+        assert not any(span.is_error for span in spans)
         summary = [(span.service, span.name) for span in collector.spans]
         services = {span.service for span in spans}
         assert len(services) >= 2, summary
@@ -223,6 +230,17 @@ def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
         assert "boat boat" not in str([span.attributes for span in spans])
         [decode] = [span for span in spans if span.name == "shard.decode"]
         assert 0 < decode.attributes["steps"] <= 8
+
+
+def check_failure(server: Server, trace_id: str) -> None:
+    """Sends a request that fails. Router and shard log its ids."""
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01", "x-request-id": "which-fails"}
+    body = {"inputs": f"boat {RAISE}", "parameters": {"max_new_tokens": 8}}
+    assert server.client.post("/generate", body, headers=headers).status_code == 424
+    for part in ("router", "shard-0"):
+        lines = [line for line in server.lines if f" {part} " in line and "which-fails" in line]
+        assert lines, server.log_tail()
+    assert any(" shard-0 " in line and trace_id in line for line in server.lines)
 
 
 def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:

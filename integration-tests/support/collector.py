@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.trace.v1 import trace_pb2
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Span:
     parent_id: str
     start_ns: int
     end_ns: int
+    is_error: bool
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -58,6 +60,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                                 parent_id=span.parent_span_id.hex(),
                                 start_ns=span.start_time_unix_nano,
                                 end_ns=span.end_time_unix_nano,
+                                is_error=span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
                                 attributes={pair.key: plain(pair.value) for pair in span.attributes},
                             )
                         )

@@ -10,8 +10,9 @@ use clap::Parser;
 use gridwork_router::Listeners;
 use gridwork_router::config::RouterConfig;
 use gridwork_router::connections::Listener;
-use gridwork_router::observability::logs;
+use gridwork_router::observability::otlp_metrics::OtlpMetrics;
 use gridwork_router::observability::telemetry::Telemetry;
+use gridwork_router::observability::{logs, metrics};
 use gridwork_settings::{RouterSettings, open_files};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,14 +87,30 @@ async fn serve(settings: RouterSettings) -> Result<(), String> {
                 .map_err(|error| format!("--otlp-endpoint {endpoint} cannot be used: {error}"))?,
         ),
     };
+    let sent_metrics = match &output.otlp_endpoint {
+        Some(endpoint) if output.otlp_metrics => Some(
+            OtlpMetrics::start(endpoint, service)
+                .map_err(|error| format!("--otlp-endpoint {endpoint} cannot be used: {error}"))?,
+        ),
+        _ => None,
+    };
+    metrics::install_with(sent_metrics.as_ref().map(OtlpMetrics::recorder));
     logs::install(output.log_level, telemetry.as_ref());
     let shutdown =
         shutdown_signal().map_err(|error| format!("signals cannot be received: {error}"))?;
     let listeners = listen(&config).await?;
     let result = gridwork_router::run(listeners, config, shutdown).await;
-    if let Some(telemetry) = telemetry {
-        telemetry.shutdown().await;
-    }
+    let traces_sent = async {
+        if let Some(telemetry) = telemetry {
+            telemetry.shutdown().await;
+        }
+    };
+    let metrics_sent = async {
+        if let Some(metrics) = sent_metrics {
+            metrics.shutdown().await;
+        }
+    };
+    tokio::join!(traces_sent, metrics_sent);
     result.map_err(|error| error.to_string())
 }
 

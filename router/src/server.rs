@@ -121,7 +121,8 @@ fn no_route(path: &str) -> String {
     }
 }
 
-/// Adds the client's request id to the answer, or a new one. With `--log-requests` the request is logged under it.
+/// Adds the client's request id to the answer, or a new one. The request is recorded under it, and with `--log-requests`
+/// logged.
 async fn request_id(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let id = request
         .headers()
@@ -133,12 +134,13 @@ async fn request_id(State(state): State<AppState>, mut request: Request, next: N
         });
     request.headers_mut().insert(REQUEST_ID, id.clone());
     // Requests of other methods are those for the state of the server, which monitors send every few seconds.
-    let is_logged = state.settings().output.log_requests && request.method() == Method::POST;
-    let mut response = if is_logged {
+    let is_recorded = request.method() == Method::POST;
+    let mut response = if is_recorded {
         let shown_id = String::from_utf8_lossy(id.as_bytes()).into_owned();
         let route = request.extensions().get::<MatchedPath>();
         let route = route.map_or("unknown", MatchedPath::as_str).to_owned();
-        request_log::logged(shown_id, route, next.run(request)).await
+        let is_logged = state.settings().output.log_requests;
+        request_log::recorded(&shown_id, route, is_logged, next.run(request)).await
     } else {
         next.run(request).await
     };

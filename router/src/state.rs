@@ -16,7 +16,7 @@ use crate::generation::defaults::{self as generation_defaults, Defaults};
 use crate::generation::parameters::{FieldNames, Parameters, Prompt};
 use crate::generation::validation::{Valid, Validator};
 use crate::grammar::compile::Grammars;
-use crate::observability::metrics;
+use crate::observability::{metrics, request_log};
 use crate::observability::vllm_names::{self, CacheBlocks};
 use crate::running_requests::RunningRequests;
 use crate::stored_responses::StoredResponses;
@@ -205,6 +205,9 @@ impl AppState {
             valid.request.namespace.tenant = tenant.as_ref().map(|tenant| tenant.id());
         }
         valid.request.tenant = tenant;
+        if let Some((id, _)) = request_log::current_ids() {
+            valid.request.request_id = id;
+        }
         Ok(valid)
     }
 }

@@ -35,6 +35,8 @@ pub struct GenerationRequest {
     pub tenant: Option<Arc<Tenant>>,
     /// Permit taken beforehand; without one, a permit is taken when the request is submitted.
     pub permit: ReservedPermit,
+    /// Id of the HTTP request, for log lines; may be empty.
+    pub request_id: Arc<str>,
     /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
     pub span: tracing::Span,
 }
@@ -60,6 +62,7 @@ impl GenerationRequest {
             queue_timeout: None,
             tenant: None,
             permit: ReservedPermit::default(),
+            request_id: "".into(),
             span: tracing::Span::none(),
         }
     }

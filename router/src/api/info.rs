@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::served_model::{EncoderInfo, Info, InfoByTask};
 use crate::error::{ApiError, Dialect, ErrorKind, ErrorResponse};
 use crate::http::route::LISTED;
+use crate::observability::openmetrics;
 use crate::state::AppState;
 
 /// The served model, its limits and the versions.
@@ -124,15 +125,16 @@ pub async fn version() -> Json<Version> {
     })
 }
 
-/// Metrics in Prometheus' text format.
+/// Metrics in Prometheus' text format, or in OpenMetrics' for a scraper that asks for it.
 #[utoipa::path(get, path = LISTED, responses((status = 200, description = "Metrics", body = String)))]
-pub async fn metrics(State(state): State<AppState>) -> Response {
-    (
-        [(
-            header::CONTENT_TYPE,
-            "text/plain; version=0.0.4; charset=utf-8",
-        )],
-        state.render_metrics(),
-    )
-        .into_response()
+pub async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    let page = state.render_metrics();
+    let accepted = headers.get_all(header::ACCEPT).into_iter();
+    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
+    let (content_type, page) = if accepted.any(|value| value.contains(openmetrics::MEDIA_TYPE)) {
+        (openmetrics::CONTENT_TYPE, openmetrics::of_page(&page))
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", page)
+    };
+    ([(header::CONTENT_TYPE, content_type)], page).into_response()
 }

@@ -278,6 +278,7 @@ fn fit(
         queue_timeout: None,
         tenant: None,
         permit: ReservedPermit::default(),
+        request_id: "".into(),
         span,
     };
     let sampling = &mut request.sampling;

@@ -13,15 +13,28 @@ use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::encoder::EncodingUsage;
-use crate::observability::{metrics, request_log};
+use crate::observability::otlp_metrics::Answered;
+use crate::observability::telemetry::trace_id;
+use crate::observability::{metrics, openmetrics, request_log};
+
+/// Latencies whose buckets show the trace of a request.
+const DURATION: &str = "gridwork_request_duration_seconds";
+const QUEUE: &str = "gridwork_request_queue_seconds";
+const FIRST_TOKEN: &str = "gridwork_time_to_first_token_seconds";
+const PER_TOKEN: &str = "gridwork_time_per_output_token_seconds";
 
 /// Times and counts of one request. Where it has several sequences, counts are summed, and times are those of the
 /// slowest.
 #[derive(Debug, Clone)]
 pub struct RequestAccounting {
     pub span: Span,
+    /// Trace that the request belongs to, if it is recorded.
+    trace_id: Option<String>,
     started: Instant,
     compute_type: String,
+    /// What the request asks for, by OpenTelemetry's conventions.
+    operation: &'static str,
+    model: String,
     pub prompt_chars: usize,
     pub prompt_tokens: usize,
     /// Time for tokenizing and checking.
@@ -37,12 +50,16 @@ pub struct RequestAccounting {
 }
 
 impl RequestAccounting {
-    /// Accounting of a request that begins now. `compute_type`: the header `x-compute-type`.
-    pub fn new(span: Span, compute_type: &str) -> Self {
+    /// Accounting of a request that begins now. `compute_type`: the header `x-compute-type`. `operation`: what it asks for,
+    /// by OpenTelemetry's conventions. `model`: name of the served model.
+    pub fn new(span: Span, compute_type: &str, operation: &'static str, model: &str) -> Self {
         RequestAccounting {
+            trace_id: trace_id(&span),
             span,
             started: Instant::now(),
             compute_type: compute_type.to_owned(),
+            operation,
+            model: model.to_owned(),
             prompt_chars: 0,
             prompt_tokens: 0,
             validation: Duration::ZERO,
@@ -57,6 +74,7 @@ impl RequestAccounting {
 
     /// Adds a generated sequence that has ended.
     pub fn add(&mut self, finish: &Finish) {
+        self.note_exemplars(finish);
         self.queue = self.queue.max(finish.timing.queue);
         self.inference = self.inference.max(finish.timing.inference);
         self.generated_tokens += u64::from(finish.num_generated_tokens);
@@ -71,6 +89,21 @@ impl RequestAccounting {
             FinishReason::EndOfSequence => "eos_token",
             FinishReason::StopString(_) | FinishReason::StopToken(_) => "stop_sequence",
         });
+    }
+
+    /// Notes the request's trace beside the latencies of one of its sequences.
+    fn note_exemplars(&self, finish: &Finish) {
+        let Some(trace_id) = &self.trace_id else {
+            return;
+        };
+        let timing = &finish.timing;
+        openmetrics::note(QUEUE, timing.queue, trace_id);
+        openmetrics::note(FIRST_TOKEN, timing.first_token, trace_id);
+        if finish.num_generated_tokens > 1 {
+            let decoding = (timing.queue + timing.inference).saturating_sub(timing.first_token);
+            let per_token = decoding / (finish.num_generated_tokens - 1);
+            openmetrics::note(PER_TOKEN, per_token, trace_id);
+        }
     }
 
     fn time_per_token(&self) -> Duration {
@@ -170,6 +203,25 @@ impl RequestAccounting {
         let total = self.started.elapsed();
         metrics::request_success().increment(1);
         metrics::request_duration().record(total.as_secs_f64());
+        if let Some(trace_id) = &self.trace_id {
+            openmetrics::note(DURATION, total, trace_id);
+        }
+        let after_first = self.generated_tokens.saturating_sub(1);
+        let decoding = self
+            .first_token
+            .map(|first| (self.queue + self.inference).saturating_sub(first));
+        Answered {
+            operation: self.operation,
+            model: &self.model,
+            total,
+            first_token: self.first_token,
+            per_output_token: decoding
+                .filter(|_| after_first > 0)
+                .map(|time| time.div_f64(after_first as f64)),
+            input_tokens: self.prompt_tokens as u64,
+            output_tokens: self.generated_tokens,
+        }
+        .record();
         let span = &self.span;
         span.record("total_time", total.as_secs_f64());
         span.record("validation_time", self.validation.as_secs_f64());
@@ -217,7 +269,7 @@ mod tests {
 
     use super::*;
     use crate::observability::logs::tests::logged as lines_of;
-    use crate::observability::request_log::logged;
+    use crate::observability::request_log::recorded;
 
     fn finish(generated: u32, cached: u32, first_token_ms: u64) -> Finish {
         Finish {
@@ -235,8 +287,8 @@ mod tests {
     /// Fields of the line of a request that `answer` handles with its accounting.
     fn fields(answer: impl FnOnce(RequestAccounting) -> Response) -> Value {
         let mut lines = lines_of(LogLevel::Info, || {
-            let answer = async { answer(RequestAccounting::new(Span::none(), "cpu")) };
-            let request = logged("id".to_owned(), "/generate".to_owned(), answer);
+            let answer = async { answer(RequestAccounting::new(Span::none(), "cpu", "chat", "m")) };
+            let request = recorded("id", "/generate".to_owned(), true, answer);
             drop(futures::executor::block_on(request));
         });
         assert_eq!(lines.len(), 1, "{lines:?}");

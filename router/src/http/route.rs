@@ -236,15 +236,19 @@ impl Arrival {
             Method::DELETE => "DELETE",
             _ => "POST",
         };
-        let span = request_span(
-            &self.headers,
-            method,
-            self.route.path,
-            operation(label.copied().unwrap_or_default()),
-            state.served_name(),
-        );
-        request_log::note(|record| record.trace_id = trace_id(&span));
-        RequestAccounting::new(span, &state.settings().launch.compute_type)
+        let operation = operation(label.copied().unwrap_or_default());
+        let model = state.served_name();
+        let span = request_span(&self.headers, method, self.route.path, operation, model);
+        request_log::note(|record| {
+            record.trace_id = trace_id(&span);
+            record.span = span.clone();
+        });
+        RequestAccounting::new(
+            span,
+            &state.settings().launch.compute_type,
+            operation,
+            model,
+        )
     }
 
     /// The loaded encoder, when the route serves its task.

@@ -17,6 +17,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::observability::request_log;
 use crate::observability::telemetry::{FLUSH_TIMEOUT_EVENT, Telemetry};
 
 /// Crates whose lines say little about Gridwork. Only their warnings are shown.
@@ -57,7 +58,8 @@ pub fn install(level: LogLevel, telemetry: Option<&Telemetry>) {
         .init();
 }
 
-/// Writes an event as `{"timestamp", "level", "target", "message", "fields"}`.
+/// Writes an event as `{"timestamp", "level", "target", "message", "fields"}`. Events of a request's task have its ids among
+/// the fields.
 ///
 /// Fields of the surrounding spans are left out: they are in the trace.
 pub struct JsonLines;
@@ -75,6 +77,15 @@ where
     ) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
+        if let Some((request_id, trace_id)) = request_log::current_ids() {
+            let others = &mut fields.others;
+            others
+                .entry("request_id")
+                .or_insert_with(|| json!(*request_id));
+            if let Some(trace_id) = trace_id {
+                others.entry("trace_id").or_insert(Value::String(trace_id));
+            }
+        }
         let metadata = event.metadata();
         let line = line(
             SystemTime::now(),

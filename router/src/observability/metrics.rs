@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use gridwork_engine::metric_functions;
 use gridwork_engine::metrics::{Kind, Metric, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::layers::FanoutBuilder;
+
+use crate::observability::otlp_metrics::OtlpRecorder;
 
 metric_functions! {
     /// The router's own metrics.
@@ -47,6 +50,20 @@ pub fn declared() -> impl Iterator<Item = &'static Metric> {
         .chain(gridwork_engine::metrics::declared())
 }
 
+fn declared_as(name: &str) -> Option<&'static Metric> {
+    declared().find(|metric| metric.name == name)
+}
+
+/// Description of a metric; empty for one that is not declared.
+pub fn description_of(name: &str) -> &'static str {
+    declared_as(name).map_or("", |metric| metric.description)
+}
+
+/// Upper bounds of the buckets of a histogram.
+pub fn buckets_of(name: &str) -> Vec<f64> {
+    buckets(declared_as(name).map_or(Unit::Count, |metric| metric.unit))
+}
+
 /// Interval at which histograms are drained. Without it they would grow until the next scrape.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -73,25 +90,43 @@ fn count_buckets() -> Vec<f64> {
 ///
 /// Call it before anything is recorded: metric handles made earlier have no effect.
 pub fn install() -> PrometheusHandle {
+    install_with(None)
+}
+
+/// [`install`], with what also gets everything that is recorded.
+pub fn install_with(also: Option<OtlpRecorder>) -> PrometheusHandle {
     static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
     INSTALLED
         .get_or_init(|| {
-            let handle = builder()
-                .and_then(PrometheusBuilder::install_recorder)
-                .inspect(|_| {
-                    describe();
-                    build_info(env!("CARGO_PKG_VERSION")).set(1.0);
-                    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-                    start_time().set(now.unwrap_or_default().as_secs_f64());
-                })
-                .unwrap_or_else(|error| {
-                    tracing::error!("metrics are not recorded: {error}");
-                    PrometheusBuilder::new().build_recorder().handle()
-                });
+            let handle = install_recorder(also).unwrap_or_else(|error| {
+                tracing::error!("metrics are not recorded: {error}");
+                PrometheusBuilder::new().build_recorder().handle()
+            });
             keep_up(handle.clone());
             handle
         })
         .clone()
+}
+
+fn install_recorder(
+    also: Option<OtlpRecorder>,
+) -> Result<PrometheusHandle, Box<dyn std::error::Error>> {
+    let page = builder()?.build_recorder();
+    let handle = page.handle();
+    match also {
+        None => metrics::set_global_recorder(page)?,
+        Some(also) => {
+            let both = FanoutBuilder::default()
+                .add_recorder(page)
+                .add_recorder(also);
+            metrics::set_global_recorder(both.build())?;
+        }
+    }
+    describe();
+    build_info(env!("CARGO_PKG_VERSION")).set(1.0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    start_time().set(now.unwrap_or_default().as_secs_f64());
+    Ok(handle)
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {

@@ -1,5 +1,6 @@
-//! One log line for each finished request (`--log-requests`). It has counts, times and the reason of the end, and never
-//! any text or token.
+//! What is known of each request while it is handled: its ids, which every log line of its task carries; one log line when
+//! it is finished (`--log-requests`), with counts, times and the reason of the end; and the end of its span. Neither has any
+//! text or token.
 //!
 //! Every part of the router that learns such a fact passes it to [`note`]. The line is written when the request and its
 //! answer are dropped, so that each request has exactly one, whatever ends it.
@@ -10,8 +11,12 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
 use axum::response::Response;
 use http_body::{Body as _, Frame, SizeHint};
+use tracing::Span;
+
+use crate::observability::telemetry;
 
 tokio::task_local! {
     static CURRENT: Shared;
@@ -22,8 +27,14 @@ type Shared = Arc<Mutex<Record>>;
 /// Facts about one request. Those that are not known when it ends are left out of its line.
 #[derive(Debug)]
 pub struct Record {
-    request_id: String,
+    request_id: Arc<str>,
     route: String,
+    /// True if a line is written when it is finished.
+    is_logged: bool,
+    /// Status of the answer.
+    status: Option<StatusCode>,
+    /// Span of the request.
+    pub span: Span,
     started: Instant,
     /// Trace that the request belongs to, if it is recorded.
     pub trace_id: Option<String>,
@@ -56,8 +67,12 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        telemetry::end(&self.span, self.status, self.reason(), self.failure);
+        if !self.is_logged {
+            return;
+        }
         tracing::info!(
-            request_id = self.request_id,
+            request_id = &*self.request_id,
             route = self.route,
             trace_id = self.trace_id,
             api_key = self.key_name,
@@ -87,16 +102,32 @@ fn change(record: &Shared, add: impl FnOnce(&mut Record)) {
     add(&mut record.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Logs a request when its answer has been sent or is dropped. `answer` handles the request; in it and in its body, [`note`]
-/// reaches the request's record. `route`: path of the route, without anything that the client chose.
-pub async fn logged(
-    request_id: String,
+/// Id of the current task's request, and of its trace.
+pub fn current_ids() -> Option<(Arc<str>, Option<String>)> {
+    CURRENT
+        .try_with(|record| {
+            // The thread holds the lock when a line is written while a fact is noted.
+            let record = record.try_lock().ok()?;
+            Some((record.request_id.clone(), record.trace_id.clone()))
+        })
+        .ok()?
+}
+
+/// Keeps a record of a request until its answer has been sent or is dropped, and logs it then if `is_logged`. `answer`
+/// handles the request; in it and in its body, [`note`] reaches the request's record. `route`: path of the route, without
+/// anything that the client chose.
+pub async fn recorded(
+    request_id: &str,
     route: String,
+    is_logged: bool,
     answer: impl Future<Output = Response>,
 ) -> Response {
     let record = Arc::new(Mutex::new(Record {
-        request_id,
+        request_id: request_id.into(),
         route,
+        is_logged,
+        status: None,
+        span: Span::none(),
         started: Instant::now(),
         trace_id: None,
         key_name: None,
@@ -110,6 +141,7 @@ pub async fn logged(
         is_answered: false,
     }));
     let response = CURRENT.scope(record.clone(), answer).await;
+    change(&record, |record| record.status = Some(response.status()));
     response.map(|body| {
         let mut body = LoggedBody { body, record };
         body.note_end();
@@ -181,7 +213,7 @@ mod tests {
     fn fields(answer: impl Future<Output = Response>, num_frames: usize) -> Value {
         let mut lines = lines_of(LogLevel::Info, || {
             futures::executor::block_on(async {
-                let request = logged("id-1".to_owned(), "/generate".to_owned(), answer);
+                let request = recorded("id-1", "/generate".to_owned(), true, answer);
                 // A client that leaves drops a request which is not answered yet.
                 let Some(response) = futures::FutureExt::now_or_never(request) else {
                     return;
@@ -260,5 +292,23 @@ mod tests {
             note(|record| record.finish = Some("length"));
         });
         assert!(lines.is_empty());
+    }
+
+    #[test]
+    fn every_line_of_a_request_carries_its_ids() {
+        let lines = lines_of(LogLevel::Info, || {
+            let answer = async {
+                note(|record| record.trace_id = Some("t-1".to_owned()));
+                tracing::warn!(target: "gridwork_router", "odd");
+                "text".into_response()
+            };
+            let request = recorded("id-1", "/generate".to_owned(), false, answer);
+            drop(futures::executor::block_on(request));
+            tracing::warn!(target: "gridwork_router", "elsewhere");
+        });
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines[0]["fields"]["request_id"], "id-1");
+        assert_eq!(lines[0]["fields"]["trace_id"], "t-1");
+        assert!(lines[1].get("fields").is_none());
     }
 }

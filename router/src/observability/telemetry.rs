@@ -4,10 +4,9 @@
 //! slow or down costs spans, never time. The caller's `traceparent` decides whether a request is traced. Without it,
 //! all are, unless `--otlp-sampling-ratio` or OpenTelemetry's own variables (`OTEL_TRACES_SAMPLER`) say otherwise.
 
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{TraceContextExt, TracerProvider};
 use opentelemetry::{Context, KeyValue};
@@ -25,6 +24,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::observability::collector_warning::CollectorWarning;
+
 /// Maximum time for sending the last spans when the router ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -32,13 +33,10 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 pub const FLUSH_TIMEOUT_EVENT: &str = "BatchSpanProcessor.Shutdown.Timeout";
 
 /// Maximum time for sending one batch.
-const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of waiting spans. A request has six or more.
 const MAX_QUEUED_SPANS: usize = 8192;
-
-/// Interval between warnings that the collector does not accept spans.
-const WARNING_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Connection to the collector.
 pub struct Telemetry {
@@ -63,7 +61,10 @@ impl Telemetry {
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
         Ok(Self::with_exporter(
-            QuietExporter::new(exporter, endpoint),
+            QuietExporter {
+                inner: exporter,
+                warning: CollectorWarning::new("traces", endpoint),
+            },
             service_name,
             sampling_ratio,
         ))
@@ -77,10 +78,7 @@ impl Telemetry {
         let config = BatchConfigBuilder::default()
             .with_max_queue_size(MAX_QUEUED_SPANS)
             .build();
-        let resource = Resource::builder()
-            .with_service_name(service_name.to_owned())
-            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-            .build();
+        let resource = resource(service_name);
         let processor = BatchSpanProcessor::builder(exporter)
             .with_batch_config(config)
             .build();
@@ -127,46 +125,17 @@ impl Telemetry {
     }
 }
 
-/// An exporter whose failures are a warning every five minutes, instead of an error for every batch.
+/// An exporter whose failures are a warning now and then, instead of an error for every batch.
 #[derive(Debug)]
 struct QuietExporter<E> {
     inner: E,
-    endpoint: String,
-    last_warning: Mutex<Option<Instant>>,
-}
-
-impl<E> QuietExporter<E> {
-    fn new(inner: E, endpoint: &str) -> Self {
-        QuietExporter {
-            inner,
-            endpoint: endpoint.to_owned(),
-            last_warning: Mutex::new(None),
-        }
-    }
-
-    /// True if enough time has passed since the last warning.
-    fn may_warn(&self, now: Instant) -> bool {
-        let mut last = self
-            .last_warning
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let due = last.is_none_or(|last| now.duration_since(last) >= WARNING_INTERVAL);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
+    warning: CollectorWarning,
 }
 
 impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        if let Err(error) = self.inner.export(batch).await
-            && self.may_warn(Instant::now())
-        {
-            tracing::warn!(
-                "the collector at {} does not take traces, which are lost meanwhile; requests are not affected: {error}",
-                self.endpoint
-            );
+        if let Err(error) = self.inner.export(batch).await {
+            self.warning.warn(&error);
         }
         Ok(())
     }
@@ -182,6 +151,14 @@ impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
     fn set_resource(&mut self, resource: &Resource) {
         self.inner.set_resource(resource);
     }
+}
+
+/// What all signals say of this process.
+pub(super) fn resource(service_name: &str) -> Resource {
+    Resource::builder()
+        .with_service_name(service_name.to_owned())
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .build()
 }
 
 /// Makes the span of one request, a child of the caller's span if `headers` have a W3C `traceparent`
@@ -205,6 +182,8 @@ pub fn request_span(
         otel.status_code = Empty,
         http.request.method = method,
         http.route = route,
+        http.response.status_code = Empty,
+        error.type = Empty,
         gen_ai.operation.name = operation,
         gen_ai.provider.name = "gridwork",
         gen_ai.request.model = model,
@@ -228,6 +207,26 @@ pub fn request_span(
         let _ = span.set_parent(parent);
     }
     span
+}
+
+/// Records how a request has ended. Its span's status is an error when the server is at fault, by OpenTelemetry's
+/// conventions for HTTP servers. `reason`: as in the log of requests. `failure`: kind of the error.
+pub fn end(span: &Span, status: Option<StatusCode>, reason: &str, failure: Option<&str>) {
+    if span.is_disabled() {
+        return;
+    }
+    if let Some(status) = status {
+        span.record("http.response.status_code", i64::from(status.as_u16()));
+    }
+    let has_left = reason == "client_disconnected";
+    if let Some(kind) = failure.or(has_left.then_some(reason)) {
+        span.record("error.type", kind);
+    }
+    // A stream that fails has begun with 200, and TGI's dialect has statuses of its own.
+    let is_fault = matches!(failure, Some("generation" | "internal" | "unavailable"));
+    if is_fault || status.is_some_and(|status| status.is_server_error()) {
+        span.record("otel.status_code", "ERROR");
+    }
 }
 
 /// Operation of a route, as OpenTelemetry's conventions name it. `label`: the route in metrics.
@@ -286,10 +285,11 @@ impl Extractor for Headers<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
 
     use axum::http::HeaderValue;
-    use opentelemetry::trace::SpanKind;
+    use opentelemetry::trace::{SpanKind, Status};
     use opentelemetry_sdk::error::OTelSdkError;
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -398,6 +398,33 @@ mod tests {
     }
 
     #[test]
+    fn a_span_tells_how_its_request_has_ended() {
+        let ended = |status: Option<u16>, reason: &str, failure: Option<&str>| {
+            let status = status.map(|code| StatusCode::from_u16(code).expect("a status"));
+            let [span] = &traced(&HeaderMap::new(), |span| end(span, status, reason, failure))[..]
+            else {
+                panic!("one span")
+            };
+            let kind = span
+                .attributes
+                .iter()
+                .find(|attribute| attribute.key.as_str() == "error.type")
+                .map(|attribute| attribute.value.to_string());
+            (matches!(span.status, Status::Error { .. }), kind)
+        };
+        let kind = |text: &str| Some(text.to_owned());
+        assert_eq!(ended(Some(200), "length", None), (false, None));
+        let refused = ended(Some(422), "validation", Some("validation"));
+        assert_eq!(refused, (false, kind("validation")));
+        let late = ended(Some(200), "generation", Some("generation"));
+        assert_eq!(late, (true, kind("generation")));
+        let internal = ended(Some(500), "internal", Some("internal"));
+        assert_eq!(internal, (true, kind("internal")));
+        let left = ended(None, "client_disconnected", None);
+        assert_eq!(left, (false, kind("client_disconnected")));
+    }
+
+    #[test]
     fn a_caller_that_does_not_trace_is_not_traced() {
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         let spans = traced(&with_parent(parent), |span| {
@@ -434,17 +461,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_collector_that_is_down_is_warned_of_once_in_a_while() {
-        let exporter = QuietExporter::new(Down, "http://down");
+    async fn a_collector_that_is_down_is_no_error() {
+        let exporter = QuietExporter {
+            inner: Down,
+            warning: CollectorWarning::new("traces", "http://down"),
+        };
         exporter.export(vec![]).await.expect("no error");
-        let first = exporter
-            .last_warning
-            .lock()
-            .expect("a time")
-            .expect("a warning");
-        assert!(!exporter.may_warn(first + WARNING_INTERVAL / 2));
-        assert!(exporter.may_warn(first + WARNING_INTERVAL));
-        assert!(!exporter.may_warn(first + WARNING_INTERVAL));
+        assert!(!exporter.warning.may_warn(Instant::now()), "it has warned");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -160,7 +160,8 @@ class Worker:
                 runner.group.announce(_RUN, step.SerializeToString())
             return runner.run(step)
         except Exception as error:
-            logger.opt(exception=True).error(f"step {step.id} failed")
+            ids = runner.request_ids.fields(step.sequence_ids)
+            logger.opt(exception=True).bind(**ids).error(f"step {step.id} failed")
             # Other ranks wait in the middle of a sum, or the GPU is in an undefined state: only a restart helps.
             if runner.group.world_size > 1 or runner.loaded.device.type != "cpu":
                 end_process(f"a step failed: {error}")

@@ -23,6 +23,7 @@ from gridwork_server.sampling import Grammars, Sampler, neutral_parameters, take
 from gridwork_server.step import memory_profile, result
 from gridwork_server.step.cache_size import CacheSize, cache_size
 from gridwork_server.step.in_flight import InFlightStep
+from gridwork_server.step.request_ids import RequestIds
 from gridwork_server.tracing import NoSpans, SequenceSpans
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Runner:
         self.config = config
         self.group = group
         self.spans: SequenceSpans | NoSpans = spans or NoSpans()
+        self.request_ids = RequestIds()
         self.path = loaded.path
         has_encoder = bool(loaded.config.is_encoder_decoder)
         self.bounds = TokenBounds(loaded.input_vocab_size, loaded.vocab_size, has_encoder)
@@ -224,8 +226,10 @@ class Runner:
             if self.grammars is not None:
                 self.grammars.release(step.released)
             self.spans.release(step.released)
+            self.request_ids.release(step.released)
         for new in step.admitted:
             self._reasons.pop(new.id, None)
+            self.request_ids.admit(new.id, new.request_id, new.traceparent)
             if (refusal := self._refusal(new)) is not None:
                 self.table.failed[new.id] = True
                 self._reasons[new.id] = refusal

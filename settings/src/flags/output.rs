@@ -21,7 +21,7 @@ pub struct Output {
           action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub log_requests: bool,
 
-    /// OpenTelemetry collector to send traces to (gRPC, unencrypted), for example http://localhost:4317
+    /// OpenTelemetry collector to send traces and metrics to (gRPC, unencrypted), for example http://localhost:4317
     #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL", value_parser = values::collector)]
     pub otlp_endpoint: Option<String>,
 
@@ -30,7 +30,13 @@ pub struct Output {
     #[arg(long, env = "OTLP_SAMPLING_RATIO", value_name = "RATIO", value_parser = values::ratio)]
     pub otlp_sampling_ratio: Option<f64>,
 
-    /// Name of the service in traces [default: gridwork.router and gridwork.shard]
+    /// Send metrics to the collector, too; false: traces alone
+    #[arg(long, env = "OTLP_METRICS", default_value = "true", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, action = clap::ArgAction::Set, value_name = "BOOL",
+          value_parser = BoolishValueParser::new())]
+    pub otlp_metrics: bool,
+
+    /// Name of the service in traces and metrics [default: gridwork.router and gridwork.shard]
     #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
     pub otlp_service_name: Option<String>,
 }

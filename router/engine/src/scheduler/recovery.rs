@@ -11,11 +11,26 @@ use crate::error::GenerationError;
 use crate::scheduler::batch::{ReleasedNodes, StepEntry, StepInFlight};
 use crate::sequence::{Sequence, SequenceKey};
 
+/// Maximum number of ids in a log line.
+const IDS_OF_A_LINE: usize = 8;
+
 impl Scheduler {
+    /// Ids of the requests of a step, for a log line: a few of them, separated by commas.
+    fn request_ids(&self, step: &StepInFlight) -> String {
+        let ids = step
+            .entries
+            .iter()
+            .filter_map(|entry| self.sequences.get(&entry.key))
+            .map(|sequence| &*sequence.request.request_id)
+            .filter(|id| !id.is_empty());
+        ids.take(IDS_OF_A_LINE).collect::<Vec<_>>().join(",")
+    }
+
     /// Handles a step that raised an exception. A sequence that it computed alone has failed.
     pub(super) fn step_raised(&mut self, step: &StepInFlight, message: &str) {
         let is_alone = step.entries.len() == 1;
         tracing::warn!(
+            request_ids = self.request_ids(step),
             "a step of {} sequences failed ({message}){}",
             step.entries.len(),
             if is_alone {

@@ -387,6 +387,7 @@ impl Sequence {
             traceparent: self.spans.traceparent(),
             num_first_tokens: self.num_first as u32,
             grammar: self.request.grammar.as_deref().unwrap_or_default().into(),
+            request_id: self.request.request_id.to_string(),
         }
     }
 
