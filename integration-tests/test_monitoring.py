@@ -16,9 +16,12 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support.collector import Collector
 from support.models import NAN
 from support.paths import ROOT
-from support.server import Server, free_port
+from support.server import Server, free_port, wait_for
 
 RULES = ROOT / "deploy/prometheus/rules/gridwork.yaml"
 RULE_TESTS = ROOT / "deploy/prometheus/rules/tests"
@@ -64,8 +67,15 @@ def metrics_in(expression: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def server(trap: Path) -> Iterator[Server]:
-    with Server("--model-id", trap, "--dtype", "float32", "--trust-remote-code") as running:
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(trap: Path, collector: Collector) -> Iterator[Server]:
+    flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
+    with Server("--model-id", trap, *flags, env={"OTEL_METRIC_EXPORT_INTERVAL": "500"}) as running:
         yield running
 
 
@@ -139,6 +149,62 @@ def test_the_page_is_well_formed(server: Server) -> None:
     assert done.returncode in (0, 3), done.stdout + done.stderr
 
 
+def families(server: Server) -> dict[str, Metric]:
+    """The page in OpenMetrics' format, by a strict parser."""
+    response = server.client.http.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    return {family.name: family for family in text_string_to_metric_families(response.text)}
+
+
+def test_the_page_in_openmetrics_has_the_same_metrics_and_exemplars(server: Server, collector: Collector) -> None:
+    load(server)
+    samples = {sample.name for family in families(server).values() for sample in family.samples}
+    page = server.client.get("/metrics").text
+    named = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line and not line.startswith("#")}
+    assert named == samples
+    trace_ids = {span.trace_id for span in collector.spans}
+    for name in ("request_duration", "time_to_first_token", "time_per_output_token", "request_queue"):
+        buckets = [sample for sample in families(server)[f"gridwork_{name}_seconds"].samples if sample.exemplar]
+        assert buckets, name
+        wait_for(
+            lambda: {sample.exemplar.labels["trace_id"] for sample in buckets}
+            <= {span.trace_id for span in collector.spans},
+            20,
+            f"the traces of {name}, beside {trace_ids}",
+        )
+        for sample in buckets:
+            assert sample.exemplar.value <= float(sample.labels["le"])
+
+
+def test_metrics_reach_the_collector_under_the_same_names(server: Server, collector: Collector) -> None:
+    load(server)
+    page = server.client.get("/metrics").text
+    declared = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE gridwork_")}
+    # Those that are worked out when a page is read are not recorded.
+    wait_for(lambda: declared <= set(collector.metrics), 20, "all metrics at the collector")
+    of_the_conventions = {
+        "gen_ai.server.request.duration",
+        "gen_ai.server.time_to_first_token",
+        "gen_ai.server.time_per_output_token",
+        "gen_ai.client.token.usage",
+    }
+    wait_for(lambda: of_the_conventions <= set(collector.metrics), 20, "those of the conventions")
+    model = server.client.get("/v1/models").json()["data"][0]["id"]
+    [point] = collector.metrics["gen_ai.server.request.duration"].histogram.data_points
+    attributes = {pair.key: pair.value.string_value for pair in point.attributes}
+    assert attributes == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "gridwork",
+        "gen_ai.request.model": model,
+    }
+
+    def agrees() -> bool:
+        counted = sum(each.as_int for each in collector.metrics["gridwork_generated_tokens_total"].sum.data_points)
+        return counted == server.client.metric("gridwork_generated_tokens_total")
+
+    wait_for(agrees, 20, "equal counts")
+
+
 @pytest.fixture
 def prometheus(server: Server, tmp_path: Path) -> Iterator[str]:
     """The address of a Prometheus that scrapes the server each second, with the rules."""
@@ -154,7 +220,7 @@ def prometheus(server: Server, tmp_path: Path) -> Iterator[str]:
     address = f"127.0.0.1:{free_port()}"
     command = [
         *("prometheus", f"--config.file={file}", f"--storage.tsdb.path={tmp_path / 'data'}"),
-        f"--web.listen-address={address}",
+        *(f"--web.listen-address={address}", "--enable-feature=exemplar-storage"),
     ]
     log = tmp_path / "log"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path) as process:
@@ -205,3 +271,7 @@ def test_prometheus_answers_every_expression_with_data(server: Server, prometheu
     finally:
         stop.set()
         busy.join()
+    query = {"query": "gridwork_request_duration_seconds_bucket", "start": time.time() - 600, "end": time.time() + 60}
+    reply = httpx.get(f"{prometheus}/api/v1/query_exemplars", params=query, timeout=30, trust_env=False)
+    exemplars = [each for series in reply.json()["data"] for each in series["exemplars"]]
+    assert exemplars and all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)

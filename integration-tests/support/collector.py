@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector in the test's own process, which keeps the spans it receives."""
+"""An OpenTelemetry collector in the test's own process, which keeps the spans and metrics it receives."""
 
 import threading
 from concurrent import futures
@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1 import common_pb2
+from opentelemetry.proto.metrics.v1 import metrics_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 
@@ -33,13 +35,16 @@ def plain(value: common_pb2.AnyValue) -> Any:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """`with Collector() as collector:` listens on `collector.endpoint`; `collector.spans` grows."""
+    """`with Collector() as collector:` listens on `collector.endpoint`; `collector.spans` and `collector.metrics` grow."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._spans: list[Span] = []
+        self.metrics: dict[str, metrics_pb2.Metric] = {}
+        """The last value of each metric."""
         self._server = grpc.server(futures.ThreadPoolExecutor(max_workers=2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_MetricsServicer(self), self._server)
         port = self._server.add_insecure_port("127.0.0.1:0")
         self.endpoint = f"http://127.0.0.1:{port}"
 
@@ -80,3 +85,17 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(grace=None)
+
+
+class _MetricsServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def Export(
+        self, request: metrics_service_pb2.ExportMetricsServiceRequest, context: grpc.ServicerContext
+    ) -> metrics_service_pb2.ExportMetricsServiceResponse:
+        for resource in request.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    self._collector.metrics[metric.name] = metric
+        return metrics_service_pb2.ExportMetricsServiceResponse()
