@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +163,17 @@ def test_the_page_in_openmetrics_has_the_same_metrics_and_exemplars(server: Serv
     page = server.client.get("/metrics").text
     named = {line.split("{")[0].split(" ")[0] for line in page.splitlines() if line and not line.startswith("#")}
     assert named == samples
-    trace_ids = {span.trace_id for span in collector.spans}
     for name in ("request_duration", "time_to_first_token", "time_per_output_token", "request_queue"):
-        buckets = [sample for sample in families(server)[f"gridwork_{name}_seconds"].samples if sample.exemplar]
-        assert buckets, name
-        wait_for(
-            lambda: {sample.exemplar.labels["trace_id"] for sample in buckets}
-            <= {span.trace_id for span in collector.spans},
-            20,
-            f"the traces of {name}, beside {trace_ids}",
-        )
-        for sample in buckets:
-            assert sample.exemplar.value <= float(sample.labels["le"])
+        samples_of = families(server)[f"gridwork_{name}_seconds"].samples
+        exemplars = [(sample.labels["le"], sample.exemplar) for sample in samples_of if sample.exemplar is not None]
+        assert exemplars, name
+        assert all(exemplar.value <= float(bound) for bound, exemplar in exemplars)
+        traces = {exemplar.labels["trace_id"] for _, exemplar in exemplars}
+        wait_for(partial(has_traces, collector, traces), 20, f"the traces of {name}")
+
+
+def has_traces(collector: Collector, traces: set[str]) -> bool:
+    return traces <= {span.trace_id for span in collector.spans}
 
 
 def test_metrics_reach_the_collector_under_the_same_names(server: Server, collector: Collector) -> None:
@@ -271,7 +271,11 @@ def test_prometheus_answers_every_expression_with_data(server: Server, prometheu
     finally:
         stop.set()
         busy.join()
-    query = {"query": "gridwork_request_duration_seconds_bucket", "start": time.time() - 600, "end": time.time() + 60}
+    query: dict[str, str | float] = {
+        "query": "gridwork_request_duration_seconds_bucket",
+        "start": time.time() - 600,
+        "end": time.time() + 60,
+    }
     reply = httpx.get(f"{prometheus}/api/v1/query_exemplars", params=query, timeout=30, trust_env=False)
     exemplars = [each for series in reply.json()["data"] for each in series["exemplars"]]
     assert exemplars and all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)

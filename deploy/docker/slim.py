@@ -60,7 +60,7 @@ def slim_torch(site: Path, headers: Path | None) -> None:
     for program in (torch / "bin").iterdir():
         if program.name != TOOLS:
             program.unlink()
-    for path in [torch / "share", site / "torchgen", *site.glob("nvidia/*/include"), *site.glob("nvidia/*/cccl")]:
+    for path in [torch / "share", *site.glob("nvidia/*/include"), *site.glob("nvidia/*/cccl")]:
         shutil.rmtree(path, ignore_errors=True)
     for path in [*torch.rglob("*.a"), *site.glob("nvidia/**/*.a"), *site.glob("nvidia/**/*.bc")]:
         path.unlink()

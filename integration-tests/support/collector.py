@@ -35,7 +35,7 @@ def plain(value: common_pb2.AnyValue) -> Any:
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """`with Collector() as collector:` listens on `collector.endpoint`; `collector.spans` and `collector.metrics` grow."""
+    """`with Collector() as collector:` listens on `collector.endpoint`; its `spans` and `metrics` grow."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

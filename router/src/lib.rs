@@ -38,8 +38,8 @@ use tokio::sync::oneshot;
 
 use crate::chat_template::{ChatTemplate, ChatTemplateError};
 use crate::config::RouterConfig;
-use crate::connections::{Front, Listener};
 use crate::connections::intake::Intake;
+use crate::connections::{Front, Listener};
 use crate::encoder::{EncoderFiles, EncoderService, Sources};
 use crate::generation::bounds::ValidationLimits;
 use crate::generation::validation::Validator;
@@ -109,7 +109,10 @@ pub async fn run(
     tokio::pin!(shutdown);
     let Listeners { clients, monitors } = listeners.into();
     let clients = match config.tls_files() {
-        None => clients,
+        None => {
+            observability::metrics::certificate_end().set(0.0);
+            clients
+        }
         Some(files) => encryption::encrypted(clients, files)?,
     };
     let supervision = Supervision::default();

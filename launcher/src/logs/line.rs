@@ -95,9 +95,13 @@ impl Record {
             text.push_str(&paint.with("2", &visible(&self.target, false)));
         }
         text.push_str(": ");
-        // A traceback stays readable and cannot be taken for lines of their own.
+        // Fields stand behind the first line, where they are found together with it.
         let message = visible(self.message.trim_end(), true);
-        text.push_str(&message.replace('\n', "\n    "));
+        let (first, rest) = match message.split_once('\n') {
+            Some((first, rest)) => (first, Some(rest)),
+            None => (&*message, None),
+        };
+        text.push_str(first);
         for (key, value) in &self.fields {
             let value = match value {
                 Value::String(text) if is_plain_word(text) => text.clone(),
@@ -106,6 +110,10 @@ impl Record {
             text.push(' ');
             text.push_str(&paint.with("2", &visible(&format!("{key}="), false)));
             text.push_str(&visible(&value, false));
+        }
+        // A traceback stays readable and cannot be taken for lines of their own.
+        if let Some(rest) = rest {
+            text.push_str(&format!("\n{rest}").replace('\n', "\n    "));
         }
         text.push('\n');
         text
@@ -258,6 +266,10 @@ mod tests {
     fn a_message_of_several_lines_is_indented() {
         let text = r#"{"timestamp":"T","level":"ERROR","message":"a\nb\n"}"#;
         assert_eq!(show(text, PRETTY), "T ERROR shard-0: a\n    b\n");
+        let text =
+            r#"{"timestamp":"T","level":"ERROR","message":"a\nb\nc","fields":{"request_id":"r"}}"#;
+        let expected = "T ERROR shard-0: a request_id=r\n    b\n    c\n";
+        assert_eq!(show(text, PRETTY), expected);
     }
 
     #[test]

@@ -50,9 +50,10 @@ fn without_keys(args: &[OsString]) -> Option<(Vec<OsString>, OsString)> {
         let name = &bytes[..name_end.unwrap_or(bytes.len())];
         // Underscores stand for hyphens, as in other servers.
         let is_key = name.len() == FLAG.len()
-            && name.iter().zip(FLAG).all(|(given, wanted)| {
-                given == wanted || (*given == b'_' && *wanted == b'-')
-            });
+            && name
+                .iter()
+                .zip(FLAG)
+                .all(|(given, wanted)| given == wanted || (*given == b'_' && *wanted == b'-'));
         match (is_key, name_end) {
             (false, _) => kept.push(word.clone()),
             (true, Some(end)) => keys.push(&bytes[end + 1..]),

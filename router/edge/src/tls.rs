@@ -90,26 +90,24 @@ impl TlsFiles {
             path: self.cert.clone(),
             fault,
         };
-        let chain: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(cert.as_bytes())
-                .collect::<Result<_, _>>()
-                .map_err(|error| bad_certificate(error.to_string()))?;
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(cert.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|error| bad_certificate(error.to_string()))?;
         let Some(own) = chain.first() else {
             return Err(TlsError::NoCertificate(self.cert.clone()));
         };
         let not_after = not_after(own).map_err(|error| bad_certificate(error.to_string()))?;
         let key = self.private_key(&key)?;
-        let key =
-            CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
-                    TlsError::Mismatch(self.clone())
-                }
-                Error::InvalidCertificate(_) => bad_certificate(error.to_string()),
-                _ => TlsError::BadKey {
-                    path: self.key.clone(),
-                    fault: error.to_string(),
-                },
-            })?;
+        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
+                TlsError::Mismatch(self.clone())
+            }
+            Error::InvalidCertificate(_) => bad_certificate(error.to_string()),
+            _ => TlsError::BadKey {
+                path: self.key.clone(),
+                fault: error.to_string(),
+            },
+        })?;
         Ok(Identity {
             key: Arc::new(key),
             not_after,
@@ -118,8 +116,8 @@ impl TlsFiles {
 
     fn private_key(&self, text: &str) -> Result<PrivateKeyDer<'static>, TlsError> {
         use rustls::pki_types::pem::Error as PemError;
-        let is_encrypted = text.contains("BEGIN ENCRYPTED PRIVATE KEY")
-            || text.contains("Proc-Type: 4,ENCRYPTED");
+        let is_encrypted =
+            text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED");
         if is_encrypted {
             return Err(TlsError::EncryptedKey(self.key.clone()));
         }

@@ -69,9 +69,7 @@ pub enum SubmitError {
         "this API key has {limit} requests under way, which is its limit; wait until one has ended"
     )]
     TenantBusy { limit: usize, retry_after_s: u64 },
-    #[error(
-        "this API key has used its {limit} tokens a minute; try again in {retry_after_s} s"
-    )]
+    #[error("this API key has used its {limit} tokens a minute; try again in {retry_after_s} s")]
     TokensSpent { limit: u64, retry_after_s: u64 },
 }
 

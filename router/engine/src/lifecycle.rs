@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use crate::error::{GenerationError, StartError, SubmitError};
 use crate::metrics::EngineMetrics;
 use crate::permits::{Permit, Permits};
-use crate::tenant::Tenant;
 use crate::shard::monitor::Monitor;
 use crate::shard::vitals::Vitals;
+use crate::tenant::Tenant;
 
 /// Pause between two attempts to connect to a lost shard.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);

@@ -47,7 +47,10 @@ impl Shares {
     /// Gives back tokens that an item asked for and did not use. Its tenant's later items never come before earlier ones.
     pub fn give_back(&mut self, tenant: Option<u32>, num_tokens: usize) {
         if let Some(share) = self.tenants.get_mut(&tenant) {
-            share.next = share.next.saturating_sub(num_tokens as Turn).max(share.last);
+            share.next = share
+                .next
+                .saturating_sub(num_tokens as Turn)
+                .max(share.last);
         }
     }
 }
@@ -94,7 +97,10 @@ mod tests {
         let first = shares.turn(B, 100);
         let second = shares.turn(B, 100);
         let other = shares.turn(A, 100);
-        assert!(first <= other && other < second + 100, "{first} {other} {second}");
+        assert!(
+            first <= other && other < second + 100,
+            "{first} {other} {second}"
+        );
     }
 
     #[test]

@@ -11,7 +11,8 @@ use super::connection::Connection;
 use super::stream::WatchedStream;
 
 /// Answer to a client that does not encrypt.
-const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
+const PLAIN: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n\
     this port takes TLS only: the URL must begin with https://\n";
 
 /// Maximum time for sending it.

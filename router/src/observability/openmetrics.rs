@@ -189,7 +189,11 @@ seconds_count 3
 
     #[test]
     fn noted_values_are_on_the_page() {
-        note("gridwork_request_duration_seconds", Duration::from_millis(600), "t1");
+        note(
+            "gridwork_request_duration_seconds",
+            Duration::from_millis(600),
+            "t1",
+        );
         let page = "gridwork_request_duration_seconds_bucket{le=\"0.0005\"} 0\n";
         assert!(!of_page(page).contains("t1"));
         let bounds = buckets_of("gridwork_request_duration_seconds");

@@ -42,8 +42,20 @@ const OUTPUT_TOKEN_BUCKETS: [f64; 13] = [
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 ];
 const TOKEN_BUCKETS: [f64; 14] = [
-    1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0,
-    16_777_216.0, 67_108_864.0,
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
 ];
 
 static OF_THE_CONVENTIONS: OnceLock<GenAi> = OnceLock::new();
@@ -165,7 +177,10 @@ impl Recorder for OtlpRecorder {
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         known(&self.counters, key, || {
             let name = key.name().to_owned();
-            let builder = self.meter.u64_counter(name).with_description(description_of(key.name()));
+            let builder = self
+                .meter
+                .u64_counter(name)
+                .with_description(description_of(key.name()));
             Counter::from_arc(Arc::new(CounterOf {
                 counter: builder.build(),
                 attributes: attributes(key),
@@ -177,7 +192,10 @@ impl Recorder for OtlpRecorder {
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
         known(&self.gauges, key, || {
             let name = key.name().to_owned();
-            let builder = self.meter.f64_gauge(name).with_description(description_of(key.name()));
+            let builder = self
+                .meter
+                .f64_gauge(name)
+                .with_description(description_of(key.name()));
             Gauge::from_arc(Arc::new(GaugeOf {
                 gauge: builder.build(),
                 attributes: attributes(key),

@@ -325,7 +325,9 @@ fn own_items(stored: &StoredResponse) -> Vec<Item> {
 
 /// The item `id` of any stored response of the caller.
 pub fn find_item(state: &AppState, id: &str) -> Option<Item> {
-    let stored = state.stored_responses().with_item(current_tenant_id(), id)?;
+    let stored = state
+        .stored_responses()
+        .with_item(current_tenant_id(), id)?;
     own_items(&stored).into_iter().find(|item| has_id(item, id))
 }
 
