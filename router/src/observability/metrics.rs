@@ -7,10 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gridwork_engine::metric_functions;
 use gridwork_engine::metrics::{Kind, Metric, Unit};
+use metrics::{NoopRecorder, Recorder};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::layers::FanoutBuilder;
-
-use crate::observability::otlp_metrics::OtlpRecorder;
 
 metric_functions! {
     /// The router's own metrics.
@@ -90,11 +89,11 @@ fn count_buckets() -> Vec<f64> {
 ///
 /// Call it before anything is recorded: metric handles made earlier have no effect.
 pub fn install() -> PrometheusHandle {
-    install_with(None)
+    install_with(None::<NoopRecorder>)
 }
 
 /// [`install`], with what also gets everything that is recorded.
-pub fn install_with(also: Option<OtlpRecorder>) -> PrometheusHandle {
+pub fn install_with(also: Option<impl Recorder + Sync + 'static>) -> PrometheusHandle {
     static INSTALLED: OnceLock<PrometheusHandle> = OnceLock::new();
     INSTALLED
         .get_or_init(|| {
@@ -109,7 +108,7 @@ pub fn install_with(also: Option<OtlpRecorder>) -> PrometheusHandle {
 }
 
 fn install_recorder(
-    also: Option<OtlpRecorder>,
+    also: Option<impl Recorder + Sync + 'static>,
 ) -> Result<PrometheusHandle, Box<dyn std::error::Error>> {
     let page = builder()?.build_recorder();
     let handle = page.handle();
