@@ -62,6 +62,9 @@ def slim_torch(site: Path, headers: Path | None) -> None:
             program.unlink()
     for path in [torch / "share", *site.glob("nvidia/*/include"), *site.glob("nvidia/*/cccl")]:
         shutil.rmtree(path, ignore_errors=True)
+    # Templates of the code that PyTorch is generated from.
+    for path in (site / "torchgen").rglob("*.h"):
+        path.unlink()
     for path in [*torch.rglob("*.a"), *site.glob("nvidia/**/*.a"), *site.glob("nvidia/**/*.bc")]:
         path.unlink()
 

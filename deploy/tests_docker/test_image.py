@@ -81,7 +81,8 @@ class Container:
         program = (
             "import pathlib\n"
             "for path in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    print(path.name, path.joinpath('cmdline').read_bytes().replace(b'\\0', b' ').decode())"
+            "    words = path.joinpath('cmdline').read_bytes().decode().split('\\0')\n"
+            "    print(path.name, ' '.join(words).replace('\\n', ' '))"
         )
         lines = [line.split(" ", 1) for line in self.run(PYTHON, "-c", program).splitlines()]
         return {int(pid): command for pid, command in lines if "pathlib" not in command}
@@ -186,13 +187,15 @@ def test_start_up_caches_are_those_of_this_image(container: Container) -> None:
     program = (
         "import gridwork_server, torch, transformers\n"
         "for module in (gridwork_server, torch, transformers):\n"
-        "    print(open(module.__cached__, 'rb').read()[4])"
+        "    print(open(module.__spec__.cached, 'rb').read()[4])"
     )
     assert container.run(PYTHON, "-c", program).split() == ["1", "1", "1"]
 
 
 def test_kernels_for_every_cpu_and_no_compiler_or_tests_are_in_it(image: str) -> None:
-    names = docker("run", "--rm", "--entrypoint", "find", image, "/", "-xdev", "-type", "f").splitlines()
+    # As root, since some folders of Debian are closed to others.
+    find = ("--rm", "--user", "0", "--entrypoint", "find", image, "/", "-xdev", "-type", "f")
+    names = docker("run", *find).splitlines()
     kernels = {Path(name).name for name in names if "/_cpu_" in name}
     assert kernels == {f"_cpu_{isa}.so" for isa in ("avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")}
     assert not [name for name in names if re.search(r"/(cc1|gcc|g\+\+|ld|rustc|cargo|uv|pip)$", name)]
@@ -222,4 +225,4 @@ def test_layers_and_their_sizes(image: str) -> None:
     torch = max(size for size, _ in layers)
     others = sum(size for size, _ in layers) - torch
     print(f"{others / 1e6:9,.1f} MB  everything but PyTorch")
-    assert others < 620e6
+    assert others < 500e6
