@@ -37,7 +37,7 @@ pub enum HealthError {
 /// Asks the server with these flags; without any, the first one that runs on this machine. Returns its URL if it is
 /// ready.
 pub fn check(flags: &[OsString]) -> Result<String, HealthError> {
-    let words = match flags {
+    let mut words: Vec<OsString> = match flags {
         // A server has a model, whichever it is.
         [_, ..] => [PROGRAM, "--model-id", "any"]
             .map(OsString::from)
@@ -46,6 +46,8 @@ pub fn check(flags: &[OsString]) -> Result<String, HealthError> {
             .collect(),
         [] => first_server(Path::new("/proc")).ok_or(HealthError::NoServer)?,
     };
+    // The server's own keys are not on its command line, and flags that need some stay there. None is sent.
+    words.push("--api-key=none".into());
     let cli = gridwork_settings::parse_words(words).map_err(|error| {
         let text = error.to_string();
         HealthError::Flags(text.trim_start_matches("error: ").trim_end().to_owned())
@@ -120,6 +122,14 @@ mod tests {
     fn bad_flags_are_named() {
         let error = check(&["--port".into(), "none".into()]).unwrap_err();
         assert!(error.to_string().contains("--port"), "{error}");
+    }
+
+    #[test]
+    fn limits_of_keys_need_no_key_here() {
+        let port = crate::process::sockets::free_port().unwrap().to_string();
+        let flags = ["--port", &port, "--max-requests-per-key", "2"].map(OsString::from);
+        let error = check(&flags).unwrap_err().to_string();
+        assert!(error.starts_with("nobody listens"), "{error}");
     }
 
     #[test]

@@ -317,7 +317,9 @@ impl Scheduler {
     /// Removes a sequence and frees everything it holds.
     fn remove(&mut self, key: SequenceKey) -> Option<Sequence> {
         let mut sequence = self.sequences.remove(&key)?;
-        let num_unused = sequence.num_tokens_asked() - sequence.tokens.len();
+        let num_unused = sequence
+            .num_tokens_asked()
+            .saturating_sub(sequence.tokens.len());
         self.shares.give_back(sequence.tenant_id(), num_unused);
         self.running.remove(&(sequence.request.priority, key));
         self.waiting.remove(&sequence);
