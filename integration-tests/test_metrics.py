@@ -228,6 +228,7 @@ def test_one_trace_spans_http_and_the_shard(trap: Path) -> None:
         assert {name: attributes.get(name) for name in expected} == expected
         assert 0 < attributes["queue_time"] + attributes["time_to_first_token"] < attributes["total_time"] * 2
         assert "boat boat" not in str([span.attributes for span in spans])
+        assert not any(name.endswith(".messages") for span in spans for name in span.attributes)
         [decode] = [span for span in spans if span.name == "shard.decode"]
         assert 0 < decode.attributes["steps"] <= 8
 
@@ -249,6 +250,24 @@ def test_a_request_without_traceparent_begins_a_trace(trap: Path) -> None:
         with Server("--model-id", trap, *flags) as server:
             list(server.client.stream("/v1/completions", {"prompt": "The boats", "max_tokens": 4, "stream": True}))
         assert {"queue", "prefill", "decode"} <= {span.name for span in collector.spans}
+
+
+def test_prompts_and_answers_are_in_spans_only_when_asked_for(trap: Path) -> None:
+    with Collector() as collector:
+        flags = ("--dtype", "float32", "--trust-remote-code", "--otlp-endpoint", collector.endpoint)
+        with Server("--model-id", trap, *flags, "--otlp-record-content") as server:
+            body = {"prompt": "The boats", "max_tokens": 4, "n": 2, "temperature": 0}
+            choices = server.client.ok("/v1/completions", body)["choices"]
+        asked = [span.attributes.get("gen_ai.input.messages") for span in collector.spans if span.name == "validation"]
+        assert [json.loads(each) for each in asked] == [
+            [{"role": "user", "parts": [{"type": "text", "content": "The boats"}]}]
+        ]
+        answered = [
+            json.loads(span.attributes["gen_ai.output.messages"]) for span in collector.spans if span.name == "decode"
+        ]
+        texts = [message["parts"][0]["content"] for [message] in answered]
+        assert sorted(texts) == sorted(choice["text"] for choice in choices)
+        assert {message["finish_reason"] for [message] in answered} == {choice["finish_reason"] for choice in choices}
 
 
 @pytest.mark.parametrize("by", ["flag", "variables"])

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gridwork_engine::{Engine, Ready};
+use gridwork_engine::{Engine, Ready, prompt_message};
 use gridwork_settings::RouterSettings;
 use tokenizers::Tokenizer;
 use tracing::Span;
@@ -170,7 +170,15 @@ impl AppState {
         span: Span,
     ) -> Result<Valid, ApiError> {
         // It ends with this function.
-        let _validation = tracing::info_span!(parent: &span, "validation");
+        let validation = tracing::info_span!(
+            parent: &span,
+            "validation",
+            gen_ai.input.messages = tracing::field::Empty,
+        );
+        let records_content = self.settings().output.otlp_record_content && !span.is_disabled();
+        if records_content && let Prompt::Text { text, .. } = &prompt {
+            validation.record("gen_ai.input.messages", prompt_message(text));
+        }
         let ready = self.ready()?;
         if parameters.takes_model_defaults {
             Defaults::of(&ready.info).fill(&mut parameters);
@@ -205,6 +213,7 @@ impl AppState {
             valid.request.namespace.tenant = tenant.as_ref().map(|tenant| tenant.id());
         }
         valid.request.tenant = tenant;
+        valid.request.records_content = records_content;
         if let Some((id, _)) = request_log::current_ids() {
             valid.request.request_id = id;
         }

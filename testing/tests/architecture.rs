@@ -55,7 +55,7 @@ const CRATES: &[(&str, Layers)] = &[
             &["engine", "encoder"],
             &["lifecycle", "scheduler"],
             &["sequence", "metrics"],
-            &["backlog", "cache", "shard", "token_table"],
+            &["backlog", "cache", "content", "shard", "token_table"],
             &["request"],
             &["permits"],
             &["tenant", "shares"],

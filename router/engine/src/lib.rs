@@ -7,6 +7,7 @@ mod backlog;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod cache;
+mod content;
 pub mod encoder;
 mod engine;
 mod error;
@@ -21,6 +22,7 @@ mod shares;
 mod tenant;
 mod token_table;
 
+pub use content::prompt_message;
 pub use encoder::{EncodeError, EncodeSequence, Encoded, Encoder, EncoderConfig, Output, Wanted};
 pub use engine::{Engine, EngineConfig, Generation, Limits, Ready};
 pub use error::{GenerationError, StartError, SubmitError};

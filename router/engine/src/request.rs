@@ -37,6 +37,8 @@ pub struct GenerationRequest {
     pub permit: ReservedPermit,
     /// Id of the HTTP request, for log lines; may be empty.
     pub request_id: Arc<str>,
+    /// Write the answer into the span of its decode.
+    pub records_content: bool,
     /// Span of the HTTP request; queue, prefill and decode become its children, in the shard too.
     pub span: tracing::Span,
 }
@@ -63,6 +65,7 @@ impl GenerationRequest {
             tenant: None,
             permit: ReservedPermit::default(),
             request_id: "".into(),
+            records_content: false,
             span: tracing::Span::none(),
         }
     }

@@ -279,6 +279,7 @@ fn fit(
         tenant: None,
         permit: ReservedPermit::default(),
         request_id: "".into(),
+        records_content: false,
         span,
     };
     let sampling = &mut request.sampling;

@@ -36,6 +36,12 @@ pub struct Output {
           value_parser = BoolishValueParser::new())]
     pub otlp_metrics: bool,
 
+    /// Write prompts, as the model gets them, and answers into traces: whoever reads the traces reads them
+    #[arg(long, env = "OTLP_RECORD_CONTENT", default_value = "false", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, hide_possible_values = true, hide_default_value = true, value_name = "BOOL",
+          action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub otlp_record_content: bool,
+
     /// Name of the service in traces and metrics [default: gridwork.router and gridwork.shard]
     #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME")]
     pub otlp_service_name: Option<String>,

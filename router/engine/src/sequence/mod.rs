@@ -17,6 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::backlog::Backlog;
 use crate::cache::blocks::{BlockPool, Blocks, PrefixKey};
+use crate::content::Content;
 use crate::error::GenerationError;
 use crate::permits::Permit;
 use crate::request::{CacheNamespace, Event, FinishReason, GenerationRequest, PromptLogprob};
@@ -87,6 +88,8 @@ pub(crate) struct Sequence {
     prompt_logprobs: Option<Vec<PromptLogprob>>,
     /// Number of characters decoded so far; counted only for log-probabilities.
     num_decoded_chars: u64,
+    /// The answer so far, where the span of its decode gets it.
+    content: Option<Content>,
     events: EventSender,
     /// Unread events of the client.
     backlog: Option<Backlog>,
@@ -151,6 +154,7 @@ impl Sequence {
                 .prompt
                 .then(|| vec![PromptLogprob::default()]),
             num_decoded_chars: 0,
+            content: request.records_content.then(Content::default),
             events,
             backlog: None,
             permit: None,

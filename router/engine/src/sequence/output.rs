@@ -97,6 +97,16 @@ impl Sequence {
             }
         }
 
+        if let Some(content) = &mut self.content {
+            content.push(&text);
+            if let Some(reason) = &reason {
+                let word = match reason {
+                    FinishReason::Length => "length",
+                    _ => "stop",
+                };
+                self.spans.answered(&content.answer(word));
+            }
+        }
         let finish = reason.map(|reason| Finish {
             reason,
             num_generated_tokens: self.num_generated() as u32,

@@ -46,13 +46,23 @@ impl RequestSpans {
 
     pub fn decode(&mut self) {
         self.chunk = Span::none();
-        self.phase = info_span!(parent: &self.request, "decode", tokens = Empty);
+        self.phase = info_span!(
+            parent: &self.request,
+            "decode",
+            tokens = Empty,
+            gen_ai.output.messages = Empty,
+        );
     }
 
     /// Notes the number of generated tokens, the first of which the prefill has made.
     pub fn finished(&self, num_generated: usize) {
         self.phase
             .record("tokens", num_generated.saturating_sub(1) as i64);
+    }
+
+    /// Notes the answer, as the message that a span holds.
+    pub fn answered(&self, message: &str) {
+        self.phase.record("gen_ai.output.messages", message);
     }
 
     /// W3C `traceparent` of the request's span; empty when the request is not traced.
