@@ -258,7 +258,7 @@ def test_prompts_and_answers_are_in_spans_only_when_asked_for(trap: Path) -> Non
         with Server("--model-id", trap, *flags, "--otlp-record-content") as server:
             body = {"prompt": "The boats", "max_tokens": 4, "n": 2, "temperature": 0}
             choices = server.client.ok("/v1/completions", body)["choices"]
-        asked = [span.attributes.get("gen_ai.input.messages") for span in collector.spans if span.name == "validation"]
+        asked = [span.attributes["gen_ai.input.messages"] for span in collector.spans if span.name == "validation"]
         assert [json.loads(each) for each in asked] == [
             [{"role": "user", "parts": [{"type": "text", "content": "The boats"}]}]
         ]
