@@ -180,7 +180,6 @@ def test_metrics_reach_the_collector_under_the_same_names(server: Server, collec
     load(server)
     page = server.client.get("/metrics").text
     declared = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE gridwork_")}
-    # Those that are worked out when a page is read are not recorded.
     wait_for(lambda: declared <= set(collector.metrics), 20, "all metrics at the collector")
     of_the_conventions = {
         "gen_ai.server.request.duration",

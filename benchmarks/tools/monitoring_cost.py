@@ -1,4 +1,4 @@
-"""What monitoring costs a busy server: tokens per second with it over those without.
+"""The cost of monitoring to a busy server: tokens per second with it over those without.
 
     cd benchmarks && ../.venv/bin/python -m tools.monitoring_cost
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::SubmitError;
 
-/// What a tenant may use.
+/// Limits of a tenant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TenantLimits {
     /// Maximum number of requests at once, waiting ones included; `None`: as many as anybody.

@@ -55,7 +55,7 @@ impl Listener {
         }
     }
 
-    /// What encrypts the connections; `None`: nothing does.
+    /// Encryption of the connections; `None`: there is none.
     pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
         self.tls.as_ref()
     }

@@ -67,7 +67,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Number of connections beyond the maximum that are kept for probes.
 const PROBE_CONNECTIONS: usize = 32;
 
-/// What connections are served with.
+/// The application behind the connections, and their limits.
 pub struct Front {
     pub app: Router,
     /// Dialect of the errors of a path.

@@ -32,7 +32,7 @@ pub struct RequestAccounting {
     trace_id: Option<String>,
     started: Instant,
     compute_type: String,
-    /// What the request asks for, by OpenTelemetry's conventions.
+    /// Operation of the request, by OpenTelemetry's conventions.
     operation: &'static str,
     model: String,
     pub prompt_chars: usize,

@@ -29,7 +29,7 @@ pub fn normalize(mut request: Request, root: &str) -> Request {
     request
 }
 
-/// What follows `root` in `path`; all of it where it does not begin so.
+/// The part of `path` after `root`; all of it where it does not begin so.
 fn below_root<'a>(path: &'a str, root: &str) -> &'a str {
     match path.strip_prefix(root) {
         Some("") => "/",

@@ -10,7 +10,7 @@ const INTERVAL: Duration = Duration::from_secs(300);
 /// A warning that is given now and then, and not for every batch that is lost.
 #[derive(Debug)]
 pub(super) struct CollectorWarning {
-    /// What is sent, in the plural.
+    /// Name of what is sent, in the plural.
     what: &'static str,
     endpoint: String,
     last: Mutex<Option<Instant>>,

@@ -93,7 +93,7 @@ impl OtlpMetrics {
         Self { provider }
     }
 
-    /// What is recorded goes to the collector from now on, beside the page: give it to the page's recorder.
+    /// A recorder that sends to the collector, for use beside that of the page.
     pub fn recorder(&self) -> OtlpRecorder {
         let meter = self.provider.meter("gridwork");
         let _ = OF_THE_CONVENTIONS.set(GenAi::new(&meter));

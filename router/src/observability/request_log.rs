@@ -1,4 +1,4 @@
-//! What is known of each request while it is handled: its ids, which every log line of its task carries; one log line when
+//! Facts about each request while it is handled: its ids, which every log line of its task carries; one log line when
 //! it is finished (`--log-requests`), with counts, times and the reason of the end; and the end of its span. Neither has any
 //! text or token.
 //!

@@ -153,7 +153,7 @@ impl<E: SpanExporter> SpanExporter for QuietExporter<E> {
     }
 }
 
-/// What all signals say of this process.
+/// Attributes of this process in all signals.
 pub(super) fn resource(service_name: &str) -> Resource {
     Resource::builder()
         .with_service_name(service_name.to_owned())

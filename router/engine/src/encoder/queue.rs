@@ -57,7 +57,7 @@ impl Queue {
     pub fn push(&mut self, mut waiting: Waiting) {
         let num_tokens = waiting.sequence.token_ids.len();
         waiting.turn = self.shares.turn(waiting.tenant, num_tokens);
-        // Those that are put back come first: they have had their turn.
+        // Sequences that were put back come first: they have had their turn.
         let is_before = |other: &Waiting| other.deaths > 0 || other.turn <= waiting.turn;
         let place = self.waiting.partition_point(is_before);
         self.waiting.insert(place, waiting);
