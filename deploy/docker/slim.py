@@ -62,8 +62,8 @@ def slim_torch(site: Path, headers: Path | None) -> None:
             program.unlink()
     for path in [torch / "share", *site.glob("nvidia/*/include"), *site.glob("nvidia/*/cccl")]:
         shutil.rmtree(path, ignore_errors=True)
-    # Templates of the code that PyTorch is generated from.
-    for path in (site / "torchgen").rglob("*.h"):
+    # What is left of headers: templates that PyTorch generates code from.
+    for path in [*torch.rglob("*.h"), *(site / "torchgen").rglob("*.h")]:
         path.unlink()
     for path in [*torch.rglob("*.a"), *site.glob("nvidia/**/*.a"), *site.glob("nvidia/**/*.bc")]:
         path.unlink()
@@ -93,7 +93,7 @@ def slim_others(site: Path) -> None:
     in C are for compilers."""
     for path in (site / "transformers" / "models").glob("*/**/modular_*"):
         path.unlink()
-    for pattern in ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.cpp", "*.hpp"):
+    for pattern in ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.cpp", "*.hpp", "*.a"):
         for path in site.rglob(pattern):
             path.unlink()
 
