@@ -12,6 +12,7 @@ import torch
 
 from gridwork_kernels import cpu_library, program_table
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_kernels.states import StateLayout
 
 TYPES = {getattr(torch, name): number for name, number in program_table.TYPES.items()}
 """Data types of values, with their numbers."""
@@ -98,24 +99,34 @@ class CompiledProgram:
 
 
 class Call:
-    """The arguments of a call: the number of tokens, two layouts of the cache, and the external slots' addresses."""
+    """The arguments of a call: the number of tokens, two layouts of the cache, the places of states, and the external
+    slots' addresses."""
 
     def __init__(self, num_external: int) -> None:
         self._numbers = np.zeros(_EXTERNAL + num_external, dtype=np.int64)
         self.address = self._numbers.ctypes.data
 
-    def set(self, num_tokens: int, near: PagedLayout, far: PagedLayout, external: list[torch.Tensor]) -> None:
-        """near, far: the layouts of layers without and with a window, which may be the same."""
+    def set(
+        self,
+        num_tokens: int,
+        near: PagedLayout,
+        far: PagedLayout,
+        states: StateLayout | None,
+        external: list[torch.Tensor],
+    ) -> None:
+        """near, far: the layouts of layers without and with a window, which may be the same; states: None for models
+        without recurrent states."""
         numbers = _layout_numbers(near)
         self._numbers[:] = (
             num_tokens,
             *numbers,
             *(numbers if far is near else _layout_numbers(far)),
+            *(_NO_STATES if states is None else _state_numbers(states)),
             *(tensor.data_ptr() for tensor in external),
         )
 
 
-_EXTERNAL = 1 + program_table.NUM_LAYOUTS * len(program_table.LAYOUT)
+_EXTERNAL = 1 + program_table.NUM_LAYOUTS * len(program_table.LAYOUT) + len(program_table.STATES)
 """Numbers of a call before its external slots."""
 
 
@@ -129,6 +140,14 @@ def _layout_numbers(layout: PagedLayout) -> tuple[int, ...]:
         layout.length.data_ptr(),
         layout.slots.data_ptr(),
     )
+
+
+_NO_STATES = (0,) * len(program_table.STATES)
+
+
+def _state_numbers(states: StateLayout) -> tuple[int, ...]:
+    """The fields of the places of states, in the order of the table."""
+    return len(states.slots), states.starts.data_ptr(), states.slots.data_ptr(), states.fresh.data_ptr()
 
 
 def _bits(value: float) -> int:

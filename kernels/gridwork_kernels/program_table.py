@@ -36,6 +36,7 @@ OPERATIONS: dict[str, Operands] = {
     name: tuple(_expand(_TEXT, operands)) for name, operands in _expand(_TEXT, "OPERATIONS")
 }
 LAYOUT: Operands = tuple(_expand(_TEXT, "LAYOUT"))
+STATES: Operands = tuple(_expand(_TEXT, "STATES"))
 
 NUM_LAYOUTS = 2
 """Layouts in each call: the first for layers without a window, the second for layers with one."""
@@ -57,4 +58,5 @@ HASH = _hash(
     "".join(f"{name} " for names in (TYPES, ACTIVATIONS, NORMS) for name in names)
     + "".join(f"{name} {_words(operands)}" for name, operands in OPERATIONS.items())
     + _words(LAYOUT)
+    + _words(STATES)
 )

@@ -89,7 +89,7 @@ def fuse_norms(model: nn.Module) -> int:
 
 def _fused(module: nn.Module) -> _FusedNorm | None:
     parameters = dict(module.named_parameters(recurse=False))
-    weight, eps = parameters.get("weight"), _eps(module)
+    weight, eps = parameters.get("weight"), eps_of(module)
     if len(parameters) != 1 or weight is None or eps is None or next(module.children(), None) is not None:
         return None
     if isinstance(module, nn.LayerNorm):  # one operation already
@@ -114,7 +114,8 @@ def _fused(module: nn.Module) -> _FusedNorm | None:
     return layer if _same(layer.fused(x), expected, 1e-6 * weight.float().abs()) else None
 
 
-def _eps(module: nn.Module) -> float | None:
+def eps_of(module: nn.Module) -> float | None:
+    """The number that a norm adds to its mean, by the names that models give it."""
     for name in ("variance_epsilon", "eps", "epsilon"):
         value = getattr(module, name, None)
         if isinstance(value, float):

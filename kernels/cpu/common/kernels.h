@@ -103,10 +103,37 @@ void normalise(Type type, const Rows& x, int64_t count, int64_t parts, const Nor
 void add_and_normalise(Type type, const Rows& a, const Rows& b, int64_t count, const Norm& norm, void* total,
                        void* out);
 
+// A norm of rows in groups of `width` values, and their product with an activation of a gate. The gate multiplies the
+// values before the norm, or the result. Values that are not in float32 are rounded after the norm and after its weight.
+struct GatedNorm {
+  Type type;           // of gate, weight, and of x and out where these are not float32
+  bool float32_in, float32_out;
+  bool gate_first;
+  Activation activation;  // SiLU or sigmoid
+  Rows x, gate;
+  const void* weight;  // of all groups of a part, one after another
+  int64_t count, parts, groups, width;
+  float eps;
+  void* out;  // contiguous
+};
+
+// Rows of `parts` parts, each of `groups` groups of `width` values.
+void gated_norm(const GatedNorm& norm);
+
+// factor * softplus(x + bias), in float32; x of rows of `width`.
+void softplus_scaled(Type type, const Rows& x, int64_t count, int64_t width, const float* bias, const float* factor,
+                     float* out);
+
 // a + b of rows of `width`.
 void add(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out);
 
-// activation(gate) * up. kind: SiLU, GELU or GELU by tanh.
+// a * b of rows of `width`.
+void multiply(Type type, const Rows& a, const Rows& b, int64_t count, int64_t width, void* out);
+
+// From `type` to float32, or from float32 to `type`.
+void convert(Type type, const Rows& x, int64_t count, int64_t width, bool widens, void* out);
+
+// activation(gate) * up, of a kind that gates.
 void gated_activation(Type type, const Rows& gate, const Rows& up, int64_t count, int64_t width, Activation kind,
                       void* out);
 
@@ -145,5 +172,79 @@ struct Attention {
 };
 
 void paged_attention(const Attention& attention);
+
+// The sequences of a flat batch, and the slots of a pool that hold their states.
+struct States {
+  int64_t count;
+  const int32_t* starts;  // [count + 1]: tokens before each sequence's
+  const int64_t* slots;   // [count]
+  const bool* fresh;      // [count]: the sequence begins, so that its state is zero whatever its slot holds
+};
+
+// See `gridwork_kernels/causal_conv.py` for shapes and meaning; out is contiguous.
+struct CausalConv {
+  Type type;
+  Rows x;
+  const void* weight;  // [channels, size]
+  const void* bias;    // [channels], or null
+  bool silu;
+  int64_t channels, size;
+  States states;
+  void* pool;
+  void* out;
+};
+
+// Largest `size` of a convolution.
+constexpr int64_t kMaxConvSize = 8;
+
+void causal_conv(const CausalConv& conv);
+
+// See `gridwork_kernels/gated_delta.py`. Heads of a row are contiguous, as is out.
+struct GatedDelta {
+  Type type;  // of query, key, value and out
+  Rows query, key, value;
+  Rows decay;  // float32: of each value head, or of each of its `key_size` dimensions
+  bool decay_of_dimensions;
+  Rows beta;  // float32
+  bool normalise;
+  int64_t tokens, key_heads, value_heads, key_size, value_size;
+  States states;
+  float* pool;
+  void* out;
+};
+
+void gated_delta(const GatedDelta& delta);
+
+// See `gridwork_kernels/selective_scan.py`. out is float32 and contiguous.
+struct ScanHeads {
+  Type type;  // of x, step, b and c
+  Rows x, step, b, c;
+  const float* a;     // [heads]
+  const float* d;     // [heads], or null
+  const float* bias;  // [heads], or null
+  bool softplus;
+  float least, most;  // limits of a step
+  int64_t tokens, heads, size, groups, state_size;
+  States states;
+  float* pool;
+  float* out;
+};
+
+void scan_heads(const ScanHeads& scan);
+
+struct ScanChannels {
+  Type type;  // of x, step, b and c
+  Rows x, step, b, c;
+  const float* a;     // [channels, state_size]
+  const float* d;     // [channels], or null
+  const float* bias;  // [channels], or null
+  bool softplus;
+  int64_t channels, state_size;
+  States states;
+  float* pool;
+  float* out;
+};
+
+void scan_channels(const ScanChannels& scan);
 
 }  // namespace gridwork

@@ -49,7 +49,8 @@ constexpr int64_t kNumTypes = 0 GRIDWORK_TYPES(GRIDWORK_COUNT);
 #define GRIDWORK_WORDS(kind, name) #kind " " #name " "
 #define GRIDWORK_OPERATION(name, OPERANDS) #name " " OPERANDS(GRIDWORK_WORDS)
 constexpr const char* kTable = GRIDWORK_TYPES(GRIDWORK_WORD) GRIDWORK_ACTIVATIONS(GRIDWORK_WORD)
-    GRIDWORK_NORMS(GRIDWORK_WORD) GRIDWORK_OPERATIONS(GRIDWORK_OPERATION) GRIDWORK_LAYOUT(GRIDWORK_WORDS);
+    GRIDWORK_NORMS(GRIDWORK_WORD) GRIDWORK_OPERATIONS(GRIDWORK_OPERATION) GRIDWORK_LAYOUT(GRIDWORK_WORDS)
+        GRIDWORK_STATES(GRIDWORK_WORDS);
 #undef GRIDWORK_OPERATION
 #undef GRIDWORK_WORDS
 #undef GRIDWORK_WORD
@@ -72,12 +73,14 @@ struct Layout {
 
 #define GRIDWORK_COUNT(kind, name) +1
 static_assert(sizeof(Layout) == sizeof(int64_t) * (0 GRIDWORK_LAYOUT(GRIDWORK_COUNT)));
+static_assert(sizeof(States) == sizeof(int64_t) * (0 GRIDWORK_STATES(GRIDWORK_COUNT)));
 #undef GRIDWORK_COUNT
 
-// Arguments of one call: the layouts of layers without and with a window, and the external slots.
+// Arguments of one call: the layouts of layers without and with a window, the states, and the external slots.
 struct Call {
   int64_t tokens;
   Layout layouts[2];
+  States states;
   void* external[];
 };
 
@@ -177,6 +180,7 @@ class Reader {
   bool done() const { return at_ == end_; }
   int64_t tokens() const { return memory_.tokens; }
   const Layout& layout(int64_t number) const { return call_.layouts[number]; }
+  const States& states() const { return call_.states; }
 
   int64_t number() { return *at_++; }
   bool flag() { return number() != 0; }
@@ -338,6 +342,114 @@ void run_paged_attention(Reader& in, Type type) {
       .chunk = chunk,
       .scale = static_cast<float>(scale),
       .softcap = static_cast<float>(softcap),
+  });
+}
+
+void run_multiply(Reader& in, Type type) {
+  GRIDWORK_MULTIPLY(GRIDWORK_READ)
+  multiply(type, a.of(type), b.of(type), in.tokens(), width, out.at(bytes_of(width, type)));
+}
+
+void run_convert(Reader& in, Type type) {
+  GRIDWORK_CONVERT(GRIDWORK_READ)
+  convert(type, x.of(widens ? type : Type::float32), in.tokens(), width, widens, out.at(bytes_of(width, type, widens)));
+}
+
+void run_gated_norm(Reader& in, Type type) {
+  GRIDWORK_GATED_NORM(GRIDWORK_READ)
+  gated_norm({
+      .type = type,
+      .float32_in = float32_in,
+      .float32_out = float32_out,
+      .gate_first = gate_first,
+      .activation = static_cast<Activation>(activation_kind),
+      .x = x.of(float32_in ? Type::float32 : type),
+      .gate = gate.of(type),
+      .weight = weight,
+      .count = in.tokens(),
+      .parts = parts,
+      .groups = groups,
+      .width = width,
+      .eps = static_cast<float>(eps),
+      .out = out.at(bytes_of(parts * groups * width, type, float32_out)),
+  });
+}
+
+void run_softplus_scaled(Reader& in, Type type) {
+  GRIDWORK_SOFTPLUS_SCALED(GRIDWORK_READ)
+  softplus_scaled(type, x.of(type), in.tokens(), width, static_cast<const float*>(bias),
+                  static_cast<const float*>(factor), static_cast<float*>(out.at(bytes_of(width, Type::float32))));
+}
+
+void run_causal_conv(Reader& in, Type type) {
+  GRIDWORK_CAUSAL_CONV(GRIDWORK_READ)
+  causal_conv({type, x.of(type), weight, bias, with_silu, channels, size, in.states(), pool, out.data});
+}
+
+void run_gated_delta(Reader& in, Type type) {
+  GRIDWORK_GATED_DELTA(GRIDWORK_READ)
+  gated_delta({
+      .type = type,
+      .query = query.of(type),
+      .key = key.of(type),
+      .value = value.of(type),
+      .decay = decay.of(Type::float32),
+      .decay_of_dimensions = decay_of_dimensions,
+      .beta = beta.of(Type::float32),
+      .normalise = normalises,
+      .tokens = in.tokens(),
+      .key_heads = key_heads,
+      .value_heads = value_heads,
+      .key_size = key_size,
+      .value_size = value_size,
+      .states = in.states(),
+      .pool = static_cast<float*>(pool),
+      .out = out.data,
+  });
+}
+
+void run_scan_heads(Reader& in, Type type) {
+  GRIDWORK_SCAN_HEADS(GRIDWORK_READ)
+  scan_heads({
+      .type = type,
+      .x = x.of(type),
+      .step = step.of(type),
+      .b = b.of(type),
+      .c = c.of(type),
+      .a = static_cast<const float*>(a),
+      .d = static_cast<const float*>(d),
+      .bias = static_cast<const float*>(bias),
+      .softplus = softplus,
+      .least = static_cast<float>(least),
+      .most = static_cast<float>(most),
+      .tokens = in.tokens(),
+      .heads = heads,
+      .size = head_size,
+      .groups = groups,
+      .state_size = state_size,
+      .states = in.states(),
+      .pool = static_cast<float*>(pool),
+      .out = reinterpret_cast<float*>(out.data),
+  });
+}
+
+void run_scan_channels(Reader& in, Type type) {
+  GRIDWORK_SCAN_CHANNELS(GRIDWORK_READ)
+  scan_channels({
+      .type = type,
+      .x = x.of(type),
+      .step = step.of(type),
+      .b = b.of(type),
+      .c = c.of(type),
+      .a = static_cast<const float*>(a),
+      .d = static_cast<const float*>(d),
+      .bias = static_cast<const float*>(bias),
+      .softplus = softplus,
+      .channels = channels,
+      .state_size = state_size,
+      .states = in.states(),
+      .pool = static_cast<float*>(pool),
+      .out = reinterpret_cast<float*>(out.data),
   });
 }
 

@@ -22,6 +22,12 @@ struct Silu {
   GRIDWORK_INLINE Vec operator()(Vec x) const { return div(x, add(set1(1.0f), exp_of_negative<T>(x))); }
 };
 
+// The logistic function.
+template <typename T>
+struct Sigmoid {
+  GRIDWORK_INLINE Vec operator()(Vec x) const { return div(set1(1.0f), add(set1(1.0f), exp_of_negative<T>(x))); }
+};
+
 // The tanh form of GELU (Hendrycks and Gimpel 2016), by 1 + tanh(y) = 2 / (1 + exp(-2y)).
 template <typename T>
 struct GeluTanh {
@@ -63,11 +69,12 @@ struct GeluTanhInSteps {
   }
 };
 
-// Calls body with the activation for values of type T; `kind` must be one that gates linear layers.
+// Calls body with the activation for values of type T; `kind` must be one that gates.
 template <typename T, typename F>
 void dispatch_activation(Activation kind, const F& body) {
   if (kind == Activation::silu) body(Silu<T>());
   else if (kind == Activation::gelu_tanh) body(GeluTanh<T>());
+  else if (kind == Activation::sigmoid) body(Sigmoid<T>());
   else body(Gelu());
 }
 
