@@ -1,10 +1,11 @@
 """Connects a Transformers model with the paged cache: one attention function, registered by name.
 
 A model's layers call the function with their queries, keys and values. The step comes through a keyword argument of
-`forward()`, so that there is no global state.
+`forward()`; layers that do not pass it on get the step of the forward pass that runs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,7 +13,10 @@ import torch
 from torch import nn
 
 from gridwork_kernels.paged_attention import AttentionOptions, PagedAttention, PagedLayout
+from gridwork_kernels.states import StateLayout
 from gridwork_server.errors import PathError
+from gridwork_server.recurrent.operations import Recurrence, StateKey, Tensors
+from gridwork_server.recurrent.pool import StatePool, StateProbe
 
 NAME = "gridwork_paged"
 """Name of the attention function in Transformers' registry."""
@@ -33,6 +37,9 @@ class StepContext(Protocol):
     ) -> torch.Tensor:
         """query, key, value: `[num_tokens, heads, size]`; returns `[num_tokens, query heads, value size]`."""
 
+    def recur(self, key: StateKey, operation: Recurrence, tensors: Tensors) -> torch.Tensor:
+        """Computes an operation of a layer with a recurrent state. See StatePool.recur."""
+
 
 @dataclass(frozen=True)
 class LayerGeometry:
@@ -50,7 +57,7 @@ class LayerGeometry:
 
 
 @dataclass
-class Probe:
+class Probe(StateProbe):
     """Notes every layer's geometry while the model runs one token."""
 
     layers: dict[LayerKey, LayerGeometry] = field(default_factory=dict)
@@ -105,6 +112,13 @@ class PagedStep:
     window_layout: PagedLayout | None = None
     calls: dict[int, int] = field(default_factory=dict)
     """Number of calls so far, by `layer_idx`."""
+    pool: StatePool | None = None
+    """Recurrent states, of models that have some."""
+    states: StateLayout | None = None
+
+    def recur(self, key: StateKey, operation: Recurrence, tensors: Tensors) -> torch.Tensor:
+        assert self.pool is not None and self.states is not None
+        return self.pool.recur(key, operation, tensors, self.states)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -121,6 +135,20 @@ class PagedStep:
         if (layer, nth) in self.sharing:
             return implementation.attend(query, None, None, keys, values, layout, options)
         return implementation.attend(query, key, value, keys, values, layout, options)
+
+
+_running: list[StepContext] = []
+"""The step of the forward pass that runs. A model runs in one thread at a time."""
+
+
+@contextmanager
+def running(step: StepContext) -> Iterator[None]:
+    """Makes a step the one of the forward pass that runs."""
+    _running.append(step)
+    try:
+        yield
+    finally:
+        _running.pop()
 
 
 Attend = Callable[
@@ -157,6 +185,8 @@ def attention_function(argument: str, biases: Iterable[str], attend: Attend) -> 
     ) -> tuple[torch.Tensor, None]:
         name = type(module).__name__
         given = kwargs.get(argument)
+        if given is None and argument == ARGUMENT:
+            given = _running[-1] if _running else None
         if given is None:
             raise PathError(f"{name} does not get the keyword arguments of forward()")
         if attention_mask is not None:

@@ -107,10 +107,52 @@ ARCHITECTURES = {
     ),
 }
 
+_MAMBA2: dict[str, Any] = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 16}
+
+HYBRIDS = {
+    "qwen3_5": Architecture(
+        "Qwen3_5TextConfig",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 8,
+        },
+    ),
+    "granitemoehybrid": Architecture(
+        "GraniteMoeHybridConfig",
+        _MAMBA2
+        | {
+            "shared_intermediate_size": 80,
+            "num_local_experts": 0,
+            "mamba_n_groups": 2,
+            "layer_types": ["mamba", "attention", "mamba"],
+        },
+    ),
+    "lfm2": Architecture("Lfm2Config", {"layer_types": ["conv", "full_attention", "conv"]}),
+    "falcon_h1": Architecture("FalconH1Config", _MAMBA2 | {"mamba_n_groups": 1, "mamba_d_ssm": 96}),
+    "jamba": Architecture(
+        "JambaConfig",
+        {
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 2,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    "mamba": Architecture("MambaConfig", {"state_size": 8}),
+    "mamba2": Architecture("Mamba2Config", {"num_heads": 6, "head_dim": 16, "state_size": 16, "n_groups": 1}),
+}
+"""Models with recurrent states, one for each kind of state."""
+
 
 def save(name: str, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Saves a random model of an architecture in float32 into a folder. Returns the folder."""
-    architecture = ARCHITECTURES[name]
+    architecture = (ARCHITECTURES | HYBRIDS)[name]
     settings = architecture.settings if name == "gpt2" else _COMMON | architecture.settings
     config = getattr(transformers, architecture.config_class)(**(settings | changes))
     torch.manual_seed(seed)

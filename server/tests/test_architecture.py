@@ -20,6 +20,7 @@ LAYERS = [
     {"prepare"},
     {"lengths", "checkpoint", "sampling", "startup"},
     {"attention", "config", "logs", "tracing"},
+    {"recurrent"},
     {"errors", "text", "_proto"},
 ]
 

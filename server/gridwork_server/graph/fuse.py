@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gridwork_kernels.program_table import ACTIVATIONS
+from gridwork_server.graph.channels import compute_by_rows
 from gridwork_server.graph.nodes import Graph, Node, Ref
 from gridwork_server.graph.rewriter import FLOATS, Rewriter
 from gridwork_server.graph.rotary import fuse_rotary
@@ -25,9 +26,12 @@ def fuse(graph: Graph, replace_weight: Callable[[torch.Tensor, torch.Tensor], No
     larger tensor, so that the memory of `old` can be freed."""
     simplify(graph)
     for rewrite in (
+        compute_by_rows,
         lambda rewriter: _merge_siblings(rewriter, replace_weight),
         _fuse_gated_activations,
         _replace_activations,
+        _replace_softplus,
+        _widen_terms,
         fuse_rotary,
         _replace_layer_norms,
         sink_transposes,
@@ -52,15 +56,15 @@ def _merge_siblings(rewriter: Rewriter, replace_weight: Callable[[torch.Tensor, 
     for node in rewriter.graph.nodes:
         if node.target not in linears or node.args[0] in rewriter.changed or node.shape is None:
             continue
-        x, packed, *_, bias, features, wide = node.args
+        x, packed, *_, bias, _, wide = node.args
         # A layer that is used twice stays as it is: its weights can be part of one merged tensor only.
-        if features % panel == 0 and not wide and id(packed) not in seen:
+        if not wide and id(packed) not in seen:
             seen.add(id(packed))
             families[x, node.target, packed.dtype, bias is None].append(node)
     replacements: dict[int, list[Node]] = {}
     for nodes in families.values():
         if len(nodes) > 1:
-            replacements |= _merged(rewriter, nodes, linears[nodes[0].target], replace_weight)
+            replacements |= _merged(rewriter, nodes, linears[nodes[0].target], panel, replace_weight)
     rewriter.rewrite(replacements)
 
 
@@ -68,9 +72,11 @@ def _merged(
     rewriter: Rewriter,
     nodes: list[Node],
     num_weights: int,
+    panel: int,
     replace_weight: Callable[[torch.Tensor, torch.Tensor], None],
 ) -> dict[int, list[Node]]:
-    """The replacements of sibling layers. Their weights become parts of one tensor."""
+    """The replacements of sibling layers. Their weights become parts of one tensor. Each begins with a panel of
+    weights: a layer whose last panel is not full is followed by features that nothing uses."""
     weights = []
     for i in range(1, 1 + num_weights):
         parts = [node.args[i] for node in nodes]
@@ -79,16 +85,20 @@ def _merged(
             replace_weight(part, place)
     first = nodes[0]
     assert first.shape is not None
-    bias = None if first.args[-3] is None else torch.cat([node.args[-3] for node in nodes])
-    total, dim = sum(node.args[-2] for node in nodes), len(first.shape) - 1
+    spare = [-node.args[-2] % panel for node in nodes]
+    bias = None
+    if first.args[-3] is not None:
+        padded = zip(nodes, spare, strict=True)
+        bias = torch.cat([torch.nn.functional.pad(node.args[-3], (0, count)) for node, count in padded])
+    total, dim = sum(node.args[-2] for node in nodes) + sum(spare), len(first.shape) - 1
     args = (first.args[0], *weights, bias, total, False)
     whole = rewriter.new(first.target, args, (*first.shape[:-1], total), first.dtype)
     replacements, begin = {}, 0
-    for node in nodes:
+    for node, unused in zip(nodes, spare, strict=True):
         end = begin + node.args[-2]
         part = rewriter.new(aten.slice.Tensor, (whole.out, dim, begin, end), node.shape, node.dtype, node.out)
         replacements[id(node)] = [whole, part] if node is first else [part]
-        begin = end
+        begin = end + unused
     return replacements
 
 
@@ -99,7 +109,7 @@ def _fuse_gated_activations(rewriter: Rewriter) -> None:
         if node.target != aten.mul.Tensor or len(node.args) != 2:
             continue
         for active, up in (node.args, node.args[::-1]):
-            activation = rewriter.made_by(active, aten.silu.default, aten.gelu.default)
+            activation = rewriter.made_by(active, aten.silu.default, aten.gelu.default, aten.sigmoid.default)
             other = rewriter.producer.get(up) if isinstance(up, Ref) else None
             if activation is None or other is None or not rewriter.only_use(active) or up in rewriter.changed:
                 continue
@@ -115,7 +125,12 @@ def _fuse_gated_activations(rewriter: Rewriter) -> None:
     rewriter.rewrite(replacements)
 
 
-_ACTIVATIONS = {aten.silu.default: "silu", aten.gelu.default: "gelu", aten.relu.default: "relu"}
+_ACTIVATIONS = {
+    aten.silu.default: "silu",
+    aten.gelu.default: "gelu",
+    aten.relu.default: "relu",
+    aten.sigmoid.default: "sigmoid",
+}
 
 
 def _activation_kind(node: Node) -> int:
@@ -126,8 +141,9 @@ def _activation_kind(node: Node) -> int:
 
 
 def _is_rows(shape: Any) -> bool:
-    """`[1, …, rows, width]`"""
-    return shape is not None and len(shape) >= 2 and all(size == 1 for size in shape[:-2])
+    """`[1, …, rows, width]` with one width for every number of tokens, so not `[1, channels, T]`."""
+    rows = shape is not None and len(shape) >= 2 and all(size == 1 for size in shape[:-2])
+    return rows and type(shape[-1]) is int
 
 
 def _replace_activations(rewriter: Rewriter) -> None:
@@ -146,6 +162,58 @@ def _replace_activations(rewriter: Rewriter) -> None:
         if source is not None and (source.shape, source.dtype) == (node.shape, node.dtype):
             replacements[id(node)] = [rewriter.new(target, (x, kind), node.shape, node.dtype, node.out)]
     rewriter.rewrite(replacements)
+
+
+def _replace_softplus(rewriter: Rewriter) -> None:
+    """Replaces products of a constant and softplus(x + a constant), where x is made float32 for it."""
+    replacements: dict[int, list[Node]] = {}
+    for node in rewriter.graph.nodes:
+        if node.target != aten.mul.Tensor or node.dtype != torch.float32 or not _is_rows(node.shape):
+            continue
+        for factor, other in (node.args, node.args[::-1]):
+            softplus = rewriter.made_by(other, aten.softplus.default)
+            total = (
+                rewriter.made_by(softplus.args[0], aten.add.Tensor) if softplus and len(softplus.args) == 1 else None
+            )
+            if total is None or total.kwargs or len(total.args) != 2 or not _is_vector(factor, node):
+                continue
+            x, bias = total.args
+            wide = rewriter.made_by(x, aten.to.dtype)
+            x = wide.args[0] if wide is not None and rewriter.source(wide.args[0]) else x
+            source = rewriter.source(x)
+            if source is None or source.shape != node.shape or source.dtype not in FLOATS or not _is_vector(bias, node):
+                continue
+            target = torch.ops.gridwork_cpu.softplus_scaled.default
+            args = (x, bias.float().contiguous(), factor.float().contiguous())
+            replacements[id(node)] = [rewriter.new(target, args, node.shape, node.dtype, node.out)]
+            break
+    rewriter.rewrite(replacements)
+
+
+def _widen_terms(rewriter: Rewriter) -> None:
+    """Makes both terms of a float32 sum float32 before it, as PyTorch does within it."""
+    replacements: dict[int, list[Node]] = {}
+    for node in rewriter.graph.nodes:
+        if node.target != aten.add.Tensor or node.dtype != torch.float32 or len(node.args) != 2 or node.kwargs:
+            continue
+        terms = [rewriter.source(term) for term in node.args]
+        if any(term is None or term.shape != node.shape or term.dtype not in FLOATS for term in terms):
+            continue
+        before: list[Node] = []
+        args = []
+        for ref, term in zip(node.args, terms, strict=True):
+            if term.dtype != torch.float32:  # type: ignore[union-attr]
+                before.append(rewriter.new(aten.to.dtype, (ref, torch.float32), node.shape, torch.float32))
+            args.append(ref if term.dtype == torch.float32 else before[-1].out)  # type: ignore[union-attr]
+        if before:
+            sum_ = rewriter.new(node.target, tuple(args), node.shape, node.dtype, node.out)
+            replacements[id(node)] = [*before, sum_]
+    rewriter.rewrite(replacements)
+
+
+def _is_vector(argument: Any, node: Node) -> bool:
+    """True if an argument is a constant for each of the last dimension's values."""
+    return isinstance(argument, torch.Tensor) and node.shape is not None and argument.shape == (node.shape[-1],)
 
 
 def _match_gelu_in_steps(rewriter: Rewriter, node: Node) -> Ref | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed, mapped, refs
+from gridwork_server.graph.nodes import Graph, Node, Ref, Size, changed, mapped, refs
 
 aten = torch.ops.aten
 
@@ -132,7 +132,7 @@ def _is_by_row(node: Node, shapes: dict[Ref, Any]) -> bool:
     numbers only."""
     ops = torch.ops.gridwork_cpu
     inputs = list(node.inputs())
-    if isinstance(node.target, Attend) or not inputs or not _is_of_tokens(node.shape):
+    if node.uses_cache or not inputs or not _is_of_tokens(node.shape):
         return False
     if not all(_is_of_tokens(shapes.get(ref)) for ref in inputs):
         return False

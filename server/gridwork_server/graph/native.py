@@ -10,10 +10,12 @@ import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.program import Call, CompiledProgram
+from gridwork_kernels.states import StateLayout
 from gridwork_server.attention import LayerKey
-from gridwork_server.graph.nodes import Attend, Node, Ref, Size
+from gridwork_server.graph.nodes import Node, Ref, Size
 from gridwork_server.graph.operations import Caches, OperationWriter
 from gridwork_server.graph.plan import Plan, Segment, features_of
+from gridwork_server.recurrent.pool import StatePool
 
 
 class NativeProgram:
@@ -31,9 +33,16 @@ class NativeProgram:
         self._call = Call(len(self._external))
         self._program: CompiledProgram
 
-    def bind(self, caches: Caches, chunks: dict[int, int], sharing: set[LayerKey], windowed: set[LayerKey]) -> None:
+    def bind(
+        self,
+        caches: Caches,
+        pool: StatePool | None,
+        chunks: dict[int, int],
+        sharing: set[LayerKey],
+        windowed: set[LayerKey],
+    ) -> None:
         """Writes the program for these caches. For the other arguments see Program."""
-        writer = OperationWriter(self._plan, self._slots, caches, chunks, sharing, windowed)
+        writer = OperationWriter(self._plan, self._slots, caches, pool, chunks, sharing, windowed)
         for section in self._sections:
             writer.begin_section()
             for nodes in section:
@@ -41,22 +50,23 @@ class NativeProgram:
                     writer.gated_linear(*nodes)
                 else:
                     writer.node(*nodes)
-            writer.end_section(independent_tokens=not _is_attention(section[0]))
+            writer.end_section(independent_tokens=not section[0][0].uses_cache)
         places = [place.begin if place.is_persistent else ~place.begin for place in self._places]
         self._program = CompiledProgram(
             writer.code, len(self._external), places, self._persistent_bytes, self._temporary_bytes
         )
 
     def __call__(
-        self, num_tokens: int, near: PagedLayout, far: PagedLayout, *inputs: torch.Tensor
+        self, num_tokens: int, near: PagedLayout, far: PagedLayout, states: StateLayout | None, *inputs: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Computes the segment's outputs. near, far: the layouts of layers without and with a window."""
+        """Computes the segment's outputs. near, far: the layouts of layers without and with a window; states: places
+        of recurrent states."""
         whole = [tensor.contiguous() for tensor in inputs]
         outputs = [
             torch.empty([size.at(num_tokens, 0) if type(size) is Size else size for size in shape], dtype=dtype)
             for shape, dtype in self._shapes
         ]
-        self._call.set(num_tokens, near, far, [*whole, *outputs])
+        self._call.set(num_tokens, near, far, states, [*whole, *outputs])
         self._program.run(self._call)
         return tuple(outputs)
 
@@ -89,10 +99,10 @@ class NativeProgram:
         return only and panels and not float32_out and self._plan.rows[linear.out].features == features
 
     def _split_sections(self) -> list[list[tuple[Node, ...]]]:
-        """The operations in sections: each attention is one, and so are the operations between two attentions."""
+        """The operations in sections: each that uses the cache is one, and so are those between two of them."""
         sections: list[list[tuple[Node, ...]]] = []
         for nodes in self._operations:
-            if not sections or _is_attention(nodes) or _is_attention(sections[-1][0]):
+            if not sections or nodes[0].uses_cache or sections[-1][0][0].uses_cache:
                 sections.append([])
             sections[-1].append(nodes)
         return sections
@@ -113,13 +123,13 @@ class NativeProgram:
         places: list[_Place] = []
         persistent, temporary = _Memory(), _Memory()
         for i, section in enumerate(self._sections):
-            attention = _is_attention(section[0])
+            uses_cache = section[0][0].uses_cache
             for j, nodes in enumerate(section):
                 for ref in (output for node in nodes for output in node.outputs if output is not None):
                     if ref in self._slots:
                         continue
                     size = features_of(self._plan.shapes[ref]) * self._plan.dtypes[ref].itemsize
-                    is_persistent = attention or last_section.get(ref, i) > i
+                    is_persistent = uses_cache or last_section.get(ref, i) > i
                     begin = (persistent if is_persistent else temporary).take(ref, size)
                     self._slots[ref] = len(self._external) + len(places)
                     places.append(_Place(begin, is_persistent))
@@ -158,7 +168,3 @@ class _Memory:
     def free(self, is_free: Callable[[Ref], bool]) -> None:
         """Frees the places of all tensors for which `is_free` is true."""
         self._taken = [item for item in self._taken if not is_free(item[2])]
-
-
-def _is_attention(nodes: tuple[Node, ...]) -> bool:
-    return isinstance(nodes[0].target, Attend)

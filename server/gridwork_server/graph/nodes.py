@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from gridwork_server.recurrent.operations import Recurrence, StateKey
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -43,12 +45,20 @@ class Attend:
     """True if dimensions 2i and 2i + 1 are partners in the rotation, not i and i + size / 2."""
 
 
+@dataclass(frozen=True)
+class Recur:
+    """An operation with a recurrent state, as the target of a node. The node's arguments are its tensors."""
+
+    key: StateKey
+    operation: Recurrence
+
+
 @dataclass(eq=False)
 class Node:
     """An operation of a graph."""
 
     target: Any
-    """A `torch._ops.OpOverload`, or `Attend`."""
+    """A `torch._ops.OpOverload`, `Attend` or `Recur`."""
     args: tuple[Any, ...]
     """Ref, Size, tensors (weights), numbers, and lists of these."""
     kwargs: dict[str, Any]
@@ -63,8 +73,20 @@ class Node:
         """Name of the operation, such as `aten.mul`."""
         if isinstance(self.target, Attend):
             return "attend"
+        if isinstance(self.target, Recur):
+            return self.target.operation.name
         schema = self.target._schema
         return f"{schema.name.replace('::', '.')}"
+
+    @property
+    def uses_cache(self) -> bool:
+        """True if it reads and writes what the cache holds of sequences: keys and values, or states."""
+        return isinstance(self.target, Attend | Recur)
+
+    @property
+    def is_mutable(self) -> bool:
+        """True if it writes to one of its arguments."""
+        return not self.uses_cache and bool(self.target._schema.is_mutable)
 
     @property
     def out(self) -> Ref:
@@ -100,7 +122,7 @@ def changed(graph: Graph) -> set[Ref]:
     """Tensors that some operation writes to in place."""
     tensors: set[Ref] = set()
     for node in graph.nodes:
-        if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+        if node.is_mutable:
             tensors.update(node.inputs())
             tensors.update(ref for ref in node.outputs if ref is not None)
     return tensors

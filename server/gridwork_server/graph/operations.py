@@ -7,8 +7,9 @@ import torch
 from gridwork_kernels import program
 from gridwork_kernels.program_table import NORMS
 from gridwork_server.attention import LayerKey
-from gridwork_server.graph.nodes import Attend, Node, Ref
+from gridwork_server.graph.nodes import Attend, Node, Recur, Ref
 from gridwork_server.graph.plan import Plan, last_dim
+from gridwork_server.recurrent.pool import StatePool
 
 aten = torch.ops.aten
 
@@ -24,13 +25,14 @@ class OperationWriter(program.ProgramWriter):
         plan: Plan,
         slots: dict[Ref, int],
         caches: Caches,
+        pool: StatePool | None,
         chunks: dict[int, int],
         sharing: set[LayerKey],
         windowed: set[LayerKey],
     ) -> None:
         """slots: of every tensor that the program reads or writes; for chunks, sharing and windowed see Program."""
         super().__init__()
-        self._plan, self._slots, self._caches = plan, slots, caches
+        self._plan, self._slots, self._caches, self._pool = plan, slots, caches, pool
         self._chunks, self._sharing, self._windowed = chunks, sharing, windowed
 
     def node(self, node: Node) -> None:
@@ -39,6 +41,8 @@ class OperationWriter(program.ProgramWriter):
         assert node.dtype is not None
         if isinstance(node.target, Attend):
             self._attention(node, node.target)
+        elif isinstance(node.target, Recur):
+            self._recurrence(node, node.target)
         elif node.target == ops.linear.default:
             _, packed, bias, features, _ = node.args
             self.operation("linear", **self._linear(node), **_weights(packed, bias, features))
@@ -93,7 +97,21 @@ class OperationWriter(program.ProgramWriter):
         ops = torch.ops.gridwork_cpu
         first, *rest = node.args
         shared: dict[str, Any] = {"out": self._out(node), "width": self._plan.rows[node.out].features}
-        if node.target == ops.activation.default:
+        if node.target == ops.gated_norm.default:
+            self._gated_norm(node)
+        elif node.target == ops.softplus_scaled.default:
+            bias, factor = rest
+            self.operation(
+                "softplus_scaled", self._type(first), x=self._rows(first), bias=bias, factor=factor, **shared
+            )
+        elif node.target == aten.to.dtype:
+            widens = dtype == torch.float32
+            self.operation(
+                "convert", self._type(first) if widens else dtype, x=self._rows(first), widens=widens, **shared
+            )
+        elif node.target == aten.mul.Tensor:
+            self.operation("multiply", dtype, a=self._rows(first), b=self._rows(rest[0]), **shared)
+        elif node.target == ops.activation.default:
             self.operation("activation", dtype, x=self._rows(first), activation_kind=rest[0], **shared)
         elif node.target == ops.scale.default:
             factor, divide = rest
@@ -110,6 +128,90 @@ class OperationWriter(program.ProgramWriter):
             )
         else:
             self.operation("add", dtype, a=self._rows(first), b=self._rows(rest[0]), **shared)
+
+    def _gated_norm(self, node: Node) -> None:
+        x, gate, weight, eps, width, gate_first, activation, float32_out = node.args
+        groups = len(weight) // width
+        self.operation(
+            "gated_norm",
+            self._type(gate),
+            x=self._rows(x),
+            gate=self._rows(gate),
+            out=self._out(node),
+            parts=self._plan.rows[x].features // len(weight),
+            groups=groups,
+            width=width,
+            float32_in=self._type(x) == torch.float32,
+            float32_out=float32_out,
+            gate_first=gate_first,
+            activation_kind=activation,
+            weight=weight,
+            eps=eps,
+        )
+
+    def _recurrence(self, node: Node, target: Recur) -> None:
+        assert self._pool is not None
+        name, options, args = target.operation.name, target.operation.options, node.args
+        dtype, shapes = self._type(args[0]), self._plan.shapes
+        pool, out = self._pool.tensors[target.key], self._out(node)
+        if name == "causal_conv":
+            x, weight, bias = args
+            channels, size = weight.shape
+            self.operation(
+                name,
+                dtype,
+                x=self._rows(x),
+                out=out,
+                channels=channels,
+                size=size,
+                with_silu=options[0],
+                weight=weight,
+                bias=bias,
+                pool=pool,
+            )
+        elif name == "gated_delta":
+            query, key, value, decay, beta = args
+            self.operation(
+                name,
+                dtype,
+                query=self._rows(query),
+                key=self._rows(key),
+                value=self._rows(value),
+                decay=self._rows(decay),
+                beta=self._rows(beta),
+                out=out,
+                key_heads=shapes[key][-2],
+                value_heads=shapes[value][-2],
+                key_size=shapes[key][-1],
+                value_size=shapes[value][-1],
+                decay_of_dimensions=self._plan.rows[decay].features > shapes[value][-2],
+                normalises=options[0],
+                pool=pool,
+            )
+        else:
+            x, step, a, b, c, d, bias = args
+            rows = {name: self._rows(ref) for name, ref in (("x", x), ("step", step), ("b", b), ("c", c))}
+            shared = {"a": a, "d": d, "bias": bias, "softplus": options[0], "pool": pool, "out": out, **rows}
+            state_size = shapes[b][-1]
+            if name == "scan_channels":
+                self.operation(name, dtype, channels=shapes[x][-1], state_size=state_size, **shared)
+            else:
+                _, least, most = options
+                heads, head_size = shapes[x][-2:]
+                self.operation(
+                    name,
+                    dtype,
+                    heads=heads,
+                    head_size=head_size,
+                    groups=shapes[b][-2],
+                    state_size=state_size,
+                    least=least,
+                    most=most,
+                    **shared,
+                )
+
+    def _type(self, ref: Ref) -> torch.dtype:
+        return self._plan.rows[ref].dtype
 
     def _linear(self, node: Node) -> dict[str, Any]:
         """The operands of a linear layer but for its weights, and its data type."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gridwork_kernels.packed_linear import DTYPES
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, changed
+from gridwork_server.graph.nodes import Graph, Node, Ref, changed
 from gridwork_server.graph.simplify import Written
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ def pack_constants(graph: Graph) -> None:
         return weight.to(dtype) if isinstance(weight, torch.Tensor) and not written.holds(weight) else None
 
     def with_packed(node: Node) -> Node:
-        if isinstance(node.target, Attend) or node.target != aten.linear.default or node.kwargs:
+        if node.uses_cache or node.target != aten.linear.default or node.kwargs:
             return node
         x, weight, bias = (*node.args, None)[:3]
         matrix, added = constant(weight), constant(bias)

@@ -11,13 +11,22 @@ import numpy as np
 import torch
 
 from gridwork_kernels.program import TYPES
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed
+from gridwork_server.graph.nodes import Attend, Graph, Node, Recur, Ref, Size, changed
 
 aten = torch.ops.aten
 
 _TOKENS = Size(0, 1, 0)
 _FEWEST = 4
 """Minimum number of operations of a program."""
+
+KERNEL_TENSORS = {
+    "causal_conv": ((0,), ()),
+    "gated_delta": ((0, 1, 2), (3, 4)),
+    "scan_heads": ((0, 1, 3, 4), ()),
+    "scan_channels": ((0, 1, 3, 4), ()),
+}
+"""By operation with a state, its arguments that are a step's tensors: those of the model's dtype, and those in
+float32."""
 
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 
@@ -104,8 +113,7 @@ class Plan:
     def _add(self, node: Node) -> None:
         """Adds a node that is executed alone: before the open segment if it does not depend on it, else after."""
         needs = set(node.inputs())
-        mutable = not isinstance(node.target, Attend) and node.target._schema.is_mutable
-        if mutable or any(self._root(ref) in self._made for ref in needs):
+        if node.is_mutable or any(self._root(ref) in self._made for ref in needs):
             self._close()
         for ref in needs:
             self._show(ref)
@@ -155,7 +163,7 @@ class Plan:
 
     def _is_view(self, node: Node) -> bool:
         """True if the node's outputs are views of rows; notes where they lie."""
-        if isinstance(node.target, Attend) or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
+        if node.uses_cache or not node.args or node.kwargs or not isinstance(node.args[0], Ref):
             return False
         if node.target in _VIEWS and node.args[0] in self._ids and node.shape == (1, _TOKENS):
             self._ids[node.out] = self._ids[node.args[0]]
@@ -190,6 +198,8 @@ class Plan:
             return self._is_attention(node)
         if any(rows.part_stride is not None for rows in whole):
             return False
+        if isinstance(node.target, Recur):
+            return self._is_recurrence(node, node.target)
         if node.target in (ops.linear.default, ops.int8_linear.default, ops.int4_linear.default):
             return len(whole) == 1 and whole[0].is_whole
         same = all(rows.dtype == node.dtype for rows in whole)
@@ -204,7 +214,15 @@ class Plan:
             return len(whole) == expected and same and all(rows.features == last_dim(node) for rows in whole)
         if node.target in (ops.activation.default, ops.scale.default):
             return len(whole) == 1 and same and self.shapes[node.args[0]] == node.shape
-        if node.target in (ops.gated_activation.default, aten.add.Tensor):
+        if node.target == ops.gated_norm.default:
+            x, gate, weight = node.args[:3]
+            return len(whole) == 2 and weight.dtype == self.rows[gate].dtype and self.shapes[x] == self.shapes[gate]
+        if node.target == ops.softplus_scaled.default:
+            return len(whole) == 1
+        if node.target == aten.to.dtype:
+            types = {whole[0].dtype, node.dtype}
+            return len(node.args) == 2 and len(types) == 2 and torch.float32 in types
+        if node.target in (ops.gated_activation.default, aten.add.Tensor, aten.mul.Tensor):
             expected = 3 if node.target == ops.gated_activation.default else 2
             alike = {self.shapes[ref] for ref in node.inputs()} == {node.shape}
             return len(whole) == 2 and same and alike and len(node.args) == expected
@@ -224,6 +242,26 @@ class Plan:
             and all(rows.part_stride is None for rows in tables)
         )
 
+    def _is_recurrence(self, node: Node, target: Recur) -> bool:
+        """True if the tensors of tokens are of the types that the kernel takes, and the others are constants."""
+        name, args = target.operation.name, node.args
+        refs = [arg for arg in args if isinstance(arg, Ref)]
+        constants = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        of_model, wide = KERNEL_TENSORS[name]
+        if len(refs) != len(of_model) + len(wide) or any(not isinstance(args[i], Ref) for i in (*of_model, *wide)):
+            return False
+        dtype = self.rows[args[0]].dtype
+        if name == "causal_conv":
+            known = 2 <= args[1].shape[1] <= 8 and all(constant.dtype == dtype for constant in constants)
+        else:
+            known = all(constant.dtype == torch.float32 for constant in constants)
+        return (
+            known
+            and all(constant.is_contiguous() for constant in constants)
+            and all(self.rows[args[i]].dtype == dtype for i in of_model)
+            and all(self.rows[args[i]].dtype == torch.float32 for i in wide)
+        )
+
     def _is_lookup(self, node: Node) -> bool:
         """True if it looks up rows of a constant table by the step's tokens or positions."""
         table, ids = node.args[:2]
@@ -231,7 +269,7 @@ class Plan:
 
 
 def _is_of_tokens(shape: tuple[Any, ...]) -> bool:
-    """True if a shape is `[T, …]` or `[1, T, …]`, where the other sizes are constant."""
+    """True if a shape is `[T, …]`, `[1, T, …]` or `[T * parts, …]`, where the other sizes are constant."""
     rest = _of_a_token(shape)
     return rest is not None and all(type(size) is int for size in rest)
 
@@ -241,11 +279,14 @@ def _of_a_token(shape: tuple[Any, ...]) -> tuple[Any, ...] | None:
         return shape[1:]
     if len(shape) >= 3 and type(shape[0]) is int and shape[0] == 1 and shape[1] == _TOKENS:
         return shape[2:]
+    first = shape[0] if len(shape) >= 2 else None
+    if type(first) is Size and first.tokens > 1 and first == Size(0, first.tokens, 0):
+        return (first.tokens, *shape[1:])
     return None
 
 
 def features_of(shape: tuple[Any, ...]) -> int:
-    """Number of values of a token in a tensor `[T, …]` or `[1, T, …]`."""
+    """Number of values of a token in a tensor `[T, …]`, `[1, T, …]` or `[T * parts, …]`."""
     rest = _of_a_token(shape)
     assert rest is not None
     return int(np.prod(rest, dtype=np.int64))

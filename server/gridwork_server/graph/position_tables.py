@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed, mapped
+from gridwork_server.graph.nodes import Graph, Node, Ref, Size, changed, mapped
 
 aten = torch.ops.aten
 
@@ -105,7 +105,7 @@ def _of_positions(graph: Graph) -> list[Node]:
     written = changed(graph)
     nodes = []
     for node in graph.nodes:
-        if isinstance(node.target, Attend) or len(node.outputs) != 1 or written.intersection(node.outputs):
+        if node.uses_cache or len(node.outputs) != 1 or written.intersection(node.outputs):
             continue
         name = node.target._schema.name.removeprefix("aten::")
         if (

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 
 from gridwork_kernels.paged_attention import PagedLayout
+from gridwork_kernels.states import StateLayout
 from gridwork_server.attention import LayerKey
 from gridwork_server.graph.native import NativeProgram
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size
+from gridwork_server.graph.nodes import Attend, Graph, Node, Recur, Ref, Size
 from gridwork_server.graph.plan import Plan, Segment
+from gridwork_server.recurrent.operations import KINDS, StateKey
+from gridwork_server.recurrent.pool import StatePool
 
 _METHODS = frozenset(("reshape", "select", "transpose", "unsqueeze", "view"))
 """Operations that are faster as methods of a tensor than by their overload."""
@@ -39,14 +42,18 @@ class Program:
         source = self._source(graph, native)
         exec(compile(source, "<graph>", "exec"), self._namespace)
 
-    def bind(self, keys: dict[LayerKey, torch.Tensor], values: dict[LayerKey, torch.Tensor]) -> None:
-        """Sets the layers' caches."""
+    def bind(
+        self, keys: dict[LayerKey, torch.Tensor], values: dict[LayerKey, torch.Tensor], pool: StatePool | None = None
+    ) -> None:
+        """Sets the layers' caches and states."""
+        if pool is not None:
+            self._namespace.update((_state_name(key), tensor) for key, tensor in pool.tensors.items())
         for (layer, nth), cache in keys.items():
             self._namespace[f"keys_{layer}_{nth}"] = cache
             self._namespace[f"values_{layer}_{nth}"] = values[layer, nth]
         caches = {key: (cache, values[key]) for key, cache in keys.items()}
         for native in self._native:
-            native.bind(caches, self._chunks, self._sharing, self._windowed)
+            native.bind(caches, pool, self._chunks, self._sharing, self._windowed)
 
     @property
     def num_calls(self) -> int:
@@ -60,9 +67,10 @@ class Program:
         kept: torch.Tensor,
         layout: PagedLayout,
         window_layout: PagedLayout,
+        states: StateLayout | None = None,
     ) -> torch.Tensor:
         """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`. Returns logits `[1, K, vocab_size]`."""
-        logits: torch.Tensor = self._namespace["forward"](input_ids, position_ids, kept, layout, window_layout)
+        logits: torch.Tensor = self._namespace["forward"](input_ids, position_ids, kept, layout, window_layout, states)
         return logits
 
     def _source(self, graph: Graph, native: bool) -> str:
@@ -74,8 +82,9 @@ class Program:
         dead: dict[int, list[Ref]] = {}
         for ref, i in last_use.items():
             dead.setdefault(i, []).append(ref)
+        inputs = [_name(ref) for ref in (graph.input_ids, graph.position_ids, graph.kept)]
         lines = [
-            f"def forward({_name(graph.input_ids)}, {_name(graph.position_ids)}, {_name(graph.kept)}, near, far):",
+            f"def forward({', '.join(inputs)}, near, far, states):",
             f"    T, K = {_name(graph.input_ids)}.shape[1], {_name(graph.kept)}.shape[0]",
         ]
         for which in ("near", "far"):
@@ -83,12 +92,14 @@ class Program:
                 f"    {which}_tables, {which}_sequence, {which}_length, {which}_slots = "
                 f"{which}.block_tables, {which}.sequence, {which}.length, {which}.slots"
             )
+        if any(isinstance(node.target, Recur) for node in graph.nodes):
+            lines.append("    starts, state_slots, fresh = states.starts, states.slots, states.fresh")
         for i, item in enumerate(items):
             if isinstance(item, Segment):
                 assert plan is not None
                 call = self._segment(plan, item)
             else:
-                call = self._attention(item) if isinstance(item.target, Attend) else self._call(item)
+                call = self._node(item)
             outputs = [_name(ref) if ref is not None else "_" for ref in item.outputs]
             comma = "," if isinstance(item, Segment) else ""
             lines.append(f"    {', '.join(outputs)}{comma} = {call}" if outputs else f"    {call}")
@@ -96,10 +107,25 @@ class Program:
                 lines.append(f"    {' = '.join(_name(ref) for ref in gone)} = None")
         return "\n".join([*lines, f"    return {_name(graph.result)}", ""])
 
+    def _node(self, node: Node) -> str:
+        if isinstance(node.target, Attend):
+            return self._attention(node)
+        return self._recurrence(node) if isinstance(node.target, Recur) else self._call(node)
+
+    def _recurrence(self, node: Node) -> str:
+        target: Recur = node.target
+        kernel = KINDS[target.operation.name].kernel
+        arguments = [self._argument(argument) for argument in node.args]
+        options = [
+            f"float('{option}')" if type(option) is float else repr(option) for option in target.operation.options
+        ]
+        places = ["starts", "state_slots", "fresh", _state_name(target.key)]
+        return f"{self._bound(kernel, kernel, 'recur')}({', '.join([*arguments, *options, *places])})"
+
     def _segment(self, plan: Plan, segment: Segment) -> str:
         program = NativeProgram(plan, segment)
         self._native.append(program)
-        arguments = ["T", "near", "far", *(_name(ref) for ref in segment.inputs())]
+        arguments = ["T", "near", "far", "states", *(_name(ref) for ref in segment.inputs())]
         return f"{self._bound(program, program, 'native')}({', '.join(arguments)})"
 
     def _attention(self, node: Node) -> str:
@@ -164,6 +190,10 @@ def _is_whole(slicing: Node) -> bool:
 def _callable(overload: Any) -> Any:
     """The callable of an operation with the least Python overhead."""
     return getattr(overload, "_op", overload)
+
+
+def _state_name(key: StateKey) -> str:
+    return f"state_{key.layer}_{key.number}_{int(key.is_conv)}_{key.nth}"
 
 
 def _name(ref: Ref) -> str:

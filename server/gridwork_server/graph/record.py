@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gridwork_kernels.paged_attention import AttentionOptions
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, mapped
+from gridwork_server.graph.nodes import Attend, Graph, Node, Recur, Ref, Size, mapped
+from gridwork_server.recurrent.operations import Recurrence, StateKey, Tensors, empty_result
 
 
 class RecordError(RuntimeError):
@@ -95,6 +96,13 @@ class _Recorder(TorchDispatchMode):
             result = value.new_zeros(query.shape[0], query.shape[1], value.shape[2])
         target = Attend(layer, nth, options.scale, options.window, options.softcap)
         self._add(target, (query, key, value, options.sinks), {}, result)
+        return result
+
+    def recur(self, key: StateKey, operation: Recurrence, tensors: Tensors) -> torch.Tensor:
+        """See StepContext."""
+        with torch.utils._python_dispatch._disable_current_modes():
+            result = empty_result(operation, tensors)
+        self._add(Recur(key, operation), tensors, {}, result)
         return result
 
     def ref(self, leaf: Any) -> Any:

@@ -10,7 +10,7 @@ from gridwork_kernels.paged_attention import PagedLayout
 from gridwork_kernels.quantized_linear import QuantizedLinear
 from gridwork_server.graph.fuse import fuse, replace_scales
 from gridwork_server.graph.kept_rows import by_kept_rows
-from gridwork_server.graph.nodes import Graph
+from gridwork_server.graph.nodes import Graph, Node
 from gridwork_server.graph.packing import pack_constants
 from gridwork_server.graph.position_tables import PositionTables
 from gridwork_server.graph.program import Program
@@ -18,17 +18,30 @@ from gridwork_server.graph.record import Forward, RecordError, record
 from gridwork_server.graph.simplify import drop_unused
 
 if TYPE_CHECKING:
+    from gridwork_kernels.states import StateLayout
     from gridwork_server.attention import LayerKey
     from gridwork_server.graph.nodes import Graph
     from gridwork_server.lengths.call_lengths import CallLengths
+    from gridwork_server.recurrent.pool import StatePool
 
 
 _PRODUCTS = ("addmm", "baddbmm", "bmm", "convolution", "einsum", "linear", "matmul", "mm", "_grouped_mm")
 
+_FUNCTIONS = ("cos", "erf", "exp", "gelu", "log", "log1p", "pow", "sigmoid", "silu", "sin", "softplus", "tanh")
+"""PyTorch computes whole vectors of values in one way, and the values that are left in another."""
 
-def foreign_products(graph: Graph) -> list[str]:
-    """Names of the graph's PyTorch operations that multiply matrices."""
-    return sorted({node.name for node in graph.nodes if node.name.removeprefix("aten.") in _PRODUCTS})
+
+def foreign_operations(graph: Graph) -> list[str]:
+    """Names of the graph's PyTorch operations whose results for a token may be rounded by how many tokens there are."""
+    suspects = {*_PRODUCTS, *_FUNCTIONS}
+    return sorted(
+        {node.name for node in graph.nodes if node.name.removeprefix("aten.") in suspects and not _squares(node)}
+    )
+
+
+def _squares(node: Node) -> bool:
+    """True for x ** 2, which PyTorch computes as x * x."""
+    return node.target == torch.ops.aten.pow.Tensor_Scalar and node.args[1] == 2
 
 
 class RecordedModel:
@@ -71,8 +84,8 @@ class RecordedModel:
         graphs = by_kept_rows(graph) or (graph,)
         programs = [Program(each, chunks, sharing, windowed) for each in graphs]
         self._for_all_rows, self._for_some_rows = programs[0], programs[-1]
-        self.foreign_products = foreign_products(graph)
-        """PyTorch operations that multiply matrices. Their sums may depend on the number of rows."""
+        self.foreign_operations = foreign_operations(graph)
+        """See the function of this name."""
 
     @property
     def num_operations(self) -> int:
@@ -80,14 +93,18 @@ class RecordedModel:
         return self._for_all_rows.num_operations
 
     def bind(
-        self, keys: "dict[LayerKey, torch.Tensor]", values: "dict[LayerKey, torch.Tensor]", num_positions: int
+        self,
+        keys: "dict[LayerKey, torch.Tensor]",
+        values: "dict[LayerKey, torch.Tensor]",
+        num_positions: int,
+        pool: "StatePool | None" = None,
     ) -> None:
-        """Sets the layers' caches. num_positions: maximum length of a sequence."""
+        """Sets the layers' caches and states. num_positions: maximum length of a sequence."""
         if self._lengths is not None:
             self._lengths.allocate(num_positions)
         self._positions.allocate(num_positions)
         for program in {self._for_all_rows, self._for_some_rows}:
-            program.bind(keys, values)
+            program.bind(keys, values, pool)
 
     def run(
         self,
@@ -96,12 +113,13 @@ class RecordedModel:
         kept: torch.Tensor,
         layout: PagedLayout,
         window_layout: PagedLayout | None,
+        states: "StateLayout | None" = None,
     ) -> torch.Tensor:
         """input_ids, position_ids: int64 `[1, T]`; kept: int64 `[K]`, ascending. Returns logits `[1, K, vocab]`."""
         if self._positions.count:
             self._positions.cover(max(layout.end, default=0))
         program = self._for_some_rows if kept.shape[0] < input_ids.shape[1] else self._for_all_rows
-        return program.run(input_ids, position_ids, kept, layout, window_layout or layout)
+        return program.run(input_ids, position_ids, kept, layout, window_layout or layout, states)
 
 
 def _check_positions(graph: "Graph", lengths: "CallLengths") -> None:

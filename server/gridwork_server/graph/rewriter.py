@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref
+from gridwork_server.graph.nodes import Graph, Node, Ref
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 """Data types that there are kernels for."""
@@ -28,7 +28,7 @@ class Rewriter:
                     self.changed.add(output)
                 elif output is not None:
                     self.producer[output] = node
-            if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+            if node.is_mutable:
                 self.changed.update(node.inputs())
 
     def made_by(self, ref: Any, *targets: Any) -> Node | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gridwork_server.graph.nodes import Attend, Graph, Node, Ref, Size, changed, mapped
+from gridwork_server.graph.nodes import Graph, Node, Ref, Size, changed, mapped
 
 _MOST_VALUES = 65536
 """Maximum number of values of a result that is computed once for all steps."""
@@ -25,22 +25,48 @@ def _drop_aliases(graph: Graph) -> None:
     graph.nodes[:] = [
         node
         for node in graph.nodes
-        if isinstance(node.target, Attend)
-        or node.target._schema.is_mutable
-        or not set(node.outputs) <= set(node.inputs())
+        if node.uses_cache or node.is_mutable or not set(node.outputs) <= set(node.inputs())
     ]
 
 
 def drop_unused(graph: Graph) -> None:
-    """Removes operations whose results are unused."""
+    """Removes operations whose results are unused, and those that write to memory which nothing reads afterwards."""
+    memory = _Memory(graph)
     used = {graph.result}
+    read = {memory.of(graph.result)}
     kept = []
     for node in reversed(graph.nodes):
-        is_needed = isinstance(node.target, Attend) or node.target._schema.is_mutable
-        if is_needed or any(output in used for output in node.outputs):
+        writes_needed = node.is_mutable and (
+            memory.may_be_constant(node) or any(memory.of(ref) in read for ref in node.inputs())
+        )
+        if node.uses_cache or writes_needed or any(output in used for output in node.outputs):
             used.update(node.inputs())
+            read.update(memory.of(ref) for ref in node.inputs())
             kept.append(node)
     graph.nodes[:] = kept[::-1]
+
+
+class _Memory:
+    """Groups of tensors that may share memory. The graph's inputs are one group with what is made of them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._parents: dict[Ref, Ref] = {}
+        aliases = [node for node in graph.nodes if node.is_mutable or _may_share_memory(node)]
+        for node in aliases:
+            refs = [*node.inputs(), *(ref for ref in node.outputs if ref is not None)]
+            for ref in refs[1:]:
+                self._parents[self.of(ref)] = self.of(refs[0])
+        self._constant = {self.of(ref) for node in aliases if _constants(node) for ref in node.outputs if ref}
+
+    def may_be_constant(self, node: Node) -> bool:
+        """True if a node's memory may be that of a constant, which later steps read."""
+        return any(ref is not None and self.of(ref) in self._constant for ref in node.outputs)
+
+    def of(self, ref: Ref) -> Ref:
+        """The tensor that stands for its group."""
+        while ref in self._parents and self._parents[ref] != ref:
+            ref = self._parents[ref]
+        return ref
 
 
 class Written:
@@ -50,7 +76,7 @@ class Written:
         self._tensors = changed(graph)
         self._storages: set[int] = set()
         for node in graph.nodes:
-            if not isinstance(node.target, Attend) and node.target._schema.is_mutable:
+            if node.is_mutable:
                 self._storages.update(_storage(tensor) for tensor in _constants(node))
         grows = True
         while grows:
@@ -73,7 +99,7 @@ class Written:
 
 def _may_share_memory(node: Node) -> bool:
     """True if results may share memory with arguments. Composite operations do not always declare it."""
-    if isinstance(node.target, Attend):
+    if node.uses_cache:
         return False
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
     aliases = any(result.alias_info is not None for result in node.target._schema.returns)
@@ -98,8 +124,8 @@ def _leaves(node: Node) -> list[Any]:
 def _is_function(node: Node, graph: Graph, written: Written) -> bool:
     """True if the node always gives the same result for the same arguments, and nothing writes to either."""
     return not (
-        isinstance(node.target, Attend)
-        or node.target._schema.is_mutable
+        node.uses_cache
+        or node.is_mutable
         or torch.Tag.nondeterministic_seeded in node.target.tags
         or graph.result in node.outputs
         or written.touches(node)

@@ -1,5 +1,6 @@
 """Loads a model of any architecture that generates text, and chooses its fastest path."""
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,12 @@ def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
 
 
 def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
-    return config.model_impl in ("auto", "paged") and bool(getattr(model_class, "_supports_attention_backend", False))
+    """True if the model's layers may call the attention function that its config names. Classes whose layers keep more
+    than keys and values do not say so, and the module that they come from is looked at."""
+    if config.model_impl not in ("auto", "paged"):
+        return False
+    says_so = bool(getattr(model_class, "_supports_attention_backend", False))
+    return says_so or hasattr(sys.modules.get(model_class.__module__), "ALL_ATTENTION_FUNCTIONS")
 
 
 def dtype_of(name: str, model_config: "PretrainedConfig") -> torch.dtype:
@@ -211,13 +217,21 @@ def _load_whole(
     model: nn.Module
     info: dict[str, Any]
     with load_errors(config.model_path, f"as {model_class.__name__}", quantized):
+        name = attention.NAME if _takes_our_attention(model_class, config) else None
         try:
-            model, info = _from_pretrained(model_class, model_config, config, dtype)
+            try:
+                model, info = _from_pretrained(model_class, model_config, config, dtype, name)
+            except KeyError as error:
+                # The class has a table of its own of attention functions.
+                if name is None or name not in error.args:
+                    raise
+                name = None
+                model, info = _from_pretrained(model_class, model_config, config, dtype, name)
         except NotImplementedError:
             # The model is built of tensors without data. Some operations need these imports for such tensors.
             if not deferred_imports.import_effects():
                 raise
-            model, info = _from_pretrained(model_class, model_config, config, dtype)
+            model, info = _from_pretrained(model_class, model_config, config, dtype, name)
     dequantizing.check_loaded(model, info, config.model_path, quantized)
     check_shapes(info, config.model_path)
     if info["missing_keys"]:
@@ -248,14 +262,18 @@ def _choose_compiled(
 
 
 def _from_pretrained(
-    model_class: Any, model_config: "PretrainedConfig", config: ShardConfig, dtype: torch.dtype
+    model_class: Any,
+    model_config: "PretrainedConfig",
+    config: ShardConfig,
+    dtype: torch.dtype,
+    attention_name: str | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and the names of weights that differ between model and files."""
     loaded: tuple[nn.Module, dict[str, Any]] = model_class.from_pretrained(
         config.model_path,
         config=model_config,
         dtype=dtype,
-        attn_implementation=attention.NAME if _takes_our_attention(model_class, config) else None,
+        attn_implementation=attention_name,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # the caller reports them, by name
@@ -265,10 +283,10 @@ def _from_pretrained(
 
 def _use_own_layers(model: Any) -> list[str]:
     """Replaces layers by our own, on CPUs. Returns notes of it."""
-    from gridwork_kernels import cpu_library, rms_norm
+    from gridwork_kernels import cpu_library, gated_norm, rms_norm
 
     notes = _use_own_linears(model)
-    if cpu_library.load() and (fused := rms_norm.fuse_norms(model)):
+    if cpu_library.load() and (fused := rms_norm.fuse_norms(model) + gated_norm.fuse_gated_norms(model)):
         notes.append(f"{fused} RMS norms fused")
     return notes
 

@@ -69,8 +69,9 @@ class ModelPath(ABC):
         return False
 
     @property
-    def foreign_products(self) -> list[str]:
-        """Recorded operations of PyTorch's that multiply matrices; empty when nothing is recorded."""
+    def foreign_operations(self) -> list[str]:
+        """Recorded operations of PyTorch's whose results may depend on what else is computed; empty when nothing is
+        recorded."""
         return []
 
     @property

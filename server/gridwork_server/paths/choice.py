@@ -16,6 +16,7 @@ from gridwork_server.paths.base import ModelPath
 from gridwork_server.paths.batched import BatchedPath
 from gridwork_server.paths.caller import Caller
 from gridwork_server.paths.isolation_check import IsolationCheck, find_lengths
+from gridwork_server.paths.layer_kinds import keeps_only_states
 from gridwork_server.paths.paged import PagedPath
 from gridwork_server.paths.recompute import RecomputePath
 from gridwork_server.paths.rounding_check import RoundingCheck
@@ -80,7 +81,8 @@ def choose(
     expected: torch.Tensor | None = None
     own_attention = model.config._attn_implementation == attention.NAME
     reasons: list[str] = []
-    if not own_attention and wish in ("auto", "paged"):
+    may_page = own_attention or (wish in ("auto", "paged") and keeps_only_states(model))
+    if not may_page and wish in ("auto", "paged"):
         reasons.append(f"not paged: {type(model).__name__} does not support Transformers' attention interface")
     record = record and group.world_size == 1
 
@@ -97,7 +99,7 @@ def choose(
 
     rounding = RoundingCheck(model, caller, dtype, sequences, group, use_attention)
 
-    for candidate in _candidates(model, caller, plain_attention, paged if own_attention else None):
+    for candidate in _candidates(model, caller, plain_attention, paged if may_page else None):
         if wish not in ("auto", candidate.impl):
             continue
 

@@ -46,9 +46,11 @@ def _of_paged(path: "ModelPath", model: nn.Module, device: torch.device, world_s
         return "the ranks' sums are added by a library that promises no order"
     if path.attention_name != "cpu":
         return f"attention is computed by '{path.attention_name}', which rounds by what is computed beside a token"
-    products = path.foreign_products if path.is_recorded else _foreign_layers(model)
-    if products:
-        return f"{products[0]} is computed by PyTorch, which rounds by what is computed beside a token"
+    foreign = (
+        path.foreign_operations if path.is_recorded else [*_foreign_layers(model), "what the model's own code does"]
+    )
+    if foreign:
+        return f"{foreign[0]} is computed by PyTorch, which rounds by what is computed beside a token"
     return ""
 
 

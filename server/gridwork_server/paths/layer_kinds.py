@@ -16,23 +16,51 @@ def chunks_of(model: Any) -> dict[int, int]:
     return {i: int(size) for i, kind in enumerate(types) if kind == "chunked_attention"} if size else {}
 
 
+def has_states(model: Any) -> bool:
+    """True if layers keep a recurrent state in the cache that `generate()` would give the model."""
+    from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+
+    return any(isinstance(kind, LinearAttentionCacheLayerMixin) for kind in DynamicCache(config=model.config).layers)
+
+
+def keeps_only_states(model: Any) -> bool:
+    """True if every layer keeps a recurrent state in that cache, and no keys and values."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionCacheLayerMixin
+
+    if model.config.is_encoder_decoder:
+        return False
+    try:
+        kinds = DynamicCache(config=model.config).layers
+    except Exception:  # a config of custom code may lack what a cache needs
+        return False
+    return bool(kinds) and all(
+        isinstance(kind, LinearAttentionCacheLayerMixin) and not isinstance(kind, DynamicLayer) for kind in kinds
+    )
+
+
 def check_cache_kinds(model: Any) -> None:
     """Looks at the cache that `generate()` would give the model. Raises PathError for layers that keep anything other
-    than keys and values."""
+    than keys, values and recurrent states."""
     from transformers.cache_utils import (
         DynamicCache,
         DynamicIndexedLayer,
         DynamicLayer,
         DynamicSlidingWindowLayer,
-        LinearAttentionCacheLayerMixin,
+        LinearAttentionAndFullAttentionLayer,
+        LinearAttentionAndSlidingWindowAttentionLayer,
+    )
+
+    known = (
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        LinearAttentionAndFullAttentionLayer,
+        LinearAttentionAndSlidingWindowAttentionLayer,
     )
 
     for i, kind in enumerate(DynamicCache(config=model.config).layers):
-        if isinstance(kind, LinearAttentionCacheLayerMixin):
-            raise PathError(f"layer {i} keeps a recurrent state")
         if isinstance(kind, DynamicIndexedLayer):
             raise PathError(f"layer {i} attends to the few keys that an index of its own chooses")
-        if isinstance(kind, DynamicLayer) and type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if isinstance(kind, DynamicLayer) and type(kind) not in known:
             raise PathError(f"layer {i} keeps more than keys and values ({type(kind).__name__})")
 
 

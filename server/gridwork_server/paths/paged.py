@@ -12,7 +12,7 @@ from loguru import logger
 from gridwork_kernels import attention_choice
 from gridwork_kernels.device_copies import to_device
 from gridwork_kernels.paged_attention import SPARE_BLOCKS, PagedLayout
-from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe
+from gridwork_server.attention import ARGUMENT, LayerKey, PagedStep, Probe, running
 from gridwork_server.errors import ModelError, PathError
 from gridwork_server.graph.record import RecordError
 from gridwork_server.graph.recorded_model import RecordedModel
@@ -20,24 +20,33 @@ from gridwork_server.lengths.call_lengths import CallLengths
 from gridwork_server.paths import prefault
 from gridwork_server.paths.base import CacheNeeds, ModelPath, wanted_tokens
 from gridwork_server.paths.decode_graphs import BlockSpace, DecodeGraphs, DecodeInputs, StepPlaces
-from gridwork_server.paths.layer_kinds import check_cache_kinds, check_windows, chunks_of, demands_of
+from gridwork_server.paths.layer_kinds import (
+    check_cache_kinds,
+    check_windows,
+    chunks_of,
+    demands_of,
+    has_states,
+    keeps_only_states,
+)
 from gridwork_server.paths.sequence_table import DeviceTokens
 from gridwork_server.paths.window_blocks import WindowBlocks, most_in_use
+from gridwork_server.recurrent.pool import StatePool, state_layout
 from gridwork_server.text import one_line
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from gridwork_kernels.states import StateLayout
     from gridwork_server._proto import shard_pb2 as pb
     from gridwork_server.paths.sequence_table import SequenceTable, StepBatch
+    from gridwork_server.recurrent.operations import StateKey
+    from gridwork_server.recurrent.pool import StateGeometry
 
 
 class PagedPath(ModelPath):
-    """Runs a model whose layers call our attention function."""
+    """Runs a model whose layers call our attention function, and functions with recurrent states that ours replace."""
 
     name = "paged"
-    shares_blocks = True
-    takes_drafts = True
     takes_device_tokens = True
     takes_positions = True
     allocates_cache = True
@@ -67,16 +76,25 @@ class PagedPath(ModelPath):
         self._recorded: RecordedModel | None = None
         self.notes: list[str] = []
         check_cache_kinds(model)
+        self._has_states = has_states(model)
+        if self._has_states:
+            from gridwork_server.recurrent.functions import replace_functions
+
+            replace_functions(model)
         if lengths is not None and lengths.by_call:
             raise PathError(f"rotary frequencies of {type(model).__name__} are those of a whole call")
         probe = Probe()
         with torch.inference_mode():
             token = np.zeros(1, dtype=np.int64)
             self._call(token, token, np.zeros(1, dtype=np.int64), probe)
-        if not probe.layers:
+        if not probe.layers and not keeps_only_states(model):
             raise PathError(f"{type(model).__name__} never calls the attention function of its config")
         self.layers = probe.layers
         """Geometry of each layer, on this rank."""
+        self._states: dict[StateKey, StateGeometry] = probe.states
+        self._pool: StatePool | None = None
+        # A state is overwritten: it can neither be shared nor taken back after a wrong draft.
+        self.shares_blocks = self.takes_drafts = not self._states
         self._chunks = chunks_of(model)
         self._sharing = {key for key, layer in self.layers.items() if layer.source is not None}
         check_windows(model, self.layers, self._chunks)
@@ -86,7 +104,7 @@ class PagedPath(ModelPath):
             choice = attention_choice.choose(attention, setting, demands)
         except ValueError as error:
             raise ModelError(str(error)) from None
-        self.attention_name = choice.description
+        self.attention_name = choice.description if demands else ("cpu" if device.type == "cpu" else "none")
         self._attention = {
             key: attention_choice.IMPLEMENTATIONS[name] for key, name in zip(self.layers, choice.names, strict=True)
         }
@@ -103,7 +121,8 @@ class PagedPath(ModelPath):
         self.needs = CacheNeeds(
             sum(sizes.values()),
             window_bytes_per_token=sum(size for key, size in sizes.items() if key in self._windowed),
-            window_tokens=max(windows.values()),
+            window_tokens=max(windows.values(), default=0),
+            bytes_per_sequence=sum(geometry.num_bytes for geometry in self._states.values()),
         )
         self._window_blocks: WindowBlocks | None = None
         """None where windows are as long as the cache, so that no block is freed early."""
@@ -113,9 +132,10 @@ class PagedPath(ModelPath):
         self._values: dict[LayerKey, torch.Tensor] = {}
         if record and self.attention_name == "cpu":
             self._record()
-        if lengths is not None and decode_sizes:
+        if decode_sizes and (lengths is not None or self._states):
             decode_sizes = ()
-            self.notes = [*self.notes, "decodes without graphs: rotary frequencies depend on each sequence's length"]
+            reason = "layers keep a recurrent state" if self._states else "rotary frequencies depend on the length"
+            self.notes = [*self.notes, f"decodes without graphs: {reason}"]
         self._decodes = DecodeGraphs(decode_sizes, self._run_decode, device) if decode_sizes else None
 
     def _record(self) -> None:
@@ -138,9 +158,9 @@ class PagedPath(ModelPath):
         return self._recorded is not None
 
     @property
-    def foreign_products(self) -> list[str]:
+    def foreign_operations(self) -> list[str]:
         """See ModelPath."""
-        return self._recorded.foreign_products if self._recorded is not None else []
+        return self._recorded.foreign_operations if self._recorded is not None else []
 
     @property
     def decode_sizes(self) -> list[int]:
@@ -151,7 +171,7 @@ class PagedPath(ModelPath):
     def cache_bytes(self) -> int:
         """See ModelPath. Keys and values that layers share count once."""
         caches = {id(cache): cache for cache in (*self._keys.values(), *self._values.values())}
-        return sum(cache.nbytes for cache in caches.values())
+        return sum(cache.nbytes for cache in caches.values()) + (self._pool.num_bytes if self._pool else 0)
 
     def give_up_shortcut(self, reason: str) -> str | None:
         """See ModelPath. Graphs go first, then recorded operations."""
@@ -171,8 +191,10 @@ class PagedPath(ModelPath):
     def allocate(self, limits: "pb.WarmupRequest", num_blocks: int) -> None:
         """See ModelPath. Blocks for padding lie after the router's."""
         # Dropped first, so that their memory is free again.
-        self._keys, self._values = {}, {}
+        self._keys, self._values, self._pool = {}, {}, None
         self._num_blocks = num_blocks
+        if self._states:
+            self._pool = StatePool(self._states, limits.max_sequences, self._device)
         if self._decodes is not None:
             self._decodes.clear()
         # Blocks of the shard's own pool cannot be shared: with a prefix cache all layers keep the whole context.
@@ -197,7 +219,7 @@ class PagedPath(ModelPath):
             )
         prefault.populate((*self._keys.values(), *self._values.values()))
         if self._recorded is not None:
-            self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks))
+            self._recorded.bind(self._keys, self._values, _longest(limits, num_blocks), self._pool)
         if num_blocks:
             self._prepare_decodes(limits, num_blocks)
 
@@ -297,10 +319,16 @@ class PagedPath(ModelPath):
                 null_slot=blocks.null_block * blocks.block_size,
                 derived={},
             )
-        return self._paged_step(layout, far)
+        states = None
+        if self._states:
+            states = state_layout(batch.sequence_ids, batch.num_tokens, batch.positions, self._device)
+        return self._paged_step(layout, far, states)
 
-    def _paged_step(self, layout: PagedLayout, window_layout: PagedLayout | None) -> PagedStep:
+    def _paged_step(
+        self, layout: PagedLayout, window_layout: PagedLayout | None, states: "StateLayout | None" = None
+    ) -> PagedStep:
         step = PagedStep(self._keys, self._values, layout, self._attention, self._chunks, self._sharing)
+        step.pool, step.states = self._pool, states
         if window_layout is not None:
             step.windowed, step.window_layout = self._windowed, window_layout
         return step
@@ -352,7 +380,7 @@ class PagedPath(ModelPath):
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, kept: torch.Tensor, step: Any
     ) -> torch.Tensor:
         if self._recorded is not None and isinstance(step, PagedStep):
-            return self._recorded.run(input_ids, position_ids, kept, step.layout, step.window_layout)[0]
+            return self._recorded.run(input_ids, position_ids, kept, step.layout, step.window_layout, step.states)[0]
         return self._call_model(input_ids, position_ids, kept, step)[0]
 
     def _call_model(
@@ -360,11 +388,22 @@ class PagedPath(ModelPath):
     ) -> torch.Tensor:
         """Runs the model's own code. Returns logits `[1, K, vocab_size]`."""
         arguments: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_logits else {}
-        out = self._model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments, **{ARGUMENT: step}
-        )
+        with self._state_cache(step) as cache, running(step):
+            arguments |= cache | {ARGUMENT: step}
+            out = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments)
         logits: torch.Tensor = out.logits
         return logits if self._keeps_logits else logits[:, kept]
+
+    @contextmanager
+    def _state_cache(self, step: Any) -> Iterator[dict[str, Any]]:
+        """Gives the argument of `forward()` that makes layers use recurrent states of ours, where a model has any."""
+        if not self._has_states:
+            yield {}
+            return
+        from gridwork_server.recurrent.cache import StateCache, used
+
+        with used(StateCache(step)) as cache:
+            yield {cache_name(self._model): cache}
 
 
 def _longest(limits: "pb.WarmupRequest", num_blocks: int) -> int:
@@ -389,3 +428,10 @@ def keeps_logits(model: "nn.Module") -> bool:
     from inspect import signature
 
     return "logits_to_keep" in signature(model.forward).parameters
+
+
+def cache_name(model: "nn.Module") -> str:
+    """Name of the cache among the arguments of `forward()`."""
+    from inspect import signature
+
+    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"

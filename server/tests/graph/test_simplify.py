@@ -105,3 +105,15 @@ def test_constants_that_are_written_to_are_read_in_each_step(by_view: bool) -> N
     graph = simplified(compute)
     counter.zero_()
     assert [float(result(graph)[0, 1]) for _ in range(3)] == [2, 4, 6]
+
+
+def test_writes_that_nothing_reads_are_removed() -> None:
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        unused, used = torch.stack([x, x + 1]), torch.stack([x, x + 2])
+        unused[0, :, :1].copy_(x[:, :1] * 3)
+        used[0, :, :1].copy_(x[:, :1] * 4)
+        return used[0] + used[1]
+
+    graph = simplified(compute)
+    assert torch.equal(result(graph), compute(IDS * 1.0))
+    assert names(graph)["copy_"] == 1 and names(graph)["stack"] == 1

@@ -1,5 +1,4 @@
-"""Tests paths of models without the attention interface: tokens stay the same however sequences join, leave and are
-preempted."""
+"""Tests the batched path: tokens stay the same however sequences join, leave and are preempted."""
 
 import functools
 from pathlib import Path
@@ -101,6 +100,7 @@ def expected(folders: Any) -> Any:
 def runner_for(folder: Path, **settings: Any) -> Runner:
     """A warmed-up runner in float32."""
     given: dict[str, Any] = {"model_path": folder, "socket": "", "dtype": "float32", "kv_cache_memory_bytes": 2**26}
+    given["model_impl"] = "batched"
     config = ShardConfig(**(given | settings))
     group = RankGroup()
     runner = Runner(load(config, group), config, group)
