@@ -49,7 +49,7 @@ def loaded(folder: Path, **settings: Any) -> Runner:
 
 
 #: Habits that the paged path allows. The others must run on another path.
-PAGED = ("contract", "python_tokenizer")
+PAGED = ("contract", "drops_kwargs", "python_tokenizer")
 
 
 @pytest.mark.parametrize("habit", custom_models.HABITS)
@@ -66,14 +66,6 @@ def test_batched_prompts_give_the_tokens_of_forward(
         driver.step()  # so that sequences join running ones
     results = driver.finish()
     assert [results[name] for name in names] == expected(habit)
-
-
-def test_layers_that_drop_keywords_are_refused_on_the_paged_path(folders: Callable[[str], Path]) -> None:
-    reason = loaded(folders("drops_kwargs")).loaded.path_reason
-    assert "not paged" in reason
-    assert "keyword" in reason
-    with pytest.raises(ModelError, match="keyword"):
-        loaded(folders("drops_kwargs"), model_impl="paged")
 
 
 @pytest.mark.parametrize("habit", [name for name, habit in custom_models.HABITS.items() if habit.config_class])

@@ -28,11 +28,15 @@ CAUSAL_TYPES = {
     "gpt_neo": ("batched", "local attention"),
     "bart": ("batched", "positions that do not skip padding"),
     "rwkv": ("batched", "recurrent state alone"),
-    "mamba": ("batched", "a mask for the prompt only"),
+    "mamba": ("paged", "state-space layers alone"),
     "recurrent_gemma": ("batched", "state inside the modules"),
-    "jamba": ("batched", "state-space layers beside attention"),
-    "qwen3_next": ("batched", "gated delta nets beside attention"),
-    "lfm2_moe": ("batched", "short convolutions beside attention"),
+    "jamba": ("paged", "state-space layers beside attention"),
+    "nemotron_h": ("paged", "Mamba-2 and experts beside attention"),
+    "qwen3_next": ("paged", "gated delta nets beside attention"),
+    "bailing_hybrid": ("paged", "delta attention beside latent attention"),
+    "lfm2_moe": ("paged", "short convolutions beside attention"),
+    "stablelm": ("paged", "layers that do not pass keyword arguments on"),
+    "git": ("batched", "a table of its own of attention classes"),
     "openai-gpt": ("solo", "no cache at all"),
     "xlnet": ("solo", "inputs that only its own prepare_inputs_for_generation() makes"),
 }
@@ -46,7 +50,7 @@ SCALED_TYPES = {
     ("gpt_neox", "dynamic"): "paged",
     ("gpt_oss", "dynamic"): "paged",
     ("falcon", "dynamic"): "batched",
-    ("qwen3_next", "longrope"): "batched",
+    ("qwen3_next", "longrope"): "paged",
     ("qwen4_exp_text", "longrope"): "batched",
 }
 
