@@ -85,7 +85,7 @@ def load(config: ShardConfig, group: RankGroup) -> LoadedModel:
     else:
         from gridwork_server.parallel.loading import load_part
 
-        attention_name = attention.NAME if _takes_our_attention(model_class, config) else None
+        attention_name = attention.NAME if _takes_our_attention(model_class, model_config, config) else None
         part = load_part(model_class, model_config, config.model_path, dtype, group, attention_name)
         model, num_parameters, split_notes = part.model, part.num_parameters, part.notes
         (weight_bytes,) = group.sum([part.weight_bytes])
@@ -190,13 +190,17 @@ def _quantize(model: Any, method: str, num_ranks: int) -> list[str]:
     return [*notes, *_left_alone(refused)]
 
 
-def _takes_our_attention(model_class: type["PreTrainedModel"], config: ShardConfig) -> bool:
-    """True if the model's layers may call the attention function that its config names. Classes whose layers keep more
+def _takes_our_attention(
+    model_class: type["PreTrainedModel"], model_config: "PretrainedConfig", config: ShardConfig
+) -> bool:
+    """True if the model's layers may call the attention function that its config names. Decoders whose layers keep more
     than keys and values do not say so, and the module that they come from is looked at."""
     if config.model_impl not in ("auto", "paged"):
         return False
-    says_so = bool(getattr(model_class, "_supports_attention_backend", False))
-    return says_so or hasattr(sys.modules.get(model_class.__module__), "ALL_ATTENTION_FUNCTIONS")
+    if getattr(model_class, "_supports_attention_backend", False):
+        return True
+    module = sys.modules.get(model_class.__module__)
+    return not model_config.is_encoder_decoder and hasattr(module, "ALL_ATTENTION_FUNCTIONS")
 
 
 def dtype_of(name: str, model_config: "PretrainedConfig") -> torch.dtype:
@@ -217,7 +221,7 @@ def _load_whole(
     model: nn.Module
     info: dict[str, Any]
     with load_errors(config.model_path, f"as {model_class.__name__}", quantized):
-        name = attention.NAME if _takes_our_attention(model_class, config) else None
+        name = attention.NAME if _takes_our_attention(model_class, model_config, config) else None
         try:
             try:
                 model, info = _from_pretrained(model_class, model_config, config, dtype, name)
