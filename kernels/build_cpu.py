@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def main(wanted: Sequence[str]) -> int:
     link = [*(f"-L{path}" for path in library_paths()), "-ltorch", "-ltorch_cpu"]
     print(f"compiling the CPU kernels for {', '.join(stale)}", flush=True)
     BUILD.mkdir(exist_ok=True)
+    begun = time.time()
     compiled_for = {isa: {source: _compiled_for(isa, source) for source in SOURCES} for isa in stale}
     objects = {(of, source) for sources in compiled_for.values() for source, of in sources.items()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -87,6 +89,7 @@ def main(wanted: Sequence[str]) -> int:
         partial = library.with_suffix(f".{os.getpid()}.partial")
         parts = [str(_object(of, source)) for source, of in compiled_for[isa].items()]
         if built and (built := _run([compiler, "-shared", "-pthread", *parts, "-o", str(partial), *link])):
+            os.utime(partial, (begun, begun))
             partial.replace(library)
         partial.unlink(missing_ok=True)
     if not built:
@@ -123,9 +126,10 @@ def _compile(command: list[str], source: Path, target: Path) -> bool:
     headers = [path for path in HEADERS if _name(path) in _included(source)]
     if not _is_stale(target, max(path.stat().st_mtime for path in [source, *headers, Path(__file__)])):
         return True
-    partial = target.with_suffix(f".{os.getpid()}.partial")
+    partial, begun = target.with_suffix(f".{os.getpid()}.partial"), time.time()
     if not _run([*command, "-c", str(source), "-o", str(partial)]):
         return False
+    os.utime(partial, (begun, begun))  # a source that was changed meanwhile is newer
     partial.replace(target)
     return True
 

@@ -32,7 +32,7 @@ def layout() -> PagedLayout:
 def test_a_program_computes_its_operations(num_tokens: int) -> None:
     a, b, out = torch.randn(num_tokens, 5), torch.randn(num_tokens, 5), torch.empty(num_tokens, 5)
     program, call = CompiledProgram(sum_program(), 3, [], 0, 0), Call(3)
-    call.set(num_tokens, layout(), layout(), [a, b, out])
+    call.set(num_tokens, layout(), layout(), None, [a, b, out])
     with Measurement() as measured:
         program.run(call)
     assert torch.equal(out, a + b)

@@ -119,7 +119,7 @@ class ModelPath(ABC):
 
     def spoil_cache(self, value: float) -> None:
         """Fills blocks that nothing was written to, keys with 0 and values with `value`, so that attending to one
-        shows. Paths without blocks do nothing."""
+        shows; recurrent states too. Paths without blocks do nothing."""
         return
 
 

@@ -229,6 +229,8 @@ class PagedPath(ModelPath):
             for cache, filling in ((self._keys[key], 0.0), (self._values[key], value)):
                 spare = SPARE_BLOCKS * (len(cache) // self._cache_blocks(key))
                 cache[: len(cache) - spare] = filling
+        if self._pool is not None:
+            self._pool.fill(value)
 
     def _cache_blocks(self, key: LayerKey) -> int:
         """Blocks of a layer's cache, spare ones included."""

@@ -68,6 +68,11 @@ class StatePool:
         """Bytes of all slots."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def fill(self, value: float) -> None:
+        """Sets every state to a value."""
+        for tensor in self.tensors.values():
+            tensor.fill_(value)
+
     def recur(self, key: StateKey, operation: Recurrence, tensors: Tensors, layout: StateLayout) -> torch.Tensor:
         """Computes an operation over a flat batch of tokens. Each sequence's state is read from its slot and written
         back. Returns the operation's result, `[T, …]`."""
