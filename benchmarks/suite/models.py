@@ -1,5 +1,5 @@
 """The measured models, as folders that every server loads: the default model, a Llama with 1.2 billion random weights,
-and a mixture of experts with 1.3 billion.
+a mixture of experts with 1.3 billion, and small ones of many families.
 
 No model ends an answer by itself. All servers so give answers of the requested length, without a field that only some
 of them know.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suite import families
 from suite.paths import BENCHMARKS, ROOT
 from suite.results import DTYPE_BYTES
 
@@ -44,6 +45,7 @@ MODELS = {
         Model("smollm2-135m", "SmolLM2-135M-Instruct", 1.0, 600, 25),
         Model("llama-1.2b", "Llama of 1.2 billion random weights", 0.25, 50, 4),
         Model("moe-1.3b", "mixture of experts of 1.3 billion random weights", 0.25, 100, 8, ("chat", "decode")),
+        *(Model(name, family.about, 1.0, 1000, 50, ("families",)) for name, family in families.FAMILIES.items()),
     )
 }
 
@@ -63,7 +65,7 @@ def weight_bytes(folder: Path) -> int:
 def read_bytes(folder: Path) -> int:
     """Weight bytes that one token passes through: all, except experts that are not chosen."""
     config = json.loads((folder / "config.json").read_text())
-    all_experts = config.get("num_experts") or config.get("num_local_experts")
+    all_experts = config.get("num_experts") or config.get("num_local_experts") or config.get("n_routed_experts")
     if not all_experts:
         return weight_bytes(folder)
     experts = sum(
@@ -87,10 +89,16 @@ def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def kv_bytes_per_token(folder: Path, dtype: str = "bfloat16") -> int:
-    """Bytes of one token's keys and values in all layers."""
-    config = json.loads((folder / "config.json").read_text())
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return 2 * DTYPE_BYTES[dtype] * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    """Bytes of one token's keys and values, if all layers kept them in the usual form."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:  # layers without keys
+        return 0
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return 2 * DTYPE_BYTES[dtype] * config.num_hidden_layers * kv_heads * head_dim
 
 
 def _make(model: Model) -> None:
@@ -104,6 +112,8 @@ def _make(model: Model) -> None:
         os.link(TOKENIZER / "model.safetensors", partial / "model.safetensors")
         for file in ("config.json", "generation_config.json"):
             shutil.copy(TOKENIZER / file, partial / file)
+    elif model.name in families.FAMILIES:
+        families.save(model.name, partial)
     elif model.name == "llama-1.2b":
         _save_random_llama(partial)
     else:

@@ -11,6 +11,9 @@ from suite.workloads import WORKLOADS, Workload
 WITHOUT_CLIENTS = ("start", "context", "memory", "structured-beside", "new-schema", "no-schema")
 """Workloads whose levels are not numbers of clients, or not to be chosen."""
 
+BY_NAME_ONLY = ("families",)
+"""Workloads that are measured only when they are asked for."""
+
 _START_S = {"gridwork": 10.0, "transformers-serve": 20.0, "vllm": 150.0, "generate": 15.0}
 """Seconds until the first token, on two cores."""
 
@@ -63,20 +66,23 @@ class Plan:
 def choose(peers: str, workloads: str, models: str, rounds: str, clients: str) -> Plan:
     """Makes a plan from lists of names, separated by spaces or commas. Raises `UnknownName`.
 
-    Empty: all workloads and models, three rounds, no peers, and each workload's own numbers of clients.
+    Empty: all workloads but those of `BY_NAME_ONLY`, all models that these fit, three rounds, no peers, and each
+    workload's own numbers of clients.
     """
-    chosen = [WORKLOADS[name] for name in _known("WORKLOADS", workloads, WORKLOADS) or WORKLOADS]
+    usual = [name for name in WORKLOADS if name not in BY_NAME_ONLY]
+    chosen = [WORKLOADS[name] for name in _known("WORKLOADS", workloads, WORKLOADS) or usual]
     numbers = tuple(_positive("CLIENTS", word) for word in _words(clients))
     if numbers:
         chosen = [
             workload if workload.name in WITHOUT_CLIENTS else replace(workload, levels=numbers) for workload in chosen
         ]
-    return Plan(
+    plan = Plan(
         peers=tuple(_known("PEERS", peers, PEERS)),
         workloads=tuple(chosen),
         models=tuple(MODELS[name] for name in _known("MODELS", models, MODELS) or MODELS),
         rounds=_positive("ROUNDS", rounds or "3"),
     )
+    return replace(plan, models=tuple(model for model in plan.models if plan.of(model)))
 
 
 def _words(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from suite.families import FAMILIES
 from suite.load import Conversation, Turn
 from suite.prompts import chat_prompts, output_tokens, question, text_of
 
@@ -85,6 +86,11 @@ def _offline(clients: int, part: float) -> list[Conversation]:
 
 def _decode(clients: int, part: float) -> list[Conversation]:
     return [(Turn(f"{i}. {question(i)}", 64),) for i in range(max(clients, round(part * 4)))]
+
+
+def _families(clients: int, part: float) -> list[Conversation]:
+    # About 128 tokens of random words each, so that prompts take as long as answers.
+    return [(Turn(f"{i}. {text_of(125, seed=60000 + 100 * clients + i)}", 64),) for i in range(max(clients, 2))]
 
 
 def _context(tokens: int, part: float) -> list[Conversation]:
@@ -209,6 +215,13 @@ WORKLOADS = {
         ),
         Workload(
             "no-schema", "the same requests without a schema", (1,), _no_schemas, peer_prefixes=VLLM, models=SMALL
+        ),
+        Workload(
+            "families",
+            "prompts of 128 tokens, answers of 64, for models of many families",
+            (1, 8, 32),
+            _families,
+            models=tuple(FAMILIES),
         ),
         Workload("memory", "25 prompts of 1750 tokens at once, with 1 GiB of cache", (25,), _memory, models=SMALL),
     )

@@ -1,5 +1,6 @@
 import pytest
 from suite.contestants import peer_dtype
+from suite.families import FAMILIES
 from suite.models import MODELS
 from suite.plan import UnknownName, choose, wanted_tokens
 from suite.workloads import WORKLOADS
@@ -7,7 +8,10 @@ from suite.workloads import WORKLOADS
 
 def test_the_default_plan_has_all_workloads_and_models_without_peers() -> None:
     plan = choose("", "", "", "", "")
-    assert [workload.name for workload in plan.workloads] == list(WORKLOADS)
+    assert [workload.name for workload in plan.workloads] == [name for name in WORKLOADS if name != "families"]
+    assert [model.name for model in plan.models] == ["smollm2-135m", "llama-1.2b", "moe-1.3b"]
+    families = choose("", "families", "", "", "")
+    assert "qwen3-5" in [model.name for model in families.models] and len(families.models) == len(FAMILIES)
     assert len(plan.models) == 3 and plan.rounds == 3 and plan.peers == ()
     assert plan.contestants(WORKLOADS["chat"]) == ["gridwork"]
     assert [workload.name for workload in plan.of(MODELS["moe-1.3b"])] == ["chat", "decode"]
