@@ -62,7 +62,7 @@ def slim_torch(site: Path, headers: Path | None) -> None:
             program.unlink()
     for path in [torch / "share", *site.glob("nvidia/*/include"), *site.glob("nvidia/*/cccl")]:
         shutil.rmtree(path, ignore_errors=True)
-    # What is left of headers: templates that PyTorch generates code from.
+    # Headers that are left: templates that PyTorch generates code from.
     for path in [*torch.rglob("*.h"), *(site / "torchgen").rglob("*.h")]:
         path.unlink()
     for path in [*torch.rglob("*.a"), *site.glob("nvidia/**/*.a"), *site.glob("nvidia/**/*.bc")]:

@@ -14,12 +14,12 @@ from gridwork_kernels.rms_norm import DTYPES, eps_of
 
 @dataclass(frozen=True)
 class Form:
-    """What a module computes with its gate."""
+    """The kind of a norm with a gate."""
 
     gate_first: bool
     """True if the gate multiplies the values before the norm; else it multiplies the result."""
     activation: int
-    """Of the gate: the number of SiLU or of the logistic function in the kernels' table."""
+    """The gate's activation: the number of SiLU or of the logistic function in the kernels' table."""
     width: int
     """Number of consecutive values that are normalised together."""
     float32_out: bool

@@ -60,7 +60,7 @@ void prepare(const GatedDelta& d, float* query, float* key, float* decay) {
   });
 }
 
-// One token's update of a block of columns. state: rows `stride` apart, of which `count` columns are used. COLUMNS:
+// Updates a block of columns by one token. state: rows `stride` apart, of which `count` columns are used. COLUMNS:
 // vectors of columns. Returns the outputs in `out`.
 template <int COLUMNS, bool PER_ROW>
 GRIDWORK_INLINE void update(float* state, int64_t stride, int64_t rows, const float* query, const float* key,

@@ -16,7 +16,7 @@ using namespace gridwork;
 // Number of values of a chunk of work.
 constexpr int64_t kChunkValues = 8192;
 
-// One group of a part. values: memory for `width` values. X, O: types of x and out.
+// Computes one group of a part. values: memory for `width` values. X, O: types of x and out.
 template <typename T, typename X, typename O, typename F>
 void norm_group(const GatedNorm& n, const X* x, const T* gate, const T* weight, float* values, const F& activation,
                 O* out) {

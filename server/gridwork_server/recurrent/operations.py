@@ -10,7 +10,7 @@ from gridwork_kernels import causal_conv, gated_delta, selective_scan
 
 
 class StateKey(NamedTuple):
-    """One state of a model."""
+    """Name of a state of a model's layer."""
 
     layer: int
     """`layer_idx`"""
