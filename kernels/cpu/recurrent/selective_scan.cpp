@@ -1,5 +1,5 @@
 // Selective scans, token by token, with each sequence's state in a pool: Mamba-2's (Dao and Gu 2024, "Transformers are
-// SSMs"), where a head shares one decay, and Mamba's (Gu and Dao 2023, "Mamba"), where each value of a state has its own.
+// SSMs"), where a head shares one decay, and Mamba's (Gu and Dao 2023, "Mamba"), where each value of a state has one.
 // The order of sums depends on nothing but the sizes.
 
 #include <cmath>
@@ -130,7 +130,8 @@ constexpr int64_t kChannels = 32;
 template <typename T>
 void scan_all_channels(const ScanChannels& s) {
   const int64_t blocks = (s.channels + kChannels - 1) / kChannels, n = s.state_size;
-  over_sequences(s.states, blocks, 8 * kChannels * n, [&](int64_t sequence, int64_t block, int64_t first, int64_t last) {
+  const int64_t work = 8 * kChannels * n;
+  over_sequences(s.states, blocks, work, [&](int64_t sequence, int64_t block, int64_t first, int64_t last) {
     const int64_t begin = block * kChannels, end = std::min(s.channels, begin + kChannels);
     float* state = s.pool + s.states.slots[sequence] * s.channels * n;
     if (s.states.fresh[sequence]) std::fill(state + begin * n, state + end * n, 0.0f);

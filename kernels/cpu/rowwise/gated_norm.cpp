@@ -1,5 +1,5 @@
-// RMS norms whose values or results are multiplied by the activation of a gate, with the roundings of the plain forms in
-// PyTorch.
+// RMS norms whose values or results are multiplied by the activation of a gate, with the roundings of the plain forms
+// in PyTorch.
 
 #include <algorithm>
 #include <cmath>
