@@ -22,6 +22,7 @@ questions; each is asked only when the one before leaves a doubt:
 All weights are copied to float32 at once if memory allows, otherwise one module at a time.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -246,6 +247,8 @@ class RoundingCheck:
 @contextmanager
 def _with_noise(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Changes the results of modules with weights at random, by up to half a step of the dtype."""
+    # PyTorch makes generators only after this import, which the start leaves out.
+    importlib.import_module("torch._prims.rng_prims")
     generators: dict[torch.device, torch.Generator] = {}
     half_step = torch.finfo(dtype).eps / 2
 
