@@ -135,3 +135,19 @@ print(json.dumps([import_utils.define_import_structure.__module__, found, len(di
     assert noted[0] == "gridwork_server.startup.import_structure"
     assert plain[0] == "transformers.utils.import_utils"
     assert noted[1:] == plain[1:]
+
+
+def test_the_self_check_draws_noise() -> None:
+    program = """
+import json
+from gridwork_server.startup import deferred_imports
+with deferred_imports.deferring(deferred_imports.ON_ONE_RANK + deferred_imports.ON_CPU):
+    import torch
+    from gridwork_server.paths import rounding_check
+    model, x = torch.nn.Linear(8, 8), torch.ones(1, 8)
+    plain = model(x)
+    with rounding_check._with_noise(model, torch.bfloat16):
+        noisy = model(x)
+print(json.dumps(float((noisy - plain).abs().max())))
+"""
+    assert 0 < run(program) < 0.1
